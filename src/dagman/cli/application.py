@@ -1,0 +1,96 @@
+"""The command line: one file a command, each imported only when it is called, so that `dagman --help` stays quick."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from dagman.errors import DagmanError
+
+_COMMANDS = {
+    "demo": "The whole road on the built-in cohort: prepare, pretrain, probe, report.",
+    "inspect": "Say of every series found whether it can be used, and why not.",
+    "prepare": "Scans to a store: resampled, cropped, int16, ready for training.",
+    "pretrain": "Pretrain an encoder on a store, or on scans.",
+    "report": "One self-contained HTML page of a run.",
+    "embed": "Feature vectors of scans, or of a table's items, as Parquet.",
+    "attention": "Attention maps of a scan on its own grid, as NIfTI and pictures.",
+    "classify": "Classify a table's items: linear probe, k-NN, fine-tuning.",
+    "outcome": "Predict a response, or time and event.",
+    "segment": "Train and evaluate a segmentation network on the encoder.",
+    "predict": "Apply a trained model to scans.",
+    "cluster": "Group structures by their features and draw the map.",
+    "compare": "Run one task for several models on identical splits.",
+    "import": "Turn a public data set into a table: lidc, medmnist.",
+    "store": "Look after a store: verify.",
+}
+# `import` is a keyword of Python, so its file has another name.
+_MODULES = {"import": "imports"}
+
+
+class _LazyGroup(TyperGroup):
+    """Lists all commands from the table above; imports only the one that is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in _COMMANDS:
+            return None
+        return TyperCommand(cmd_name, help=_COMMANDS[cmd_name])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0]
+        if name not in _COMMANDS:
+            return super().resolve_command(ctx, args)
+        module = importlib.import_module(f"dagman.cli.{_MODULES.get(name, name)}")
+        return name, typer.main.get_command(module.app), args[1:]
+
+
+app = typer.Typer(
+    cls=_LazyGroup,
+    name="dagman",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        from dagman import __version__
+
+        typer.echo(f"dagman {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def start_command(
+    version: bool = typer.Option(False, "--version", help="Print the version and stop.", callback=_print_version, is_eager=True),
+) -> None:
+    """From a folder of scans to a pretrained 3D encoder, to publishable numbers.
+
+    Each command takes folders and writes a folder; the same command repeated continues.
+    """
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on stderr and exit code 2."""
+    try:
+        app()
+    except DagmanError as error:
+        typer.echo(f"dagman: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("dagman: stopped; repeat the command to go on.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader (head, less) went away: not an error, but Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -1,0 +1,1 @@
+"""What is written safely: files, locks, journals, provenance, hashes."""
