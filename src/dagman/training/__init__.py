@@ -1,1 +1,1 @@
-"""."""
+"""From a store to a run: views, loader, loop, monitors, checkpoints."""

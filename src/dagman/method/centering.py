@@ -1,0 +1,62 @@
+"""From teacher logits to target probabilities P_t: centre and sharpen, or Sinkhorn-Knopp. All in float32.
+
+R rows (masked units or views of the whole step, over all micro-batches), K prototypes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+TEMPERATURE_FLOOR, TEMPERATURE_CEILING = 5e-4, 10.0
+_ROWS = 2048
+_HALVINGS = 24
+
+
+def sharpen(logits: Float[Tensor, "R K"], center: Float[Tensor, "K"], temperature: float) -> Float[Tensor, "R K"]:
+    """P_t = softmax((t - center) / tau_t)."""
+    return torch.softmax((logits.float() - center) / temperature, dim=-1)
+
+
+def move_center(center: Float[Tensor, "K"], logits: Float[Tensor, "R K"], momentum: float) -> Float[Tensor, "K"]:
+    """The centre after a step: EMA of the mean logit over the rows."""
+    return center * momentum + logits.float().mean(dim=0) * (1 - momentum)
+
+
+def balance(logits: Float[Tensor, "R K"], temperature: float, rounds: int = 3) -> Float[Tensor, "R K"]:
+    """Sinkhorn-Knopp [SwAV, DINOv2] in the log domain: prototypes are used equally, each row sums to 1.
+
+    The plain form divides by sums of exp(t / tau) that underflow to 0 when rows are few and tau is small.
+    """
+    scores = logits.float() / temperature
+    for _ in range(rounds):
+        scores = scores - torch.logsumexp(scores, dim=0, keepdim=True)
+        scores = scores - torch.logsumexp(scores, dim=1, keepdim=True)
+    return scores.exp()
+
+
+def entropy(probabilities: Float[Tensor, "*R K"]) -> Float[Tensor, "*R"]:
+    """Shannon entropy in nats; 0 log 0 = 0."""
+    return torch.special.entr(probabilities).sum(dim=-1)
+
+
+def solve_temperature(logits: Float[Tensor, "R K"], target: float) -> float:
+    """tau_t at which the batch-centred logits have mean normalised entropy H(P_t)/ln K = `target`, by bisection [ours].
+
+    Entropy grows with the temperature, so that log tau is halved between the floor and the ceiling. At most 2,048 rows,
+    evenly spaced, are looked at.
+    """
+    centred = logits.float() - logits.float().mean(dim=0, keepdim=True)
+    centred = centred[:: max(1, math.ceil(len(centred) / _ROWS))]
+    wanted = target * math.log(logits.shape[-1])
+    low, high = math.log(TEMPERATURE_FLOOR), math.log(TEMPERATURE_CEILING)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        if entropy(torch.softmax(centred / math.exp(middle), dim=-1)).mean().item() < wanted:
+            low = middle
+        else:
+            high = middle
+    return math.exp((low + high) / 2)

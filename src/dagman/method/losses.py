@@ -1,0 +1,28 @@
+"""The losses (paper 3.2, Eq. 2-5), in float32 whatever the networks' precision.
+
+R rows (views, or masked units of views), K prototypes.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+
+def cross_entropy(targets: Float[Tensor, "R K"], logits: Float[Tensor, "R K"], temperature: float) -> Float[Tensor, ""]:
+    """CE(t, s) = -sum_k P_t[k] log P_s[k], P_s = softmax(s / tau_s), averaged over the rows (Eq. 2, 4, 5).
+
+    `targets` are the teacher's probabilities P_t; no gradient reaches them.
+    """
+    log_probabilities = functional.log_softmax(logits.float() / temperature, dim=-1)
+    return -(targets.detach().float() * log_probabilities).sum(dim=-1).mean()
+
+
+def masked_l1(
+    prediction: Float[Tensor, "B 1 X Y Z"], view: Float[Tensor, "B 1 X Y Z"], hidden: Bool[Tensor, "B X Y Z"]
+) -> Float[Tensor, ""]:
+    """Mean absolute error over masked voxels, intensities in [0, 1] (Eq. 3)."""
+    error = (prediction.float() - view.float()).abs()[:, 0]
+    return torch.where(hidden, error, 0.0).sum() / hidden.sum()

@@ -1,0 +1,153 @@
+"""Masking the student (paper 3.1): which units are hidden. True = masked, everywhere.
+
+B views, N units on a grid (x, y, z), N = x y z in C order. Every masking has one signature:
+
+    masking(attention B N | None, grid, counts, draws B N 8) -> hidden B N
+
+`draws` are uniform numbers in [0, 1) drawn beforehand by address, so that a masking is a pure function: column 0 orders
+ties, column 1 picks hints, columns 2 to 7 place boxes. All maskings hide `counts.hidden` units, so that methods compare.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Grid = tuple[int, int, int]
+DRAWS = 8
+"""Uniform numbers a unit and view that a masking is given."""
+
+
+def count_share(share: float, n: int) -> int:
+    """floor(share * n), as on paper: 0.7 of 10 is 7 although the float product lies below."""
+    return math.floor(share * n + 1e-9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Units that a masking works with: `ranked` = floor(rN) first, of which `hints` = floor(sN) are given back.
+
+    The hints are drawn among the first `pool` = floor(hint_pool N) of the ranked.
+    """
+
+    ranked: int
+    hints: int
+    pool: int
+
+    @property
+    def hidden(self) -> int:
+        """Units masked in the end."""
+        return self.ranked - self.hints
+
+
+def count_units(n: int, ratio: float, hints: float, hint_pool: float | None = None) -> Counts:
+    """The counts for N units at ratio r, hints s and a hint pool (default s: the most attended themselves)."""
+    given_back = count_share(hints, n)
+    pool = given_back if hint_pool is None else max(given_back, count_share(hint_pool, n))
+    return Counts(ranked=count_share(ratio, n), hints=given_back, pool=pool)
+
+
+Masking = Callable[[Tensor | None, Grid, Counts, Tensor], Tensor]
+
+
+def rank_units(attention: Float[Tensor, "B N"], draws: Float[Tensor, "B N D"]) -> Int[Tensor, "B N"]:
+    """Units from the most to the least attended; ties in random order, so that constant attention ranks uniformly."""
+    shuffled = draws[..., 0].argsort(dim=1, stable=True)
+    by_attention = attention.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
+    return shuffled.gather(1, by_attention)
+
+
+def mask_attention_high(
+    attention: Float[Tensor, "B N"] | None, grid: Grid, counts: Counts, draws: Float[Tensor, "B N D"]
+) -> Bool[Tensor, "B N"]:
+    """Hide the most attended units but for the hints (attention-high with hints; s = 0 gives attention-high)."""
+    ranked = rank_units(_require(attention), draws)
+    hidden = torch.zeros(ranked.shape, dtype=torch.bool, device=ranked.device)
+    hidden.scatter_(1, ranked[:, : counts.ranked], True)
+    pool = ranked[:, : counts.pool]
+    picked = draws[..., 1].gather(1, pool).argsort(dim=1, stable=True)[:, : counts.hints]
+    return hidden.scatter_(1, pool.gather(1, picked), False)
+
+
+def mask_attention_low(
+    attention: Float[Tensor, "B N"] | None, grid: Grid, counts: Counts, draws: Float[Tensor, "B N D"]
+) -> Bool[Tensor, "B N"]:
+    """Hide the least attended units [MST]."""
+    ranked = rank_units(_require(attention), draws)
+    hidden = torch.zeros(ranked.shape, dtype=torch.bool, device=ranked.device)
+    return hidden.scatter_(1, ranked[:, ranked.shape[1] - counts.hidden :], True)
+
+
+def mask_random(
+    attention: Float[Tensor, "B N"] | None, grid: Grid, counts: Counts, draws: Float[Tensor, "B N D"]
+) -> Bool[Tensor, "B N"]:
+    """Hide units uniformly at random [SMIT, SimMIM]."""
+    return pick_lowest(draws[..., 0], counts.hidden)
+
+
+def mask_block(
+    attention: Float[Tensor, "B N"] | None, grid: Grid, counts: Counts, draws: Float[Tensor, "B N D"]
+) -> Bool[Tensor, "B N"]:
+    """Hide boxes of random size, aspect and place until the count is exact; the last box is cut short [iBOT]."""
+    rows = [_fill_with_boxes(grid, counts.hidden, view) for view in draws.cpu()]
+    return torch.stack(rows).to(draws.device)
+
+
+MASKINGS: dict[str, Masking] = {
+    "attention-high": mask_attention_high,
+    "attention-low": mask_attention_low,
+    "random": mask_random,
+    "block": mask_block,
+}
+
+
+def pick_lowest(draws: Float[Tensor, "B N"], count: int) -> Bool[Tensor, "B N"]:
+    """True at the `count` lowest draws of each row: a uniform choice of exactly that many."""
+    chosen = draws.argsort(dim=1, stable=True)[:, :count]
+    return torch.zeros(draws.shape, dtype=torch.bool, device=draws.device).scatter_(1, chosen, True)
+
+
+def expand_units(hidden: Bool[Tensor, "B N"], grid: Grid, factor: int) -> Bool[Tensor, "B X Y Z"]:
+    """Units on their grid, each repeated `factor` times along every axis: 8 gives patch tokens, 16 voxels."""
+    volume = hidden.unflatten(1, grid)
+    for axis in (1, 2, 3):
+        volume = volume.repeat_interleave(factor, dim=axis)
+    return volume
+
+
+def _require(attention: Tensor | None) -> Tensor:
+    if attention is None:
+        raise ValueError("this masking needs the teacher's attention")
+    return attention
+
+
+def _fill_with_boxes(grid: Grid, count: int, draws: Float[Tensor, "N D"]) -> Bool[Tensor, "N"]:
+    n = math.prod(grid)
+    hidden = torch.zeros(grid, dtype=torch.bool)
+    left = count
+    for draw in draws.tolist():
+        if left == 0:
+            break
+        # iBOT's ranges: a box of up to what is left, sides in a ratio between 1/3 and 3.
+        volume = 1 + draw[2] * (left - 1)
+        aspects = [3 ** (2 * value - 1) for value in draw[3:5]]
+        edge = (volume / (aspects[0] * aspects[1])) ** (1 / 3)
+        sides = [
+            min(side, max(1, round(edge * scale)))
+            for side, scale in zip(grid, (aspects[0], aspects[1], 1.0), strict=True)
+        ]
+        starts = [int(value * (side - extent + 1)) for value, side, extent in zip(draw[5:8], grid, sides, strict=True)]
+        box = hidden[tuple(slice(start, start + extent) for start, extent in zip(starts, sides, strict=True))]
+        free = (~box).nonzero()[:left]
+        box[tuple(free.T)] = True
+        left -= len(free)
+    flat = hidden.reshape(n)
+    if left:
+        free_units = (~flat).nonzero()[:, 0]
+        flat[free_units[draws[free_units, 0].argsort(stable=True)[:left]]] = True
+    return flat

@@ -1,0 +1,152 @@
+"""The network of student and teacher: encoder, semantic attention, projectors, and the student's reconstruction head.
+
+B views, C channels, N units, R masked units of all views in row order, K prototypes, x the patch-token grid.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from dagman.method.masking import Grid
+from dagman.model import Projector, ReconstructionHead, SemanticAttention, SwinEncoder, SwinShape
+
+UNIT = 16
+"""Side of a unit in voxels."""
+_UNIT_STAGE = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemanticShape:
+    """Where the semantic attention stands and its size (METHOD, Semantic attention)."""
+
+    stage: int = 3
+    heads: int = 8
+    depth: int = 2
+    position: str = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectorShape:
+    """Size of the projectors, and which of them there are (METHOD, Heads)."""
+
+    names: tuple[str, ...] = ("ampd", "aitd", "gitd")
+    layers: int = 3
+    hidden: int = 2048
+    bottleneck: int = 256
+    prototypes: int = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What a network says of B views; None where it has no such head or was not asked."""
+
+    patches: Float[Tensor, "R K"] | None = None
+    cls: Float[Tensor, "B K"] | None = None
+    image: Float[Tensor, "B K"] | None = None
+    reconstruction: Float[Tensor, "B 1 X Y Z"] | None = None
+    x4: Float[Tensor, "B C x y z"] | None = None
+
+
+class Network(nn.Module):
+    """Student or teacher: they differ in the reconstruction head alone, which the teacher lacks."""
+
+    def __init__(
+        self,
+        shape: SwinShape,
+        semantic: SemanticShape | None,
+        projectors: ProjectorShape,
+        *,
+        reconstruct: bool = True,
+        mask_fill: str = "zero",
+    ) -> None:
+        super().__init__()
+        self.semantic = semantic
+        self.encoder = SwinEncoder(shape, mask_fill=mask_fill)
+        widths = [shape.embed * 2**stage for stage in range(1, 5)]
+        self.semantic_attention = None
+        if semantic is not None:
+            self.semantic_attention = SemanticAttention(
+                widths[semantic.stage - 1], heads=semantic.heads, depth=semantic.depth, position=semantic.position
+            )
+        dims = {"ampd": widths[_UNIT_STAGE - 1], "aitd": widths[semantic.stage - 1] if semantic else 0, "gitd": widths[3]}
+        self.projectors = nn.ModuleDict(
+            {
+                name: Projector(
+                    dims[name],
+                    hidden=projectors.hidden,
+                    bottleneck=projectors.bottleneck,
+                    prototypes=projectors.prototypes,
+                    layers=projectors.layers,
+                )
+                for name in projectors.names
+            }
+        )
+        self.reconstruction = ReconstructionHead(widths[3]) if reconstruct else None
+
+    def attend(self, view: Float[Tensor, "B 1 X Y Z"], dropped: Bool[Tensor, "B x y z"] | None = None) -> Float[Tensor, "B N"]:
+        """Att (Eq. 1): the [CLS] query's attention to the N units, averaged over heads, in float32."""
+        if self.semantic is None or self.semantic_attention is None:
+            raise ValueError("this network has no semantic attention")
+        features = self.encoder(view, dropped, stages=self.semantic.stage)[-1]
+        heads = self.semantic_attention.attend(features)
+        attention = heads.float().mean(dim=1)
+        return _fit_to_units(attention, tuple(features.shape[2:]), self.semantic.stage)
+
+    def forward(
+        self,
+        view: Float[Tensor, "B 1 X Y Z"],
+        blanked: Bool[Tensor, "B x y z"] | None = None,
+        units: Bool[Tensor, "B N"] | None = None,
+        drop: Float[Tensor, "L B"] | None = None,
+    ) -> Look:
+        """Logits (and the reconstruction) of views.
+
+        Args:
+            view: Intensities in [0, 1].
+            blanked: Patch tokens set to zero: the student's mask, or the teacher's noise. True = blanked.
+            units: Units whose patch logits are wanted, usually the masked ones. True = wanted.
+            drop: Uniform draws for stochastic depth; None for none.
+        """
+        stages = self.encoder(view, blanked, drop=drop)
+        patches = cls = image = reconstruction = None
+        if "ampd" in self.projectors and units is not None:
+            tokens = stages[_UNIT_STAGE - 1].flatten(2).transpose(1, 2)
+            patches = self.projectors["ampd"](tokens[units])
+        if "aitd" in self.projectors and self.semantic is not None and self.semantic_attention is not None:
+            semantics = self.semantic_attention(stages[self.semantic.stage - 1])
+            cls = self.projectors["aitd"](semantics.cls)
+        if "gitd" in self.projectors:
+            image = self.projectors["gitd"](stages[3].flatten(2).mean(dim=2))
+        if self.reconstruction is not None:
+            reconstruction = self.reconstruction(stages[3])
+        return Look(patches=patches, cls=cls, image=image, reconstruction=reconstruction, x4=stages[3])
+
+
+def copy_student(student: Network) -> Network:
+    """The teacher at the start: the student's weights, no reconstruction head, no gradient."""
+    teacher = copy.deepcopy(student)
+    teacher.reconstruction = None
+    return teacher.requires_grad_(False).eval()
+
+
+def unit_grid(view_sides: tuple[int, ...]) -> Grid:
+    """The grid of units of a view."""
+    x, y, z = (side // UNIT for side in view_sides)
+    return (x, y, z)
+
+
+def _fit_to_units(attention: Float[Tensor, "B n"], grid: tuple[int, ...], stage: int) -> Float[Tensor, "B N"]:
+    # A finer stage's tokens are summed within a unit; a coarser one's are shared out among its units.
+    volume = attention.unflatten(1, grid)
+    if stage < _UNIT_STAGE:
+        factor = 2 ** (_UNIT_STAGE - stage)
+        volume = torch.nn.functional.avg_pool3d(volume, factor) * factor**3
+    elif stage > _UNIT_STAGE:
+        for axis in (1, 2, 3):
+            volume = volume.repeat_interleave(2, dim=axis) / 2
+    return volume.flatten(1)

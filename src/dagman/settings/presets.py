@@ -1,0 +1,167 @@
+"""Presets, a user's TOML file and `--set key=value`, merged in this order into `Settings`."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import types
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from dagman.errors import SettingsError
+from dagman.records.names import suggest_name
+from dagman.settings.tree import Settings
+
+
+def list_presets(kind: str) -> list[str]:
+    """Names of the presets of a kind, "sizes" or "methods"."""
+    folder = resources.files("dagman.settings") / "presets" / kind
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_settings(
+    size: str | None = None, method: str | None = None, *, config: str | Path | None = None, assignments: Iterable[str] = ()
+) -> tuple[Settings, frozenset[str]]:
+    """Settings from the presets, then a TOML file, then `key=value` assignments; and the keys that the user gave.
+
+    Args:
+        size: Size preset; without one the file's, else "tiny".
+        method: Method preset; without one the file's, else "dagman".
+        config: A TOML file with sections as in `Settings`.
+        assignments: Lines such as "train.steps=300" or "masking.kind=random".
+
+    Raises:
+        SettingsError: An unknown preset or key (the nearest is named), or a value that does not fit.
+    """
+    given: dict[str, Any] = {}
+    if config is not None:
+        given = _read_toml(Path(config))
+    for assignment in assignments:
+        _assign(given, assignment)
+    if size is not None:
+        given["size"] = size
+    if method is not None:
+        given["method"] = method
+    merged: dict[str, Any] = {}
+    _merge(merged, _read_preset("sizes", str(given.get("size", "tiny"))))
+    _merge(merged, _read_preset("methods", str(given.get("method", "dagman"))))
+    _merge(merged, given)
+    keys = frozenset(_list_keys(given))
+    return validate_settings(merged, where=config), keys
+
+
+def validate_settings(values: Mapping[str, Any], where: str | Path | None = None) -> Settings:
+    """`Settings` from nested values; pydantic's complaints become one sentence a key."""
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise _explain_error(error, where) from None
+
+
+def _read_preset(kind: str, name: str) -> dict[str, Any]:
+    names = list_presets(kind)
+    if name not in names:
+        raise SettingsError(f"unknown {kind.removesuffix('s')} preset {name!r}", do=suggest_name(name, names))
+    text = (resources.files("dagman.settings") / "presets" / kind / f"{name}.toml").read_text(encoding="utf-8")
+    return {kind.removesuffix("s"): name, **tomllib.loads(text)}
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError("no such settings file", where=path) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"is no TOML: {error}", where=path) from None
+
+
+def _assign(values: dict[str, Any], assignment: str) -> None:
+    key, separator, text = assignment.partition("=")
+    key = key.strip()
+    if not separator or not key:
+        raise SettingsError(f"--set {assignment!r} is no assignment", do="Write --set key=value, such as --set train.steps=300")
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        # A bare word is a string: --set masking.kind=random needs no quotes through the shell.
+        value = text.strip()
+    *sections, field = key.split(".")
+    place = values
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise SettingsError(f"{key}: {section} is a value, not a section")
+    place[field] = value
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = dict(value) if isinstance(value, dict) else value
+
+
+def _list_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in values.items():
+        keys += _list_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+    return keys
+
+
+def list_fields(model: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
+    """Every dotted key there is, in order."""
+    names = []
+    for name, field in model.model_fields.items():
+        section = _find_section(field.annotation)
+        names += list_fields(section, f"{prefix}{name}.") if section else [f"{prefix}{name}"]
+    return names
+
+
+def _find_section(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next((found for part in get_args(annotation) if (found := _find_section(part))), None)
+    return None
+
+
+def _explain_error(error: ValidationError, where: str | Path | None) -> SettingsError:
+    by_key: dict[str, list[Any]] = {}
+    for part in error.errors(include_url=False):
+        # A union reports each of its members; what follows the field's own key is the member, not a key.
+        known = ".".join(str(p) for p in part["loc"])
+        key = next((f for f in list_fields() if known == f or known.startswith(f + ".")), known)
+        by_key.setdefault(key, []).append(part)
+    sentences = []
+    for key, parts in by_key.items():
+        line = _find_line(where, key)
+        if parts[0]["type"] == "extra_forbidden":
+            sentences.append(f"{key}: unknown key{line}. {_suggest_key(key)}")
+        elif parts[0]["type"] == "value_error":
+            sentences.append(f"{key}: {parts[0]['ctx']['error']}{line}" if key else f"{parts[0]['ctx']['error']}")
+        else:
+            wanted = " or ".join(dict.fromkeys(p["msg"].removeprefix("Input should be ") for p in parts))
+            sentences.append(f"{key} = {parts[0]['input']!r}{line}: should be {wanted}")
+    return SettingsError("; ".join(sentences), where=where)
+
+
+def _suggest_key(key: str) -> str:
+    same_end = [field for field in list_fields() if field.split(".")[-1] == key.split(".")[-1]]
+    if same_end and "." not in key:
+        return f"Nearest: {same_end[0]}"
+    return suggest_name(key, Settings.model_fields if "." not in key else list_fields())
+
+
+def _find_line(where: str | Path | None, key: str) -> str:
+    if where is None:
+        return ""
+    field = re.compile(rf"\s*(?:[\w.]+\.)?{re.escape(key.split('.')[-1])}\s*=")
+    for number, line in enumerate(Path(where).read_text(encoding="utf-8").splitlines(), start=1):
+        if field.match(line):
+            return f" (line {number})"
+    return ""

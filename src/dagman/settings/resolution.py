@@ -1,0 +1,77 @@
+"""What `auto` becomes, with the reason; and which settings have no effect.
+
+Recipe R (METHOD, Small runs) was found with a prototype at 2 to 16 views a step, where an EMA centre and iBOT's
+temperatures left every target at ln K or collapsed it. The paper's values are kept where a step has many views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from dagman.settings.tree import Settings
+
+FEW_VIEWS = 32
+"""Below this many views a step, `auto` means recipe R. [ours]"""
+PAPER_LR, PAPER_BATCH, SMALL_LR = 8e-4, 64, 3e-4
+
+
+def resolve_settings(settings: Settings) -> tuple[Settings, list[str]]:
+    """Settings without `auto` (machine choices excepted), and one line for each choice with its reason."""
+    batch = settings.train.batch
+    recipe = settings.train.recipe
+    lines = []
+    if recipe == "auto":
+        recipe = "R" if batch < FEW_VIEWS else "paper"
+        lines.append(f"recipe {recipe}: {batch} views a step, {'fewer' if recipe == 'R' else 'not fewer'} than {FEW_VIEWS}")
+    small = recipe == "R"
+    changes: dict[str, dict[str, Any]] = {"train": {"recipe": recipe}}
+
+    def settle(section: str, key: str, value: Any, reason: str) -> None:
+        if getattr(getattr(settings, section), key) == "auto":
+            changes.setdefault(section, {})[key] = value
+            lines.append(f"{section}.{key} = {value}: {reason}")
+
+    settle("projector", "prototypes", 1024 if small else 8192, "recipe R" if small else "iBOT, SMIT")
+    settle("teacher", "momentum", 0.99 if small else 0.996, "recipe R: a short run needs a quicker teacher" if small else "iBOT, SMIT")
+    settle("teacher", "centering", "sinkhorn" if small else "mean", "recipe R: an EMA centre left targets at ln K" if small else "iBOT")
+    settle("teacher", "temperature", "entropy" if small else "schedule", "recipe R: solved to the target entropy" if small else "iBOT")
+    lr = SMALL_LR if small else PAPER_LR * (batch / PAPER_BATCH) ** 0.5
+    settle("optim", "lr", lr, "recipe R" if small else f"8e-4 * sqrt({batch} / {PAPER_BATCH}), App. A")
+    if settings.train.micro_batch == "auto":
+        micro = next(m for m in range(min(batch, 16), 0, -1) if batch % m == 0 and m % 2 == 0)
+        changes["train"]["micro_batch"] = micro
+        if micro < batch:
+            lines.append(f"train.micro_batch = {micro}: {batch} views a step in {batch // micro} parts")
+    values = settings.model_dump()
+    for section, change in changes.items():
+        values[section].update(change)
+    return Settings.model_validate(values), lines
+
+
+def list_idle_settings(settings: Settings, given: Iterable[str]) -> list[str]:
+    """One warning for each key that the user gave and that has no effect in this combination."""
+    given = set(given)
+    warnings = []
+
+    def idle(keys: Iterable[str], when: bool, because: str) -> None:
+        warnings.extend(f"{key} has no effect: {because}." for key in keys if when and key in given)
+
+    masking, teacher, losses = settings.masking, settings.teacher, settings.losses
+    attends = masking.kind.startswith("attention")
+    idle(["masking.hint_pool"], masking.kind != "attention-high", f'masking.kind is "{masking.kind}"')
+    idle(["masking.attention_from"], not attends, f'masking.kind is "{masking.kind}"')
+    idle(["teacher.granularity"], teacher.noise == 0, "teacher.noise is 0")
+    idle(["teacher.noise", "teacher.granularity"], not settings.distils and teacher.noise > 0, "no loss has a teacher")
+    idle(["teacher.momentum", "teacher.momentum_end"], not settings.needs_teacher, "this method has no teacher")
+    idle(["teacher.centering", "teacher.temperature", "teacher.target_entropy", "losses.student_temperature"], not settings.distils, "no loss has a teacher")
+    idle(["projector.hidden", "projector.bottleneck"], settings.projector.layers == 1, "projector.layers is 1")
+    idle([f"projector.{k}" for k in ("layers", "prototypes")], not settings.distils, "no loss has a projector")
+    idle(["teacher.target_entropy"], settings.distils and teacher.temperature == "schedule", 'teacher.temperature is "schedule"')
+    scheduled = ["teacher.temperature_start", "teacher.temperature_end", "teacher.temperature_warmup"]
+    idle(scheduled, teacher.temperature == "entropy", 'teacher.temperature is "entropy"')
+    idle(["teacher.center_momentum"], teacher.centering == "sinkhorn", 'teacher.centering is "sinkhorn"')
+    sa = ["model.sa_stage", "model.sa_heads", "model.sa_depth", "model.sa_position"]
+    idle(sa, not settings.model.semantic_attention, "model.semantic_attention is false")
+    idle(["losses.symmetric"], losses.aitd + losses.gitd == 0 and losses.symmetric, "no loss compares two views")
+    return warnings

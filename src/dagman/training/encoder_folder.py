@@ -1,0 +1,112 @@
+"""The encoder folder: weights with the preprocessing they were trained with. Its one writer and reader.
+
+`model.safetensors` holds the teacher's (without one, the student's) `encoder.*` and `semantic_attention.*`;
+`config.json` is an `EncoderConfig`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dagman.errors import EncoderError
+from dagman.method.networks import SemanticShape
+from dagman.model import SwinShape
+from dagman.records.files import write_whole
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """What an encoder needs besides its weights.
+
+    Attributes:
+        shape: Size of the Swin encoder.
+        semantic: Place and size of the semantic attention, or None.
+        size, method: Names of the presets it was trained with.
+        spacing: Voxel size in mm it was trained at.
+        low, high: HU that become 0 and 1.
+        view: Side of the views it was trained on, in voxels.
+        crop_body: Whether scans were cropped to the body.
+        step: Optimiser steps behind the weights; 0 for a fresh encoder.
+        seed: Seed of the run.
+        modalities: Modalities of the scans seen.
+        scans_seen: Content hashes of the scans seen in pretraining.
+    """
+
+    shape: SwinShape
+    semantic: SemanticShape | None
+    size: str
+    method: str
+    spacing: float
+    low: float
+    high: float
+    view: int
+    crop_body: bool = True
+    mask_fill: str = "zero"
+    step: int = 0
+    seed: int = 0
+    modalities: tuple[str, ...] = ("CT",)
+    scans_seen: tuple[str, ...] = field(default=(), repr=False)
+    orientation: str = "RAS"
+    axes: str = "B C X Y Z"
+    backbone: str = "swin"
+
+
+def write_encoder(folder: str | Path, config: EncoderConfig, state: dict[str, Tensor]) -> None:
+    """Write an encoder folder whole. `state` holds keys `encoder.*` and `semantic_attention.*`; others are left out."""
+    from dagman import __version__
+
+    kept = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in state.items() if k.startswith(("encoder.", "semantic_attention."))}
+    with write_whole(folder) as temporary:
+        temporary.mkdir()
+        save_file(kept, temporary / "model.safetensors", metadata={"format": "pt"})
+        values = {"format": FORMAT, "dagman": __version__, **dataclasses.asdict(config)}
+        (temporary / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def read_config(folder: str | Path) -> EncoderConfig:
+    """The configuration of an encoder folder.
+
+    Raises:
+        EncoderError: The file is missing, damaged, or of another format version.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = values.pop("format")
+        values.pop("dagman")
+        if version != FORMAT:
+            raise EncoderError(f"is of encoder format {version}; this dagman reads {FORMAT}", where=path, do="Use the dagman that wrote it")
+        shape = {k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("shape").items()}
+        semantic = values.pop("semantic")
+        tuples = {k: tuple(values.pop(k)) for k in ("modalities", "scans_seen")}
+        return EncoderConfig(shape=SwinShape(**shape), semantic=SemanticShape(**semantic) if semantic else None, **values, **tuples)
+    except FileNotFoundError:
+        raise EncoderError("is no encoder: config.json is missing", where=folder, do="Give a run, or its folder `encoder`") from None
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise EncoderError(f"is damaged: {error}", where=path, do="Export the encoder again") from None
+
+
+def read_weights(folder: str | Path) -> dict[str, Tensor]:
+    """The weights of an encoder folder, on the CPU.
+
+    Raises:
+        EncoderError: The file is missing or damaged.
+    """
+    path = Path(folder) / "model.safetensors"
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise EncoderError("model.safetensors is missing", where=folder, do="Export the encoder again") from None
+    except SafetensorError as error:
+        raise EncoderError(f"is damaged: {error}", where=path, do="Export the encoder again") from None
