@@ -1,0 +1,44 @@
+"""What every test gets: no connection, one thread a process, plain output, repeatable examples, the shared scans if any."""
+
+from __future__ import annotations
+
+import os
+import runpy
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+_TESTS = Path(__file__).parent
+_SHARED_DATA = _TESTS.parents[1] / "shared" / "data"
+
+# Before any library counts the cores: two workers with two threads each would only wait for one another.
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "BLOSC_NTHREADS"):
+    os.environ[_variable] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["NO_COLOR"] = "1"
+# Rich takes any of these for a terminal and puts colour codes into what a test compares.
+for _variable in ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"):
+    os.environ.pop(_variable, None)
+
+# For this process, and by PYTHONPATH for those it starts.
+runpy.run_path(str(_TESTS / "offline" / "sitecustomize.py"))
+os.environ["PYTHONPATH"] = os.pathsep.join([str(_TESTS / "offline"), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+hypothesis.settings.register_profile(
+    "dagman",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=30,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("dagman")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real scans beside the checkout; read only."""
+    if not _SHARED_DATA.is_dir():
+        pytest.skip("needs ../shared/data beside the checkout")
+    return _SHARED_DATA
