@@ -1,0 +1,55 @@
+"""The projection heads of AMPD, AITD and GITD (METHOD "Losses"; the layout of iBOT's head).
+
+Letters: C channels, K prototypes.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dagman.errors import SettingsError
+
+
+class Projector(nn.Module):
+    """LayerNorm, MLP, L2-normalise, cosine to K prototypes; with layers=1 LayerNorm and one linear layer (the paper's words).
+
+    hidden, bottleneck: channels of the MLP and of its output; layers: linear layers of the MLP.
+    """
+
+    def __init__(self, dim: int, hidden: int = 2048, bottleneck: int = 256, prototypes: int = 8192, layers: int = 3) -> None:
+        super().__init__()
+        if layers < 1:
+            raise SettingsError(f"a projector of {layers} layers", do="Give 1 or more")
+        self.norm = nn.LayerNorm(dim)
+        self.mlp: nn.Sequential | None = None
+        if layers == 1:
+            self.last = nn.Linear(dim, prototypes)
+            return
+        widths = [dim, *[hidden] * (layers - 1), bottleneck]
+        steps: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            steps += [nn.Linear(before, after), nn.GELU()]
+        self.mlp = nn.Sequential(*steps[:-1])
+        self.last = nn.Linear(bottleneck, prototypes, bias=False)
+
+    def forward(self, x: Float[Tensor, "*tokens C"]) -> Float[Tensor, "*tokens K"]:
+        """Logits, in float32; cosines in [-1, 1] unless layers=1."""
+        x = self.norm(x)
+        if self.mlp is not None:
+            x = self.mlp(x)
+        # float32: logits are divided by temperatures down to 5e-4, where bfloat16's rounding would be several nats.
+        with torch.autocast(x.device.type, enabled=False):
+            x, weight = x.float(), self.last.weight.float()
+            if self.mlp is None:
+                return F.linear(x, weight, self.last.bias.float())
+            # Only the prototypes' directions count (weight normalisation with g fixed at 1).
+            return F.linear(F.normalize(x, dim=-1, eps=1e-6), F.normalize(weight, dim=-1, eps=1e-6))
+
+    def last_layer_parameters(self) -> list[nn.Parameter]:
+        """What iBOT keeps frozen during the first epoch."""
+        return list(self.last.parameters())

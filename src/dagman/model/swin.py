@@ -1,0 +1,253 @@
+"""The Swin encoder of METHOD.md: a view to four feature maps. Layout of MONAI's `SwinTransformer(downsample="mergingv2")`.
+
+Letters: B views, C channels, X Y Z sides of a view in voxels (or of a feature map), x y z sides of the grid of patch
+tokens, L tokens of a grid, H heads, W windows, n tokens of a window, R residual branches (two a block).
+Tokens stay channels-last (B L C) throughout; feature maps are channels-first views of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from dagman.errors import SettingsError
+from dagman.model.window_attention import WindowAttention
+from dagman.model.windows import Triple, plan_windows
+
+
+@dataclass(frozen=True)
+class SwinShape:
+    """The sizes of a Swin encoder; the defaults are the paper's.
+
+    embed: channels of a patch token; stage i (from 0) works with embed * 2**i channels and hands on twice as many.
+    depths, heads: blocks and attention heads of each stage. window: tokens along a window's side.
+    drop_path: largest rate of stochastic depth, reached by the last block. patch: voxels along a patch token's side.
+    mean, std: what the intensities in [0, 1] are standardised with.
+    """
+
+    embed: int = 48
+    depths: tuple[int, ...] = (2, 2, 8, 2)
+    heads: tuple[int, ...] = (4, 4, 8, 16)
+    window: int = 4
+    mlp_ratio: float = 4.0
+    drop_path: float = 0.1
+    in_channels: int = 1
+    patch: int = 2
+    mean: float = 0.45
+    std: float = 0.35
+
+    def __post_init__(self) -> None:
+        if len(self.depths) != len(self.heads):
+            raise SettingsError(
+                f"depths {self.depths} and heads {self.heads} differ in length", do="Give one of each for every stage"
+            )
+        for stage, heads in enumerate(self.heads):
+            if (self.embed << stage) % heads:
+                raise SettingsError(f"{heads} heads do not divide the {self.embed << stage} channels of stage {stage + 1}")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each feature map, x1 first."""
+        return tuple(self.embed << stage for stage in range(1, len(self.depths) + 1))
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Voxels along the side of one token of each feature map, x1 first."""
+        return tuple(self.patch << stage for stage in range(1, len(self.depths) + 1))
+
+    @property
+    def branches(self) -> int:
+        """Residual branches that stochastic depth may drop, R: two a block."""
+        return 2 * sum(self.depths)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StageAttention:
+    """The window attention of a stage's last block, for monitors.
+
+    probabilities (B*W H n n): rows sum to one. positions (n 3): centre of each place in its window, in voxels of the
+    view. valid (W n): False where a place is padding; window m of all views uses row m mod W.
+    """
+
+    probabilities: Float[Tensor, "BW H n n"]
+    positions: Float[Tensor, "n 3"]
+    valid: Bool[Tensor, "W n"]
+
+
+class SwinEncoder(nn.Module):
+    """A view to feature maps x1..x4, each taken after its stage's patch merging (METHOD, "Shapes").
+
+    mask_fill: what a masked patch token becomes after the projection, "zero" or a learned "token".
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, shape: SwinShape | None = None, *, mask_fill: Literal["zero", "token"] = "zero") -> None:
+        super().__init__()
+        self.shape = shape = shape or SwinShape()
+        self.register_buffer("mean", torch.tensor(shape.mean))
+        self.register_buffer("std", torch.tensor(shape.std))
+        # A convolution whose stride is its kernel, as one matrix product straight into channels-last tokens.
+        self.patch_projection = nn.Linear(shape.in_channels * shape.patch**3, shape.embed)
+        self.mask_token = nn.Parameter(torch.zeros(shape.embed)) if mask_fill == "token" else None
+        self.stages = nn.ModuleList(
+            SwinStage(shape.embed << i, depth, heads, shape.window, shape.mlp_ratio)
+            for i, (depth, heads) in enumerate(zip(shape.depths, shape.heads, strict=True))
+        )
+
+    def forward(
+        self,
+        view: Float[Tensor, "B channels X Y Z"],
+        hidden: Bool[Tensor, "B x y z"] | None = None,
+        drop: Float[Tensor, "R B"] | None = None,
+    ) -> list[Float[Tensor, "B _ _ _ _"]]:
+        """Feature maps [x1, x2, x3, x4] of views with intensities in [0, 1]; sides that do not divide are padded at their far end.
+
+        hidden: True = masked, on the grid of patch tokens (sides of the view / 2, rounded up).
+        drop: uniform draws in [0, 1) that decide stochastic depth, a row for each residual branch (`shape.branches`);
+        a branch is left out for a view where its draw is below its rate. None: no stochastic depth, in training mode too;
+        so that nothing here ever draws a random number.
+        """
+        tokens, grid = self._embed(view, hidden)
+        scales = self._branch_scales(drop)
+        features = []
+        for stage in self.stages:
+            tokens, grid = stage(tokens, grid, scales)
+            features.append(tokens.unflatten(1, grid).permute(0, 4, 1, 2, 3))
+        return features
+
+    @torch.no_grad()
+    def attention_of(self, view: Float[Tensor, "B channels X Y Z"]) -> list[StageAttention]:
+        """The window attention of each stage's last block, without gradient."""
+        tokens, grid = self._embed(view, None)
+        attentions = []
+        for stage, stride in zip(self.stages, self.shape.strides, strict=True):
+            attentions.append(cast(SwinStage, stage).attention_of(tokens, grid, voxels=stride // 2))
+            tokens, grid = stage(tokens, grid, None)
+        return attentions
+
+    def _embed(self, view: Tensor, hidden: Tensor | None) -> tuple[Tensor, Triple]:
+        patch = self.shape.patch
+        # Padding is intensity 0 before standardisation, so that weights exported with it folded in pad alike.
+        view = F.pad(view, [n for side in reversed(view.shape[2:]) for n in (0, -side % patch)])
+        B, C, X, Y, Z = view.shape
+        grid = (X // patch, Y // patch, Z // patch)
+        view = (view - self.mean) / self.std
+        patches = view.reshape(B, C, grid[0], patch, grid[1], patch, grid[2], patch).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        tokens = self.patch_projection(patches.reshape(B, math.prod(grid), C * patch**3))
+        if hidden is not None:
+            if hidden.shape[1:] != grid:
+                raise ValueError(f"hidden has the grid {tuple(hidden.shape[1:])}, the view has {grid} patch tokens")
+            masked = hidden.reshape(B, -1, 1)
+            fill = tokens.new_zeros(()) if self.mask_token is None else self.mask_token.to(tokens.dtype)
+            tokens = torch.where(masked, fill, tokens)
+        return tokens, grid
+
+    def _branch_scales(self, drop: Tensor | None) -> Iterator[Tensor] | None:
+        """The factor of each residual branch and view: 0 where dropped, else 1 / (1 - rate), so that the mean is kept."""
+        if drop is None:
+            return None
+        if len(drop) != self.shape.branches:
+            raise ValueError(f"drop has {len(drop)} rows, the encoder has {self.shape.branches} residual branches")
+        rates = torch.linspace(0, self.shape.drop_path, sum(self.shape.depths), device=drop.device)
+        rates = rates.repeat_interleave(2)[:, None]
+        return iter(((drop >= rates) / (1 - rates))[:, :, None, None])
+
+
+class SwinStage(nn.Module):
+    """Blocks, every second one with shifted windows, then patch merging."""
+
+    def __init__(self, dim: int, depth: int, heads: int, window: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.window = window
+        self.blocks = nn.ModuleList(SwinBlock(dim, heads, window, mlp_ratio, shift=window // 2 * (i % 2)) for i in range(depth))
+        self.merging = PatchMerging(dim)
+
+    def forward(
+        self, x: Float[Tensor, "B L C"], grid: Triple, scales: Iterator[Tensor] | None
+    ) -> tuple[Float[Tensor, "B l c"], Triple]:
+        """Tokens and grid after the stage; scales: the factors of the residual branches still to come."""
+        for block in self.blocks:
+            x = block(x, grid, scales)
+        return self.merging(x, grid)
+
+    def attention_of(self, x: Float[Tensor, "B L C"], grid: Triple, voxels: int) -> StageAttention:
+        """The last block's attention; voxels: side of a token of this stage."""
+        for block in self.blocks[:-1]:
+            x = block(x, grid, None)
+        last = cast(SwinBlock, self.blocks[-1])
+        plan = plan_windows(grid, self.window, last.shift, x.device)
+        places = torch.cartesian_prod(*(torch.arange(w, device=x.device) for w in plan.window)).reshape(-1, 3)
+        return StageAttention(
+            probabilities=last.attention.probabilities(last.norm1(x), plan),
+            positions=(places + 0.5) * voxels,
+            valid=plan.valid,
+        )
+
+
+class SwinBlock(nn.Module):
+    """Window attention, then an MLP, each after a LayerNorm and beside a shortcut."""
+
+    def __init__(self, dim: int, heads: int, window: int, mlp_ratio: float, *, shift: int) -> None:
+        super().__init__()
+        self.window, self.shift = window, shift
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = WindowAttention(dim, heads, window)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Float[Tensor, "B L C"], grid: Triple, scales: Iterator[Tensor] | None) -> Float[Tensor, "B L C"]:
+        """Tokens after the block."""
+        plan = plan_windows(grid, self.window, self.shift, x.device)
+        x = _add_branch(x, self.attention(self.norm1(x), plan), scales)
+        return _add_branch(x, self.mlp(self.norm2(x)), scales)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(dim, hidden)
+        self.linear2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Float[Tensor, "*tokens C"]) -> Float[Tensor, "*tokens C"]:
+        """Each token by itself."""
+        # The exact GELU: the tanh form is three times slower on a CPU.
+        return self.linear2(F.gelu(self.linear1(x)))
+
+
+class PatchMerging(nn.Module):
+    """Eight neighbours concatenated (Z fastest), LayerNorm, linear 8C -> 2C; odd sides are padded with zeros at their far end."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8 * dim)
+        self.reduction = nn.Linear(8 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "B L C"], grid: Triple) -> tuple[Float[Tensor, "B l c"], Triple]:
+        """Tokens of half the grid's sides, and those sides."""
+        x = x.unflatten(1, grid)
+        if any(side % 2 for side in grid):
+            x = F.pad(x, (0, 0, 0, grid[2] % 2, 0, grid[1] % 2, 0, grid[0] % 2))
+        B, X, Y, Z, C = x.shape
+        half = (X // 2, Y // 2, Z // 2)
+        x = x.reshape(B, half[0], 2, half[1], 2, half[2], 2, C).permute(0, 1, 3, 5, 2, 4, 6, 7)
+        return self.reduction(self.norm(x.reshape(B, math.prod(half), 8 * C))), half
+
+
+def normalise_features(features: list[Float[Tensor, "B _ _ _ _"]]) -> list[Float[Tensor, "B _ _ _ _"]]:
+    """Each token of each map to mean 0 and variance 1 over its channels, as MONAI's SwinUNETR reads them."""
+    return [F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1) for x in features]
+
+
+def _add_branch(x: Tensor, branch: Tensor, scales: Iterator[Tensor] | None) -> Tensor:
+    return x + branch if scales is None else x + branch * next(scales).to(branch.dtype)

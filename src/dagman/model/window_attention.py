@@ -1,0 +1,91 @@
+"""Multi-head attention inside windows, with a bias for each relative position.
+
+Letters: M windows of all views (B * W), W windows of a view, H heads, n tokens of a window, D channels of a head, C = H * D.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from dagman.model.windows import Triple, WindowPlan, gather_tokens, gather_windows
+
+
+def attention_probabilities(
+    q: Float[Tensor, "M H n D"],
+    k: Float[Tensor, "M H n D"],
+    bias: Float[Tensor, "H n n"],
+    mask: Bool[Tensor, "W n n"] | None,
+    scale: float,
+) -> Float[Tensor, "M H n n"]:
+    """softmax(scale * q k^T + bias) over the last axis, in float32 or finer; mask: True = the pair does not attend."""
+    logits = (q * scale) @ k.transpose(-2, -1)
+    # float32: a bfloat16 softmax keeps two digits of each probability.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) + bias
+    if mask is not None:
+        by_view = logits.unflatten(0, (-1, len(mask)))
+        logits = by_view.masked_fill(mask[:, None], -math.inf).flatten(0, 1)
+    return torch.softmax(logits, dim=-1)
+
+
+def window_attention(
+    q: Float[Tensor, "M H n D"],
+    k: Float[Tensor, "M H n D"],
+    v: Float[Tensor, "M H n D"],
+    bias: Float[Tensor, "H n n"],
+    mask: Bool[Tensor, "W n n"] | None,
+    scale: float,
+) -> Float[Tensor, "M H n D"]:
+    """Attention inside each window; mask: True = the pair does not attend (window m uses row m mod W)."""
+    return attention_probabilities(q, k, bias, mask, scale).to(v.dtype) @ v
+
+
+def relative_positions(window: Triple, side: int) -> Int[Tensor, "n n"]:
+    """The row of the bias table for each pair of places in a window.
+
+    The table has a row for each offset of a window of `side`; a smaller window uses the rows of its own offsets, the
+    centre of the table. (MONAI 1.6 takes the first rows there, which belong to other offsets.)
+    """
+    places = torch.cartesian_prod(*(torch.arange(w) for w in window)).reshape(-1, 3)
+    offsets = places[:, None] - places[None, :] + side - 1
+    span = 2 * side - 1
+    return (offsets[..., 0] * span + offsets[..., 1]) * span + offsets[..., 2]
+
+
+class WindowAttention(nn.Module):
+    """Attention of every token with the tokens of its window.
+
+    `bias_table` has a row for each relative position in a window of `side` tokens, a column for each head.
+    """
+
+    def __init__(self, dim: int, heads: int, side: int) -> None:
+        super().__init__()
+        self.heads, self.side = heads, side
+        self.scale = (dim // heads) ** -0.5
+        self.bias_table = nn.Parameter(torch.empty((2 * side - 1) ** 3, heads))
+        nn.init.trunc_normal_(self.bias_table, std=0.02)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Float[Tensor, "B L C"], plan: WindowPlan) -> Float[Tensor, "B L C"]:
+        """Tokens after attention in the plan's windows."""
+        q, k, v = self._project(x, plan)
+        windows = window_attention(q, k, v, self._bias(plan), plan.masked, self.scale)
+        return gather_tokens(self.proj(windows.transpose(1, 2).flatten(2)), plan)
+
+    def probabilities(self, x: Float[Tensor, "B L C"], plan: WindowPlan) -> Float[Tensor, "M H n n"]:
+        """What each place of each window attends to: rows sum to one."""
+        q, k, _ = self._project(x, plan)
+        return attention_probabilities(q, k, self._bias(plan), plan.masked, self.scale)
+
+    def _project(self, x: Tensor, plan: WindowPlan) -> tuple[Tensor, Tensor, Tensor]:
+        qkv = self.qkv(gather_windows(x, plan)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
+        return q, k, v
+
+    def _bias(self, plan: WindowPlan) -> Tensor:
+        rows = relative_positions(plan.window, self.side).to(self.bias_table.device)
+        return self.bias_table[rows].permute(2, 0, 1)
