@@ -1,0 +1,58 @@
+"""What no outline gives: the grain of tissue and the noise of the scanner."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+
+def make_field(rng: np.random.Generator, shape: tuple[int, ...], length: float) -> np.ndarray:
+    """A smooth random field, float32, mean 0 and variance about 1 at every voxel; `length` is its grain in voxels."""
+    if length <= 1.5:
+        field = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), length / 2)
+    else:
+        # White noise on a grid as coarse as the grain, interpolated: a large blur would cost far more.
+        coarse = rng.standard_normal([int(np.ceil(n / length)) + 3 for n in shape], dtype=np.float32)
+        steps = [np.arange(n, dtype=np.float32) / length + rng.uniform(0.5, 1.5) for n in shape]
+        field = coarse
+        for axis, step in enumerate(steps):
+            field = _interpolate_axis(field, step, axis)
+    field -= field.mean()
+    return field / max(float(field.std()), 1e-6)
+
+
+def _interpolate_axis(field: np.ndarray, position: np.ndarray, axis: int) -> np.ndarray:
+    below = np.minimum(position.astype(int), field.shape[axis] - 2)
+    share = (position - below).astype(np.float32)
+    share = share * share * (3 - 2 * share)
+    share = share.reshape([-1 if i == axis else 1 for i in range(field.ndim)])
+    low, high = np.take(field, below, axis), np.take(field, below + 1, axis)
+    return low + share * (high - low)
+
+
+def add_grain(rng: np.random.Generator, hu: np.ndarray, spacing: float) -> None:
+    """Vary tissue in place as real tissue varies: lung most, bone much, fat and organs little (HU, standard deviation)."""
+    broad = make_field(rng, hu.shape, 18 / spacing)
+    fine = make_field(rng, hu.shape, max(4 / spacing, 1.0))
+    level = np.interp(
+        np.arange(-1100, 3000),
+        [-1000, -960, -900, -700, -300, -120, -60, 20, 150, 300, 800],
+        [0, 0, 20, 30, 20, 9, 8, 5, 8, 40, 60],
+    )
+    amplitude = level.astype(np.float32)[np.clip(hu, -1100, 2999).astype(np.int32) + 1100]
+    hu += amplitude * (0.6 * broad + 0.8 * fine)
+
+
+def add_noise(rng: np.random.Generator, hu: np.ndarray, depth: np.ndarray, spacing: float, level: float) -> None:
+    """Add scanner noise in place: correlated over neighbours, and stronger deep in the body (`depth` mm), where few photons arrive.
+
+    `level` is the standard deviation in HU in the middle of the body.
+    """
+    white = rng.standard_normal(hu.shape, dtype=np.float32)
+    # Filtered back-projection passes middle frequencies within a slice: a narrow blur less a wide one.
+    sigma = 1.2 / spacing
+    noise = ndimage.gaussian_filter(white, (sigma, sigma, 0.6 * sigma)) - 0.7 * ndimage.gaussian_filter(
+        white, (3 * sigma, 3 * sigma, 0.6 * sigma)
+    )
+    noise *= level / float(noise.std())
+    hu += noise * np.clip(0.35 + depth / 120, 0.35, 1.25)
