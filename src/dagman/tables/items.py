@@ -1,0 +1,127 @@
+"""Items of a table, and the checks of one that need the voxels of its scan: its mask's grid, its point."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dagman.errors import TableError
+from dagman.scans.affine import Affine
+from dagman.scans.reading import read_scan
+from dagman.scans.scan import Scan
+from dagman.tables.columns import list_some
+
+_SLACK = 0.1
+"""Voxels by which the corners of two grids may differ: headers hold rounded numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One row: what is looked at (a scan, a structure, a point) and what is known about it."""
+
+    index: int
+    "Row of the table, from 0."
+    name: str
+    "Unique in the table, and the same whatever the order of its rows."
+    scan: Path | str
+    "File or folder of the scan, or the id of a stored one."
+    patient: str
+    mask: Path | None = None
+    label_value: int | None = None
+    "The structure's value in the mask; None: everything that is not 0."
+    center_mm: tuple[float, float, float] | None = None
+    "A point in RAS millimetres."
+    label: str | None = None
+    time: float | None = None
+    event: bool | None = None
+    split: str | None = None
+    clinical: dict[str, float | str | None] = field(default_factory=dict)
+
+
+def load_mask(item: Item, scan: Scan) -> NDArray[np.bool_]:
+    """The item's structure on the grid of its scan, X Y Z bool, True inside.
+
+    The mask may store its axes in another order or direction than the scan; its voxels must be the same ones.
+    Raises TableError naming the item if the mask is on another grid, or holds nothing of the structure.
+    """
+    if item.mask is None:
+        raise TableError("has no mask", where=_locate(item), do="Fill the column 'mask'")
+    mask = read_scan(item.mask)
+    voxels = _match_grid(mask, scan)
+    if voxels is None:
+        do = "Resample it (nearest neighbour) to the scan it was drawn on"
+        what = f"mask {item.mask.name} is on another grid: {_describe_grid(mask)}, its scan {_describe_grid(scan)}"
+        raise TableError(what, where=_locate(item), do=do)
+    values = np.rint(voxels)
+    inside: NDArray[np.bool_] = values != 0 if item.label_value is None else values == item.label_value
+    if not inside.any():
+        found = list_some(int(value) for value in np.unique(values) if value)
+        what = "is empty" if not found else f"holds no {item.label_value} (it holds {found})"
+        raise TableError(
+            f"mask {item.mask.name} {what}", where=_locate(item), do="Correct the mask or label_value, or drop the row"
+        )
+    return inside
+
+
+def check_points(grids: Iterable[tuple[Item, tuple[int, int, int], Affine]]) -> tuple[list[Item], list[str]]:
+    """The items whose point lies in their scan (those without a point too), and a note on those that are left out.
+
+    `grids` gives each item with its scan's shape and affine. Raises TableError if most points lie outside, saying
+    whether they would lie inside if they were LPS.
+    """
+    kept, outside = [], []
+    points = flipped = 0
+    for item, shape, affine in grids:
+        if item.center_mm is None or _is_inside(item.center_mm, shape, affine):
+            kept.append(item)
+        else:
+            outside.append(item)
+            x, y, z = item.center_mm
+            flipped += _is_inside((-x, -y, z), shape, affine)
+        points += item.center_mm is not None
+    if not outside:
+        return kept, []
+    what = f"{len(outside)} of {points} points fall outside their scans"
+    if 2 * len(outside) > points:
+        if 2 * flipped > len(outside):
+            raise TableError(f"{what}, but {flipped} inside with x and y negated: they look like LPS", do="Say --coordinates lps")
+        do = "Give centers in RAS millimetres of the scan's own frame, not voxels"
+        raise TableError(f"{what} (item {list_some(item.name for item in outside)})", do=do)
+    return kept, [f"{what}: left out (item {list_some(item.name for item in outside)})"]
+
+
+def _locate(item: Item) -> str:
+    return f"row {item.index + 1} ({item.name})"
+
+
+def _is_inside(point: tuple[float, float, float], shape: tuple[int, int, int], affine: Affine) -> bool:
+    voxel = affine.to_voxel([point])[0]
+    return bool(np.all(voxel >= -0.5) and np.all(voxel <= np.asarray(shape) - 0.5))
+
+
+def _describe_grid(scan: Scan) -> str:
+    return f"{' x '.join(map(str, scan.shape))} at {' x '.join(f'{mm:.3g}' for mm in scan.spacing)} mm"
+
+
+def _match_grid(mask: Scan, scan: Scan) -> NDArray | None:
+    """The mask's voxels in the scan's order of axes; None if they are not the scan's voxels."""
+    # Scan indices to mask indices: a signed permutation if the grids are one, else anything.
+    steps = np.linalg.inv(mask.affine.matrix) @ scan.affine.matrix
+    signs = np.rint(steps[:3, :3]).astype(np.int64)
+    if not np.array_equal(np.abs(signs) @ np.abs(signs).T, np.eye(3)):
+        return None
+    order = np.abs(signs).argmax(axis=0)
+    voxels: NDArray = mask.voxels.transpose(order)
+    if voxels.shape != scan.voxels.shape:
+        return None
+    voxels = np.flip(voxels, tuple(axis for axis in range(3) if signs[order[axis], axis] < 0))
+    far = np.asarray(scan.shape) - 1
+    corners = np.array([[0, 0, 0], far])
+    wanted = np.where(signs.sum(axis=1) > 0, 0, np.asarray(mask.shape) - 1)
+    placed = corners @ steps[:3, :3].T + steps[:3, 3]
+    expected = np.array([wanted, np.asarray(mask.shape) - 1 - wanted])
+    return voxels if np.abs(placed - expected).max() <= _SLACK else None

@@ -1,0 +1,347 @@
+"""Tables of items: one row a scan, a structure in it, or a point; columns are chosen by name.
+
+`scan` (a path relative to the table, or the id of a stored scan), `patient`, then `mask` (and `label_value`), or
+`center_x_mm, center_y_mm, center_z_mm`; a label, or time and event; `split`; clinical columns. Rows that miss a value
+which is needed are left out and said in `Table.notes`; what cannot be meant is refused with its rows.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from dagman.errors import TableError
+from dagman.tables.columns import Columns, list_some
+from dagman.tables.items import Item
+
+CENTER_COLUMNS = ("center_x_mm", "center_y_mm", "center_z_mm")
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+_EVENTS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+_SUFFIX = re.compile(r"(\.nii\.gz|\.[A-Za-z][A-Za-z0-9]{0,4})$")
+_PATIENT_LIKE = re.compile(r"(patient|subject|case|pat)[ _-]?(id|name|key|code|no|nr|number)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Items in the table's order, and what was said while reading them."""
+
+    path: Path
+    items: tuple[Item, ...]
+    columns: tuple[str, ...]
+    "All columns of the file."
+    classes: tuple[str, ...] = ()
+    "The labels that occur, in order; in a binary task the last is the positive one."
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the items."""
+        return [item.name for item in self.items]
+
+    @property
+    def patients(self) -> np.ndarray:
+        """Patient of each item."""
+        return np.array([item.patient for item in self.items], dtype=str)
+
+    @property
+    def codes(self) -> np.ndarray:
+        """Label of each item as its place in `classes`."""
+        place = {name: code for code, name in enumerate(self.classes)}
+        return np.array([place[str(item.label)] for item in self.items], dtype=np.int64)
+
+    @property
+    def times(self) -> np.ndarray:
+        """Time of each item, in the table's unit."""
+        return np.array([item.time for item in self.items], dtype=np.float64)
+
+    @property
+    def events(self) -> np.ndarray:
+        """Whether each item's event was seen; False is censored."""
+        return np.array([item.event for item in self.items], dtype=bool)
+
+    @property
+    def splits(self) -> np.ndarray | None:
+        """The given split of each item (train, val or test), or None when the table has none."""
+        if any(item.split is None for item in self.items):
+            return None
+        return np.array([item.split for item in self.items], dtype=str)
+
+
+def read_table(
+    path: str | Path,
+    *,
+    label: str | None = None,
+    time: str | None = None,
+    event: str | None = None,
+    clinical: Sequence[str] = (),
+    patient: str = "patient",
+    split: str | None = "split",
+    mask_label: int | None = None,
+    coordinates: Literal["ras", "lps"] = "ras",
+    known_ids: Collection[str] = (),
+) -> Table:
+    """Read a CSV or Parquet table of items.
+
+    label, time, event, clinical, patient, split: names of columns; `split` is used where it exists, None ignores it.
+    mask_label: the structure's value in every mask, in place of a column `label_value`.
+    coordinates: the system of the center columns; "lps" is converted to RAS.
+    known_ids: ids of stored scans, which `scan` may hold in place of a path.
+
+    Raises TableError, one line, for anything that cannot be meant; see the checks below in their order.
+    """
+    columns = Columns(path)
+    reader = _Reader(columns)
+    scans = reader.need("scan")
+    labels = reader.need(label) if label else None
+    times, events = _read_outcome(reader, time, event)
+    splits = _read_splits(reader, split)
+    patients = _read_patients(reader, patient)
+    masks = columns.text("mask") if "mask" in columns else [None] * columns.rows
+    values = _read_label_values(columns, mask_label)
+    centers = _read_centers(columns, coordinates)
+    clinicals = {name: _read_clinical(columns, name) for name in clinical}
+
+    rows = reader.finish()
+    keys = {row: (scans[row], masks[row], values[row], centers[row]) for row in rows}
+    rows = _drop_duplicates(reader, rows, keys, {"labels": labels, "times": times, "events": events})
+    if labels is not None:
+        labels = _tidy_labels(labels)
+    names = _name_rows(rows, keys)
+    root = columns.path.parent
+    items = tuple(
+        Item(
+            index=row,
+            name=names[row],
+            scan=str(scans[row]) if scans[row] in known_ids else root / str(scans[row]),
+            patient=str(patients[row]),
+            mask=root / str(masks[row]) if masks[row] else None,
+            label_value=values[row],
+            center_mm=centers[row],
+            label=labels[row] if labels else None,
+            time=float(times[row]) if times is not None else None,
+            event=events[row] if events else None,
+            split=splits[row] if splits else None,
+            clinical={name: column[row] for name, column in clinicals.items()},
+        )
+        for row in rows
+    )
+    classes = _order_classes({str(item.label) for item in items}) if labels else ()
+    table = Table(path=columns.path, items=items, columns=columns.names, classes=classes, notes=tuple(reader.notes))
+    _refuse_one_sided(table, label, event)
+    _refuse_shared_patients(table)
+    _refuse_absent_files(table)
+    return table
+
+
+class _Reader:
+    """Collects, over the needed columns, the rows that miss a value, and what is to be said."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
+        self.notes: list[str] = []
+        self._dropped: set[int] = set()
+
+    def need(self, name: str) -> list[str | None]:
+        """A column without which a row cannot be used."""
+        values = self.columns.text(name)
+        empty = [row for row, value in enumerate(values) if value is None]
+        if empty:
+            self.notes.append(f"column '{name}' is empty in {_count(empty)}: left out (row {list_some(r + 1 for r in empty)})")
+            self._dropped.update(empty)
+        return values
+
+    def finish(self) -> list[int]:
+        """The rows that are left; raises TableError when there are none."""
+        rows = [row for row in range(self.columns.rows) if row not in self._dropped]
+        if not rows:
+            raise TableError(f"no row can be used: {'; '.join(self.notes)}", where=self.columns.path, do="Fill these columns")
+        return rows
+
+
+def _count(rows: Sequence[int]) -> str:
+    return f"{len(rows)} row{'s' if len(rows) != 1 else ''}"
+
+
+def _read_outcome(reader: _Reader, time: str | None, event: str | None) -> tuple[np.ndarray | None, list[bool] | None]:
+    if time is None and event is None:
+        return None, None
+    columns = reader.columns
+    if time is None or event is None:
+        raise TableError("a time needs an event, and an event a time", where=columns.path, do="Name both: --time COL --event COL")
+    reader.need(time)
+    times = columns.numbers(time)
+    negative = np.flatnonzero(times < 0).tolist()
+    if negative:
+        raise columns.error(f"time '{time}' is negative", negative, do="Count the time from the scan onwards", of=time)
+    texts = reader.need(event)
+    wrong = [row for row, text in enumerate(texts) if text is not None and text.lower() not in _EVENTS]
+    if wrong:
+        raise columns.error(
+            f"event '{event}' is not 0 or 1", wrong, do="Write 1 where the event was seen, 0 where censored", of=event
+        )
+    return times, [_EVENTS[text.lower()] if text else False for text in texts]
+
+
+def _read_splits(reader: _Reader, split: str | None) -> list[str | None] | None:
+    if split is None or (split == "split" and split not in reader.columns):
+        return None
+    texts = reader.need(split)
+    wrong = [row for row, text in enumerate(texts) if text is not None and text.lower() not in _SPLITS]
+    if wrong:
+        raise reader.columns.error(f"split '{split}' is unknown", wrong, do="Write train, val or test", of=split)
+    return [_SPLITS[text.lower()] if text else None for text in texts]
+
+
+def _read_patients(reader: _Reader, patient: str) -> list[str | None]:
+    columns = reader.columns
+    if patient in columns or patient != "patient":
+        return reader.need(patient)
+    like = [name for name in columns.names if _PATIENT_LIKE.fullmatch(name)]
+    if like:
+        # Guessing wrong here would let a patient cross folds unseen.
+        advice = f"Say --patient {like[0]}, or --patient scan if every scan is its own patient"
+        raise TableError("has no column 'patient'", where=columns.path, do=advice)
+    reader.notes.append("no column 'patient': every scan is taken as its own patient")
+    return [_SUFFIX.sub("", text) if text else None for text in columns.text("scan")]
+
+
+def _read_label_values(columns: Columns, mask_label: int | None) -> list[int | None]:
+    if mask_label is not None:
+        if "mask" not in columns:
+            raise TableError(
+                "a mask label needs a column 'mask'", where=columns.path, do="Add the column, or leave --mask-label out"
+            )
+        return [mask_label] * columns.rows
+    if "label_value" not in columns:
+        return [None] * columns.rows
+    numbers = columns.numbers("label_value")
+    wrong = [row for row, number in enumerate(numbers) if number != np.round(number) and not np.isnan(number)]
+    if wrong:
+        raise columns.error(
+            "label_value is not a whole number", wrong, do="Write the structure's value in the mask", of="label_value"
+        )
+    return [None if np.isnan(number) else int(number) for number in numbers]
+
+
+def _read_centers(columns: Columns, coordinates: str) -> list[tuple[float, float, float] | None]:
+    if coordinates not in ("ras", "lps"):
+        raise TableError(f"coordinates '{coordinates}' are unknown", where=columns.path, do="Say --coordinates ras or lps")
+    present = [name for name in CENTER_COLUMNS if name in columns]
+    if not present:
+        return [None] * columns.rows
+    points = np.stack([columns.numbers(name) for name in CENTER_COLUMNS], axis=1)
+    partial = np.flatnonzero(np.isnan(points).any(axis=1) & ~np.isnan(points).all(axis=1)).tolist()
+    if partial:
+        raise columns.error("a coordinate is missing", partial, do=f"Fill {', '.join(CENTER_COLUMNS)}, or none of them")
+    if coordinates == "lps":
+        points = points * (-1.0, -1.0, 1.0)
+    return [None if np.isnan(x) else (float(x), float(y), float(z)) for x, y, z in points]
+
+
+def _read_clinical(columns: Columns, name: str) -> list[float | str | None]:
+    texts = columns.text(name)
+    try:
+        return [None if text is None else float(text) for text in texts]
+    except ValueError:
+        return list(texts)
+
+
+def _drop_duplicates(
+    reader: _Reader, rows: list[int], keys: dict[int, tuple], outcomes: dict[str, Sequence | np.ndarray | None]
+) -> list[int]:
+    first: dict[tuple, int] = {}
+    repeated = []
+    for row in rows:
+        earlier = first.setdefault(keys[row], row)
+        if earlier == row:
+            continue
+        for what, values in outcomes.items():
+            if values is not None and values[row] != values[earlier]:
+                do = "Keep one of them, or tell them apart by mask, label_value or center"
+                raise reader.columns.error(f"one item has different {what}", [earlier, row], do=do)
+        repeated.append(row)
+    if repeated:
+        reader.notes.append(f"{_count(repeated)} repeat an earlier one: left out (row {list_some(r + 1 for r in repeated)})")
+    return [row for row in rows if row not in set(repeated)]
+
+
+def _tidy_labels(labels: Sequence[str | None]) -> list[str | None]:
+    """A column of whole numbers is written 1.0 by many programs as soon as one cell is empty."""
+    if all(text is None or re.fullmatch(r"-?\d+(\.0*)?", text) for text in labels):
+        return [None if text is None else str(int(float(text))) for text in labels]
+    return list(labels)
+
+
+def _order_classes(labels: Collection[str]) -> tuple[str, ...]:
+    try:
+        return tuple(sorted(labels, key=float))
+    except ValueError:
+        return tuple(sorted(labels))
+
+
+def _name_rows(rows: list[int], keys: dict[int, tuple]) -> dict[int, str]:
+    """The shortest description that tells all rows apart, so that a name does not depend on the order of rows."""
+
+    def bare(text: str) -> str:
+        return _SUFFIX.sub("", text)
+
+    ways: list[Callable[[tuple], str]] = [
+        lambda key: bare(Path(key[0]).name),
+        lambda key: bare(key[0]),
+        lambda key: bare(key[0]) + (f":{key[2]}" if key[2] is not None else ""),
+        lambda key: bare(key[0]) + (f":{bare(Path(key[1]).name)}" if key[1] else ""),
+        lambda key: bare(key[0]) + (f"@{key[3][0]:g},{key[3][1]:g},{key[3][2]:g}" if key[3] else ""),
+    ]
+    for way in ways:
+        names = {row: way(keys[row]) for row in rows}
+        if len(set(names.values())) == len(rows):
+            return names
+    return {row: ":".join(str(part) for part in keys[row] if part is not None) for row in rows}
+
+
+def _refuse_one_sided(table: Table, label: str | None, event: str | None) -> None:
+    if label and len(table.classes) < 2:
+        do = "Give items of at least two classes, or another --label"
+        raise TableError(f"column '{label}' holds one class only ('{table.classes[0]}')", where=table.path, do=do)
+    if event and not table.events.any():
+        do = "Nothing can be learned without events; check the column, or wait for follow-up"
+        raise TableError(f"all items are censored: column '{event}' is 0 throughout", where=table.path, do=do)
+
+
+def _refuse_shared_patients(table: Table) -> None:
+    found: dict[str, set[str]] = defaultdict(set)
+    for item in table.items:
+        if item.split:
+            found[item.patient].add(item.split)
+    shared = sorted(f"{patient} ({' and '.join(sorted(splits))})" for patient, splits in found.items() if len(splits) > 1)
+    if shared:
+        do = "Put all items of a patient into one split"
+        raise TableError(f"patients stand in more than one split: {list_some(shared)}", where=table.path, do=do)
+
+
+def _refuse_absent_files(table: Table) -> None:
+    for what, paths in (("scan", [item.scan for item in table.items]), ("mask", [item.mask for item in table.items])):
+        unique = dict.fromkeys(path for path in paths if isinstance(path, Path))
+        absent = [os.path.relpath(path, table.path.parent) for path in unique if not path.exists()]
+        if absent:
+            count = f"1 {what} does" if len(absent) == 1 else f"{len(absent)} {what}s do"
+            do = "Paths are relative to the table's folder; correct them, or drop these rows"
+            raise TableError(f"{count} not exist: {list_some(absent)}", where=table.path, do=do)

@@ -1,0 +1,115 @@
+"""How good scores of classes are: n items; labels are codes 0..K-1, scores of a binary task are those of class 1.
+
+A measure that is undefined on its items (one class only, say) is NaN, so that a resampling can count and skip it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
+
+Floats = NDArray[np.float64]
+
+
+def measure_auc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Area under the ROC curve of binary labels (n) and scores (n), by ranks; ties count half (Mann-Whitney)."""
+    positive = np.asarray(labels) > 0
+    n_positive = int(positive.sum())
+    n_negative = len(positive) - n_positive
+    if not n_positive or not n_negative:
+        return float("nan")
+    ranks = rankdata(scores)
+    return float((ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
+
+
+def measure_macro_auc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Mean over classes of the one-against-the-rest AUC; scores are n x K. NaN if a class does not occur."""
+    labels, scores = np.asarray(labels), np.asarray(scores)
+    return float(np.mean([measure_auc(labels == code, scores[:, code]) for code in range(scores.shape[1])]))
+
+
+def measure_accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
+    """Share of items whose predicted class is right."""
+    labels = np.asarray(labels)
+    return float(np.mean(labels == np.asarray(predicted))) if len(labels) else float("nan")
+
+
+def measure_sensitivity(labels: ArrayLike, predicted: ArrayLike) -> float:
+    """Share of the positive items (class 1) that are predicted positive."""
+    return _recall(np.asarray(labels), np.asarray(predicted), 1)
+
+
+def measure_specificity(labels: ArrayLike, predicted: ArrayLike) -> float:
+    """Share of the negative items (class 0) that are predicted negative."""
+    return _recall(np.asarray(labels), np.asarray(predicted), 0)
+
+
+def measure_balanced_accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
+    """Mean over the classes that occur of the share that is predicted right."""
+    labels, predicted = np.asarray(labels), np.asarray(predicted)
+    if not len(labels):
+        return float("nan")
+    return float(np.mean([_recall(labels, predicted, code) for code in np.unique(labels)]))
+
+
+def measure_brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """Mean squared error of probabilities, 0 to 1 if binary (n); summed over classes, 0 to 2, if n x K (Brier 1950)."""
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    if not len(labels):
+        return float("nan")
+    if probabilities.ndim == 1:
+        return float(np.mean((probabilities - labels) ** 2))
+    truth = labels[:, None] == np.arange(probabilities.shape[1])
+    return float(np.mean(np.sum((probabilities - truth) ** 2, axis=1)))
+
+
+def count_confusions(labels: ArrayLike, predicted: ArrayLike, classes: int) -> NDArray[np.int64]:
+    """Confusion matrix, K x K: rows are true classes, columns predicted ones."""
+    matrix = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(matrix, (np.asarray(labels), np.asarray(predicted)), 1)
+    return matrix
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reliability:
+    """Predicted against observed shares in bins of predicted probability, empty bins left out."""
+
+    predicted: Floats
+    observed: Floats
+    counts: NDArray[np.int64]
+    error: float
+    "Expected calibration error: mean distance of the two, weighted by counts (Naeini et al., AAAI 2015)."
+
+
+def bin_reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> Reliability:
+    """Reliability of binary probabilities (n) in `bins` bins of equal width."""
+    positive = np.asarray(labels) > 0
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    places = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
+    counts = np.bincount(places, minlength=bins)
+    filled = counts > 0
+    predicted = np.bincount(places, weights=probabilities, minlength=bins)[filled] / counts[filled]
+    observed = np.bincount(places, weights=positive, minlength=bins)[filled] / counts[filled]
+    error = float(np.sum(np.abs(predicted - observed) * counts[filled]) / max(len(positive), 1))
+    return Reliability(predicted=predicted, observed=observed, counts=counts[filled], error=error)
+
+
+def trace_roc(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:
+    """Points of the ROC curve, (false positive rates, true positive rates), from (0, 0) to (1, 1); NaN if undefined."""
+    positive, scores = np.asarray(labels) > 0, np.asarray(scores, dtype=np.float64)
+    order = np.argsort(-scores, kind="stable")
+    last_of_tie = np.append(np.diff(scores[order]) != 0, True) if len(scores) else np.array([], dtype=bool)
+    hits = np.cumsum(positive[order])[last_of_tie]
+    false_alarms = np.cumsum(~positive[order])[last_of_tie]
+    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
+    if not n_positive or not n_negative:
+        return np.array([np.nan]), np.array([np.nan])
+    return np.append(0.0, false_alarms / n_negative), np.append(0.0, hits / n_positive)
+
+
+def _recall(labels: NDArray, predicted: NDArray, code: int) -> float:
+    of_class = labels == code
+    return float(np.mean(predicted[of_class] == code)) if of_class.any() else float("nan")
