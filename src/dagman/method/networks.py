@@ -67,7 +67,7 @@ class Network(nn.Module):
         super().__init__()
         self.semantic = semantic
         self.encoder = SwinEncoder(shape, mask_fill=mask_fill)
-        widths = [shape.embed * 2**stage for stage in range(1, 5)]
+        widths = shape.widths
         self.semantic_attention = None
         if semantic is not None:
             self.semantic_attention = SemanticAttention(

@@ -108,6 +108,7 @@ class SwinEncoder(nn.Module):
         view: Float[Tensor, "B channels X Y Z"],
         hidden: Bool[Tensor, "B x y z"] | None = None,
         drop: Float[Tensor, "R B"] | None = None,
+        stages: int | None = None,
     ) -> list[Float[Tensor, "B _ _ _ _"]]:
         """Feature maps [x1, x2, x3, x4] of views with intensities in [0, 1]; sides that do not divide are padded at their far end.
 
@@ -115,11 +116,12 @@ class SwinEncoder(nn.Module):
         drop: uniform draws in [0, 1) that decide stochastic depth, a row for each residual branch (`shape.branches`);
         a branch is left out for a view where its draw is below its rate. None: no stochastic depth, in training mode too;
         so that nothing here ever draws a random number.
+        stages: how many stages to run, all by default; the teacher's attention needs no stage after the one it reads.
         """
         tokens, grid = self._embed(view, hidden)
         scales = self._branch_scales(drop)
         features = []
-        for stage in self.stages:
+        for stage in self.stages[:stages]:
             tokens, grid = stage(tokens, grid, scales)
             features.append(tokens.unflatten(1, grid).permute(0, 4, 1, 2, 3))
         return features
