@@ -58,12 +58,17 @@ _WITHOUT = """
 import importlib, pkgutil, sys, warnings
 missing = set(sys.argv[1].split(","))
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in missing:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
 
-sys.meta_path.insert(0, Absent())
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in missing else self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 warnings.simplefilter("ignore")  # torch says that it found no numpy
 for root in sys.argv[2:]:
     package = importlib.import_module(root)
