@@ -1,4 +1,4 @@
-"""The state of the targets: one centre and one temperature a projector, carried from step to step."""
+"""The state of the targets: a centre, a temperature and a queue a projector, carried from step to step."""
 
 from __future__ import annotations
 
@@ -23,19 +23,29 @@ class TargetRules:
         centering: "mean" (EMA centre) or "sinkhorn".
         target_entropy: Mean H(P_t)/ln K that tau_t is solved for; None takes tau_t from the schedule.
         center_momentum: EMA momentum of the centre.
+        queue: Rows of earlier steps that the image projectors' Sinkhorn rounds and temperature see as well [SwAV]:
+            a handful of views alone would be given prototypes at random.
     """
 
     centering: str = "mean"
     target_entropy: float | None = None
     center_momentum: float = 0.9
+    queue: int = 0
 
 
 class Targets:
-    """Centres and temperatures of the three projectors; `sharpen` turns a whole step's logits into P_t and moves them on."""
+    """Centres, temperatures and queues; `sharpen` turns a whole step's logits into P_t and moves them on."""
 
-    def __init__(self, rules: TargetRules, prototypes: int, projectors: tuple[str, ...] = PROJECTORS, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        rules: TargetRules,
+        prototypes: int,
+        projectors: tuple[str, ...] = PROJECTORS,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.rules = rules
         self.centers = {name: torch.zeros(prototypes, device=device) for name in projectors}
+        self.queues = {name: torch.zeros(0, prototypes, device=device) for name in projectors if name != "ampd"}
         self.log_temperatures: dict[str, float | None] = dict.fromkeys(projectors)
 
     def sharpen(self, name: str, logits: Tensor, scheduled: float) -> tuple[Tensor, float]:
@@ -43,33 +53,46 @@ class Targets:
 
         `scheduled` is tau_t of the schedule, taken unless the rules solve it for an entropy.
         """
-        temperature = self.temperature(name, logits, scheduled)
+        temperature = self._find_temperature(name, logits, scheduled)
         probabilities = self.apply(name, logits, temperature)
         if self.rules.target_entropy is not None:
             self.log_temperatures[name] = math.log(temperature)
         self.centers[name] = move_center(self.centers[name], logits, self.rules.center_momentum)
+        if name in self.queues and self.rules.queue:
+            self.queues[name] = self._with_queue(name, logits)[-self.rules.queue :]
         return probabilities, temperature
-
-    def temperature(self, name: str, logits: Tensor, scheduled: float) -> float:
-        """tau_t for these logits, without moving the state."""
-        if self.rules.target_entropy is None:
-            return scheduled
-        solved = math.log(solve_temperature(logits, self.rules.target_entropy))
-        before = self.log_temperatures[name]
-        smoothed = solved if before is None else SMOOTHING * before + (1 - SMOOTHING) * solved
-        return max(TEMPERATURE_FLOOR, math.exp(smoothed))
 
     def apply(self, name: str, logits: Tensor, temperature: float) -> Tensor:
         """P_t (R x K) at a temperature, without moving the state."""
         if self.rules.centering == "sinkhorn":
-            return balance(logits, temperature)
+            return balance(self._with_queue(name, logits), temperature)[-len(logits) :]
         return sharpen(logits, self.centers[name], temperature)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, float | None]]:
-        """Centres and log temperatures, for a checkpoint."""
-        return dict(self.centers), dict(self.log_temperatures)
+    def temperature(self, name: str, scheduled: float) -> float:
+        """The tau_t last used, or the scheduled one."""
+        last = self.log_temperatures[name]
+        return scheduled if last is None else math.exp(last)
 
-    def restore(self, centers: dict[str, Tensor], log_temperatures: dict[str, float | None]) -> None:
+    def state(self) -> tuple[dict[str, Tensor], dict[str, float | None]]:
+        """Tensors and log temperatures, for a checkpoint."""
+        tensors = {f"center.{name}": value for name, value in self.centers.items()}
+        tensors |= {f"queue.{name}": value for name, value in self.queues.items()}
+        return tensors, dict(self.log_temperatures)
+
+    def restore(self, tensors: dict[str, Tensor], log_temperatures: dict[str, float | None]) -> None:
         """Take over a checkpoint's state."""
-        self.centers = {name: centers[name].to(center.device) for name, center in self.centers.items()}
+        self.centers = {name: tensors[f"center.{name}"].to(old.device) for name, old in self.centers.items()}
+        self.queues = {name: tensors[f"queue.{name}"].to(old.device) for name, old in self.queues.items()}
         self.log_temperatures = dict(log_temperatures)
+
+    def _with_queue(self, name: str, logits: Tensor) -> Tensor:
+        queue = self.queues.get(name)
+        return logits.float() if queue is None or not len(queue) else torch.cat([queue, logits.float()])
+
+    def _find_temperature(self, name: str, logits: Tensor, scheduled: float) -> float:
+        if self.rules.target_entropy is None:
+            return scheduled
+        solved = math.log(solve_temperature(self._with_queue(name, logits), self.rules.target_entropy))
+        before = self.log_temperatures[name]
+        smoothed = solved if before is None else SMOOTHING * before + (1 - SMOOTHING) * solved
+        return max(TEMPERATURE_FLOOR, math.exp(smoothed))

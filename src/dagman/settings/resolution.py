@@ -11,6 +11,8 @@ from typing import Any
 
 from dagman.settings.tree import Settings
 
+QUEUE = 256
+"""Views the queue holds with recipe R. [ours]"""
 FEW_VIEWS = 32
 """Below this many views a step, `auto` means recipe R. [ours]"""
 PAPER_LR, PAPER_BATCH, SMALL_LR = 8e-4, 64, 3e-4
@@ -36,6 +38,7 @@ def resolve_settings(settings: Settings) -> tuple[Settings, list[str]]:
     settle("teacher", "momentum", 0.99 if small else 0.996, "recipe R: a short run needs a quicker teacher" if small else "iBOT, SMIT")
     settle("teacher", "centering", "sinkhorn" if small else "mean", "recipe R: an EMA centre left targets at ln K" if small else "iBOT")
     settle("teacher", "temperature", "entropy" if small else "schedule", "recipe R: solved to the target entropy" if small else "iBOT")
+    settle("teacher", "queue", QUEUE if small else 0, "few views a step get prototypes at random without one" if small else "many views a step")
     lr = SMALL_LR if small else PAPER_LR * (batch / PAPER_BATCH) ** 0.5
     settle("optim", "lr", lr, "recipe R" if small else f"8e-4 * sqrt({batch} / {PAPER_BATCH}), App. A")
     if settings.train.micro_batch == "auto":

@@ -115,6 +115,9 @@ class TeacherSettings(Section):
     target_entropy: Share = Field(0.5, description="Mean H(P_t)/ln K that the solved tau_t meets. [ours]")
     centering: Literal["auto", "mean", "sinkhorn"] = Field("auto", description="EMA centre [iBOT], or 3 Sinkhorn-Knopp rounds over the step [SwAV].")
     center_momentum: Share = Field(0.9, description="EMA momentum of the centres. [iBOT]")
+    queue: Annotated[int, Field(ge=0)] | Auto = Field(
+        "auto", description="Earlier views whose logits Sinkhorn and the solved tau_t of AITD and GITD see as well [SwAV]; 0 for none."
+    )
 
 
 class LossSettings(Section):

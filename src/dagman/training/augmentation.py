@@ -1,0 +1,36 @@
+"""Mirroring, contrast and noise of views; off by default (App. A). Drawn by address, then applied."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dagman.settings.tree import ViewSettings
+from dagman.training.draws import draw_uniform
+
+
+def is_active(view: ViewSettings) -> bool:
+    """Whether any augmentation is on."""
+    return max(view.flip, view.intensity_scale, view.intensity_shift, view.noise) > 0
+
+
+def augment_views(views: Tensor, settings: ViewSettings, seed: int, step: int, first: int) -> Tensor:
+    """Views (B 1 X Y Z in [0, 1]) mirrored, rescaled, shifted and made noisy, each by its own draws; clamped to [0, 1]."""
+    numbers = range(first, first + len(views))
+    draws = draw_uniform(seed, "augmentation", step, numbers, (5,)).to(views.device)
+    changed = []
+    for view, draw in zip(views, draws, strict=True):
+        axes = [axis + 1 for axis in range(3) if draw[axis] < settings.flip]
+        mirrored = view.flip(axes) if axes else view
+        scale = 1 + settings.intensity_scale * (2 * draw[3] - 1)
+        shift = settings.intensity_shift * (2 * draw[4] - 1)
+        changed.append(mirrored * scale + shift)
+    result = torch.stack(changed)
+    if settings.noise:
+        # Box-Muller over uniform draws: one source of randomness for all.
+        shape = tuple(views.shape[1:])
+        a = draw_uniform(seed, "noise radius", step, numbers, shape)
+        b = draw_uniform(seed, "noise angle", step, numbers, shape)
+        normal = torch.sqrt(-2 * torch.log1p(-a)) * torch.cos(2 * torch.pi * b)
+        result = result + settings.noise * normal.to(result.device)
+    return result.clamp(0, 1)

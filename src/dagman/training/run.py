@@ -1,0 +1,136 @@
+"""The run folder: its one reader and writer.
+
+```
+RUN/  settings.toml     every setting, resolved
+      command.json      version, command, fingerprints, environment
+      metrics.jsonl     a row a step: losses, lr, momentum, temperatures; nothing that depends on the machine's mood
+      monitors.jsonl    a row each time the fixed validation views are looked at
+      timing.jsonl      a row a step: seconds, views and voxels a second, waiting, memory
+      notes.jsonl       warnings and choices, in plain words
+      gallery/          validation views, masks, reconstructions, attention as safetensors
+      checkpoints/      full state (dagman.training.checkpoints)
+      encoder/          what users keep (dagman.training.encoder_folder)
+      tensorboard/      the same curves
+```
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+from safetensors.numpy import load_file, save_file
+
+from dagman.errors import RunError
+from dagman.records.files import write_text, write_whole
+from dagman.records.journal import append_row, keep_rows, read_rows
+from dagman.settings import Settings
+from dagman.settings.presets import validate_settings
+
+JOURNALS = ("metrics.jsonl", "monitors.jsonl", "timing.jsonl")
+
+
+class Run:
+    """Reads a run folder; every property is read anew, so that a running run can be watched.
+
+    Raises:
+        RunError: `path` is no run folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not (self.path / "settings.toml").is_file():
+            raise RunError("is no run: settings.toml is missing", where=path, do="Give the folder that `dagman pretrain --out` wrote")
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, step={self.last_step})"
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the run, resolved."""
+        path = self.path / "settings.toml"
+        try:
+            return validate_settings(tomllib.loads(path.read_text(encoding="utf-8")), where=path)
+        except tomllib.TOMLDecodeError as error:
+            raise RunError(f"is damaged: {error}", where=path) from None
+
+    @property
+    def command(self) -> dict[str, Any]:
+        """`command.json`, or nothing while the run has not begun."""
+        path = self.path / "command.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """Rows of `metrics.jsonl`."""
+        return read_rows(self.path / "metrics.jsonl")
+
+    @property
+    def monitors(self) -> list[dict[str, Any]]:
+        """Rows of `monitors.jsonl`."""
+        return read_rows(self.path / "monitors.jsonl")
+
+    @property
+    def timings(self) -> list[dict[str, Any]]:
+        """Rows of `timing.jsonl`."""
+        return read_rows(self.path / "timing.jsonl")
+
+    @property
+    def warnings(self) -> list[dict[str, Any]]:
+        """Warnings as rows of step, key and text, each key once."""
+        return [row for row in read_rows(self.path / "notes.jsonl") if row["key"] != "choice"]
+
+    @property
+    def choices(self) -> list[str]:
+        """What was printed at the start: the run's arithmetic, and each choice with its reason."""
+        return [row["text"] for row in read_rows(self.path / "notes.jsonl") if row["key"] == "choice"]
+
+    @property
+    def last_step(self) -> int:
+        """Steps done."""
+        rows = self.steps
+        return int(rows[-1]["step"]) if rows else 0
+
+    @property
+    def encoder_folder(self) -> Path:
+        """Where the encoder lies."""
+        return self.path / "encoder"
+
+    @property
+    def gallery_steps(self) -> list[int]:
+        """Steps at which validation views were kept."""
+        return sorted(int(p.stem.removeprefix("step-")) for p in (self.path / "gallery").glob("step-*.safetensors"))
+
+    def gallery(self, step: int) -> dict[str, np.ndarray]:
+        """What was kept at a step: view, hidden, attention, attention_heads, reconstruction (as far as they exist), spacing."""
+        return load_file(self.path / "gallery" / f"step-{step:06d}.safetensors")
+
+
+def write_settings(folder: Path, settings: Settings) -> None:
+    """Write `settings.toml`."""
+    write_text(folder / "settings.toml", tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)))
+
+
+def write_note(folder: Path, step: int, key: str, text: str) -> None:
+    """Add a warning or (key "choice") a choice."""
+    append_row(folder / "notes.jsonl", {"step": step, "key": key, "text": text})
+
+
+def write_gallery(folder: Path, step: int, arrays: dict[str, np.ndarray]) -> None:
+    """Keep validation views of a step."""
+    with write_whole(folder / "gallery" / f"step-{step:06d}.safetensors") as temporary:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
+
+
+def rewind_run(folder: Path, step: int) -> None:
+    """Drop rows and pictures after `step`: a killed run had gone on beyond its last checkpoint."""
+    for name in (*JOURNALS, "notes.jsonl"):
+        if (folder / name).exists():
+            keep_rows(folder / name, lambda row: int(row["step"]) <= step)
+    for path in (folder / "gallery").glob("step-*.safetensors"):
+        if int(path.stem.removeprefix("step-")) > step:
+            path.unlink()

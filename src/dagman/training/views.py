@@ -1,0 +1,159 @@
+"""Which views a step is made of: every crop a pure function of (seed, step, index), whoever reads it.
+
+A scan's turn comes by a permutation of all scans, drawn anew each time round; two views are cut at random from one
+random box of 4/3 their side, so that they overlap [SMIT].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from dagman.errors import RunError
+from dagman.randomness import generator
+from dagman.settings.tree import ViewSettings
+from dagman.store.manifest import Store
+
+Triple = tuple[int, int, int]
+AIR = -1024
+"""HU outside a scan."""
+MR_RANGE = (0.0, 10000.0)
+"""Stored values of MR that become 0 and 1 (percentile-scaled by the store)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crop:
+    """A view's place in a scan: first voxel (negative where the view stands out of the scan)."""
+
+    scan: str
+    start: Triple
+
+
+def find_usable(shapes: dict[str, Triple], view: ViewSettings) -> tuple[list[str], list[str]]:
+    """Ids of scans large enough for a view, and of those left out, both sorted.
+
+    A scan is large enough if at most the share `view.padding` of each side of a view lies outside it.
+
+    Raises:
+        RunError: No scan is large enough; the message names the largest.
+    """
+    least = round(view.side * (1 - view.padding))
+    usable = sorted(i for i, shape in shapes.items() if min(shape) >= least)
+    left_out = sorted(set(shapes) - set(usable))
+    if not usable:
+        largest = max(shapes.values(), key=min)
+        fits = max((s for s in range(32, view.side, 32) if min(largest) >= round(s * (1 - view.padding))), default=None)
+        do = f"Set view.side={fits}" if fits else "Prepare with a finer --spacing"
+        raise RunError(f"a view of {view.side} voxels is larger than every scan; the largest is {' x '.join(map(str, largest))} voxels", do=do)
+    return usable, left_out
+
+
+def choose_scan(usable: Sequence[str], seed: int, number: int) -> str:
+    """The scan of the `number`-th pair of a run."""
+    epoch, place = divmod(number, len(usable))
+    order = generator(seed, "order", epoch).permutation(len(usable))
+    return usable[order[place]]
+
+
+def draw_crops(scan: str, shape: Triple, view: ViewSettings, seed: int, *index: int | str) -> tuple[Crop, Crop]:
+    """Places of two overlapping views u, v in a scan."""
+    random = generator(seed, "crop", *index)
+    starts: list[list[int]] = [[], []]
+    box_side = round(view.box * view.side)
+    for extent in shape:
+        box = max(view.side, min(box_side, extent))
+        box_start = _draw_start(random, extent, box)
+        for view_starts in starts:
+            view_starts.append(box_start + int(random.integers(0, box - view.side + 1)))
+    u, v = (Crop(scan=scan, start=(s[0], s[1], s[2])) for s in starts)
+    return u, v
+
+
+def _draw_start(random: np.random.Generator, extent: int, box: int) -> int:
+    if extent <= box:
+        # Centred, not drawn: a small scan should lie whole in its view.
+        return -((box - extent) // 2)
+    return int(random.integers(0, extent - box + 1))
+
+
+def read_crop(store: Store, crop: Crop, shape: Triple, side: int, fill: int) -> np.ndarray:
+    """The int16 voxels of a crop (side, side, side), `fill` outside the scan."""
+    start = [max(0, s) for s in crop.start]
+    stop = [min(extent, s + side) for s, extent in zip(crop.start, shape, strict=True)]
+    size = tuple(b - a for a, b in zip(start, stop, strict=True))
+    inside = store.crop(crop.scan, tuple(start), size)
+    if inside.shape == (side, side, side):
+        return inside
+    whole = np.full((side, side, side), fill, dtype=np.int16)
+    place = tuple(slice(a - s, b - s) for a, b, s in zip(start, stop, crop.start, strict=True))
+    whole[place] = inside
+    return whole
+
+
+class ViewDataset(torch.utils.data.Dataset):
+    """Steps of a run: item `step` is that step's views as int16 (u: P 1 X Y Z, v alike) with the range that becomes [0, 1]."""
+
+    def __init__(self, store: Store, usable: Sequence[str], view: ViewSettings, batch: int, seed: int, steps: int) -> None:
+        self.store, self.usable, self.view, self.batch, self.seed, self.steps = store, list(usable), view, batch, seed, steps
+        rows = {row.id: row for row in store.rows}
+        self.shapes: dict[str, Triple] = {i: tuple(rows[i].shape) for i in usable}  # type: ignore[misc]
+        self.modalities = {i: rows[i].modality for i in usable}
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        pairs = self.batch // 2
+        places = []
+        for i in range(pairs):
+            scan = choose_scan(self.usable, self.seed, step * pairs + i)
+            places.append(draw_crops(scan, self.shapes[scan], self.view, self.seed, step, i))
+        return self.read(places)
+
+    def read(self, places: Sequence[tuple[Crop, Crop]]) -> dict[str, Any]:
+        """Views at given places, as an item."""
+        sides = []
+        for which in (0, 1):
+            crops = [pair[which] for pair in places]
+            voxels = [read_crop(self.store, c, self.shapes[c.scan], self.view.side, self._fill(c.scan)) for c in crops]
+            sides.append(torch.from_numpy(np.stack(voxels)[:, None]))
+        ranges = [self._range(pair[0].scan) for pair in places]
+        return {"u": sides[0], "v": sides[1], "range": torch.tensor(ranges, dtype=torch.float32)}
+
+    def _range(self, scan: str) -> tuple[float, float]:
+        return MR_RANGE if self.modalities[scan] == "MR" else (self.view.low, self.view.high)
+
+    def _fill(self, scan: str) -> int:
+        return int(MR_RANGE[0]) if self.modalities[scan] == "MR" else AIR
+
+
+def validation_places(dataset: ViewDataset, views: int) -> list[tuple[Crop, Crop]]:
+    """Fixed places for the monitors: spread over the scans, the same at every step and in every run of a seed."""
+    order = generator(dataset.seed, "validation").permutation(len(dataset.usable))
+    places = []
+    for i in range(views // 2):
+        scan = dataset.usable[order[i % len(order)]]
+        places.append(draw_crops(scan, dataset.shapes[scan], dataset.view, dataset.seed, "validation", i))
+    return places
+
+
+def _pass(item: dict[str, Any]) -> dict[str, Any]:
+    return item
+
+
+def load_steps(dataset: ViewDataset, first: int, workers: int) -> torch.utils.data.DataLoader:
+    """Items `first`, `first` + 1, ... in order, read by `workers` processes (0: by this one); their number changes nothing."""
+    return torch.utils.data.DataLoader(
+        dataset,
+        sampler=range(first, dataset.steps),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_pass,
+        multiprocessing_context="forkserver" if workers else None,
+        persistent_workers=False,
+        prefetch_factor=4 if workers else None,
+    )
