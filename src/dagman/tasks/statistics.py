@@ -7,7 +7,7 @@ taken over patients (Obuchowski, Biometrics 1997; with one item a patient it is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,7 +105,8 @@ def estimate_auc(labels: ArrayLike, scores: ArrayLike, *, patients: ArrayLike | 
     areas, covariance, count = measure_auc_covariance(labels, np.asarray(scores)[:, None], patients=patients)
     reach = norm.ppf(0.5 + level / 2) * math.sqrt(covariance[0, 0])
     value = float(areas[0])
-    low, high = max(0.0, value - reach), min(1.0, value + reach)
+    # np.clip keeps NaN, which min and max would turn into a bound.
+    low, high = np.clip([value - reach, value + reach], 0.0, 1.0).tolist()
     return Interval(value=value, low=low, high=high, level=level, items=len(np.asarray(labels)), patients=count, how="DeLong")
 
 
@@ -115,16 +116,16 @@ def compare_auc(
     """Difference of two AUCs on the same items with DeLong's interval and test; over patients where they are given."""
     areas, covariance, count = measure_auc_covariance(labels, np.stack([first, second], axis=1), patients=patients)
     value = float(areas[0] - areas[1])
-    error = math.sqrt(max(0.0, covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]))
+    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+    # Rounding leaves a few 1e-18 of either sign between two models with the same ranks.
+    error = math.sqrt(variance) if variance > 1e-15 else variance * 0
     reach = norm.ppf(0.5 + level / 2) * error
-    if error > 0:
-        p = float(2 * norm.sf(abs(value) / error))
-    else:
-        p = 1.0 if value == 0 else float("nan")
+    same = 1.0 if value == 0 else float("nan")
+    p = float(2 * norm.sf(abs(value) / error)) if error > 0 else same
     return Difference(
         value=value,
-        low=value - reach,
-        high=value + reach,
+        low=float(value - reach),
+        high=float(value + reach),
         level=level,
         items=len(np.asarray(labels)),
         patients=count,
@@ -182,7 +183,7 @@ def trace_roc_band(
 
     def trace(labels: NDArray, scores: NDArray) -> Floats:
         false_rate, true_rate = trace_roc(labels, scores)
-        # np.interp takes the last of equal abscissae on the right: the curve's upper edge, but for the start.
+        # Of points above one another np.interp takes the last: the upper edge of the step.
         return np.interp(grid, false_rate, true_rate)
 
     inputs, rows = [np.asarray(labels), np.asarray(scores)], _rows_of_patients(patients)
@@ -219,7 +220,7 @@ def _rows_of_patients(patients: ArrayLike) -> list[NDArray[np.int64]]:
     return np.split(order, np.cumsum(np.bincount(places, minlength=len(values)))[:-1])
 
 
-def _draw_samples(inputs: list[NDArray], rows: list[NDArray], draws: int, seed: int):
+def _draw_samples(inputs: list[NDArray], rows: list[NDArray], draws: int, seed: int) -> Iterator[list[NDArray]]:
     random = generator(seed, "bootstrap")
     for _ in range(draws):
         picked = np.concatenate([rows[i] for i in random.integers(len(rows), size=len(rows))])
