@@ -1,0 +1,139 @@
+"""Where voxels lie: a 4 x 4 matrix from voxel indices to RAS millimetres.
+
+Axis letters: R, A, S = the index grows to the patient's right, anterior, superior; L, P, I = the opposite.
+World coordinates are RAS everywhere in dagman; `LPS_TO_RAS` is used by the readers of ITK formats and DICOM alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import nibabel.orientations
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dagman.errors import ScanError
+
+LPS_TO_RAS: NDArray[np.float64] = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""ITK and DICOM count x to the patient's left and y to the back; two signs change, for points and matrices alike."""
+
+_DEGENERATE = 1e-6
+"""Smallest volume of a voxel relative to the product of its edges; below it two axes point the same way."""
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """Voxel indices to RAS millimetres; index (0, 0, 0) is the centre of the first voxel.
+
+    Raises ScanError when the matrix is not 4 x 4, not finite, or cannot be inverted.
+    """
+
+    matrix: NDArray[np.float64]
+
+    def __init__(self, matrix: ArrayLike) -> None:
+        wanted = np.array(matrix, dtype=np.float64)
+        _check_matrix(wanted)
+        wanted.setflags(write=False)
+        object.__setattr__(self, "matrix", wanted)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxel centres along each axis, in mm."""
+        x, y, z = np.linalg.norm(self.matrix[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+    @property
+    def origin(self) -> tuple[float, float, float]:
+        """RAS millimetres of the centre of the first voxel."""
+        x, y, z = self.matrix[:3, 3]
+        return float(x), float(y), float(z)
+
+    @property
+    def axis_codes(self) -> str:
+        """One letter an axis, the nearest of R L A P S I, such as "RAS"."""
+        return "".join(nibabel.orientations.ornt2axcodes(self._orientation()))
+
+    @property
+    def is_oblique(self) -> bool:
+        """Whether any axis leaves its nearest patient axis by more than about 0.1 degree."""
+        directions = np.abs(self.matrix[:3, :3]) / np.array(self.spacing)
+        return bool(directions.max(axis=0).min() < np.cos(np.radians(0.1)))
+
+    def to_world(self, points: ArrayLike) -> NDArray[np.float64]:
+        """RAS millimetres, N x 3, of voxel indices, N x 3 (fractions allowed)."""
+        return np.asarray(points, dtype=np.float64) @ self.matrix[:3, :3].T + self.matrix[:3, 3]
+
+    def to_voxel(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Voxel indices with fractions, N x 3, of RAS millimetres, N x 3."""
+        inverse = np.linalg.inv(self.matrix)
+        return np.asarray(points, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
+
+    def permute(self, order: Sequence[int]) -> Affine:
+        """The affine of `voxels.transpose(order)`."""
+        return Affine(self.matrix[:, [*order, 3]])
+
+    def flip(self, axis: int, size: int) -> Affine:
+        """The affine of `np.flip(voxels, axis)`, where `size` is the number of voxels along it."""
+        change = np.eye(4)
+        change[axis, axis] = -1.0
+        change[axis, 3] = size - 1
+        return Affine(self.matrix @ change)
+
+    def crop(self, start: Sequence[float]) -> Affine:
+        """The affine of `voxels[start[0]:, start[1]:, start[2]:]`; negative starts are padding."""
+        change = np.eye(4)
+        change[:3, 3] = start
+        return Affine(self.matrix @ change)
+
+    def rescale(self, factors: Sequence[float]) -> Affine:
+        """The affine of voxels `factors` times as large that start at the same outer corner.
+
+        The corner, not the first centre, stays: as `torch.nn.functional.interpolate(align_corners=False)` samples.
+        """
+        change = np.diag([*factors, 1.0])
+        change[:3, 3] = (np.asarray(factors, dtype=np.float64) - 1.0) / 2.0
+        return Affine(self.matrix @ change)
+
+    def nearest_ras(self) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+        """(order, flips) that bring the axes nearest to R, A, S: transpose by `order`, then flip the axes marked True."""
+        orientation = self._orientation()
+        order = np.argsort(orientation[:, 0])
+        x, y, z = (int(axis) for axis in order)
+        flips = [bool(orientation[axis, 1] < 0) for axis in order]
+        return (x, y, z), (flips[0], flips[1], flips[2])
+
+    def is_close(self, other: Affine, tolerance: float = 1e-3) -> bool:
+        """Whether both place voxels alike: each entry within `tolerance` (mm)."""
+        return bool(np.allclose(self.matrix, other.matrix, rtol=0.0, atol=tolerance))
+
+    def _orientation(self) -> NDArray[np.float64]:
+        return nibabel.orientations.io_orientation(self.matrix)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Affine) and np.array_equal(self.matrix, other.matrix)
+
+    def __hash__(self) -> int:
+        return hash(self.matrix.tobytes())
+
+    def __repr__(self) -> str:
+        spacing = " x ".join(f"{value:.4g}" for value in self.spacing)
+        origin = ", ".join(f"{value:.4g}" for value in self.origin)
+        return f"Affine({self.axis_codes}, {spacing} mm, origin {origin} mm)"
+
+
+def _check_matrix(matrix: NDArray[np.float64]) -> None:
+    if matrix.shape != (4, 4):
+        raise ScanError(f"an affine has 4 x 4 numbers, not {' x '.join(map(str, matrix.shape)) or 'one'}", do="Mend the header")
+    if not np.isfinite(matrix).all():
+        raise ScanError("the affine holds NaN or infinite numbers", do="Mend the header, or convert the scan again")
+    if not np.allclose(matrix[3], [0, 0, 0, 1]):
+        raise ScanError("the last row of the affine is not 0 0 0 1", do="Mend the header, or convert the scan again")
+    edges = np.linalg.norm(matrix[:3, :3], axis=0)
+    if not edges.all():
+        found = " x ".join(f"{edge:.4g}" for edge in edges)
+        raise ScanError(f"the spacing is {found} mm; every axis needs more than 0", do="Mend the header, or convert the scan again")
+    if abs(np.linalg.det(matrix[:3, :3] / edges)) < _DEGENERATE:
+        raise ScanError(
+            "the affine cannot be inverted: two axes point the same way", do="Mend the header, or convert the scan again"
+        )

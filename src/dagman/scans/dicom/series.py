@@ -1,0 +1,156 @@
+"""Headers to volumes: files of one series are kept together, several volumes in one series are told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dagman.errors import ScanError
+from dagman.scans.dicom.geometry import have_equal_positions
+from dagman.scans.dicom.headers import Header, looks_like_dicom, read_header
+from dagman.scans.pseudonyms import name_patient
+
+_NAMED = {"CT", "MR"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DicomGroup:
+    """Files that belong together: one volume, or something refused for `reason`; `patient` is a pseudonym."""
+
+    files: tuple[Path, ...]
+    modality: str
+    patient: str = field(repr=False)
+    uid: str = field(repr=False)
+    reason: str = ""
+
+
+def group_headers(headers: Iterable[Header], *, any_modality: bool = False) -> list[DicomGroup]:
+    """One group a volume, and one a refusal; the order of `headers` does not matter.
+
+    `any_modality` takes images of other modalities than CT and MR too, when the user says what they are.
+    """
+    series: dict[tuple[str, str, str], list[Header]] = {}
+    for header in sorted(headers, key=lambda header: header.path.as_posix()):
+        # Files without a series are told apart by folder.
+        uid = header.series_uid or header.path.parent.as_posix()
+        series.setdefault((header.patient_id, header.study_uid, uid), []).append(header)
+    return [group for members in series.values() for group in _split_series(members, any_modality)]
+
+
+def find_siblings(path: Path) -> list[Path]:
+    """The files of the same folder and series as a DICOM file; the path alone when it is no DICOM."""
+    if not looks_like_dicom(path):
+        return [path]
+    try:
+        uid = read_header(path).series_uid
+    except ScanError:
+        return [path]
+    siblings = []
+    for other in sorted(path.parent.iterdir()):
+        if other.name.startswith(".") or not other.is_file() or not looks_like_dicom(other):
+            continue
+        try:
+            if read_header(other).series_uid == uid:
+                siblings.append(other)
+        except ScanError:
+            continue
+    return siblings or [path]
+
+
+def _split_series(headers: Sequence[Header], any_modality: bool) -> list[DicomGroup]:
+    kept, copies = _drop_copies(headers)
+    groups = [_group(copies, f"the same images as in {kept[0].path.parent.as_posix()}; counted once")] if copies else []
+    refused: dict[str, list[Header]] = {}
+    slices: list[Header] = []
+    for header in kept:
+        reason = _judge_file(header, any_modality)
+        if reason:
+            refused.setdefault(reason, []).append(header)
+        else:
+            slices.append(header)
+    groups += [_group(members, reason) for reason, members in refused.items()]
+    for volume in _split_slices(slices):
+        groups.append(_judge_volume(volume))
+    return groups
+
+
+def _drop_copies(headers: Sequence[Header]) -> tuple[list[Header], list[Header]]:
+    seen: set[str] = set()
+    kept, copies = [], []
+    for header in headers:
+        (copies if header.instance_uid and header.instance_uid in seen else kept).append(header)
+        seen.add(header.instance_uid)
+    return kept, copies
+
+
+def _judge_file(header: Header, any_modality: bool) -> str:
+    """Why a file is no slice of a volume, or nothing."""
+    if not header.is_image:
+        return f"{header.modality or header.class_name} object, not an image: nothing to do"
+    if "LOCALIZER" in header.image_type or "SCOUT" in header.image_type:
+        return "localizer, not a volume: nothing to do"
+    if "Secondary Capture" in header.class_name:
+        return "secondary capture (a picture of the screen), not a scan: nothing to do"
+    if header.samples > 1:
+        return "holds colours (RGB), not one value a pixel: give the scan itself, not a rendering"
+    if header.modality not in _NAMED and not any_modality:
+        return f"modality {header.modality or 'not given'}, neither CT nor MR: leave it out, or say --modality ct or mr"
+    if not header.planes:
+        return "says nothing of its place in the patient (position, orientation or pixel spacing is missing): export it again"
+    return ""
+
+
+def _split_slices(headers: Sequence[Header]) -> list[list[Header]]:
+    volumes: list[list[Header]] = []
+    for header in headers:
+        # A multi-frame file is a volume of its own.
+        single = len(header.planes) == 1
+        fitting = (v for v in volumes if single and len(v[0].planes) == 1 and v[0].planes[0].fits(header.planes[0]))
+        home = next(fitting, None)
+        if home is None:
+            volumes.append([header])
+        else:
+            home.append(header)
+    return [part for volume in volumes for part in _split_repeated(volume)]
+
+
+def _split_repeated(volume: list[Header]) -> list[list[Header]]:
+    """Split slices that share positions by the first tag (acquisition, echo, time point, ...) that tells them apart.
+
+    Each part must be a volume without repeats; where no tag does that, the slices stay together and reading refuses them.
+    """
+    if len(volume) < 2 or not _repeats(volume):
+        return [volume]
+    for index in range(len(volume[0].volume_keys)):
+        parts: dict[str, list[Header]] = {}
+        for header in volume:
+            parts.setdefault(header.volume_keys[index][1], []).append(header)
+        if len(parts) > 1 and all(len(part) > 1 and not _repeats(part) for part in parts.values()):
+            return list(parts.values())
+    return [volume]
+
+
+def _repeats(volume: Sequence[Header]) -> bool:
+    return len(volume) > 1 and have_equal_positions([plane for header in volume for plane in header.planes])
+
+
+def _judge_volume(volume: Sequence[Header]) -> DicomGroup:
+    cut = [header.path.name for header in volume if header.is_truncated]
+    if cut:
+        more = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
+        return _group(volume, f"{cut[0]}{more}: pixel data are cut short: copy or export the series again")
+    if sum(len(header.planes) for header in volume) < 2:
+        return _group(volume, "is one slice: give a volume of at least 2 slices")
+    return _group(volume)
+
+
+def _group(headers: Sequence[Header], reason: str = "") -> DicomGroup:
+    first = headers[0]
+    return DicomGroup(
+        files=tuple(header.path for header in headers),
+        modality=first.modality,
+        patient=name_patient(first.patient_id.strip() or first.study_uid),
+        uid=first.series_uid,
+        reason=reason,
+    )

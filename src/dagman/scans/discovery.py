@@ -1,0 +1,181 @@
+"""What lies below the given folders: every series that may be a scan, and every refusal with its reason.
+
+Headers alone are read here. The result depends on the files, not on the order in which a file system lists them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from dagman.errors import ScanError
+from dagman.scans import itk, nifti
+from dagman.scans.dicom import DicomGroup, group_headers
+from dagman.scans.dicom import headers as dicom_headers
+from dagman.scans.pseudonyms import name_patients
+from dagman.scans.scan import Modality
+
+Kind = Literal["nifti", "itk", "dicom"]
+
+_SKIPPED = ("DICOMDIR", "LICENSE", "README", "VERSION")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One volume that may be a scan; `source` is a path that `read_scan` takes, unique among all series found.
+
+    `modality` is None where the file does not say it; `patient` is a pseudonym.
+    """
+
+    kind: Kind
+    files: tuple[Path, ...]
+    source: str
+    modality: Modality | None = None
+    patient: str | None = field(default=None, repr=False)
+    uid: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Something that is left out: where it lies, and why, with what to do."""
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discovery:
+    """Everything found, both lists ordered by source."""
+
+    series: tuple[Series, ...]
+    refused: tuple[Refusal, ...]
+
+
+def find_series(paths: str | Path | Iterable[str | Path], *, modality: Modality | None = None) -> Discovery:
+    """Find all series in files and folders, at any depth, formats mixed.
+
+    `modality` overrides what files say. Raises ScanError when a path does not exist or when nothing at all was found.
+    """
+    given = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
+    files = _list_files(given)
+    series: list[Series] = []
+    refused: list[Refusal] = []
+    headers: list[dicom_headers.Header] = []
+    for path, root in files.items():
+        kind = _find_kind(path)
+        try:
+            if kind == "nifti":
+                nifti.check_nifti(path)
+            elif kind == "itk":
+                itk.check_itk(path)
+            elif kind == "dicom":
+                headers.append(_read_dicom_header(path))
+            elif path == root:
+                raise ScanError("is of no format that dagman reads", where=path, do="Give NIfTI, NRRD, MetaImage or DICOM")
+        except ScanError as error:
+            refused.append(Refusal(source=str(path), reason=_join_reason(error)))
+            continue
+        if kind in ("nifti", "itk"):
+            series.append(Series(kind=kind, files=(path,), source=str(path), modality=modality))
+    series = _name_files(series, files)
+    for source, group in _name_groups(group_headers(headers, any_modality=modality is not None)):
+        if group.reason:
+            refused.append(Refusal(source=source, reason=group.reason))
+        else:
+            series.append(_build_dicom_series(source, group, modality))
+    if not series and not refused:
+        names = ", ".join(str(path) for path in given[:3])
+        raise ScanError("holds no scans", where=names, do="Give files or folders with NIfTI, NRRD, MetaImage or DICOM")
+    return Discovery(
+        series=tuple(sorted(series, key=lambda one: one.source)),
+        refused=tuple(sorted(refused, key=lambda one: (one.source, one.reason))),
+    )
+
+
+def _list_files(given: Sequence[Path]) -> dict[Path, Path]:
+    """Every file below the given paths, in order of its path, with the given path it was found under."""
+    files: dict[Path, Path] = {}
+    for root in given:
+        if not root.exists():
+            raise ScanError("does not exist", where=root, do="Check the path")
+        if root.is_file():
+            files.setdefault(root, root)
+            continue
+        for folder, folders, names in os.walk(root):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(names):
+                if not name.startswith("."):
+                    files.setdefault(Path(folder) / name, root)
+    return dict(sorted(files.items(), key=lambda item: item[0].as_posix()))
+
+
+def _find_kind(path: Path) -> Kind | None:
+    name = path.name.lower()
+    if name.endswith(nifti.SUFFIXES):
+        return "nifti"
+    if name.endswith(itk.SUFFIXES):
+        return "itk"
+    if name.endswith(dicom_headers.SUFFIXES):
+        return "dicom"
+    if path.name in _SKIPPED:
+        return None
+    try:
+        return "dicom" if dicom_headers.looks_like_dicom(path) else None
+    except OSError:
+        return None
+
+
+def _read_dicom_header(path: Path) -> dicom_headers.Header:
+    try:
+        known = dicom_headers.looks_like_dicom(path)
+    except OSError as error:
+        raise ScanError("cannot be read", where=path, do="Check its permissions") from error
+    if path.stat().st_size == 0:
+        raise ScanError("is empty", where=path, do="Copy or export the series again")
+    if not known:
+        raise ScanError("is no DICOM file, although its name says so", where=path, do="Copy or export it again, or leave it out")
+    return dicom_headers.read_header(path)
+
+
+def _name_files(series: Sequence[Series], files: dict[Path, Path]) -> list[Series]:
+    """Give every single-file series its patient by the rule in `pseudonyms`."""
+    relative = []
+    for one in series:
+        path, root = one.files[0], files[one.files[0]]
+        relative.append(path.relative_to(root) if path != root else Path(path.name))
+    names = name_patients(relative)
+    return [
+        Series(kind=one.kind, files=one.files, source=one.source, modality=one.modality, patient=name)
+        for one, name in zip(series, names, strict=True)
+    ]
+
+
+def _name_groups(groups: Sequence[DicomGroup]) -> list[tuple[str, DicomGroup]]:
+    """Each group's source: its folder where no other volume lies in or below it, else its first file."""
+    folders = [Path(os.path.commonpath([path.parent for path in group.files])) for group in groups]
+    volumes = [folder for folder, group in zip(folders, groups, strict=True) if not group.reason]
+    named = []
+    for folder, group in zip(folders, groups, strict=True):
+        alone = sum(other == folder or folder in other.parents for other in volumes) == 1
+        several = len(group.files) > 1 and not group.reason
+        named.append((str(folder if alone and several else group.files[0]), group))
+    return named
+
+
+def _build_dicom_series(source: str, group: DicomGroup, modality: Modality | None) -> Series:
+    stated: Modality = "CT" if group.modality == "CT" else "MR" if group.modality == "MR" else "other"
+    return Series(
+        kind="dicom",
+        files=group.files,
+        source=source,
+        modality=modality or stated,
+        patient=group.patient,
+        uid=group.uid or None,
+    )
+
+
+def _join_reason(error: ScanError) -> str:
+    return f"{error.what}: {error.do[0].lower()}{error.do[1:]}" if error.do else error.what

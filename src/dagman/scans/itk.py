@@ -1,0 +1,135 @@
+"""NRRD (.nrrd, .nhdr with its data file) and MetaImage (.mha, .mhd with its data file), read by SimpleITK.
+
+SimpleITK turns a negative spacing into a flip and fills damaged compressed data with zeros; both are looked for here.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from pathlib import Path
+
+import numpy as np
+import SimpleITK
+from numpy.typing import NDArray
+
+from dagman.errors import ScanError
+from dagman.scans.affine import LPS_TO_RAS, Affine
+from dagman.scans.scan import RawImage
+
+SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+
+_CONVERT_AGAIN = "Convert the scan again, or leave it out"
+_SPACING = re.compile(r"^\s*(?:ElementSpacing\s*=|ElementSize\s*=|spacings:)\s*(.+)$", re.MULTILINE)
+_DATA_FILE = re.compile(r"^\s*(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", re.MULTILINE | re.IGNORECASE)
+_NRRD_GZIP = re.compile(r"^\s*encoding:\s*(?:gz|gzip)\s*$", re.MULTILINE)
+_META_ZLIB = re.compile(r"^\s*CompressedData\s*=\s*True\s*$", re.MULTILINE | re.IGNORECASE)
+_HEADER_BYTES = 64 * 1024
+
+
+def check_itk(path: Path) -> None:
+    """Read the header alone and raise ScanError when the file cannot be a volume."""
+    _checked_reader(path)
+
+
+def read_itk(path: Path) -> RawImage:
+    """Values X Y Z and the affine, turned from ITK's LPS to RAS mm."""
+    reader = _checked_reader(path)
+    _check_stream(path)
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise ScanError("is truncated or damaged, or its data file is missing", where=path, do=_CONVERT_AGAIN) from error
+    values = SimpleITK.GetArrayFromImage(image).T
+    direction = np.array(image.GetDirection()).reshape(image.GetDimension(), -1)[:3, :3]
+    matrix = np.eye(4)
+    matrix[:3, :3] = direction * np.array(image.GetSpacing())[:3]
+    matrix[:3, 3] = image.GetOrigin()[:3]
+    try:
+        affine = Affine(LPS_TO_RAS @ matrix)
+    except ScanError as error:
+        raise ScanError(error.what, where=path, do=error.do) from error
+    return RawImage(_squeeze(values), affine)
+
+
+def _squeeze(values: NDArray) -> NDArray:
+    return values.reshape(values.shape[:3], order="F")
+
+
+def _checked_reader(path: Path) -> SimpleITK.ImageFileReader:
+    _check_spacing(path)
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        kind = "NRRD" if path.suffix.lower() in (".nrrd", ".nhdr") else "MetaImage"
+        raise ScanError(f"is no {kind} file, or damaged in its header", where=path, do=_CONVERT_AGAIN) from error
+    size = reader.GetSize()
+    while len(size) > 3 and size[-1] == 1:
+        size = size[:-1]
+    found = " x ".join(map(str, size))
+    if "complex" in SimpleITK.GetPixelIDValueAsString(reader.GetPixelID()):
+        raise ScanError("holds complex numbers", where=path, do="Give the magnitude image")
+    if reader.GetNumberOfComponents() > 1:
+        count = reader.GetNumberOfComponents()
+        raise ScanError(f"holds {count} values a voxel (colours or vectors)", where=path, do="Give an image of one value a voxel")
+    if len(size) > 3:
+        raise ScanError(f"has {len(size)} axes ({found})", where=path, do="Give one 3D volume a file")
+    if len(size) < 3 or min(size) == 1:
+        raise ScanError(f"is one slice ({found})", where=path, do="Give a volume of at least 2 slices")
+    return reader
+
+
+def _check_spacing(path: Path) -> None:
+    try:
+        header = _read_header(path)
+    except OSError as error:
+        raise ScanError("cannot be read", where=path, do="Check the path and its permissions") from error
+    if not header:
+        raise ScanError("is empty", where=path, do="Copy or convert the scan again")
+    if match := _SPACING.search(header):
+        words = match.group(1).split()
+        try:
+            numbers = [float(word) for word in words]
+        except ValueError as error:
+            raise ScanError(f"the spacing is {match.group(1)[:60]!r}, not numbers", where=path, do="Mend the header") from error
+        if not all(np.isfinite(number) and number > 0 for number in numbers):
+            raise ScanError(
+                f"the spacing is {' x '.join(words)} mm; every axis needs more than 0", where=path, do="Mend the header"
+            )
+
+
+def _read_header(path: Path) -> str:
+    """The text before the data of a MetaImage or NRRD file."""
+    with open(path, "rb") as file:
+        start = file.read(_HEADER_BYTES)
+    end = start.find(b"ElementDataFile")
+    if end >= 0:
+        line = start.find(b"\n", end)
+        return start[: line if line >= 0 else len(start)].decode("latin-1")
+    return start.split(b"\n\n", 1)[0].split(b"\r\n\r\n", 1)[0].decode("latin-1")
+
+
+def _check_stream(path: Path) -> None:
+    """Unpack compressed data once, for its checksum alone: SimpleITK reads damaged data as zeros."""
+    header = _read_header(path)
+    packed = _NRRD_GZIP.search(header) or _META_ZLIB.search(header)
+    match = _DATA_FILE.search(header)
+    name = match.group(1) if match else "LOCAL"
+    if not packed or name.upper().startswith("LIST") or "%" in name:
+        return
+    try:
+        if name.upper() == "LOCAL":
+            separator = 1 if _META_ZLIB.search(header) else 2
+            data = path.read_bytes()[len(header.encode("latin-1")) + separator :]
+        else:
+            data = (path.parent / name).read_bytes()
+        if _META_ZLIB.search(header):
+            zlib.decompress(data)
+        else:
+            gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ScanError("is truncated or damaged, or its data file is missing", where=path, do=_CONVERT_AGAIN) from error

@@ -1,0 +1,79 @@
+"""A series to a scan: decode, check, name the modality, clip padding. The one place where all formats meet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dagman.errors import ScanError
+from dagman.scans import dicom, itk, nifti
+from dagman.scans.discovery import Series, find_series
+from dagman.scans.pseudonyms import name_file
+from dagman.scans.scan import Modality, RawImage, Scan, narrow_voxels
+from dagman.scans.verdict import clip_padding, judge_modality
+
+
+def read_scan(path: str | Path, *, modality: Modality | None = None) -> Scan:
+    """Read a file, or a folder that holds exactly one usable series (`dagman.read`).
+
+    A DICOM file stands for its whole series: the files of the same series in its folder are read with it. `modality`
+    overrides what the file says. Raises ScanError, naming the series when there are several.
+    """
+    path = Path(path)
+    given = dicom.find_siblings(path) if path.is_file() else [path]
+    found = find_series(given, modality=modality)
+    if len(found.series) == 1:
+        return read_series(found.series[0])
+    if found.series:
+        names = ", ".join(series.source for series in found.series[:5])
+        more = f" and {len(found.series) - 5} more" if len(found.series) > 5 else ""
+        raise ScanError(f"holds {len(found.series)} series: {names}{more}", where=path, do="Give the path of one of them")
+    if len(found.refused) == 1 or path.is_file():
+        raise ScanError(found.refused[0].reason, where=found.refused[0].source)
+    first = found.refused[0]
+    raise ScanError(f"holds no usable series; {len(found.refused)} refused, the first: {first.reason}", where=path)
+
+
+def read_series(series: Series) -> Scan:
+    """Decode a series into a Scan.
+
+    Voxels are int16 where that is exact, else float32; CT is in HU with padding clipped at -1024. Raises ScanError for
+    what cannot be a volume: unreadable files, NaN, one value only, one slice, uneven slices, a tilted gantry.
+    """
+    raw = _decode_series(series)
+    _check_values(raw.values, series.source)
+    voxels = narrow_voxels(raw.values)
+    modality = series.modality or judge_modality(voxels)
+    notes = raw.notes
+    if modality == "CT":
+        voxels, clipped = clip_padding(voxels)
+        notes = (*notes, *clipped)
+    return Scan(
+        voxels=voxels,
+        affine=raw.affine,
+        modality=modality,
+        patient=series.patient or name_file(series.files[0]),
+        source=series.source,
+        notes=notes,
+    )
+
+
+def _decode_series(series: Series) -> RawImage:
+    if series.kind == "nifti":
+        return nifti.read_nifti(series.files[0])
+    if series.kind == "itk":
+        return itk.read_itk(series.files[0])
+    return dicom.read_volume(series.files, source=series.source)
+
+
+def _check_values(values: NDArray, source: str) -> None:
+    if np.issubdtype(values.dtype, np.floating):
+        bad = values.size - int(np.count_nonzero(np.isfinite(values)))
+        if bad:
+            what = f"{bad} of {values.size} voxels are NaN or infinite"
+            raise ScanError(what, where=source, do="Replace them (outside the scanner's field: -1024), or leave the scan out")
+    low = values.min()
+    if low == values.max():
+        raise ScanError(f"all voxels are {float(low):.4g}: an empty scan", where=source, do="Leave it out, or export it again")

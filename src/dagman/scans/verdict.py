@@ -1,0 +1,132 @@
+"""Whether a scan can be used, judged from its values: Hounsfield units leave marks that few other numbers do.
+
+Air lies near -1000, fat from -200 to -20, other soft tissue up to about 300. Crops may hold no air, or only lung, so one
+of two marks is enough; numbers that only look like a range (0..255, 0..4095, labels) have neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dagman.scans.scan import Modality, Scan
+
+LOWEST_HU = -1024
+"""Scanners write lower values (-2000, -3024) only outside their round field of view: padding, not tissue."""
+
+_LOOKED_AT = 4_000_000
+"""Shares are counted on about this many voxels, evenly spread; minimum and maximum on all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuEvidence:
+    """What speaks for Hounsfield units; each share is of all voxels.
+
+    air: below -300 HU (air, lung). fat: -200 to -20. soft tissue: -200 to 300. negative: -1000 to -30 (padding left out).
+    raw tissue: 900 to 1180, among voxels of 200 and more: where tissue lies when 1024 was never subtracted.
+    """
+
+    minimum: float
+    maximum: float
+    air_share: float
+    fat_share: float
+    soft_tissue_share: float
+    negative_share: float
+    raw_tissue_share: float
+
+    @property
+    def has_air(self) -> bool:
+        """A thousandth of the voxels is air or lung, and some of it is near -1000."""
+        return self.minimum <= -600 and self.air_share >= 0.001
+
+    @property
+    def has_tissue(self) -> bool:
+        """Half of the voxels is soft tissue, and enough of that is fat."""
+        return self.soft_tissue_share >= 0.5 and self.fat_share >= 0.005
+
+    @property
+    def looks_raw(self) -> bool:
+        """Nothing is negative but padding, and tissue lies near 1024 instead of 0."""
+        return self.negative_share < 0.001 and self.raw_tissue_share >= 0.3 and self.maximum > 1000
+
+    @property
+    def is_hu(self) -> bool:
+        """Whether the values alone say that this is CT in HU."""
+        return not self.looks_raw and (self.has_air or self.has_tissue)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether a scan can be used; `reason` says why not and what to do (empty when accepted)."""
+
+    accepted: bool
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    evidence: HuEvidence | None = None
+
+
+def judge_scan(scan: Scan) -> Verdict:
+    """Accept CT in HU, and MR when the file or the user says that it is MR; refuse the rest with advice."""
+    notes = scan.notes
+    if min(scan.shape) < 4:
+        notes = (*notes, f"very thin: {min(scan.shape)} slices")
+    if scan.modality == "MR":
+        return Verdict(accepted=True, notes=notes)
+    evidence = measure_hu(scan.voxels)
+    # A tag or a user that says CT needs less proof: a crop inside one organ holds neither air nor fat.
+    told = scan.modality == "CT" and not evidence.looks_raw and evidence.minimum < 0 and evidence.soft_tissue_share >= 0.5
+    if (evidence.is_hu or told) and evidence.maximum - evidence.minimum >= 50:
+        return Verdict(accepted=True, notes=notes, evidence=evidence)
+    return Verdict(accepted=False, reason=_explain(scan, evidence), notes=notes, evidence=evidence)
+
+
+def judge_modality(voxels: NDArray) -> Modality:
+    """CT when the values are HU, else "other": a NIfTI, NRRD or MetaImage file does not say what it shows."""
+    return "CT" if measure_hu(voxels).is_hu else "other"
+
+
+def measure_hu(voxels: NDArray) -> HuEvidence:
+    """Count what speaks for Hounsfield units in voxels of any shape."""
+    step = max(1, int(np.ceil((voxels.size / _LOOKED_AT) ** (1 / voxels.ndim))))
+    some = voxels[tuple(slice(step // 2 if size > step // 2 else 0, None, step) for size in voxels.shape)]
+    bright = np.count_nonzero(some >= 200)
+    return HuEvidence(
+        minimum=float(voxels.min()),
+        maximum=float(voxels.max()),
+        air_share=float(np.mean(some < -300)),
+        fat_share=_share(some, -200, -20),
+        soft_tissue_share=_share(some, -200, 300),
+        negative_share=_share(some, -1000, -30),
+        raw_tissue_share=_share(some, 900, 1180) * some.size / bright if bright else 0.0,
+    )
+
+
+def clip_padding(voxels: NDArray) -> tuple[NDArray, tuple[str, ...]]:
+    """CT voxels with everything below -1024 HU set to -1024, and a note when there was any.
+
+    Values that low are written outside the scanner's field of view; left as they are they would drag every mean.
+    """
+    below = np.count_nonzero(voxels < LOWEST_HU)
+    if not below:
+        return voxels, ()
+    note = f"padding down to {float(voxels.min()):.0f} in {below / voxels.size:.1%} of the voxels was set to {LOWEST_HU} HU"
+    return np.maximum(voxels, np.array(LOWEST_HU, dtype=voxels.dtype)), (note,)
+
+
+def _share(voxels: NDArray, low: float, high: float) -> float:
+    return float(np.count_nonzero((voxels >= low) & (voxels <= high)) / voxels.size)
+
+
+def _explain(scan: Scan, evidence: HuEvidence) -> str:
+    found = f"values {evidence.minimum:.4g} to {evidence.maximum:.4g}"
+    if evidence.looks_raw:
+        advice = "subtract 1024, or convert with the rescale intercept"
+        return f"looks like raw values, 1024 too high ({found}, tissue near 1024): {advice}"
+    if scan.voxels.dtype == np.int16 and evidence.minimum >= 0 and len(np.unique(scan.voxels)) <= 150 and evidence.maximum < 150:
+        return f"no HU range ({found}, whole numbers only): looks like a label map; give it as a mask, not as a scan"
+    if evidence.maximum - evidence.minimum < 50:
+        return f"no HU range ({found}): looks scaled already; give the scan in HU"
+    advice = "give the scan in HU" if scan.modality == "CT" else "give --modality mr if it is MR, else the scan in HU"
+    return f"no HU range ({found}; CT holds air near -1000 or fat near -100): {advice}"
