@@ -1,0 +1,49 @@
+"""One look for all pages and figures: colours, sizes, and how a figure and its axes begin.
+
+Figures are `Figure` objects on the Agg canvas; pyplot and its global state are not used.
+"""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+INK, MUTED, RULE, PAPER = "#1b2733", "#5b6b7a", "#d9e0e6", "#ffffff"
+BLUE, ORANGE, GREEN, PURPLE, SKY, RED, YELLOW = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#56b4e9", "#b2182b", "#e69f00"
+CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, RED, MUTED)
+"""Colours of series in order: Okabe and Ito's, told apart by colour-blind readers."""
+LEVELS = {"ok": GREEN, "warn": YELLOW, "bad": RED}
+"""Colours of a verdict's levels."""
+
+FULL_WIDTH, HALF_WIDTH = 9.6, 4.7
+"""Widths of a figure in inches: a page's column, and half of it."""
+_DPI = 150
+_SMALL, _NORMAL = 8.0, 9.0
+
+
+def new_figure(width: float = HALF_WIDTH, height: float = 2.7) -> Figure:
+    """An empty figure on the Agg canvas, `width` x `height` in inches."""
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor=PAPER)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def style_axes(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
+    """Names, light grid and quiet frame of axes that show numbers."""
+    axes.set_title(title, fontsize=_NORMAL + 0.5, color=INK, loc="left", fontweight="bold")
+    axes.set_xlabel(x, fontsize=_SMALL, color=MUTED)
+    axes.set_ylabel(y, fontsize=_SMALL, color=MUTED)
+    axes.tick_params(labelsize=_SMALL, colors=MUTED, length=3)
+    axes.grid(True, color=RULE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(RULE)
+
+
+def add_legend(axes: Axes, columns: int = 1) -> None:
+    """A frameless legend, where the axes have named series."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(handles, labels, fontsize=_SMALL, frameon=False, labelcolor=INK, ncols=columns)
