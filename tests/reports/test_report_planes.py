@@ -40,7 +40,7 @@ def test_the_patients_left_is_on_the_right_and_front_and_head_are_on_top(plane, 
 
 
 def _pixels(volume: np.ndarray, **options) -> np.ndarray:
-    figure = new_figure(2, 2)
+    figure = new_figure(2.0, 2.4)  # as the slice, 40 x 48 mm, so that it fills the picture
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1))
     draw_plane(axes, volume, (2, 2, 2), AXIAL, (10, 12, 14), letters=False, **options)
