@@ -1,0 +1,138 @@
+"""What frozen features know: a linear probe and k nearest neighbours.
+
+Features are n x p; labels are codes 0..K-1, each of which occurs in training; scores are n x K and sum to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.linear_model import LogisticRegression
+
+from dagman.errors import TaskError
+from dagman.tasks.protocol import plan_splits
+
+Floats = NDArray[np.float64]
+
+REGULARISATIONS = tuple(10.0**power for power in (-2, -1, 0, 1, 2, 3, 4))
+"""Values of C tried, for features divided by sqrt(p), so that one range serves any number of features."""
+_UNCHOSEN = 1.0
+_INNER_FOLDS = 5
+_TEMPERATURE = 0.07
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LinearProbe:
+    """A logistic regression on standardised features, as plain arrays that can be stored."""
+
+    mean: Floats
+    "p"
+    scale: Floats
+    "p; 1 where a feature is constant."
+    weights: Floats
+    "K x p, on standardised features; K is 1 if binary."
+    bias: Floats
+    "K"
+    regularisation: float
+    "The C that was chosen."
+
+    def score(self, features: ArrayLike) -> Floats:
+        """Probabilities, n x K (K >= 2), of features, n x p."""
+        standard = (_check_features(features) - self.mean) / self.scale
+        logits = standard @ self.weights.T + self.bias
+        if logits.shape[1] == 1:
+            logits = np.concatenate([-logits / 2, logits / 2], axis=1)
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
+
+
+def linear_probe(
+    train_features: ArrayLike, train_labels: ArrayLike, train_patients: ArrayLike, test_features: ArrayLike, *, seed: int = 0
+) -> Floats:
+    """Scores, n_test x K, of a linear probe fitted to the training items alone."""
+    return fit_linear_probe(train_features, train_labels, train_patients, seed=seed).score(test_features)
+
+
+def fit_linear_probe(features: ArrayLike, labels: ArrayLike, patients: ArrayLike, *, seed: int = 0) -> LinearProbe:
+    """Standardise and fit a logistic regression; C by log loss in an inner, grouped, stratified cross-validation.
+
+    With one patient of a class nothing can be left out, and C is 1. Raises TaskError for one class or for NaN.
+    """
+    features, labels = _check_features(features), np.asarray(labels, dtype=np.int64)
+    if len(np.unique(labels)) < 2:
+        raise TaskError("the training items are of one class", do="Give items of at least two classes")
+    mean, scale = _measure_scale(features)
+    standard = (features - mean) / scale / math.sqrt(features.shape[1])
+    # An L2 penalty does not see a rotation, and the weights lie in the span of the items: n coordinates do for p features.
+    points, axes = _rotate_to_items(standard) if len(standard) < standard.shape[1] else (standard, None)
+    regularisation = _choose_regularisation(points, labels, patients, seed)
+    model = _fit_logistic(points, labels, regularisation)
+    weights = (model.coef_ if axes is None else model.coef_ @ axes) / math.sqrt(features.shape[1])
+    return LinearProbe(mean=mean, scale=scale, weights=weights, bias=model.intercept_, regularisation=regularisation)
+
+
+def neighbour_probe(
+    train_features: ArrayLike, train_labels: ArrayLike, train_patients: ArrayLike, test_features: ArrayLike, *, seed: int = 0
+) -> Floats:
+    """Scores, n_test x K, of the 20 nearest training items (fewer if there are fewer) by cosine of standardised features.
+
+    Votes weigh exp(cosine / 0.07), as in Wu et al., CVPR 2018. Nothing is drawn or grouped: `train_patients` and `seed` make
+    the signature that of `linear_probe`.
+    """
+    train, test = _check_features(train_features), _check_features(test_features)
+    labels = np.asarray(train_labels, dtype=np.int64)
+    mean, scale = _measure_scale(train)
+    cosines = _to_unit((test - mean) / scale) @ _to_unit((train - mean) / scale).T
+    nearest = np.argsort(-cosines, axis=1, kind="stable")[:, : min(20, len(train))]
+    near = np.take_along_axis(cosines, nearest, axis=1)
+    votes = np.exp((near - near.max(axis=1, keepdims=True)) / _TEMPERATURE)
+    scores = np.stack([np.sum(votes * (labels[nearest] == code), axis=1) for code in range(int(labels.max()) + 1)], axis=1)
+    return scores / scores.sum(axis=1, keepdims=True)
+
+
+def _choose_regularisation(points: Floats, labels: NDArray, patients: ArrayLike, seed: int) -> float:
+    patients = np.asarray(patients, dtype=str)
+    fewest = min(len(set(patients[labels == label].tolist())) for label in np.unique(labels))
+    if fewest < 2:
+        return _UNCHOSEN
+    losses = np.zeros(len(REGULARISATIONS))
+    for split in plan_splits(patients, labels, folds=min(_INNER_FOLDS, fewest), seed=seed):
+        if len(np.unique(labels[split.train])) < len(np.unique(labels)):
+            continue
+        for i, regularisation in enumerate(REGULARISATIONS):
+            model = _fit_logistic(points[split.train], labels[split.train], regularisation)
+            chances = model.predict_proba(points[split.test])
+            of_truth = chances[np.arange(len(split.test)), np.searchsorted(model.classes_, labels[split.test])]
+            losses[i] -= float(np.sum(np.log(np.maximum(of_truth, 1e-12))))
+    return REGULARISATIONS[int(np.argmin(losses))] if losses.any() else _UNCHOSEN
+
+
+def _fit_logistic(points: Floats, labels: NDArray, regularisation: float) -> LogisticRegression:
+    # Newton with conjugate gradients: of sklearn's solvers the quickest here by two to a hundred times, for any K.
+    return LogisticRegression(C=regularisation, solver="newton-cg", tol=1e-5, max_iter=1000).fit(points, labels)
+
+
+def _rotate_to_items(standard: Floats) -> tuple[Floats, Floats]:
+    left, singular, axes = np.linalg.svd(standard, full_matrices=False)
+    return left * singular, axes
+
+
+def _measure_scale(features: Floats) -> tuple[Floats, Floats]:
+    mean, scale = features.mean(axis=0), features.std(axis=0)
+    # A constant feature has a deviation of rounding errors.
+    return mean, np.where(scale > 1e-12 * (np.abs(mean) + 1), scale, 1.0)
+
+
+def _to_unit(rows: Floats) -> Floats:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def _check_features(features: ArrayLike) -> Floats:
+    features = np.asarray(features, dtype=np.float64)
+    wrong = int(np.sum(~np.isfinite(features).all(axis=1)))
+    if wrong:
+        raise TaskError(f"the features of {wrong} items hold NaN or infinite numbers", do="Embed these items again, or drop them")
+    return features
