@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,9 +16,8 @@ def is_active(view: ViewSettings) -> bool:
     return max(view.flip, view.intensity_scale, view.intensity_shift, view.noise) > 0
 
 
-def augment_views(views: Tensor, settings: ViewSettings, seed: int, step: int, first: int) -> Tensor:
+def augment_views(views: Tensor, settings: ViewSettings, seed: int, step: int, numbers: Sequence[int]) -> Tensor:
     """Views (B 1 X Y Z in [0, 1]) mirrored, rescaled, shifted and made noisy, each by its own draws; clamped to [0, 1]."""
-    numbers = range(first, first + len(views))
     draws = draw_uniform(seed, "augmentation", step, numbers, (5,)).to(views.device)
     changed = []
     for view, draw in zip(views, draws, strict=True):

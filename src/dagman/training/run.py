@@ -31,8 +31,6 @@ from dagman.records.journal import append_row, keep_rows, read_rows
 from dagman.settings import Settings
 from dagman.settings.presets import validate_settings
 
-JOURNALS = ("metrics.jsonl", "monitors.jsonl", "timing.jsonl")
-
 
 class Run:
     """Reads a run folder; every property is read anew, so that a running run can be watched.
@@ -126,11 +124,15 @@ def write_gallery(folder: Path, step: int, arrays: dict[str, np.ndarray]) -> Non
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
 
 
-def rewind_run(folder: Path, step: int) -> None:
-    """Drop rows and pictures after `step`: a killed run had gone on beyond its last checkpoint."""
-    for name in (*JOURNALS, "notes.jsonl"):
+def rewind_run(folder: Path, step: int, *, finished: bool) -> None:
+    """Drop what lies after the checkpoint at `step`: a killed run had gone on beyond it.
+
+    The look at the validation views at `step` itself comes after the checkpoint, and is repeated unless the run had `finished`.
+    """
+    looked = step if finished else step - 1
+    for name, last in (("metrics.jsonl", step), ("timing.jsonl", step), ("monitors.jsonl", looked), ("notes.jsonl", looked)):
         if (folder / name).exists():
-            keep_rows(folder / name, lambda row: int(row["step"]) <= step)
+            keep_rows(folder / name, lambda row, last=last: int(row["step"]) <= last or row.get("key") == "choice")
     for path in (folder / "gallery").glob("step-*.safetensors"):
-        if int(path.stem.removeprefix("step-")) > step:
+        if int(path.stem.removeprefix("step-")) > looked:
             path.unlink()

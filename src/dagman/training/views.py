@@ -17,12 +17,11 @@ from dagman.errors import RunError
 from dagman.randomness import generator
 from dagman.settings.tree import ViewSettings
 from dagman.store.manifest import Store
+from dagman.store.preparation import SCALED_RANGE
 
 Triple = tuple[int, int, int]
 AIR = -1024
 """HU outside a scan."""
-MR_RANGE = (0.0, 10000.0)
-"""Stored values of MR that become 0 and 1 (percentile-scaled by the store)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,12 +106,16 @@ class ViewDataset(torch.utils.data.Dataset):
         return self.steps
 
     def __getitem__(self, step: int) -> dict[str, Any]:
+        return self.read(self.places(step))
+
+    def places(self, step: int) -> list[tuple[Crop, Crop]]:
+        """Where a step's pairs of views lie."""
         pairs = self.batch // 2
         places = []
         for i in range(pairs):
             scan = choose_scan(self.usable, self.seed, step * pairs + i)
             places.append(draw_crops(scan, self.shapes[scan], self.view, self.seed, step, i))
-        return self.read(places)
+        return places
 
     def read(self, places: Sequence[tuple[Crop, Crop]]) -> dict[str, Any]:
         """Views at given places, as an item."""
@@ -125,10 +128,10 @@ class ViewDataset(torch.utils.data.Dataset):
         return {"u": sides[0], "v": sides[1], "range": torch.tensor(ranges, dtype=torch.float32)}
 
     def _range(self, scan: str) -> tuple[float, float]:
-        return MR_RANGE if self.modalities[scan] == "MR" else (self.view.low, self.view.high)
+        return SCALED_RANGE if self.modalities[scan] == "MR" else (self.view.low, self.view.high)
 
     def _fill(self, scan: str) -> int:
-        return int(MR_RANGE[0]) if self.modalities[scan] == "MR" else AIR
+        return SCALED_RANGE[0] if self.modalities[scan] == "MR" else AIR
 
 
 def validation_places(dataset: ViewDataset, views: int) -> list[tuple[Crop, Crop]]:

@@ -1,0 +1,57 @@
+"""`dagman pretrain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(
+    epilog="Example: dagman pretrain store --out run --size tiny --set train.steps=300",
+)
+def pretrain_command(
+    source: Annotated[list[Path], typer.Argument(help="A store, or scans: files or folders, which are prepared into RUN/store first.")],
+    out: Annotated[Path, typer.Option(help="The run folder to write.")],
+    size: Annotated[str | None, typer.Option(help="tiny, small or paper; tiny without one.")] = None,
+    method: Annotated[str | None, typer.Option(help="dagman, smit, ibot, ...; dagman without one.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings in a TOML file.")] = None,
+    assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value, repeatable; see docs/settings.md.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+) -> None:
+    """Pretrain an encoder on a store, or on scans.
+
+    Ctrl-C lets the step end and leaves a run that --resume continues.
+    """
+    import json
+
+    from rich.console import Console
+
+    from dagman.cli.progress import show_training
+    from dagman.training.pretraining import pretrain
+
+    console = Console(stderr=as_json)
+    with show_training(console) as tell:
+        run = pretrain(
+            source,
+            out,
+            size=size,
+            method=method,
+            config=config,
+            assignments=assignments or (),
+            resume=resume,
+            tell=tell,
+        )
+    done, steps = run.last_step, run.settings.train.steps
+    outcome: dict[str, Any] = {"run": str(out), "step": done, "steps": steps, "warnings": [w["text"] for w in run.warnings]}
+    if as_json:
+        typer.echo(json.dumps(outcome))
+    if done < steps:
+        console.print(f"Stopped at step {done} of {steps}; repeat the command with --resume to go on.")
+        raise typer.Exit(130)
+    if not as_json:
+        console.print(f"{out}/encoder holds the encoder after {done} steps. Next: dagman report {out}")

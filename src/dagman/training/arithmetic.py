@@ -1,0 +1,38 @@
+"""The arithmetic of a run, printed before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from dagman.settings import Settings
+from dagman.store.manifest import Store
+from dagman.training.assembly import count_masked
+
+
+def describe_run(settings: Settings, student: nn.Module, store: Store, usable: Sequence[str], left_out: Sequence[str]) -> list[str]:
+    """Lines on scans, views, steps, masking, rates and size."""
+    train, view = settings.train, settings.view
+    units, counts = count_masked(settings)
+    pairs = train.steps * train.batch // 2
+    parts = train.batch // int(train.micro_batch)
+    patients = len({row.patient for row in store.rows if row.id in set(usable)})
+    size = sum(p.numel() for p in student.parameters())
+    encoder = sum(p.numel() for name, p in student.named_parameters() if name.startswith(("encoder.", "semantic_attention.")))
+    dropped = f"{settings.teacher.noise:.0%} of the teacher's units dropped" if settings.needs_teacher else "no teacher"
+    least = round(view.side * (1 - view.padding))
+    lines = [
+        f"scans: {len(usable)} of {patients} patients at {store.preparation.spacing:g} mm",
+        f"views: {view.side}^3 voxels ({view.side * store.preparation.spacing:g} mm), {train.batch} a step"
+        + (f" = {train.micro_batch} x {parts} accumulated" if parts > 1 else "")
+        + f"; {train.steps} steps = {pairs} pairs = {pairs / len(usable):.1f} a scan",
+        f"masking: {settings.masking.kind}, {counts.hidden} of {units} units hidden; {dropped}",
+        f"rates: lr {float(settings.optim.lr):.3g} to {settings.optim.min_lr:g}, {round(settings.optim.warmup * train.steps)} warm-up steps; "
+        + f"EMA {settings.teacher.momentum} to {settings.teacher.momentum_end:g}",
+        f"size: {encoder / 1e6:.2f} M weights in the encoder, {size / 1e6:.2f} M with heads; checkpoints of about {16 * size / 2**20:.0f} MiB",
+    ]
+    if left_out:
+        named = ", ".join(left_out[:5]) + (" ..." if len(left_out) > 5 else "")
+        lines.append(f"left out: {len(left_out)} scans smaller than {least} voxels along an axis ({named}); see view.side, view.padding")
+    return lines

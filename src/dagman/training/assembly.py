@@ -1,0 +1,115 @@
+"""From settings to what the step is made of: networks, method, target rules, optimiser."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from dagman.method.masking import MASKINGS, Counts, count_units
+from dagman.method.networks import Network, ProjectorShape, SemanticShape, copy_student, unit_grid
+from dagman.method.step import Method
+from dagman.method.targets import PROJECTORS, TargetRules
+from dagman.model import SwinShape
+from dagman.randomness import address
+from dagman.settings import Settings
+from dagman.training.encoder_folder import EncoderConfig
+from dagman.training.views import ViewDataset
+
+
+def describe_shapes(settings: Settings) -> tuple[SwinShape, SemanticShape | None]:
+    """Sizes of the encoder and of its semantic attention."""
+    m = settings.model
+    shape = SwinShape(embed=m.embed, depths=m.depths, heads=m.heads, window=m.window, mlp_ratio=m.mlp_ratio, drop_path=m.drop_path)
+    semantic = SemanticShape(stage=m.sa_stage, heads=m.sa_heads, depth=m.sa_depth, position=m.sa_position)
+    return shape, semantic if m.semantic_attention else None
+
+
+def name_projectors(settings: Settings) -> tuple[str, ...]:
+    """Projectors that have a weight; a weight of 0 leaves the head out."""
+    return tuple(name for name in PROJECTORS if getattr(settings.losses, name) > 0)
+
+
+def build_networks(settings: Settings) -> tuple[Network, Network | None]:
+    """Student and teacher at step 0: the teacher is the student's copy; None where the method has none."""
+    shape, semantic = describe_shapes(settings)
+    p = settings.projector
+    projectors = ProjectorShape(
+        names=name_projectors(settings), layers=p.layers, hidden=p.hidden, bottleneck=p.bottleneck, prototypes=int(p.prototypes)
+    )
+    # The initial weights are the one draw that torch makes; its state is lent and given back.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(address(settings.seed, "weights") % 2**32)
+        student = Network(shape, semantic, projectors, reconstruct=settings.losses.amip > 0, mask_fill=settings.masking.mask_fill)
+    return student, copy_student(student) if settings.needs_teacher else None
+
+
+def count_masked(settings: Settings) -> tuple[int, Counts]:
+    """Units of a view, and how many are masked."""
+    x, y, z = unit_grid((settings.view.side,) * 3)
+    masking = settings.masking
+    return x * y * z, count_units(x * y * z, masking.ratio, masking.hints, masking.hint_pool)
+
+
+def compose_method(settings: Settings) -> Method:
+    """The method preset as the step takes it."""
+    losses = settings.losses
+    return Method(
+        masking=MASKINGS[settings.masking.kind],
+        counts=count_masked(settings)[1],
+        needs_attention=settings.masking.kind.startswith("attention"),
+        attention_from=settings.masking.attention_from,
+        noise=settings.teacher.noise,
+        granularity=settings.teacher.granularity,
+        weights={name: getattr(losses, name) for name in ("amip", "ampd", "aitd", "gitd")},
+        student_temperature=losses.student_temperature,
+        symmetric=losses.symmetric,
+    )
+
+
+def compose_rules(settings: Settings) -> TargetRules:
+    """How logits become targets."""
+    teacher = settings.teacher
+    return TargetRules(
+        centering=teacher.centering,
+        target_entropy=teacher.target_entropy if teacher.temperature == "entropy" else None,
+        center_momentum=teacher.center_momentum,
+        queue=int(teacher.queue),
+    )
+
+
+def group_parameters(student: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Two groups for AdamW: matrices decay; biases, norms, tokens and bias tables do not (METHOD, Training)."""
+    decay, plain = [], []
+    for name, parameter in student.named_parameters():
+        exempt = parameter.ndim < 2 or "bias" in name or name.endswith(("cls", "mask_token"))
+        (plain if exempt else decay).append(parameter)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def list_frozen(student: Network) -> list[nn.Parameter]:
+    """The projectors' last layers, frozen in the first epoch [iBOT]."""
+    return [p for projector in student.projectors.values() for p in projector.last_layer_parameters()]  # type: ignore[operator]
+
+
+def describe_encoder(settings: Settings, dataset: ViewDataset, step: int) -> EncoderConfig:
+    """What is written beside the encoder's weights."""
+    shape, semantic = describe_shapes(settings)
+    rows = {row.id: row for row in dataset.store.rows}
+    seen = [rows[i] for i in dataset.usable]
+    preparation = dataset.store.preparation
+    return EncoderConfig(
+        shape=shape,
+        semantic=semantic,
+        size=settings.size,
+        method=settings.method,
+        spacing=preparation.spacing,
+        low=settings.view.low,
+        high=settings.view.high,
+        view=settings.view.side,
+        crop_body=preparation.crop_body,
+        mask_fill=settings.masking.mask_fill,
+        step=step,
+        seed=settings.seed,
+        modalities=tuple(sorted({row.modality for row in seen})),
+        scans_seen=tuple(sorted({row.content_hash for row in seen})),
+    )

@@ -1,0 +1,122 @@
+"""Full-state checkpoints: whole or absent, nothing pickled.
+
+`checkpoints/step-N/` holds `student`, `teacher`, `heads` and `optimizer` as safetensors and `state.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dagman.errors import RunError
+from dagman.method.networks import Network
+from dagman.method.targets import Targets
+from dagman.records.files import write_whole
+
+FORMAT = 1
+_HEADS = ("projectors.", "reconstruction.")
+
+
+def list_checkpoints(run: str | Path) -> list[int]:
+    """Steps at which there is a whole checkpoint, ascending."""
+    found = (Path(run) / "checkpoints").glob("step-*/state.json")
+    return sorted(int(p.parent.name.removeprefix("step-")) for p in found)
+
+
+def save_checkpoint(
+    run: str | Path,
+    step: int,
+    student: Network,
+    teacher: Network | None,
+    optimizer: torch.optim.Optimizer,
+    targets: Targets,
+    state: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write everything a resume needs, then remove all but the newest `keep`."""
+    tensors, log_temperatures = targets.state()
+    files = {
+        "student": _select(student, heads=False),
+        "teacher": _select(teacher, heads=False) if teacher else {},
+        "heads": {
+            **{f"student.{k}": v for k, v in _select(student, heads=True).items()},
+            **({f"teacher.{k}": v for k, v in _select(teacher, heads=True).items()} if teacher else {}),
+            **{f"targets.{k}": v for k, v in tensors.items()},
+        },
+        "optimizer": _pack_optimizer(student, optimizer),
+    }
+    folder = Path(run) / "checkpoints" / f"step-{step:06d}"
+    with write_whole(folder) as temporary:
+        temporary.mkdir()
+        for name, content in files.items():
+            save_file({k: v.detach().cpu().contiguous() for k, v in content.items()}, temporary / f"{name}.safetensors")
+        values = {"format": FORMAT, "step": step, "log_temperatures": log_temperatures, **state}
+        (temporary / "state.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    for old in list_checkpoints(run)[:-keep]:
+        shutil.rmtree(Path(run) / "checkpoints" / f"step-{old:06d}")
+    return folder
+
+
+def load_checkpoint(
+    run: str | Path, student: Network, teacher: Network | None, optimizer: torch.optim.Optimizer, targets: Targets
+) -> dict[str, Any]:
+    """Put the newest checkpoint's state into the given objects; the values of `state.json`.
+
+    Raises:
+        RunError: There is none, or it is damaged or of another format version.
+    """
+    steps = list_checkpoints(run)
+    if not steps:
+        raise RunError("holds no checkpoint to go on from", where=run, do="Start anew in another folder")
+    folder = Path(run) / "checkpoints" / f"step-{steps[-1]:06d}"
+    try:
+        values: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if values["format"] != FORMAT:
+            raise RunError(f"is of checkpoint format {values['format']}; this dagman reads {FORMAT}", where=folder)
+        files = {name: load_file(folder / f"{name}.safetensors") for name in ("student", "teacher", "heads", "optimizer")}
+        _fill(student, files["student"], _take(files["heads"], "student."))
+        if teacher is not None:
+            _fill(teacher, files["teacher"], _take(files["heads"], "teacher."))
+        targets.restore(_take(files["heads"], "targets."), values["log_temperatures"])
+        _unpack_optimizer(student, optimizer, files["optimizer"])
+    except (json.JSONDecodeError, KeyError, SafetensorError, FileNotFoundError, RuntimeError) as error:
+        raise RunError(f"is damaged: {error}", where=folder, do="Remove this checkpoint and resume from the one before") from None
+    return values
+
+
+def _select(network: Network, *, heads: bool) -> dict[str, Tensor]:
+    return {k: v for k, v in network.state_dict().items() if k.startswith(_HEADS) == heads}
+
+
+def _take(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _fill(network: Network, body: Mapping[str, Tensor], heads: Mapping[str, Tensor]) -> None:
+    network.load_state_dict({**body, **heads}, strict=True)
+
+
+def _pack_optimizer(student: Network, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    packed = {}
+    for name, parameter in student.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            packed[f"{key}:{name}"] = value
+    return packed
+
+
+def _unpack_optimizer(student: Network, optimizer: torch.optim.Optimizer, packed: Mapping[str, Tensor]) -> None:
+    parameters = dict(student.named_parameters())
+    optimizer.state.clear()
+    for key, value in packed.items():
+        kind, name = key.split(":", 1)
+        parameter = parameters[name]
+        # AdamW keeps its step counter on the CPU, its moments beside the weights.
+        optimizer.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)

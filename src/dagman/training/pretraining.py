@@ -1,0 +1,177 @@
+"""`dagman.pretrain`: from scans or a store to a run, or on from where a run stopped."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dagman import devices
+from dagman.errors import RunError
+from dagman.records.hashes import hash_bytes
+from dagman.records.lock import hold_lock
+from dagman.records.provenance import write_command
+from dagman.settings import Settings, load_settings, resolve_settings
+from dagman.settings.resolution import list_idle_settings
+from dagman.store.manifest import Store
+from dagman.store.preparation import Preparation
+from dagman.store.writer import prepare_store
+from dagman.training.arithmetic import describe_run
+from dagman.training.checkpoints import list_checkpoints
+from dagman.training.run import Run, write_note, write_settings
+from dagman.training.trainer import Event, Trainer
+from dagman.training.views import ViewDataset, find_usable
+
+FREE_TO_CHANGE = frozenset({"train.device", "train.workers", "train.checkpoint_every", "train.keep_checkpoints"})
+"""Settings that a resume may change: they do not change the weights."""
+
+
+def pretrain(
+    source: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    size: str | None = None,
+    method: str | None = None,
+    config: str | Path | None = None,
+    assignments: Iterable[str] = (),
+    resume: bool = False,
+    tell: Event | None = None,
+    tell_preparing: Callable[..., None] | None = None,
+) -> Run:
+    """Pretrain an encoder; gives the run, whose encoder `dagman.load` reads.
+
+    Args:
+        source: A store, or scans (files or folders), which are prepared into `out/store` first.
+        out: The run folder.
+        size, method, config, assignments: As in `dagman.settings.load_settings`.
+        resume: Go on with the run in `out`; without one there, begin.
+        tell: Called with each event's name ("choice", "warning", "begin", "step", "monitor", "checkpoint") and values.
+        tell_preparing: Passed to `prepare_store` as `on_event`.
+
+    Raises:
+        RunError: `out` exists already, the settings or the store differ from the run's, or no scan is large enough.
+        SettingsError, StoreError, ScanError: From the settings, the store, the scans.
+    """
+    out = Path(out)
+    tell = tell or (lambda name, values: None)
+    settings, given = load_settings(size, method, config=config, assignments=assignments)
+    exists = (out / "settings.toml").exists()
+    if exists and not resume:
+        raise RunError(f"holds a run at step {Run(out).last_step}", where=out, do="Add --resume to go on, or choose another folder")
+    if not exists and out.exists() and any(p.name not in {".lock", "store"} for p in out.iterdir()):
+        raise RunError("exists and is no run", where=out, do="Choose another folder for --out")
+    idle = list_idle_settings(settings, given)
+    if exists:
+        settings, reasons = _settle_with_run(out, settings, given), []
+    else:
+        settings, reasons = resolve_settings(settings)
+    out.mkdir(parents=True, exist_ok=True)
+    with hold_lock(out, RunError):
+        store = _open_store(source, out, settings, tell_preparing)
+        return _train(store, out, settings, [*reasons], idle, exists, tell)
+
+
+def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle: list[str], exists: bool, tell: Event) -> Run:
+    shapes = {row.id: tuple(row.shape) for row in store.rows}
+    usable, left_out = find_usable(shapes, settings.view)
+    fingerprint = hash_bytes("\n".join(usable).encode())
+    state = {"store": fingerprint, "scans": len(usable)}
+    _refuse_other_store(out, fingerprint, len(usable))
+    device = devices.choose_device(settings.train.device)
+    precision = devices.choose_precision(settings.train.precision, device.value)
+    choices = [device, precision, devices.choose_threads(), devices.tune_allocator(device=device.value)]
+    workers = (0 if device.value == "cpu" else 4) if settings.train.workers == "auto" else int(settings.train.workers)
+    dataset = ViewDataset(store, usable, settings.view, settings.train.batch, settings.seed, settings.train.steps)
+    trainer = Trainer(settings, dataset, out, device=device.value, precision=precision.value, workers=workers, state=state, tell=tell)
+    lines = [*reasons, *devices.describe_choices(choices), *describe_run(settings, trainer.student, store, usable, left_out)]
+    if exists:
+        trainer.resume()
+        lines.append(f"resumed at step {trainer.step} of {settings.train.steps}")
+    else:
+        write_settings(out, settings)
+        for line in lines:
+            write_note(out, 0, "choice", line)
+        for warning in idle:
+            write_note(out, 0, f"idle: {warning}", warning)
+    for line in lines:
+        tell("choice", {"text": line})
+    for warning in idle:
+        tell("warning", {"step": 0, "key": "idle", "text": warning})
+    inputs = {"store": store.path.name, "scans": fingerprint, "count": len(usable), "left_out": left_out}
+    write_command(out, "pretrain", settings=settings.model_dump(mode="json"), inputs=inputs)
+    tell("begin", {"step": trainer.step, "steps": settings.train.steps})
+    with _stop_kindly(trainer):
+        trainer.train()
+    return Run(out)
+
+
+def _open_store(source: str | Path | Sequence[str | Path], out: Path, settings: Settings, on_event: Callable[..., None] | None) -> Store:
+    paths = [Path(source)] if isinstance(source, str | Path) else [Path(p) for p in source]
+    if len(paths) == 1 and (paths[0] / "store.json").exists():
+        return Store(paths[0])
+    prepare_store(paths, out / "store", Preparation(spacing=settings.view.spacing), on_event=on_event)
+    return Store(out / "store")
+
+
+def _settle_with_run(out: Path, asked: Settings, given: frozenset[str]) -> Settings:
+    """The run's settings, but for those free to change; what was asked for and differs is refused by name."""
+    stored = Run(out).settings
+    values = stored.model_dump()
+    differing = []
+    for key in sorted(given):
+        wanted, had = _look_up(asked.model_dump(), key), _look_up(values, key)
+        if wanted in ("auto", had):
+            continue
+        if key in FREE_TO_CHANGE:
+            section, _, name = key.rpartition(".")
+            values[section][name] = wanted
+        else:
+            differing.append(f"{key} is {had} in the run and {wanted} here")
+    if differing:
+        raise RunError("; ".join(differing), where=out, do="Resume with the run's own settings, or choose another folder")
+    return Settings.model_validate(values)
+
+
+def _look_up(values: Mapping[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        values = values[part]
+    return values
+
+
+def _refuse_other_store(out: Path, fingerprint: str, count: int) -> None:
+    steps = list_checkpoints(out)
+    if not steps:
+        return
+    state = json.loads((out / "checkpoints" / f"step-{steps[-1]:06d}" / "state.json").read_text(encoding="utf-8"))
+    if state["store"] != fingerprint:
+        raise RunError(
+            f"was trained on {state['scans']} other scans than the {count} of this store",
+            where=out,
+            do="Resume with the same store, or begin in another folder",
+        )
+
+
+@contextmanager
+def _stop_kindly(trainer: Trainer) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM lets the step end and a checkpoint be written; the second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, frame: object) -> None:
+        trainer.stop = True
+        for known, handler in before.items():
+            signal.signal(known, handler)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,241 @@
+"""The loop: reads views, calls the step, moves the weights, and once in a while looks, saves and tells."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dagman.devices import peak_memory_gib
+from dagman.errors import RunError
+from dagman.method.noise import count_noise_draws
+from dagman.method.networks import unit_grid
+from dagman.method.schedules import freeze_last_layer, learning_rate, teacher_momentum, teacher_temperature
+from dagman.method.step import Losses, Pair, pretraining_step
+from dagman.method.targets import Targets
+from dagman.method.teacher import update_teacher
+from dagman.model.intensity import to_unit_range
+from dagman.records.journal import append_row
+from dagman.settings import Settings
+from dagman.training import assembly
+from dagman.training.augmentation import augment_views, is_active
+from dagman.training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
+from dagman.training.curves import Curves
+from dagman.training.draws import draw_drop_path, draw_masking, draw_noise
+from dagman.training.encoder_folder import write_encoder
+from dagman.training.run import rewind_run, write_gallery, write_note
+from dagman.training.validation import Validation
+from dagman.training.verdicts import judge_monitors, judge_waiting
+from dagman.training.views import ViewDataset, load_steps
+
+EARLY = 0.3
+"""Share of a run within which a loss at ln K is no news."""
+Event = Callable[[str, dict[str, Any]], None]
+
+
+class Trainer:
+    """All state of a run between steps: networks, optimiser, targets; `train` takes it to the last step.
+
+    Args:
+        settings: Resolved settings.
+        dataset: Views by step.
+        folder: The run folder.
+        device, precision, workers: As chosen by `dagman.devices`.
+        state: What is saved beside the weights (fingerprint of the store, ...).
+        tell: Called with an event's name and values ("step", "warning", "checkpoint").
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        dataset: ViewDataset,
+        folder: Path,
+        *,
+        device: str,
+        precision: str,
+        workers: int,
+        state: dict[str, Any],
+        tell: Event,
+    ) -> None:
+        self.settings, self.dataset, self.folder = settings, dataset, folder
+        self.device, self.precision, self.workers, self.state, self.tell = torch.device(device), precision, workers, state, tell
+        self.student, self.teacher = assembly.build_networks(settings)
+        self.student.to(self.device).train()
+        if self.teacher is not None:
+            self.teacher.to(self.device)
+        self.method = assembly.compose_method(settings)
+        groups = assembly.group_parameters(self.student, settings.optim.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, settings.optim.beta2))
+        prototypes = int(settings.projector.prototypes)
+        self.targets = Targets(assembly.compose_rules(settings), prototypes, assembly.name_projectors(settings), self.device)
+        self.step = 0
+        self.stop = False
+        self.warned: set[str] = set()
+
+    def resume(self) -> None:
+        """Take over the newest checkpoint, if there is one yet, and drop what the run had written after it."""
+        if not list_checkpoints(self.folder):
+            rewind_run(self.folder, 0, finished=False)
+            return
+        values = load_checkpoint(self.folder, self.student, self.teacher, self.optimizer, self.targets)
+        self.step = int(values["step"])
+        self.warned = set(values["warned"])
+        rewind_run(self.folder, self.step, finished=self.step == self.settings.train.steps)
+
+    def train(self) -> int:
+        """Run to the last step, or until `stop` is set; returns the steps done. A checkpoint is left in either case."""
+        train = self.settings.train
+        validation = Validation(self.settings, self.dataset, self.method, self.device)
+        waits: deque[float] = deque(maxlen=50)
+        curves = Curves(self.folder, self.step)
+        batches = iter(load_steps(self.dataset, self.step, self.workers))
+        while self.step < train.steps and not self.stop:
+            step = self.step
+            # ------------------------------------------------------- once in a while
+            if step % train.monitor_every == 0:
+                self._look(validation, curves)
+
+            # ------------------------------------------------------- a step
+            began = time.perf_counter()
+            pairs = self._draw_pairs(next(batches), step)
+            waited = time.perf_counter() - began
+            row = self._advance(pairs, step)
+            self.step = step + 1
+
+            # ------------------------------------------------------- what is written
+            seconds = time.perf_counter() - began
+            timing = self._time(seconds, waited)
+            append_row(self.folder / "metrics.jsonl", row)
+            append_row(self.folder / "timing.jsonl", timing)
+            curves.add(self.step, row | timing)
+            waits.append(timing["waiting_share"])
+            self._warn(judge_waiting(list(waits)))
+            self.tell("step", row | timing)
+            if self.step % train.checkpoint_every == 0 and self.step < train.steps and not self.stop:
+                self._save()
+        if self.step == train.steps:
+            self._look(validation, curves)
+        if list_checkpoints(self.folder)[-1:] != [self.step]:
+            self._save()
+        curves.close()
+        return self.step
+
+    def _advance(self, pairs: Sequence[Pair], step: int) -> dict[str, Any]:
+        """One optimiser step; the row for `metrics.jsonl`."""
+        s, steps = self.settings, self.settings.train.steps
+        lr = learning_rate(step, steps, peak=float(s.optim.lr), end=s.optim.min_lr, warmup=s.optim.warmup)
+        momentum = teacher_momentum(step, steps, start=float(s.teacher.momentum), end=s.teacher.momentum_end)
+        scheduled = self._scheduled_temperature(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            losses = pretraining_step(self.student, self.teacher, pairs, self.method, self.targets, scheduled)
+        if freeze_last_layer(step, steps, epochs=s.train.freeze_epochs):
+            for parameter in assembly.list_frozen(self.student):
+                parameter.grad = None
+        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), s.optim.clip)
+        self._refuse_nonfinite(losses, norm, step)
+        self.optimizer.step()
+        if self.teacher is not None:
+            update_teacher(self.teacher, self.student, momentum)
+        return {
+            "step": step + 1,
+            "total": losses.total.item(),
+            **{name: value.item() for name, value in losses.parts.items()},
+            "lr": lr,
+            "momentum": momentum,
+            **{f"tau_{name}": value for name, value in losses.temperatures.items()},
+            "grad_norm": norm.item(),
+        }
+
+    def _draw_pairs(self, batch: dict[str, Any], step: int) -> list[Pair]:
+        """The step's micro-batches; row i of a step has the same draws however it is cut."""
+        settings, seed = self.settings, self.settings.seed
+        low, high = (batch["range"][:, i, None, None, None, None].to(self.device) for i in (0, 1))
+        views = [to_unit_range(batch[name].to(self.device, non_blocking=True), low, high) for name in ("u", "v")]
+        grid = unit_grid((settings.view.side,) * 3)
+        units = grid[0] * grid[1] * grid[2]
+        noise = count_noise_draws(grid, settings.teacher.granularity)
+        half = int(settings.train.micro_batch) // 2
+        pairs = []
+        for first in range(0, len(views[0]), half):
+            rows = range(first, first + half)
+            numbers = [[2 * row + which for row in rows] for which in (0, 1)]
+            u, v = (view[first : first + half] for view in views)
+            if is_active(settings.view):
+                u, v = (augment_views(x, settings.view, seed, step, n) for x, n in zip((u, v), numbers, strict=True))
+            every = numbers[0] + numbers[1]
+            drawn = (
+                draw_masking(seed, step, every, units),
+                draw_noise(seed, step, every, noise),
+                draw_drop_path(seed, step, every, self.student.encoder.shape.branches),
+            )
+            masking, dropped, drop = (d.to(self.device, non_blocking=True) for d in drawn)
+            pairs.append(Pair(u=u, v=v, masking=masking, noise=dropped, drop=drop))
+        return pairs
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """bfloat16 for the networks' products, if so chosen; losses, centres, softmax and EMA stay float32 by themselves."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            yield
+
+    def _scheduled_temperature(self, step: int) -> float:
+        t = self.settings.teacher
+        return teacher_temperature(
+            step, self.settings.train.steps, start=t.temperature_start, end=t.temperature_end, warmup=t.temperature_warmup
+        )
+
+    def _look(self, validation: Validation, curves: Curves) -> None:
+        with self.autocast():
+            row, gallery = validation.look(self.student, self.teacher, self.targets, self._scheduled_temperature(self.step))
+        row = {"step": self.step, **row}
+        append_row(self.folder / "monitors.jsonl", row)
+        write_gallery(self.folder, self.step, gallery)
+        curves.add_monitor(self.step, row)
+        self._warn(judge_monitors(row, early=self.step < EARLY * self.settings.train.steps))
+        self.tell("monitor", row)
+
+    def _warn(self, warnings: list[tuple[str, str]]) -> None:
+        for key, text in warnings:
+            if key not in self.warned:
+                self.warned.add(key)
+                write_note(self.folder, self.step, key, text)
+                self.tell("warning", {"step": self.step, "key": key, "text": text})
+
+    def _save(self) -> None:
+        state = {**self.state, "warned": sorted(self.warned), "threads": torch.get_num_threads()}
+        save_checkpoint(
+            self.folder, self.step, self.student, self.teacher, self.optimizer, self.targets, state, self.settings.train.keep_checkpoints
+        )
+        config = assembly.describe_encoder(self.settings, self.dataset, self.step)
+        write_encoder(self.folder / "encoder", config, (self.teacher or self.student).state_dict())
+        self.tell("checkpoint", {"step": self.step})
+
+    def _time(self, seconds: float, waited: float) -> dict[str, Any]:
+        views = self.settings.train.batch
+        return {
+            "step": self.step,
+            "seconds": round(seconds, 4),
+            "views_per_s": round(views / seconds, 3),
+            "voxels_per_s": round(views * self.settings.view.side**3 / seconds),
+            "waiting_share": round(waited / seconds, 4),
+            "memory_gib": round(peak_memory_gib(self.device.type), 3),
+        }
+
+    def _refuse_nonfinite(self, losses: Losses, norm: Tensor, step: int) -> None:
+        if torch.isfinite(losses.total) and torch.isfinite(norm):
+            return
+        scans = sorted({pair[0].scan for pair in self.dataset.places(step)})
+        raise RunError(
+            f"the loss or its gradient is not finite at step {step + 1}, on scans {', '.join(scans)}",
+            where=self.folder,
+            do="Look at these scans, or lower optim.lr; the last checkpoint is whole",
+        )
