@@ -50,19 +50,28 @@ def load_mask(item: Item, scan: Scan) -> NDArray[np.bool_]:
     """
     if item.mask is None:
         raise TableError("has no mask", where=_locate(item), do="Fill the column 'mask'")
-    mask = read_scan(item.mask)
+    return select_structure(item, align_mask(item, read_scan(item.mask), scan))
+
+
+def align_mask(item: Item, mask: Scan, scan: Scan) -> NDArray:
+    """The labels of an item's mask on the grid of its scan, X Y Z; raises TableError if they are on another grid."""
     voxels = _match_grid(mask, scan)
     if voxels is None:
         do = "Resample it (nearest neighbour) to the scan it was drawn on"
-        what = f"mask {item.mask.name} is on another grid: {_describe_grid(mask)}, its scan {_describe_grid(scan)}"
+        what = f"mask {_name_mask(item)}is on another grid: {_describe_grid(mask)}, its scan {_describe_grid(scan)}"
         raise TableError(what, where=_locate(item), do=do)
-    values = np.rint(voxels)
+    return voxels
+
+
+def select_structure(item: Item, labels: NDArray) -> NDArray[np.bool_]:
+    """Where labels are the item's structure, True inside; raises TableError if they hold nothing of it."""
+    values = np.rint(labels)
     inside: NDArray[np.bool_] = values != 0 if item.label_value is None else values == item.label_value
     if not inside.any():
         found = list_some(int(value) for value in np.unique(values) if value)
         what = "is empty" if not found else f"holds no {item.label_value} (it holds {found})"
         raise TableError(
-            f"mask {item.mask.name} {what}", where=_locate(item), do="Correct the mask or label_value, or drop the row"
+            f"mask {_name_mask(item)}{what}", where=_locate(item), do="Correct the mask or label_value, or drop the row"
         )
     return inside
 
@@ -92,6 +101,10 @@ def check_points(grids: Iterable[tuple[Item, tuple[int, int, int], Affine]]) -> 
         do = "Give centers in RAS millimetres of the scan's own frame, not voxels"
         raise TableError(f"{what} (item {list_some(item.name for item in outside)})", do=do)
     return kept, [f"{what}: left out (item {list_some(item.name for item in outside)})"]
+
+
+def _name_mask(item: Item) -> str:
+    return f"{item.mask.name} " if item.mask else ""
 
 
 def _locate(item: Item) -> str:
