@@ -1,0 +1,199 @@
+"""The table of a store, a row a scan, and `Store`, its reader.
+
+Rows come from `manifest.parquet` and, so that a writer that was killed loses nothing, from what stands in `journal.jsonl`
+beyond it. Nothing in a row identifies a person: the patient is a pseudonym, the source a hash.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dagman.errors import StoreError
+from dagman.records.files import write_whole
+from dagman.records.journal import read_rows
+from dagman.records.names import suggest_name
+from dagman.scans.affine import Affine
+from dagman.scans.scan import Modality
+from dagman.store.body import Triple
+from dagman.store.format import damaged_file, locate_scan, open_voxels, read_info, read_preparation
+from dagman.store.preparation import Preparation, PreparedScan, Scale
+
+OPEN_FILES = 256
+"""Handles a reader keeps; the one used longest ago is closed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestRow:
+    """One scan of a store.
+
+    `shape`, `spacing` (mm), `affine` (4 x 4 to RAS mm, row by row) are those of the stored voxels; `crop_start` and
+    `crop_stop` are the body's box in the grid before the crop; `scale` as in PreparedScan; `hu_evidence` is what the verdict
+    counted (None unless CT). `checksum` and `size` (bytes) are of the scan's file.
+    """
+
+    id: str
+    patient: str = field(repr=False)
+    modality: Modality
+    shape: Triple
+    spacing: tuple[float, float, float]
+    affine: tuple[float, ...] = field(repr=False)
+    crop_start: Triple
+    crop_stop: Triple
+    scale: Scale | None
+    hu_evidence: dict[str, float] | None = field(repr=False)
+    content_hash: str = field(repr=False)
+    source_hash: str = field(repr=False)
+    checksum: str = field(repr=False)
+    size: int
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> ManifestRow:
+        """A row as the journal and the manifest hold it; keys that are not fields are left out."""
+        names = {one.name for one in fields(cls)}
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in row.items() if key in names
+        }
+        return cls(**values)
+
+
+_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("patient", pa.string()),
+        ("modality", pa.string()),
+        ("shape", pa.list_(pa.int32(), 3)),
+        ("spacing", pa.list_(pa.float64(), 3)),
+        ("affine", pa.list_(pa.float64(), 16)),
+        ("crop_start", pa.list_(pa.int32(), 3)),
+        ("crop_stop", pa.list_(pa.int32(), 3)),
+        ("scale", pa.list_(pa.float64(), 2)),
+        ("hu_evidence", pa.string()),
+        ("content_hash", pa.string()),
+        ("source_hash", pa.string()),
+        ("checksum", pa.string()),
+        ("size", pa.int64()),
+    ]
+)
+
+
+def write_manifest(store: Path, rows: Iterable[ManifestRow]) -> None:
+    """Write `manifest.parquet` whole, sorted by id."""
+    values = [asdict(row) for row in sorted(rows, key=lambda row: row.id)]
+    for value in values:
+        value["hu_evidence"] = None if value["hu_evidence"] is None else json.dumps(value["hu_evidence"])
+    with write_whole(store / "manifest.parquet") as temporary:
+        pq.write_table(pa.Table.from_pylist(values, schema=_SCHEMA), temporary)
+
+
+def read_manifest(store: Path) -> dict[str, ManifestRow]:
+    """All rows by id, sorted: the manifest, then the journal's rows beyond it. Raises StoreError when it is damaged."""
+    path = store / "manifest.parquet"
+    rows: dict[str, ManifestRow] = {}
+    if path.exists():
+        try:
+            for value in pq.read_table(path).to_pylist():
+                evidence = None if value["hu_evidence"] is None else json.loads(value["hu_evidence"])
+                rows[value["id"]] = ManifestRow.from_json({**value, "hu_evidence": evidence})
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            do = "Delete it and run dagman prepare again; the journal holds its rows"
+            raise StoreError("cannot be read", where=path, do=do) from error
+    for value in read_rows(store / "journal.jsonl"):
+        if "checksum" in value:
+            rows[value["id"]] = ManifestRow.from_json(value)
+    return dict(sorted(rows.items()))
+
+
+class Store:
+    """A store, read lazily; it can be pickled and sent to worker processes.
+
+    Raises StoreError when `path` is no store, of another version, or damaged.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.info = read_info(self.path)
+        self._handles: dict[str, blosc2.NDArray] = {}
+
+    @property
+    def preparation(self) -> Preparation:
+        """How its scans were prepared."""
+        return read_preparation(self.info, self.path)
+
+    @cached_property
+    def rows(self) -> tuple[ManifestRow, ...]:
+        """One row a scan, sorted by id."""
+        return tuple(self._rows_by_id.values())
+
+    @cached_property
+    def _rows_by_id(self) -> dict[str, ManifestRow]:
+        return read_manifest(self.path)
+
+    def row(self, scan_id: str) -> ManifestRow:
+        """The row of a scan; raises StoreError naming the nearest id."""
+        try:
+            return self._rows_by_id[scan_id]
+        except KeyError:
+            do = suggest_name(scan_id, self._rows_by_id) if len(self.rows) < 10_000 else "See manifest.parquet"
+            raise StoreError(f"holds no scan {scan_id!r}", where=self.path, do=do) from None
+
+    def read(self, scan_id: str) -> PreparedScan:
+        """A whole scan, as `prepare_scan` gave it; its source is its id."""
+        row = self.row(scan_id)
+        return PreparedScan(
+            voxels=self.crop(scan_id, (0, 0, 0), row.shape),
+            affine=Affine(np.reshape(row.affine, (4, 4))),
+            modality=row.modality,
+            crop_box=(row.crop_start, row.crop_stop),
+            scale=row.scale,
+            content_hash=row.content_hash,
+            patient=row.patient,
+            source=row.id,
+        )
+
+    def crop(self, scan_id: str, start: Sequence[int], size: Sequence[int]) -> NDArray[np.int16]:
+        """int16 voxels X Y Z of a box of a scan; only the blocks it meets are read.
+
+        Raises ValueError when the box does not lie inside the scan, StoreError when the file is missing or damaged.
+        """
+        handle = self._open(scan_id)
+        stop = tuple(first + length for first, length in zip(start, size, strict=True))
+        if not all(0 <= first < last <= extent for first, last, extent in zip(start, stop, handle.shape, strict=True)):
+            raise ValueError(f"a box of {tuple(size)} at {tuple(start)} does not lie in scan {scan_id} of shape {handle.shape}")
+        try:
+            voxels: NDArray[np.int16] = handle[tuple(slice(first, last) for first, last in zip(start, stop, strict=True))]
+        except (RuntimeError, ValueError) as error:
+            raise damaged_file(locate_scan(self.path, scan_id)) from error
+        return voxels
+
+    def _open(self, scan_id: str) -> blosc2.NDArray:
+        handle = self._handles.pop(scan_id, None)
+        if handle is None:
+            row = self.row(scan_id)
+            handle = open_voxels(locate_scan(self.path, scan_id))
+            if handle.shape != row.shape:
+                raise damaged_file(locate_scan(self.path, scan_id))
+            if len(self._handles) >= OPEN_FILES:
+                del self._handles[next(iter(self._handles))]
+        self._handles[scan_id] = handle
+        return handle
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # An open file cannot travel to another process; each opens its own.
+        return {**self.__dict__, "_handles": {}}
+
+    def __repr__(self) -> str:
+        return f"Store({len(self.rows)} scans, {self.info['spacing']:g} mm)"

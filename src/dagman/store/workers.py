@@ -1,0 +1,108 @@
+"""Tasks over processes of which any may die: the task it held is named as lost, and another takes its place.
+
+`concurrent.futures` gives up all tasks when one worker is killed (by the system for its memory, by a decoder's crash).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import TypeVar
+
+from dagman.errors import StoreError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The process that held a task ended before it was done; `reason` says how."""
+
+    reason: str
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+    task: int | None = None
+
+
+def run_tasks(
+    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
+) -> Generator[tuple[int, Result | Lost], None, None]:
+    """(index, result) of every task as it is done, by `workers` fresh processes (1: by this one).
+
+    Closing the iterator ends the processes. Raises StoreError when they cannot start.
+    """
+    if workers == 1:
+        yield from ((index, function(task)) for index, task in enumerate(tasks))
+        return
+    waiting = deque(range(len(tasks)))
+    crew: dict[Connection, _Worker] = {}
+    try:
+        for _ in range(min(workers, len(tasks))):
+            _start_worker(function, crew)
+        while crew:
+            for connection in wait(list(crew)):
+                worker = crew[connection]  # type: ignore[index]
+                try:
+                    message = worker.connection.recv()
+                except (EOFError, OSError):
+                    del crew[worker.connection]
+                    yield _report_loss(worker)
+                    if waiting:
+                        _start_worker(function, crew)
+                    continue
+                if worker.task is not None:
+                    yield worker.task, message
+                if waiting:
+                    worker.task = waiting.popleft()
+                    worker.connection.send(tasks[worker.task])
+                else:
+                    del crew[worker.connection]
+                    worker.connection.close()
+                    worker.process.join()
+    finally:
+        for worker in crew.values():
+            worker.process.terminate()
+        for worker in crew.values():
+            worker.process.join()
+
+
+def _start_worker(function: Callable, crew: dict[Connection, _Worker]) -> None:
+    # Fresh processes, not forks: a fork of a process that already runs threads (torch, ITK) can hang.
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve_tasks, args=(function, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    crew[ours] = _Worker(process, ours)
+
+
+def _serve_tasks(function: Callable, connection: Connection) -> None:
+    # Ctrl-C reaches the whole group; the parent decides what ends when.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The pipe breaks when the parent is gone: nobody is left to tell.
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        connection.send(None)
+        while True:
+            connection.send(function(connection.recv()))
+
+
+def _report_loss(worker: _Worker) -> tuple[int, Lost]:
+    worker.process.join()
+    code = worker.process.exitcode or 0
+    if worker.task is None:
+        raise StoreError(
+            "the worker processes cannot start", do='Call dagman.prepare under `if __name__ == "__main__":`, or with workers=1'
+        )
+    how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+    return worker.task, Lost(f"its process {how}, perhaps for lack of memory; try again with --workers 1")
