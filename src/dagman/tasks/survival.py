@@ -54,18 +54,21 @@ class Calibration:
 
 
 def estimate_survival(time: ArrayLike, event: ArrayLike, level: float = 0.95) -> SurvivalCurve:
-    """Kaplan-Meier with Greenwood's variance and the log(-log) interval (Kalbfleisch and Prentice 2002, 1.4)."""
+    """Kaplan-Meier with Greenwood's variance and the log(-log) interval (Kalbfleisch and Prentice 2002, 1.4).
+
+    Where everyone has died the interval is NaN.
+    """
     time, event = _check(time, event)
     times = np.unique(time)
     at_risk = count_at_risk(time, times)
     deaths = np.array([np.count_nonzero(event & (time == t)) for t in times], dtype=np.float64)
-    survival: Floats = np.cumprod(1.0 - deaths / at_risk)
+    survival = np.asarray(np.cumprod(1.0 - deaths / at_risk), dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         greenwood = np.cumsum(deaths / (at_risk * (at_risk - deaths)))
         reach = norm.ppf(0.5 + level / 2) * np.sqrt(greenwood) / np.log(survival)
         # log(survival) is negative, so +reach is the lower power and the upper bound.
         high, low = survival ** np.exp(reach), survival ** np.exp(-reach)
-    # Before the first event nothing varies; once all have died the variance is undefined.
+    # Before the first event nothing varies.
     certain = survival == 1
     low, high = np.where(certain, 1.0, low), np.where(certain, 1.0, high)
     if len(times) and times[0] == 0:
