@@ -1,6 +1,8 @@
-"""Proves that no patient is on both sides of a split, that few-shot draws are nested, and that the order of rows changes neither."""
+"""Proves that no patient is on both sides of a split, that few-shot draws are nested, and that row order changes neither."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pytest
@@ -72,7 +74,7 @@ def test_a_larger_draw_contains_the_smaller(cohort, seed):
     by_count = [set(draw_subset(split, labels, patients, per_class=k, seed=seed)) for k in range(1, most + 1)]
     by_share = [set(draw_subset(split, labels, patients, share=share, seed=seed)) for share in (0.1, 0.25, 0.5, 1.0)]
     for draws in (by_count, by_share):
-        for smaller, larger in zip(draws, draws[1:], strict=False):
+        for smaller, larger in itertools.pairwise(draws):
             assert smaller <= larger
         assert set(labels[list(draws[0])]) == set(labels[split.train])
     assert by_share[-1] == set(split.train)

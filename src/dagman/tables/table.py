@@ -279,7 +279,8 @@ def _drop_duplicates(
                 raise reader.columns.error(f"one item has different {what}", [earlier, row], do=do)
         repeated.append(row)
     if repeated:
-        reader.notes.append(f"{_count(repeated)} repeat an earlier one: left out (row {list_some(r + 1 for r in repeated)})")
+        rows_said = list_some(row + 1 for row in repeated)
+        reader.notes.append(f"{_count(repeated)} the same as an earlier one: left out (row {rows_said})")
     return [row for row in rows if row not in set(repeated)]
 
 

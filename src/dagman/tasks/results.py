@@ -150,8 +150,8 @@ class Results:
 def _read_csv(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise TaskError(f"{path.name} is missing", where=path.parent, do="Repeat the task")
-    # Text stays text: a patient 007 and a label 1 must compare with the table's.
-    return pd.read_csv(path, dtype=dict.fromkeys((*_TEXT_COLUMNS, "part"), str), keep_default_na=True, na_values=[""])
+    # Text stays text: a patient 007 and the labels 1 and None must compare with the table's.
+    return pd.read_csv(path, dtype=dict.fromkeys((*_TEXT_COLUMNS, "part"), str), keep_default_na=False, na_values=[""])
 
 
 def _to_plain(value: Any) -> Any:

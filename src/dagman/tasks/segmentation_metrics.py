@@ -27,7 +27,10 @@ def measure_hausdorff(predicted: Mask, truth: Mask, spacing: Sequence[float], pe
     distances = measure_surface_distances(predicted, truth, spacing)
     if distances is None:
         return float("nan")
-    return max(float(np.percentile(side, percentile)) if len(side) else float("inf") for side in distances)
+    # One structure is empty; a percentile of infinities would be NaN.
+    if not all(len(side) for side in distances):
+        return float("inf")
+    return max(float(np.percentile(side, percentile)) for side in distances)
 
 
 def measure_surface_dice(predicted: Mask, truth: Mask, spacing: Sequence[float], tolerance: float = 2.0) -> float:

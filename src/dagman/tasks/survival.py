@@ -134,8 +134,7 @@ def measure_uno_concordance(
     """
     time, event = _check(time, event)
     train_time, train_event = _check(train_time, train_event)
-    censoring = estimate_survival(train_time, ~train_event)
-    weights = censoring.at(time)
+    weights = _estimate_uncensored(train_time, train_event, time)
     limit = horizon if horizon is not None else float("inf")
     known = event & (weights > 0) & (time < limit)
     inverse = np.where(known, 1 / np.where(weights > 0, weights, 1) ** 2, 0.0)
@@ -196,6 +195,18 @@ def measure_dynamic_auc(
 
 def _check(time: ArrayLike, event: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
     return np.asarray(time, dtype=np.float64), np.asarray(event, dtype=bool)
+
+
+def _estimate_uncensored(train_time: Floats, train_event: NDArray[np.bool_], at: Floats) -> Floats:
+    """Chance of not being censored by each time `at`: Kaplan-Meier of censoring."""
+    times = np.unique(train_time)
+    deaths, censored = (
+        np.array([np.count_nonzero(kind & (train_time == t)) for t in times]) for kind in (train_event, ~train_event)
+    )
+    # Of equal times an event comes before a censoring, so who died is not at risk of being censored.
+    at_risk = count_at_risk(train_time, times) - deaths
+    chances = np.append(1.0, np.cumprod(1.0 - censored / np.maximum(at_risk, 1)))
+    return chances[np.searchsorted(times, at, side="right")]
 
 
 def _measure_weighted_concordance(time: Floats, event: NDArray[np.bool_], risk: Floats, weights: Floats) -> float:

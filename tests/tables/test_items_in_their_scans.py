@@ -1,0 +1,111 @@
+"""Proves that a mask lands on its scan's voxels whatever its axis order, and that masks and points elsewhere are said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from dagman.errors import TableError
+from dagman.scans.affine import Affine
+from dagman.scans.scan import Scan
+from dagman.tables.items import Item, check_points, load_mask
+
+_SHAPE = (6, 7, 8)
+_AFFINE = np.array([[-0.7, 0.1, 0, 40], [0.1, 0.7, 0, -90], [0, 0, 2.5, -400], [0, 0, 0, 1.0]])
+
+
+@pytest.fixture
+def scan() -> Scan:
+    """An oblique scan, stored right to left."""
+    return Scan(voxels=np.zeros(_SHAPE, np.int16), affine=Affine(_AFFINE), modality="CT", patient="p", source="a.nii.gz")
+
+
+def _item(tmp_path: Path, labels: np.ndarray, affine: np.ndarray = _AFFINE, label_value: int | None = None) -> Item:
+    nibabel.save(nibabel.Nifti1Image(labels, affine), tmp_path / "m.nii.gz")
+    return Item(index=4, name="a:m", scan="a", patient="p", mask=tmp_path / "m.nii.gz", label_value=label_value)
+
+
+def _labels() -> np.ndarray:
+    labels = np.zeros(_SHAPE, np.uint8)
+    labels[1:3, 2, 3:6], labels[4, 5:, 7] = 2, 5
+    return labels
+
+
+@pytest.mark.parametrize("label_value", [None, 2, 5])
+@pytest.mark.parametrize("axes", ["LAS", "RAS", "SPL", "ASR"])
+def test_a_mask_in_any_axis_order_lands_on_its_scans_voxels(tmp_path, scan, axes, label_value):
+    image = nibabel.Nifti1Image(_labels(), _AFFINE)
+    turn = nibabel.orientations.ornt_transform(nibabel.io_orientation(_AFFINE), nibabel.orientations.axcodes2ornt(tuple(axes)))
+    turned = image.as_reoriented(turn)
+    item = _item(tmp_path, np.asarray(turned.dataobj), turned.affine, label_value)
+    found = load_mask(item, scan)
+    assert found.dtype == bool
+    assert np.array_equal(found, _labels() > 0 if label_value is None else _labels() == label_value)
+
+
+@pytest.mark.parametrize(
+    ("change", "label_value", "says"),
+    [
+        (
+            lambda labels, affine: (labels[:-1], affine),
+            None,
+            "is on another grid: 5 x 7 x 8 at 0.707 x 0.707 x 2.5 mm, its scan 6 x 7 x 8 at 0.707 x 0.707 x 2.5 mm. "
+            "Resample it (nearest neighbour) to the scan it was drawn on.",
+        ),
+        (lambda labels, affine: (labels, affine + np.eye(4, k=3)), None, "is on another grid: "),
+        (lambda labels, affine: (labels, affine @ np.diag([1.1, 1, 1, 1])), None, "is on another grid: "),
+        (lambda labels, affine: (labels, np.eye(4)), None, "is on another grid: "),
+        (lambda labels, affine: (0 * labels, affine), None, "is empty. Correct the mask or label_value, or drop the row."),
+        (lambda labels, affine: (labels, affine), 3, "holds no 3 (it holds 2, 5). "),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused_with_its_row(tmp_path, scan, change, label_value, says):
+    with pytest.raises(TableError) as caught:
+        load_mask(_item(tmp_path, *change(_labels(), _AFFINE), label_value), scan)
+    assert str(caught.value).startswith(f"row 5 (a:m): mask m.nii.gz {says}")
+
+
+def test_an_item_without_a_mask_says_so(scan):
+    with pytest.raises(TableError, match=r"row 1 \(a\): has no mask. Fill the column 'mask'."):
+        load_mask(Item(index=0, name="a", scan="a", patient="p"), scan)
+
+
+def _points(*points: tuple[float, float, float] | None) -> list:
+    items = [Item(index=i, name=f"n{i}", scan="a", patient="p", center_mm=point) for i, point in enumerate(points)]
+    return [(item, _SHAPE, Affine(_AFFINE)) for item in items]
+
+
+_INSIDE = (38.0, -88.0, -390.0)
+
+
+def test_points_inside_are_kept_without_a_word():
+    first_corner, last_corner = Affine(_AFFINE).to_world([[-0.49] * 3, np.array(_SHAPE) - 0.51])
+    kept, notes = check_points(_points(_INSIDE, None, tuple(first_corner), tuple(last_corner)))
+    assert len(kept) == 4
+    assert notes == []
+
+
+def test_a_point_outside_is_left_out_and_said():
+    kept, notes = check_points(_points(_INSIDE, _INSIDE, (0, 0, 0), _INSIDE))
+    assert [item.name for item in kept] == ["n0", "n1", "n3"]
+    assert notes == ["1 of 4 points fall outside their scans: left out (item n2)"]
+
+
+def test_points_in_lps_are_recognised():
+    flipped = (-_INSIDE[0], -_INSIDE[1], _INSIDE[2])
+    with pytest.raises(TableError) as caught:
+        check_points(_points(flipped, flipped, _INSIDE))
+    assert str(caught.value) == (
+        "2 of 3 points fall outside their scans, but 2 inside with x and y negated: they look like LPS. Say --coordinates lps."
+    )
+
+
+def test_points_that_are_nowhere_are_refused():
+    with pytest.raises(TableError) as caught:
+        check_points(_points((3, 3, 4), (1, 2, 3)))
+    assert str(caught.value) == (
+        "2 of 2 points fall outside their scans (item n0, n1). Give centers in RAS millimetres of the scan's own frame, not voxels."
+    )
