@@ -1,11 +1,11 @@
 """The networks: tensors in, tensors out; torch (and jaxtyping) alone."""
 
-from dagman.model.intensity import to_unit_range
+from dagman.model.intensity import to_unit_range, to_unit_ranges
 from dagman.model.projector import Projector
 from dagman.model.reconstruction import ReconstructionHead
 from dagman.model.semantic_attention import SemanticAttention, Semantics
 from dagman.model.swin import StageAttention, SwinEncoder, SwinShape, normalise_features
-from dagman.model.window_attention import window_attention
+from dagman.model.window_attention import attend_windows
 
 __all__ = [
     "Projector",
@@ -15,7 +15,8 @@ __all__ = [
     "StageAttention",
     "SwinEncoder",
     "SwinShape",
+    "attend_windows",
     "normalise_features",
     "to_unit_range",
-    "window_attention",
+    "to_unit_ranges",
 ]

@@ -14,3 +14,9 @@ def to_unit_range(hu: Num[Tensor, "*any"], low: float, high: float) -> Float[Ten
     if not low < high:
         raise SettingsError(f"an intensity range from {low} to {high} is empty", do="Give low < high")
     return ((hu.to(torch.float32) - low) / (high - low)).clamp(0.0, 1.0)
+
+
+def to_unit_ranges(stored: Num[Tensor, "B channels X Y Z"], ranges: Float[Tensor, "B 2"]) -> Float[Tensor, "B channels X Y Z"]:
+    """The same with a range (low, high) for each view: CT and MR may stand in one batch."""
+    low, high = (ranges[:, i, None, None, None, None].to(stored.device) for i in (0, 1))
+    return ((stored.to(torch.float32) - low) / (high - low)).clamp(0.0, 1.0)
