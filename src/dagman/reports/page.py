@@ -32,6 +32,13 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """Items, one below the other."""
+
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Figure:
     """A picture: PNG bytes, or SVG markup as a string; a caption that says what is seen; `alt` for those who cannot see it."""
 
@@ -83,7 +90,7 @@ class Embedded:
     caption: str = ""
 
 
-Block = Text | Figure | FigureGrid | DataTable | Verdict | Embedded
+Block = Text | Listing | Figure | FigureGrid | DataTable | Verdict | Embedded
 
 
 @dataclass(frozen=True)
@@ -121,8 +128,9 @@ def _environment() -> Environment:
 
 
 def mark_inline(text: str) -> Markup:
-    """Escaped text with `code` and **emphasis** as HTML."""
+    """Escaped text with `code`, **emphasis** and powers (64^3) as HTML."""
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    marked = re.sub(r"\^(\d)", r"<sup>\1</sup>", marked)
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", marked))
 
 

@@ -18,7 +18,7 @@ LEVELS = {"ok": GREEN, "warn": YELLOW, "bad": RED}
 
 FULL_WIDTH, HALF_WIDTH = 9.6, 4.7
 """Widths of a figure in inches: a page's column, and half of it."""
-_DPI = 150
+_DPI = 120
 _SMALL, _NORMAL = 8.0, 9.0
 
 
@@ -42,8 +42,9 @@ def style_axes(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> None
         spine.set_color(RULE)
 
 
-def add_legend(axes: Axes, columns: int = 1) -> None:
-    """A frameless legend, where the axes have named series."""
+def add_legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
+    """The names of the axes' series below the figure, where they hide nothing."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        axes.legend(handles, labels, fontsize=_SMALL, frameon=False, labelcolor=INK, ncols=columns)
+        columns = min(columns, len(handles))
+        figure.legend(handles, labels, loc="outside lower center", fontsize=_SMALL, frameon=False, labelcolor=INK, ncols=columns)

@@ -1,5 +1,6 @@
 """Pictures: each function returns a matplotlib `Figure`, and `encode_png` makes bytes of it."""
 
+from dagman.reports.figures.curves import Series, draw_curves
 from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.planes import (
     AXIAL,
@@ -11,6 +12,7 @@ from dagman.reports.figures.planes import (
     Overlay,
     draw_plane,
     draw_three_planes,
+    overlay_relative,
     take_slice,
 )
 
@@ -22,8 +24,11 @@ __all__ = [
     "SAGITTAL",
     "Contour",
     "Overlay",
+    "Series",
+    "draw_curves",
     "draw_plane",
     "draw_three_planes",
     "encode_png",
+    "overlay_relative",
     "take_slice",
 ]

@@ -15,15 +15,21 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Normalize, to_rgba
+from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from dagman.reports.style import FULL_WIDTH, INK, MUTED, new_figure
+from dagman.reports.style import BLUE, FULL_WIDTH, INK, MUTED, ORANGE, new_figure
 
 CONVENTION = "Radiological convention: the patient's left is on the image's right; sagittal slices show the front on the left."
 """For captions."""
+
+
+AROUND_ONE = LinearSegmentedColormap.from_list(
+    "around-one", [to_rgba(BLUE, 0.8), to_rgba(BLUE, 0.0), to_rgba(ORANGE, 0.0), to_rgba(ORANGE, 0.8)]
+)
+"""Clear in the middle, blue below, orange above: what is usual leaves the scan as it is."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Overlay:
         values: X Y Z.
         label: What the numbers are, with their unit; stands at the colour bar.
         low, high: Ends of the colours; the values' own range when None.
-        colors: Name of a matplotlib colour map.
+        colors: A matplotlib colour map, or its name.
         opacity: 0 (unseen) to 1.
     """
 
@@ -62,7 +68,7 @@ class Overlay:
     label: str
     low: float | None = None
     high: float | None = None
-    colors: str = "inferno"
+    colors: str | Colormap = "inferno"
     opacity: float = 0.5
 
     @property
@@ -72,6 +78,15 @@ class Overlay:
         low = self.low if self.low is not None else float(finite.min()) if finite.size else 0.0
         high = self.high if self.high is not None else float(finite.max()) if finite.size else 1.0
         return Normalize(low, high if high > low else low + 1e-6)
+
+
+def overlay_relative(values: NDArray, label: str = "attention, times uniform", reach: float | None = None) -> Overlay:
+    """An overlay of numbers whose usual value is 1, such as attention relative to uniform: 1 is clear, more is orange, less blue.
+
+    `reach` is the largest distance from 1 in the colours; the values' own when None.
+    """
+    reach = float(np.nanmax(np.abs(values - 1.0))) if reach is None else reach
+    return Overlay(values=values, label=label, low=1.0 - reach, high=1.0 + reach, colors=AROUND_ONE, opacity=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,32 @@
+"""`dagman report`: one self-contained page of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Folder of a pretraining run, finished or not.", metavar="RUN")]) -> None:
+    """One self-contained HTML page of a run: verdict, pictures, curves with their normal ranges, settings.
+
+    The page is written into the run's folder and loads nothing from elsewhere; open it in any browser, mail it, archive it.
+    The same command repeated writes it anew, also while the run goes on.
+
+    Example:  dagman report runs/first
+    """
+    from rich.console import Console
+
+    from dagman.reports.run_report import judge_run, write_run_report
+    from dagman.reports.verdicts import summarize_verdicts
+    from dagman.training.run import Run
+
+    found = Run(run)
+    path = write_run_report(found)
+    console = Console()
+    console.print(summarize_verdicts(judge_run(found)).text.replace("**", ""), markup=False)
+    console.print(str(path), markup=False, soft_wrap=True)

@@ -1,0 +1,228 @@
+"""The curves of a run, each with what it is, its normal range, and what abnormal looks like (METHOD, What is watched)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dagman.reports.figures import Series, draw_curves, encode_png
+from dagman.reports.page import Figure
+from dagman.reports.style import BLUE, GREEN, INK, ORANGE, PURPLE
+from dagman.settings import Settings
+
+COLORS = {"amip": INK, "ampd": BLUE, "aitd": ORANGE, "gitd": GREEN}
+"""Each loss, and its projector, has one colour on the whole page."""
+_NAMES = {"ampd": "patch", "aitd": "[CLS]", "gitd": "view"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A picture of one or more columns over steps, and the sentences below it."""
+
+    title: str
+    y: str
+    keys: Mapping[str, str]
+    what: str
+    normal: str
+    abnormal: str
+    references: Mapping[str, float] = field(default_factory=dict)
+    log: bool = False
+
+    @property
+    def caption(self) -> str:
+        """What it is, its normal range, and what to look out for."""
+        return f"**{self.title}.** {self.what} **Normal:** {self.normal} **Look out for:** {self.abnormal}"
+
+
+def describe_losses(settings: Settings) -> list[Curve]:
+    """The total and the four losses; those with weight 0 have no rows and are not drawn."""
+    weights = settings.losses
+    parts = " + ".join(f"{getattr(weights, name):g} {name.upper()}" for name in COLORS if getattr(weights, name) > 0)
+    schedule = settings.teacher.temperature == "schedule"
+    ln_k = {} if isinstance(settings.projector.prototypes, str) else {"ln K": math.log(settings.projector.prototypes)}
+    balanced = settings.teacher.centering == "sinkhorn"
+    temperature = (
+        "while tau_t rises the targets become flatter and the loss with them"
+        if schedule
+        else "it may rise while tau_t falls, because the targets become sharper"
+    )
+    decides = (
+        " Sinkhorn spreads the targets over all prototypes by construction, so the height alone says little: "
+        "**gain** decides (see below)."
+        if balanced
+        else " Read it with MI and gain below."
+    )
+    distilled = [
+        Curve(
+            title=f"{name.upper()} loss",
+            y="nats",
+            keys={f"{name}": name.upper()},
+            what=what,
+            normal=f"begins near ln K, the value of an answer without any preference, and falls below it; {temperature}.{decides}",
+            abnormal=abnormal,
+            references=ln_k,
+        )
+        for name, what, abnormal in (
+            (
+                "ampd",
+                "Patch distillation: cross entropy between the noisy teacher's and the student's answer on each "
+                "masked unit of the same view.",
+                "a line that stays at ln K (nothing to learn), or one that drops to 0 at once (every unit gets "
+                "the same target: collapse).",
+            ),
+            (
+                "aitd",
+                "[CLS] distillation: cross entropy between the student's [CLS] token and the teacher's on the "
+                "other, overlapping view.",
+                "ln K throughout. In short runs with few views a step this loss often stays there; the paper's "
+                "gain of it needs longer runs.",
+            ),
+            (
+                "gitd",
+                "Whole-view distillation: the same for the mean of the last stage's tokens.",
+                "ln K throughout, as for AITD; or a sudden drop to 0 with MI near 0 (collapse).",
+            ),
+        )
+    ]
+    return [
+        Curve(
+            title="Total loss",
+            y="loss",
+            keys={"total": "total"},
+            what=f"What is minimised: {parts}.",
+            normal="falls quickly in the first tens of steps, then slowly; small steps up are usual while the targets sharpen.",
+            abnormal="a jump that does not come back (lower `optim.lr`), or a line that is flat from the first step.",
+        ),
+        Curve(
+            title="AMIP loss",
+            y="mean absolute error",
+            keys={"amip": "AMIP"},
+            what="Masked image prediction: mean error over masked voxels, intensities in [0, 1] (0.1 = "
+            f"{(settings.view.high - settings.view.low) * 0.1:g} HU in CT).",
+            normal="falls from 0.2 to 0.3 to 0.15 or less within 100 to 200 steps. Raw errors do not compare "
+            "between maskings: attention may hide the harder units.",
+            abnormal="a plateau at the level of the trivial answers (see below): the network paints one grey, or a blur.",
+        ),
+        *distilled,
+    ]
+
+
+def describe_schedules(settings: Settings) -> list[Curve]:
+    """Learning rate, momentum, temperatures, gradient norm."""
+    optim, teacher = settings.optim, settings.teacher
+    if teacher.temperature == "schedule":
+        rises = (
+            f"rises from {teacher.temperature_start:g} to {teacher.temperature_end:g} over "
+            f"{teacher.temperature_warmup:.0%} of the steps, then stays."
+        )
+        strange = "any other form: the run was resumed with other settings."
+    else:
+        rises = (
+            f"solved at every step so that the targets' entropy is {teacher.target_entropy:g} of ln K; settles "
+            "within tens of steps, then drifts."
+        )
+        strange = "the floor of 0.0005: the teacher's answers hardly differ, and only an extreme temperature pulls them apart."
+    return [
+        Curve(
+            title="Learning rate",
+            y="lr",
+            keys={"lr": "lr"},
+            what="The step size of AdamW.",
+            normal=f"rises linearly over the first {optim.warmup:.0%} of the steps to {_show(optim.lr)}, then a "
+            f"cosine down to {optim.min_lr:g}.",
+            abnormal="a kink: the run was resumed with another number of steps.",
+        ),
+        Curve(
+            title="Teacher momentum",
+            y="m",
+            keys={"momentum": "momentum"},
+            what="How much of the teacher's weights stays at each step; the rest comes from the student.",
+            normal=f"a cosine from {_show(teacher.momentum)} to {teacher.momentum_end:g} over all steps.",
+            abnormal="a constant 1 from early on: the teacher no longer learns.",
+        ),
+        Curve(
+            title="Teacher temperatures",
+            y="tau_t",
+            keys={f"tau_{name}": f"{name.upper()} ({what})" for name, what in _NAMES.items()},
+            what="How much the teacher's targets are sharpened; smaller is sharper.",
+            normal=rises,
+            abnormal=strange,
+            log=teacher.temperature != "schedule",
+        ),
+        Curve(
+            title="Gradient norm",
+            y="norm before the cut",
+            keys={"grad_norm": "norm"},
+            what=f"Length of the gradient; above {optim.clip:g} it is cut to {optim.clip:g}.",
+            normal="highest in the first steps, then mostly below the cut, with single spikes.",
+            abnormal="above the cut most of the time, or growing (lower `optim.lr`); 0 (nothing is learned).",
+            references={"cut": optim.clip},
+            log=True,
+        ),
+    ]
+
+
+def describe_timings(settings: Settings) -> list[Curve]:
+    """Speed, memory, waiting."""
+    return [
+        Curve(
+            title="Throughput",
+            y="million voxels a second",
+            keys={"voxels_per_s": "voxels"},
+            what=f"Voxels of views that pass the student each second ({settings.train.batch} views of "
+            f"{settings.view.side}^3 a step).",
+            normal="level after the first step, which starts the loader.",
+            abnormal="a slow decline (memory fills, the machine throttles) or deep gaps (another program, a slow disk).",
+        ),
+        Curve(
+            title="Waiting for data",
+            y="share of a step",
+            keys={"waiting_share": "waiting"},
+            what="Share of each step's time in which the network waits for views.",
+            normal="below 0.2 after the first step.",
+            abnormal="above 0.2: raise `train.workers`, or put the store on a faster disk.",
+            references={"limit": 0.2},
+        ),
+        Curve(
+            title="Memory",
+            y="GiB",
+            keys={"memory_gib": "peak"},
+            what="Largest memory of the process (of the GPU, where there is one) up to this step.",
+            normal="level after the first tens of steps.",
+            abnormal="a steady climb: something is kept that should be let go.",
+        ),
+    ]
+
+
+def draw_columns(
+    curves: Sequence[Curve], rows: Sequence[Mapping[str, Any]], scale: Mapping[str, float] | None = None
+) -> list[Figure]:
+    """A figure for each curve of which the rows hold at least one column; `scale` multiplies a column."""
+    figures = []
+    for curve in curves:
+        series = {}
+        for key, name in curve.keys.items():
+            found = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+            if found:
+                factor = (scale or {}).get(key, 1.0)
+                color = COLORS.get(key.removeprefix("tau_"), PURPLE)
+                series[name] = Series([step for step, _ in found], [value * factor for _, value in found], color=color)
+        if series:
+            drawn = draw_curves(series, title=curve.title, y=curve.y, references=curve.references, log=curve.log)
+            figures.append(Figure(encode_png(drawn), curve.caption, tell_course(curve.title, series)))
+    return figures
+
+
+def tell_course(title: str, series: Mapping[str, Series]) -> str:
+    """A picture of curves in words, for those who cannot see it."""
+    ends = [
+        f"{name} from {line.values[0]:.3g} at step {line.steps[0]:g} to {line.values[-1]:.3g} at step {line.steps[-1]:g}"
+        for name, line in series.items()
+    ]
+    return f"{title} over steps: {'; '.join(ends)}."
+
+
+def _show(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
