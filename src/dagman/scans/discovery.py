@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dagman.errors import ScanError
+from dagman.errors import DagmanError, ScanError
 from dagman.scans import itk, nifti
 from dagman.scans.dicom import DicomGroup, group_headers
 from dagman.scans.dicom import headers as dicom_headers
@@ -19,8 +19,6 @@ from dagman.scans.pseudonyms import name_patients
 from dagman.scans.scan import Modality
 
 Kind = Literal["nifti", "itk", "dicom"]
-
-_SKIPPED = ("DICOMDIR", "LICENSE", "README", "VERSION")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +42,13 @@ class Refusal:
 
     source: str
     reason: str
+
+    @classmethod
+    def from_error(cls, source: str, error: DagmanError) -> Refusal:
+        """The refusal of `source` for an error met while reading it; a file named in the error stays named."""
+        advice = f": {error.do[0].lower()}{error.do[1:]}" if error.do else ""
+        place = f"{Path(error.where).name}: " if error.where and error.where != source else ""
+        return cls(source=source, reason=f"{place}{error.what}{advice}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +81,7 @@ def find_series(paths: str | Path | Iterable[str | Path], *, modality: Modality 
             elif path == root:
                 raise ScanError("is of no format that dagman reads", where=path, do="Give NIfTI, NRRD, MetaImage or DICOM")
         except ScanError as error:
-            refused.append(Refusal(source=str(path), reason=_join_reason(error)))
+            refused.append(Refusal.from_error(str(path), error))
             continue
         if kind in ("nifti", "itk"):
             series.append(Series(kind=kind, files=(path,), source=str(path), modality=modality))
@@ -120,7 +125,7 @@ def _find_kind(path: Path) -> Kind | None:
         return "itk"
     if name.endswith(dicom_headers.SUFFIXES):
         return "dicom"
-    if path.name in _SKIPPED:
+    if path.name == "DICOMDIR":
         return None
     try:
         return "dicom" if dicom_headers.looks_like_dicom(path) else None
@@ -166,7 +171,7 @@ def _name_groups(groups: Sequence[DicomGroup]) -> list[tuple[str, DicomGroup]]:
 
 
 def _build_dicom_series(source: str, group: DicomGroup, modality: Modality | None) -> Series:
-    stated: Modality = "CT" if group.modality == "CT" else "MR" if group.modality == "MR" else "other"
+    stated: Modality = group.modality if group.modality in ("CT", "MR") else "other"  # type: ignore[assignment]
     return Series(
         kind="dicom",
         files=group.files,
@@ -175,7 +180,3 @@ def _build_dicom_series(source: str, group: DicomGroup, modality: Modality | Non
         patient=group.patient,
         uid=group.uid or None,
     )
-
-
-def _join_reason(error: ScanError) -> str:
-    return f"{error.what}: {error.do[0].lower()}{error.do[1:]}" if error.do else error.what

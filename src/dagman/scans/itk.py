@@ -25,6 +25,7 @@ _SPACING = re.compile(r"^\s*(?:ElementSpacing\s*=|ElementSize\s*=|spacings:)\s*(
 _DATA_FILE = re.compile(r"^\s*(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", re.MULTILINE | re.IGNORECASE)
 _NRRD_GZIP = re.compile(r"^\s*encoding:\s*(?:gz|gzip)\s*$", re.MULTILINE)
 _META_ZLIB = re.compile(r"^\s*CompressedData\s*=\s*True\s*$", re.MULTILINE | re.IGNORECASE)
+_HEADER_END = re.compile(rb"^ElementDataFile\s*=[^\n]*\n?|\r?\n\r?\n", re.MULTILINE)
 _HEADER_BYTES = 64 * 1024
 
 
@@ -85,7 +86,7 @@ def _checked_reader(path: Path) -> SimpleITK.ImageFileReader:
 
 def _check_spacing(path: Path) -> None:
     try:
-        header = _read_header(path)
+        header, _ = _read_header(path)
     except OSError as error:
         raise ScanError("cannot be read", where=path, do="Check the path and its permissions") from error
     if not header:
@@ -102,34 +103,24 @@ def _check_spacing(path: Path) -> None:
             )
 
 
-def _read_header(path: Path) -> str:
-    """The text before the data of a MetaImage or NRRD file."""
+def _read_header(path: Path) -> tuple[str, int]:
+    """The header's text, and where data in the same file would begin."""
     with open(path, "rb") as file:
         start = file.read(_HEADER_BYTES)
-    end = start.find(b"ElementDataFile")
-    if end >= 0:
-        line = start.find(b"\n", end)
-        return start[: line if line >= 0 else len(start)].decode("latin-1")
-    return start.split(b"\n\n", 1)[0].split(b"\r\n\r\n", 1)[0].decode("latin-1")
+    match = _HEADER_END.search(start)
+    end = match.end() if match else len(start)
+    return start[:end].decode("latin-1"), end
 
 
 def _check_stream(path: Path) -> None:
     """Unpack compressed data once, for its checksum alone: SimpleITK reads damaged data as zeros."""
-    header = _read_header(path)
-    packed = _NRRD_GZIP.search(header) or _META_ZLIB.search(header)
+    header, start = _read_header(path)
+    unpack = zlib.decompress if _META_ZLIB.search(header) else gzip.decompress if _NRRD_GZIP.search(header) else None
     match = _DATA_FILE.search(header)
     name = match.group(1) if match else "LOCAL"
-    if not packed or name.upper().startswith("LIST") or "%" in name:
+    if unpack is None or name.upper().startswith("LIST") or "%" in name:
         return
     try:
-        if name.upper() == "LOCAL":
-            separator = 1 if _META_ZLIB.search(header) else 2
-            data = path.read_bytes()[len(header.encode("latin-1")) + separator :]
-        else:
-            data = (path.parent / name).read_bytes()
-        if _META_ZLIB.search(header):
-            zlib.decompress(data)
-        else:
-            gzip.decompress(data)
+        unpack(path.read_bytes()[start:] if name.upper() == "LOCAL" else (path.parent / name).read_bytes())
     except (OSError, EOFError, zlib.error) as error:
         raise ScanError("is truncated or damaged, or its data file is missing", where=path, do=_CONVERT_AGAIN) from error

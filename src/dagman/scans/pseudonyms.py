@@ -1,8 +1,8 @@
 """Names for patients that are not their names.
 
-DICOM: `P-` and 8 hex digits of a keyed hash of the PatientID (of the StudyInstanceUID where it is empty), so that all series
-of one patient fall together. The key is public: who has a list of PatientIDs can find them again. This keeps identities out of stores and pages; it is no
-anonymisation.
+DICOM: `P-` and 8 hex digits of a keyed hash of the PatientID (of the StudyInstanceUID where that is empty), so that all
+series of one patient fall together. The key is public: who has a list of PatientIDs can find them again. This keeps
+identities out of stores and pages; it is no anonymisation.
 
 Other formats name no patient. There the rule is: the patient is the file's name without its suffix. Where such names repeat
 (`a/ct.nii.gz`, `b/ct.nii.gz`) it is the folder, if there are at least as many folders as names, else the path below the

@@ -40,10 +40,11 @@ def read_series(series: Series) -> Scan:
     """Decode a series into a Scan.
 
     Voxels are int16 where that is exact, else float32; CT is in HU with padding clipped at -1024. Raises ScanError for
-    what cannot be a volume: unreadable files, NaN, one value only, one slice, uneven slices, a tilted gantry.
+    what cannot be a volume: unreadable files, NaN, one slice, uneven slices, a tilted gantry. Whether a scan is of use is
+    another question: see `verdict.judge_scan`.
     """
     raw = _decode_series(series)
-    _check_values(raw.values, series.source)
+    _check_finite(raw.values, series.source)
     voxels = narrow_voxels(raw.values)
     modality = series.modality or judge_modality(voxels)
     notes = raw.notes
@@ -68,12 +69,10 @@ def _decode_series(series: Series) -> RawImage:
     return dicom.read_volume(series.files, source=series.source)
 
 
-def _check_values(values: NDArray, source: str) -> None:
-    if np.issubdtype(values.dtype, np.floating):
-        bad = values.size - int(np.count_nonzero(np.isfinite(values)))
-        if bad:
-            what = f"{bad} of {values.size} voxels are NaN or infinite"
-            raise ScanError(what, where=source, do="Replace them (outside the scanner's field: -1024), or leave the scan out")
-    low = values.min()
-    if low == values.max():
-        raise ScanError(f"all voxels are {float(low):.4g}: an empty scan", where=source, do="Leave it out, or export it again")
+def _check_finite(values: NDArray, source: str) -> None:
+    if not np.issubdtype(values.dtype, np.floating):
+        return
+    bad = values.size - int(np.count_nonzero(np.isfinite(values)))
+    if bad:
+        what = f"{bad} of {values.size} voxels are NaN or infinite"
+        raise ScanError(what, where=source, do="Replace them (outside the scanner's field: -1024), or leave the scan out")

@@ -80,7 +80,7 @@ def reorient_scan(scan: Scan) -> Scan:
     voxels, affine = scan.voxels.transpose(order), scan.affine.permute(order)
     for axis in np.flatnonzero(flips):
         affine = affine.flip(int(axis), voxels.shape[axis])
-        voxels = np.flip(voxels, axis)
+        voxels = np.flip(voxels, int(axis))
     return replace(scan, voxels=voxels, affine=affine)
 
 

@@ -72,12 +72,15 @@ def judge_scan(scan: Scan) -> Verdict:
     notes = scan.notes
     if min(scan.shape) < 4:
         notes = (*notes, f"very thin: {min(scan.shape)} slices")
+    evidence = measure_hu(scan.voxels)
+    if evidence.minimum == evidence.maximum:
+        reason = f"all voxels are {evidence.minimum:.4g}: leave it out, or export it again"
+        return Verdict(accepted=False, reason=reason, notes=notes, evidence=evidence)
     if scan.modality == "MR":
         return Verdict(accepted=True, notes=notes)
-    evidence = measure_hu(scan.voxels)
     # A tag or a user that says CT needs less proof: a crop inside one organ holds neither air nor fat.
-    told = scan.modality == "CT" and not evidence.looks_raw and evidence.minimum < 0 and evidence.soft_tissue_share >= 0.5
-    if (evidence.is_hu or told) and evidence.maximum - evidence.minimum >= 50:
+    plausible = evidence.is_hu or (not evidence.looks_raw and evidence.minimum < 0 and evidence.soft_tissue_share >= 0.5)
+    if scan.modality == "CT" and plausible and evidence.maximum - evidence.minimum >= 50:
         return Verdict(accepted=True, notes=notes, evidence=evidence)
     return Verdict(accepted=False, reason=_explain(scan, evidence), notes=notes, evidence=evidence)
 
@@ -111,7 +114,7 @@ def clip_padding(voxels: NDArray) -> tuple[NDArray, tuple[str, ...]]:
     below = np.count_nonzero(voxels < LOWEST_HU)
     if not below:
         return voxels, ()
-    note = f"padding down to {float(voxels.min()):.0f} in {below / voxels.size:.1%} of the voxels was set to {LOWEST_HU} HU"
+    note = f"values down to {float(voxels.min()):.0f} in {below} of {voxels.size} voxels were set to {LOWEST_HU} HU"
     return np.maximum(voxels, np.array(LOWEST_HU, dtype=voxels.dtype)), (note,)
 
 
@@ -121,6 +124,8 @@ def _share(voxels: NDArray, low: float, high: float) -> float:
 
 def _explain(scan: Scan, evidence: HuEvidence) -> str:
     found = f"values {evidence.minimum:.4g} to {evidence.maximum:.4g}"
+    if scan.modality == "other" and evidence.is_hu:
+        return f"could be HU ({found}), but the file calls itself something else: give --modality ct if it is CT"
     if evidence.looks_raw:
         advice = "subtract 1024, or convert with the rescale intercept"
         return f"looks like raw values, 1024 too high ({found}, tissue near 1024): {advice}"

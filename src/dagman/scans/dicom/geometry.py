@@ -19,6 +19,7 @@ _GAP_TOLERANCE_MM = 0.1
 _GAP_TOLERANCE_SHARE = 0.01
 _TILT_TOLERANCE_DEGREES = 0.5
 _DRIFT_TOLERANCE_MM = 0.1
+_STRAY_TOLERANCE_MM = 0.5
 _SAME_POSITION_MM = 0.01
 _SAME_DIRECTION = 1e-3
 
@@ -59,7 +60,8 @@ def order_planes(planes: Sequence[Plane]) -> tuple[list[int], Affine]:
     Raises ScanError with all that is wrong: unlike planes, one plane alone, equal positions, tilt, uneven gaps.
     """
     first = planes[0]
-    _check_plane(first)
+    for plane in planes:
+        _check_plane(plane)
     if not all(first.fits(plane) for plane in planes):
         raise ScanError("slices differ in orientation, pixel size or matrix", do="Give one volume a series")
     if len(planes) < 2:
@@ -109,12 +111,12 @@ def _find_tilt(positions: NDArray[np.float64], distances: NDArray[np.float64], n
     along = distances - distances[0]
     sideways = positions - positions[0] - along[:, None] * normal
     drift = along @ sideways / (along @ along)
+    stray = np.linalg.norm(sideways - along[:, None] * drift, axis=1).max()
+    if stray > _STRAY_TOLERANCE_MM:
+        return [f"slices do not lie in one line (up to {stray:.1f} mm beside it)"]
     angle = float(np.degrees(np.arctan(np.linalg.norm(drift))))
     if angle > _TILT_TOLERANCE_DEGREES and np.linalg.norm(drift) * along[-1] > _DRIFT_TOLERANCE_MM:
         return [f"the gantry is tilted by {angle:.1f} degrees (slices are shifted against each other)"]
-    stray = np.linalg.norm(sideways - along[:, None] * drift, axis=1).max()
-    if stray > 5 * _DRIFT_TOLERANCE_MM:
-        return [f"slices do not lie in one line (up to {stray:.1f} mm beside it)"]
     return []
 
 
@@ -122,11 +124,11 @@ def _find_uneven(distances: NDArray[np.float64]) -> list[str]:
     gaps = np.diff(distances)
     usual = float(np.median(gaps))
     tolerance = max(_GAP_TOLERANCE_MM, _GAP_TOLERANCE_SHARE * usual)
-    if gaps.max() - gaps.min() <= tolerance:
-        return []
     # The median of few gaps may itself be a hole; a hole is never the smallest gap.
     usual = usual if abs(gaps - usual).min() <= tolerance else float(gaps.min())
     odd = np.flatnonzero(abs(gaps - usual) > tolerance)
+    if not len(odd):
+        return []
     first = int(odd[0])
     wanted = f"wanted: equal within {tolerance:.2g} mm"
     text = f"slices are {usual:.4g} mm apart, but {gaps[first]:.4g} mm after slice {first + 1} ({wanted})"

@@ -115,11 +115,12 @@ def read_planes(data: Dataset) -> tuple[Plane, ...]:
         return (plane,) if plane else ()
     planes = []
     for frame in frames:
-        parts = (
-            _functional_group(name, frame, shared)
-            for name in ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
+        plane = _build_plane(
+            _functional_group("PlanePositionSequence", frame, shared),
+            _functional_group("PlaneOrientationSequence", frame, shared),
+            _functional_group("PixelMeasuresSequence", frame, shared),
+            data,
         )
-        plane = _build_plane(*parts, data)
         if plane is None:
             return ()
         planes.append(plane)

@@ -19,7 +19,8 @@ def decode_frames(data: Dataset) -> Voxels:
     decoded.
     """
     stored = _decode_stored(data)
-    return np.stack([narrow_voxels(_rescale(frame, data, index)) for index, frame in enumerate(stored)])
+    frames: Voxels = np.stack([narrow_voxels(_rescale(frame, data, index)) for index, frame in enumerate(stored)])
+    return frames
 
 
 def _decode_stored(data: Dataset) -> NDArray:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dagman.errors import ScanError
-from dagman.scans.dicom.geometry import have_equal_positions
+from dagman.scans.dicom.geometry import Plane, have_equal_positions
 from dagman.scans.dicom.headers import Header, looks_like_dicom, read_header
 from dagman.scans.pseudonyms import name_patient
 
@@ -19,7 +19,7 @@ class DicomGroup:
     """Files that belong together: one volume, or something refused for `reason`; `patient` is a pseudonym."""
 
     files: tuple[Path, ...]
-    modality: str
+    modality: str  # as in DICOM, or "derived map" for blood flow and the like, which CT scanners write too
     patient: str = field(repr=False)
     uid: str = field(repr=False)
     reason: str = ""
@@ -76,11 +76,14 @@ def _split_series(headers: Sequence[Header], any_modality: bool) -> list[DicomGr
 
 
 def _drop_copies(headers: Sequence[Header]) -> tuple[list[Header], list[Header]]:
-    seen: set[str] = set()
-    kept, copies = [], []
+    # The place counts too: careless anonymisers give all slices one instance UID.
+    seen: set[tuple[str, tuple[Plane, ...]]] = set()
+    kept: list[Header] = []
+    copies: list[Header] = []
     for header in headers:
-        (copies if header.instance_uid and header.instance_uid in seen else kept).append(header)
-        seen.add(header.instance_uid)
+        key = (header.instance_uid, header.planes)
+        (copies if header.instance_uid and key in seen else kept).append(header)
+        seen.add(key)
     return kept, copies
 
 
@@ -149,7 +152,7 @@ def _group(headers: Sequence[Header], reason: str = "") -> DicomGroup:
     first = headers[0]
     return DicomGroup(
         files=tuple(header.path for header in headers),
-        modality=first.modality,
+        modality=first.modality if "PERFUSION" not in first.image_type else "derived map",
         patient=name_patient(first.patient_id.strip() or first.study_uid),
         uid=first.series_uid,
         reason=reason,

@@ -1,0 +1,193 @@
+"""`dagman inspect`: a verdict for each series found, on the screen, as CSV, as JSON, and as one page with pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from dagman.reports.page import Figure
+    from dagman.scans.discovery import Discovery
+    from dagman.scans.inspection import Inspection
+    from dagman.scans.scan import Modality
+
+app = typer.Typer(add_completion=False)
+
+_SERIES_A_PROCESS = 8
+"""A further process costs about a second to start; fewer series than this do not earn it."""
+
+
+class ModalityChoice(StrEnum):
+    """What --modality takes."""
+
+    auto = "auto"
+    ct = "ct"
+    mr = "mr"
+
+    @property
+    def modality(self) -> Modality | None:
+        """What the readers take."""
+        return "CT" if self is ModalityChoice.ct else "MR" if self is ModalityChoice.mr else None
+
+
+@app.command(epilog="Example: dagman inspect ~/scans --out checked")
+def inspect_scans(
+    scans: Annotated[list[Path], typer.Argument(help="Files or folders; everything below is looked at, all formats mixed.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for inspect.html and inspect.csv.")] = None,
+    modality: Annotated[ModalityChoice, typer.Option(help="What the scans are; auto: what the file or its values say.")] = (
+        ModalityChoice.auto
+    ),
+    workers: Annotated[int | None, typer.Option(help="Processes; default: by the number of series and cores.", min=1)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Say of every series found whether it can be used, and why not.
+
+    Reads NIfTI, NRRD, MetaImage and DICOM. Exit code 0 if at least one series can be used, else 2.
+    """
+    from dagman.scans.discovery import find_series
+
+    found = find_series(scans, modality=modality.modality)
+    rows = _inspect_all(found, workers)
+    if as_json:
+        typer.echo(json.dumps({"counts": _count(rows), "series": [row.to_row() for row in rows]}, indent=2))
+    else:
+        _print_table(rows)
+    if out is not None:
+        _write_results(out, rows, [str(path) for path in scans])
+        typer.echo(f"Written: {out / 'inspect.html'}", err=as_json)
+    if not any(row.accepted for row in rows):
+        raise typer.Exit(2)
+
+
+def _inspect_all(found: Discovery, workers: int | None) -> list[Inspection]:
+    import os
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from dagman.scans.discovery import Refusal
+    from dagman.scans.inspection import inspect_refusal, inspect_series
+    from dagman.store.workers import Lost, run_tasks
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = workers or max(1, min(cores, len(found.series) // _SERIES_A_PROCESS))
+    rows = [inspect_refusal(refusal) for refusal in found.refused]
+    screen = Console(stderr=True)
+    done = run_tasks(inspect_series, found.series, count)
+    for index, result in track(done, "Reading", len(found.series), console=screen, transient=True, disable=not screen.is_terminal):
+        if isinstance(result, Lost):
+            result = inspect_refusal(Refusal(source=found.series[index].source, reason=result.reason))
+        rows.append(result)
+    return sorted(rows, key=lambda row: (not row.accepted, row.source))
+
+
+def _count(rows: Sequence[Inspection]) -> dict[str, int]:
+    accepted = [row for row in rows if row.accepted]
+    patients = len({row.patient for row in accepted})
+    return {"accepted": len(accepted), "refused": len(rows) - len(accepted), "patients": patients}
+
+
+def _say_counts(rows: Sequence[Inspection]) -> str:
+    counts = _count(rows)
+    series = "series" if counts["accepted"] else "no series"
+    used = f"{counts['accepted'] or ''} {series} of {counts['patients']} patients can be used".strip()
+    return f"{used}; {counts['refused']} refused."
+
+
+def _describe(row: Inspection) -> dict[str, Any]:
+    """The cells that screen, CSV and page share."""
+    return {
+        "source": row.source,
+        "verdict": "accepted" if row.accepted else "refused",
+        "format": row.kind or "",
+        "modality": row.modality or "",
+        "size": " x ".join(map(str, row.size)) if row.size else "",
+        "spacing_mm": " x ".join(f"{value:.3g}" for value in row.spacing_mm) if row.spacing_mm else "",
+        "axes": row.axes or "",
+        "values": f"{row.low:.4g} to {row.high:.4g}" if row.low is not None and row.high is not None else "",
+        "patient": row.patient or "",
+        "reason": row.reason or "; ".join(row.notes),
+    }
+
+
+def _print_table(rows: Sequence[Inspection]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if not console.is_terminal:
+        # A pipe has no width; 80 would break every path.
+        console = Console(width=200)
+    shown = ("source", "verdict", "modality", "size", "spacing_mm", "axes", "values", "reason")
+    table = Table(*shown, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        cells = _describe(row)
+        style = "green" if row.accepted else "red"
+        # Text, not markup: a path may hold square brackets.
+        table.add_row(*(Text(cells[name], style=style if name == "verdict" else "", overflow="fold") for name in shown))
+    console.print(table)
+    console.print(_say_counts(rows), style="bold")
+
+
+def _write_results(out: Path, rows: Sequence[Inspection], scans: Sequence[str]) -> None:
+    import csv
+
+    from dagman.records.files import write_text, write_whole
+    from dagman.records.provenance import write_command
+
+    cells = [_describe(row) for row in rows]
+    with write_whole(out / "inspect.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(cells[0]))
+        writer.writeheader()
+        writer.writerows(cells)
+    write_text(out / "inspect.html", _render(rows, cells, scans))
+    write_command(out, "inspect", settings={"scans": list(scans)}, outcome=_count(rows))
+
+
+def _render(rows: Sequence[Inspection], cells: Sequence[dict[str, Any]], scans: Sequence[str]) -> str:
+    from dagman.reports.page import DataTable, FigureGrid, Section, Text, render_page
+
+    accepted = [cell for cell, row in zip(cells, rows, strict=True) if row.accepted]
+    refused = [cell for cell, row in zip(cells, rows, strict=True) if not row.accepted]
+    full = ["source", "format", "modality", "size", "spacing_mm", "axes", "values", "patient", "reason"]
+    names = [*full[:-1], "notes"]
+    sections = [
+        Section("Accepted", [DataTable(names, [[cell[name] for name in full] for cell in accepted])] if accepted else []),
+        Section(
+            "Refused",
+            [DataTable(["source", "format", "reason"], [[c["source"], c["format"], c["reason"]] for c in refused])]
+            if refused
+            else [],
+        ),
+        Section(
+            "Pictures",
+            [
+                Text("The middle axial slice; the patient's left is on the image's right. CT is shown from -1000 to 500 HU."),
+                FigureGrid([_draw_picture(row) for row in rows if row.picture is not None]),
+            ]
+            if accepted
+            else [],
+        ),
+    ]
+    return render_page(
+        "Inspection of scans", f"{_say_counts(rows)} Looked at: {', '.join(f'`{scan}`' for scan in scans)}.", sections
+    )
+
+
+def _draw_picture(row: Inspection) -> Figure:
+    from io import BytesIO
+
+    from matplotlib.image import imsave
+
+    from dagman.reports.page import Figure
+
+    assert row.picture is not None
+    buffer = BytesIO()
+    imsave(buffer, row.picture.T[::-1, ::-1], cmap="gray", vmin=0, vmax=255, format="png")
+    return Figure(buffer.getvalue(), f"`{row.source}`", f"middle axial slice of {row.source}")

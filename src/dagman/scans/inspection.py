@@ -1,0 +1,89 @@
+"""What `dagman inspect` says of one series: read it, judge it, keep a few numbers and one small picture."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dagman.errors import ScanError
+from dagman.scans.discovery import Refusal, Series
+from dagman.scans.reading import read_series
+from dagman.scans.scan import Scan, reorient_scan
+from dagman.scans.verdict import judge_scan
+
+_PICTURE_PIXELS = 160
+_CT_WINDOW = (-1000.0, 500.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """A verdict with what a reader wants to see beside it; fields are None where the series could not be read.
+
+    `axes` are letters of the file's own axis order, `low` and `high` the lowest and highest value (HU for CT) after
+    padding was clipped. `picture` is the middle axial slice, X Y in RAS+, 0 to 255.
+    """
+
+    source: str
+    kind: str | None = None
+    patient: str | None = None
+    modality: str | None = None
+    size: tuple[int, int, int] | None = None
+    spacing_mm: tuple[float, float, float] | None = None
+    axes: str | None = None
+    low: float | None = None
+    high: float | None = None
+    accepted: bool = False
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    picture: NDArray[np.uint8] | None = field(default=None, repr=False)
+
+    def to_row(self) -> dict[str, Any]:
+        """The fields without the picture, ready for JSON."""
+        row = asdict(self)
+        del row["picture"]
+        return row
+
+
+def inspect_series(series: Series) -> Inspection:
+    """Read and judge a series; a series that cannot be read is an Inspection with the reason, never an error."""
+    try:
+        scan = read_series(series)
+    except ScanError as error:
+        return inspect_refusal(Refusal.from_error(series.source, error), kind=series.kind, patient=series.patient)
+    verdict = judge_scan(scan)
+    x, y, z = scan.spacing
+    return Inspection(
+        source=series.source,
+        kind=series.kind,
+        patient=scan.patient,
+        modality=scan.modality,
+        size=scan.shape,
+        spacing_mm=(round(x, 4), round(y, 4), round(z, 4)),
+        axes=scan.affine.axis_codes,
+        low=float(scan.voxels.min()),
+        high=float(scan.voxels.max()),
+        accepted=verdict.accepted,
+        reason=verdict.reason,
+        notes=verdict.notes,
+        picture=take_picture(scan) if verdict.accepted else None,
+    )
+
+
+def inspect_refusal(refusal: Refusal, *, kind: str | None = None, patient: str | None = None) -> Inspection:
+    """A row for what could not be read, or was refused before."""
+    return Inspection(source=refusal.source, reason=refusal.reason, kind=kind, patient=patient)
+
+
+def take_picture(scan: Scan) -> NDArray[np.uint8]:
+    """The middle axial slice (X Y, RAS+) with square pixels, at most 160 a side; CT from -1000 to 500 HU, else 1 to 99 %."""
+    upright = reorient_scan(scan)
+    middle = upright.voxels[:, :, upright.shape[2] // 2].astype(np.float32)
+    extent = np.array(middle.shape) * upright.spacing[:2]
+    sides = np.maximum(np.rint(extent / extent.max() * _PICTURE_PIXELS), 1).astype(int)
+    columns, rows = (((np.arange(side) + 0.5) * size / side).astype(int) for side, size in zip(sides, middle.shape, strict=True))
+    low, high = _CT_WINDOW if scan.modality == "CT" else np.percentile(middle, [1, 99])
+    shown = (middle[np.ix_(columns, rows)] - low) / max(high - low, 1e-6)
+    return np.rint(np.clip(shown, 0, 1) * 255).astype(np.uint8)

@@ -1,0 +1,107 @@
+"""Discovery lists what may be a scan and what is refused; one bad file never costs the others."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK
+
+from dagman.errors import ScanError
+from dagman.scans.discovery import Refusal, find_series
+from dagman.scans.reading import read_scan, read_series
+
+
+def test_all_formats_are_found_at_any_depth_and_other_files_ignored(tmp_path, write_nifti, write_dicom, ct, placement):
+    write_nifti(tmp_path / "a" / "b" / "c" / "deep.nii.gz", ct)
+    write_dicom(tmp_path / "a" / "dicom", ct, placement)
+    image = SimpleITK.GetImageFromArray(ct.T)
+    for name in ("x.nrrd", "y.mhd", "z.mha"):
+        SimpleITK.WriteImage(image, str(tmp_path / name))
+    for name in ("readme.txt", "table.csv", "meta.json", "page.xml", "picture.png", "DICOMDIR", "weights.bin", "archive.tar.gz"):
+        (tmp_path / "a" / name).write_bytes(b"something else")
+    write_nifti(tmp_path / ".hidden" / "no.nii.gz", ct)
+    shutil.copy(tmp_path / "x.nrrd", tmp_path / "._x.nrrd")
+    found = find_series(tmp_path)
+    names = [series.source.removeprefix(f"{tmp_path}/") for series in found.series]
+    assert names == ["a/b/c/deep.nii.gz", "a/dicom", "x.nrrd", "y.mhd", "z.mha"]
+    assert [series.kind for series in found.series] == ["nifti", "dicom", "itk", "itk", "itk"]
+    assert found.refused == ()
+    for series in found.series:
+        assert read_series(series).shape == ct.shape
+
+
+def test_bad_files_are_listed_beside_the_good_ones(tmp_path, write_nifti, ct):
+    write_nifti(tmp_path / "good.nii.gz", ct)
+    (tmp_path / "zero.nii.gz").write_bytes(b"")
+    (tmp_path / "text.nii").write_text("text")
+    (tmp_path / "text.dcm").write_text("text " * 100)
+    (tmp_path / "zero.dcm").write_bytes(b"")
+    (tmp_path / "gone.nii").symlink_to(tmp_path / "nowhere")
+    write_nifti(tmp_path / "flat.nii.gz", np.zeros((5, 5), np.int16))
+    found = find_series(tmp_path)
+    assert [series.source for series in found.series] == [str(tmp_path / "good.nii.gz")]
+    assert {refusal.source.rsplit("/")[-1]: refusal.reason for refusal in found.refused} == {
+        "flat.nii.gz": "is one slice (5 x 5): give a volume of at least 2 slices",
+        "gone.nii": "cannot be read: check the path and its permissions",
+        "text.dcm": "is no DICOM file, although its name says so: copy or export it again, or leave it out",
+        "text.nii": "is empty or cut off in its header: copy or convert the scan again",
+        "zero.dcm": "is empty: copy or export the series again",
+        "zero.nii.gz": "is empty or cut off in its header: copy or convert the scan again",
+    }
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda path: path.mkdir(), "holds no scans. Give files or folders with NIfTI, NRRD, MetaImage or DICOM."),
+        (lambda path: None, "does not exist. Check the path."),
+    ],
+)
+def test_nothing_to_read_is_one_line(tmp_path, make, text):
+    make(tmp_path / "scans")
+    with pytest.raises(ScanError) as caught:
+        find_series(tmp_path / "scans")
+    assert str(caught.value) == f"{tmp_path / 'scans'}: {text}"
+
+
+def test_a_file_given_by_name_is_never_ignored(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    with pytest.raises(ScanError, match=r"a\.png: is of no format that dagman reads: give NIfTI, NRRD, MetaImage or DICOM\."):
+        read_scan(tmp_path / "a.png")
+
+
+def test_two_scans_of_one_name_never_collide(tmp_path, write_nifti, ct):
+    for patient, change in (("anna", 0), ("bert", 7)):
+        write_nifti(tmp_path / patient / "ct.nii.gz", ct + np.int16(change))
+    found = find_series(tmp_path)
+    assert [series.patient for series in found.series] == ["anna", "bert"]
+    first, second = (read_series(series) for series in found.series)
+    assert first.source != second.source
+    assert not np.array_equal(first.voxels, second.voxels)
+
+
+def test_a_file_given_twice_is_found_once(tmp_path, write_nifti, ct):
+    path = write_nifti(tmp_path / "a.nii.gz", ct)
+    assert len(find_series([path, tmp_path, path]).series) == 1
+
+
+def test_a_word_on_the_modality_goes_before_the_values(tmp_path, write_nifti, ct):
+    path = write_nifti(tmp_path / "a.nii.gz", ct)
+    assert read_scan(path).modality == "CT"
+    assert read_scan(path, modality="MR").modality == "MR"
+    assert find_series(path).series[0].modality is None
+    assert find_series(path, modality="MR").series[0].modality == "MR"
+
+
+def test_a_mask_is_readable_although_it_is_no_scan(tmp_path, write_nifti):
+    scan = read_scan(write_nifti(tmp_path / "mask.nii.gz", np.ones((4, 5, 6), np.uint8)))
+    assert scan.modality == "other"
+    assert scan.voxels.dtype == np.int16
+
+
+def test_a_refusal_names_the_file_that_an_error_names():
+    error = ScanError("cannot be decoded", where="/x/IM7", do="Export it again")
+    assert Refusal.from_error("/x", error).reason == "IM7: cannot be decoded: export it again"
+    assert Refusal.from_error("/x/IM7", error).reason == "cannot be decoded: export it again"

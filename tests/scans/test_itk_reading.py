@@ -1,0 +1,100 @@
+"""NRRD and MetaImage: the same scan as its NIfTI; what SimpleITK would mend in silence is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK
+
+from dagman.errors import ScanError
+from dagman.scans.affine import LPS_TO_RAS
+from dagman.scans.reading import read_scan
+from dagman.scans.scan import hash_scan
+
+NAMES = ["a.nrrd", "a.nhdr", "a.mha", "a.mhd"]
+
+
+def write_itk(path, voxels, matrix, *, compress=False):
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(voxels.T))
+    lps = LPS_TO_RAS @ matrix
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    SimpleITK.WriteImage(image, str(path), compress)
+    return path
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_scan_is_the_same_in_every_format(tmp_path, write_nifti, ct, name, compress):
+    angle = np.radians(10)
+    matrix = np.eye(4)
+    matrix[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    matrix = matrix @ np.diag([-0.8, 0.9, 2.5, 1])
+    matrix[:3, 3] = [4, 5, 6]
+    scan = read_scan(write_itk(tmp_path / name, ct, matrix, compress=compress))
+    assert np.array_equal(scan.voxels, ct)
+    assert scan.affine.matrix == pytest.approx(matrix)
+    assert scan.modality == "CT"
+    assert hash_scan(scan) == hash_scan(read_scan(write_nifti(tmp_path / "a.nii.gz", ct, matrix)))
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_truncated_data_are_refused(tmp_path, ct, name, compress):
+    path = write_itk(tmp_path / name, ct, np.eye(4), compress=compress)
+    data = max(tmp_path.iterdir(), key=lambda file: file.stat().st_size)
+    data.write_bytes(data.read_bytes()[:-300])
+    with pytest.raises(ScanError, match="is truncated or damaged, or its data file is missing"):
+        read_scan(path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_damaged_compressed_data_are_refused_and_not_read_as_zeros(tmp_path, ct, name):
+    path = write_itk(tmp_path / name, ct, np.eye(4), compress=True)
+    data = max(tmp_path.iterdir(), key=lambda file: file.stat().st_size)
+    damaged = bytearray(data.read_bytes())
+    damaged[len(damaged) * 2 // 3] ^= 255
+    data.write_bytes(damaged)
+    with pytest.raises(ScanError, match="is truncated or damaged"):
+        read_scan(path)
+
+
+@pytest.mark.parametrize("name", ["a.nhdr", "a.mhd"])
+def test_a_missing_data_file_is_refused(tmp_path, ct, name):
+    path = write_itk(tmp_path / name, ct, np.eye(4))
+    (tmp_path / "a.raw").unlink()
+    with pytest.raises(ScanError, match=r"its data file is missing|damaged in its header"):
+        read_scan(path)
+
+
+@pytest.mark.parametrize("spacing", ["0 1 1", "-1 1 1", "nan 1 1", "one 1 1"])
+def test_a_spacing_that_is_none_is_refused(tmp_path, ct, spacing):
+    path = write_itk(tmp_path / "a.mhd", ct, np.eye(4))
+    path.write_text(path.read_text().replace("ElementSpacing = 1 1 1", f"ElementSpacing = {spacing}"))
+    with pytest.raises(ScanError, match=r"the spacing is .*mend the header"):
+        read_scan(path)
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        (SimpleITK.Image([5, 6], SimpleITK.sitkInt16), r"is one slice \(5 x 6\)"),
+        (SimpleITK.Image([5, 6, 1], SimpleITK.sitkInt16), r"is one slice \(5 x 6 x 1\)"),
+        (SimpleITK.Image([5, 6, 7, 2], SimpleITK.sitkInt16), r"has 4 axes \(5 x 6 x 7 x 2\)"),
+        (SimpleITK.Image([5, 6, 7], SimpleITK.sitkVectorUInt8, 3), r"holds 3 values a voxel \(colours or vectors\)"),
+    ],
+)
+def test_what_is_no_volume_is_refused(tmp_path, image, text):
+    SimpleITK.WriteImage(image, str(tmp_path / "a.mha"))
+    with pytest.raises(ScanError, match=text):
+        read_scan(tmp_path / "a.mha")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("content", [b"", b"no image at all", b"\0" * 500])
+def test_what_is_no_image_is_refused_under_its_name(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ScanError, match=r"is empty|is no (NRRD|MetaImage) file, or damaged in its header"):
+        read_scan(tmp_path / name)

@@ -1,0 +1,173 @@
+"""NIfTI: values, scaling and placement are nibabel's; what is damaged or no volume is refused in one line."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from dagman.errors import ScanError
+from dagman.scans.nifti import check_nifti, read_nifti
+from dagman.scans.reading import read_scan
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.int32, np.float32, np.float64, ">i2"])
+def test_values_and_affine_are_those_of_nibabel(tmp_path, write_nifti, placement, suffix, dtype):
+    values = (np.random.default_rng(0).random((5, 6, 7)) * 200).astype(dtype)
+    path = write_nifti(tmp_path / f"a{suffix}", values, placement)
+    image = nibabel.load(path)
+    raw = read_nifti(path)
+    assert np.array_equal(raw.values, np.asanyarray(image.dataobj))
+    assert np.array_equal(raw.affine.matrix, image.affine)
+    assert raw.notes == ()
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_slope_and_intercept_of_the_header_are_applied(tmp_path, suffix):
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    header.set_slope_inter(2.0, -1024.0)
+    stored = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    image = nibabel.Nifti1Image(stored, np.eye(4), header)
+    # nibabel would divide by the slope it was given; the stored numbers are wanted.
+    image.header.set_slope_inter(2.0, -1024.0)
+    nibabel.save(image, tmp_path / f"a{suffix}")
+    truth = nibabel.load(tmp_path / f"a{suffix}").get_fdata()
+    scan = read_scan(tmp_path / f"a{suffix}", modality="MR")
+    assert scan.voxels.dtype == np.int16
+    assert np.array_equal(scan.voxels, truth)
+
+
+def test_a_sheared_sform_is_kept_although_itk_refuses_it(tmp_path, write_nifti, ct):
+    matrix = np.eye(4)
+    matrix[0, 2] = 0.3
+    scan = read_scan(write_nifti(tmp_path / "a.nii.gz", ct, matrix))
+    assert np.array_equal(scan.voxels, ct)
+    assert scan.affine.matrix == pytest.approx(matrix)
+
+
+def test_the_qform_counts_where_there_is_no_sform_and_neither_is_noted(tmp_path, ct, placement):
+    image = nibabel.Nifti1Image(ct, placement)
+    image.set_sform(None, code=0)
+    image.set_qform(placement, code=1)
+    nibabel.save(image, tmp_path / "q.nii.gz")
+    assert read_scan(tmp_path / "q.nii.gz").affine.matrix == pytest.approx(placement, abs=1e-5)
+    image.set_qform(None, code=0)
+    nibabel.save(image, tmp_path / "n.nii.gz")
+    assert read_scan(tmp_path / "n.nii.gz").notes == (
+        "the file does not say how the patient lies (no sform, no qform); its axes were taken as L A S",
+    )
+
+
+def test_a_header_in_metres_is_read_in_mm(tmp_path, ct):
+    image = nibabel.Nifti1Image(ct, np.diag([0.001, 0.001, 0.002, 1]))
+    image.header.set_xyzt_units("meter")
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    assert read_scan(tmp_path / "a.nii.gz").spacing == pytest.approx((1, 1, 2))
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti2Image, nibabel.Nifti1Image])
+def test_trailing_axes_of_one_are_dropped(tmp_path, ct, kind):
+    nibabel.save(kind(ct[..., None, None], np.eye(4)), tmp_path / "a.nii.gz")
+    assert np.array_equal(read_scan(tmp_path / "a.nii.gz").voxels, ct)
+
+
+@pytest.mark.parametrize(
+    ("voxels", "text"),
+    [
+        (np.zeros((5, 6), np.int16), "is one slice (5 x 6). Give a volume of at least 2 slices."),
+        (np.zeros((5, 6, 1), np.int16), "is one slice (5 x 6 x 1). Give a volume of at least 2 slices."),
+        (np.zeros((5, 6, 7, 2), np.int16), "has 4 axes (5 x 6 x 7 x 2). Give one 3D volume a file."),
+        (np.zeros((5, 6, 7), np.complex64), "holds complex numbers. Give the magnitude image."),
+        (
+            np.zeros((5, 6, 7), np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])),
+            "holds colours (RGB), not one value a voxel. Give the scan itself, not a rendering.",
+        ),
+    ],
+)
+def test_what_is_no_volume_is_refused_from_its_header(tmp_path, write_nifti, voxels, text):
+    path = write_nifti(tmp_path / "a.nii.gz", voxels)
+    with pytest.raises(ScanError) as caught:
+        check_nifti(path)
+    assert str(caught.value) == f"{path}: {text}"
+
+
+@pytest.mark.parametrize("spacing", [0.0, -2.0, np.nan, np.inf])
+def test_a_spacing_that_is_none_is_refused_and_not_mended_in_silence(tmp_path, write_nifti, ct, spacing):
+    path = write_nifti(tmp_path / "a.nii", ct)
+    damaged = bytearray(path.read_bytes())
+    damaged[84:88] = np.float32(spacing).tobytes()
+    path.write_bytes(damaged)
+    with pytest.raises(ScanError, match=r"the spacing is 1 x .* x 1 mm; every axis needs more than 0\. Mend the header"):
+        check_nifti(path)
+
+
+def test_a_singular_sform_is_refused(tmp_path, ct):
+    image = nibabel.Nifti1Image(ct, np.eye(4))
+    image.header["srow_x"] = image.header["srow_y"]
+    image.header["sform_code"] = 1
+    path = tmp_path / "a.nii"
+    with open(path, "wb") as file:
+        file.write(image.header.binaryblock + b"\0\0\0\0" + ct.tobytes(order="F"))
+    with pytest.raises(ScanError, match=r"every axis needs more than 0|two axes point the same way"):
+        read_nifti(path)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_truncated_file_is_refused(tmp_path, write_nifti, suffix, share):
+    voxels = np.random.default_rng(0).integers(-1000, 1000, (40, 40, 20)).astype(np.int16)
+    path = write_nifti(tmp_path / f"a{suffix}", voxels)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(ScanError, match="is truncated or damaged") as caught:
+        read_nifti(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_one_damaged_byte_of_compressed_voxels_is_noticed(tmp_path, write_nifti):
+    voxels = np.random.default_rng(0).integers(-1000, 1000, (40, 40, 20)).astype(np.int16)
+    path = write_nifti(tmp_path / "a.nii.gz", voxels)
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(ScanError, match="is truncated or damaged"):
+        read_nifti(path)
+
+
+def test_a_file_of_several_gzip_members_is_read_whole(tmp_path, write_nifti, ct):
+    path = write_nifti(tmp_path / "a.nii", ct)
+    raw = path.read_bytes()
+    (tmp_path / "b.nii.gz").write_bytes(gzip.compress(raw[:1000]) + gzip.compress(raw[1000:]))
+    assert np.array_equal(read_scan(tmp_path / "b.nii.gz").voxels, ct)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("a.nii", b"", "is empty or cut off in its header"),
+        ("a.nii.gz", b"", "is empty or cut off in its header"),
+        ("a.nii.gz", b"this is text", "is no NIfTI file"),
+        ("a.nii", b"this is text " * 100, "is no NIfTI file"),
+        ("a.nii.gz", gzip.compress(b"\0" * 1000), "is no NIfTI file"),
+    ],
+)
+def test_what_is_no_nifti_is_refused_under_its_name(tmp_path: Path, name, content, text):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ScanError, match=text) as caught:
+        check_nifti(tmp_path / name)
+    assert caught.value.do
+
+
+@pytest.mark.parametrize(("value", "count"), [(np.nan, 3), (np.inf, 3)])
+def test_voxels_that_are_no_numbers_are_counted_and_refused(tmp_path, write_nifti, ct, value, count):
+    voxels = ct.astype(np.float32)
+    voxels[0, 0, :count] = value
+    path = write_nifti(tmp_path / "a.nii.gz", voxels)
+    with pytest.raises(ScanError, match=f"{count} of 2016 voxels are NaN or infinite"):
+        read_scan(path)

@@ -1,0 +1,116 @@
+"""The verdict tells Hounsfield units from other numbers by values alone, and says what to do about the others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dagman.scans.affine import Affine
+from dagman.scans.reading import read_scan
+from dagman.scans.scan import Scan, narrow_voxels
+from dagman.scans.verdict import clip_padding, judge_modality, judge_scan, measure_hu
+
+
+def scan_of(values, modality=None) -> Scan:
+    voxels = narrow_voxels(np.asarray(values))
+    modality = modality or judge_modality(voxels)
+    return Scan(voxels=voxels, affine=Affine(np.eye(4)), modality=modality, patient="p", source="s")
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+SOFT = np.concatenate([rng().normal(-100, 15, 4000), rng().normal(50, 15, 8000)]).reshape(20, 20, 30).round()
+LUNG = rng().normal(-850, 40, (20, 20, 20)).round()
+
+
+@pytest.mark.parametrize("values", [SOFT, LUNG, SOFT.astype(np.float32) + 0.25])
+def test_ct_is_accepted_with_air_or_with_fat_alone(values):
+    scan = scan_of(values)
+    assert scan.modality == "CT"
+    assert judge_scan(scan).accepted
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (np.clip(np.abs(SOFT) + 100, 0, 255), "give --modality mr if it is MR, else the scan in HU"),
+        (rng().normal(400, 90, (20, 20, 20)).clip(0), "give --modality mr if it is MR, else the scan in HU"),
+        (rng().random((20, 20, 20)), "looks scaled already; give the scan in HU"),
+        (rng().integers(0, 5, (20, 20, 20)), "looks like a label map; give it as a mask, not as a scan"),
+        (np.full((5, 5, 5), 7), "all voxels are 7: leave it out, or export it again"),
+        (np.concatenate([LUNG, SOFT[:, :, :20]]) + 1024, "looks like raw values, 1024 too high"),
+    ],
+)
+def test_what_is_not_hu_is_refused_with_advice(values, text):
+    verdict = judge_scan(scan_of(values))
+    assert not verdict.accepted
+    assert text in verdict.reason
+
+
+def test_raw_values_are_noticed_behind_padding():
+    raw = np.concatenate([LUNG, SOFT[:, :, :20]]) + 1024
+    raw[:3] = -2000
+    verdict = judge_scan(scan_of(raw, "CT"))
+    assert "looks like raw values, 1024 too high" in verdict.reason
+
+
+def test_a_crop_inside_one_organ_needs_a_tag_or_a_word():
+    liver = rng().normal(60, 25, (20, 20, 20)).round()
+    assert not judge_scan(scan_of(liver)).accepted
+    assert judge_scan(scan_of(liver, "CT")).accepted
+
+
+def test_mr_is_taken_at_its_word_unless_it_is_empty():
+    values = rng().normal(400, 90, (20, 20, 20)).clip(0)
+    assert judge_scan(scan_of(values, "MR")).accepted
+    assert not judge_scan(scan_of(np.zeros((5, 5, 5)), "MR")).accepted
+
+
+def test_hu_under_another_name_need_a_word():
+    assert "give --modality ct if it is CT" in judge_scan(scan_of(SOFT, "other")).reason
+
+
+def test_few_slices_are_noted():
+    assert judge_scan(scan_of(SOFT[:, :, :3], "CT")).notes == ("very thin: 3 slices",)
+
+
+def test_clip_padding_changes_what_is_below_1024_alone_and_says_so():
+    values = np.array([[[-3024, -1024, -1023, 500]]], dtype=np.int16)
+    clipped, notes = clip_padding(values)
+    assert clipped.tolist() == [[[-1024, -1024, -1023, 500]]]
+    assert clipped.dtype == np.int16
+    assert notes == ("values down to -3024 in 1 of 4 voxels were set to -1024 HU",)
+    assert clip_padding(clipped) == (clipped, ())
+
+
+def test_evidence_is_shares_of_voxels():
+    values = np.array([-1000.0, -400, -100, 0, 100, 250, 1000, 1100]).reshape(2, 2, 2)
+    evidence = measure_hu(values)
+    assert (evidence.minimum, evidence.maximum) == (-1000, 1100)
+    assert evidence.air_share == 2 / 8
+    assert evidence.fat_share == 1 / 8
+    assert evidence.soft_tissue_share == 4 / 8
+    assert evidence.raw_tissue_share == pytest.approx(2 / 3)
+
+
+def test_real_scans_are_judged_right(data):
+    accepted = ["organs/scans/totalseg-body.nii.gz", "organs/scans/totalseg-aorta.nii.gz", "other-ct/totalseg-pulmonary.nii.gz"]
+    accepted += [str(path.relative_to(data)) for path in sorted((data / "sarcoma-ct" / "scans").iterdir())[:6]]
+    accepted += [str(path.relative_to(data)) for path in sorted((data / "lidc-nodules" / "scans").iterdir())[::20]]
+    for name in accepted:
+        scan = read_scan(data / name)
+        assert scan.modality == "CT", name
+        assert judge_scan(scan).accepted, name
+    for name in ["other-ct/CT_pitch.nii.gz", "mr/stroke-T1.nii.gz", "mr/totalseg-mr.nii.gz", "mr/CMB-CRC-T2.nii.gz"]:
+        assert "no HU range" in judge_scan(read_scan(data / name)).reason, name
+    for name in ["organs/masks/totalseg-body.nii.gz", "mr/totalseg-mr_labels.nii.gz"]:
+        assert "looks like a label map" in judge_scan(read_scan(data / name)).reason, name
+
+
+def test_padding_down_to_3024_is_clipped_and_the_scan_accepted(data):
+    scan = read_scan(data / "other-ct" / "CRLM-CT-1006.nii.gz")
+    assert scan.voxels.min() == -1024
+    assert "values down to -3024" in scan.notes[0]
+    assert judge_scan(scan).accepted
