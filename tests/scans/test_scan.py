@@ -16,7 +16,7 @@ TURNS = [(order, flips) for order in itertools.permutations(range(3)) for flips 
 
 
 def make_scan(voxels, matrix) -> Scan:
-    return Scan(voxels=voxels, affine=Affine(matrix), modality="CT", patient="Jane Doe", source="/home/jane/scan.nii")
+    return Scan(voxels=voxels, affine=Affine(matrix), modality="CT", patient="Jane Doe", source="jane/scan.nii")
 
 
 def turn(scan: Scan, order, flips) -> Scan:

@@ -8,19 +8,18 @@ from pydicom.dataset import Dataset
 
 from dagman.errors import ScanError
 from dagman.scans.dicom.headers import quiet_pydicom
-from dagman.scans.scan import Voxels, narrow_voxels
+from dagman.scans.scan import narrow_voxels
 from dagman.scans.verdict import LOWEST_HU
 
 
-def decode_frames(data: Dataset) -> Voxels:
+def decode_frames(data: Dataset) -> NDArray:
     """Rescaled values, frames x rows x columns, int16 where exact, else float32.
 
     In CT, pixels of the PixelPaddingValue become -1024 HU. Raises ScanError when the pixels are cut short or cannot be
     decoded.
     """
     stored = _decode_stored(data)
-    frames: Voxels = np.stack([narrow_voxels(_rescale(frame, data, index)) for index, frame in enumerate(stored)])
-    return frames
+    return np.stack([narrow_voxels(_rescale(frame, data, index)) for index, frame in enumerate(stored)])
 
 
 def _decode_stored(data: Dataset) -> NDArray:

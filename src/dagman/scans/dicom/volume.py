@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from numpy.typing import NDArray
 
 from dagman.errors import ScanError
 from dagman.scans.dicom.geometry import Plane, order_planes
 from dagman.scans.dicom.headers import quiet_pydicom, read_planes
 from dagman.scans.dicom.pixels import decode_frames
-from dagman.scans.scan import RawImage, Voxels
+from dagman.scans.scan import RawImage
 
 
 def read_volume(files: Sequence[Path], *, source: str) -> RawImage:
@@ -21,7 +22,7 @@ def read_volume(files: Sequence[Path], *, source: str) -> RawImage:
     Raises ScanError: a file that is cut short or cannot be decoded is named; for what is wrong with the geometry see
     `geometry.order_planes`.
     """
-    slices: list[Voxels] = []
+    slices: list[NDArray] = []
     planes: list[Plane] = []
     for path in files:
         frames, places = _read_file(path)
@@ -35,7 +36,7 @@ def read_volume(files: Sequence[Path], *, source: str) -> RawImage:
     return RawImage(values.transpose(2, 1, 0), affine)
 
 
-def _read_file(path: Path) -> tuple[Voxels, tuple[Plane, ...]]:
+def _read_file(path: Path) -> tuple[NDArray, tuple[Plane, ...]]:
     try:
         with quiet_pydicom():
             data = pydicom.dcmread(path, force=True)
