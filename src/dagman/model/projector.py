@@ -38,15 +38,16 @@ class Projector(nn.Module):
         self.last = nn.Linear(bottleneck, prototypes, bias=False)
 
     def forward(self, x: Float[Tensor, "*tokens C"]) -> Float[Tensor, "*tokens K"]:
-        """Logits, in float32; cosines in [-1, 1] unless layers=1."""
+        """Logits, in float32 or finer; cosines in [-1, 1] unless layers=1."""
         x = self.norm(x)
         if self.mlp is not None:
             x = self.mlp(x)
         # float32: logits are divided by temperatures down to 5e-4, where bfloat16's rounding would be several nats.
         with torch.autocast(x.device.type, enabled=False):
-            x, weight = x.float(), self.last.weight.float()
+            precision = torch.promote_types(self.last.weight.dtype, torch.float32)
+            x, weight = x.to(precision), self.last.weight.to(precision)
             if self.mlp is None:
-                return F.linear(x, weight, self.last.bias.float())
+                return F.linear(x, weight, self.last.bias.to(precision))
             # Only the prototypes' directions count (weight normalisation with g fixed at 1).
             return F.linear(F.normalize(x, dim=-1, eps=1e-6), F.normalize(weight, dim=-1, eps=1e-6))
 

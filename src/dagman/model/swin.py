@@ -48,6 +48,8 @@ class SwinShape:
             raise SettingsError(
                 f"depths {self.depths} and heads {self.heads} differ in length", do="Give one of each for every stage"
             )
+        if not 0 <= self.drop_path < 1:
+            raise SettingsError(f"drop_path {self.drop_path} is no rate", do="Give 0 or more, below 1")
         for stage, heads in enumerate(self.heads):
             if (self.embed << stage) % heads:
                 raise SettingsError(f"{heads} heads do not divide the {self.embed << stage} channels of stage {stage + 1}")
@@ -119,7 +121,7 @@ class SwinEncoder(nn.Module):
         stages: how many stages to run, all by default; the teacher's attention needs no stage after the one it reads.
         """
         tokens, grid = self._embed(view, hidden)
-        scales = self._branch_scales(drop)
+        scales = None if drop is None else self._scales(drop)
         features = []
         for stage in self.stages[:stages]:
             tokens, grid = stage(tokens, grid, scales)
@@ -153,15 +155,19 @@ class SwinEncoder(nn.Module):
             tokens = torch.where(masked, fill, tokens)
         return tokens, grid
 
-    def _branch_scales(self, drop: Tensor | None) -> Iterator[Tensor] | None:
-        """The factor of each residual branch and view: 0 where dropped, else 1 / (1 - rate), so that the mean is kept."""
-        if drop is None:
-            return None
+    def _scales(self, drop: Tensor) -> Iterator[Tensor]:
         if len(drop) != self.shape.branches:
             raise ValueError(f"drop has {len(drop)} rows, the encoder has {self.shape.branches} residual branches")
-        rates = torch.linspace(0, self.shape.drop_path, sum(self.shape.depths), device=drop.device)
-        rates = rates.repeat_interleave(2)[:, None]
-        return iter(((drop >= rates) / (1 - rates))[:, :, None, None])
+        return iter(scale_branches(drop, self.shape.drop_path)[:, :, None, None])
+
+
+def scale_branches(drop: Float[Tensor, "R B"], rate: float) -> Float[Tensor, "R B"]:
+    """The factor of each residual branch and view: 0 where its uniform draw is below the block's rate, else 1 / (1 - that rate).
+
+    So the mean factor is 1. Rates rise linearly from 0 in the first block to `rate` in the last; a block has two branches.
+    """
+    rates = torch.linspace(0, rate, len(drop) // 2, device=drop.device).repeat_interleave(2)[:, None]
+    return (drop >= rates) / (1 - rates)
 
 
 class SwinStage(nn.Module):
