@@ -68,10 +68,10 @@ class Targets:
             return balance(self._with_queue(name, logits), temperature)[-len(logits) :]
         return sharpen(logits, self.centers[name], temperature)
 
-    def temperature(self, name: str, scheduled: float) -> float:
-        """The tau_t last used, or the scheduled one."""
+    def temperature(self, name: str, logits: Tensor, scheduled: float) -> float:
+        """The tau_t last used; before the first step, what these logits (R x K) would be given."""
         last = self.log_temperatures[name]
-        return scheduled if last is None else math.exp(last)
+        return self._find_temperature(name, logits, scheduled) if last is None else math.exp(last)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float | None]]:
         """Tensors and log temperatures, for a checkpoint."""

@@ -20,7 +20,7 @@ from dagman.method.schedules import freeze_last_layer, learning_rate, teacher_mo
 from dagman.method.step import Losses, Pair, pretraining_step
 from dagman.method.targets import Targets
 from dagman.method.teacher import update_teacher
-from dagman.model.intensity import to_unit_range
+from dagman.model.intensity import to_unit_ranges
 from dagman.records.journal import append_row
 from dagman.settings import Settings
 from dagman.training import assembly
@@ -31,11 +31,9 @@ from dagman.training.draws import draw_drop_path, draw_masking, draw_noise
 from dagman.training.encoder_folder import write_encoder
 from dagman.training.run import rewind_run, write_gallery, write_note
 from dagman.training.validation import Validation
-from dagman.training.verdicts import judge_monitors, judge_waiting
+from dagman.training.verdicts import EARLY, judge_monitors, judge_waiting
 from dagman.training.views import ViewDataset, load_steps
 
-EARLY = 0.3
-"""Share of a run within which a loss at ln K is no news."""
 Event = Callable[[str, dict[str, Any]], None]
 
 
@@ -158,8 +156,7 @@ class Trainer:
     def _draw_pairs(self, batch: dict[str, Any], step: int) -> list[Pair]:
         """The step's micro-batches; row i of a step has the same draws however it is cut."""
         settings, seed = self.settings, self.settings.seed
-        low, high = (batch["range"][:, i, None, None, None, None].to(self.device) for i in (0, 1))
-        views = [to_unit_range(batch[name].to(self.device, non_blocking=True), low, high) for name in ("u", "v")]
+        views = [to_unit_ranges(batch[name].to(self.device, non_blocking=True), batch["range"]) for name in ("u", "v")]
         grid = unit_grid((settings.view.side,) * 3)
         units = grid[0] * grid[1] * grid[2]
         noise = count_noise_draws(grid, settings.teacher.granularity)
@@ -200,7 +197,9 @@ class Trainer:
         append_row(self.folder / "monitors.jsonl", row)
         write_gallery(self.folder, self.step, gallery)
         curves.add_monitor(self.step, row)
-        self._warn(judge_monitors(row, early=self.step < EARLY * self.settings.train.steps))
+        progress = self.step / self.settings.train.steps
+        if progress >= FRESH:
+            self._warn(judge_monitors(row, early=progress < EARLY))
         self.tell("monitor", row)
 
     def _warn(self, warnings: list[tuple[str, str]]) -> None:

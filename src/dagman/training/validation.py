@@ -13,7 +13,7 @@ from dagman.method.networks import UNIT, Network, unit_grid
 from dagman.method.noise import PATCHES_PER_UNIT, count_noise_draws, drop_input
 from dagman.method.step import Method
 from dagman.method.targets import Targets
-from dagman.model.intensity import to_unit_range
+from dagman.model.intensity import to_unit_ranges
 from dagman.settings import Settings
 from dagman.training import monitors
 from dagman.training.draws import draw_masking, draw_noise
@@ -32,9 +32,8 @@ class Validation:
         self.spacing = float(dataset.store.preparation.spacing)
         views = settings.train.monitor_views
         item = dataset.read(validation_places(dataset, views))
-        low, high = (item["range"][:, i, None, None, None, None] for i in (0, 1))
         # u and v of one scan side by side, as in the step: rows i and i + n/2 are a pair.
-        self.views = torch.cat([to_unit_range(item[name], low, high) for name in ("u", "v")]).to(device)
+        self.views = torch.cat([to_unit_ranges(item[name], item["range"]) for name in ("u", "v")]).to(device)
         self.grid = unit_grid((settings.view.side,) * 3)
         units = self.grid[0] * self.grid[1] * self.grid[2]
         self.masking = draw_masking(settings.seed, "validation", range(views), units).to(device)
@@ -72,7 +71,7 @@ class Validation:
                 logits = getattr(teacher_says, field)
                 if logits is None:
                     continue
-                goals = targets.apply(name, logits.float(), targets.temperature(name, scheduled))
+                goals = targets.apply(name, logits.float(), targets.temperature(name, logits, scheduled))
                 goals = goals if name == "ampd" else goals[crossed]
                 tau = method.student_temperature
                 row["projectors"][name] = monitors.watch_targets(goals, getattr(student_says, field), tau)
@@ -110,6 +109,5 @@ def _find_median(dataset: ViewDataset) -> float:
     values = []
     for step in range(min(_MEDIAN_STEPS, len(dataset))):
         item = dataset[step]
-        low, high = (item["range"][:, i, None, None, None, None] for i in (0, 1))
-        values.append(to_unit_range(item["u"], low, high)[..., ::4, ::4, ::4].flatten())
+        values.append(to_unit_ranges(item["u"], item["range"])[..., ::4, ::4, ::4].flatten())
     return torch.cat(values).median().item()
