@@ -1,0 +1,56 @@
+"""`dagman attention`: what the [CLS] token attends to in one scan, as NIfTI on the scan's own grid and as pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+_EXAMPLE = "Example: dagman attention runs/first scans/patient-7.nii.gz --out attention-7"
+
+
+@app.command(epilog=_EXAMPLE)
+def map_attention(
+    encoder: Annotated[str, typer.Argument(help="A run, an encoder folder, or scratch:SIZE.")],
+    scan: Annotated[Path, typer.Argument(help="One scan: a file, or a folder with one series.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+) -> None:
+    """Write attention maps of a scan: the mean and each head, as NIfTI on its own grid, and overlays as PNG.
+
+    Values are relative to uniform: 1 means as if all of a view were attended alike. They compare places within a view, not
+    scans. 0 marks air that was cut off before the encoder looked.
+    """
+    from rich.console import Console
+
+    from dagman.encoder.attention import write_attention
+    from dagman.encoder.loading import load_encoder
+    from dagman.encoder.overlays import describe_range, draw_overlays
+    from dagman.records.provenance import write_command
+
+    loaded = load_encoder(encoder, device=device)
+    opened = loaded.read(scan)
+    attention = loaded.attention(opened)
+    maps = write_attention(attention, opened, out)
+    intensity = (loaded.config.low, loaded.config.high) if opened.modality == "CT" else (0.0, 10000.0)
+    pictures = draw_overlays(attention, out, intensity=intensity)
+    outcome = {
+        "maps": [path.name for path in maps],
+        "pictures": [path.name for path in pictures],
+        "range": describe_range(attention.mean),
+        "out": str(out),
+    }
+    inputs = {"encoder": loaded.source, "encoder_digest": loaded.digest, "content_hash": attention.prepared.content_hash}
+    write_command(out, "attention", inputs=inputs, outcome=outcome)
+    if as_json:
+        typer.echo(json.dumps(outcome))
+        return
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console.print(f"{loaded.describe()}; {len(attention.heads)} heads, mean attention {outcome['range']}")
+    console.print(f"{len(maps)} maps and {len(pictures)} pictures")
+    console.print(f"written: {out}")

@@ -1,0 +1,133 @@
+"""`dagman embed`: feature vectors of scans, of a store's scans, or of a table's items."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from dagman.encoder.items import FeatureRow, RefusedItem
+    from dagman.scans.discovery import Refusal
+    from dagman.store.manifest import Store
+    from dagman.tables.items import Item
+
+app = typer.Typer(add_completion=False)
+
+_EXAMPLE = "Example: dagman embed runs/first nodules.csv --out nodules.parquet --crop-spacing 0.7"
+
+
+@app.command(epilog=_EXAMPLE)
+def embed_sources(
+    encoder: Annotated[str, typer.Argument(help="A run, an encoder folder, or scratch:SIZE.")],
+    sources: Annotated[list[Path], typer.Argument(help="Scans (files, folders), one table (CSV, Parquet), or one store.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    crop_mm: Annotated[float | None, typer.Option(help="Side in mm of crops around structures. Default: from their size.")] = None,
+    crop_spacing: Annotated[float | None, typer.Option(help="Voxel size in mm of these crops. Default: from their size.")] = None,
+    stages: Annotated[str, typer.Option(help="Stages to pool.")] = "1,2,3,4",
+    pools: Annotated[str, typer.Option(help="What is pooled of each stage.")] = "mean,std,max",
+    store: Annotated[Path | None, typer.Option(help="Store that holds the scans which a table names by id.")] = None,
+    patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
+    mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
+    coordinates: Annotated[str, typer.Option(help="Of the table's points: ras or lps.")] = "ras",
+    cache: Annotated[Path | None, typer.Option(help="Folder in which vectors are kept by content and found again.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, or auto.")] = "fp32",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+) -> None:
+    """Write one feature vector an item as Parquet: of whole scans, or pooled inside masks or around points.
+
+    Items that cannot be used are listed with their reason in OUT.rejected.csv.
+    """
+    from dagman.encoder.embedding import list_columns
+    from dagman.encoder.feature_file import describe_pooling, write_features, write_refused
+    from dagman.encoder.items import stream_features
+    from dagman.encoder.loading import load_encoder
+    from dagman.errors import SettingsError
+    from dagman.records.provenance import write_command
+
+    if out.suffix.lower() not in (".parquet", ".pq"):
+        raise SettingsError("features are written as Parquet", where=out, do="Name it something.parquet")
+    pooling = _read_pooling(stages, pools)
+    loaded = load_encoder(encoder, device=device, precision=precision)
+    items, opened, refused, notes = _list_items(sources, store, patient, mask_label, coordinates)
+    rows = stream_features(loaded, items, store=opened, pooling=pooling, crop_mm=crop_mm, crop_spacing=crop_spacing, cache=cache)
+    columns = list_columns(loaded, pooling)
+    settings = {**describe_pooling(pooling, crop_mm, crop_spacing), "sources": [str(source) for source in sources]}
+    count, left_out = write_features(out, _show_progress(rows, len(items), quiet=as_json), loaded, columns, settings)
+    reasons = [*((one.source, one.reason) for one in refused), *((one.item.name, one.reason) for one in left_out)]
+    rejected = out.with_name(f"{out.name}.rejected.csv")
+    write_refused(rejected, reasons)
+    outcome = {"written": count, "refused": len(reasons), "columns": len(columns), "out": str(out), "rejected": str(rejected)}
+    inputs = {"encoder": loaded.source, "encoder_digest": loaded.digest}
+    write_command(out.parent, "embed", settings=settings, inputs=inputs, outcome=outcome)
+    _report(outcome, reasons, [loaded.describe(), *notes], as_json=as_json)
+
+
+def _read_pooling(stages: str, pools: str) -> Any:
+    from dagman.encoder.pooling import Pooling
+    from dagman.errors import SettingsError
+
+    texts = [text.strip() for text in stages.split(",") if text.strip()]
+    if not all(text.isdigit() for text in texts):
+        raise SettingsError(f"--stages {stages!r} is no list of stages", do="Write --stages 1,2,3,4")
+    return Pooling(
+        stages=tuple(int(text) for text in texts), pools=tuple(text.strip() for text in pools.split(",") if text.strip())
+    )
+
+
+def _list_items(
+    sources: list[Path], store: Path | None, patient: str, mask_label: int | None, coordinates: Any
+) -> tuple[list[Item], Store | None, list[Refusal], list[str]]:
+    """Items of one table, of one store, or of scans; the store, what was refused already, and what is to be said."""
+    from dagman.encoder.items import list_scans, list_stored
+    from dagman.errors import SettingsError
+    from dagman.store.manifest import Store
+    from dagman.tables.table import read_table
+
+    special = [
+        source for source in sources if source.suffix.lower() in (".csv", ".parquet", ".pq") or (source / "store.json").exists()
+    ]
+    if special and len(sources) > 1:
+        raise SettingsError("is a table or a store, and other sources were given beside it", where=special[0], do="Give it alone")
+    if not special:
+        items, refused = list_scans(sources)
+        return items, None, refused, []
+    if (special[0] / "store.json").exists():
+        opened = Store(special[0])
+        return list_stored(opened), opened, [], []
+    held = Store(store) if store else None
+    ids = [row.id for row in held.rows] if held else []
+    table = read_table(special[0], patient=patient, mask_label=mask_label, coordinates=coordinates, known_ids=ids)
+    return list(table.items), held, [], list(table.notes)
+
+
+def _show_progress(rows: Iterator[FeatureRow | RefusedItem], total: int, *, quiet: bool) -> Iterable[FeatureRow | RefusedItem]:
+    from rich.console import Console
+    from rich.progress import track
+
+    if quiet:
+        return rows
+    return track(rows, description="embedding", total=total, console=Console(stderr=True), transient=True)
+
+
+def _report(outcome: dict[str, Any], reasons: list[tuple[str, str]], notes: list[str], *, as_json: bool) -> None:
+    from rich.console import Console
+
+    if as_json:
+        refused = [{"source": source, "reason": reason} for source, reason in reasons]
+        typer.echo(json.dumps({**outcome, "notes": notes, "refusals": refused}))
+        return
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    for note in notes:
+        console.print(note)
+    console.print(f"{outcome['written']} items embedded, {outcome['columns']} features each; {outcome['refused']} refused")
+    for source, reason in reasons[:20]:
+        console.print(f"  refused {source}: {reason}" if not reason.startswith(source) else f"  refused {reason}")
+    if len(reasons) > 20:
+        console.print(f"  and {len(reasons) - 20} more: {outcome['rejected']}")
+    console.print(f"written: {outcome['out']}")

@@ -1,0 +1,152 @@
+"""One vector of a scan, of a structure in it, or of the surroundings of a point.
+
+A whole scan is read in tiles at the encoder's own spacing. A structure or a point is read in one crop around it at a spacing
+that suits its size, and pooled inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from dagman.encoder.cropping import Crop, choose_crop, cut_structure, cut_surroundings, measure_extent
+from dagman.encoder.encoder import Encoder, ScanLike
+from dagman.encoder.pooling import Pooling, name_columns, pool_features
+from dagman.encoder.tiling import map_tiles, mark_scan, plan_tiles
+from dagman.errors import ScanError
+from dagman.records.names import suggest_name
+from dagman.scans.affine import Affine
+from dagman.scans.reading import read_scan
+from dagman.scans.scan import Scan
+from dagman.store.preparation import PreparedScan
+from dagman.tables.items import Item, align_mask, select_structure
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Embedding:
+    """Features: `values` N x C, a row for the scan or structure, or one a point; `columns` names the C."""
+
+    values: NDArray[np.float32] = field(repr=False)
+    columns: tuple[str, ...] = field(repr=False)
+
+    def column(self, name: str) -> NDArray[np.float32]:
+        """One feature of every row, such as "x1_mean_000"; raises KeyError naming the nearest."""
+        if name not in self.columns:
+            raise KeyError(f"no feature {name!r}. {suggest_name(name, self.columns)}")
+        return self.values[:, self.columns.index(name)]
+
+    def __repr__(self) -> str:
+        return f"Embedding({' x '.join(map(str, self.values.shape))}, {self.columns[0]} to {self.columns[-1]})"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FeatureMaps:
+    """Dense features of a whole scan: for each stage a map C x y z, and the affine of its cells (the scan's RAS mm).
+
+    Cells at the border reach into the padding, up to a stage's stride beyond the prepared scan.
+    """
+
+    maps: tuple[Float[Tensor, "C x y z"], ...]
+    affines: tuple[Affine, ...]
+    stages: tuple[int, ...]
+
+
+def embed_scan(
+    encoder: Encoder,
+    scan: ScanLike,
+    mask: str | Path | Scan | NDArray[np.bool_] | None = None,
+    points: ArrayLike | None = None,
+    *,
+    pooling: Pooling | None = None,
+    crop_mm: float | None = None,
+    crop_spacing: float | None = None,
+) -> Embedding:
+    """See `Encoder.embed`."""
+    pooling = pooling or Pooling()
+    columns = tuple(list_columns(encoder, pooling))
+    if mask is not None and points is not None:
+        raise ScanError("both a mask and points were given", do="Give one of them")
+    if mask is None and points is None:
+        vector = pool_scan(encoder, encoder.prepare(scan), pooling)
+        return Embedding(values=vector[None], columns=columns)
+    opened = encoder.read(scan)
+    coarsest = encoder.config.spacing
+    if mask is not None:
+        inside = _place_mask(mask, opened)
+        shape = choose_crop(measure_extent(inside, opened.spacing), crop_mm=crop_mm, crop_spacing=crop_spacing, coarsest=coarsest)
+        crops = [cut_structure(opened, inside, shape)]
+    else:
+        shape = choose_crop(None, crop_mm=crop_mm, crop_spacing=crop_spacing, coarsest=coarsest)
+        crops = [cut_surroundings(opened, point, shape) for point in np.reshape(np.asarray(points, dtype=np.float64), (-1, 3))]
+    return Embedding(values=pool_crops(encoder, crops, pooling), columns=columns)
+
+
+def list_columns(encoder: Encoder, pooling: Pooling) -> list[str]:
+    """Names of the features that this encoder and pooling give."""
+    return name_columns(pooling, encoder.config.shape.widths)
+
+
+def pool_scan(encoder: Encoder, prepared: PreparedScan, pooling: Pooling) -> NDArray[np.float32]:
+    """The vector (C) of a whole prepared scan; what was padded is left out."""
+    tiling = plan_tiles(prepared.shape, encoder.config.view)
+    return pool_features(_map_prepared(encoder, prepared, pooling.stages), mark_scan(tiling), pooling)
+
+
+def pool_crops(encoder: Encoder, crops: Sequence[Crop], pooling: Pooling) -> NDArray[np.float32]:
+    """The vectors (N C) of crops, which may differ in side; put through the encoder a few at a time."""
+    vectors = np.empty((len(crops), len(list_columns(encoder, pooling))), dtype=np.float32)
+    alike: dict[tuple[int, str], list[int]] = {}
+    for index, crop in enumerate(crops):
+        alike.setdefault((crop.voxels.shape[0], crop.modality), []).append(index)
+    for indices in alike.values():
+        for first in range(0, len(indices), encoder.batch):
+            chosen = indices[first : first + encoder.batch]
+            views = torch.from_numpy(np.stack([crops[index].voxels for index in chosen]))[:, None]
+            maps = encoder.features(views, modality=crops[chosen[0]].modality, stages=pooling.stages)
+            for place, index in enumerate(chosen):
+                inside = torch.from_numpy(crops[index].inside)
+                vectors[index] = pool_features([features[place] for features in maps], inside, pooling)
+    return vectors
+
+
+def map_scan(encoder: Encoder, scan: ScanLike, stages: Sequence[int] = (1, 2, 3, 4)) -> FeatureMaps:
+    """Dense features of a whole scan at the encoder's spacing."""
+    prepared = encoder.prepare(scan)
+    offset = plan_tiles(prepared.shape, encoder.config.view).offset
+    padded = prepared.affine.crop([-before for before in offset])
+    strides = [encoder.config.shape.strides[stage - 1] for stage in stages]
+    return FeatureMaps(
+        maps=tuple(_map_prepared(encoder, prepared, stages)),
+        affines=tuple(padded.rescale((stride,) * 3) for stride in strides),
+        stages=tuple(stages),
+    )
+
+
+def _map_prepared(encoder: Encoder, prepared: PreparedScan, stages: Sequence[int]) -> list[Float[Tensor, "C x y z"]]:
+    return map_tiles(
+        lambda tiles: encoder.features(tiles, modality=prepared.modality, stages=stages),
+        prepared.voxels,
+        plan_tiles(prepared.shape, encoder.config.view),
+        fill=encoder.pad_value(prepared.modality),
+        batch=encoder.batch,
+    )
+
+
+def _place_mask(mask: str | Path | Scan | NDArray[np.bool_], scan: Scan) -> NDArray[np.bool_]:
+    """A mask on the grid of its scan, whatever it was given as."""
+    if isinstance(mask, np.ndarray):
+        if mask.shape != scan.shape:
+            what = f"the mask has shape {' x '.join(map(str, mask.shape))}, the scan {' x '.join(map(str, scan.shape))}"
+            raise ScanError(what, where=scan.source, do="Give the mask on the scan's own grid")
+        if not mask.any():
+            raise ScanError("the mask is empty", where=scan.source, do="Mark the structure with True")
+        return mask.astype(bool)
+    item = Item(index=0, name="mask", scan=scan.source, patient=scan.patient, mask=None if isinstance(mask, Scan) else Path(mask))
+    return select_structure(item, align_mask(item, mask if isinstance(mask, Scan) else read_scan(mask), scan))

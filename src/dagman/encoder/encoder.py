@@ -1,0 +1,183 @@
+"""What users keep of a pretraining: weights that take scans as they are and do with them what they were trained with, or refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, Num
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from dagman.errors import EncoderError, ScanError
+from dagman.method.networks import Network
+from dagman.model import to_unit_range
+from dagman.records.hashes import hash_array, hash_bytes
+from dagman.scans.reading import read_scan
+from dagman.scans.scan import Modality, Scan
+from dagman.scans.verdict import judge_scan
+from dagman.store.manifest import Store
+from dagman.store.preparation import SCALED_RANGE, Preparation, PreparedScan, prepare_scan
+from dagman.training.encoder_folder import EncoderConfig
+from dagman.training.views import AIR
+
+if TYPE_CHECKING:
+    from dagman.encoder.attention import Attention
+    from dagman.encoder.embedding import Embedding
+    from dagman.encoder.pooling import Pooling
+
+ScanLike = str | Path | Scan | PreparedScan | tuple[Store, str]
+"""A scan's path (file, or folder of one series), a scan, a prepared one, or a store with an id."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Encoder:
+    """An encoder with the preprocessing it was trained with; made by `load_encoder`, in evaluation mode, without gradients.
+
+    Attributes:
+        network: Holds `encoder` (Swin) and `semantic_attention` (or None); copy it to train it further.
+        config: Its sizes and preprocessing.
+        device: What `features` computes on, such as "cpu" or "cuda:0".
+        precision: "fp32" or "bf16" (autocast).
+        source: Where it was loaded from.
+    """
+
+    network: Network = field(repr=False)
+    config: EncoderConfig
+    device: str = "cpu"
+    precision: str = "fp32"
+    source: str = ""
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the weights and of all that decides what features come out; equal digests give equal features."""
+        c = self.config
+        parts = [f"{c.shape}{c.semantic}{c.spacing}{c.low}{c.high}{c.view}{c.crop_body}"]
+        parts += [f"{name}:{hash_array(value.cpu().numpy())}" for name, value in sorted(self.network.state_dict().items())]
+        return hash_bytes("|".join(parts).encode())
+
+    def describe(self) -> str:
+        """Size, method and training in words."""
+        c = self.config
+        trained = f"method {c.method}, {c.step} steps" if c.step else "fresh weights, not trained"
+        return f"{c.size} encoder, {trained}"
+
+    @property
+    def preparation(self) -> Preparation:
+        """How scans are prepared for it."""
+        return Preparation(spacing=self.config.spacing, crop_body=self.config.crop_body)
+
+    @property
+    def batch(self) -> int:
+        """Views put through at once: one on the CPU, where more gain nothing and would change the last bit."""
+        return 1 if self.device == "cpu" else 8
+
+    @torch.inference_mode()
+    def features(
+        self, x: Num[Tensor, "B 1 X Y Z"], *, modality: Modality = "CT", stages: Sequence[int] = (1, 2, 3, 4)
+    ) -> list[Float[Tensor, "B C x y z"]]:
+        """Feature maps [x1..x4] (or of the `stages` asked for), float32, of views in HU at the encoder's spacing, RAS+.
+
+        x: int16 or float; stored values for MR. The intensity range is applied inside; sides that are no multiple of 32 are padded.
+        Raises EncoderError for another shape.
+        """
+        if x.ndim != 5 or x.shape[1] != 1:
+            raise EncoderError(f"a view is B 1 X Y Z, not {' x '.join(map(str, x.shape))}", do="Give x[None, None] for one volume")
+        low, high = SCALED_RANGE if modality == "MR" else (self.config.low, self.config.high)
+        with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            maps = self.network.encoder(to_unit_range(x.to(self.device), low, high), stages=max(stages))
+        return [maps[stage - 1].float() for stage in stages]
+
+    @torch.inference_mode()
+    def attend(self, x: Num[Tensor, "B 1 X Y Z"], *, modality: Modality = "CT") -> Float[Tensor, "B H x y z"]:
+        """The [CLS] token's attention (Eq. 1) of each head to the units of views as `features` takes them; rows sum to at most 1.
+
+        Raises EncoderError when the encoder has no semantic attention.
+        """
+        semantic, shape = self.network.semantic_attention, self.config.semantic
+        if semantic is None or shape is None:
+            what = f"has no semantic attention (its method is {self.config.method!r})"
+            raise EncoderError(what, where=self.source, do="Use an encoder of the method dagman, attmask or mst")
+        (units,) = self.features(x, modality=modality, stages=(shape.stage,))
+        return semantic.attend(units).unflatten(2, units.shape[2:])
+
+    def pad_value(self, modality: Modality) -> int:
+        """What lies outside a scan, as in training: air, or the lowest of the range."""
+        return SCALED_RANGE[0] if modality == "MR" else AIR
+
+    def read(self, scan: ScanLike) -> Scan:
+        """The scan as read, in its own grid, judged fit for this encoder (a stored one: as prepared).
+
+        Raises ScanError when it cannot be used, EncoderError when the encoder was not trained on such scans.
+        """
+        if isinstance(scan, tuple):
+            scan = scan[0].read(scan[1])
+        if isinstance(scan, PreparedScan):
+            self._check_prepared(scan)
+            return Scan(voxels=scan.voxels, affine=scan.affine, modality=scan.modality, patient=scan.patient, source=scan.source)
+        if not isinstance(scan, Scan):
+            scan = read_scan(scan)
+        if scan.modality == "other" and self.config.modalities == ("MR",):
+            # A NIfTI does not say what it shows; an encoder that knows MR alone is given MR.
+            scan = replace(scan, modality="MR")
+        verdict = judge_scan(scan)
+        if not verdict.accepted:
+            raise ScanError(verdict.reason, where=scan.source)
+        self._check_modality(scan.modality, scan.source)
+        return scan
+
+    def prepare(self, scan: ScanLike) -> PreparedScan:
+        """A scan as this encoder was trained on: upright, at its spacing, cropped to the body, int16.
+
+        A stored scan must have been prepared alike. Raises as `read`.
+        """
+        if isinstance(scan, tuple):
+            scan = scan[0].read(scan[1])
+        if isinstance(scan, PreparedScan):
+            self._check_prepared(scan)
+            return scan
+        return prepare_scan(self.read(scan), self.preparation)
+
+    def embed(
+        self,
+        scan: ScanLike,
+        mask: str | Path | Scan | NDArray[np.bool_] | None = None,
+        points: ArrayLike | None = None,
+        *,
+        pooling: Pooling | None = None,
+        crop_mm: float | None = None,
+        crop_spacing: float | None = None,
+    ) -> Embedding:
+        """Feature vectors: of the whole scan; of the structure in a `mask`; or of the surroundings of each of N `points`.
+
+        mask: a file or scan on the scan's grid, or a bool array of its shape; True inside. points: N x 3, RAS mm.
+        crop_mm, crop_spacing: side (mm) and voxel size (mm) of the crop around a structure or point; None: from its size.
+        Raises ScanError for a scan that cannot be used, a mask on another grid, an empty mask, or a point outside.
+        """
+        from dagman.encoder.embedding import embed_scan
+
+        return embed_scan(self, scan, mask, points, pooling=pooling, crop_mm=crop_mm, crop_spacing=crop_spacing)
+
+    def attention(self, scan: ScanLike) -> Attention:
+        """What the [CLS] token attends to all over a scan, of each head and on average; see `Attention`."""
+        from dagman.encoder.attention import attend_scan
+
+        return attend_scan(self, scan)
+
+    def _check_modality(self, modality: Modality, source: str) -> None:
+        if modality not in self.config.modalities:
+            what = f"is {modality}; this encoder was trained on {' and '.join(self.config.modalities)}"
+            raise EncoderError(what, where=source, do="Use an encoder trained on such scans")
+
+    def _check_prepared(self, scan: PreparedScan) -> None:
+        self._check_modality(scan.modality, scan.source)
+        wanted = self.config.spacing
+        if not np.allclose(scan.spacing, wanted, rtol=1e-3):
+            what = f"is prepared at {scan.spacing[0]:g} mm; this encoder was trained at {wanted:g} mm"
+            do = f"Prepare a store with --spacing {wanted:g}, or give the scans themselves"
+            raise EncoderError(what, where=scan.source, do=do)

@@ -1,0 +1,45 @@
+"""Vectors kept by the content they come from, so that folds, repeats, tasks and repeated commands compute each only once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dagman.encoder.cropping import Crop
+from dagman.encoder.encoder import Encoder
+from dagman.encoder.pooling import Pooling
+from dagman.records.files import write_whole
+from dagman.records.hashes import hash_array, hash_bytes
+from dagman.store.preparation import PreparedScan
+
+
+class FeatureCache:
+    """A folder of vectors, `ab/<key>.npy`; it may be deleted at any time, and shared by encoders and tasks."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def get(self, key: str) -> NDArray[np.float32] | None:
+        """The vector of a key; None if it is absent or cannot be read."""
+        try:
+            vector: NDArray[np.float32] = np.load(self._locate(key), allow_pickle=False)
+        except (FileNotFoundError, ValueError, EOFError):
+            return None
+        return vector
+
+    def put(self, key: str, vector: NDArray[np.float32]) -> None:
+        """Keep a vector."""
+        with write_whole(self._locate(key)) as temporary:
+            np.save(temporary, vector, allow_pickle=False)
+
+    def _locate(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.npy"
+
+
+def name_input(encoder: Encoder, given: Crop | PreparedScan, pooling: Pooling) -> str:
+    """A key of all that decides a vector: the voxels the encoder is given, where they are pooled, the weights, what is read."""
+    voxels = hash_array(given.voxels)
+    inside = hash_array(given.inside) if isinstance(given, Crop) else "scan"
+    return hash_bytes(f"1|{encoder.digest}|{encoder.precision}|{given.modality}|{voxels}|{inside}|{pooling}".encode())

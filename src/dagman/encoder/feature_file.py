@@ -1,0 +1,125 @@
+"""Features on disk: Parquet, a row an item, with how they came to be in the file's own metadata. Its one writer and reader."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dagman.encoder.encoder import Encoder
+from dagman.encoder.items import FeatureRow, RefusedItem
+from dagman.encoder.pooling import Pooling
+from dagman.errors import TableError
+from dagman.records.files import write_text, write_whole
+
+FORMAT = 1
+ROWS_AT_ONCE = 64
+"""Rows of a row group: what is held in memory while a cohort is written."""
+_KEY = b"dagman"
+_ITEM_FIELDS = [
+    ("id", pa.string()),
+    ("scan", pa.string()),
+    ("patient", pa.string()),
+    ("label_value", pa.int64()),
+    ("content_hash", pa.string()),
+    ("seen_in_pretraining", pa.bool_()),
+]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FeatureFile:
+    """What a feature file holds: `values` N x C with their `columns`, the `items` columns by name, and the `provenance`."""
+
+    items: dict[str, list[Any]] = field(repr=False)
+    values: NDArray[np.float32] = field(repr=False)
+    columns: tuple[str, ...] = field(repr=False)
+    provenance: dict[str, Any]
+
+
+def write_features(
+    path: str | Path, rows: Iterable[FeatureRow | RefusedItem], encoder: Encoder, columns: Sequence[str], settings: dict[str, Any]
+) -> tuple[int, list[RefusedItem]]:
+    """Write rows as they come; the number written, and what was refused.
+
+    The provenance (dagman's version, the encoder's digest and configuration, `settings`) lies in the schema's metadata.
+    """
+    from dagman import __version__
+
+    provenance = {
+        "format": FORMAT,
+        "dagman": __version__,
+        "encoder": {"source": encoder.source, "digest": encoder.digest, "what": encoder.describe(), "precision": encoder.precision},
+        "settings": settings,
+    }
+    fields = [*_ITEM_FIELDS, *((name, pa.float32()) for name in columns)]
+    schema = pa.schema(fields, metadata={_KEY: json.dumps(provenance, default=str).encode()})
+    seen = set(encoder.config.scans_seen)
+    refused: list[RefusedItem] = []
+    count = 0
+    with write_whole(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for group in _group_rows(rows, refused):
+            writer.write_table(_build_table(group, schema, seen))
+            count += len(group)
+    return count, refused
+
+
+def write_refused(path: str | Path, refused: Sequence[tuple[str, str]]) -> None:
+    """Write (source, reason) rows as CSV; an earlier file is replaced, also by an empty list."""
+    lines = ["source,reason", *(",".join('"' + text.replace('"', '""') + '"' for text in row) for row in refused)]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def read_features(path: str | Path) -> FeatureFile:
+    """Read what `write_features` wrote; raises TableError when it is something else."""
+    try:
+        table = pq.read_table(path)
+        provenance = json.loads((table.schema.metadata or {})[_KEY])
+    except FileNotFoundError:
+        raise TableError("does not exist", where=path, do="Run dagman embed") from None
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise TableError(f"is no feature file of dagman ({error})", where=path, do="Run dagman embed") from None
+    names = [name for name, _ in _ITEM_FIELDS]
+    columns = tuple(name for name in table.column_names if name not in names)
+    values = np.stack([table[name].to_numpy() for name in columns], axis=1).astype(np.float32)
+    items = {name: table[name].to_pylist() for name in names}
+    return FeatureFile(items=items, values=values, columns=columns, provenance=provenance)
+
+
+def describe_pooling(pooling: Pooling, crop_mm: float | None, crop_spacing: float | None) -> dict[str, Any]:
+    """Settings for the provenance; None for the crop means: chosen from the structures' sizes."""
+    return {"stages": list(pooling.stages), "pools": list(pooling.pools), "crop_mm": crop_mm, "crop_spacing_mm": crop_spacing}
+
+
+def _group_rows(rows: Iterable[FeatureRow | RefusedItem], refused: list[RefusedItem]) -> Iterator[list[FeatureRow]]:
+    group: list[FeatureRow] = []
+    for row in rows:
+        if isinstance(row, RefusedItem):
+            refused.append(row)
+            continue
+        group.append(row)
+        if len(group) == ROWS_AT_ONCE:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _build_table(group: Sequence[FeatureRow], schema: pa.Schema, seen: set[str]) -> pa.Table:
+    items = [
+        [row.item.name for row in group],
+        [str(row.item.scan) for row in group],
+        [row.item.patient for row in group],
+        [row.item.label_value for row in group],
+        [row.content_hash for row in group],
+        [row.content_hash in seen for row in group],
+    ]
+    values = np.stack([row.values for row in group])
+    arrays = [pa.array(column, type=kind) for column, (_, kind) in zip(items, _ITEM_FIELDS, strict=True)]
+    return pa.Table.from_arrays([*arrays, *(pa.array(column) for column in values.T)], schema=schema)

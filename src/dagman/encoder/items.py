@@ -1,0 +1,281 @@
+"""Features of many items: whole scans, structures and points; each scan is decoded once, and only one is held at a time.
+
+An item with a mask is a structure, pooled inside it; one with a point is the surroundings of that point; one with neither is
+the whole scan. Items that cannot be used are refused by name with the reason; the others go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dagman.encoder.cropping import Crop, CropShape, choose_crop, cut_structure, cut_surroundings, measure_extent
+from dagman.encoder.embedding import list_columns, pool_crops, pool_scan
+from dagman.encoder.encoder import Encoder
+from dagman.encoder.feature_cache import FeatureCache, name_input
+from dagman.encoder.pooling import Pooling
+from dagman.errors import DagmanError, StoreError, TableError
+from dagman.scans.affine import Affine
+from dagman.scans.discovery import Refusal, find_series
+from dagman.scans.pseudonyms import name_file
+from dagman.scans.reading import read_scan
+from dagman.scans.scan import Scan, hash_scan
+from dagman.store.manifest import Store
+from dagman.store.preparation import PreparedScan, prepare_mask, prepare_scan
+from dagman.tables.items import Item, align_mask, check_points, select_structure
+
+__all__ = [
+    "CropShape",
+    "FeatureRow",
+    "FeatureTable",
+    "RefusedItem",
+    "choose_crop",
+    "choose_item_spacing",
+    "embed_items",
+    "list_scans",
+    "list_seen",
+    "list_stored",
+    "stream_features",
+]
+
+MEASURED = 64
+"""Structures whose masks are measured to choose a table's spacing, evenly spread over it."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FeatureRow:
+    """One item's vector (C), and the content hash of its scan."""
+
+    item: Item
+    values: NDArray[np.float32] = field(repr=False)
+    content_hash: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusedItem:
+    """An item that was left out, and why."""
+
+    item: Item
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FeatureTable:
+    """Features of items: `values` N x C, `columns` names the C; row i belongs to `items[i]`, in the order they were given."""
+
+    items: tuple[Item, ...]
+    values: NDArray[np.float32] = field(repr=False)
+    columns: tuple[str, ...] = field(repr=False)
+    hashes: tuple[str, ...] = field(repr=False)
+    "Content hash of each item's scan."
+    refused: tuple[RefusedItem, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the items."""
+        return [item.name for item in self.items]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def list_scans(paths: str | Path | Iterable[str | Path]) -> tuple[list[Item], list[Refusal]]:
+    """One item for each series below the paths, and what was refused; raises ScanError when there is nothing at all."""
+    found = find_series(paths)
+    items = [
+        Item(index=index, name=series.source, scan=Path(series.source), patient=series.patient or name_file(series.files[0]))
+        for index, series in enumerate(found.series)
+    ]
+    return items, list(found.refused)
+
+
+def list_stored(store: Store) -> list[Item]:
+    """One item for each scan of a store."""
+    return [Item(index=index, name=row.id, scan=row.id, patient=row.patient) for index, row in enumerate(store.rows)]
+
+
+def embed_items(
+    encoder: Encoder,
+    items: Iterable[Item],
+    *,
+    store: Store | None = None,
+    pooling: Pooling | None = None,
+    crop_mm: float | None = None,
+    crop_spacing: float | None = None,
+    cache: str | Path | None = None,
+) -> FeatureTable:
+    """Features of a table's items (`table.items`), in its order; see `stream_features`."""
+    pooling = pooling or Pooling()
+    rows: list[FeatureRow] = []
+    refused: list[RefusedItem] = []
+    for row in stream_features(
+        encoder, items, store=store, pooling=pooling, crop_mm=crop_mm, crop_spacing=crop_spacing, cache=cache
+    ):
+        if isinstance(row, FeatureRow):
+            rows.append(row)
+        else:
+            refused.append(row)
+    rows.sort(key=lambda row: row.item.index)
+    refused.sort(key=lambda row: row.item.index)
+    columns = tuple(list_columns(encoder, pooling))
+    return FeatureTable(
+        items=tuple(row.item for row in rows),
+        values=np.stack([row.values for row in rows]) if rows else np.empty((0, len(columns)), dtype=np.float32),
+        columns=columns,
+        hashes=tuple(row.content_hash for row in rows),
+        refused=tuple(refused),
+    )
+
+
+def stream_features(
+    encoder: Encoder,
+    items: Iterable[Item],
+    *,
+    store: Store | None = None,
+    pooling: Pooling | None = None,
+    crop_mm: float | None = None,
+    crop_spacing: float | None = None,
+    cache: str | Path | None = None,
+) -> Iterator[FeatureRow | RefusedItem]:
+    """Features of items as they come, scan by scan; what is held does not grow with their number.
+
+    store: holds the scans that items give as an id; a table's masks and points then refer to the stored scan's place.
+    crop_mm, crop_spacing: of the crops around structures and points; None: from the structures' size (`choose_crop`), one
+    spacing for all items. cache: folder of a `FeatureCache`.
+
+    Raises TableError when most points lie outside their scans, saying whether they look like LPS.
+    """
+    pooling = pooling or Pooling()
+    kept = FeatureCache(cache) if cache else None
+    items = list(items)
+    spacing = choose_item_spacing(items, encoder, crop_mm=crop_mm, crop_spacing=crop_spacing)
+    grids: list[tuple[Item, tuple[int, int, int], Affine]] = []
+    for group in _group_by_scan(items):
+        try:
+            opened = _OpenedScan.open(encoder, group[0].scan, store)
+        except DagmanError as error:
+            yield from (RefusedItem(item=item, reason=str(error)) for item in group)
+            continue
+        grids += [(item, opened.scan.shape, opened.scan.affine) for item in group if item.mask is None and item.center_mm]
+        for first in range(0, len(group), encoder.batch):
+            given: list[tuple[Item, Crop | PreparedScan]] = []
+            for item in group[first : first + encoder.batch]:
+                try:
+                    given.append((item, _take_input(opened, item, encoder, crop_mm, spacing)))
+                except DagmanError as error:
+                    yield RefusedItem(item=item, reason=str(error))
+            vectors = _compute_vectors(encoder, [one for _, one in given], pooling, kept)
+            for (item, _), values in zip(given, vectors, strict=True):
+                yield FeatureRow(item=item, values=values, content_hash=opened.content_hash)
+    check_points(grids)
+
+
+def choose_item_spacing(
+    items: Sequence[Item], encoder: Encoder, *, crop_mm: float | None = None, crop_spacing: float | None = None
+) -> float | None:
+    """The spacing (mm) of all crops of a table: as asked for, or from the sizes of up to 64 of its structures.
+
+    None where it is left to each item: nothing could be measured, or crop_mm alone was asked for.
+    """
+    # Refuses what cannot be before a scan is read.
+    choose_crop(None, crop_mm=crop_mm, crop_spacing=crop_spacing)
+    if crop_spacing is not None or crop_mm is not None:
+        return crop_spacing
+    masked = sorted((item for item in items if item.mask is not None), key=lambda item: item.name)
+    places = np.linspace(0, len(masked) - 1, min(MEASURED, len(masked))).round().astype(int)
+    extents = []
+    for item in (masked[place] for place in places):
+        try:
+            mask = read_scan(str(item.mask))
+            extents.append(measure_extent(select_structure(item, mask.voxels), mask.spacing))
+        except DagmanError:
+            # It is refused by name when its turn comes.
+            continue
+    return choose_crop(extents, coarsest=encoder.config.spacing).spacing if extents else None
+
+
+def list_seen(encoder: Encoder, names: Sequence[str], hashes: Sequence[str]) -> list[str]:
+    """Names of the scans that pretraining saw, by content, whatever their files are called; each once."""
+    seen = set(encoder.config.scans_seen)
+    return sorted({name for name, content in zip(names, hashes, strict=True) if content in seen})
+
+
+@dataclass(kw_only=True)
+class _OpenedScan:
+    """A scan while its items are read: its own voxels for crops, its prepared ones once a whole scan is asked for."""
+
+    scan: Scan
+    prepared: PreparedScan | None
+    content_hash: str
+    stored: bool
+    # The label map read last: many rows of a table share one.
+    mask: tuple[Path, NDArray] | None = None
+
+    @classmethod
+    def open(cls, encoder: Encoder, scan: Path | str, store: Store | None) -> _OpenedScan:
+        if isinstance(scan, str):
+            if store is None:
+                raise StoreError(f"{scan!r} is the id of a stored scan, but no store was given", do="Say --store STORE")
+            prepared = encoder.prepare((store, scan))
+            return cls(scan=encoder.read(prepared), prepared=prepared, content_hash=prepared.content_hash, stored=True)
+        opened = encoder.read(scan)
+        return cls(scan=opened, prepared=None, content_hash=hash_scan(opened), stored=False)
+
+    def prepare(self, encoder: Encoder) -> PreparedScan:
+        if self.prepared is None:
+            self.prepared = prepare_scan(self.scan, encoder.preparation)
+        return self.prepared
+
+    def find_structure(self, item: Item) -> NDArray[np.bool_]:
+        if item.mask is None:
+            raise TableError("has no mask", where=item.name)
+        if self.mask is None or self.mask[0] != item.mask:
+            labels = read_scan(item.mask)
+            stored = self.prepared if self.stored else None
+            self.mask = (item.mask, align_mask(item, labels, self.scan) if stored is None else prepare_mask(labels, stored))
+        return select_structure(item, self.mask[1])
+
+
+def _group_by_scan(items: Sequence[Item]) -> list[list[Item]]:
+    groups: dict[Path | str, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.scan, []).append(item)
+    # Within a scan by mask, so that each label map is read once.
+    return [sorted(group, key=lambda item: str(item.mask)) for group in groups.values()]
+
+
+def _take_input(
+    opened: _OpenedScan, item: Item, encoder: Encoder, crop_mm: float | None, spacing: float | None
+) -> Crop | PreparedScan:
+    coarsest = encoder.config.spacing
+    if item.mask is not None:
+        inside = opened.find_structure(item)
+        extent = measure_extent(inside, opened.scan.spacing)
+        return cut_structure(opened.scan, inside, choose_crop(extent, crop_mm=crop_mm, crop_spacing=spacing, coarsest=coarsest))
+    if item.center_mm is not None:
+        shape = choose_crop(None, crop_mm=crop_mm, crop_spacing=spacing, coarsest=coarsest)
+        return cut_surroundings(opened.scan, item.center_mm, shape)
+    return opened.prepare(encoder)
+
+
+def _compute_vectors(
+    encoder: Encoder, given: Sequence[Crop | PreparedScan], pooling: Pooling, cache: FeatureCache | None
+) -> list[NDArray[np.float32]]:
+    keys = [name_input(encoder, one, pooling) for one in given] if cache else []
+    vectors: list[NDArray[np.float32] | None] = [cache.get(key) for key in keys] if cache else [None] * len(given)
+    missing = [place for place, vector in enumerate(vectors) if vector is None]
+    crops = [(place, one) for place in missing if isinstance(one := given[place], Crop)]
+    for (place, _), vector in zip(crops, pool_crops(encoder, [crop for _, crop in crops], pooling), strict=True):
+        vectors[place] = vector
+    for place in missing:
+        if isinstance(one := given[place], PreparedScan):
+            vectors[place] = pool_scan(encoder, one, pooling)
+    found = [vector for vector in vectors if vector is not None]
+    if cache:
+        for place in missing:
+            cache.put(keys[place], found[place])
+    return found

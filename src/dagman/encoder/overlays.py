@@ -1,0 +1,234 @@
+"""Pictures of attention on slices, as a radiologist expects slices: the patient's right on the left of the picture, true in mm.
+
+Attention of short runs is almost uniform. Colours are stretched to show its order, so every picture says how little the
+numbers differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from dagman.encoder.attention import Attention
+from dagman.records.files import write_whole
+
+COLOURS = ListedColormap(matplotlib.colormaps["turbo"](np.linspace(0.1, 0.88, 256)))
+"""Hue carries the value, brightness is left to the scan; turbo without its dark ends."""
+OPACITY = 0.45
+PERCENTILES = (2.0, 98.0)
+_INK, _PAPER, _FAINT = "#e8e8e8", "#111111", "#8fd3ff"
+_WIDTH = 12.0
+"""Inches of a picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plane:
+    """A direction of slicing a RAS+ volume: the axis cut, and the letters at the picture's left, right, top and bottom."""
+
+    name: str
+    axis: int
+    letters: tuple[str, str, str, str]
+
+    def cut(self, volume: NDArray, place: int) -> NDArray:
+        """The slice as rows from the top and columns from the left of the picture."""
+        # RAS+ grows to the right, the front and the head; a picture begins with each: its left edge is the patient's right.
+        return np.take(volume, place, axis=self.axis)[::-1, ::-1].T
+
+
+PLANES = (
+    Plane(name="Axial", axis=2, letters=("R", "L", "A", "P")),
+    Plane(name="Coronal", axis=1, letters=("R", "L", "S", "I")),
+    Plane(name="Sagittal", axis=0, letters=("A", "P", "S", "I")),
+)
+
+
+def draw_overlays(attention: Attention, folder: str | Path, *, intensity: tuple[float, float]) -> list[Path]:
+    """Write three pictures: the mean through its maximum and through the scan's middle, and an axial slice of every head.
+
+    `overlay_maximum.png`, `overlay_center.png`, `overlay_heads.png`. intensity: values shown as black and white, HU for CT.
+    """
+    folder = Path(folder)
+    shape = attention.prepared.shape
+    center = tuple(size // 2 for size in shape)
+    maximum = find_maximum(attention.mean)
+    pictures = {
+        "overlay_maximum.png": draw_planes(attention, maximum, "its maximum", intensity=intensity),
+        "overlay_center.png": draw_planes(attention, center, "the middle of the scan", intensity=intensity),
+        "overlay_heads.png": draw_heads(attention, maximum[2], intensity=intensity),
+    }
+    for name, figure in pictures.items():
+        with write_whole(folder / name) as temporary:
+            FigureCanvasAgg(figure).print_png(temporary)
+    return [folder / name for name in pictures]
+
+
+def find_maximum(values: NDArray[np.float32]) -> tuple[int, int, int]:
+    """The voxel with most attention; the middle one where all are alike."""
+    if np.ptp(values) < 1e-6:
+        x, y, z = (size // 2 for size in values.shape)
+    else:
+        x, y, z = (int(place) for place in np.unravel_index(int(values.argmax()), values.shape))
+    return x, y, z
+
+
+def draw_planes(attention: Attention, place: Sequence[int], where: str, *, intensity: tuple[float, float]) -> Figure:
+    """Three planes through a voxel (prepared grid), the scan above and the mean attention on it below."""
+    scan, values = attention.prepared.voxels, attention.mean
+    spacing = attention.prepared.spacing
+    sizes = [_measure_plane(scan.shape, spacing, plane) for plane in PLANES]
+    scale = (_WIDTH - 1.6) / sum(width for width, _ in sizes)
+    tallest = max(height for _, height in sizes) * scale
+    figure = Figure(figsize=(_WIDTH, 2 * tallest + 1.75), facecolor=_PAPER, dpi=110)
+    grid = figure.add_gridspec(
+        2,
+        4,
+        width_ratios=[*(width * scale for width, _ in sizes), 0.22],
+        left=0.03,
+        right=0.91,
+        top=1 - 0.95 / figure.get_figheight(),
+        bottom=0.55 / figure.get_figheight(),
+        wspace=0.06,
+        hspace=0.1,
+    )
+    norm = _stretch_colours(values)
+    for column, plane in enumerate(PLANES):
+        at = place[plane.axis]
+        plain, overlaid = (figure.add_subplot(grid[row, column]) for row in range(2))
+        for axes in (plain, overlaid):
+            _show_slice(axes, plane.cut(scan, at), plane, spacing, intensity)
+        _lay_over(overlaid, plane.cut(values, at), plane, spacing, norm)
+        _mark_planes(plain, plane, place, scan.shape, spacing)
+        position = attention.prepared.affine.to_world([place])[0]
+        plain.set_title(f"{plane.name}, {'RAS'[plane.axis]} {position[plane.axis]:+.0f} mm", color=_INK, fontsize=10)
+    _add_colour_bar(figure, figure.add_subplot(grid[1, 3]), norm)
+    edge = attention.stride * spacing[0]
+    heads = len(attention.heads)
+    _add_words(figure, f"[CLS] attention, mean of {heads} heads, through {where}", values, norm, attention, intensity, edge)
+    return figure
+
+
+def draw_heads(attention: Attention, level: int, *, intensity: tuple[float, float]) -> Figure:
+    """The axial slice at `level` (prepared grid) with the attention of each head, all on one colour scale."""
+    scan, spacing, plane = attention.prepared.voxels, attention.prepared.spacing, PLANES[0]
+    maps = [attention.head(number) for number in range(1, len(attention.heads) + 1)]
+    together = np.stack(maps)
+    norm = _stretch_colours(together)
+    columns = min(4, len(maps))
+    rows = -(-len(maps) // columns)
+    width, height = _measure_plane(scan.shape, spacing, plane)
+    cell = (_WIDTH - 1.6) / columns
+    figure = Figure(figsize=(_WIDTH, rows * (cell * height / width + 0.3) + 1.6), facecolor=_PAPER, dpi=110)
+    grid = figure.add_gridspec(
+        rows,
+        columns + 1,
+        width_ratios=[*[cell] * columns, 0.22],
+        left=0.03,
+        right=0.91,
+        top=1 - 0.95 / figure.get_figheight(),
+        bottom=0.55 / figure.get_figheight(),
+        wspace=0.06,
+        hspace=0.18,
+    )
+    for number, values in enumerate(maps):
+        axes = figure.add_subplot(grid[divmod(number, columns)])
+        _show_slice(axes, plane.cut(scan, level), plane, spacing, intensity)
+        _lay_over(axes, plane.cut(values, level), plane, spacing, norm)
+        axes.set_title(f"Head {number + 1}: {_write_range(values)}", color=_INK, fontsize=10)
+    _add_colour_bar(figure, figure.add_subplot(grid[:, columns]), norm)
+    z = attention.prepared.affine.to_world([[0, 0, level]])[0][2]
+    title = f"[CLS] attention of each head, axial, S {z:+.0f} mm (the slice of the mean's maximum)"
+    _add_words(figure, title, together, norm, attention, intensity, attention.stride * spacing[0])
+    return figure
+
+
+def describe_range(values: NDArray[np.float32]) -> str:
+    """How far attention is from uniform, such as "0.93 to 1.08 of uniform"."""
+    return f"{_write_range(values)} of uniform"
+
+
+def _write_range(values: NDArray[np.float32]) -> str:
+    low, high = float(values.min()), float(values.max())
+    digits = 2 if high - low >= 0.02 else 4
+    return f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+def _measure_plane(shape: Sequence[int], spacing: Sequence[float], plane: Plane) -> tuple[float, float]:
+    across, upward = (shape[axis] * spacing[axis] for axis in range(3) if axis != plane.axis)
+    return across, upward
+
+
+def _show_slice(axes: Axes, pixels: NDArray, plane: Plane, spacing: Sequence[float], intensity: tuple[float, float]) -> None:
+    across, upward = (spacing[axis] for axis in range(3) if axis != plane.axis)
+    axes.imshow(pixels, cmap="gray", vmin=intensity[0], vmax=intensity[1], aspect=upward / across, interpolation="bilinear")
+    axes.set_anchor("N")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    left, right, top, bottom = plane.letters
+    for letter, x, y in ((left, 0.025, 0.5), (right, 0.975, 0.5), (top, 0.5, 0.965), (bottom, 0.5, 0.035)):
+        axes.text(
+            x, y, letter, transform=axes.transAxes, color="white", fontsize=11, fontweight="bold", ha="center", va="center",
+            bbox={"facecolor": "black", "alpha": 0.5, "edgecolor": "none", "pad": 1.5},
+        )  # fmt: skip
+
+
+def _lay_over(axes: Axes, values: NDArray, plane: Plane, spacing: Sequence[float], norm: Normalize) -> None:
+    across, upward = (spacing[axis] for axis in range(3) if axis != plane.axis)
+    axes.imshow(values, cmap=COLOURS, norm=norm, alpha=OPACITY, aspect=upward / across, interpolation="bilinear")
+
+
+def _mark_planes(axes: Axes, plane: Plane, place: Sequence[int], shape: Sequence[int], spacing: Sequence[float]) -> None:
+    """Thin lines where the other two planes cut this one."""
+    across, upward = (axis for axis in range(3) if axis != plane.axis)
+    axes.axvline(shape[across] - 1 - place[across], color=_FAINT, linewidth=0.6, alpha=0.8)
+    axes.axhline(shape[upward] - 1 - place[upward], color=_FAINT, linewidth=0.6, alpha=0.8)
+
+
+def _stretch_colours(values: NDArray[np.float32]) -> Normalize:
+    low, high = (float(value) for value in np.percentile(values, PERCENTILES))
+    # Constant attention has one colour, the middle one.
+    return Normalize(low, high) if high > low else Normalize(low - 1, high + 1)
+
+
+def _add_colour_bar(figure: Figure, axes: Axes, norm: Normalize) -> None:
+    # As translucent as on the slices, so that the colours match; over mid grey.
+    axes.set_facecolor("#808080")
+    bar = figure.colorbar(ScalarMappable(norm, COLOURS), cax=axes, alpha=OPACITY)
+    bar.set_label("attention relative to uniform (1 = all units alike)", color=_INK, fontsize=9)
+    bar.ax.tick_params(colors=_INK, labelsize=8)
+    bar.ax.yaxis.get_offset_text().set_color(_INK)
+    bar.ax.ticklabel_format(useOffset=False)
+
+
+def _add_words(
+    figure: Figure,
+    title: str,
+    values: NDArray[np.float32],
+    norm: Normalize,
+    attention: Attention,
+    intensity: tuple[float, float],
+    edge: float,
+) -> None:
+    height = figure.get_figheight()
+    shown = np.array([norm.vmin or 0.0, norm.vmax or 0.0], dtype=np.float32)
+    figure.text(0.03, 1 - 0.22 / height, title, color=_INK, fontsize=13, fontweight="bold", va="center")
+    words = f"True range: {describe_range(values)}. Colours are stretched over the 2nd to 98th percentile, {_write_range(shown)}."
+    figure.text(0.03, 1 - 0.5 / height, words, color=_INK, fontsize=10, va="center")
+    unit = "HU" if attention.prepared.modality == "CT" else "(stored values)"
+    foot = (
+        f"{attention.prepared.modality} window {intensity[0]:g} to {intensity[1]:g} {unit}. "
+        f"A unit of attention is {edge:g} mm wide; maps are linear between units. {attention.origin.capitalize()}.\n"
+        "Radiological convention: the patient's right is on the left. Not for diagnosis."
+    )
+    figure.text(0.03, 0.25 / height, foot, color=_INK, fontsize=8.5, va="center")
