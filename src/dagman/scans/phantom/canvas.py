@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 Slices = tuple[slice, slice, slice]
-Point = Sequence[float]
+Point = Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +28,22 @@ class Canvas:
     spacing: float
 
     def paint(
-        self, distance: np.ndarray, hu: float | np.ndarray, label: int = 0, box: Slices | None = None, cover: float = 1.0
+        self,
+        distance: np.ndarray,
+        hu: float | np.ndarray,
+        label: int = 0,
+        box: Slices = (slice(None), slice(None), slice(None)),
+        cover: float | np.ndarray = 1.0,
     ) -> None:
-        """Blend `hu` in where `distance` (mm, negative inside) says so, and write `label` where it is not 0."""
-        where = box or (slice(None),) * 3
+        """Blend `hu` in where `distance` (mm, negative inside) says so, and write `label` where it is not 0.
+
+        `box` is the block of voxels that the arrays describe; `cover` is how much of the old value goes inside (0 to 1).
+        """
         share = np.clip(0.5 - distance / self.spacing, 0, 1) * cover
-        region = self.hu[where]
+        region = self.hu[box]
         region += share * (hu - region)
         if label:
-            self.organs[where][distance < 0] = label
+            self.organs[box][distance < 0] = label
 
     def box_around(self, *points: Point, reach: float) -> Slices:
         """The block of voxels that holds everything within `reach` mm of the points (reference mm)."""
@@ -70,7 +78,7 @@ class Canvas:
 
     def paint_path(self, path: Sequence[Point], radii: Sequence[float], hu: float, label: int = 0) -> None:
         """Paint tubes along a path with a radius at each of its points."""
-        for start, end, radius, end_radius in zip(path, path[1:], radii, radii[1:], strict=False):
+        for (start, radius), (end, end_radius) in itertools.pairwise(zip(path, radii, strict=True)):
             distance, box = self.tube(start, end, radius, end_radius)
             self.paint(distance, hu, label, box)
 

@@ -15,7 +15,8 @@ from scipy import ndimage
 from dagman.errors import ScanError
 from dagman.randomness import generator
 from dagman.records.files import write_whole
-from dagman.scans.phantom.anatomy import ORGANS, Habitus, paint_body
+from dagman.scans.phantom.anatomy import ORGANS, Habitus
+from dagman.scans.phantom.body import paint_body
 from dagman.scans.phantom.canvas import Canvas
 from dagman.scans.phantom.lesions import PlacedNodule, draw_nodules, draw_tumour, render_lesion
 from dagman.scans.phantom.texture import add_grain, add_noise, make_field
@@ -66,14 +67,14 @@ class Cohort:
 
 
 def make_patient(seed: int, index: int, spacing: float = 3.0) -> PhantomPatient:
-    """Make patient `index` at an isotropic spacing in mm; seed and index alone decide who it is, the spacing how finely it is seen."""
+    """Make patient `index` of a seed at an isotropic spacing in mm, whatever cohort it is part of."""
     rng = generator(seed, "phantom body", index)
     size = np.array([rng.uniform(0.9, 1.08), rng.uniform(0.9, 1.08), rng.uniform(0.92, 1.05)])
     habitus = Habitus(
         fat=float(rng.gamma(4, 3.5) + 5),
         contrast=float(0 if rng.random() < 0.35 else rng.uniform(0.6, 1.0)),
         emphysema=float(rng.beta(1.2, 3)),
-        bone=float(rng.uniform(110, 240)),
+        marrow=float(rng.uniform(110, 240)),
     )
     canvas = _open_canvas(rng, size, habitus, spacing)
     depth = paint_body(canvas, habitus, rng)
@@ -201,18 +202,15 @@ def _place_nodules(seed: int, index: int, canvas: Canvas) -> tuple[list, np.ndar
     lesions = draw_nodules(seed, index)
     rng = generator(seed, "phantom nodule places", index)
     lungs = (canvas.organs == ORGANS["lung_left"]) | (canvas.organs == ORGANS["lung_right"])
-    # Hilar vessels and thick branches are no place for a nodule.
-    room = ndimage.distance_transform_edt(lungs & (canvas.hu < -500)) * canvas.spacing
-    room = np.where(lungs, np.maximum(room, 0), 0)
     nodule_map = np.zeros(canvas.hu.shape, dtype=np.uint8)
-    grid = np.indices(canvas.hu.shape, dtype=np.float32, sparse=True)
-    wall = ndimage.distance_transform_edt(lungs) * canvas.spacing
+    grid = np.ogrid[tuple(slice(n) for n in canvas.hu.shape)]
+    room = _measure_room(lungs, canvas.spacing)
     for value, lesion in enumerate(lesions, start=1):
-        center = _choose_place(rng, wall, lesion.diameter / 2 + 4)
+        center = _choose_place(rng, room, lesion.diameter / 2 + 4)
         mask = render_lesion(lesion, rng, canvas.hu, center, canvas.spacing, background=0, grain=4.5)
         nodule_map[mask & lungs & (nodule_map == 0)] = value
-        away = np.sqrt(sum((g - c) ** 2 for g, c in zip(grid, center, strict=True))) * canvas.spacing
-        wall = np.minimum(wall, away - lesion.diameter / 2 - 6)
+        away = canvas.spacing * np.sqrt(sum((axis - at) ** 2 for axis, at in zip(grid, center, strict=True)))
+        room = np.minimum(room, away - lesion.diameter / 2 - 6)
     return lesions, nodule_map
 
 
@@ -220,10 +218,19 @@ def _place_tumour(seed: int, index: int, canvas: Canvas) -> tuple[np.ndarray, fl
     lesion, texture = draw_tumour(seed, index)
     rng = generator(seed, "phantom tumour place", index)
     liver = canvas.organs == ORGANS["liver"]
-    center = _choose_place(rng, ndimage.distance_transform_edt(liver) * canvas.spacing, lesion.diameter / 2)
+    center = _choose_place(rng, _measure_room(liver, canvas.spacing), lesion.diameter / 2)
     background = float(np.median(canvas.hu[liver]))
     mask = render_lesion(lesion, rng, canvas.hu, center, canvas.spacing, background=background, grain=8)
     return mask, texture
+
+
+def _measure_room(region: np.ndarray, spacing: float) -> np.ndarray:
+    """Distance (mm) of each voxel of a region to what is outside it; 0 outside."""
+    box = ndimage.find_objects(region.astype(np.uint8))[0]
+    room = np.zeros(region.shape, dtype=np.float32)
+    inner = np.pad(region[box], 1)
+    room[box] = ndimage.distance_transform_edt(inner)[1:-1, 1:-1, 1:-1] * spacing
+    return room
 
 
 def _choose_place(rng: np.random.Generator, room: np.ndarray, need: float) -> np.ndarray:

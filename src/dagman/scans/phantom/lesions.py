@@ -89,10 +89,10 @@ def render_lesion(
 ) -> np.ndarray:
     """Render a lesion into `hu` (X Y Z, in place) around `center` (voxels); returns its mask (bool X Y Z).
 
-    It is drawn on a grid about 1 mm fine and averaged, so that its edge and strands blur as in a scanner. `background` is added
-    to its HU (0 in the lung; the liver's HU for a tumour); `grain` (mm) is the size of its uneven parts.
+    It is drawn on a finer grid (about 1 mm for a nodule) and averaged, so that its edge and strands blur as in a scanner.
+    `background` is added to its HU (0 in the lung; the liver's HU for a tumour); `grain` (mm) is the size of its uneven parts.
     """
-    fine = max(1, round(spacing))
+    fine = max(1, round(spacing / max(1.0, lesion.diameter / 20)))
     reach = int(np.ceil(lesion.diameter / spacing)) + 1
     first = np.maximum(np.round(center).astype(int) - reach, 0)
     last = np.minimum(np.round(center).astype(int) + reach + 1, hu.shape)
@@ -118,12 +118,12 @@ def render_lesion(
 def _draw_surface(lesion: Lesion, rng: np.random.Generator, direction: np.ndarray) -> np.ndarray:
     """Radius (mm) in each direction (3 X Y Z unit vectors): a ball with broad bumps and narrow spikes, of the lesion's volume."""
     bumps = rng.normal(size=(7, 3))
-    spikes = rng.normal(size=(int(10 + 14 * min(lesion.spiculation, 1)), 3))
+    spikes = rng.normal(size=(int(10 + 14 * lesion.spiculation) if lesion.spiculation else 0, 3))
     shape = np.ones(direction.shape[1:], dtype=np.float32)
     for way, height in zip(bumps, rng.normal(0, 1.6 * lesion.lobulation, len(bumps)), strict=True):
         shape += height * np.exp(4 * (_cosine(way, direction) - 1))
     for way, height in zip(spikes, rng.uniform(0.5, 1.3, len(spikes)), strict=True):
-        shape += lesion.spiculation * height * np.exp(45 * (_cosine(way, direction) - 1))
+        shape += lesion.spiculation * height * np.exp(32 * (_cosine(way, direction) - 1))
     shape = np.maximum(shape, 0.4)
     return lesion.diameter / 2 * shape / float(np.cbrt((shape**3).mean()))
 

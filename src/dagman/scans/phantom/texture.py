@@ -5,6 +5,10 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+# Standard deviation of tissue (HU) by its HU: lung and bone vary much, fat and organs little.
+_GRAIN_HU = (-1000, -960, -900, -700, -300, -120, -60, 20, 150, 300, 800)
+_GRAIN = (0, 0, 20, 30, 20, 9, 8, 5, 8, 40, 60)
+
 
 def make_field(rng: np.random.Generator, shape: tuple[int, ...], length: float) -> np.ndarray:
     """A smooth random field, float32, mean 0 and variance about 1 at every voxel; `length` is its grain in voxels."""
@@ -31,15 +35,11 @@ def _interpolate_axis(field: np.ndarray, position: np.ndarray, axis: int) -> np.
 
 
 def add_grain(rng: np.random.Generator, hu: np.ndarray, spacing: float) -> None:
-    """Vary tissue in place as real tissue varies: lung most, bone much, fat and organs little (HU, standard deviation)."""
+    """Vary tissue in place, `hu` float32 X Y Z, as real tissue varies: broadly and finely."""
     broad = make_field(rng, hu.shape, 18 / spacing)
     fine = make_field(rng, hu.shape, max(4 / spacing, 1.0))
-    level = np.interp(
-        np.arange(-1100, 3000),
-        [-1000, -960, -900, -700, -300, -120, -60, 20, 150, 300, 800],
-        [0, 0, 20, 30, 20, 9, 8, 5, 8, 40, 60],
-    )
-    amplitude = level.astype(np.float32)[np.clip(hu, -1100, 2999).astype(np.int32) + 1100]
+    table = np.interp(np.arange(-1100, 3000), _GRAIN_HU, _GRAIN).astype(np.float32)
+    amplitude = table[np.clip(hu, -1100, 2999).astype(np.int16) + 1100]
     hu += amplitude * (0.6 * broad + 0.8 * fine)
 
 
@@ -50,9 +50,8 @@ def add_noise(rng: np.random.Generator, hu: np.ndarray, depth: np.ndarray, spaci
     """
     white = rng.standard_normal(hu.shape, dtype=np.float32)
     # Filtered back-projection passes middle frequencies within a slice: a narrow blur less a wide one.
-    sigma = 1.2 / spacing
-    noise = ndimage.gaussian_filter(white, (sigma, sigma, 0.6 * sigma)) - 0.7 * ndimage.gaussian_filter(
-        white, (3 * sigma, 3 * sigma, 0.6 * sigma)
-    )
+    narrow = 1.2 / spacing
+    noise = ndimage.gaussian_filter(white, (narrow, narrow, 0.6 * narrow))
+    noise -= 0.7 * ndimage.gaussian_filter(white, (3 * narrow, 3 * narrow, 0.6 * narrow))
     noise *= level / float(noise.std())
     hu += noise * np.clip(0.35 + depth / 120, 0.35, 1.25)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dagman.scans.phantom.canvas import Canvas
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
@@ -48,3 +50,11 @@ def grow_tree(root: np.ndarray, goals: np.ndarray, *, step: float, tip_radius: f
         tips[parents[node]] += tips[node]
     radii = np.minimum(tip_radius * np.cbrt(tips), root_radius)
     return Tree(starts=points[parents[1:]], ends=points[1:count], radii=radii[1:])
+
+
+def paint_tree(canvas: Canvas, tree: Tree, hu: float, *, within: int, wider: float = 0.0) -> None:
+    """Paint a tree within the organ of this label; branches thinner than a voxel cover only their share of it."""
+    for start, end, radius in zip(tree.starts, tree.ends, tree.radii + wider, strict=True):
+        distance, box = canvas.tube(start, end, radius)
+        share = min(1.0, 2.2 * radius / canvas.spacing)
+        canvas.paint(distance, hu, box=box, cover=np.float32(share) * (canvas.organs[box] == within))
