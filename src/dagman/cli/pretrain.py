@@ -14,7 +14,9 @@ app = typer.Typer(add_completion=False)
     epilog="Example: dagman pretrain store --out run --size tiny --set train.steps=300",
 )
 def pretrain_command(
-    source: Annotated[list[Path], typer.Argument(help="A store, or scans: files or folders, which are prepared into RUN/store first.")],
+    source: Annotated[
+        list[Path], typer.Argument(help="A store, or scans: files or folders, which are prepared into RUN/store first.")
+    ],
     out: Annotated[Path, typer.Option(help="The run folder to write.")],
     size: Annotated[str | None, typer.Option(help="tiny, small or paper; tiny without one.")] = None,
     method: Annotated[str | None, typer.Option(help="dagman, smit, ibot, ...; dagman without one.")] = None,

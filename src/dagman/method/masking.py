@@ -137,10 +137,7 @@ def _fill_with_boxes(grid: Grid, count: int, draws: Float[Tensor, "N D"]) -> Boo
         volume = 1 + draw[2] * (left - 1)
         aspects = [3 ** (2 * value - 1) for value in draw[3:5]]
         edge = (volume / (aspects[0] * aspects[1])) ** (1 / 3)
-        sides = [
-            min(side, max(1, round(edge * scale)))
-            for side, scale in zip(grid, (aspects[0], aspects[1], 1.0), strict=True)
-        ]
+        sides = [min(side, max(1, round(edge * scale))) for side, scale in zip(grid, (aspects[0], aspects[1], 1.0), strict=True)]
         starts = [int(value * (side - extent + 1)) for value, side, extent in zip(draw[5:8], grid, sides, strict=True)]
         box = hidden[tuple(slice(start, start + extent) for start, extent in zip(starts, sides, strict=True))]
         free = (~box).nonzero()[:left]

@@ -116,7 +116,9 @@ def ask_teacher(teacher: Network | None, pair: Pair, method: Method) -> _Advice:
     return _Advice(hidden=hidden, look=teacher(views, dropped, wanted))
 
 
-def set_goals(targets: Targets, looks: Sequence[Look], scheduled_temperature: float) -> tuple[dict[str, list[Tensor]], dict[str, float]]:
+def set_goals(
+    targets: Targets, looks: Sequence[Look], scheduled_temperature: float
+) -> tuple[dict[str, list[Tensor]], dict[str, float]]:
     """P_t of each projector, split back into micro-batches, from the rows of the whole step; and the tau_t used."""
     goals: dict[str, list[Tensor]] = {}
     temperatures: dict[str, float] = {}

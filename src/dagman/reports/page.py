@@ -16,6 +16,8 @@ from typing import Any, Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from dagman.reports.style import DPI
+
 Level = Literal["ok", "warn", "bad"]
 
 
@@ -51,6 +53,13 @@ class Figure:
         """The picture as a data URI; an SVG as an image runs no script."""
         kind, data = ("png", self.image) if isinstance(self.image, bytes) else ("svg+xml", self.image.encode())
         return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+    @property
+    def width(self) -> int | None:
+        """Width of a PNG on the page in CSS pixels (96 an inch), from its header; None lets the browser choose."""
+        if isinstance(self.image, str) or len(self.image) < 24:
+            return None
+        return round(int.from_bytes(self.image[16:20]) * 96 / DPI)
 
 
 @dataclass(frozen=True)

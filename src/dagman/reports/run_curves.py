@@ -49,8 +49,8 @@ def describe_losses(settings: Settings) -> list[Curve]:
         else "it may rise while tau_t falls, because the targets become sharper"
     )
     decides = (
-        " Sinkhorn spreads the targets over all prototypes by construction, so the height alone says little: "
-        "**gain** decides (see below)."
+        " Sinkhorn spreads the targets over all prototypes by construction, so the height alone says little: **gain** "
+        "decides (see below)."
         if balanced
         else " Read it with MI and gain below."
     )
@@ -67,17 +67,17 @@ def describe_losses(settings: Settings) -> list[Curve]:
         for name, what, abnormal in (
             (
                 "ampd",
-                "Patch distillation: cross entropy between the noisy teacher's and the student's answer on each "
-                "masked unit of the same view.",
-                "a line that stays at ln K (nothing to learn), or one that drops to 0 at once (every unit gets "
-                "the same target: collapse).",
+                "Patch distillation: cross entropy between the noisy teacher's and the student's answer on each masked "
+                "unit of the same view.",
+                "a line that stays at ln K (nothing to learn), or one that drops to 0 at once (every unit gets the same "
+                "target: collapse).",
             ),
             (
                 "aitd",
-                "[CLS] distillation: cross entropy between the student's [CLS] token and the teacher's on the "
-                "other, overlapping view.",
-                "ln K throughout. In short runs with few views a step this loss often stays there; the paper's "
-                "gain of it needs longer runs.",
+                "[CLS] distillation: cross entropy between the student's [CLS] token and the teacher's on the other, "
+                "overlapping view.",
+                "ln K throughout. In short runs with few views a step this loss often stays there; the paper's gain of it "
+                "needs longer runs.",
             ),
             (
                 "gitd",
@@ -114,14 +114,14 @@ def describe_schedules(settings: Settings) -> list[Curve]:
     optim, teacher = settings.optim, settings.teacher
     if teacher.temperature == "schedule":
         rises = (
-            f"rises from {teacher.temperature_start:g} to {teacher.temperature_end:g} over "
-            f"{teacher.temperature_warmup:.0%} of the steps, then stays."
+            f"rises from {teacher.temperature_start:g} to {teacher.temperature_end:g} over {teacher.temperature_warmup:.0%} "
+            "of the steps, then stays."
         )
         strange = "any other form: the run was resumed with other settings."
     else:
         rises = (
-            f"solved at every step so that the targets' entropy is {teacher.target_entropy:g} of ln K; settles "
-            "within tens of steps, then drifts."
+            f"solved at every step so that the targets' entropy is {teacher.target_entropy:g} of ln K; settles within tens "
+            "of steps, then drifts."
         )
         strange = "the floor of 0.0005: the teacher's answers hardly differ, and only an extreme temperature pulls them apart."
     return [

@@ -11,13 +11,11 @@ from dagman.reports.run_curves import COLORS, tell_course
 from dagman.reports.style import BLUE, CYCLE, GREEN, INK, MUTED, ORANGE
 
 CLAIM = (
-    "The paper's claim (Fig. 4): masking by attention makes the heads of a network alike, and a noisy teacher "
-    "keeps them diverse, so `dagman` "
-    "should stand above `dagman-clean-teacher` here. Our own short runs do not show it: with noise the semantic "
-    "attention's divergence was "
-    ".041 and .029 against .026 and .024 without, stages 3 and 4 did not differ, and **seeds differ by as "
-    "much**. One run cannot settle it: "
-    "compare runs of both methods over several seeds, and long ones. Only orders compare with Fig. 4a, whose unit is not stated."
+    "The paper's claim (Fig. 4): masking by attention makes the heads of a network alike, and a noisy teacher keeps them "
+    "diverse, so `dagman` should stand above `dagman-clean-teacher` here. Our own short runs do not show it: with noise "
+    "the semantic attention's divergence was .041 and .029 against .026 and .024 without, stages 3 and 4 did not differ, "
+    "and **seeds differ by as much**. One run cannot settle it: compare runs of both methods over several seeds, and long "
+    "ones. Only orders compare with Fig. 4a, whose unit is not stated."
 )
 _Rows = Sequence[Mapping[str, Any]]
 
@@ -45,8 +43,8 @@ def draw_targets(rows: _Rows) -> list[Figure]:
             "How well the student predicts them, gain",
             "gain",
             "1: the student's answers equal the targets; 0: no better than one constant answer; below 0: worse.",
-            "for AMPD 0.2 to 0.5 after 100 steps. AITD and GITD stayed at 0 in all short runs tried: image "
-            "tokens seem to need longer ones.",
+            "for AMPD 0.2 to 0.5 after 100 steps. AITD and GITD stayed at 0 in all short runs tried: image tokens seem to "
+            "need longer ones.",
             "AMPD at 0 after some hundred steps. With Sinkhorn targets this is the number that decides.",
             {"one constant answer": 0.0},
         ),
@@ -68,13 +66,11 @@ def draw_reconstruction(rows: _Rows) -> list[Figure]:
     }
     series = {name: _collect(rows, ("reconstruction", key), color, dashed=key != "student") for key, (name, color) in names.items()}
     caption = (
-        "**Reconstruction against trivial answers.** Mean absolute error over masked voxels of fixed validation "
-        "views, for the student and for three "
-        "answers that need no network: the mean of the view's visible voxels, the median of the training "
-        "intensities, and a smooth fill from the "
-        "visible voxels. **Normal:** the student falls below all three within 30 to 90 steps. **Look out for:** "
-        "a student above the lowest dashed line "
-        "later than that. The dashed lines move because the masks follow the attention."
+        "**Reconstruction against trivial answers.** Mean absolute error over masked voxels of fixed validation views, for "
+        "the student and for three answers that need no network: the mean of the view's visible voxels, the median of the "
+        "training intensities, and a smooth fill from the visible voxels. **Normal:** the student falls below all three "
+        "within 30 to 90 steps. **Look out for:** a student above the lowest dashed line later than that. The dashed lines "
+        "move because the masks follow the attention."
     )
     return _draw(series, "Reconstruction against trivial answers", "mean absolute error", caption)
 
@@ -85,17 +81,15 @@ def draw_features(rows: _Rows) -> list[Figure]:
         {"standard deviation": _collect(rows, ("features", "std"), BLUE)},
         "Spread of the features",
         "standard deviation",
-        "**Spread of the features.** Mean standard deviation of the last stage's features over tokens of the "
-        "validation views. **Normal:** level, or a "
-        "slow change. **Look out for:** a fall to 0: all tokens become alike (collapse).",
+        "**Spread of the features.** Mean standard deviation of the last stage's features over tokens of the validation "
+        "views. **Normal:** level, or a slow change. **Look out for:** a fall to 0: all tokens become alike (collapse).",
     )
     rank = _draw(
         {"effective rank": _collect(rows, ("features", "effective_rank"), GREEN)},
         "Effective rank of the features",
         "directions",
-        "**Effective rank of the features.** How many directions the same features fill. **Normal:** a fall in "
-        "the first steps, then level or rising. "
-        "**Look out for:** a fall towards 1.",
+        "**Effective rank of the features.** How many directions the same features fill. **Normal:** a fall in the first "
+        "steps, then level or rising. **Look out for:** a fall towards 1.",
     )
     return std + rank
 
@@ -106,11 +100,9 @@ def draw_attention_course(rows: _Rows) -> list[Figure]:
         {"entropy": _collect(rows, ("attention", "entropy"), BLUE)},
         "Entropy of the attention",
         "share of ln N",
-        "**Entropy of the attention.** 1 is uniform attention over all N units of a view. **Normal:** 0.998 or "
-        "more in short runs, as in all of ours: the "
-        "attention is then almost uniform and its map points at nothing; only its order is used for masking. It "
-        "falls in long runs. **Look out for:** a "
-        "fall to 0: one unit gets everything.",
+        "**Entropy of the attention.** 1 is uniform attention over all N units of a view. **Normal:** near 0.998 in short "
+        "runs, as in all of ours: the attention is then almost uniform and its map points at nothing; only its order is "
+        "used for masking. It falls in long runs. **Look out for:** a fall to 0: one unit gets everything.",
         {"uniform": 1.0},
     )
     follows = _draw(
@@ -121,11 +113,11 @@ def draw_attention_course(rows: _Rows) -> list[Figure]:
         },
         "What the attention follows",
         "correlation, share",
-        "**What the attention follows.** Rank correlation of attention and mean intensity over the units of a "
-        "view, and how much of the attention lies inside "
-        "the body (dashed: how much would if it were uniform). **Normal:** with a noisy teacher, a correlation "
-        "that changes and stays between -0.7 and 0.7. "
-        "**Look out for:** 0.8 or more, seen with clean teachers: the masks always hide the densest tissue.",
+        "**What the attention follows.** Rank correlation of attention and mean intensity over the units of a view, and "
+        "how much of the attention lies inside the body (dashed: how much would if it were uniform). **Normal:** with a "
+        "noisy teacher, a correlation that changes and stays between -0.7 and 0.7. **Look out for:** more than that, "
+        "either way: the masks then always hide the densest, or the lightest, tissue. 0.8 to 0.9 was seen with clean "
+        "teachers.",
     )
     return entropy + follows
 
@@ -145,9 +137,8 @@ def draw_diversity(rows: _Rows) -> list[Figure]:
         "entropy": (
             "Entropy of the heads",
             "nats",
-            "How widely a head looks, mean over heads; the band is one standard deviation between them. Stages 1 "
-            "to 4 look within windows of 4^3 tokens, at "
-            "most ln 64 = 4.16; the semantic attention over all units.",
+            "How widely a head looks, mean over heads; the band is one standard deviation between them. Stages 1 to 4 look "
+            "within windows of 4^3 tokens, at most ln 64 = 4.16; the semantic attention over all units.",
             "near its maximum in short runs, falling slowly, with a band that widens as heads specialise.",
             "a sudden fall with a vanishing band.",
             "entropy_spread",
@@ -155,9 +146,8 @@ def draw_diversity(rows: _Rows) -> list[Figure]:
         "distance_mm": (
             "Reach of the heads",
             "mm",
-            "Mean distance a head looks over, weighted by its attention; the band is one standard deviation "
-            "between heads. The semantic attention's is "
-            "measured from its own centroid.",
+            "Mean distance a head looks over, weighted by its attention; the band is one standard deviation between heads. "
+            "The semantic attention's is measured from its own centroid.",
             "level, longer in later stages, whose tokens are larger.",
             "a collapse of all heads of a stage to one reach.",
             "distance_spread",

@@ -41,14 +41,13 @@ class Galleries(Protocol):
         """The arrays of a step."""
 
 
-def find_hints(hidden: NDArray[np.bool_], attention: NDArray, ratio: float, hints: float) -> NDArray[np.bool_]:
-    """The hints of one view: of its visible units (N) the floor(sN) most attended; all others were never candidates."""
-    units = len(hidden)
-    count = min(math.floor(hints * units + 1e-9), int((~hidden).sum()))
-    found = np.zeros(units, dtype=bool)
-    if ratio > 0 and count:
-        order = np.argsort(np.where(hidden, -np.inf, attention), kind="stable")
-        found[order[-count:]] = True
+def find_hints(hidden: NDArray[np.bool_], attention: NDArray, share: float) -> NDArray[np.bool_]:
+    """The hints of one view (N): of its visible units the floor(sN) most attended, for the others never were candidates."""
+    # The small number keeps 0.3 * 10 = 2.9999999999999996 from losing a unit.
+    count = min(math.floor(share * len(hidden) + 1e-9), int((~hidden).sum()))
+    order = np.argsort(np.where(hidden, np.inf, -attention), kind="stable")
+    found = np.zeros(len(hidden), dtype=bool)
+    found[order[:count]] = True
     return found
 
 
@@ -60,7 +59,7 @@ def show_masks(gallery: Gallery, settings: Settings) -> list[Block]:
         hidden = gallery["hidden"][number - 1].astype(bool)
         hints = None
         if settings.masking.kind == "attention-high" and "attention" in gallery:
-            hints = find_hints(hidden, gallery["attention"][number - 1], settings.masking.ratio, settings.masking.hints)
+            hints = find_hints(hidden, gallery["attention"][number - 1], settings.masking.hints)
         framed = int(hints.sum()) if hints is not None else 0
         picture = draw_masks(
             view,
@@ -73,16 +72,15 @@ def show_masks(gallery: Gallery, settings: Settings) -> list[Block]:
             f", {framed} hints." if framed else "."
         )
         alt = (
-            f"Axial, coronal and sagittal slices of view {number} with {int(hidden.sum())} masked units shaded "
-            f"and {framed} hints framed."
+            f"Axial, coronal and sagittal slices of view {number} with {int(hidden.sum())} masked units shaded and {framed} "
+            "hints framed."
         )
         figures.append(Figure(encode_png(picture), caption, alt))
     side = settings.view.side * spacing[0]
     text = (
-        f"Each view is a cube of {side:g} mm cut from a scan of the fixed validation set, shown from "
-        f"{settings.view.low:g} (black) to {settings.view.high:g} HU "
-        f"(white) in CT. It is divided into units of {UNIT}^3 voxels ({UNIT * spacing[0]:g} mm); those shaded "
-        "blue are hidden from the student, which must restore them. "
+        f"Each view is a cube of {side:g} mm cut from a scan of the fixed validation set, shown from {settings.view.low:g} "
+        f"(black) to {settings.view.high:g} HU (white) in CT. It is divided into units of {UNIT}^3 voxels "
+        f"({UNIT * spacing[0]:g} mm); those shaded blue are hidden from the student, which must restore them. "
         f"{_explain_masking(settings)} {CONVENTION}"
     )
     return [Text(text), figures[0], *([FigureGrid(figures[1:])] if figures[1:] else [])]
@@ -107,16 +105,15 @@ def show_reconstructions(gallery: Gallery, settings: Settings) -> list[Block]:
     shown = [f"view {number}: {error:.3f} ({error * span:.0f} HU in CT)" for number, error in enumerate(errors, start=1)]
     blocks: list[Block] = [
         Text(
-            "From left to right: what the student was given, what it restored, the original, and the absolute "
-            "difference of the last two. Where a unit was visible "
-            "the original is shown, since the student is not asked for it. Blurred edges are normal in short "
-            "runs: the mean error is least for a cautious grey. "
-            f"Mean absolute error over masked voxels, of the range [0, 1]: {'; '.join(shown)}."
+            "From left to right: what the student was given, what it restored, the original, and the absolute difference "
+            "of the last two. Where a unit was visible the original is shown, since the student is not asked for it. "
+            "Blurred edges are normal in short runs: the mean error is least for a cautious grey. Mean absolute error over "
+            f"masked voxels, of the range [0, 1]: {'; '.join(shown)}."
         ),
         Figure(
             encode_png(draw_restored(views[0], restored[0], spacing, hidden[0])),
-            f"**View 1, three planes.** {CONVENTION} The difference is black where nothing was masked or nothing "
-            f"is wrong; 0.1 is {span * 0.1:g} HU in CT.",
+            f"**View 1, three planes.** {CONVENTION} The difference is black where nothing was masked or nothing is wrong; "
+            f"0.1 is {span * 0.1:g} HU in CT.",
             f"View 1 masked, restored, original and difference in three planes; mean error {errors[0]:.3f}.",
         ),
     ]
@@ -142,9 +139,9 @@ def show_attention(gallery: Gallery, settings: Settings) -> list[Block]:
     low, high = float(relative.min()), float(relative.max())
     blocks: list[Block] = [
         Text(
-            f"Where the teacher's [CLS] token looks (Eq. 1), mean over {settings.model.sa_heads} heads, one value "
-            "for each unit. 1, left clear, is uniform attention; orange is more, blue less. "
-            f"**The true range is {low:.3f} to {high:.3f} times uniform**; the colours are stretched over it. "
+            f"Where the teacher's [CLS] token looks (Eq. 1), mean over {settings.model.sa_heads} heads, one value for each "
+            f"unit. 1, left clear, is uniform attention; orange is more, blue less. **The true range is {low:.3f} to "
+            f"{high:.3f} times uniform**; the colours are stretched over it. "
             f"{_judge_uniformity(gallery['attention'][:_SHOWN])}"
         )
     ]
@@ -170,8 +167,8 @@ def show_attention(gallery: Gallery, settings: Settings) -> list[Block]:
     if "attention_heads" in gallery:
         heads = _relative(gallery["attention_heads"][0], grid)
         caption = (
-            f"**Each head on view 1**, one range of colours: {heads.min():.3f} to {heads.max():.3f} times "
-            "uniform. Heads that look alike say the same thing twice."
+            f"**Each head on view 1**, one range of colours: {heads.min():.3f} to {heads.max():.3f} times uniform. Heads "
+            "that look alike say the same thing twice."
         )
         blocks.append(
             Figure(

@@ -14,7 +14,6 @@ from dagman.reports.page import Block, DataTable, FigureGrid, Listing, Section, 
 from dagman.settings import Settings, load_settings, resolve_settings
 from dagman.settings.presets import list_presets
 from dagman.training.run import Run
-from dagman.training.verdicts import EARLY
 
 
 def write_run_report(run: Run) -> Path:
@@ -29,9 +28,8 @@ def render_run(run: Run) -> str:
     settings = run.settings
     steps, wanted = run.last_step, settings.train.steps
     lead = (
-        f"Pretraining of a `{settings.size}` encoder by the method `{settings.method}`, seed {settings.seed}: "
-        f"{steps} of {wanted} steps "
-        f"of {settings.train.batch} views of {settings.view.side}^3 voxels at {settings.view.spacing:g} mm."
+        f"Pretraining of a `{settings.size}` encoder by the method `{settings.method}`, seed {settings.seed}: {steps} of "
+        f"{wanted} steps of {settings.train.batch} views of {settings.view.side}^3 voxels at {settings.view.spacing:g} mm."
     )
     sections = [
         Section("Is the run healthy?", _give_verdict(run, settings)),
@@ -57,10 +55,13 @@ def judge_run(run: Run) -> list[Verdict]:
     looks = run.monitors
     if looks:
         first, last = looks[0], looks[-1]
-        early = last["step"] < EARLY * settings.train.steps
+        step = int(last["step"])
         if last.get("reconstruction"):
-            found.append(verdicts.judge_reconstruction(last["reconstruction"], early))
-        found += [verdicts.judge_targets(name, watched, early) for name, watched in (last.get("projectors") or {}).items()]
+            found.append(verdicts.judge_reconstruction(last["reconstruction"], step))
+        found += [
+            verdicts.judge_targets(name, watched, step, settings.train.steps)
+            for name, watched in (last.get("projectors") or {}).items()
+        ]
         if last.get("features") and first.get("features"):
             found.append(verdicts.judge_features(last["features"], first["features"]))
         if last.get("attention"):
@@ -81,9 +82,9 @@ def _give_verdict(run: Run, settings: Settings) -> list[Block]:
         Text(f"What each monitor says ({seen}):"),
         *sorted(found, key=lambda verdict: ("bad", "warn", "ok").index(verdict.level)),
         Text(
-            "**H** is the entropy of the teacher's targets, as a share of ln K (1: uniform). **MI** says how "
-            "much they tell samples apart (0: collapse). "
-            "**Gain** says how well the student predicts them (1: fully; 0: no better than one constant answer)."
+            "**H** is the entropy of the teacher's targets, as a share of ln K (1: uniform). **MI** says how much they "
+            "tell samples apart (0: collapse). **Gain** says how well the student predicts them (1: fully; 0: no better "
+            "than one constant answer)."
         ),
     ]
 
@@ -132,9 +133,8 @@ def _sum_up_time(run: Run) -> list[Block]:
     steady = sorted(row["seconds"] for row in rows[1:] or rows)
     return [
         Text(
-            f"{len(rows)} steps took {seconds / 60:.1f} minutes, without the looks at validation views and "
-            f"checkpoints; a step takes {steady[len(steady) // 2]:.2f} s "
-            f"(median), at {rows[-1]['memory_gib']:.2f} GiB of memory at most."
+            f"{len(rows)} steps took {seconds / 60:.1f} minutes, without the looks at validation views and checkpoints; a "
+            f"step takes {steady[len(steady) // 2]:.2f} s (median), at {rows[-1]['memory_gib']:.2f} GiB of memory at most."
         )
     ]
 

@@ -18,13 +18,14 @@ LEVELS = {"ok": GREEN, "warn": YELLOW, "bad": RED}
 
 FULL_WIDTH, HALF_WIDTH = 9.6, 4.7
 """Widths of a figure in inches: a page's column, and half of it."""
-_DPI = 120
+DPI = 120
+"""Of a figure's PNG; a page shows it at its size in inches, so that letters are as large in all figures."""
 _SMALL, _NORMAL = 8.0, 9.0
 
 
 def new_figure(width: float = HALF_WIDTH, height: float = 2.7) -> Figure:
     """An empty figure on the Agg canvas, `width` x `height` in inches."""
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor=PAPER)
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor=PAPER)
     FigureCanvasAgg(figure)
     return figure
 
@@ -34,7 +35,7 @@ def style_axes(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> None
     axes.set_title(title, fontsize=_NORMAL + 0.5, color=INK, loc="left", fontweight="bold")
     axes.set_xlabel(x, fontsize=_SMALL, color=MUTED)
     axes.set_ylabel(y, fontsize=_SMALL, color=MUTED)
-    axes.tick_params(labelsize=_SMALL, colors=MUTED, length=3)
+    axes.tick_params(which="both", labelsize=_SMALL, colors=MUTED, length=3)
     axes.grid(True, color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
@@ -42,9 +43,9 @@ def style_axes(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> None
         spine.set_color(RULE)
 
 
-def add_legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
+def add_legend(figure: Figure, axes: Axes) -> None:
     """The names of the axes' series below the figure, where they hide nothing."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        columns = min(columns, len(handles))
+        columns = min(len(handles), 3 if max(map(len, labels)) < 20 else 2)
         figure.legend(handles, labels, loc="outside lower center", fontsize=_SMALL, frameon=False, labelcolor=INK, ncols=columns)

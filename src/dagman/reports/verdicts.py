@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dagman.reports.page import Verdict
-from dagman.training.verdicts import WAITING, judge_projector
+from dagman.training.verdicts import EARLY, WAITING, judge_projector
 
 UNIFORM_ATTENTION = 0.99
 """Entropy of the attention, as a share of ln N, from which it is called almost uniform. [ours; short runs: 0.998 or more]"""
@@ -18,6 +18,9 @@ BRIGHTNESS = 0.7
 """Rank correlation of attention and intensity above which masking is said to follow brightness. [ours]"""
 NO_GAIN = 0.02
 """Gain below which the student is said to do no better than one constant answer. [ours]"""
+YOUNG = 90
+"""Steps within which a student need not beat the trivial answers yet (METHOD, Small runs)."""
+_PREDICTS = 0.1
 _FEW_STEPS = 10
 _LOST_SPREAD = 0.05
 _ONE_DIRECTION = 1.5
@@ -31,13 +34,11 @@ def summarize_verdicts(verdicts: Sequence[Verdict]) -> Verdict:
     if faults:
         return Verdict(
             "bad",
-            f"**This run is not healthy**: {_count(faults, 'fault')}, {_count(notes, 'note')}. Mend the faults "
-            "before its encoder is used.",
+            f"**This run is not healthy**: {_count(faults, 'fault')}, {_count(notes, 'note')}. Mend the faults before its "
+            "encoder is used.",
         )
     if notes:
-        return Verdict(
-            "warn", f"**This run works, with {_count(notes, 'reservation')}**; nothing has collapsed. Each is explained below."
-        )
+        return Verdict("warn", f"**No fault is seen, but {_count(notes, 'reservation')}**, each explained below.")
     return Verdict("ok", "**This run is healthy**: nothing has collapsed, and every monitor is in its normal range.")
 
 
@@ -47,8 +48,8 @@ def judge_progress(done: int, wanted: int) -> Verdict:
         return Verdict("ok", f"**Complete**: all {wanted} steps are done.")
     return Verdict(
         "warn",
-        f"**Unfinished**: {done} of {wanted} steps are done. Repeat the command with `--resume` to go on; "
-        "schedules span all steps.",
+        f"**Unfinished**: {done} of {wanted} steps are done. Repeat the command with `--resume` to go on; schedules span "
+        "all steps.",
     )
 
 
@@ -77,8 +78,8 @@ def judge_losses(rows: Sequence[Mapping[str, Any]], clip: float) -> list[Verdict
     ]
 
 
-def judge_reconstruction(watched: Mapping[str, float], early: bool) -> Verdict:
-    """Whether the student restores masked voxels better than the best of three trivial answers."""
+def judge_reconstruction(watched: Mapping[str, float], step: int) -> Verdict:
+    """Whether the student restores masked voxels better, at a step, than the best of three trivial answers."""
     names = {
         "visible_mean": "the view's visible mean",
         "training_median": "the training median",
@@ -86,12 +87,12 @@ def judge_reconstruction(watched: Mapping[str, float], early: bool) -> Verdict:
     }
     best = min(names, key=lambda name: watched[name])
     numbers = (
-        f"error {watched['student']:.3f} against {watched[best]:.3f} of {names[best]}, the best of three trivial "
-        f"answers (ratio {watched['ratio']:.2f})"
+        f"error {watched['student']:.3f} against {watched[best]:.3f} of {names[best]}, the best of three trivial answers "
+        f"(ratio {watched['ratio']:.2f})"
     )
     if watched["ratio"] < 1:
         return Verdict("ok", f"**Reconstruction** beats the trivial answers: {numbers}.")
-    if early:
+    if step < YOUNG:
         return Verdict(
             "warn", f"**Reconstruction** does not yet beat the trivial answers: {numbers}. It usually does within 30 to 90 steps."
         )
@@ -100,24 +101,24 @@ def judge_reconstruction(watched: Mapping[str, float], early: bool) -> Verdict:
     )
 
 
-def judge_targets(name: str, watched: Mapping[str, float], early: bool) -> Verdict:
-    """Whether a projector's targets are alive, and whether the student predicts them."""
+def judge_targets(name: str, watched: Mapping[str, float], step: int, steps: int) -> Verdict:
+    """Whether a projector's targets are alive, and whether the student predicts them, at a step of so many."""
     head = f"**{name.upper()} targets**"
     numbers = f"H {watched['H']:.2f}, MI {watched['MI']:.2f}, gain {watched['gain']:.2f}"
-    warnings = judge_projector(name, watched, early)
-    for key, text in warnings:
-        grave = key.startswith(("uniform", "collapse")) and not early
-        return Verdict("bad" if grave else "warn", f"{head} ({numbers}): {text}")
-    if watched["gain"] < NO_GAIN:
-        expected = (
-            "Image targets often stay there in short runs with few views a step."
-            if name != "ampd"
-            else "Longer runs, or more views a step, may help."
-        )
-        return Verdict(
-            "warn", f"{head} tell samples apart ({numbers}), but the student does no better than one constant answer. {expected}"
-        )
-    return Verdict("ok", f"{head} tell samples apart, and the student predicts them ({numbers}).")
+    for key, text in judge_projector(name, watched, step < EARLY * steps):
+        if not key.startswith(("uniform", "collapse")):
+            return Verdict("warn", f"{head} ({numbers}): {text}")
+        if step < YOUNG:
+            return Verdict("warn", f"{head} ({numbers}): {text} So early (before step {YOUNG}) this may still pass.")
+        return Verdict("bad", f"{head} ({numbers}): {text}")
+    if watched["gain"] >= _PREDICTS:
+        return Verdict("ok", f"{head} tell samples apart, and the student predicts them ({numbers}).")
+    if watched["gain"] >= NO_GAIN:
+        return Verdict("ok", f"{head} tell samples apart, and the student begins to predict them ({numbers}).")
+    image = "Image targets often stay there in short runs with few views a step."
+    patch = "Longer runs, or more views a step, may help."
+    constant = "but the student does no better than one constant answer"
+    return Verdict("warn", f"{head} tell samples apart ({numbers}), {constant}. {patch if name == 'ampd' else image}")
 
 
 def judge_features(watched: Mapping[str, float], first: Mapping[str, float]) -> Verdict:
@@ -161,8 +162,8 @@ def judge_waiting(shares: Sequence[float]) -> Verdict:
     if share > WAITING:
         return Verdict(
             "warn",
-            f"**Data**: {share:.0%} of the time is spent waiting for views (limit {WAITING:.0%}). Raise "
-            "`train.workers`, or use a faster disk.",
+            f"**Data**: {share:.0%} of the time is spent waiting for views (limit {WAITING:.0%}). Raise `train.workers`, or "
+            "use a faster disk.",
         )
     return Verdict("ok", f"**Data**: {share:.0%} of the time is spent waiting for views (limit {WAITING:.0%}).")
 

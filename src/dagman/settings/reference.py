@@ -9,7 +9,9 @@ from dagman.settings.tree import Settings
 
 def render_reference() -> str:
     """`docs/settings.md`: every key, its default and its sentence, as Markdown tables."""
-    parts = ["# Settings\n\nGiven by a preset, a TOML file (`--config`) or `--set key=value`, the later winning. Made by `make docs` from the code.\n"]
+    parts = [
+        "# Settings\n\nGiven by a preset, a TOML file (`--config`) or `--set key=value`, the later winning. Made by `make docs` from the code.\n"
+    ]
     plain = [(name, field) for name, field in Settings.model_fields.items() if not _is_section(field.annotation)]
     parts.append(_render_table("", plain))
     for name, field in Settings.model_fields.items():

@@ -35,10 +35,21 @@ def resolve_settings(settings: Settings) -> tuple[Settings, list[str]]:
             lines.append(f"{section}.{key} = {value}: {reason}")
 
     settle("projector", "prototypes", 1024 if small else 8192, "recipe R" if small else "iBOT, SMIT")
-    settle("teacher", "momentum", 0.99 if small else 0.996, "recipe R: a short run needs a quicker teacher" if small else "iBOT, SMIT")
-    settle("teacher", "centering", "sinkhorn" if small else "mean", "recipe R: an EMA centre left targets at ln K" if small else "iBOT")
-    settle("teacher", "temperature", "entropy" if small else "schedule", "recipe R: solved to the target entropy" if small else "iBOT")
-    settle("teacher", "queue", QUEUE if small else 0, "few views a step get prototypes at random without one" if small else "many views a step")
+    settle(
+        "teacher", "momentum", 0.99 if small else 0.996, "recipe R: a short run needs a quicker teacher" if small else "iBOT, SMIT"
+    )
+    settle(
+        "teacher", "centering", "sinkhorn" if small else "mean", "recipe R: an EMA centre left targets at ln K" if small else "iBOT"
+    )
+    settle(
+        "teacher", "temperature", "entropy" if small else "schedule", "recipe R: solved to the target entropy" if small else "iBOT"
+    )
+    settle(
+        "teacher",
+        "queue",
+        QUEUE if small else 0,
+        "few views a step get prototypes at random without one" if small else "many views a step",
+    )
     lr = SMALL_LR if small else PAPER_LR * (batch / PAPER_BATCH) ** 0.5
     settle("optim", "lr", lr, "recipe R" if small else f"8e-4 * sqrt({batch} / {PAPER_BATCH}), App. A")
     if settings.train.micro_batch == "auto":
@@ -67,7 +78,11 @@ def list_idle_settings(settings: Settings, given: Iterable[str]) -> list[str]:
     idle(["teacher.granularity"], teacher.noise == 0, "teacher.noise is 0")
     idle(["teacher.noise", "teacher.granularity"], not settings.distils and teacher.noise > 0, "no loss has a teacher")
     idle(["teacher.momentum", "teacher.momentum_end"], not settings.needs_teacher, "this method has no teacher")
-    idle(["teacher.centering", "teacher.temperature", "teacher.target_entropy", "losses.student_temperature"], not settings.distils, "no loss has a teacher")
+    idle(
+        ["teacher.centering", "teacher.temperature", "teacher.target_entropy", "losses.student_temperature"],
+        not settings.distils,
+        "no loss has a teacher",
+    )
     idle(["projector.hidden", "projector.bottleneck"], settings.projector.layers == 1, "projector.layers is 1")
     idle([f"projector.{k}" for k in ("layers", "prototypes")], not settings.distils, "no loss has a projector")
     idle(["teacher.target_entropy"], settings.distils and teacher.temperature == "schedule", 'teacher.temperature is "schedule"')

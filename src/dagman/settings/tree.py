@@ -28,12 +28,18 @@ class Section(BaseModel):
 class ViewSettings(Section):
     """The crops given to the network."""
 
-    side: Annotated[int, Field(ge=32, multiple_of=32)] = Field(128, description="Side of a view in voxels, a multiple of 32. App. A.")
+    side: Annotated[int, Field(ge=32, multiple_of=32)] = Field(
+        128, description="Side of a view in voxels, a multiple of 32. App. A."
+    )
     spacing: Annotated[float, Field(gt=0)] = Field(2.0, description="Voxel size in mm at which scans are prepared. App. A.")
     low: float = Field(-1000.0, description="HU that becomes 0. [ours: lung and soft tissue both]")
     high: float = Field(500.0, description="HU that becomes 1. [ours]")
-    box: Annotated[float, Field(ge=1)] = Field(4 / 3, description="Side of the box both views are cut from, in view sides, so that they overlap. [SMIT]")
-    padding: Share = Field(0.5, description="Largest share of a view's side that may lie outside the scan; smaller scans are left out by name. [ours]")
+    box: Annotated[float, Field(ge=1)] = Field(
+        4 / 3, description="Side of the box both views are cut from, in view sides, so that they overlap. [SMIT]"
+    )
+    padding: Share = Field(
+        0.5, description="Largest share of a view's side that may lie outside the scan; smaller scans are left out by name. [ours]"
+    )
     flip: Share = Field(0.0, description="Chance of mirroring a view along each axis. Off as in App. A.")
     intensity_scale: Share = Field(0.0, description="Largest relative change of contrast. Off as in App. A.")
     intensity_shift: Share = Field(0.0, description="Largest shift of the unit range. Off as in App. A.")
@@ -51,15 +57,21 @@ class ModelSettings(Section):
 
     embed: Positive = Field(48, description="Channels of a patch token. App. A.")
     depths: tuple[Positive, Positive, Positive, Positive] = Field((2, 2, 8, 2), description="Blocks of each stage. App. A.")
-    heads: tuple[Positive, Positive, Positive, Positive] = Field((4, 4, 8, 16), description="Attention heads of each stage. App. A.")
+    heads: tuple[Positive, Positive, Positive, Positive] = Field(
+        (4, 4, 8, 16), description="Attention heads of each stage. App. A."
+    )
     window: Annotated[int, Field(ge=2)] = Field(4, description="Side of an attention window in tokens. App. A.")
     mlp_ratio: Annotated[float, Field(gt=0)] = Field(4.0, description="Hidden width of a block's MLP, in channels.")
     drop_path: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="Stochastic depth of the student's last block. App. A.")
     semantic_attention: bool = Field(True, description="Whether the [CLS] module stands on the encoder. 3.1.")
-    sa_stage: Annotated[int, Field(ge=1, le=STAGES)] = Field(3, description="Stage whose output the semantic attention reads. Fig. 6.")
+    sa_stage: Annotated[int, Field(ge=1, le=STAGES)] = Field(
+        3, description="Stage whose output the semantic attention reads. Fig. 6."
+    )
     sa_heads: Positive = Field(8, description="Heads of the semantic attention. [ours]")
     sa_depth: Positive = Field(2, description="Blocks of the semantic attention. 3.1.")
-    sa_position: Literal["none", "sincos"] = Field("none", description="Position code of the semantic attention. [ours: a crop's place says nothing]")
+    sa_position: Literal["none", "sincos"] = Field(
+        "none", description="Position code of the semantic attention. [ours: a crop's place says nothing]"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -67,14 +79,18 @@ class ModelSettings(Section):
             if self.embed * 2**stage % heads:
                 raise ValueError(f"heads[{stage}] = {heads} must divide the {self.embed * 2**stage} channels of stage {stage + 1}")
         if self.semantic_attention and self.embed * 2**self.sa_stage % self.sa_heads:
-            raise ValueError(f"sa_heads = {self.sa_heads} must divide the {self.embed * 2**self.sa_stage} channels of x{self.sa_stage}")
+            raise ValueError(
+                f"sa_heads = {self.sa_heads} must divide the {self.embed * 2**self.sa_stage} channels of x{self.sa_stage}"
+            )
         return self
 
 
 class ProjectorSettings(Section):
     """The projection heads (METHOD, Heads)."""
 
-    layers: Literal[1, 3] = Field(3, description="3: MLP, bottleneck, weight-normalised prototypes [iBOT]; 1: a plain linear projection, the paper's words.")
+    layers: Literal[1, 3] = Field(
+        3, description="3: MLP, bottleneck, weight-normalised prototypes [iBOT]; 1: a plain linear projection, the paper's words."
+    )
     hidden: Positive = Field(2048, description="Hidden width of the MLP. [iBOT]")
     bottleneck: Positive = Field(256, description="Width of the normalised bottleneck. [iBOT]")
     prototypes: Positive | Auto = Field("auto", description="Outputs K of each projector: 8192, or 1024 with recipe R.")
@@ -83,12 +99,20 @@ class ProjectorSettings(Section):
 class MaskingSettings(Section):
     """What is hidden from the student (METHOD, Masking the student)."""
 
-    kind: Literal["attention-high", "attention-low", "random", "block"] = Field("attention-high", description="Which units are masked. 3.1.")
+    kind: Literal["attention-high", "attention-low", "random", "block"] = Field(
+        "attention-high", description="Which units are masked. 3.1."
+    )
     ratio: Share = Field(0.7, description="Share r of units masked before hints are given back. 3.1.")
     hints: Share = Field(0.1, description="Share s of units given back, out of the most attended; s < r. 3.1.")
-    hint_pool: Share | None = Field(None, description="Share of units the hints are drawn from; default s, the most attended themselves. [AttMask]")
-    mask_fill: Literal["zero", "token"] = Field("zero", description="What stands in a masked patch token: zero, or a learned token [SMIT].")
-    attention_from: Literal["clean", "noisy"] = Field("clean", description="Teacher pass the attention is read from; noisy saves a pass. Fig. 1C.")
+    hint_pool: Share | None = Field(
+        None, description="Share of units the hints are drawn from; default s, the most attended themselves. [AttMask]"
+    )
+    mask_fill: Literal["zero", "token"] = Field(
+        "zero", description="What stands in a masked patch token: zero, or a learned token [SMIT]."
+    )
+    attention_from: Literal["clean", "noisy"] = Field(
+        "clean", description="Teacher pass the attention is read from; noisy saves a pass. Fig. 1C."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -102,21 +126,29 @@ class MaskingSettings(Section):
 class TeacherSettings(Section):
     """The noisy teacher and its targets (METHOD, Noisy teacher and Losses)."""
 
-    noise: Share = Field(0.7, description="Share r_t of units dropped from the teacher's input, drawn anew each view and step; 0 = clean. 3.2.")
-    granularity: Literal["unit", "patch"] = Field("unit", description="What is dropped: 16^3 units, or single 2^3 patch tokens. Fig. 1.")
+    noise: Share = Field(
+        0.7, description="Share r_t of units dropped from the teacher's input, drawn anew each view and step; 0 = clean. 3.2."
+    )
+    granularity: Literal["unit", "patch"] = Field(
+        "unit", description="What is dropped: 16^3 units, or single 2^3 patch tokens. Fig. 1."
+    )
     momentum: Share | Auto = Field("auto", description="EMA momentum at the start: 0.996 [iBOT], or 0.99 with recipe R.")
     momentum_end: Share = Field(1.0, description="EMA momentum at the end, by a cosine over all steps. [iBOT]")
     temperature: Literal["auto", "schedule", "entropy"] = Field(
-        "auto", description="schedule: tau_t rises linearly [iBOT]; entropy: tau_t is solved to meet target_entropy [ours, recipe R]."
+        "auto",
+        description="schedule: tau_t rises linearly [iBOT]; entropy: tau_t is solved to meet target_entropy [ours, recipe R].",
     )
     temperature_start: Annotated[float, Field(gt=0)] = Field(0.04, description="tau_t at the start of the schedule. [iBOT]")
     temperature_end: Annotated[float, Field(gt=0)] = Field(0.07, description="tau_t after its warm-up. [iBOT]")
     temperature_warmup: Share = Field(30 / 800, description="Share of the steps in which tau_t rises. [iBOT]")
     target_entropy: Share = Field(0.5, description="Mean H(P_t)/ln K that the solved tau_t meets. [ours]")
-    centering: Literal["auto", "mean", "sinkhorn"] = Field("auto", description="EMA centre [iBOT], or 3 Sinkhorn-Knopp rounds over the step [SwAV].")
+    centering: Literal["auto", "mean", "sinkhorn"] = Field(
+        "auto", description="EMA centre [iBOT], or 3 Sinkhorn-Knopp rounds over the step [SwAV]."
+    )
     center_momentum: Share = Field(0.9, description="EMA momentum of the centres. [iBOT]")
     queue: Annotated[int, Field(ge=0)] | Auto = Field(
-        "auto", description="Earlier views whose logits Sinkhorn and the solved tau_t of AITD and GITD see as well [SwAV]; 0 for none."
+        "auto",
+        description="Earlier views whose logits Sinkhorn and the solved tau_t of AITD and GITD see as well [SwAV]; 0 for none.",
     )
 
 
@@ -140,7 +172,9 @@ class LossSettings(Section):
 class OptimSettings(Section):
     """AdamW and its schedule (METHOD, Training)."""
 
-    lr: Annotated[float, Field(gt=0)] | Auto = Field("auto", description="Peak learning rate: 8e-4 * sqrt(batch / 64) [App. A], or 3e-4 with recipe R.")
+    lr: Annotated[float, Field(gt=0)] | Auto = Field(
+        "auto", description="Peak learning rate: 8e-4 * sqrt(batch / 64) [App. A], or 3e-4 with recipe R."
+    )
     min_lr: Weight = Field(1e-6, description="Learning rate at the end of the cosine. App. A.")
     warmup: Share = Field(80 / 800, description="Share of the steps in which lr rises. App. A.")
     weight_decay: Weight = Field(0.05, description="Weight decay, not on biases, norms, tokens and bias tables.")
@@ -151,16 +185,22 @@ class OptimSettings(Section):
 class TrainSettings(Section):
     """The run."""
 
-    recipe: Literal["auto", "paper", "R"] = Field("auto", description="What `auto` values become: the paper's, or R for few views a step.")
+    recipe: Literal["auto", "paper", "R"] = Field(
+        "auto", description="What `auto` values become: the paper's, or R for few views a step."
+    )
     steps: Positive = Field(300, description="Optimiser steps of the whole run; schedules span them.")
     batch: Annotated[int, Field(ge=2, multiple_of=2)] = Field(4, description="Views a step; they come in pairs of one scan.")
-    micro_batch: Annotated[int, Field(ge=2, multiple_of=2)] | Auto = Field("auto", description="Views held at once; gradients of a step are accumulated.")
+    micro_batch: Annotated[int, Field(ge=2, multiple_of=2)] | Auto = Field(
+        "auto", description="Views held at once; gradients of a step are accumulated."
+    )
     freeze_epochs: Weight = Field(1.0, description="Epochs (800 a run) in which the projectors' last layers stay frozen. [iBOT]")
     checkpoint_every: Positive = Field(50, description="Steps between checkpoints.")
     keep_checkpoints: Positive = Field(2, description="Checkpoints kept; older ones are removed.")
     monitor_every: Positive = Field(25, description="Steps between looks at the fixed validation views.")
     monitor_views: Annotated[int, Field(ge=2, multiple_of=2)] = Field(16, description="Fixed validation views.")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="Precision of the networks; losses, centres, softmax and EMA stay float32.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Precision of the networks; losses, centres, softmax and EMA stay float32."
+    )
     device: str = Field("auto", description="auto, cpu, cuda, or cuda:N.")
     workers: Annotated[int, Field(ge=0)] | Auto = Field("auto", description="Loader processes.")
 

@@ -32,8 +32,8 @@ def resample_voxels(
     """
     wanted = np.broadcast_to(np.asarray(spacing, dtype=np.float64), 3)
     steps = wanted / affine.spacing
-    # Half up, not half to even: one rule for every size.
-    shape = [max(1, int(size / step + 0.5)) for size, step in zip(voxels.shape, steps, strict=True)]
+    # Half up; the tolerance lets a spacing kept as float32 (NIfTI) and as decimals (DICOM) fall on the same side.
+    shape = [max(1, int(size / step + 0.501)) for size, step in zip(voxels.shape, steps, strict=True)]
     if float(np.prod(shape, dtype=np.float64)) > MOST_VOXELS:
         size = " x ".join(map(str, shape))
         raise ScanError(f"would have {size} voxels at {wanted[0]:g} mm", do="Check the spacing in its header")
@@ -96,8 +96,8 @@ def apply_weights(voxels: NDArray, weights: Sequence[scipy.sparse.csr_array]) ->
 def resample_labels(labels: NDArray, affine: Affine, target: Affine, shape: Sequence[int]) -> NDArray[np.int32]:
     """Labels of a map X Y Z on another grid (affine and shape), nearest voxel; any two grids, also turned; 0 outside."""
     change = np.linalg.inv(affine.matrix) @ target.matrix
-    # Halfway between two voxels (1 mm to 2 mm) rounding noise would choose; the nudge always takes the upper one.
-    offset = change[:3, 3] + 1e-6
+    # Halfway between two voxels (1 mm to 2 mm) rounding noise would choose; the nudge takes the upper one of the target's axes.
+    offset = change[:3, 3] + change[:3, :3] @ np.full(3, 1e-6)
     result: NDArray[np.int32] = scipy.ndimage.affine_transform(
         to_labels(labels), change[:3, :3], offset, output_shape=tuple(shape), order=0, mode="grid-constant", cval=0
     )

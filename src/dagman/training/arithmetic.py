@@ -34,5 +34,7 @@ def describe_run(settings: Settings, student: nn.Module, store: Store, usable: S
     ]
     if left_out:
         named = ", ".join(left_out[:5]) + (" ..." if len(left_out) > 5 else "")
-        lines.append(f"left out: {len(left_out)} scans smaller than {least} voxels along an axis ({named}); see view.side, view.padding")
+        lines.append(
+            f"left out: {len(left_out)} scans smaller than {least} voxels along an axis ({named}); see view.side, view.padding"
+        )
     return lines

@@ -66,7 +66,11 @@ def write_encoder(folder: str | Path, config: EncoderConfig, state: dict[str, Te
     """Write an encoder folder whole. `state` holds keys `encoder.*` and `semantic_attention.*`; others are left out."""
     from dagman import __version__
 
-    kept = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in state.items() if k.startswith(("encoder.", "semantic_attention."))}
+    kept = {
+        k: v.detach().to("cpu", torch.float32).contiguous()
+        for k, v in state.items()
+        if k.startswith(("encoder.", "semantic_attention."))
+    }
     with write_whole(folder) as temporary:
         temporary.mkdir()
         save_file(kept, temporary / "model.safetensors", metadata={"format": "pt"})
@@ -86,13 +90,17 @@ def read_config(folder: str | Path) -> EncoderConfig:
         version = values.pop("format")
         values.pop("dagman")
         if version != FORMAT:
-            raise EncoderError(f"is of encoder format {version}; this dagman reads {FORMAT}", where=path, do="Use the dagman that wrote it")
+            raise EncoderError(
+                f"is of encoder format {version}; this dagman reads {FORMAT}", where=path, do="Use the dagman that wrote it"
+            )
         shape = {k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("shape").items()}
         semantic = values.pop("semantic")
         tuples = {k: tuple(values.pop(k)) for k in ("modalities", "scans_seen")}
         return EncoderConfig(shape=SwinShape(**shape), semantic=SemanticShape(**semantic) if semantic else None, **values, **tuples)
     except FileNotFoundError:
-        raise EncoderError("is no encoder: config.json is missing", where=folder, do="Give a run, or its folder `encoder`") from None
+        raise EncoderError(
+            "is no encoder: config.json is missing", where=folder, do="Give a run, or its folder `encoder`"
+        ) from None
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise EncoderError(f"is damaged: {error}", where=path, do="Export the encoder again") from None
 

@@ -86,7 +86,9 @@ def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle
     choices = [device, precision, devices.choose_threads(), devices.tune_allocator(device=device.value)]
     workers = (0 if device.value == "cpu" else 4) if settings.train.workers == "auto" else int(settings.train.workers)
     dataset = ViewDataset(store, usable, settings.view, settings.train.batch, settings.seed, settings.train.steps)
-    trainer = Trainer(settings, dataset, out, device=device.value, precision=precision.value, workers=workers, state=state, tell=tell)
+    trainer = Trainer(
+        settings, dataset, out, device=device.value, precision=precision.value, workers=workers, state=state, tell=tell
+    )
     lines = [*reasons, *devices.describe_choices(choices), *describe_run(settings, trainer.student, store, usable, left_out)]
     if exists:
         trainer.resume()
@@ -109,7 +111,9 @@ def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle
     return Run(out)
 
 
-def _open_store(source: str | Path | Sequence[str | Path], out: Path, settings: Settings, on_event: Callable[..., None] | None) -> Store:
+def _open_store(
+    source: str | Path | Sequence[str | Path], out: Path, settings: Settings, on_event: Callable[..., None] | None
+) -> Store:
     paths = [Path(source)] if isinstance(source, str | Path) else [Path(p) for p in source]
     if len(paths) == 1 and (paths[0] / "store.json").exists():
         return Store(paths[0])

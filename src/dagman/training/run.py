@@ -42,7 +42,9 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not (self.path / "settings.toml").is_file():
-            raise RunError("is no run: settings.toml is missing", where=path, do="Give the folder that `dagman pretrain --out` wrote")
+            raise RunError(
+                "is no run: settings.toml is missing", where=path, do="Give the folder that `dagman pretrain --out` wrote"
+            )
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, step={self.last_step})"

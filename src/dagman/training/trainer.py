@@ -212,7 +212,14 @@ class Trainer:
     def _save(self) -> None:
         state = {**self.state, "warned": sorted(self.warned), "threads": torch.get_num_threads()}
         save_checkpoint(
-            self.folder, self.step, self.student, self.teacher, self.optimizer, self.targets, state, self.settings.train.keep_checkpoints
+            self.folder,
+            self.step,
+            self.student,
+            self.teacher,
+            self.optimizer,
+            self.targets,
+            state,
+            self.settings.train.keep_checkpoints,
         )
         config = assembly.describe_encoder(self.settings, self.dataset, self.step)
         write_encoder(self.folder / "encoder", config, (self.teacher or self.student).state_dict())

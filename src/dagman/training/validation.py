@@ -45,7 +45,9 @@ class Validation:
         self.places = (torch.cartesian_prod(x, y, z).float() + 0.5) * UNIT * self.spacing
 
     @torch.no_grad()
-    def look(self, student: Network, teacher: Network | None, targets: Targets, scheduled: float) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def look(
+        self, student: Network, teacher: Network | None, targets: Targets, scheduled: float
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """A row for `monitors.jsonl` and the arrays of the gallery."""
         views, method = self.views, self.method
         keeper = teacher if teacher is not None else student
@@ -80,7 +82,10 @@ class Validation:
         row["diversity"], heads = self._compare_heads(keeper)
         if heads is not None:
             gallery["attention_heads"] = heads
-        return row, {name: value.detach().cpu().float().numpy() if value.is_floating_point() else value.cpu().numpy() for name, value in gallery.items()}
+        return row, {
+            name: value.detach().cpu().float().numpy() if value.is_floating_point() else value.cpu().numpy()
+            for name, value in gallery.items()
+        }
 
     def _compare_heads(self, network: Network) -> tuple[dict[str, Any], Tensor | None]:
         diversity: dict[str, dict[str, float]] = {}

@@ -19,14 +19,29 @@ def judge_projector(name: str, watched: Mapping[str, float], early: bool) -> lis
     """Warnings (key, text) for one projector; `early`: too soon to expect that the student has learned."""
     what = f"{name.upper()} ({_NAMES[name]} targets)"
     if watched["H"] > UNIFORM_H:
-        return [(f"uniform-{name}", f"{what} sit at ln K: every target is nearly uniform (H = {watched['H']:.2f}), so there is nothing to learn from. "
-                 "Lower teacher.target_entropy, or set teacher.temperature=entropy.")]
+        return [
+            (
+                f"uniform-{name}",
+                f"{what} sit at ln K: every target is nearly uniform (H = {watched['H']:.2f}), so there is nothing to learn from. "
+                "Lower teacher.target_entropy, or set teacher.temperature=entropy.",
+            )
+        ]
     if watched["MI"] < COLLAPSED_MI:
-        return [(f"collapse-{name}", f"{what} have collapsed: all samples get the same target (MI = {watched['MI']:.2f}). "
-                 "Try teacher.centering=sinkhorn, or more views a step.")]
+        return [
+            (
+                f"collapse-{name}",
+                f"{what} have collapsed: all samples get the same target (MI = {watched['MI']:.2f}). "
+                "Try teacher.centering=sinkhorn, or more views a step.",
+            )
+        ]
     if not early and watched["ce"] > AT_LN_K * watched["ln_k"] and watched["gain"] < 0.02:
-        return [(f"ln-k-{name}", f"the {name.upper()} loss is at ln K ({watched['ce']:.2f}): the student's answer is no better than one constant "
-                 f"(gain = {watched['gain']:.2f}). Short runs with few views a step often stay there; more views or steps may help.")]
+        return [
+            (
+                f"ln-k-{name}",
+                f"the {name.upper()} loss is at ln K ({watched['ce']:.2f}): the student's answer is no better than one constant "
+                f"(gain = {watched['gain']:.2f}). Short runs with few views a step often stay there; more views or steps may help.",
+            )
+        ]
     return []
 
 
@@ -40,4 +55,6 @@ def judge_waiting(shares: list[float]) -> list[tuple[str, str]]:
     if len(shares) < 10 or sum(shares) / len(shares) <= WAITING:
         return []
     share = sum(shares) / len(shares)
-    return [("waiting", f"{share:.0%} of the time is spent waiting for data. Raise train.workers, or put the store on a faster disk.")]
+    return [
+        ("waiting", f"{share:.0%} of the time is spent waiting for data. Raise train.workers, or put the store on a faster disk.")
+    ]

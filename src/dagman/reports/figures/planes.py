@@ -20,14 +20,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from dagman.reports.style import BLUE, FULL_WIDTH, INK, MUTED, ORANGE, new_figure
+from dagman.reports.style import FULL_WIDTH, INK, MUTED, new_figure
 
 CONVENTION = "Radiological convention: the patient's left is on the image's right; sagittal slices show the front on the left."
 """For captions."""
 
 
 AROUND_ONE = LinearSegmentedColormap.from_list(
-    "around-one", [to_rgba(BLUE, 0.8), to_rgba(BLUE, 0.0), to_rgba(ORANGE, 0.0), to_rgba(ORANGE, 0.8)]
+    "around-one",
+    [(0.0, (0.1, 0.5, 0.95, 0.75)), (0.5, (0.1, 0.5, 0.95, 0.0)), (0.5, (1.0, 0.5, 0.05, 0.0)), (1.0, (1.0, 0.5, 0.05, 0.75))],
 )
 """Clear in the middle, blue below, orange above: what is usual leaves the scan as it is."""
 
