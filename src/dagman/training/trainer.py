@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dagman.devices import peak_memory_gib
 from dagman.errors import RunError
-from dagman.method.noise import count_noise_draws
 from dagman.method.networks import unit_grid
+from dagman.method.noise import count_noise_draws
 from dagman.method.schedules import freeze_last_layer, learning_rate, teacher_momentum, teacher_temperature
 from dagman.method.step import Losses, Pair, pretraining_step
 from dagman.method.targets import Targets
@@ -31,7 +31,7 @@ from dagman.training.draws import draw_drop_path, draw_masking, draw_noise
 from dagman.training.encoder_folder import write_encoder
 from dagman.training.run import rewind_run, write_gallery, write_note
 from dagman.training.validation import Validation
-from dagman.training.verdicts import EARLY, judge_monitors, judge_waiting
+from dagman.training.verdicts import EARLY, FRESH, judge_monitors, judge_waiting
 from dagman.training.views import ViewDataset, load_steps
 
 Event = Callable[[str, dict[str, Any]], None]

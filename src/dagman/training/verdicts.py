@@ -10,6 +10,8 @@ COLLAPSED_MI = 0.05
 UNIFORM_H = 0.97
 AT_LN_K = 0.99
 WAITING = 0.2
+FRESH = 0.1
+"""Share of a run within which no verdict is passed on targets."""
 EARLY = 0.3
 """Share of a run within which a loss at ln K is no news. [ours]"""
 _NAMES = {"ampd": "patch", "aitd": "[CLS]", "gitd": "view"}
