@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from jaxtyping import install_import_hook
 
 _TESTS = Path(__file__).parent
 _SHARED_DATA = _TESTS.parents[1] / "shared" / "data"
@@ -24,6 +25,11 @@ for _variable in ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"):
 # For this process, and by PYTHONPATH for those it starts.
 runpy.run_path(str(_TESTS / "offline" / "sitecustomize.py"))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(_TESTS / "offline"), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+# Axes in signatures are checked in tests, and cost nothing outside. Here, not by pytest's option, whose parser cannot take
+# a checker with settings: an int must do for a float, as type checkers have it.
+_CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+install_import_hook(["dagman.model", "dagman.method"], _CHECKER)
 
 hypothesis.settings.register_profile(
     "dagman",

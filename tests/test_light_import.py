@@ -118,3 +118,9 @@ def test_the_model_and_the_method_import_with_torch_and_jaxtyping_alone():
     arguments = [",".join(sorted(missing)), "dagman.model", "dagman.method"]
     run = subprocess.run([sys.executable, "-c", _WITHOUT, *arguments], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_the_probe_without_libraries_would_notice_one_that_is_needed():
+    run = subprocess.run([sys.executable, "-c", _WITHOUT, "jaxtyping", "dagman.model"], capture_output=True, text=True, check=False)
+    assert run.returncode != 0
+    assert "No module named 'jaxtyping'" in run.stderr

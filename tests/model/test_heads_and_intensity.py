@@ -72,7 +72,7 @@ def test_the_first_answer_is_the_mean_intensity():
 
 def test_an_intensity_range_maps_its_ends_to_zero_and_one_and_clamps():
     hu = torch.tensor([-3024, -1000, -250, 500, 3000], dtype=torch.int16)
-    assert to_unit_range(hu, -1000.0, 500.0).tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
+    assert to_unit_range(hu, -1000, 500).tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
     with pytest.raises(SettingsError, match=r"from 5.0 to 5.0 is empty"):
         to_unit_range(hu, 5.0, 5.0)
 
