@@ -1,0 +1,63 @@
+"""Proves that what `dagman prepare` and `dagman store verify` print is what a user needs: counts, reasons, places, units."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from dagman.cli import prepare, store
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scans")
+    voxels = np.full((24, 24, 12), -1000, np.int16)
+    voxels[6:18, 6:18] = 40
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([4.0, 4.0, 4.0, 1.0])), folder / "good.nii.gz")
+    for number in range(12):
+        (folder / f"bad{number:02}.nii.gz").write_bytes(b"")
+    return folder
+
+
+def test_counts_reasons_and_the_place_are_printed(scans, tmp_path):
+    out = tmp_path / "store"
+    done = CliRunner().invoke(prepare.app, [str(scans), "--out", str(out), "--workers", "1"])
+    assert done.exit_code == 0, done.output
+    text = " ".join(done.output.split())
+    assert "1 series to prepare: about" in text
+    assert "with 1 process;" in text
+    assert "1 kept, 12 rejected, in" in text
+    assert f"and 2 more in {out / 'rejected.csv'}" in text
+    assert f"Store: {out} (" in text
+    again = CliRunner().invoke(prepare.app, [str(scans), "--out", str(out), "--workers", "1"])
+    assert "0 series to prepare, 1 are there already" in " ".join(again.output.split())
+    assert "1 kept (1 were there already)" in again.output
+
+
+def test_findings_are_printed_and_make_the_exit_code(scans, tmp_path):
+    out = tmp_path / "store"
+    CliRunner().invoke(prepare.app, [str(scans), "--out", str(out), "--workers", "1", "--json"])
+    whole = CliRunner().invoke(store.app, ["verify", str(out)])
+    assert (whole.exit_code, whole.output) == (0, "1 scans, all whole.\n")
+    (path,) = out.rglob("*.b2nd")
+    path.unlink()
+    found = CliRunner().invoke(store.app, ["verify", str(out)])
+    assert found.exit_code == 1
+    assert f"{path.relative_to(out)}: is missing" in found.output
+    listed = json.loads(CliRunner().invoke(store.app, ["verify", str(out), "--json"]).output)
+    assert listed["findings"] == [{"file": str(path.relative_to(out)), "problem": "is missing"}]
+
+
+@pytest.mark.parametrize(("count", "text"), [(5, "5 B"), (1234, "1.23 kB"), (98_700_000, "98.7 MB"), (3e12, "3 TB")])
+def test_sizes_are_printed_with_their_unit(count, text):
+    assert prepare._describe_bytes(count) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.2, "1 s"), (59.6, "60 s"), (600, "10 min"), (7200, "2.0 h")])
+def test_times_are_printed_with_their_unit(seconds, text):
+    assert prepare._describe_seconds(seconds) == text
