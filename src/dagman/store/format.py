@@ -77,7 +77,7 @@ def damaged_file(path: Path) -> StoreError:
 
 
 def write_info(store: Path, preparation: Preparation) -> None:
-    """Write `store.json`."""
+    """Write `store.json`, the file that makes a folder a store."""
     info = {
         "format": FORMAT,
         "spacing": preparation.spacing,
