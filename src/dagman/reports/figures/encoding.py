@@ -10,5 +10,5 @@ from matplotlib.figure import Figure
 def encode_png(figure: Figure) -> bytes:
     """PNG of a figure; without the library's version in it, so that equal figures are equal bytes."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None}, pil_kwargs={"compress_level": 9})
+    figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
