@@ -134,11 +134,35 @@ def measure_uno_concordance(
     """
     time, event = _check(time, event)
     train_time, train_event = _check(train_time, train_event)
-    weights = _estimate_uncensored(train_time, train_event, time)
+    weights = estimate_uncensored(train_time, train_event, time)
     limit = horizon if horizon is not None else float("inf")
     known = event & (weights > 0) & (time < limit)
     inverse = np.where(known, 1 / np.where(weights > 0, weights, 1) ** 2, 0.0)
     return _measure_weighted_concordance(time, known, np.asarray(risk, dtype=np.float64), inverse)
+
+
+def tally_pairs(time: ArrayLike, event: ArrayLike, risk: ArrayLike, weights: ArrayLike | None = None) -> tuple[Floats, Floats]:
+    """Comparable pairs and the rightly ordered ones, n x n: row i is the earlier event, its weight counts; equal risks are a half."""
+    time, event = _check(time, event)
+    risk = np.asarray(risk, dtype=np.float64)
+    weights = np.ones(len(time)) if weights is None else np.asarray(weights, dtype=np.float64)
+    earlier = (time[:, None] < time[None, :]) | ((time[:, None] == time[None, :]) & event[:, None] & ~event[None, :])
+    comparable = (earlier & event[:, None]) * weights[:, None]
+    ahead = (risk[:, None] > risk[None, :]) + 0.5 * (risk[:, None] == risk[None, :])
+    return comparable, comparable * ahead
+
+
+def estimate_uncensored(train_time: ArrayLike, train_event: ArrayLike, at: ArrayLike) -> Floats:
+    """Chance of not being censored by each time `at`: Kaplan-Meier of censoring."""
+    train_time, train_event = _check(train_time, train_event)
+    times = np.unique(train_time)
+    deaths, censored = (
+        np.array([np.count_nonzero(kind & (train_time == t)) for t in times]) for kind in (train_event, ~train_event)
+    )
+    # Of equal times an event comes before a censoring, so who died is not at risk of being censored.
+    at_risk = count_at_risk(train_time, times) - deaths
+    chances = np.append(1.0, np.cumprod(1.0 - censored / np.maximum(at_risk, 1)))
+    return chances[np.searchsorted(times, np.asarray(at, dtype=np.float64), side="right")]
 
 
 def calibrate_survival(
@@ -197,24 +221,10 @@ def _check(time: ArrayLike, event: ArrayLike) -> tuple[Floats, NDArray[np.bool_]
     return np.asarray(time, dtype=np.float64), np.asarray(event, dtype=bool)
 
 
-def _estimate_uncensored(train_time: Floats, train_event: NDArray[np.bool_], at: Floats) -> Floats:
-    """Chance of not being censored by each time `at`: Kaplan-Meier of censoring."""
-    times = np.unique(train_time)
-    deaths, censored = (
-        np.array([np.count_nonzero(kind & (train_time == t)) for t in times]) for kind in (train_event, ~train_event)
-    )
-    # Of equal times an event comes before a censoring, so who died is not at risk of being censored.
-    at_risk = count_at_risk(train_time, times) - deaths
-    chances = np.append(1.0, np.cumprod(1.0 - censored / np.maximum(at_risk, 1)))
-    return chances[np.searchsorted(times, at, side="right")]
-
-
 def _measure_weighted_concordance(time: Floats, event: NDArray[np.bool_], risk: Floats, weights: Floats) -> float:
-    earlier = (time[:, None] < time[None, :]) | ((time[:, None] == time[None, :]) & event[:, None] & ~event[None, :])
-    comparable = (earlier & event[:, None]) * weights[:, None]
+    comparable, concordant = tally_pairs(time, event, risk, weights)
     total = float(comparable.sum())
-    ahead = (risk[:, None] > risk[None, :]) + 0.5 * (risk[:, None] == risk[None, :])
-    return float((comparable * ahead).sum()) / total if total else float("nan")
+    return float(concordant.sum()) / total if total else float("nan")
 
 
 def _follow(train_time: ArrayLike, time: ArrayLike, event: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
