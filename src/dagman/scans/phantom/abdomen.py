@@ -26,7 +26,7 @@ _COLON = (
 def paint_abdomen(canvas: Canvas, habitus: Habitus, walls: Walls, rng: np.random.Generator) -> None:
     """Paint bowel, the muscles beside the spine, pancreas, stomach, liver, gallbladder, spleen, kidneys and veins."""
     contrast = habitus.contrast
-    _paint_bowel(canvas, rng)
+    _paint_bowel(canvas, walls.cavity + 4, rng)
     for side in (-1, 1):
         canvas.paint_path([(side * 30, -40, 95), (side * 36, -42, 40), (side * 50, -36, -60)], [7, 17, 24], 55)
     canvas.paint_path(
@@ -45,17 +45,19 @@ def paint_abdomen(canvas: Canvas, habitus: Habitus, walls: Walls, rng: np.random
     canvas.paint_path([(6, -2, 85), (14, 0, 100), (28, 2, 118)], [6, 7, 6], 42 + 115 * contrast)
 
 
-def _paint_bowel(canvas: Canvas, rng: np.random.Generator) -> None:
+def _paint_bowel(canvas: Canvas, wall: np.ndarray, rng: np.random.Generator) -> None:
     for _ in range(26):
         middle = np.array([rng.uniform(-75, 75), rng.uniform(0, 62), rng.uniform(-70, 45)])
         way = rng.normal(0, 14, 3)
         distance, box = canvas.tube(middle - way, middle + way, rng.uniform(9, 14))
+        distance = np.maximum(distance, wall[box])
         canvas.paint(distance, 45, box=box)
         canvas.paint(distance + 3, rng.choice([12, 25, 35, -850], p=[0.35, 0.3, 0.2, 0.15]), box=box)
     for start, end in itertools.pairwise(_COLON):
         distance, box = canvas.tube(start, end, rng.uniform(15, 20))
         # Haustra: the wall swells and narrows along the way.
         distance += 2.5 * np.sin((canvas.x[box] + canvas.y[box] + canvas.z[box]) / 6)
+        distance = np.maximum(distance, wall[box])
         canvas.paint(distance, 40, box=box)
         stool = make_field(rng, distance.shape, 8 / canvas.spacing)
         low, high = sorted((start, end), key=lambda point: point[2])
