@@ -10,14 +10,12 @@ import typer
 app = typer.Typer(add_completion=False)
 
 
-@app.command()
+@app.command(epilog="Example: dagman report runs/first")
 def report(run: Annotated[Path, typer.Argument(help="Folder of a pretraining run, finished or not.", metavar="RUN")]) -> None:
     """One self-contained HTML page of a run: verdict, pictures, curves with their normal ranges, settings.
 
     The page is written into the run's folder and loads nothing from elsewhere; open it in any browser, mail it, archive it.
     The same command repeated writes it anew, also while the run goes on.
-
-    Example:  dagman report runs/first
     """
     from rich.console import Console
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dagman.reports.page import Verdict
-from dagman.training.verdicts import EARLY, WAITING, judge_projector
+from dagman.training.verdicts import EARLY, FRESH, WAITING, judge_projector
 
 UNIFORM_ATTENTION = 0.99
 """Entropy of the attention, as a share of ln N, from which it is called almost uniform. [ours; short runs: 0.998 or more]"""
@@ -21,6 +21,7 @@ NO_GAIN = 0.02
 YOUNG = 90
 """Steps within which a student need not beat the trivial answers yet (METHOD, Small runs)."""
 _PREDICTS = 0.1
+_TELLING = 0.2
 _FEW_STEPS = 10
 _LOST_SPREAD = 0.05
 _ONE_DIRECTION = 1.5
@@ -108,17 +109,19 @@ def judge_targets(name: str, watched: Mapping[str, float], step: int, steps: int
     for key, text in judge_projector(name, watched, step < EARLY * steps):
         if not key.startswith(("uniform", "collapse")):
             return Verdict("warn", f"{head} ({numbers}): {text}")
-        if step < YOUNG:
-            return Verdict("warn", f"{head} ({numbers}): {text} So early (before step {YOUNG}) this may still pass.")
+        fresh = max(YOUNG, round(FRESH * steps))
+        if step < fresh:
+            return Verdict("warn", f"{head} ({numbers}): {text} So early (before step {fresh}) this may still pass.")
         return Verdict("bad", f"{head} ({numbers}): {text}")
+    tell = "tell samples apart" if watched["MI"] >= _TELLING else "tell samples apart only a little"
     if watched["gain"] >= _PREDICTS:
-        return Verdict("ok", f"{head} tell samples apart, and the student predicts them ({numbers}).")
+        return Verdict("ok", f"{head} {tell}, and the student predicts them ({numbers}).")
     if watched["gain"] >= NO_GAIN:
-        return Verdict("ok", f"{head} tell samples apart, and the student begins to predict them ({numbers}).")
+        return Verdict("ok", f"{head} {tell}, and the student begins to predict them ({numbers}).")
     image = "Image targets often stay there in short runs with few views a step."
     patch = "Longer runs, or more views a step, may help."
     constant = "but the student does no better than one constant answer"
-    return Verdict("warn", f"{head} tell samples apart ({numbers}), {constant}. {patch if name == 'ampd' else image}")
+    return Verdict("warn", f"{head} {tell} ({numbers}), {constant}. {patch if name == 'ampd' else image}")
 
 
 def judge_features(watched: Mapping[str, float], first: Mapping[str, float]) -> Verdict:
