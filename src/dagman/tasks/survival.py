@@ -142,7 +142,7 @@ def measure_uno_concordance(
 
 
 def tally_pairs(time: ArrayLike, event: ArrayLike, risk: ArrayLike, weights: ArrayLike | None = None) -> tuple[Floats, Floats]:
-    """Comparable pairs and the rightly ordered ones, n x n: row i is the earlier event, its weight counts; equal risks are a half."""
+    """Comparable pairs and the rightly ordered ones, n x n: row i is the earlier event, its weight counts; a tie is half right."""
     time, event = _check(time, event)
     risk = np.asarray(risk, dtype=np.float64)
     weights = np.ones(len(time)) if weights is None else np.asarray(weights, dtype=np.float64)
