@@ -30,7 +30,9 @@ def show_training(console: Console) -> Iterator[Callable[[str, dict[str, Any]], 
         task: list[Any] = []
 
         def tell(name: str, values: dict[str, Any]) -> None:
-            if name == "choice":
+            if name == "part":
+                progress.console.print(f"[bold]{values['text']}[/]", highlight=False)
+            elif name == "choice":
                 progress.console.print(f"[dim]·[/] {values['text']}", highlight=False)
             elif name == "warning":
                 progress.console.print(f"[yellow]![/] step {values['step']}: {values['text']}", highlight=False)

@@ -34,7 +34,7 @@ def render_run(run: Run) -> str:
     sections = [
         Section("Is the run healthy?", _give_verdict(run, settings)),
         Section("The run's arithmetic and choices", [Listing(run.choices)] if run.choices else []),
-        *_show_gallery(run, settings),
+        *show_gallery(run, settings),
         *_show_curves(run, settings),
         Section("Warnings during the run", _list_warnings(run)),
         Section("Settings", _tabulate_settings(settings)),
@@ -89,7 +89,8 @@ def _give_verdict(run: Run, settings: Settings) -> list[Block]:
     ]
 
 
-def _show_gallery(run: Run, settings: Settings) -> list[Section]:
+def show_gallery(run: Run, settings: Settings) -> list[Section]:
+    """Sections with the last validation views: masks, reconstructions, attention, and one view over the run."""
     steps = run.gallery_steps
     if not steps:
         return []

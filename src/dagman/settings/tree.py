@@ -22,28 +22,32 @@ UNIT = 16
 class Section(BaseModel):
     """A section: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ViewSettings(Section):
     """The crops given to the network."""
 
-    side: Annotated[int, Field(ge=32, multiple_of=32)] = Field(
-        128, description="Side of a view in voxels, a multiple of 32. App. A."
-    )
-    spacing: Annotated[float, Field(gt=0)] = Field(2.0, description="Voxel size in mm at which scans are prepared. App. A.")
-    low: float = Field(-1000.0, description="HU that becomes 0. [ours: lung and soft tissue both]")
-    high: float = Field(500.0, description="HU that becomes 1. [ours]")
-    box: Annotated[float, Field(ge=1)] = Field(
-        4 / 3, description="Side of the box both views are cut from, in view sides, so that they overlap. [SMIT]"
-    )
-    padding: Share = Field(
-        0.5, description="Largest share of a view's side that may lie outside the scan; smaller scans are left out by name. [ours]"
-    )
-    flip: Share = Field(0.0, description="Chance of mirroring a view along each axis. Off as in App. A.")
-    intensity_scale: Share = Field(0.0, description="Largest relative change of contrast. Off as in App. A.")
-    intensity_shift: Share = Field(0.0, description="Largest shift of the unit range. Off as in App. A.")
-    noise: Share = Field(0.0, description="Standard deviation of noise added to the unit range. Off as in App. A.")
+    side: Annotated[int, Field(ge=32, multiple_of=32)] = 128
+    """Side of a view in voxels, a multiple of 32. App. A."""
+    spacing: Annotated[float, Field(gt=0)] = 2.0
+    """Voxel size in mm at which scans are prepared. App. A."""
+    low: float = -1000.0
+    """HU that becomes 0. [ours: lung and soft tissue both]"""
+    high: float = 500.0
+    """HU that becomes 1. [ours]"""
+    box: Annotated[float, Field(ge=1)] = 4 / 3
+    """Side of the box both views are cut from, in view sides, so that they overlap. [SMIT]"""
+    padding: Share = 0.5
+    """Largest share of a view's side that may lie outside the scan; smaller scans are left out by name. [ours]"""
+    flip: Share = 0.0
+    """Chance of mirroring a view along each axis. Off as in App. A."""
+    intensity_scale: Share = 0.0
+    """Largest relative change of contrast. Off as in App. A."""
+    intensity_shift: Share = 0.0
+    """Largest shift of the unit range. Off as in App. A."""
+    noise: Share = 0.0
+    """Standard deviation of noise added to the unit range. Off as in App. A."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -55,23 +59,28 @@ class ViewSettings(Section):
 class ModelSettings(Section):
     """The Swin encoder and its semantic attention (METHOD, Shapes and Semantic attention)."""
 
-    embed: Positive = Field(48, description="Channels of a patch token. App. A.")
-    depths: tuple[Positive, Positive, Positive, Positive] = Field((2, 2, 8, 2), description="Blocks of each stage. App. A.")
-    heads: tuple[Positive, Positive, Positive, Positive] = Field(
-        (4, 4, 8, 16), description="Attention heads of each stage. App. A."
-    )
-    window: Annotated[int, Field(ge=2)] = Field(4, description="Side of an attention window in tokens. App. A.")
-    mlp_ratio: Annotated[float, Field(gt=0)] = Field(4.0, description="Hidden width of a block's MLP, in channels.")
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="Stochastic depth of the student's last block. App. A.")
-    semantic_attention: bool = Field(True, description="Whether the [CLS] module stands on the encoder. 3.1.")
-    sa_stage: Annotated[int, Field(ge=1, le=STAGES)] = Field(
-        3, description="Stage whose output the semantic attention reads. Fig. 6."
-    )
-    sa_heads: Positive = Field(8, description="Heads of the semantic attention. [ours]")
-    sa_depth: Positive = Field(2, description="Blocks of the semantic attention. 3.1.")
-    sa_position: Literal["none", "sincos"] = Field(
-        "none", description="Position code of the semantic attention. [ours: a crop's place says nothing]"
-    )
+    embed: Positive = 48
+    """Channels of a patch token. App. A."""
+    depths: tuple[Positive, Positive, Positive, Positive] = (2, 2, 8, 2)
+    """Blocks of each stage. App. A."""
+    heads: tuple[Positive, Positive, Positive, Positive] = (4, 4, 8, 16)
+    """Attention heads of each stage. App. A."""
+    window: Annotated[int, Field(ge=2)] = 4
+    """Side of an attention window in tokens. App. A."""
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    """Hidden width of a block's MLP, in channels."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Stochastic depth of the student's last block. App. A."""
+    semantic_attention: bool = True
+    """Whether the [CLS] module stands on the encoder. 3.1."""
+    sa_stage: Annotated[int, Field(ge=1, le=STAGES)] = 3
+    """Stage whose output the semantic attention reads. Fig. 6."""
+    sa_heads: Positive = 8
+    """Heads of the semantic attention. [ours]"""
+    sa_depth: Positive = 2
+    """Blocks of the semantic attention. 3.1."""
+    sa_position: Literal["none", "sincos"] = "none"
+    """Position code of the semantic attention. [ours: a crop's place says nothing]"""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -88,31 +97,31 @@ class ModelSettings(Section):
 class ProjectorSettings(Section):
     """The projection heads (METHOD, Heads)."""
 
-    layers: Literal[1, 3] = Field(
-        3, description="3: MLP, bottleneck, weight-normalised prototypes [iBOT]; 1: a plain linear projection, the paper's words."
-    )
-    hidden: Positive = Field(2048, description="Hidden width of the MLP. [iBOT]")
-    bottleneck: Positive = Field(256, description="Width of the normalised bottleneck. [iBOT]")
-    prototypes: Positive | Auto = Field("auto", description="Outputs K of each projector: 8192, or 1024 with recipe R.")
+    layers: Literal[1, 3] = 3
+    """3: MLP, bottleneck, weight-normalised prototypes [iBOT]; 1: a plain linear projection, the paper's words."""
+    hidden: Positive = 2048
+    """Hidden width of the MLP. [iBOT]"""
+    bottleneck: Positive = 256
+    """Width of the normalised bottleneck. [iBOT]"""
+    prototypes: Positive | Auto = "auto"
+    """Outputs K of each projector: 8192, or 1024 with recipe R."""
 
 
 class MaskingSettings(Section):
     """What is hidden from the student (METHOD, Masking the student)."""
 
-    kind: Literal["attention-high", "attention-low", "random", "block"] = Field(
-        "attention-high", description="Which units are masked. 3.1."
-    )
-    ratio: Share = Field(0.7, description="Share r of units masked before hints are given back. 3.1.")
-    hints: Share = Field(0.1, description="Share s of units given back, out of the most attended; s < r. 3.1.")
-    hint_pool: Share | None = Field(
-        None, description="Share of units the hints are drawn from; default s, the most attended themselves. [AttMask]"
-    )
-    mask_fill: Literal["zero", "token"] = Field(
-        "zero", description="What stands in a masked patch token: zero, or a learned token [SMIT]."
-    )
-    attention_from: Literal["clean", "noisy"] = Field(
-        "clean", description="Teacher pass the attention is read from; noisy saves a pass. Fig. 1C."
-    )
+    kind: Literal["attention-high", "attention-low", "random", "block"] = "attention-high"
+    """Which units are masked. 3.1."""
+    ratio: Share = 0.7
+    """Share r of units masked before hints are given back. 3.1."""
+    hints: Share = 0.1
+    """Share s of units given back, out of the most attended; s < r. 3.1."""
+    hint_pool: Share | None = None
+    """Share of units the hints are drawn from; default s, the most attended themselves. [AttMask]"""
+    mask_fill: Literal["zero", "token"] = "zero"
+    """What stands in a masked patch token: zero, or a learned token [SMIT]."""
+    attention_from: Literal["clean", "noisy"] = "clean"
+    """Teacher pass the attention is read from; noisy saves a pass. Fig. 1C."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -126,41 +135,47 @@ class MaskingSettings(Section):
 class TeacherSettings(Section):
     """The noisy teacher and its targets (METHOD, Noisy teacher and Losses)."""
 
-    noise: Share = Field(
-        0.7, description="Share r_t of units dropped from the teacher's input, drawn anew each view and step; 0 = clean. 3.2."
-    )
-    granularity: Literal["unit", "patch"] = Field(
-        "unit", description="What is dropped: 16^3 units, or single 2^3 patch tokens. Fig. 1."
-    )
-    momentum: Share | Auto = Field("auto", description="EMA momentum at the start: 0.996 [iBOT], or 0.99 with recipe R.")
-    momentum_end: Share = Field(1.0, description="EMA momentum at the end, by a cosine over all steps. [iBOT]")
-    temperature: Literal["auto", "schedule", "entropy"] = Field(
-        "auto",
-        description="schedule: tau_t rises linearly [iBOT]; entropy: tau_t is solved to meet target_entropy [ours, recipe R].",
-    )
-    temperature_start: Annotated[float, Field(gt=0)] = Field(0.04, description="tau_t at the start of the schedule. [iBOT]")
-    temperature_end: Annotated[float, Field(gt=0)] = Field(0.07, description="tau_t after its warm-up. [iBOT]")
-    temperature_warmup: Share = Field(30 / 800, description="Share of the steps in which tau_t rises. [iBOT]")
-    target_entropy: Share = Field(0.5, description="Mean H(P_t)/ln K that the solved tau_t meets. [ours]")
-    centering: Literal["auto", "mean", "sinkhorn"] = Field(
-        "auto", description="EMA centre [iBOT], or 3 Sinkhorn-Knopp rounds over the step [SwAV]."
-    )
-    center_momentum: Share = Field(0.9, description="EMA momentum of the centres. [iBOT]")
-    queue: Annotated[int, Field(ge=0)] | Auto = Field(
-        "auto",
-        description="Earlier views whose logits Sinkhorn and the solved tau_t of AITD and GITD see as well [SwAV]; 0 for none.",
-    )
+    noise: Share = 0.7
+    """Share r_t of units dropped from the teacher's input, drawn anew each view and step; 0 = clean. 3.2."""
+    granularity: Literal["unit", "patch"] = "unit"
+    """What is dropped: 16^3 units, or single 2^3 patch tokens. Fig. 1."""
+    momentum: Share | Auto = "auto"
+    """EMA momentum at the start: 0.996 [iBOT], or 0.99 with recipe R."""
+    momentum_end: Share = 1.0
+    """EMA momentum at the end, by a cosine over all steps. [iBOT]"""
+    temperature: Literal["auto", "schedule", "entropy"] = "auto"
+    """schedule: tau_t rises linearly [iBOT]; entropy: tau_t is solved to meet target_entropy [ours, recipe R]."""
+    temperature_start: Annotated[float, Field(gt=0)] = 0.04
+    """tau_t at the start of the schedule. [iBOT]"""
+    temperature_end: Annotated[float, Field(gt=0)] = 0.07
+    """tau_t after its warm-up. [iBOT]"""
+    temperature_warmup: Share = 30 / 800
+    """Share of the steps in which tau_t rises. [iBOT]"""
+    target_entropy: Share = 0.5
+    """Mean H(P_t)/ln K that the solved tau_t meets. [ours]"""
+    centering: Literal["auto", "mean", "sinkhorn"] = "auto"
+    """EMA centre [iBOT], or 3 Sinkhorn-Knopp rounds over the step [SwAV]."""
+    center_momentum: Share = 0.9
+    """EMA momentum of the centres. [iBOT]"""
+    queue: Annotated[int, Field(ge=0)] | Auto = "auto"
+    """Earlier views whose logits Sinkhorn and the solved tau_t of AITD and GITD see as well [SwAV]; 0 for none."""
 
 
 class LossSettings(Section):
     """Weights of the four losses; 0 leaves a loss and its head out (METHOD, Losses)."""
 
-    amip: Weight = Field(1.0, description="Weight of masked image prediction. App. A.")
-    ampd: Weight = Field(0.1, description="Weight of masked patch distillation. App. A.")
-    aitd: Weight = Field(0.1, description="Weight of image token ([CLS]) distillation. App. A.")
-    gitd: Weight = Field(0.1, description="Weight of global image token distillation. App. A.")
-    student_temperature: Annotated[float, Field(gt=0)] = Field(0.1, description="tau_s. [iBOT]")
-    symmetric: bool = Field(True, description="Whether the student sees both views. [ours; SMIT does]")
+    amip: Weight = 1.0
+    """Weight of masked image prediction. App. A."""
+    ampd: Weight = 0.1
+    """Weight of masked patch distillation. App. A."""
+    aitd: Weight = 0.1
+    """Weight of image token ([CLS]) distillation. App. A."""
+    gitd: Weight = 0.1
+    """Weight of global image token distillation. App. A."""
+    student_temperature: Annotated[float, Field(gt=0)] = 0.1
+    """tau_s. [iBOT]"""
+    symmetric: bool = True
+    """Whether the student sees both views. [ours; SMIT does]"""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -172,45 +187,58 @@ class LossSettings(Section):
 class OptimSettings(Section):
     """AdamW and its schedule (METHOD, Training)."""
 
-    lr: Annotated[float, Field(gt=0)] | Auto = Field(
-        "auto", description="Peak learning rate: 8e-4 * sqrt(batch / 64) [App. A], or 3e-4 with recipe R."
-    )
-    min_lr: Weight = Field(1e-6, description="Learning rate at the end of the cosine. App. A.")
-    warmup: Share = Field(80 / 800, description="Share of the steps in which lr rises. App. A.")
-    weight_decay: Weight = Field(0.05, description="Weight decay, not on biases, norms, tokens and bias tables.")
-    clip: Annotated[float, Field(gt=0)] = Field(3.0, description="Largest norm of the gradient. [iBOT]")
-    beta2: Share = Field(0.999, description="Second AdamW coefficient; the first is 0.9.")
+    lr: Annotated[float, Field(gt=0)] | Auto = "auto"
+    """Peak learning rate: 8e-4 * sqrt(batch / 64) [App. A], or 3e-4 with recipe R."""
+    min_lr: Weight = 1e-6
+    """Learning rate at the end of the cosine. App. A."""
+    warmup: Share = 80 / 800
+    """Share of the steps in which lr rises. App. A."""
+    weight_decay: Weight = 0.05
+    """Weight decay, not on biases, norms, tokens and bias tables."""
+    clip: Annotated[float, Field(gt=0)] = 3.0
+    """Largest norm of the gradient. [iBOT]"""
+    beta2: Share = 0.999
+    """Second AdamW coefficient; the first is 0.9."""
 
 
 class TrainSettings(Section):
     """The run."""
 
-    recipe: Literal["auto", "paper", "R"] = Field(
-        "auto", description="What `auto` values become: the paper's, or R for few views a step."
-    )
-    steps: Positive = Field(300, description="Optimiser steps of the whole run; schedules span them.")
-    batch: Annotated[int, Field(ge=2, multiple_of=2)] = Field(4, description="Views a step; they come in pairs of one scan.")
-    micro_batch: Annotated[int, Field(ge=2, multiple_of=2)] | Auto = Field(
-        "auto", description="Views held at once; gradients of a step are accumulated."
-    )
-    freeze_epochs: Weight = Field(1.0, description="Epochs (800 a run) in which the projectors' last layers stay frozen. [iBOT]")
-    checkpoint_every: Positive = Field(50, description="Steps between checkpoints.")
-    keep_checkpoints: Positive = Field(2, description="Checkpoints kept; older ones are removed.")
-    monitor_every: Positive = Field(25, description="Steps between looks at the fixed validation views.")
-    monitor_views: Annotated[int, Field(ge=2, multiple_of=2)] = Field(16, description="Fixed validation views.")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="Precision of the networks; losses, centres, softmax and EMA stay float32."
-    )
-    device: str = Field("auto", description="auto, cpu, cuda, or cuda:N.")
-    workers: Annotated[int, Field(ge=0)] | Auto = Field("auto", description="Loader processes.")
+    recipe: Literal["auto", "paper", "R"] = "auto"
+    """What `auto` values become: the paper's, or R for few views a step."""
+    steps: Positive = 300
+    """Optimiser steps of the whole run; schedules span them."""
+    batch: Annotated[int, Field(ge=2, multiple_of=2)] = 4
+    """Views a step; they come in pairs of one scan."""
+    micro_batch: Annotated[int, Field(ge=2, multiple_of=2)] | Auto = "auto"
+    """Views held at once; gradients of a step are accumulated."""
+    freeze_epochs: Weight = 1.0
+    """Epochs (800 a run) in which the projectors' last layers stay frozen. [iBOT]"""
+    checkpoint_every: Positive = 50
+    """Steps between checkpoints."""
+    keep_checkpoints: Positive = 2
+    """Checkpoints kept; older ones are removed."""
+    monitor_every: Positive = 25
+    """Steps between looks at the fixed validation views."""
+    monitor_views: Annotated[int, Field(ge=2, multiple_of=2)] = 16
+    """Fixed validation views."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the networks; losses, centres, softmax and EMA stay float32."""
+    device: str = "auto"
+    """auto, cpu, cuda, or cuda:N."""
+    workers: Annotated[int, Field(ge=0)] | Auto = "auto"
+    """Loader processes."""
 
 
 class Settings(Section):
     """All settings of one pretraining."""
 
-    size: str = Field("tiny", description="Size preset: tiny, small or paper.")
-    method: str = Field("dagman", description="Method preset (METHOD, Method presets).")
-    seed: int = Field(0, description="Seed of every draw.")
+    size: str = "tiny"
+    """Size preset: tiny, small or paper."""
+    method: str = "dagman"
+    """Method preset (METHOD, Method presets)."""
+    seed: int = 0
+    """Seed of every draw."""
     view: ViewSettings = ViewSettings()
     model: ModelSettings = ModelSettings()
     projector: ProjectorSettings = ProjectorSettings()
