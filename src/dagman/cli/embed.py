@@ -127,7 +127,7 @@ def _report(outcome: dict[str, Any], reasons: list[tuple[str, str]], notes: list
         console.print(note)
     console.print(f"{outcome['written']} items embedded, {outcome['columns']} features each; {outcome['refused']} refused")
     for source, reason in reasons[:20]:
-        console.print(f"  refused {source}: {reason}" if not reason.startswith(source) else f"  refused {reason}")
+        console.print(f"  refused {source}: {reason}")
     if len(reasons) > 20:
         console.print(f"  and {len(reasons) - 20} more: {outcome['rejected']}")
     console.print(f"written: {outcome['out']}")

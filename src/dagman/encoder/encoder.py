@@ -127,7 +127,11 @@ class Encoder:
             scan = replace(scan, modality="MR")
         verdict = judge_scan(scan)
         if not verdict.accepted:
-            raise ScanError(verdict.reason, where=scan.source)
+            reason, _, advice = verdict.reason.rpartition(": ")
+            if "--modality" not in advice:
+                raise ScanError(verdict.reason, where=scan.source)
+            do = f"This encoder was trained on {' and '.join(self.config.modalities)}: give such a scan"
+            raise ScanError(reason, where=scan.source, do=do)
         self._check_modality(scan.modality, scan.source)
         return scan
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from dagman.encoder.encoder import Encoder
 from dagman.encoder.items import FeatureRow, RefusedItem
 from dagman.encoder.pooling import Pooling
 from dagman.errors import TableError
-from dagman.records.files import write_text, write_whole
+from dagman.records.files import write_whole
 
 FORMAT = 1
 ROWS_AT_ONCE = 64
@@ -72,8 +73,8 @@ def write_features(
 
 def write_refused(path: str | Path, refused: Sequence[tuple[str, str]]) -> None:
     """Write (source, reason) rows as CSV; an earlier file is replaced, also by an empty list."""
-    lines = ["source,reason", *(",".join('"' + text.replace('"', '""') + '"' for text in row) for row in refused)]
-    write_text(path, "\n".join(lines) + "\n")
+    with write_whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("source", "reason"), *refused])
 
 
 def read_features(path: str | Path) -> FeatureFile:

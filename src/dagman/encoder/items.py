@@ -32,6 +32,7 @@ __all__ = [
     "CropShape",
     "FeatureRow",
     "FeatureTable",
+    "OpenItem",
     "RefusedItem",
     "choose_crop",
     "choose_item_spacing",
@@ -39,6 +40,7 @@ __all__ = [
     "list_scans",
     "list_seen",
     "list_stored",
+    "open_items",
     "stream_features",
 ]
 
@@ -61,6 +63,16 @@ class RefusedItem:
 
     item: Item
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OpenItem:
+    """An item with what it refers to: its scan, its structure on the scan's grid (True inside; None without a mask)."""
+
+    item: Item
+    scan: Scan
+    inside: NDArray[np.bool_] | None = field(repr=False)
+    content_hash: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -158,7 +170,7 @@ def stream_features(
         try:
             opened = _OpenedScan.open(encoder, group[0].scan, store)
         except DagmanError as error:
-            yield from (RefusedItem(item=item, reason=str(error)) for item in group)
+            yield from (RefusedItem(item=item, reason=_explain(error, item)) for item in group)
             continue
         grids += [(item, opened.scan.shape, opened.scan.affine) for item in group if item.mask is None and item.center_mm]
         for first in range(0, len(group), encoder.batch):
@@ -167,10 +179,33 @@ def stream_features(
                 try:
                     given.append((item, _take_input(opened, item, encoder, crop_mm, spacing)))
                 except DagmanError as error:
-                    yield RefusedItem(item=item, reason=str(error))
+                    yield RefusedItem(item=item, reason=_explain(error, item))
             vectors = _compute_vectors(encoder, [one for _, one in given], pooling, kept)
             for (item, _), values in zip(given, vectors, strict=True):
                 yield FeatureRow(item=item, values=values, content_hash=opened.content_hash)
+    check_points(grids)
+
+
+def open_items(encoder: Encoder, items: Iterable[Item], *, store: Store | None = None) -> Iterator[OpenItem | RefusedItem]:
+    """Items as they come, scan by scan, for those who cut or measure themselves; one scan is held at a time.
+
+    Raises TableError when most points lie outside their scans, saying whether they look like LPS.
+    """
+    grids: list[tuple[Item, tuple[int, int, int], Affine]] = []
+    for group in _group_by_scan(list(items)):
+        try:
+            opened = _OpenedScan.open(encoder, group[0].scan, store)
+        except DagmanError as error:
+            yield from (RefusedItem(item=item, reason=_explain(error, item)) for item in group)
+            continue
+        grids += [(item, opened.scan.shape, opened.scan.affine) for item in group if item.mask is None and item.center_mm]
+        for item in group:
+            try:
+                inside = opened.find_structure(item) if item.mask is not None else None
+            except DagmanError as error:
+                yield RefusedItem(item=item, reason=_explain(error, item))
+                continue
+            yield OpenItem(item=item, scan=opened.scan, inside=inside, content_hash=opened.content_hash)
     check_points(grids)
 
 
@@ -238,6 +273,11 @@ class _OpenedScan:
             stored = self.prepared if self.stored else None
             self.mask = (item.mask, align_mask(item, labels, self.scan) if stored is None else prepare_mask(labels, stored))
         return select_structure(item, self.mask[1])
+
+
+def _explain(error: DagmanError, item: Item) -> str:
+    """The error without the name of the item, which stands beside it."""
+    return str(error).removeprefix(f"{item.name}: ")
 
 
 def _group_by_scan(items: Sequence[Item]) -> list[list[Item]]:
