@@ -17,7 +17,7 @@ from dagman.encoder.cropping import choose_crop, cut_structure, cut_surroundings
 from dagman.encoder.embedding import list_columns
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.feature_file import read_features, write_features, write_refused
-from dagman.encoder.items import embed_items, list_scans, list_seen, list_stored, stream_features
+from dagman.encoder.items import OpenItem, RefusedItem, embed_items, list_scans, list_seen, list_stored, open_items, stream_features
 from dagman.encoder.pooling import Pooling
 from dagman.errors import SettingsError, TableError
 from dagman.scans.reading import read_scan
@@ -157,6 +157,24 @@ def test_an_item_s_features_are_those_of_the_encoder_alone(encoder: Encoder, coh
     ]
     for row, single in zip(features.values, alone, strict=True):
         np.testing.assert_array_equal(row, single.values[0])
+
+
+def test_items_can_be_had_opened_instead(encoder: Encoder, table: Table):
+    found = list(open_items(encoder, table.items))
+    opened = {one.item.index: one for one in found if isinstance(one, OpenItem)}
+    assert opened.keys() == {0, 1, 2, 3}
+    assert {one.item.index for one in found if isinstance(one, RefusedItem)} == {4, 5}
+    assert opened[2].inside is not None
+    assert opened[2].inside.sum() == 3 * 6 * 10
+    assert opened[1].inside is None
+    assert opened[1].scan.shape == (44, 40, 36)
+
+
+def test_an_absent_scan_costs_its_own_rows_alone(encoder: Encoder, table: Table):
+    lost = dataclasses.replace(table.items[1], scan=Path("gone.nii.gz"))
+    features = embed_items(encoder, [table.items[0], lost])
+    assert [item.index for item in features.items] == [0]
+    assert [refused.item.index for refused in features.refused] == [1]
 
 
 def test_a_scan_is_decoded_once_for_its_rows(encoder: Encoder, table: Table, monkeypatch: pytest.MonkeyPatch):

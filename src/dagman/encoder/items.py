@@ -165,14 +165,11 @@ def stream_features(
     kept = FeatureCache(cache) if cache else None
     items = list(items)
     spacing = choose_item_spacing(items, encoder, crop_mm=crop_mm, crop_spacing=crop_spacing)
-    grids: list[tuple[Item, tuple[int, int, int], Affine]] = []
-    for group in _group_by_scan(items):
-        try:
-            opened = _OpenedScan.open(encoder, group[0].scan, store)
-        except DagmanError as error:
-            yield from (RefusedItem(item=item, reason=_explain(error, item)) for item in group)
+    for found in _open_scans(encoder, items, store):
+        if isinstance(found, RefusedItem):
+            yield found
             continue
-        grids += [(item, opened.scan.shape, opened.scan.affine) for item in group if item.mask is None and item.center_mm]
+        opened, group = found
         for first in range(0, len(group), encoder.batch):
             given: list[tuple[Item, Crop | PreparedScan]] = []
             for item in group[first : first + encoder.batch]:
@@ -183,7 +180,6 @@ def stream_features(
             vectors = _compute_vectors(encoder, [one for _, one in given], pooling, kept)
             for (item, _), values in zip(given, vectors, strict=True):
                 yield FeatureRow(item=item, values=values, content_hash=opened.content_hash)
-    check_points(grids)
 
 
 def open_items(encoder: Encoder, items: Iterable[Item], *, store: Store | None = None) -> Iterator[OpenItem | RefusedItem]:
@@ -191,14 +187,11 @@ def open_items(encoder: Encoder, items: Iterable[Item], *, store: Store | None =
 
     Raises TableError when most points lie outside their scans, saying whether they look like LPS.
     """
-    grids: list[tuple[Item, tuple[int, int, int], Affine]] = []
-    for group in _group_by_scan(list(items)):
-        try:
-            opened = _OpenedScan.open(encoder, group[0].scan, store)
-        except DagmanError as error:
-            yield from (RefusedItem(item=item, reason=_explain(error, item)) for item in group)
+    for found in _open_scans(encoder, list(items), store):
+        if isinstance(found, RefusedItem):
+            yield found
             continue
-        grids += [(item, opened.scan.shape, opened.scan.affine) for item in group if item.mask is None and item.center_mm]
+        opened, group = found
         for item in group:
             try:
                 inside = opened.find_structure(item) if item.mask is not None else None
@@ -206,7 +199,6 @@ def open_items(encoder: Encoder, items: Iterable[Item], *, store: Store | None =
                 yield RefusedItem(item=item, reason=_explain(error, item))
                 continue
             yield OpenItem(item=item, scan=opened.scan, inside=inside, content_hash=opened.content_hash)
-    check_points(grids)
 
 
 def choose_item_spacing(
@@ -273,6 +265,22 @@ class _OpenedScan:
             stored = self.prepared if self.stored else None
             self.mask = (item.mask, align_mask(item, labels, self.scan) if stored is None else prepare_mask(labels, stored))
         return select_structure(item, self.mask[1])
+
+
+def _open_scans(
+    encoder: Encoder, items: Sequence[Item], store: Store | None
+) -> Iterator[tuple[_OpenedScan, list[Item]] | RefusedItem]:
+    """Each scan, read once, with its items; items of scans that cannot be used are refused. In the end points are judged."""
+    grids: list[tuple[Item, tuple[int, int, int], Affine]] = []
+    for group in _group_by_scan(items):
+        try:
+            opened = _OpenedScan.open(encoder, group[0].scan, store)
+        except DagmanError as error:
+            yield from (RefusedItem(item=item, reason=_explain(error, item)) for item in group)
+            continue
+        grids += [(item, opened.scan.shape, opened.scan.affine) for item in group if item.mask is None and item.center_mm]
+        yield opened, group
+    check_points(grids)
 
 
 def _explain(error: DagmanError, item: Item) -> str:
