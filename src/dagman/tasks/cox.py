@@ -101,6 +101,15 @@ def fit_cox(features: ArrayLike, time: ArrayLike, event: ArrayLike, patients: Ar
     return CoxModel(mean=mean, weights=weights, times=times, hazard=hazard, penalty=float(path[chosen]))
 
 
+def anchor_risk(risk: ArrayLike, time: ArrayLike, event: ArrayLike) -> CoxModel:
+    """A given risk (n) as a model of one feature of weight 1, with the baseline hazard of these items."""
+    risk = np.asarray(risk, dtype=np.float64)[:, None]
+    mean, weights = risk.mean(axis=0), np.ones(1)
+    data = _Ordered.of(risk - mean, np.asarray(time, dtype=np.float64), np.asarray(event, dtype=bool))
+    times, hazard = _estimate_hazard(data, weights)
+    return CoxModel(mean=mean, weights=weights, times=times, hazard=hazard, penalty=0.0)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Ordered:
     """Items by ascending time; `first` is where the items of each one's time begin, `last` the place behind them."""

@@ -1,0 +1,257 @@
+"""Time and event predicted for patients that no part of a model has seen: not its fills and scales, penalty, cut or baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dagman.encoder.encoder import Encoder
+from dagman.errors import TaskError
+from dagman.randomness import address
+from dagman.tasks.clinical import list_categorical
+from dagman.tasks.cox import CoxModel, anchor_risk, fit_cox, measure_efron_loss
+from dagman.tasks.finetuning import FinetunedModel, FinetuneSettings, LinearHead, finetune, hold_out
+from dagman.tasks.item_crops import ItemCrop
+from dagman.tasks.outcome_metrics import OutOfFold
+from dagman.tasks.patients import PooledPatients
+from dagman.tasks.protocol import Split, draw_subset
+from dagman.tasks.survival import estimate_survival, estimate_uncensored
+from dagman.tasks.survival_models import Design, Forest, fit_design, fit_forest
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+METHODS = ("cox", "forest", "finetune")
+LEAST_EVENTS = 2
+"""Events without which a training part says nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Arm:
+    """What a model is given: features of the image, the clinical columns, or both; and what can be fine-tuned."""
+
+    name: str
+    features: Floats | None = field(default=None, repr=False)
+    "n p, the mean over a patient's items; None: no image."
+    clinical: bool = False
+    encoder: Encoder | None = None
+    crops: tuple[ItemCrop, ...] = field(default=(), repr=False)
+    "One an item, in the order that `PooledPatients.members` refers to."
+
+    def can(self, method: str) -> bool:
+        """Whether a method has what it needs; fine-tuning is of the image alone."""
+        return method != "finetune" or (self.encoder is not None and not self.clinical)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset:
+    """How much of a training part is used: a share of each stratum's patients, or a number of them."""
+
+    share: float | None = None
+    per_class: int | None = None
+
+    @property
+    def name(self) -> str:
+        """As results call it: 25%, or k=5."""
+        return f"k={self.per_class}" if self.share is None else f"{100 * self.share:g}%"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TunedRisk:
+    """A fine-tuned encoder whose risk has a baseline; the risk of a patient is that of the highest of the lesions."""
+
+    tuned: FinetunedModel
+    baseline: CoxModel
+
+
+def stratify_patients(patients: PooledPatients, folds: int) -> NDArray[np.int64] | None:
+    """Strata for splits: whether the event was seen; None where too few are censored to fill the folds.
+
+    Raises TaskError when fewer patients had the event than there are folds.
+    """
+    events = int(patients.events.sum())
+    if events < folds:
+        do = f"Ask for --folds {events}" if events > 1 else "Wait for more follow-up"
+        raise TaskError(f"{events} patient{'s' if events != 1 else ''} had the event, fewer than {folds} folds", do=do)
+    return patients.events.astype(np.int64) if len(patients) - events >= folds else None
+
+
+def predict_out_of_fold(
+    arm: Arm,
+    method: str,
+    patients: PooledPatients,
+    splits: Sequence[Split],
+    times: Floats,
+    *,
+    subset: Subset | None = None,
+    finetuning: FinetuneSettings | None = None,
+    seed: int = 0,
+    on_split: Callable[[], None] | None = None,
+) -> OutOfFold:
+    """Predictions of one arm by one of METHODS for every tested patient; a column a repeat.
+
+    The cut between low and high risk is the median risk of the patients a model was trained on. Raises TaskError when a
+    training part holds too few events.
+    """
+    repeats = 1 + max(split.repeat for split in splits)
+    blank = _make_blank(patients, times, repeats)
+    strata = patients.events.astype(np.int64)
+    for split in splits:
+        train = _choose_train(split, strata, patients, subset, seed)
+        told = address(seed, "outcome", split.repeat, split.fold) % 2**31
+        model = _fit(arm, method, patients, train, finetuning, told)
+        risk, survival = _predict(model, arm, patients, split.test, times)
+        own, _ = _predict(model, arm, patients, train, times[:0])
+        blank.fold[split.test, split.repeat] = split.fold
+        blank.risk[split.test, split.repeat] = risk
+        blank.high[split.test, split.repeat] = risk > np.median(own)
+        blank.survival[split.test, split.repeat] = survival
+        chance = estimate_uncensored(patients.times[split.train], patients.events[split.train], patients.times[split.test])
+        blank.uncensored[split.test, split.repeat] = chance
+        if on_split:
+            on_split()
+    return _keep_tested(blank)
+
+
+def predict_without_features(patients: PooledPatients, splits: Sequence[Split], times: Floats) -> OutOfFold:
+    """The training patients' Kaplan-Meier curve for everyone: what a model of survival over time has to beat."""
+    found = _make_blank(patients, times, 1 + max(split.repeat for split in splits))
+    for split in splits:
+        curve = estimate_survival(patients.times[split.train], patients.events[split.train])
+        found.fold[split.test, split.repeat] = split.fold
+        found.survival[split.test, split.repeat] = curve.at(times)
+    return _keep_tested(found)
+
+
+def fit_frozen(arm: Arm, method: str, patients: PooledPatients, train: Indices, seed: int) -> tuple[Design, CoxModel | Forest]:
+    """A design and a model on it, of the training patients alone."""
+    kept = [patients.clinical[row] for row in train]
+    features = None if arm.features is None else arm.features[train]
+    # Which columns hold text is a matter of the table, not of its values.
+    design = fit_design(features, kept, clinical=arm.clinical, categorical=list_categorical(patients.clinical))
+    numbers, time, event = design.encode(features, kept), patients.times[train], patients.events[train]
+    if method == "forest":
+        return design, fit_forest(numbers, time, event, seed=seed)
+    return design, fit_cox(numbers, time, event, np.array(patients.names)[train], seed=seed)
+
+
+def tune_risk(arm: Arm, patients: PooledPatients, train: Indices, settings: FinetuneSettings | None, seed: int) -> TunedRisk:
+    """Fine-tune an arm's encoder with Cox's loss (ties as Efron), from the head of the frozen fit; stop by an inner split.
+
+    Every lesion is trained with its patient's time and event.
+    """
+    if arm.encoder is None:
+        raise TaskError(f"{arm.name} has no weights to fine-tune", do="Leave finetune out of --method")
+    names, strata = np.array(patients.names), patients.events.astype(np.int64)
+    fit, stop = hold_out(names, strata, train, seed=seed)
+    if not patients.events[stop].any():
+        fit, stop = train, train[:0]
+    targets = np.zeros((len(arm.crops), 2), dtype=np.float32)
+    for row, members in enumerate(patients.members):
+        targets[members] = patients.times[row], patients.events[row]
+    tuned = finetune(
+        arm.encoder,
+        arm.crops,
+        targets,
+        loss=_measure_batch_loss,
+        outputs=1,
+        train=patients.list_members(fit),
+        val=patients.list_members(stop),
+        start=_start_head(arm, patients, fit, seed),
+        settings=settings,
+        seed=seed,
+    )
+    risk = _score_lesions(tuned, arm, patients, train)
+    return TunedRisk(tuned=tuned, baseline=anchor_risk(risk, patients.times[train], patients.events[train]))
+
+
+def _fit(
+    arm: Arm, method: str, patients: PooledPatients, train: Indices, settings: FinetuneSettings | None, seed: int
+) -> tuple[Design, CoxModel | Forest] | TunedRisk:
+    if patients.events[train].sum() < LEAST_EVENTS:
+        do = "Ask for fewer folds, larger shares, or more patients a class"
+        raise TaskError(f"a training part of {len(train)} patients holds {int(patients.events[train].sum())} events", do=do)
+    if method == "finetune":
+        return tune_risk(arm, patients, train, settings, seed)
+    return fit_frozen(arm, method, patients, train, seed)
+
+
+def _predict(
+    model: tuple[Design, CoxModel | Forest] | TunedRisk, arm: Arm, patients: PooledPatients, rows: Indices, times: Floats
+) -> tuple[Floats, Floats]:
+    """Risk (n) and survival (n T) of some patients."""
+    if isinstance(model, TunedRisk):
+        numbers = _score_lesions(model.tuned, arm, patients, rows)[:, None]
+        return model.baseline.score(numbers), model.baseline.survive(numbers, times)
+    design, fitted = model
+    features = None if arm.features is None else arm.features[rows]
+    numbers = design.encode(features, [patients.clinical[row] for row in rows])
+    return fitted.score(numbers), fitted.survive(numbers, times)
+
+
+def _score_lesions(tuned: FinetunedModel, arm: Arm, patients: PooledPatients, rows: Indices) -> Floats:
+    return np.array([tuned.predict([arm.crops[place] for place in patients.members[row]]).max() for row in rows])
+
+
+def _start_head(arm: Arm, patients: PooledPatients, fit: Indices, seed: int) -> LinearHead | None:
+    """The frozen elastic net as a head: weights on standardised features rather than on their components."""
+    if arm.features is None:
+        return None
+    design, model = fit_frozen(Arm(name=arm.name, features=arm.features), "cox", patients, fit, seed)
+    if design.projection is None or not isinstance(model, CoxModel):
+        return None
+    held = design.projection
+    return LinearHead(
+        mean=held.mean.astype(np.float32),
+        scale=held.scale.astype(np.float32),
+        weights=(held.axes @ model.weights)[None].astype(np.float32),
+        bias=np.zeros(1, dtype=np.float32),
+    )
+
+
+def _measure_batch_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return measure_efron_loss(outputs[:, 0], targets[:, 0], targets[:, 1].to(torch.bool))
+
+
+def _choose_train(split: Split, strata: NDArray, patients: PooledPatients, subset: Subset | None, seed: int) -> Indices:
+    if subset is None or subset.share == 1:
+        return split.train
+    names = np.array(patients.names)
+    classes = ("censored", "event")
+    return draw_subset(split, strata, names, share=subset.share, per_class=subset.per_class, seed=seed, classes=classes)
+
+
+def _make_blank(patients: PooledPatients, times: Floats, repeats: int) -> OutOfFold:
+    count = len(patients)
+    return OutOfFold(
+        patients=np.array(patients.names),
+        time=patients.times,
+        event=patients.events,
+        fold=np.full((count, repeats), -1, dtype=np.int64),
+        risk=np.zeros((count, repeats)),
+        high=np.zeros((count, repeats), dtype=bool),
+        uncensored=np.ones((count, repeats)),
+        times=times,
+        survival=np.ones((count, repeats, len(times))),
+    )
+
+
+def _keep_tested(found: OutOfFold) -> OutOfFold:
+    """Leaves out who is in no test part: a given split tests some patients alone."""
+    rows = np.flatnonzero((found.fold >= 0).all(axis=1))
+    return OutOfFold(
+        patients=found.patients[rows],
+        time=found.time[rows],
+        event=found.event[rows],
+        fold=found.fold[rows],
+        risk=found.risk[rows],
+        high=found.high[rows],
+        uncensored=found.uncensored[rows],
+        times=found.times,
+        survival=found.survival[rows],
+    )

@@ -1,0 +1,128 @@
+"""Models of time and event on frozen features and clinical columns, fitted to training patients alone.
+
+n patients, p features, k numbers of a design. Both models score a risk (n) and survive(times) (n T).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dagman.errors import MissingExtraError, TaskError
+from dagman.randomness import address
+from dagman.tasks.clinical import ClinicalDesign, Values, fit_clinical
+
+Floats = NDArray[np.float64]
+
+COMPONENTS = 32
+"""Most principal components of the features; fewer where fewer hold `_HELD` of the variance. [ours]"""
+_HELD = 0.95
+TREES = 200
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Projection:
+    """Features standardised and reduced to principal components, as plain arrays that can be stored.
+
+    Components keep their relative spreads; the first has a deviation of 1, like a standardised clinical number, so that
+    neither outweighs the other under one penalty.
+    """
+
+    mean: Floats
+    "p"
+    scale: Floats
+    "p; 1 where a feature is constant."
+    axes: Floats
+    "p k"
+
+    def encode(self, features: ArrayLike) -> Floats:
+        """Components, n k, of features, n p."""
+        return ((np.asarray(features, dtype=np.float64) - self.mean) / self.scale) @ self.axes
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Design:
+    """What a model is given of a patient: components of its features, its clinical numbers, or both."""
+
+    projection: Projection | None = None
+    clinical: ClinicalDesign | None = None
+
+    def encode(self, features: NDArray | None, patients: Sequence[Values]) -> Floats:
+        """Numbers, n k; `features` (n p) and `patients` are needed where the design was fitted to them."""
+        parts = []
+        if self.projection is not None and features is not None:
+            parts.append(self.projection.encode(features))
+        if self.clinical is not None:
+            parts.append(self.clinical.encode(patients))
+        return np.concatenate(parts, axis=1)
+
+
+def fit_projection(features: ArrayLike, *, components: int = COMPONENTS, held: float = _HELD) -> Projection:
+    """Standardise features (n p) and keep the components that hold `held` of their variance, at most `components`.
+
+    Raises TaskError for features that are not finite.
+    """
+    features = np.asarray(features, dtype=np.float64)
+    wrong = int(np.sum(~np.isfinite(features).all(axis=1)))
+    if wrong:
+        raise TaskError(f"the features of {wrong} patients hold NaN or infinite numbers", do="Embed them again, or drop them")
+    mean, scale = features.mean(axis=0), features.std(axis=0)
+    # A constant feature has a deviation of rounding errors.
+    scale = np.where(scale > 1e-12 * (np.abs(mean) + 1), scale, 1.0)
+    _, spreads, axes = np.linalg.svd((features - mean) / scale, full_matrices=False)
+    shares = np.cumsum(spreads**2) / max(float(np.sum(spreads**2)), 1e-300)
+    count = min(components, int(np.searchsorted(shares, held)) + 1, len(spreads))
+    first = float(spreads[0]) / np.sqrt(len(features))
+    return Projection(mean=mean, scale=scale, axes=axes[:count].T / (first if first > 0 else 1.0))
+
+
+def fit_design(features: NDArray | None, patients: Sequence[Values], *, clinical: bool, categorical: Sequence[str] = ()) -> Design:
+    """The design of training patients: of their features (n p) where given, of their clinical values where asked for."""
+    return Design(
+        projection=None if features is None else fit_projection(features),
+        clinical=fit_clinical(patients, categorical) if clinical else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Forest:
+    """A fitted random survival forest; it lives as long as its process, as storing it would need pickle."""
+
+    trees: Any
+
+    def score(self, design: ArrayLike) -> Floats:
+        """Expected number of events (n): higher is earlier."""
+        return np.asarray(self.trees.predict(np.asarray(design, dtype=np.float64)))
+
+    def survive(self, design: ArrayLike, times: ArrayLike) -> Floats:
+        """Chance of no event until each of the times, n T."""
+        if not np.size(times):
+            return np.empty((len(np.asarray(design)), 0))
+        steps = self.trees.predict_survival_function(np.asarray(design, dtype=np.float64), return_array=True)
+        places = np.searchsorted(self.trees.unique_times_, np.asarray(times, dtype=np.float64), side="right")
+        return np.concatenate([np.ones((len(steps), 1)), steps], axis=1)[:, places]
+
+
+def fit_forest(design: ArrayLike, time: ArrayLike, event: ArrayLike, *, seed: int = 0) -> Forest:
+    """A random survival forest (Ishwaran et al., Ann. Appl. Stat. 2008) of 200 trees on a design (n k).
+
+    Raises MissingExtraError without scikit-survival, TaskError when no event was seen.
+    """
+    try:
+        from sksurv.ensemble import RandomSurvivalForest
+        from sksurv.util import Surv
+    except ImportError:
+        raise MissingExtraError("scikit-survival", "survival") from None
+    event = np.asarray(event, dtype=bool)
+    if not event.any():
+        raise TaskError("the training items hold no event", do="Ask for fewer folds, or give more patients with an event")
+    forest = RandomSurvivalForest(
+        n_estimators=TREES, min_samples_leaf=5, max_features="sqrt", n_jobs=1, random_state=address(seed, "forest") % 2**31
+    )
+    return Forest(
+        trees=forest.fit(np.asarray(design, dtype=np.float64), Surv.from_arrays(event, np.asarray(time, dtype=np.float64)))
+    )
