@@ -5,7 +5,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint format docs clean
 
 help: ## Say what there is
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/'
@@ -33,6 +33,9 @@ lint: setup ## Style, types and layers alone
 format: setup ## Rewrite the code in the one style
 	$(BIN)/ruff check --fix src tests
 	$(BIN)/ruff format src tests
+
+docs: setup ## Rewrite the reference page of the settings from their own sentences
+	$(BIN)/python -c 'from dagman.settings.reference import render_reference; print(render_reference(), end="")' > docs/settings.md
 
 clean: ## Remove .venv, the demo's output and the caches
 	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage*

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from dagman.cli import prepare, store
+from dagman.cli import prepare, progress, store
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,9 @@ def test_findings_are_printed_and_make_the_exit_code(scans, tmp_path):
 
 @pytest.mark.parametrize(("count", "text"), [(5, "5 B"), (1234, "1.23 kB"), (98_700_000, "98.7 MB"), (3e12, "3 TB")])
 def test_sizes_are_printed_with_their_unit(count, text):
-    assert prepare._describe_bytes(count) == text
+    assert progress.describe_bytes(count) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "1 s"), (59.6, "60 s"), (600, "10 min"), (7200, "2.0 h")])
 def test_times_are_printed_with_their_unit(seconds, text):
-    assert prepare._describe_seconds(seconds) == text
+    assert progress.describe_seconds(seconds) == text

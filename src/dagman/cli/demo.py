@@ -1,4 +1,4 @@
-"""`dagman demo`."""
+"""`dagman demo`: the whole road on the built-in cohort."""
 
 from __future__ import annotations
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dagman.cli.progress import describe_bytes, describe_seconds, show_preparing
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dagman.store.estimate import Estimate
     from dagman.store.writer import StoreSummary
 
 app = typer.Typer(add_completion=False)
@@ -47,72 +48,24 @@ def prepare_scans(
     from dagman.store.writer import prepare_store
 
     console = Console(stderr=as_json)
-    with _Display(console) as display:
-        summary = prepare_store(
-            scans, out, Preparation(spacing=spacing), workers=workers, modality=modality.value, on_event=display.show_event
-        )
+    with show_preparing(console) as tell:
+        summary = prepare_store(scans, out, Preparation(spacing=spacing), workers=workers, modality=modality.value, on_event=tell)
     if as_json:
         typer.echo(json.dumps(_list_outcome(summary)))
     else:
         _print_summary(console, summary)
 
 
-class _Display:
-    """The estimate, then a bar with the time left."""
-
-    def __init__(self, console: Console) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        self.console = console
-        columns = (
-            TextColumn("preparing"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        self.bar = Progress(*columns, console=console, transient=True)
-        self.task = self.bar.add_task("prepare", total=None, visible=False)
-
-    def show_event(self, event: object) -> None:
-        from dagman.store.estimate import Estimate
-        from dagman.store.writer import Progress
-
-        if isinstance(event, Estimate):
-            self.console.print(_describe_estimate(event), highlight=False)
-            self.bar.update(self.task, total=event.series, visible=event.series > 0)
-        elif isinstance(event, Progress):
-            self.bar.update(self.task, completed=event.done)
-
-    def __enter__(self) -> _Display:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        self.bar.stop()
-
-
-def _describe_estimate(estimate: Estimate) -> str:
-    done = f", {estimate.done} are there already" if estimate.done else ""
-    text = (
-        f"{estimate.series} series to prepare{done}: about {_describe_bytes(estimate.bytes)} "
-        f"and {_describe_seconds(estimate.seconds)} with {estimate.workers} process{'es' if estimate.workers > 1 else ''}; "
-        f"{_describe_bytes(estimate.free_bytes)} free."
-    )
-    return text + (" [red]That may not fit.[/red]" if estimate.bytes > estimate.free_bytes else "")
-
-
 def _print_summary(console: Console, summary: StoreSummary) -> None:
     already = f" ({summary.already} were there already)" if summary.already else ""
     console.print(
-        f"[bold]{summary.kept} kept[/bold]{already}, {summary.rejected} rejected, in {_describe_seconds(summary.seconds)}."
+        f"[bold]{summary.kept} kept[/bold]{already}, {summary.rejected} rejected, in {describe_seconds(summary.seconds)}."
     )
     for refusal in summary.refusals[:_SHOWN]:
         console.print(f"  [yellow]{refusal.source}[/yellow]: {refusal.reason}", highlight=False, soft_wrap=True)
     if summary.rejected > _SHOWN:
         console.print(f"  and {summary.rejected - _SHOWN} more in {summary.path / 'rejected.csv'}", soft_wrap=True)
-    console.print(f"Store: {summary.path} ({_describe_bytes(summary.bytes)})", soft_wrap=True, highlight=False)
+    console.print(f"Store: {summary.path} ({describe_bytes(summary.bytes)})", soft_wrap=True, highlight=False)
 
 
 def _list_outcome(summary: StoreSummary) -> dict[str, object]:
@@ -125,17 +78,3 @@ def _list_outcome(summary: StoreSummary) -> dict[str, object]:
         "bytes": summary.bytes,
         "refusals": [{"source": one.source, "reason": one.reason} for one in summary.refusals],
     }
-
-
-def _describe_bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
-def _describe_seconds(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 1 else "1 s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

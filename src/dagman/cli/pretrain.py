@@ -1,4 +1,4 @@
-"""`dagman pretrain`."""
+"""`dagman pretrain`: a store, or scans, to an encoder."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def pretrain_command(
 
     from rich.console import Console
 
-    from dagman.cli.progress import show_training
+    from dagman.cli.progress import show_preparing, show_training
     from dagman.training.pretraining import pretrain
 
     console = Console(stderr=as_json)
-    with show_training(console) as tell:
+    with show_preparing(console) as tell_preparing, show_training(console) as tell:
         run = pretrain(
             source,
             out,
@@ -47,6 +47,7 @@ def pretrain_command(
             assignments=assignments or (),
             resume=resume,
             tell=tell,
+            tell_preparing=tell_preparing,
         )
     done, steps = run.last_step, run.settings.train.steps
     outcome: dict[str, Any] = {"run": str(out), "step": done, "steps": steps, "warnings": [w["text"] for w in run.warnings]}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,7 +18,8 @@ from dagman.model import Projector, ReconstructionHead, SemanticAttention, SwinE
 
 UNIT = 16
 """Side of a unit in voxels."""
-_UNIT_STAGE = 3
+UNIT_STAGE = 3
+"""Stage whose tokens are the units."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class SemanticShape:
     stage: int = 3
     heads: int = 8
     depth: int = 2
-    position: str = "none"
+    position: Literal["none", "sincos"] = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,7 @@ class Network(nn.Module):
         projectors: ProjectorShape,
         *,
         reconstruct: bool = True,
-        mask_fill: str = "zero",
+        mask_fill: Literal["zero", "token"] = "zero",
     ) -> None:
         super().__init__()
         self.semantic = semantic
@@ -73,7 +75,7 @@ class Network(nn.Module):
             self.semantic_attention = SemanticAttention(
                 widths[semantic.stage - 1], heads=semantic.heads, depth=semantic.depth, position=semantic.position
             )
-        dims = {"ampd": widths[_UNIT_STAGE - 1], "aitd": widths[semantic.stage - 1] if semantic else 0, "gitd": widths[3]}
+        dims = {"ampd": widths[UNIT_STAGE - 1], "aitd": widths[semantic.stage - 1] if semantic else 0, "gitd": widths[3]}
         self.projectors = nn.ModuleDict(
             {
                 name: Projector(
@@ -115,7 +117,7 @@ class Network(nn.Module):
         stages = self.encoder(view, blanked, drop=drop)
         patches = cls = image = reconstruction = None
         if "ampd" in self.projectors and units is not None:
-            tokens = stages[_UNIT_STAGE - 1].flatten(2).transpose(1, 2)
+            tokens = stages[UNIT_STAGE - 1].flatten(2).transpose(1, 2)
             patches = self.projectors["ampd"](tokens[units])
         if "aitd" in self.projectors and self.semantic is not None and self.semantic_attention is not None:
             semantics = self.semantic_attention(stages[self.semantic.stage - 1])
@@ -143,10 +145,10 @@ def unit_grid(view_sides: tuple[int, ...]) -> Grid:
 def _fit_to_units(attention: Float[Tensor, "B n"], grid: tuple[int, ...], stage: int) -> Float[Tensor, "B N"]:
     # A finer stage's tokens are summed within a unit; a coarser one's are shared out among its units.
     volume = attention.unflatten(1, grid)
-    if stage < _UNIT_STAGE:
-        factor = 2 ** (_UNIT_STAGE - stage)
+    if stage < UNIT_STAGE:
+        factor = 2 ** (UNIT_STAGE - stage)
         volume = torch.nn.functional.avg_pool3d(volume, factor) * factor**3
-    elif stage > _UNIT_STAGE:
+    elif stage > UNIT_STAGE:
         for axis in (1, 2, 3):
             volume = volume.repeat_interleave(2, dim=axis) / 2
     return volume.flatten(1)

@@ -73,8 +73,8 @@ def _read_preset(kind: str, name: str) -> dict[str, Any]:
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SettingsError("no such settings file", where=path) from None
+    except OSError as error:
+        raise SettingsError(f"cannot read the settings: {error.strerror}", where=path, do="Give a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"is no TOML: {error}", where=path) from None
 
@@ -138,10 +138,16 @@ def _explain_error(error: ValidationError, where: str | Path | None) -> Settings
         key = next((f for f in list_fields() if known == f or known.startswith(f + ".")), known)
         by_key.setdefault(key, []).append(part)
     sentences = []
+    lines = {key: _find_line(where, key) for key in by_key}
+    if not any(lines.values()) and all(key in list_fields() for key in by_key):
+        # The mistake stands in a --set, not in the file.
+        where = None
     for key, parts in by_key.items():
-        line = _find_line(where, key)
+        line = lines[key]
         if parts[0]["type"] == "extra_forbidden":
             sentences.append(f"{key}: unknown key{line}. {_suggest_key(key)}")
+        elif parts[0]["type"] == "model_type":
+            sentences.append(f"{key}: is a section{line}, not a value. Set one of its keys, such as {_first_key(key)}")
         elif parts[0]["type"] == "value_error":
             sentences.append(f"{key}: {parts[0]['ctx']['error']}{line}" if key else f"{parts[0]['ctx']['error']}")
         else:
@@ -157,11 +163,18 @@ def _suggest_key(key: str) -> str:
     return suggest_name(key, Settings.model_fields if "." not in key else list_fields())
 
 
+def _first_key(section: str) -> str:
+    return next(key for key in list_fields() if key.startswith(f"{section}."))
+
+
 def _find_line(where: str | Path | None, key: str) -> str:
     if where is None:
         return ""
-    field = re.compile(rf"\s*(?:[\w.]+\.)?{re.escape(key.split('.')[-1])}\s*=")
+    section = ""
     for number, line in enumerate(Path(where).read_text(encoding="utf-8").splitlines(), start=1):
-        if field.match(line):
+        if header := re.match(r"\s*\[\s*([\w.-]+)\s*\]", line):
+            section = f"{header[1]}."
+        found = header[1] if header else section + line.partition("=")[0].strip()
+        if found == key:
             return f" (line {number})"
     return ""

@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+from collections.abc import Mapping
 
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from dagman.settings.presets import list_presets
 from dagman.settings.tree import Settings
 
 
 def render_reference() -> str:
     """`docs/settings.md`: every key, its default and its sentence, as Markdown tables."""
+    sections = {name: type(field.default) for name, field in Settings.model_fields.items() if isinstance(field.default, BaseModel)}
+    plain = {name: field for name, field in Settings.model_fields.items() if name not in sections}
     parts = [
-        "# Settings\n\nGiven by a preset, a TOML file (`--config`) or `--set key=value`, the later winning. Made by `make docs` from the code.\n"
+        "# Settings",
+        "Given by a preset, a TOML file (`--config`) or `--set key=value`, the later winning. Presets change some defaults: "
+        f"sizes {_list_names('sizes')}; methods {_list_names('methods')}.",
+        "Made by `make docs` from the code.",
+        _render_table("", plain),
     ]
-    plain = [(name, field) for name, field in Settings.model_fields.items() if not _is_section(field.annotation)]
-    parts.append(_render_table("", plain))
-    for name, field in Settings.model_fields.items():
-        if _is_section(field.annotation):
-            section = field.annotation
-            parts.append(f"\n## {name}\n\n{section.__doc__}\n")
-            parts.append(_render_table(f"{name}.", list(section.model_fields.items())))
-    return "\n".join(parts)
+    for name, section in sections.items():
+        parts += [f"## {name}", str(section.__doc__), _render_table(f"{name}.", section.model_fields)]
+    return "\n\n".join(parts) + "\n"
 
 
-def _is_section(annotation: object) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def _list_names(kind: str) -> str:
+    return ", ".join(f"`{name}`" for name in list_presets(kind))
 
 
-def _render_table(prefix: str, fields: list) -> str:
-    rows = [f"| `{prefix}{name}` | `{_show(field.default)}` | {field.description} |" for name, field in fields]
+def _render_table(prefix: str, fields: Mapping[str, FieldInfo]) -> str:
+    rows = [f"| `{prefix}{name}` | `{_show(field.default)}` | {field.description} |" for name, field in fields.items()]
     return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])
 
 
 def _show(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return str(value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

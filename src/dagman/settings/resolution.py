@@ -64,32 +64,37 @@ def resolve_settings(settings: Settings) -> tuple[Settings, list[str]]:
 
 
 def list_idle_settings(settings: Settings, given: Iterable[str]) -> list[str]:
-    """One warning for each key that the user gave and that has no effect in this combination."""
+    """One warning for each key that the user gave and that has no effect in this combination of resolved settings."""
     given = set(given)
-    warnings = []
+    warnings: list[str] = []
 
     def idle(keys: Iterable[str], when: bool, because: str) -> None:
         warnings.extend(f"{key} has no effect: {because}." for key in keys if when and key in given)
 
-    masking, teacher, losses = settings.masking, settings.teacher, settings.losses
+    masking, teacher = settings.masking, settings.teacher
     attends = masking.kind.startswith("attention")
+    dims = settings.distils or (attends and masking.attention_from == "noisy")
     idle(["masking.hint_pool"], masking.kind != "attention-high", f'masking.kind is "{masking.kind}"')
     idle(["masking.attention_from"], not attends, f'masking.kind is "{masking.kind}"')
     idle(["teacher.granularity"], teacher.noise == 0, "teacher.noise is 0")
-    idle(["teacher.noise", "teacher.granularity"], not settings.distils and teacher.noise > 0, "no loss has a teacher")
+    idle(["teacher.noise", "teacher.granularity"], not dims and teacher.noise > 0, "no loss has a teacher")
     idle(["teacher.momentum", "teacher.momentum_end"], not settings.needs_teacher, "this method has no teacher")
     idle(
-        ["teacher.centering", "teacher.temperature", "teacher.target_entropy", "losses.student_temperature"],
+        ["teacher.centering", "teacher.temperature", "teacher.queue", "losses.student_temperature", "train.freeze_epochs"],
         not settings.distils,
         "no loss has a teacher",
     )
-    idle(["projector.hidden", "projector.bottleneck"], settings.projector.layers == 1, "projector.layers is 1")
-    idle([f"projector.{k}" for k in ("layers", "prototypes")], not settings.distils, "no loss has a projector")
-    idle(["teacher.target_entropy"], settings.distils and teacher.temperature == "schedule", 'teacher.temperature is "schedule"')
+    layers = ["projector.hidden", "projector.bottleneck"]
+    idle(layers, settings.distils and settings.projector.layers == 1, "projector.layers is 1")
+    idle([*layers, "projector.layers", "projector.prototypes"], not settings.distils, "no loss has a projector")
     scheduled = ["teacher.temperature_start", "teacher.temperature_end", "teacher.temperature_warmup"]
-    idle(scheduled, teacher.temperature == "entropy", 'teacher.temperature is "entropy"')
-    idle(["teacher.center_momentum"], teacher.centering == "sinkhorn", 'teacher.centering is "sinkhorn"')
+    idle([*scheduled, "teacher.target_entropy", "teacher.center_momentum"], not settings.distils, "no loss has a teacher")
+    if settings.distils:
+        idle(["teacher.target_entropy"], teacher.temperature == "schedule", 'teacher.temperature is "schedule"')
+        idle(scheduled, teacher.temperature == "entropy", 'teacher.temperature is "entropy"')
+        idle(["teacher.center_momentum"], teacher.centering == "sinkhorn", 'teacher.centering is "sinkhorn"')
+        fixed = teacher.centering == "mean" and teacher.temperature == "schedule"
+        idle(["teacher.queue"], fixed, "neither the centre nor the temperature looks at the queue")
     sa = ["model.sa_stage", "model.sa_heads", "model.sa_depth", "model.sa_position"]
     idle(sa, not settings.model.semantic_attention, "model.semantic_attention is false")
-    idle(["losses.symmetric"], losses.aitd + losses.gitd == 0 and losses.symmetric, "no loss compares two views")
     return warnings

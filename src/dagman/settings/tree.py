@@ -6,6 +6,7 @@ Sources: `METHOD` sections are those of the method's description in `docs/method
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -202,7 +203,7 @@ class OptimSettings(Section):
 
 
 class TrainSettings(Section):
-    """The run."""
+    """The run: its length, batch, checkpoints and machine."""
 
     recipe: Literal["auto", "paper", "R"] = "auto"
     """What `auto` values become: the paper's, or R for few views a step."""
@@ -255,6 +256,11 @@ class Settings(Section):
             raise ValueError(f'masking.kind = "{self.masking.kind}" needs model.semantic_attention = true')
         if not attends and self.losses.aitd > 0:
             raise ValueError("losses.aitd needs model.semantic_attention = true; set losses.aitd = 0")
+        units = (self.view.side // UNIT) ** 3
+        if math.floor(self.masking.ratio * units + 1e-9) <= math.floor(self.masking.hints * units + 1e-9):
+            raise ValueError(
+                f"masking.ratio = {self.masking.ratio:g} hides none of the {units} units of view.side = {self.view.side}"
+            )
         if self.train.micro_batch != "auto" and self.train.batch % self.train.micro_batch:
             raise ValueError(f"train.micro_batch = {self.train.micro_batch} must divide train.batch = {self.train.batch}")
         return self

@@ -8,7 +8,7 @@ from torch import nn
 
 from dagman.settings import Settings
 from dagman.store.manifest import Store
-from dagman.training.assembly import count_masked
+from dagman.training.assembly import count_masked, list_untrained
 
 
 def describe_run(settings: Settings, student: nn.Module, store: Store, usable: Sequence[str], left_out: Sequence[str]) -> list[str]:
@@ -28,10 +28,13 @@ def describe_run(settings: Settings, student: nn.Module, store: Store, usable: S
         + (f" = {train.micro_batch} x {parts} accumulated" if parts > 1 else "")
         + f"; {train.steps} steps = {pairs} pairs = {pairs / len(usable):.1f} a scan",
         f"masking: {settings.masking.kind}, {counts.hidden} of {units} units hidden; {dropped}",
-        f"rates: lr {float(settings.optim.lr):.3g} to {settings.optim.min_lr:g}, {round(settings.optim.warmup * train.steps)} warm-up steps; "
-        + f"EMA {settings.teacher.momentum} to {settings.teacher.momentum_end:g}",
-        f"size: {encoder / 1e6:.2f} M weights in the encoder, {size / 1e6:.2f} M with heads; checkpoints of about {16 * size / 2**20:.0f} MiB",
+        f"rates: lr {float(settings.optim.lr):.3g} to {settings.optim.min_lr:g}, "
+        + f"{round(settings.optim.warmup * train.steps)} warm-up steps"
+        + (f"; EMA {settings.teacher.momentum} to {settings.teacher.momentum_end:g}" if settings.needs_teacher else ""),
+        f"size: {encoder / 1e6:.2f} M weights in the encoder, {size / 1e6:.2f} M with heads; "
+        + f"checkpoints of about {(16 if settings.needs_teacher else 12) * size / 2**20:.0f} MiB",
     ]
+    lines += [f"not trained: {part}*, as {reason}" for part, reason in list_untrained(settings).items()]
     if left_out:
         named = ", ".join(left_out[:5]) + (" ..." if len(left_out) > 5 else "")
         lines.append(

@@ -6,12 +6,13 @@ import torch
 from torch import nn
 
 from dagman.method.masking import MASKINGS, Counts, count_units
-from dagman.method.networks import Network, ProjectorShape, SemanticShape, copy_student, unit_grid
+from dagman.method.networks import UNIT_STAGE, Network, ProjectorShape, SemanticShape, copy_student, unit_grid
 from dagman.method.step import Method
 from dagman.method.targets import PROJECTORS, TargetRules
 from dagman.model import SwinShape
 from dagman.randomness import address
 from dagman.settings import Settings
+from dagman.settings.tree import STAGES
 from dagman.training.encoder_folder import EncoderConfig
 from dagman.training.views import ViewDataset
 
@@ -79,7 +80,8 @@ def compose_rules(settings: Settings) -> TargetRules:
 
 def group_parameters(student: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Two groups for AdamW: matrices decay; biases, norms, tokens and bias tables do not (METHOD, Training)."""
-    decay, plain = [], []
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in student.named_parameters():
         exempt = parameter.ndim < 2 or "bias" in name or name.endswith(("cls", "mask_token"))
         (plain if exempt else decay).append(parameter)
@@ -89,6 +91,17 @@ def group_parameters(student: nn.Module, weight_decay: float) -> list[dict[str, 
 def list_frozen(student: Network) -> list[nn.Parameter]:
     """The projectors' last layers, frozen in the first epoch [iBOT]."""
     return [p for projector in student.projectors.values() for p in projector.last_layer_parameters()]  # type: ignore[operator]
+
+
+def list_untrained(settings: Settings) -> dict[str, str]:
+    """Prefixes of the student's weights that no loss reaches, with the reason; they stay as they were drawn."""
+    losses = settings.losses
+    reads = {"amip": STAGES, "gitd": STAGES, "ampd": UNIT_STAGE, "aitd": settings.model.sa_stage}
+    deepest = max(stage for name, stage in reads.items() if getattr(losses, name) > 0)
+    untrained = {f"encoder.stages.{stage}.": f"no loss reads x{stage + 1}" for stage in range(deepest, STAGES)}
+    if settings.model.semantic_attention and losses.aitd == 0:
+        untrained["semantic_attention."] = "losses.aitd is 0"
+    return untrained
 
 
 def describe_encoder(settings: Settings, dataset: ViewDataset, step: int) -> EncoderConfig:

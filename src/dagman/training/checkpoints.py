@@ -28,7 +28,25 @@ _HEADS = ("projectors.", "reconstruction.")
 def list_checkpoints(run: str | Path) -> list[int]:
     """Steps at which there is a whole checkpoint, ascending."""
     found = (Path(run) / "checkpoints").glob("step-*/state.json")
-    return sorted(int(p.parent.name.removeprefix("step-")) for p in found)
+    numbers = (p.parent.name.removeprefix("step-") for p in found)
+    return sorted(int(number) for number in numbers if number.isdigit())
+
+
+def read_state(run: str | Path) -> dict[str, Any]:
+    """The values of the newest checkpoint's `state.json`.
+
+    Raises:
+        RunError: There is no checkpoint, or it is damaged or of another format version.
+    """
+    folder = _find_newest(run)
+    try:
+        values: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        version = values["format"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise _explain_damage(folder, error) from None
+    if version != FORMAT:
+        raise RunError(f"is of checkpoint format {version}; this dagman reads {FORMAT}", where=folder)
+    return values
 
 
 def save_checkpoint(
@@ -73,23 +91,28 @@ def load_checkpoint(
     Raises:
         RunError: There is none, or it is damaged or of another format version.
     """
-    steps = list_checkpoints(run)
-    if not steps:
-        raise RunError("holds no checkpoint to go on from", where=run, do="Start anew in another folder")
-    folder = Path(run) / "checkpoints" / f"step-{steps[-1]:06d}"
+    values, folder = read_state(run), _find_newest(run)
     try:
-        values: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        if values["format"] != FORMAT:
-            raise RunError(f"is of checkpoint format {values['format']}; this dagman reads {FORMAT}", where=folder)
         files = {name: load_file(folder / f"{name}.safetensors") for name in ("student", "teacher", "heads", "optimizer")}
         _fill(student, files["student"], _take(files["heads"], "student."))
         if teacher is not None:
             _fill(teacher, files["teacher"], _take(files["heads"], "teacher."))
         targets.restore(_take(files["heads"], "targets."), values["log_temperatures"])
         _unpack_optimizer(student, optimizer, files["optimizer"])
-    except (json.JSONDecodeError, KeyError, SafetensorError, FileNotFoundError, RuntimeError) as error:
-        raise RunError(f"is damaged: {error}", where=folder, do="Remove this checkpoint and resume from the one before") from None
+    except (KeyError, SafetensorError, OSError, RuntimeError) as error:
+        raise _explain_damage(folder, error) from None
     return values
+
+
+def _find_newest(run: str | Path) -> Path:
+    steps = list_checkpoints(run)
+    if not steps:
+        raise RunError("holds no checkpoint to go on from", where=run, do="Start anew in another folder")
+    return Path(run) / "checkpoints" / f"step-{steps[-1]:06d}"
+
+
+def _explain_damage(folder: Path, error: Exception) -> RunError:
+    return RunError(f"is damaged: {error}", where=folder, do="Remove this checkpoint and resume from the one before")
 
 
 def _select(network: Network, *, heads: bool) -> dict[str, Tensor]:

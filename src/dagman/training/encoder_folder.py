@@ -10,7 +10,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -52,7 +52,7 @@ class EncoderConfig:
     high: float
     view: int
     crop_body: bool = True
-    mask_fill: str = "zero"
+    mask_fill: Literal["zero", "token"] = "zero"
     step: int = 0
     seed: int = 0
     modalities: tuple[str, ...] = ("CT",)
@@ -93,10 +93,10 @@ def read_config(folder: str | Path) -> EncoderConfig:
             raise EncoderError(
                 f"is of encoder format {version}; this dagman reads {FORMAT}", where=path, do="Use the dagman that wrote it"
             )
-        shape = {k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("shape").items()}
+        shape: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("shape").items()}
         semantic = values.pop("semantic")
-        tuples = {k: tuple(values.pop(k)) for k in ("modalities", "scans_seen")}
-        return EncoderConfig(shape=SwinShape(**shape), semantic=SemanticShape(**semantic) if semantic else None, **values, **tuples)
+        values |= {k: tuple(values[k]) for k in ("modalities", "scans_seen")}
+        return EncoderConfig(shape=SwinShape(**shape), semantic=SemanticShape(**semantic) if semantic else None, **values)
     except FileNotFoundError:
         raise EncoderError(
             "is no encoder: config.json is missing", where=folder, do="Give a run, or its folder `encoder`"

@@ -59,7 +59,8 @@ def _pull(weighted: Tensor, weight: Tensor) -> Tensor:
     if min(weighted.shape[2:]) == 1 or bool((weight > 0).all()):
         mean = weighted.sum(dim=(2, 3, 4), keepdim=True) / weight.sum(dim=(2, 3, 4), keepdim=True).clamp_min(1e-12)
         return torch.where(weight > 0, known, mean)
-    coarse = _pull(F.avg_pool3d(weighted, 2), F.avg_pool3d(weight, 2))
+    # ceil_mode: an odd side keeps its last layer.
+    coarse = _pull(F.avg_pool3d(weighted, 2, ceil_mode=True), F.avg_pool3d(weight, 2, ceil_mode=True))
     filled = F.interpolate(coarse, size=weighted.shape[2:], mode="trilinear", align_corners=False)
     return torch.where(weight > 0, known, filled)
 
@@ -110,10 +111,16 @@ def watch_attention(attention: Tensor, brightness: Tensor) -> dict[str, float]:
 
 
 def _rank_correlation(a: Tensor, b: Tensor) -> float:
-    ranks = [x.argsort(dim=1).argsort(dim=1).double() for x in (a, b)]
-    centred = [r - r.mean(dim=1, keepdim=True) for r in ranks]
+    centred = [r - r.mean(dim=1, keepdim=True) for r in (_rank(a), _rank(b))]
     norm = (centred[0].square().sum(dim=1) * centred[1].square().sum(dim=1)).sqrt().clamp_min(1e-12)
     return ((centred[0] * centred[1]).sum(dim=1) / norm).mean().item()
+
+
+def _rank(values: Tensor) -> Tensor:
+    # Ties share their mean rank: air is one large tie, and any order within it would look like a correlation.
+    ascending, values = values.sort(dim=1).values.contiguous(), values.contiguous()
+    below = torch.searchsorted(ascending, values)
+    return (below + torch.searchsorted(ascending, values, right=True)).double() / 2
 
 
 def average_units(view: Tensor, unit: int) -> Tensor:

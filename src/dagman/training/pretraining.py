@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from dagman import devices
 from dagman.errors import RunError
@@ -21,7 +22,7 @@ from dagman.store.manifest import Store
 from dagman.store.preparation import Preparation
 from dagman.store.writer import prepare_store
 from dagman.training.arithmetic import describe_run
-from dagman.training.checkpoints import list_checkpoints
+from dagman.training.checkpoints import list_checkpoints, read_state
 from dagman.training.run import Run, write_note, write_settings
 from dagman.training.trainer import Event, Trainer
 from dagman.training.views import ViewDataset, find_usable
@@ -60,35 +61,47 @@ def pretrain(
     tell = tell or (lambda name, values: None)
     settings, given = load_settings(size, method, config=config, assignments=assignments)
     exists = (out / "settings.toml").exists()
+    if out.exists() and not out.is_dir():
+        raise RunError("is a file", where=out, do="Choose another folder for --out")
     if exists and not resume:
         raise RunError(f"holds a run at step {Run(out).last_step}", where=out, do="Add --resume to go on, or choose another folder")
     if not exists and out.exists() and any(p.name not in {".lock", "store"} for p in out.iterdir()):
         raise RunError("exists and is no run", where=out, do="Choose another folder for --out")
-    idle = list_idle_settings(settings, given)
+    reasons: list[str] = []
     if exists:
-        settings, reasons = _settle_with_run(out, settings, given), []
+        settings = _settle_with_run(out, settings, given)
     else:
         settings, reasons = resolve_settings(settings)
+    idle = [] if exists else list_idle_settings(settings, given)
     out.mkdir(parents=True, exist_ok=True)
     with hold_lock(out, RunError):
-        store = _open_store(source, out, settings, tell_preparing)
-        return _train(store, out, settings, [*reasons], idle, exists, tell)
+        store, prepared = _open_store(source, out, settings, tell_preparing)
+        settings = _settle_spacing(settings, store, asked="view.spacing" in given)
+        return _train(store, out, settings, prepared + reasons, idle, exists, tell)
 
 
 def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle: list[str], exists: bool, tell: Event) -> Run:
-    shapes = {row.id: tuple(row.shape) for row in store.rows}
-    usable, left_out = find_usable(shapes, settings.view)
+    usable, left_out = find_usable({row.id: row.shape for row in store.rows}, settings.view)
     fingerprint = hash_bytes("\n".join(usable).encode())
-    state = {"store": fingerprint, "scans": len(usable)}
-    _refuse_other_store(out, fingerprint, len(usable))
     device = devices.choose_device(settings.train.device)
     precision = devices.choose_precision(settings.train.precision, device.value)
-    choices = [device, precision, devices.choose_threads(), devices.tune_allocator(device=device.value)]
+    threads = devices.choose_threads()
+    torch.set_num_threads(threads.value)
+    choices: list[devices.Choice[str] | devices.Choice[int]] = [
+        device,
+        precision,
+        threads,
+        devices.tune_allocator(device=device.value),
+    ]
+    state = {"store": fingerprint, "scans": len(usable), "precision": precision.value, "threads": threads.value}
+    before = read_state(out) if list_checkpoints(out) else state
+    _refuse_other_store(out, before, state)
     workers = (0 if device.value == "cpu" else 4) if settings.train.workers == "auto" else int(settings.train.workers)
     dataset = ViewDataset(store, usable, settings.view, settings.train.batch, settings.seed, settings.train.steps)
     trainer = Trainer(
         settings, dataset, out, device=device.value, precision=precision.value, workers=workers, state=state, tell=tell
     )
+    warnings = [*idle, *_list_other_arithmetic(before, state)]
     lines = [*reasons, *devices.describe_choices(choices), *describe_run(settings, trainer.student, store, usable, left_out)]
     if exists:
         trainer.resume()
@@ -101,8 +114,8 @@ def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle
             write_note(out, 0, f"idle: {warning}", warning)
     for line in lines:
         tell("choice", {"text": line})
-    for warning in idle:
-        tell("warning", {"step": 0, "key": "idle", "text": warning})
+    for warning in warnings:
+        tell("warning", {"step": trainer.step, "key": "idle", "text": warning})
     inputs = {"store": store.path.name, "scans": fingerprint, "count": len(usable), "left_out": left_out}
     write_command(out, "pretrain", settings=settings.model_dump(mode="json"), inputs=inputs)
     tell("begin", {"step": trainer.step, "steps": settings.train.steps})
@@ -113,12 +126,25 @@ def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle
 
 def _open_store(
     source: str | Path | Sequence[str | Path], out: Path, settings: Settings, on_event: Callable[..., None] | None
-) -> Store:
+) -> tuple[Store, list[str]]:
     paths = [Path(source)] if isinstance(source, str | Path) else [Path(p) for p in source]
     if len(paths) == 1 and (paths[0] / "store.json").exists():
-        return Store(paths[0])
-    prepare_store(paths, out / "store", Preparation(spacing=settings.view.spacing), on_event=on_event)
-    return Store(out / "store")
+        return Store(paths[0]), []
+    done = prepare_store(paths, out / "store", Preparation(spacing=settings.view.spacing), on_event=on_event)
+    refused = f", {done.rejected} rejected: see {done.path / 'rejected.csv'}" if done.rejected else ""
+    return Store(done.path), [f"store: {done.kept} scans prepared{refused}"]
+
+
+def _settle_spacing(settings: Settings, store: Store, *, asked: bool) -> Settings:
+    """The settings with the store's spacing, which is that of the views; another one that was asked for is refused."""
+    wanted, found = settings.view.spacing, store.preparation.spacing
+    if asked and wanted != found:
+        raise RunError(
+            f"view.spacing = {wanted:g}, but the store was prepared at {found:g} mm",
+            where=store.path,
+            do=f"Set view.spacing={found:g}, or prepare the scans again with --spacing {wanted:g}",
+        )
+    return settings.model_copy(update={"view": settings.view.model_copy(update={"spacing": found})})
 
 
 def _settle_with_run(out: Path, asked: Settings, given: frozenset[str]) -> Settings:
@@ -146,17 +172,22 @@ def _look_up(values: Mapping[str, Any], key: str) -> Any:
     return values
 
 
-def _refuse_other_store(out: Path, fingerprint: str, count: int) -> None:
-    steps = list_checkpoints(out)
-    if not steps:
-        return
-    state = json.loads((out / "checkpoints" / f"step-{steps[-1]:06d}" / "state.json").read_text(encoding="utf-8"))
-    if state["store"] != fingerprint:
+def _refuse_other_store(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if before["store"] != now["store"]:
         raise RunError(
-            f"was trained on {state['scans']} other scans than the {count} of this store",
+            f"was trained on {before['scans']} scans, which are not the {now['scans']} of this store",
             where=out,
             do="Resume with the same store, or begin in another folder",
         )
+
+
+def _list_other_arithmetic(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What rounds differently from the process that wrote the checkpoint."""
+    return [
+        f"{name}: {now[name]}, but {before[name]} up to here, so the weights will differ from a run in one go."
+        for name in ("precision", "threads")
+        if before.get(name, now[name]) != now[name]
+    ]
 
 
 @contextmanager

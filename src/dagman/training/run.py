@@ -17,7 +17,10 @@ RUN/  settings.toml     every setting, resolved
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +110,15 @@ class Run:
 
     def gallery(self, step: int) -> dict[str, np.ndarray]:
         """What was kept at a step: view, hidden, attention, attention_heads, reconstruction (as far as they exist), spacing."""
-        return load_file(self.path / "gallery" / f"step-{step:06d}.safetensors")
+        try:
+            return load_file(self.path / "gallery" / f"step-{step:06d}.safetensors")
+        except FileNotFoundError:
+            kept = ", ".join(map(str, self.gallery_steps)) or "none"
+            raise RunError(f"kept no views at step {step}", where=self.path, do=f"Steps with views: {kept}") from None
 
 
 def write_settings(folder: Path, settings: Settings) -> None:
-    """Write `settings.toml`."""
+    """Write `settings.toml`, with every setting resolved."""
     write_text(folder / "settings.toml", tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)))
 
 
@@ -126,15 +133,24 @@ def write_gallery(folder: Path, step: int, arrays: dict[str, np.ndarray]) -> Non
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
 
 
-def rewind_run(folder: Path, step: int, *, finished: bool) -> None:
+def rewind_run(folder: Path, step: int, warned: Collection[str]) -> None:
     """Drop what lies after the checkpoint at `step`: a killed run had gone on beyond it.
 
-    The look at the validation views at `step` itself comes after the checkpoint, and is repeated unless the run had `finished`.
+    The look at the validation views at `step` itself comes after the checkpoint, and is repeated. Warnings stay whose keys
+    the checkpoint holds as `warned`.
     """
-    looked = step if finished else step - 1
-    for name, last in (("metrics.jsonl", step), ("timing.jsonl", step), ("monitors.jsonl", looked), ("notes.jsonl", looked)):
+    for name, last in (("metrics.jsonl", step), ("timing.jsonl", step), ("monitors.jsonl", step - 1)):
         if (folder / name).exists():
-            keep_rows(folder / name, lambda row, last=last: int(row["step"]) <= last or row.get("key") == "choice")
+            keep_rows(folder / name, partial(_is_until, last))
+    if (folder / "notes.jsonl").exists():
+        keep_rows(folder / "notes.jsonl", lambda row: row["key"] in warned or row["key"].startswith(("choice", "idle")))
     for path in (folder / "gallery").glob("step-*.safetensors"):
-        if int(path.stem.removeprefix("step-")) > looked:
+        if int(path.stem.removeprefix("step-")) >= step:
             path.unlink()
+    # Half-written files of a process that was killed.
+    for path in (p for where in (folder, folder / "gallery", folder / "checkpoints") for p in where.glob(".*.partial.*")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_until(last: int, row: dict[str, Any]) -> bool:
+    return int(row["step"]) <= last

@@ -79,20 +79,23 @@ class Trainer:
     def resume(self) -> None:
         """Take over the newest checkpoint, if there is one yet, and drop what the run had written after it."""
         if not list_checkpoints(self.folder):
-            rewind_run(self.folder, 0, finished=False)
+            rewind_run(self.folder, 0, ())
             return
         values = load_checkpoint(self.folder, self.student, self.teacher, self.optimizer, self.targets)
         self.step = int(values["step"])
         self.warned = set(values["warned"])
-        rewind_run(self.folder, self.step, finished=self.step == self.settings.train.steps)
+        if self.step < self.settings.train.steps:
+            rewind_run(self.folder, self.step, self.warned)
 
     def train(self) -> int:
         """Run to the last step, or until `stop` is set; returns the steps done. A checkpoint is left in either case."""
         train = self.settings.train
+        if self.step == train.steps:
+            return self.step
         validation = Validation(self.settings, self.dataset, self.method, self.device)
         waits: deque[float] = deque(maxlen=50)
         curves = Curves(self.folder, self.step)
-        batches = iter(load_steps(self.dataset, self.step, self.workers))
+        batches = load_steps(self.dataset, self.step, self.workers)
         while self.step < train.steps and not self.stop:
             step = self.step
             # ------------------------------------------------------- once in a while
@@ -210,7 +213,9 @@ class Trainer:
                 self.tell("warning", {"step": self.step, "key": key, "text": text})
 
     def _save(self) -> None:
-        state = {**self.state, "warned": sorted(self.warned), "threads": torch.get_num_threads()}
+        # The encoder first: whoever finds a checkpoint finds an encoder that is not older.
+        config = assembly.describe_encoder(self.settings, self.dataset, self.step)
+        write_encoder(self.folder / "encoder", config, (self.teacher or self.student).state_dict())
         save_checkpoint(
             self.folder,
             self.step,
@@ -218,11 +223,9 @@ class Trainer:
             self.teacher,
             self.optimizer,
             self.targets,
-            state,
+            {**self.state, "warned": sorted(self.warned)},
             self.settings.train.keep_checkpoints,
         )
-        config = assembly.describe_encoder(self.settings, self.dataset, self.step)
-        write_encoder(self.folder / "encoder", config, (self.teacher or self.student).state_dict())
         self.tell("checkpoint", {"step": self.step})
 
     def _time(self, seconds: float, waited: float) -> dict[str, Any]:

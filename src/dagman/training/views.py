@@ -6,14 +6,15 @@ random box of 4/3 their side, so that they overlap [SMIT].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from dagman.errors import RunError
+from dagman.errors import DagmanError, RunError
 from dagman.randomness import generator
 from dagman.settings.tree import ViewSettings
 from dagman.store.manifest import Store
@@ -40,6 +41,8 @@ def find_usable(shapes: dict[str, Triple], view: ViewSettings) -> tuple[list[str
     Raises:
         RunError: No scan is large enough; the message names the largest.
     """
+    if not shapes:
+        raise RunError("the store holds no scans", do="Prepare some: dagman prepare SCANS --out STORE")
     least = round(view.side * (1 - view.padding))
     usable = sorted(i for i, shape in shapes.items() if min(shape) >= least)
     left_out = sorted(set(shapes) - set(usable))
@@ -146,19 +149,45 @@ def validation_places(dataset: ViewDataset, views: int) -> list[tuple[Crop, Crop
     return places
 
 
-def _pass(item: dict[str, Any]) -> dict[str, Any]:
+class _Told(torch.utils.data.Dataset):
+    # torch would turn an error from a loader process into its traceback; as a value it comes over whole.
+    def __init__(self, dataset: ViewDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, step: int) -> dict[str, Any] | DagmanError:
+        try:
+            return self.dataset[step]
+        except DagmanError as error:
+            return error
+
+
+def _pass(item: Any) -> Any:
     return item
 
 
-def load_steps(dataset: ViewDataset, first: int, workers: int) -> torch.utils.data.DataLoader:
-    """Items `first`, `first` + 1, ... in order, read by `workers` processes (0: by this one); their number changes nothing."""
-    return torch.utils.data.DataLoader(
-        dataset,
+def _ignore_interrupt(worker: int) -> None:
+    # Ctrl-C reaches every process of a terminal; only the training process decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def load_steps(dataset: ViewDataset, first: int, workers: int) -> Iterator[dict[str, Any]]:
+    """Items `first`, `first` + 1, ... in order, read by `workers` processes (0: by this one); their number changes nothing.
+
+    Raises:
+        StoreError: A scan's file is missing or damaged.
+    """
+    loader = torch.utils.data.DataLoader(
+        _Told(dataset),
         sampler=range(first, dataset.steps),
         batch_size=None,
         num_workers=workers,
         collate_fn=_pass,
+        worker_init_fn=_ignore_interrupt if workers else None,
         multiprocessing_context="forkserver" if workers else None,
         persistent_workers=False,
         prefetch_factor=4 if workers else None,
     )
+    for item in loader:
+        if isinstance(item, DagmanError):
+            raise item
+        yield item
