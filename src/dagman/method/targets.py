@@ -24,8 +24,8 @@ class TargetRules:
         target_entropy: Mean H(P_t)/ln K that tau_t is solved for; None takes tau_t from the schedule.
         center_momentum: EMA momentum of the centre.
         queue: Rows of earlier steps that the image projectors' Sinkhorn rounds and temperature see as well [SwAV]:
-            a handful of views alone would be given prototypes at random. Rows are kept less the centre of their time:
-            what all views of a step share drifts from step to step, and would be told apart instead of the views.
+            a handful of views alone would be given prototypes at random. Rows are kept less the mean of their step: what
+            all views share drifts from step to step, and Sinkhorn would tell steps apart instead of views.
     """
 
     centering: str = "mean"
@@ -54,8 +54,6 @@ class Targets:
 
         `scheduled` is tau_t of the schedule, taken unless the rules solve it for an entropy.
         """
-        if name in self.queues and self.rules.queue and not len(self.queues[name]):
-            self.centers[name] = logits.float().mean(dim=0)
         temperature = self._find_temperature(name, logits, scheduled)
         probabilities = self.apply(name, logits, temperature)
         if self.rules.target_entropy is not None:
@@ -91,7 +89,7 @@ class Targets:
     def _with_queue(self, name: str, logits: Tensor) -> Tensor:
         if name not in self.queues or not self.rules.queue:
             return logits.float()
-        return torch.cat([self.queues[name], logits.float() - self.centers[name]])
+        return torch.cat([self.queues[name], logits.float() - logits.float().mean(dim=0)])
 
     def _find_temperature(self, name: str, logits: Tensor, scheduled: float) -> float:
         if self.rules.target_entropy is None:
