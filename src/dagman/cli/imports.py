@@ -1,0 +1,123 @@
+"""`dagman import`: public data sets to tables."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+_SHOWN = 10
+"""Things left out that are printed; all are in left_out.csv."""
+
+
+@app.callback(epilog="Example: dagman import lidc LIDC-IDRI --out lidc --benign 1-2 --malignant 4-5")
+def import_set() -> None:
+    """Turn a public data set into a table that the tasks read."""
+
+
+@app.command("lidc", epilog="Example: dagman import lidc LIDC-IDRI --out lidc --benign 1-2 --malignant 4-5")
+def import_lidc_idri(
+    folder: Annotated[Path, typer.Argument(help="Folder with the DICOM series and the readers' XML files, at any depth.")],
+    out: Annotated[Path, typer.Option(help="Folder to write: table.csv, masks/, left_out.csv.")],
+    benign: Annotated[str, typer.Option(help="Median malignancies that are benign, such as 1-3 (the paper's) or 1-2.")] = "1-3",
+    malignant: Annotated[str, typer.Option(help="Median malignancies that are malignant, such as 4-5.")] = "4-5",
+    readers: Annotated[int, typer.Option(min=1, max=4, help="Readers who must have outlined a nodule.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+) -> None:
+    """Read LIDC-IDRI as TCIA ships it: one row a nodule, with the consensus of its readers.
+
+    Outlines of up to four readers are grouped into nodules; the mask holds what at least half of them outlined. A nodule
+    whose median malignancy is in neither range is left out and counted. The scans stay where they are, as DICOM.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from dagman.records.provenance import write_command
+    from dagman.tables.lidc import import_lidc
+
+    console = Console(stderr=as_json)
+    ranges = {"benign": _parse_range("--benign", benign), "malignant": _parse_range("--malignant", malignant)}
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+        summary = import_lidc(
+            folder, out, **ranges, readers=readers, on_scan=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    outcome = {
+        "scans": summary.scans,
+        "patients": summary.patients,
+        "benign": summary.benign,
+        "malignant": summary.malignant,
+        "left_out": len(summary.left_out),
+        "small_marks": summary.small,
+        "non_nodule_marks": summary.others,
+    }
+    write_command(out, "import lidc", settings={**ranges, "readers": readers}, inputs={"folder": str(folder)}, outcome=outcome)
+    if as_json:
+        typer.echo(json.dumps({"table": str(summary.table), **outcome}))
+        return
+    console.print(
+        f"[bold]{summary.benign + summary.malignant} nodules[/bold] of {summary.patients} patients ({summary.scans} scans): "
+        f"{summary.benign} benign ({benign}), {summary.malignant} malignant ({malignant}).",
+        highlight=False,
+    )
+    console.print(
+        f"Not in the table: {summary.small} readers' marks of nodules below 3 mm, {summary.others} of what is no nodule.",
+        highlight=False,
+    )
+    for refusal in summary.left_out[:_SHOWN]:
+        console.print(f"  [yellow]{refusal.source}[/yellow]: {refusal.reason}", highlight=False, soft_wrap=True)
+    if len(summary.left_out) > _SHOWN:
+        console.print(f"  and {len(summary.left_out) - _SHOWN} more in {out / 'left_out.csv'}", highlight=False, soft_wrap=True)
+    console.print(f"Table: {summary.table}", highlight=False, soft_wrap=True)
+
+
+@app.command("medmnist", epilog="Example: dagman import medmnist nodulemnist3d.npz --out nodulemnist")
+def import_medmnist_file(
+    file: Annotated[Path, typer.Argument(help="A 3D set's .npz, 28 or 64 voxels a side, under its own name.")],
+    out: Annotated[Path, typer.Option(help="Folder to write: table.csv with the official split, scans/.")],
+    window: Annotated[
+        tuple[float, float] | None, typer.Option(help="HU that the grey values 0 and 255 stand for. Default: the set's usual.")
+    ] = None,
+    spacing: Annotated[float | None, typer.Option(help="Spacing in mm. Default: the set's, or 2 mm where it has none.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+) -> None:
+    """Read a MedMNIST 3D set (NoduleMNIST3D, OrganMNIST3D, FractureMNIST3D): one NIfTI file an item, and a table.
+
+    The files hold grey values, not HU. The window that made them is undone, so that an encoder sees a CT; what it was is
+    an assumption, printed.
+    """
+    from rich.console import Console
+
+    from dagman.records.hashes import hash_file
+    from dagman.records.provenance import write_command
+    from dagman.tables.medmnist import import_medmnist
+
+    summary = import_medmnist(file, out, window=window, spacing=spacing)
+    outcome = {"items": summary.items, "window_hu": summary.window, "spacing_mm": summary.spacing}
+    write_command(out, "import medmnist", settings={}, inputs={"file": str(file), "hash": hash_file(file)}, outcome=outcome)
+    if as_json:
+        typer.echo(json.dumps({"table": str(summary.table), **outcome}))
+        return
+    console = Console()
+    counts = ", ".join(f"{count} {split}" for split, count in summary.items.items())
+    console.print(f"[bold]{sum(summary.items.values())} items[/bold]: {counts}.", highlight=False)
+    low, high = summary.window
+    console.print(
+        f"Grey values are no HU: 0 to 255 were taken for {low:g} to {high:g} HU, voxels for {summary.spacing:.3g} mm.",
+        highlight=False,
+    )
+    console.print(f"Table: {summary.table}", highlight=False, soft_wrap=True)
+
+
+def _parse_range(option: str, text: str) -> tuple[int, int]:
+    from dagman.errors import TableError
+
+    match = re.fullmatch(r"\s*([1-5])\s*(?:-\s*([1-5])\s*)?", text)
+    if match is None:
+        raise TableError(f"{option} is {text!r}", do="Give a range of malignancies from 1 to 5, such as 1-3")
+    return int(match[1]), int(match[2] or match[1])
