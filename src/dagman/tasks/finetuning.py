@@ -1,0 +1,326 @@
+"""Fine-tuning of an encoder and one linear head on items' crops, for any loss of (outputs, targets).
+
+The head reads what a linear probe reads (mean, std, max of each stage inside the mask), standardised, and may start from a
+fitted probe, so that the encoder is not torn apart by a random head (Kumar et al., ICLR 2022). Early stop keeps the best epoch,
+the start among them.
+
+Letters: B items of a batch, P pooled features, K outputs.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dagman.encoder.encoder import Encoder
+from dagman.errors import TaskError
+from dagman.model import to_unit_range
+from dagman.randomness import generator
+from dagman.store.preparation import SCALED_RANGE
+from dagman.tasks.item_crops import ItemCrop
+from dagman.tasks.layer_rates import scale_rates
+from dagman.tasks.protocol import plan_splits
+
+Indices = NDArray[np.int64]
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Of outputs (B K) and targets (B ...), float32, to a scalar; it sees whole batches, so it may compare items (Cox)."""
+
+_PIECE = 2**21 * 24
+"""Voxels times embedding channels put through at once on the CPU: 8 crops of 64^3 for `tiny`, about 3 GB."""
+_GPU_PIECES = 24
+_LEAST_STEPS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings:
+    """How long and how hard; defaults follow the paper's (batch 40, rate 2e-4) as far as a few dozen items let them."""
+
+    epochs: int = 30
+    "Most epochs. [ours; paper 1,000]"
+    patience: int = 6
+    "Epochs without a better inner validation loss before it stops. [ours]"
+    batch: int = 40
+    "Items a step; fewer where an epoch would have less than 8 steps. Paper, section 4."
+    rate: float = 2e-4
+    "Learning rate of the head and the last layer. Paper, section 4."
+    layer_decay: float = 0.75
+    "Factor of the rate from layer to layer downwards; a fresh encoder has nothing to keep, and gets 1. [ours]"
+    weight_decay: float = 0.05
+    "AdamW's, on matrices. METHOD, Training."
+    warmup: float = 0.1
+    "Share of the steps in which the rate rises; then it falls as a cosine. [ours]"
+    clip: float = 3.0
+    "Largest norm of the gradient. METHOD, Training."
+    flips: str = "xyz"
+    "Axes that may be mirrored; leave x out where left and right are classes. [ours]"
+    shift: float = 0.03
+    "Largest shift of the intensities, which lie in [0, 1]. [ours]"
+    scale: float = 0.1
+    "Largest relative change of the intensities. [ours]"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LinearHead:
+    """A linear layer on standardised pooled features, as plain arrays: mean P, scale P, weights K P, bias K."""
+
+    mean: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FinetunedModel:
+    """An encoder with a head, and how it came to be: a row an epoch with `train` and `val` loss."""
+
+    encoder: Encoder
+    head: LinearHead
+    history: tuple[dict[str, float], ...] = field(default=(), repr=False)
+    best: int = 0
+    "The epoch that was kept; 0 is the start."
+
+    def predict(self, crops: Sequence[ItemCrop]) -> NDArray[np.float64]:
+        """Outputs, items x K, before any softmax."""
+        device = self.encoder.device
+        head = _HeadLayer(self.head).to(device)
+        return _run_all(self.encoder, self.encoder.network.encoder, head, crops).double().cpu().numpy()
+
+
+def hold_out(
+    patients: ArrayLike, labels: ArrayLike, train: Indices, *, share: float = 0.2, seed: int = 0
+) -> tuple[Indices, Indices]:
+    """`train` in two parts by patient, stratified: to fit, and to stop by; the second is empty where a class has one patient."""
+    patients, labels = np.asarray(patients, dtype=str), np.asarray(labels)
+    counts = [len(set(patients[train][labels[train] == label].tolist())) for label in np.unique(labels[train])]
+    folds = min(round(1 / share), *counts) if counts else 0
+    if folds < 2:
+        return train, train[:0]
+    inner = plan_splits(patients[train], labels[train], folds=folds, seed=seed)[0]
+    if len(np.unique(labels[train[inner.train]])) < len(counts):
+        return train, train[:0]
+    return train[inner.train], train[inner.test]
+
+
+def finetune(
+    encoder: Encoder,
+    crops: Sequence[ItemCrop],
+    targets: ArrayLike,
+    *,
+    loss: Loss,
+    outputs: int,
+    train: Indices,
+    val: Indices,
+    start: LinearHead | None = None,
+    settings: FinetuneSettings | None = None,
+    seed: int = 0,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
+) -> FinetunedModel:
+    """Train a copy of the encoder with a linear head of `outputs` on crops[train]; stop by the loss on crops[val].
+
+    targets: one an item of `crops`, any trailing shape. val: may be empty; then every epoch is run and the last kept.
+    start: a head to start from; None: zeros. One seed gives one result on one machine.
+    Raises TaskError when the loss is not finite.
+    """
+    settings = settings or FinetuneSettings()
+    values = torch.from_numpy(np.asarray(targets))
+    network: nn.Module = copy.deepcopy(encoder.network.encoder).requires_grad_(True).train()
+    head = _HeadLayer(start or _measure_start(encoder, [crops[i] for i in train], outputs)).to(encoder.device)
+    batch = max(1, min(settings.batch, math.ceil(len(train) / _LEAST_STEPS)))
+    decay = settings.layer_decay if encoder.config.step else 1.0
+    groups = scale_rates(network, head.linear, rate=settings.rate, decay=decay, weight_decay=settings.weight_decay)
+    optimiser = torch.optim.AdamW(groups)
+    peaks = [group["lr"] for group in optimiser.param_groups]
+    steps = settings.epochs * math.ceil(len(train) / batch)
+
+    def judge() -> float:
+        network.eval()
+        with torch.no_grad():
+            seen = _run_all(encoder, network, head, [crops[i] for i in val])
+            result = float(loss(seen, values[val].to(encoder.device)))
+        network.train()
+        return result
+
+    best, kept = 0, (_copy_state(network), _copy_state(head))
+    lowest = judge() if len(val) else math.inf
+    history = [{"epoch": 0.0, "train": math.nan, "val": lowest if len(val) else math.nan}]
+    step = 0
+    for epoch in range(1, settings.epochs + 1):
+        total = 0.0
+        for chosen in _draw_batches(train, batch, seed, epoch):
+            for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+                group["lr"] = peak * anneal(step, steps, settings.warmup)
+            views = [_augment(encoder, crops[i], settings, seed, epoch, int(i)) for i in chosen]
+            value = loss(_run_pieces(encoder, network, head, views), values[chosen].to(encoder.device))
+            if not torch.isfinite(value):
+                raise TaskError(f"the fine-tuning loss is not finite in epoch {epoch}", do="Lower the learning rate")
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            parameters = [p for group in optimiser.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, settings.clip)
+            optimiser.step()
+            total += float(value.detach()) * len(chosen)
+            step += 1
+        row = {"epoch": float(epoch), "train": total / len(train), "val": judge() if len(val) else math.nan}
+        history.append(row)
+        if on_epoch:
+            on_epoch(row)
+        if not len(val) or row["val"] < lowest:
+            best, lowest, kept = epoch, row["val"], (_copy_state(network), _copy_state(head))
+        elif epoch - best >= settings.patience:
+            break
+    network.load_state_dict(kept[0])
+    head.load_state_dict(kept[1])
+    tuned = copy.copy(encoder.network)
+    tuned._modules = {**encoder.network._modules, "encoder": network.requires_grad_(False).eval()}
+    return FinetunedModel(encoder=replace(encoder, network=tuned), head=head.to_arrays(), history=tuple(history), best=best)
+
+
+def anneal(step: int, steps: int, warmup: float) -> float:
+    """The share of the peak rate at a step (from 0): a linear rise over `warmup` of the steps, then a cosine to 0."""
+    rising = max(1, round(warmup * steps))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def pool_maps(maps: Sequence[Tensor], inside: Tensor) -> Tensor:
+    """B P: mean, std and max of each map (B C x y z) over what is inside (B X Y Z, True), as `pool_features`, with gradient."""
+    parts = []
+    for features in maps:
+        strides = [side // cells for side, cells in zip(inside.shape[1:], features.shape[2:], strict=True)]
+        coverage = nn.functional.avg_pool3d(inside[:, None].float(), strides).flatten(2)
+        cells = features.float().flatten(2)
+        weights = coverage / coverage.sum(dim=2, keepdim=True)
+        mean = (cells * weights).sum(dim=2)
+        variance = ((cells - mean[..., None]).square() * weights).sum(dim=2)
+        # A root has no slope at 0, where a structure touches one cell alone.
+        spread = (variance + 1e-8).sqrt()
+        parts += [mean, spread, cells.masked_fill(coverage == 0, -math.inf).amax(dim=2)]
+    return torch.cat(parts, dim=1)
+
+
+class _HeadLayer(nn.Module):
+    """A `LinearHead` with gradient."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, head: LinearHead) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.from_numpy(np.array(head.mean, dtype=np.float32)))
+        self.register_buffer("scale", torch.from_numpy(np.array(head.scale, dtype=np.float32)))
+        self.linear = nn.Linear(head.weights.shape[1], head.weights.shape[0])
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.from_numpy(np.asarray(head.weights, dtype=np.float32)))
+            self.linear.bias.copy_(torch.from_numpy(np.asarray(head.bias, dtype=np.float32)))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return self.linear((pooled - self.mean) / self.scale)
+
+    def to_arrays(self) -> LinearHead:
+        def plain(tensor: Tensor) -> NDArray[np.float32]:
+            return tensor.detach().cpu().numpy().copy()
+
+        return LinearHead(
+            mean=plain(self.mean), scale=plain(self.scale), weights=plain(self.linear.weight), bias=plain(self.linear.bias)
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _View:
+    """A crop on the device, intensities in [0, 1]: voxels 1 X Y Z, inside X Y Z."""
+
+    voxels: Tensor
+    inside: Tensor
+
+
+def _measure_start(encoder: Encoder, crops: Sequence[ItemCrop], outputs: int) -> LinearHead:
+    """A head of zeros, with the features' mean and spread over the training items before any step."""
+    with torch.no_grad():
+        pooled = (
+            torch.cat([_pool_views(encoder, encoder.network.encoder, [_to_view(encoder, crop)]) for crop in crops]).double().cpu()
+        )
+    mean, spread = pooled.mean(dim=0), pooled.std(dim=0, correction=0)
+    scale = torch.where(spread > 1e-6 * (mean.abs() + 1), spread, torch.ones_like(spread))
+    size = pooled.shape[1]
+    return LinearHead(
+        mean=mean.float().numpy(),
+        scale=scale.float().numpy(),
+        weights=np.zeros((outputs, size), dtype=np.float32),
+        bias=np.zeros(outputs, dtype=np.float32),
+    )
+
+
+def _draw_batches(train: Indices, batch: int, seed: int, epoch: int) -> Iterator[Indices]:
+    order = train[generator(seed, "finetune order", epoch).permutation(len(train))]
+    # Parts of nearly one size: a last batch of one item would weigh as much as a full one.
+    yield from np.array_split(order, math.ceil(len(order) / batch))
+
+
+def _to_view(encoder: Encoder, crop: ItemCrop) -> _View:
+    low, high = SCALED_RANGE if crop.modality == "MR" else (encoder.config.low, encoder.config.high)
+    voxels = to_unit_range(torch.from_numpy(crop.voxels).to(encoder.device), low, high)
+    return _View(voxels=voxels[None], inside=torch.from_numpy(crop.inside).to(encoder.device))
+
+
+def _augment(encoder: Encoder, crop: ItemCrop, settings: FinetuneSettings, seed: int, epoch: int, index: int) -> _View:
+    draw = generator(seed, "finetune view", epoch, index)
+    mirrored = draw.random(3) < 0.5
+    scale, shift = draw.uniform(-1, 1, size=2) * (settings.scale, settings.shift)
+    view = _to_view(encoder, crop)
+    axes = [axis for axis, name in enumerate("xyz") if mirrored[axis] and name in settings.flips]
+    voxels = (view.voxels * (1 + scale) + shift).clamp(0.0, 1.0)
+    return _View(voxels=voxels.flip([axis + 1 for axis in axes]), inside=view.inside.flip(axes))
+
+
+def _pool_views(encoder: Encoder, network: nn.Module, views: Sequence[_View]) -> Tensor:
+    stacked = torch.stack([view.voxels for view in views])
+    with torch.autocast(torch.device(encoder.device).type, dtype=torch.bfloat16, enabled=encoder.precision == "bf16"):
+        maps = network(stacked)
+    return pool_maps(maps, torch.stack([view.inside for view in views]))
+
+
+def _run_pieces(encoder: Encoder, network: nn.Module, head: _HeadLayer, views: Sequence[_View]) -> Tensor:
+    """Outputs of a batch, B K. A batch too large for the memory goes piece by piece, each computed again on the way back."""
+    pieces = _cut_pieces(encoder, views)
+    if len(pieces) == 1:
+        return head(_pool_views(encoder, network, views))
+    pooled = [
+        checkpoint(_pool_views, encoder, network, [views[i] for i in piece], use_reentrant=False, preserve_rng_state=False)
+        for piece in pieces
+    ]
+    order = torch.tensor([i for piece in pieces for i in piece], device=encoder.device)
+    return head(torch.cat(pooled)[order.argsort()])
+
+
+def _cut_pieces(encoder: Encoder, views: Sequence[_View]) -> list[list[int]]:
+    """Indices of views of one size, in pieces that fit the memory."""
+    budget = _PIECE * (1 if encoder.device == "cpu" else _GPU_PIECES)
+    alike: dict[int, list[int]] = {}
+    for index, view in enumerate(views):
+        alike.setdefault(view.voxels.shape[1], []).append(index)
+    pieces = []
+    for side, indices in sorted(alike.items()):
+        count = max(1, budget // (side**3 * encoder.config.shape.embed))
+        pieces += [indices[first : first + count] for first in range(0, len(indices), count)]
+    return pieces
+
+
+@torch.no_grad()
+def _run_all(encoder: Encoder, network: nn.Module, head: _HeadLayer, crops: Sequence[ItemCrop]) -> Tensor:
+    if not crops:
+        return torch.empty((0, head.linear.out_features))
+    # One crop at a time: on the CPU more gain nothing, and the last bit would depend on who stands beside whom.
+    return torch.cat([head(_pool_views(encoder, network, [_to_view(encoder, crop)])) for crop in crops])
+
+
+def _copy_state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}

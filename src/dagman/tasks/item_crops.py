@@ -1,0 +1,140 @@
+"""Crops of a table's items, cut once and kept: what every model of a task is given.
+
+The shape of a crop is that of `encoder.items` (one spacing a table, a side that suits each structure); a whole scan becomes
+one crop that holds all of it, so that it too can be fine-tuned on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dagman.encoder.cropping import (
+    LARGEST_SIDE,
+    Crop,
+    CropShape,
+    choose_crop,
+    cut_structure,
+    cut_surroundings,
+    measure_extent,
+)
+from dagman.encoder.encoder import Encoder
+from dagman.encoder.items import OpenItem, RefusedItem, choose_item_spacing, open_items
+from dagman.errors import DagmanError
+from dagman.scans.scan import Modality, Scan
+from dagman.store.crops import cut_mask_crop
+from dagman.store.manifest import Store
+from dagman.tables.items import Item
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ItemCrop:
+    """A crop as it is kept: `voxels` int16 X Y Z (HU, MR as stored), where to pool (True), and the voxel size in mm."""
+
+    voxels: NDArray[np.int16] = field(repr=False)
+    inside: NDArray[np.bool_] = field(repr=False)
+    modality: Modality
+    spacing: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ItemCrops:
+    """Crops of items in the table's order, the content hashes of their scans, and who was refused."""
+
+    items: tuple[Item, ...]
+    crops: tuple[ItemCrop, ...] = field(repr=False)
+    hashes: tuple[str, ...] = field(repr=False)
+    refused: tuple[RefusedItem, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def cut_items(
+    encoder: Encoder,
+    items: Iterable[Item],
+    *,
+    store: Store | None = None,
+    crop_mm: float | None = None,
+    crop_spacing: float | None = None,
+) -> ItemCrops:
+    """The crop of each item, int16; about 0.8 MB for 64^3 voxels.
+
+    Raises TableError when most points lie outside their scans, SettingsError for a crop that cannot be.
+    """
+    found: list[tuple[Item, ItemCrop, str]] = []
+    refused: list[RefusedItem] = []
+    cut = stream_crops(encoder, items, store=store, crop_mm=crop_mm, crop_spacing=crop_spacing)
+    for given in cut:
+        if isinstance(given, RefusedItem):
+            refused.append(given)
+        else:
+            opened, crop = given
+            found.append((opened.item, crop, opened.content_hash))
+    found.sort(key=lambda one: one[0].index)
+    return ItemCrops(
+        items=tuple(item for item, _, _ in found),
+        crops=tuple(crop for _, crop, _ in found),
+        hashes=tuple(content for _, _, content in found),
+        refused=tuple(sorted(refused, key=lambda one: one.item.index)),
+    )
+
+
+def stream_crops(
+    encoder: Encoder,
+    items: Iterable[Item],
+    *,
+    store: Store | None = None,
+    crop_mm: float | None = None,
+    crop_spacing: float | None = None,
+) -> Iterator[tuple[OpenItem, ItemCrop] | RefusedItem]:
+    """Each item with its crop, scan by scan; what is held does not grow with their number."""
+    items = list(items)
+    spacing = choose_item_spacing(items, encoder, crop_mm=crop_mm, crop_spacing=crop_spacing)
+    cut = _prepare_cutter(encoder, crop_mm, spacing)
+    for opened in open_items(encoder, items, store=store):
+        if isinstance(opened, RefusedItem):
+            yield opened
+            continue
+        try:
+            crop, shape = cut(opened)
+        except DagmanError as error:
+            yield RefusedItem(item=opened.item, reason=str(error))
+            continue
+        voxels = np.rint(np.clip(crop.voxels, -32768, 32767)).astype(np.int16)
+        yield opened, ItemCrop(voxels=voxels, inside=crop.inside, modality=crop.modality, spacing=shape.spacing)
+
+
+def _prepare_cutter(encoder: Encoder, crop_mm: float | None, spacing: float | None) -> Callable[[OpenItem], tuple[Crop, CropShape]]:
+    coarsest = encoder.config.spacing
+
+    def cut(opened: OpenItem) -> tuple[Crop, CropShape]:
+        extent = None if opened.inside is None else measure_extent(opened.inside, opened.scan.spacing)
+        if opened.inside is None and opened.item.center_mm is None:
+            return _cut_whole(encoder, opened.scan)
+        shape = choose_crop(extent, crop_mm=crop_mm, crop_spacing=spacing, coarsest=coarsest)
+        if opened.inside is not None:
+            return cut_structure(opened.scan, opened.inside, shape), shape
+        return cut_surroundings(opened.scan, opened.item.center_mm or (), shape), shape
+
+    return cut
+
+
+def _cut_whole(encoder: Encoder, scan: Scan) -> tuple[Crop, CropShape]:
+    """All of a scan in one cube of at most 128 voxels a side: at the encoder's spacing if that is enough, else coarser."""
+    body = encoder.read(encoder.prepare(scan))
+    extent = max(size * step for size, step in zip(body.shape, body.spacing, strict=True))
+    spacing = max(encoder.config.spacing, extent / LARGEST_SIDE)
+    # A tolerance for 64.00000000000001 voxels.
+    side = int(np.ceil(extent / spacing / 32 - 1e-6)) * 32
+    shape = CropShape(side, spacing)
+    center = body.affine.to_world([(np.array(body.shape) - 1) / 2])[0]
+    crop = cut_surroundings(body, center, shape)
+    everything = Scan(
+        voxels=np.ones(body.shape, dtype=np.int16), affine=body.affine, modality="other", patient=body.patient, source=body.source
+    )
+    inside = cut_mask_crop(everything, center, *shape) != 0
+    return Crop(voxels=crop.voxels, inside=inside, modality=crop.modality), shape
