@@ -1,0 +1,91 @@
+"""`dagman outcome`: a response, or time and event, from a table's items."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+_EXAMPLE = "Example: dagman outcome runs/first outcome.csv --time time --event event --clinical age,grade --out outcome"
+
+
+@app.command(epilog=_EXAMPLE)
+def run_outcome(
+    model: Annotated[str, typer.Argument(metavar="ENCODER", help="A run, an encoder folder, scratch:SIZE, or radiomics:size.")],
+    table: Annotated[Path, typer.Argument(help="CSV or Parquet, a row a scan or a lesion; those of one patient are pooled.")],
+    out: Annotated[Path, typer.Option(help="Folder of results.")],
+    time: Annotated[str | None, typer.Option(help="Column of the time from the scan to the event or the last look.")] = None,
+    event: Annotated[str | None, typer.Option(help="Column: 1 where the event was seen, 0 where censored.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of a response, in place of time and event.")] = None,
+    clinical: Annotated[str, typer.Option(help="Clinical columns, comma-separated: judged alone, and beside the image.")] = "",
+    method: Annotated[str, typer.Option(help="Of cox, forest, finetune; for a response: linear, knn, finetune.")] = "",
+    folds: Annotated[int, typer.Option(help="Folds by patient.")] = 5,
+    repeats: Annotated[int, typer.Option(help="Repeats with other folds.")] = 5,
+    shares: Annotated[str, typer.Option(help="Shares of the training patients, such as 25,50,100 (percent).")] = "100",
+    per_class: Annotated[str, typer.Option(help="Few-shot draws: training patients with, and as many without the event.")] = "",
+    patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
+    mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
+    coordinates: Annotated[str, typer.Option(help="Of the table's points: ras or lps.")] = "ras",
+    crop_mm: Annotated[float | None, typer.Option(help="Side in mm of crops around structures. Default: from their size.")] = None,
+    crop_spacing: Annotated[float | None, typer.Option(help="Voxel size in mm of these crops. Default: from their size.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Store that holds the scans which the table names by id.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder in which vectors are kept by content. Default: OUT/features.")] = None,
+    seed: Annotated[int, typer.Option(help="Of folds, draws and fits.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
+) -> None:
+    """Predict a response, or time and event, out of fold: from the image alone, clinical columns alone, and both.
+
+    Time and event: Cox's elastic net or a random survival forest on frozen features, or fine-tuning with Cox's loss; Harrell's
+    and Uno's C, integrated Brier score, time-dependent AUC, calibration, and Kaplan-Meier curves of risk groups whose cut is
+    fixed inside the training fold. Missing clinical values are counted, and filled inside the fold.
+    """
+    from rich.console import Console
+
+    from dagman.cli.task_options import format_results, open_store, print_measures, split_names, split_numbers
+    from dagman.errors import TaskError
+    from dagman.reports.outcome_report import write_outcome_report
+    from dagman.tables.table import read_table
+    from dagman.tasks.models import parse_model
+    from dagman.tasks.outcome import OutcomeSettings, predict_outcome
+    from dagman.tasks.results import Results
+
+    if label is None and (time is None or event is None):
+        raise TaskError(
+            "says neither a response nor time and event", where="outcome", do="Say --label COL, or --time COL --event COL"
+        )
+    spec = parse_model(model)
+    settings = OutcomeSettings(
+        methods=split_names(method) or ("cox",),
+        folds=folds,
+        repeats=repeats,
+        shares=tuple(share / 100 for share in split_numbers("shares", shares)),
+        per_class=tuple(int(count) for count in split_numbers("per-class", per_class)),
+        seed=seed,
+        crop_mm=crop_mm,
+        crop_spacing=crop_spacing,
+    )
+    opened, ids = open_store(store)
+    read = read_table(
+        table,
+        label=label,
+        time=time,
+        event=event,
+        clinical=split_names(clinical),
+        patient=patient,
+        mask_label=mask_label,
+        coordinates=coordinates,
+        known_ids=ids,
+    )
+    console = Console(stderr=as_json, soft_wrap=True, highlight=False)
+    with console.status("reading") as status:
+        summary = predict_outcome(
+            [spec], read, out, settings, store=opened, cache=cache or out / "features", on_part=lambda text: status.update(text)
+        )
+        page = write_outcome_report(Results(out))
+    if as_json:
+        typer.echo(format_results(out, page))
+    else:
+        print_measures(console, summary, page)

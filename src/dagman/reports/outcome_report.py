@@ -1,0 +1,228 @@
+"""The page of an outcome: does the image predict it, does it add to the clinical columns, and how sure is that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dagman.records.files import write_text
+from dagman.reports.figures.curves import Series, draw_curves
+from dagman.reports.figures.encoding import encode_png
+from dagman.reports.figures.intervals import draw_intervals
+from dagman.reports.figures.survival import draw_survival_calibration, draw_survival_groups
+from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, Verdict, render_page
+from dagman.reports.style import FULL_WIDTH
+from dagman.tasks.results import Comparison, Measurement, Results
+
+_NAMES = {
+    "harrell_c": "Harrell's C",
+    "uno_c": "Uno's C",
+    "dynamic_auc": "time-dependent AUC",
+    "integrated_brier": "integrated Brier score",
+}
+_METHODS = {
+    "cox": "Cox, elastic net",
+    "forest": "random survival forest",
+    "finetune": "fine-tuned, Cox loss",
+    "kaplan-meier": "Kaplan-Meier",
+}
+_ALL = "100%"
+
+
+def write_outcome_report(results: Results) -> Path:
+    """Write `report.html` into the folder of results and return its path."""
+    path = results.path / "report.html"
+    write_text(path, render_outcome(results))
+    return path
+
+
+def render_outcome(results: Results) -> str:
+    """The page as HTML."""
+    summary = results.summary
+    extra = summary.extra
+    settings = results.command["settings"]
+    splits = results.splits
+    repeats, folds = splits["repeat"].nunique(), splits["fold"].nunique()
+    design = f"{folds} folds by patient, {repeats} times" if folds > 1 else "the table's own split"
+    lead = (
+        f"Time and event of {extra['patients']} patients, {extra['events']} of them with the event; {design}. "
+        "All numbers are of patients that no part of the model had seen, with 95 % intervals over patients."
+    )
+    sections = [
+        Section("What was found", [*_judge(summary.measurements, summary.comparisons), *_say_events(extra)]),
+        Section("How well outcomes are told apart", [*_draw_concordance(summary.measurements), *_tabulate(summary.measurements)]),
+        Section("Paired differences", _tabulate_differences(summary.comparisons)),
+        Section("Risk groups", _show_groups(extra["predicted"])),
+        Section("Time-dependent AUC", _show_areas(extra["predicted"])),
+        Section("Calibration", _show_calibration(extra["predicted"])),
+        Section("Fewer labels", _show_subsets(summary.measurements)),
+        Section("What to know", [Listing(summary.notes)] if summary.notes else []),
+        Section("Settings", [DataTable(["setting", "value"], [[key, str(value)] for key, value in settings.items()])]),
+    ]
+    return render_page(
+        f"Outcome: {results.path.resolve().name}",
+        lead,
+        sections,
+        footer="Made by `dagman outcome`. This page loads nothing from elsewhere.",
+    )
+
+
+def _judge(measurements: Sequence[Measurement], comparisons: Sequence[Comparison]) -> list[Block]:
+    """A sentence for each arm: whether its interval excludes chance; and for each difference that is no chance after correction."""
+    found: list[Block] = []
+    for row in measurements:
+        if row.name != "harrell_c" or row.subset != _ALL:
+            continue
+        value = row.interval
+        who = f"`{row.model}` ({_METHODS.get(row.method, row.method)})"
+        told = f"Harrell's C {_state(row)}"
+        if value.low > 0.5:
+            found.append(Verdict("ok", f"{who} tells early from late events: {told}."))
+        elif value.high < 0.5:
+            found.append(
+                Verdict("bad", f"{who} is worse than chance: {told}. Look for a leak, or a column read the wrong way round.")
+            )
+        else:
+            found.append(Verdict("warn", f"{who}: {told}. With so many patients this cannot be told from chance (0.5)."))
+    for row in comparisons:
+        if row.subset == _ALL and row.corrected < 0.05:
+            better, worse = (row.first, row.second) if row.difference.value > 0 else (row.second, row.first)
+            by = f"{abs(row.difference.value):.3f}, p {row.corrected:.3f} after Holm"
+            found.append(Verdict("ok", f"`{better}` is better than `{worse}` ({row.method}): by {by}."))
+    return found
+
+
+def _say_events(extra: dict[str, Any]) -> list[Block]:
+    if extra["events"] >= 50:
+        return []
+    return [Text(f"With {extra['events']} events the intervals are wide: differences of less than about 0.1 in C cannot be seen.")]
+
+
+def _draw_concordance(measurements: Sequence[Measurement]) -> list[Block]:
+    rows = [row for row in measurements if row.subset == _ALL and row.name in ("harrell_c", "uno_c")]
+    figures = []
+    for name in ("harrell_c", "uno_c"):
+        of_name = [row for row in rows if row.name == name]
+        series: dict[str, dict[str, tuple[float, float, float]]] = {}
+        for row in of_name:
+            values = (row.interval.value, row.interval.low, row.interval.high)
+            series.setdefault(_METHODS.get(row.method, row.method), {})[row.model] = values
+        labels = list(dict.fromkeys(row.model for row in of_name))
+        if labels:
+            drawn = draw_intervals(labels, series, x=_NAMES[name], reference=0.5, title=_NAMES[name])
+            caption = "0.5 is chance. Pairs are compared within a fold alone, as the models of two folds have no common scale."
+            figures.append(Figure(encode_png(drawn), caption, f"{_NAMES[name]} of each model with its interval"))
+    return [FigureGrid(figures)] if figures else []
+
+
+def _tabulate(measurements: Sequence[Measurement]) -> list[Block]:
+    rows = [row for row in measurements if row.subset == _ALL]
+    names = [name for name in _NAMES if any(row.name == name for row in rows)]
+    keys = list(dict.fromkeys((row.model, row.method) for row in rows))
+    held = {(row.model, row.method, row.name): row for row in rows}
+    cells = [
+        [
+            model,
+            _METHODS.get(method, method),
+            *(_state(held[model, method, name]) if (model, method, name) in held else None for name in names),
+        ]
+        for model, method in keys
+    ]
+    how = rows[0].interval.how if rows else ""
+    notes = (
+        "Harrell's and Uno's C and the AUC: 0.5 is chance, 1 is perfect. Integrated Brier score: 0 is perfect; to be of use it "
+        f"must be below that of the Kaplan-Meier curve, which knows no features. Intervals: {how}."
+    )
+    return [DataTable(["model", "method", *(_NAMES[name] for name in names)], cells), Text(notes)]
+
+
+def _tabulate_differences(comparisons: Sequence[Comparison]) -> list[Block]:
+    if not comparisons:
+        return []
+    rows = [
+        [
+            f"{row.first} − {row.second}",
+            _METHODS.get(row.method, row.method),
+            row.subset,
+            f"{row.difference.value:+.3f} ({row.difference.low:+.3f} to {row.difference.high:+.3f})",
+            f"{row.difference.p:.3f}",
+            f"{row.corrected:.3f}",
+        ]
+        for row in comparisons
+    ]
+    text = (
+        f"Harrell's C on the same patients and resamples; {len(rows)} comparisons were made, and p is corrected for their "
+        "number (Holm)."
+    )
+    return [Text(text), DataTable(["difference", "method", "labels", "C (95 % interval)", "p", "p corrected"], rows)]
+
+
+def _show_groups(predicted: Sequence[dict[str, Any]]) -> list[Block]:
+    figures = []
+    for one in predicted:
+        groups = one["groups"]
+        if len(groups["groups"]) < 2:
+            continue
+        many = [p for p in groups["p_all"] if p is not None]
+        p = "undefined" if groups["p"] is None else f"{groups['p']:.3f}"
+        over = f"; over {len(many)} repeats p is {min(many):.3f} to {max(many):.3f}" if len(many) > 1 else ""
+        drawn = draw_survival_groups(groups, title=_title(one))
+        figures.append(
+            Figure(encode_png(drawn), f"**Log-rank p {p}**{over}.", f"Kaplan-Meier curves of two risk groups of {_title(one)}")
+        )
+    text = (
+        "Patients above and below the median risk of those the model was trained on: the cut is fixed inside the training fold. "
+        "The first repeat is drawn, with 95 % bands; ticks are censored patients. The log-rank test takes patients for "
+        "independent, which those of one cross-validation are not quite: read p as a guide."
+    )
+    return [Text(text), FigureGrid(figures)] if figures else [Text("All risks are equal: there are no two groups.")]
+
+
+def _show_areas(predicted: Sequence[dict[str, Any]]) -> list[Block]:
+    lines = {_title(one): Series(one["auc"]["times"], one["auc"]["auc"]) for one in predicted if one["auc"]}
+    if not lines:
+        return [Text("Too few events to judge single times.")]
+    drawn = draw_curves(lines, x="time", y="AUC", references={"chance": 0.5}, width=FULL_WIDTH)
+    return [
+        Figure(encode_png(drawn), "Who has the event by each time against who has not yet (cumulative/dynamic).", "AUC over time")
+    ]
+
+
+def _show_calibration(predicted: Sequence[dict[str, Any]]) -> list[Block]:
+    figures = [
+        Figure(encode_png(draw_survival_calibration(one["calibration"], title=_title(one))), "", f"Calibration of {_title(one)}")
+        for one in predicted
+        if one["calibration"]
+    ]
+    text = (
+        "Groups of patients by predicted survival, against what Kaplan-Meier saw in them, with its 95 % interval; "
+        "on the dotted line both agree."
+    )
+    return [Text(text), FigureGrid(figures)] if figures else []
+
+
+def _show_subsets(measurements: Sequence[Measurement]) -> list[Block]:
+    rows = [row for row in measurements if row.name == "harrell_c"]
+    subsets = list(dict.fromkeys(row.subset for row in rows))
+    if subsets in ([], [_ALL]):
+        return []
+    keys = list(dict.fromkeys((row.model, row.method) for row in rows))
+    held = {(row.model, row.method, row.subset): row for row in rows}
+    cells = [
+        [
+            model,
+            _METHODS.get(method, method),
+            *(_state(held[model, method, s]) if (model, method, s) in held else None for s in subsets),
+        ]
+        for model, method in keys
+    ]
+    return [DataTable(["model", "method", *subsets], cells, "Harrell's C by labels used in training.")]
+
+
+def _title(one: dict[str, Any]) -> str:
+    return f"{one['model']}, {_METHODS.get(one['method'], one['method'])}"
+
+
+def _state(row: Measurement) -> str:
+    return f"{row.interval.value:.3f} ({row.interval.low:.3f} to {row.interval.high:.3f})"
