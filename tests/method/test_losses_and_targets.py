@@ -122,13 +122,14 @@ def test_scheduled_temperature_is_taken_when_none_is_solved():
     torch.testing.assert_close(targets.centers["gitd"], 0.1 * logits.mean(dim=0))
 
 
-def test_the_queue_keeps_the_newest_rows_and_widens_sinkhorn():
+def test_the_queue_keeps_the_newest_rows_less_the_mean_of_their_step_and_widens_sinkhorn():
     targets = Targets(TargetRules(centering="sinkhorn", queue=6), 16, ("aitd", "ampd"))
-    batches = [_logits(4, 16, seed) for seed in range(3)]
+    batches = [_logits(4, 16, seed) + seed for seed in range(3)]
     for batch in batches:
         probabilities, _ = targets.sharpen("aitd", batch, 0.1)
-    torch.testing.assert_close(targets.queues["aitd"], torch.cat(batches)[-6:])
-    torch.testing.assert_close(probabilities, balance(torch.cat([torch.cat(batches[:2])[-6:], batches[2]]), 0.1)[-4:])
+    centred = [batch - batch.mean(dim=0) for batch in batches]
+    torch.testing.assert_close(targets.queues["aitd"], torch.cat(centred)[-6:])
+    torch.testing.assert_close(probabilities, balance(torch.cat([torch.cat(centred[:2])[-6:], centred[2]]), 0.1)[-4:])
     assert "ampd" not in targets.queues
 
 

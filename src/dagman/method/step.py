@@ -71,7 +71,7 @@ def pretraining_step(
     # ------------------------------------------------------------------ teacher: masks from the clean view, targets from the noisy
     with torch.no_grad():
         advice = [ask_teacher(teacher, pair, method) for pair in pairs]
-    goals, temperatures = set_goals(targets, [a.look for a in advice], scheduled_temperature)
+    goals, temperatures = set_goals(targets, [a.look for a in advice], method.symmetric, scheduled_temperature)
 
     # ------------------------------------------------------------------ student: restores what is hidden, agrees with the teacher
     sums: dict[str, Tensor] = {}
@@ -117,7 +117,7 @@ def ask_teacher(teacher: Network | None, pair: Pair, method: Method) -> _Advice:
 
 
 def set_goals(
-    targets: Targets, looks: Sequence[Look], scheduled_temperature: float
+    targets: Targets, looks: Sequence[Look], symmetric: bool, scheduled_temperature: float
 ) -> tuple[dict[str, list[Tensor]], dict[str, float]]:
     """P_t of each projector, split back into micro-batches, from the rows of the whole step; and the tau_t used."""
     goals: dict[str, list[Tensor]] = {}
@@ -126,6 +126,10 @@ def set_goals(
         rows = [getattr(look, field) for look in looks]
         if any(r is None for r in rows):
             continue
-        probabilities, temperatures[name] = targets.sharpen(name, torch.cat(rows).float(), scheduled_temperature)
-        goals[name] = list(probabilities.split([len(r) for r in rows]))
+        # All u, then all v: a queue keeps the last rows, and which those are must not depend on how the step is cut.
+        halves = 2 if symmetric or name != "ampd" else 1
+        ordered = [half for which in zip(*(r.chunk(halves) for r in rows), strict=True) for half in which]
+        probabilities, temperatures[name] = targets.sharpen(name, torch.cat(ordered).float(), scheduled_temperature)
+        told = probabilities.split([len(half) for half in ordered])
+        goals[name] = [torch.cat(told[number :: len(rows)]) for number in range(len(rows))]
     return goals, temperatures
