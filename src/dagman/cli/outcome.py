@@ -50,7 +50,6 @@ def run_outcome(
     from dagman.tables.table import read_table
     from dagman.tasks.models import parse_model
     from dagman.tasks.outcome import OutcomeSettings, predict_outcome
-    from dagman.tasks.results import Results
 
     if label is None and (time is None or event is None):
         raise TaskError(
@@ -81,11 +80,9 @@ def run_outcome(
     )
     console = Console(stderr=as_json, soft_wrap=True, highlight=False)
     with console.status("reading") as status:
-        summary = predict_outcome(
-            [spec], read, out, settings, store=opened, cache=cache or out / "features", on_part=lambda text: status.update(text)
-        )
-        page = write_outcome_report(Results(out))
+        results = predict_outcome([spec], read, out, settings, store=opened, cache=cache, on_part=lambda text: status.update(text))
+        page = write_outcome_report(results)
     if as_json:
         typer.echo(format_results(out, page))
     else:
-        print_measures(console, summary, page)
+        print_measures(console, results.summary, page)

@@ -67,16 +67,22 @@ def measure_purity(labels: ArrayLike, clusters: ArrayLike) -> float:
 def measure_neighbour_accuracy(
     points: ArrayLike, labels: ArrayLike, *, patients: ArrayLike | None = None, neighbours: int = 5
 ) -> float:
-    """Share of points whose label is the most frequent among their nearest points of other patients, ties to the nearer.
+    """Share of points that `judge_neighbours` finds right; NaN without points."""
+    right = judge_neighbours(points, labels, patients=patients, neighbours=neighbours)
+    return float(right.mean()) if len(right) else float("nan")
+
+
+def judge_neighbours(
+    points: ArrayLike, labels: ArrayLike, *, patients: ArrayLike | None = None, neighbours: int = 5
+) -> NDArray[np.bool_]:
+    """Whether each point's label is the most frequent among its nearest points of other patients, ties to the nearer (n).
 
     Without `patients` only the point itself is left out. Points without a neighbour to ask count as wrong.
     """
     points, labels = np.asarray(points, dtype=np.float64), np.asarray(labels)
     patients = np.arange(len(labels)) if patients is None else np.asarray(patients)
-    if not len(labels):
-        return float("nan")
-    squares = np.sum(points**2, axis=1)
-    right = 0
+    squares = np.sum(points**2, axis=1) if len(points) else np.zeros(0)
+    right = np.zeros(len(labels), dtype=bool)
     # A row at a time: n x n distances of a large cohort would not fit.
     for i, point in enumerate(points):
         distances = squares - 2 * points @ point
@@ -84,8 +90,8 @@ def measure_neighbour_accuracy(
         nearest = others[np.argsort(distances[others], kind="stable")[:neighbours]]
         values, first, counts = np.unique(labels[nearest], return_index=True, return_counts=True)
         if len(values):
-            right += bool(values[np.lexsort((first, -counts))[0]] == labels[i])
-    return right / len(labels)
+            right[i] = values[np.lexsort((first, -counts))[0]] == labels[i]
+    return right
 
 
 def _drop_noise(points: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray]:

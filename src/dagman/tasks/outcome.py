@@ -11,22 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dagman.encoder.encoder import Encoder
 from dagman.errors import TaskError
+from dagman.records.hashes import hash_file
+from dagman.records.lock import hold_lock
 from dagman.records.names import suggest_name
 from dagman.store.manifest import Store
-from dagman.tables.items import Item
 from dagman.tables.table import Table
+from dagman.tasks.classifier import describe_source
 from dagman.tasks.clinical import count_missing
 from dagman.tasks.cox import CoxModel
-from dagman.tasks.features import choose_table_spacing, describe_refused, extract_features
 from dagman.tasks.finetuning import FinetuneSettings
-from dagman.tasks.item_crops import cut_items
-from dagman.tasks.models import ModelSpec, load_network, load_reader, name_models
+from dagman.tasks.model_inputs import TaskInputs, gather_inputs, warn_of_overlap
+from dagman.tasks.models import ModelSpec
 from dagman.tasks.outcome_folds import (
     METHODS,
     Arm,
-    Subset,
     fit_frozen,
     predict_out_of_fold,
     predict_without_features,
@@ -43,14 +42,15 @@ from dagman.tasks.outcome_metrics import (
 )
 from dagman.tasks.outcome_model import OutcomeModel, save_outcome_model
 from dagman.tasks.patients import PooledPatients, pool_patients
-from dagman.tasks.protocol import Split, name_overlap, plan_splits, write_splits
-from dagman.tasks.results import Comparison, Measurement, Summary, write_inputs, write_predictions, write_summary
+from dagman.tasks.protocol import Split, find_largest_count, plan_splits, write_splits
+from dagman.tasks.results import Comparison, Measurement, Results, Summary, write_inputs, write_predictions, write_summary
 from dagman.tasks.statistics import Interval, correct_holm
+from dagman.tasks.subsets import list_subsets
 from dagman.tasks.survival import choose_times
 
 CLINICAL = "clinical"
 """Name of the arm that sees the clinical columns alone."""
-ALL = Subset(share=1.0)
+_ALL = "100%"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,24 +65,21 @@ class OutcomeSettings:
     "Shares of the training patients."
     per_class: tuple[int, ...] = ()
     "Few-shot draws: patients with, and as many without the event."
+    draws: int = 1
+    "Few-shot draws in each repeat and fold."
     seed: int = 0
     crop_mm: float | None = None
     crop_spacing: float | None = None
-    draws: int = 2000
-    "Bootstrap resamples."
+    resamples: int = 2000
+    "Of the bootstrap."
+    device: str = "auto"
+    precision: str = "fp32"
     finetuning: FinetuneSettings = field(default_factory=FinetuneSettings)
 
     def __post_init__(self) -> None:
         for method in self.methods:
             if method not in METHODS:
                 raise TaskError(f"there is no method '{method}'", do=suggest_name(method, METHODS))
-
-    @property
-    def subsets(self) -> list[Subset]:
-        """All labels first, where they are asked for, then fewer."""
-        shares = sorted({float(share) for share in self.shares}, reverse=True)
-        counts = sorted(set(self.per_class), reverse=True)
-        return [*(Subset(share=share) for share in shares), *(Subset(per_class=count) for count in counts)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,149 +101,127 @@ def predict_outcome(
     store: Store | None = None,
     cache: str | Path | None = None,
     on_part: Callable[[str], None] | None = None,
-) -> Summary:
+) -> Results:
     """Predict time and event out of fold and write the results folder (all but the report).
 
     table: read with `time` and `event`, and `clinical` columns if any. Several models are given the same patients, splits and
-    crops. on_part is told what is being computed.
+    crops. cache: folder of feature vectors; None: `features` in `out`. on_part is told what is being done.
 
     Raises TaskError when the table holds too few patients or events.
     """
-    settings = settings or OutcomeSettings()
+    settings, out = settings or OutcomeSettings(), Path(out)
     tell = on_part or (lambda text: None)
-    clinical = bool(table.items[0].clinical)
-    gathered = _gather(models, table, settings, store, cache, tell)
-    patients = gathered.patients
-    arms = [*gathered.arms]
-    if clinical:
-        arms += [Arm(name=CLINICAL, clinical=True)]
-        arms += [Arm(name=f"{arm.name} + {CLINICAL}", features=arm.features, clinical=True) for arm in gathered.arms]
-    strata = stratify_patients(patients, settings.folds) if patients.splits is None else None
-    names = np.array(patients.names)
-    splits = plan_splits(names, strata, folds=settings.folds, repeats=settings.repeats, seed=settings.seed, given=patients.splits)
+    # Refuses what cannot be split before hours of reading.
+    _plan(pool_patients(table.items), settings)
+    with hold_lock(out, TaskError):
+        inputs = gather_inputs(
+            models,
+            table,
+            cut="finetune" in settings.methods,
+            store=store,
+            crop_mm=settings.crop_mm,
+            crop_spacing=settings.crop_spacing,
+            cache=cache or out / "features",
+            device=settings.device,
+            precision=settings.precision,
+            tell=tell,
+        )
+        return _predict(inputs, out, settings, tell)
+
+
+def list_arms(inputs: TaskInputs, patients: PooledPatients) -> list[Arm]:
+    """The image as each model sees it; with clinical columns also these alone, and beside each model."""
+    images = [
+        Arm(
+            name=model.name,
+            features=None if model.features is None else patients.average(model.features),
+            encoder=model.encoder,
+            crops=inputs.crops,
+        )
+        for model in inputs.models
+    ]
+    if not patients.clinical[0]:
+        return images
+    both = [Arm(name=f"{arm.name} + {CLINICAL}", features=arm.features, clinical=True) for arm in images]
+    return [*images, Arm(name=CLINICAL, clinical=True), *both]
+
+
+def note_patients(inputs: TaskInputs, patients: PooledPatients) -> list[str]:
+    """What is to be said of pooled lesions and missing clinical values."""
+    notes = []
+    items = len(inputs.table)
+    if items > len(patients):
+        how = "their features are averaged; after fine-tuning the lesion of the highest risk counts"
+        notes.append(f"{items} items of {len(patients)} patients: several of one patient are pooled ({how})")
+    missing = {name: count for name, count in count_missing(patients.clinical).items() if count}
+    if missing:
+        counts = ", ".join(f"{name} {count}" for name, count in missing.items())
+        how = "filled inside each training part with its median or most frequent value, and marked by a number of their own"
+        notes.append(f"missing clinical values (of {len(patients)} patients): {counts}; {how}")
+    return notes
+
+
+def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, tell: Callable[[str], None]) -> Results:
+    patients = pool_patients(inputs.table.items)
+    arms, names = list_arms(inputs, patients), np.array(patients.names)
+    splits = _plan(patients, settings)
+    largest = find_largest_count(splits, patients.events, names)
+    subsets, told = list_subsets(settings.shares, settings.per_class, settings.draws, largest)
     times = choose_times(patients.times, patients.times, patients.events)
     found: list[Found] = []
-    for subset in settings.subsets:
+    for subset in subsets:
         for arm in arms:
-            for method in settings.methods:
-                if arm.can(method):
-                    tell(f"{arm.name}, {method}, {subset.name}")
-                    predicted = predict_out_of_fold(
-                        arm, method, patients, splits, times, subset=subset, finetuning=settings.finetuning, seed=settings.seed
-                    )
-                    found.append(Found(arm=arm.name, method=method, subset=subset.name, out_of_fold=predicted))
+            for method in (method for method in settings.methods if arm.can(method)):
+                tell(f"{arm.name}: {method}, {subset.name} of the labels")
+                predicted = predict_out_of_fold(
+                    arm, method, patients, splits, times, subset=subset, finetuning=settings.finetuning, seed=settings.seed
+                )
+                found.append(Found(arm=arm.name, method=method, subset=subset.name, out_of_fold=predicted))
+    if not found:
+        raise TaskError("nothing is left to predict with", do="Fine-tuning needs a network; add cox to --method")
     tell("intervals")
-    reference = predict_without_features(patients, splits, times)
-    overlap = _name_seen(gathered, patients, splits)
-    kept = _keep_model(arms, models, patients, times, settings, gathered, Path(out))
+    write_splits(out / "splits.csv", splits, patients.names, names)
+    write_predictions(out, [row for one in found for row in _list_rows(one)])
+    kept = _keep_model(inputs, arms, patients, times, settings, out)
+    tested = patients.list_members(np.unique(np.concatenate([split.test for split in splits])))
     summary = Summary(
         task="outcome",
         classes=("censored", "event"),
-        measurements=tuple(_measure(found, reference, settings)),
+        measurements=tuple(_measure(found, predict_without_features(patients, splits, times), settings)),
         comparisons=tuple(_compare(found, settings)),
-        notes=(*table.notes, *gathered.notes, *_note_missing(patients), *overlap, *_note_methods(settings, kept)),
+        notes=(
+            *warn_of_overlap(inputs, tested),
+            *inputs.notes,
+            *note_patients(inputs, patients),
+            *told,
+            *_note_methods(settings, kept),
+        ),
         extra={
             "patients": len(patients),
             "events": int(patients.events.sum()),
             "times": times,
-            "kept": kept,
-            "arms": [arm.name for arm in arms],
-            "predicted": [_describe(one) for one in found if one.subset == ALL.name],
+            "predicted": [_describe(one) for one in found if one.subset == subsets[-1].name],
         },
     )
-    write_splits(Path(out) / "splits.csv", splits, patients.names, names)
-    write_predictions(out, [row for one in found for row in _list_rows(one)])
-    write_inputs(out, "outcome", settings=asdict(settings), inputs=gathered.inputs | {"table": str(table.path)})
     write_summary(out, summary)
-    return summary
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Gathered:
-    """What was read of the table, for patients that every model can use."""
-
-    patients: PooledPatients
-    arms: tuple[Arm, ...]
-    hashes: dict[str, set[str]]
-    "Content hashes of each patient's scans."
-    seen: set[str]
-    encoders: dict[str, Encoder]
-    crop_spacing: float | None
-    notes: tuple[str, ...]
-    inputs: dict[str, Any]
-
-
-def _gather(
-    models: Sequence[ModelSpec],
-    table: Table,
-    settings: OutcomeSettings,
-    store: Store | None,
-    cache: str | Path | None,
-    tell: Callable[[str], None],
-) -> _Gathered:
-    names = name_models(models)
-    spacing = choose_table_spacing(table, crop_mm=settings.crop_mm, crop_spacing=settings.crop_spacing)
-    crops = {"store": store, "crop_mm": settings.crop_mm, "crop_spacing": spacing}
-    encoders = {name: load_network(spec) for name, spec in zip(names, models, strict=True) if spec.has_network}
-    tables = {}
-    for name, spec in zip(names, models, strict=True):
-        tell(f"features of {name}")
-        tables[name] = extract_features(encoders.get(name, spec), table, cache=cache, **crops)
-    usable = set.intersection(*(set(features.names) for features in tables.values()))
-    if not usable:
-        raise TaskError("no item can be used by every model", where=table.path, do="See what each refuses, one model at a time")
-    items = [item for item in table.items if item.name in usable]
-    notes = list(dict.fromkeys(note for features in tables.values() for note in describe_refused(features.refused)))
-    patients = pool_patients(items)
-    lesions = len(items) - len(patients)
-    if lesions:
-        how = "their features are averaged; after fine-tuning the highest risk counts"
-        notes.append(f"{len(items)} items of {len(patients)} patients: several of one patient are pooled ({how})")
-    tuned = _cut_crops(items, crops) if "finetune" in settings.methods and encoders else ()
-    arms = []
-    for name, features in tables.items():
-        places = {item: place for place, item in enumerate(features.names)}
-        values = features.values[[places[item.name] for item in items]]
-        arms.append(Arm(name=name, features=patients.average(values), encoder=encoders.get(name), crops=tuned))
-    hashes: dict[str, set[str]] = {}
-    first = next(iter(tables.values()))
-    for item, content in zip(first.items, first.hashes, strict=True):
-        hashes.setdefault(item.patient, set()).add(content)
-    return _Gathered(
-        patients=patients,
-        arms=tuple(arms),
-        hashes=hashes,
-        seen={content for encoder in encoders.values() for content in encoder.config.scans_seen},
-        encoders=encoders,
-        crop_spacing=spacing,
-        notes=tuple(notes),
-        inputs={"models": {name: encoders[name].digest if name in encoders else name for name in names}},
+    write_inputs(
+        out,
+        "outcome",
+        settings=asdict(settings),
+        inputs={
+            "models": [describe_source(model.spec) for model in inputs.models],
+            "table": hash_file(inputs.table.path),
+            "items": len(inputs.table),
+        },
     )
+    return Results(out)
 
 
-def _cut_crops(items: Sequence[Item], crops: dict[str, Any]) -> tuple:
-    cut = cut_items(load_reader(), items, **crops)
-    places = {item.name: place for place, item in enumerate(cut.items)}
-    lost = [item.name for item in items if item.name not in places]
-    if lost:
-        raise TaskError(f"{lost[0]} cannot be cropped for fine-tuning", do="Drop its row, or leave finetune out of --method")
-    return tuple(cut.crops[places[item.name]] for item in items)
-
-
-def _name_seen(gathered: _Gathered, patients: PooledPatients, splits: Sequence[Split]) -> list[str]:
-    tested = sorted({int(row) for split in splits for row in split.test})
-    pairs = [(patients.names[row], content) for row in tested for content in sorted(gathered.hashes[patients.names[row]])]
-    warning = name_overlap([name for name, _ in pairs], [content for _, content in pairs], gathered.seen)
-    return [warning] if warning else []
-
-
-def _note_missing(patients: PooledPatients) -> list[str]:
-    missing = {name: count for name, count in count_missing(patients.clinical).items() if count}
-    if not missing:
-        return []
-    counts = ", ".join(f"{name} {count}" for name, count in missing.items())
-    how = "filled inside each training part with its median or most frequent value, and marked by a number of their own"
-    return [f"missing clinical values (of {len(patients)} patients): {counts}; {how}"]
+def _plan(patients: PooledPatients, settings: OutcomeSettings) -> list[Split]:
+    strata = stratify_patients(patients, settings.folds) if patients.splits is None else None
+    return plan_splits(
+        patients.names, strata, folds=settings.folds, repeats=settings.repeats, seed=settings.seed, given=patients.splits
+    )
 
 
 def _note_methods(settings: OutcomeSettings, kept: str) -> list[str]:
@@ -261,11 +236,11 @@ def _note_methods(settings: OutcomeSettings, kept: str) -> list[str]:
 def _measure(found: Sequence[Found], reference: OutOfFold, settings: OutcomeSettings) -> list[Measurement]:
     rows = []
     for one in found:
-        intervals = measure_outcome(one.out_of_fold, draws=settings.draws, seed=settings.seed)
+        intervals = measure_outcome(one.out_of_fold, draws=settings.resamples, seed=settings.seed)
         rows += [_state(name, one.arm, one.method, one.subset, interval) for name, interval in intervals.items()]
     if "integrated_brier" in list_measures(reference):
-        interval = measure_outcome(reference, draws=settings.draws, seed=settings.seed)["integrated_brier"]
-        rows.append(_state("integrated_brier", "no features", "kaplan-meier", ALL.name, interval))
+        interval = measure_outcome(reference, draws=settings.resamples, seed=settings.seed)["integrated_brier"]
+        rows.append(_state("integrated_brier", "no features", "kaplan-meier", _ALL, interval))
     return rows
 
 
@@ -277,7 +252,7 @@ def _compare(found: Sequence[Found], settings: OutcomeSettings) -> list[Comparis
     """Harrell's C of every two arms under one method, from one subset."""
     pairs = [(a, b) for a, b in combinations(found, 2) if (a.method, a.subset) == (b.method, b.subset)]
     differences = [
-        compare_outcome("harrell_c", b.out_of_fold, a.out_of_fold, draws=settings.draws, seed=settings.seed) for a, b in pairs
+        compare_outcome("harrell_c", b.out_of_fold, a.out_of_fold, draws=settings.resamples, seed=settings.seed) for a, b in pairs
     ]
     corrected = correct_holm([difference.p for difference in differences])
     return [
@@ -322,35 +297,38 @@ def _list_rows(one: Found) -> list[dict[str, Any]]:
 
 
 def _keep_model(
+    inputs: TaskInputs,
     arms: Sequence[Arm],
-    models: Sequence[ModelSpec],
     patients: PooledPatients,
     times: NDArray[np.float64],
     settings: OutcomeSettings,
-    gathered: _Gathered,
     out: Path,
 ) -> str:
-    """Fit Cox's elastic net to all patients and store it: of the first model, with the clinical columns where there are any."""
+    """Fit Cox's elastic net to all but the given test patients and store it: of the first model, with clinical columns if any."""
     if "cox" not in settings.methods:
         return ""
-    first = gathered.arms[0].name
-    arm = next((arm for arm in arms if arm.name == f"{first} + {CLINICAL}"), gathered.arms[0])
-    everyone = np.arange(len(patients))
-    design, model = fit_frozen(arm, "cox", patients, everyone, settings.seed)
+    first = inputs.models[0]
+    arm = next((arm for arm in arms if arm.name == f"{first.name} + {CLINICAL}"), arms[0])
+    train = np.arange(len(patients))
+    if patients.splits is not None:
+        train = np.flatnonzero(patients.splits == "train")
+    design, model = fit_frozen(arm, "cox", patients, train, settings.seed)
     if not isinstance(model, CoxModel):
         return ""
-    risk = model.score(design.encode(arm.features, patients.clinical))
+    risk = model.score(
+        design.encode(None if arm.features is None else arm.features[train], [patients.clinical[row] for row in train])
+    )
     save_outcome_model(
         OutcomeModel(
-            source=models[0].text,
+            source=describe_source(first.spec),
             design=design,
             cox=model,
             cut=float(np.median(risk)),
             times=times,
             crop_mm=settings.crop_mm,
-            crop_spacing=gathered.crop_spacing,
-            encoder=gathered.encoders.get(first),
+            crop_spacing=inputs.spacing,
+            encoder=first.encoder,
         ),
         out / "model",
     )
-    return f"Cox's elastic net on {arm.name}, fitted to all {len(patients)} patients"
+    return f"Cox's elastic net on {arm.name}, fitted to {len(train)} patients"

@@ -20,6 +20,7 @@ from dagman.tasks.item_crops import ItemCrop
 from dagman.tasks.outcome_metrics import OutOfFold
 from dagman.tasks.patients import PooledPatients
 from dagman.tasks.protocol import Split, draw_subset
+from dagman.tasks.subsets import Subset
 from dagman.tasks.survival import estimate_survival, estimate_uncensored
 from dagman.tasks.survival_models import Design, Forest, fit_design, fit_forest
 
@@ -46,19 +47,6 @@ class Arm:
     def can(self, method: str) -> bool:
         """Whether a method has what it needs; fine-tuning is of the image alone."""
         return method != "finetune" or (self.encoder is not None and not self.clinical)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subset:
-    """How much of a training part is used: a share of each stratum's patients, or a number of them."""
-
-    share: float | None = None
-    per_class: int | None = None
-
-    @property
-    def name(self) -> str:
-        """As results call it: 25%, or k=5."""
-        return f"k={self.per_class}" if self.share is None else f"{100 * self.share:g}%"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,29 +81,40 @@ def predict_out_of_fold(
     seed: int = 0,
     on_split: Callable[[], None] | None = None,
 ) -> OutOfFold:
-    """Predictions of one arm by one of METHODS for every tested patient; a column a repeat.
+    """Predictions of one arm by one of METHODS for every tested patient; a column a repeat and draw.
 
     The cut between low and high risk is the median risk of the patients a model was trained on. Raises TaskError when a
     training part holds too few events.
     """
-    repeats = 1 + max(split.repeat for split in splits)
-    blank = _make_blank(patients, times, repeats)
-    strata = patients.events.astype(np.int64)
+    subset = subset or Subset(name="100%", share=1.0)
+    found = _make_blank(patients, times, subset.draws * (1 + max(split.repeat for split in splits)))
     for split in splits:
-        train = _choose_train(split, strata, patients, subset, seed)
-        told = address(seed, "outcome", split.repeat, split.fold) % 2**31
-        model = _fit(arm, method, patients, train, finetuning, told)
-        risk, survival = _predict(model, arm, patients, split.test, times)
-        own, _ = _predict(model, arm, patients, train, times[:0])
-        blank.fold[split.test, split.repeat] = split.fold
-        blank.risk[split.test, split.repeat] = risk
-        blank.high[split.test, split.repeat] = risk > np.median(own)
-        blank.survival[split.test, split.repeat] = survival
-        chance = estimate_uncensored(patients.times[split.train], patients.events[split.train], patients.times[split.test])
-        blank.uncensored[split.test, split.repeat] = chance
-        if on_split:
-            on_split()
-    return _keep_tested(blank)
+        for draw in range(subset.draws):
+            train = draw_subset(
+                split,
+                patients.events.astype(np.int64),
+                np.array(patients.names),
+                share=subset.share,
+                per_class=subset.per_class,
+                seed=seed,
+                draw=draw,
+                classes=("censored", "event"),
+            )
+            told = address(seed, "outcome", split.repeat, split.fold, draw) % 2**31
+            model = _fit(arm, method, patients, train, finetuning, told)
+            risk, survival = _predict(model, arm, patients, split.test, times)
+            own, _ = _predict(model, arm, patients, train, times[:0])
+            place = split.test, split.repeat * subset.draws + draw
+            found.fold[place] = split.fold
+            found.risk[place] = risk
+            found.high[place] = risk > np.median(own)
+            found.survival[place] = survival
+            found.uncensored[place] = estimate_uncensored(
+                patients.times[split.train], patients.events[split.train], patients.times[split.test]
+            )
+            if on_split:
+                on_split()
+    return _keep_tested(found)
 
 
 def predict_without_features(patients: PooledPatients, splits: Sequence[Split], times: Floats) -> OutOfFold:
@@ -216,14 +215,6 @@ def _start_head(arm: Arm, patients: PooledPatients, fit: Indices, seed: int) -> 
 
 def _measure_batch_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return measure_efron_loss(outputs[:, 0], targets[:, 0], targets[:, 1].to(torch.bool))
-
-
-def _choose_train(split: Split, strata: NDArray, patients: PooledPatients, subset: Subset | None, seed: int) -> Indices:
-    if subset is None or subset.share == 1:
-        return split.train
-    names = np.array(patients.names)
-    classes = ("censored", "event")
-    return draw_subset(split, strata, names, share=subset.share, per_class=subset.per_class, seed=seed, classes=classes)
 
 
 def _make_blank(patients: PooledPatients, times: Floats, repeats: int) -> OutOfFold:

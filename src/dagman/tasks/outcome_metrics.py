@@ -103,7 +103,7 @@ def compare_outcome(name: str, first: OutOfFold, second: OutOfFold, *, draws: in
     return bootstrap_difference(measure, rows, zeros, zeros + 1, patients=first.patients, draws=draws, seed=seed)
 
 
-def describe_groups(found: OutOfFold, ticks: int = 6) -> dict[str, Any]:
+def describe_groups(found: OutOfFold, ticks: int = 7) -> dict[str, Any]:
     """Kaplan-Meier curves of the low and high risk groups of the first column, their log-rank test, and numbers at risk.
 
     `p_all` holds the p of every column, so that a lucky first repeat shows.

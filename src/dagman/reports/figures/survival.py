@@ -36,6 +36,7 @@ def draw_survival_groups(groups: Mapping[str, Any], *, title: str = "", x: str =
             at = survival[np.searchsorted(times, censored, side="right") - 1]
             axes.plot(censored, at, "|", color=color, markersize=6, markeredgewidth=1.0)
     axes.set_ylim(-0.02, 1.04)
+    axes.set_xticks(groups["ticks"])
     axes.legend(fontsize=_SMALL, frameon=False, labelcolor=INK, loc="lower left")
     style_axes(table, x=x)
     table.grid(False)

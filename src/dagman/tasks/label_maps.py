@@ -1,0 +1,68 @@
+"""Label maps to items: each structure of every map becomes one, named by a table of ids."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from dagman.errors import DagmanError, TableError
+from dagman.scans.reading import read_scan
+from dagman.tables.columns import Columns, list_some
+from dagman.tables.items import Item
+from dagman.tables.table import Table
+
+SMALLEST = 20
+"""Voxels below which a structure is a fragment rather than an organ. [ours]"""
+
+
+def read_label_names(path: str | Path) -> dict[int, str]:
+    """Names of label values from a CSV with columns `id` and `name`; raises TableError for one that cannot be meant."""
+    columns = Columns(path)
+    ids, names = columns.numbers("id"), columns.text("name")
+    wrong = [row for row, (number, name) in enumerate(zip(ids, names, strict=True)) if name is None or number != np.round(number)]
+    if wrong:
+        raise columns.error("a label has no whole number or no name", wrong, do="Write one id and one name a row")
+    values = [int(number) for number in ids]
+    twice = [row for row, value in enumerate(values) if value in values[:row]]
+    if twice:
+        raise columns.error("a label is named twice", twice, do="Name each id once")
+    return dict(zip(values, [str(name) for name in names], strict=True))
+
+
+def expand_label_maps(table: Table, names: dict[int, str], *, minimum_voxels: int = SMALLEST) -> Table:
+    """A table with one item for each named label of at least `minimum_voxels` in each mask; what is left out is noted.
+
+    The label of an item is its structure's name. Raises TableError when the table has no masks, or nothing is left.
+    """
+    if all(item.mask is None for item in table.items):
+        raise TableError("has no masks to take structures from", where=table.path, do="Add a column 'mask' with label maps")
+    items: list[Item] = []
+    small: list[str] = []
+    unnamed: set[int] = set()
+    notes = list(table.notes)
+    for item in {item.mask: item for item in reversed(table.items) if item.mask is not None}.values():
+        try:
+            labels = np.rint(read_scan(str(item.mask)).voxels)
+        except DagmanError as error:
+            notes.append(f"left out {item.name}: {error}")
+            continue
+        for value, count in zip(*np.unique(labels[labels != 0].astype(np.int64), return_counts=True), strict=True):
+            name = names.get(int(value))
+            if name is None:
+                unnamed.add(int(value))
+            elif count < minimum_voxels:
+                small.append(f"{item.name}:{name} ({count})")
+            else:
+                items.append(replace(item, index=0, name=f"{item.name}:{name}", label_value=int(value), label=name))
+    if unnamed:
+        notes.append(f"label values without a name, left out: {list_some(sorted(unnamed))}")
+    if small:
+        notes.append(f"structures of fewer than {minimum_voxels} voxels, left out: {list_some(small)}")
+    items.sort(key=lambda item: item.name)
+    classes = tuple(sorted({str(item.label) for item in items}))
+    if not items:
+        raise TableError("no structure is left of its label maps", where=table.path, do="Check --labels and --minimum-voxels")
+    numbered = tuple(replace(item, index=index) for index, item in enumerate(items))
+    return replace(table, items=numbered, classes=classes, notes=tuple(notes))

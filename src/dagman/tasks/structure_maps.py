@@ -1,0 +1,57 @@
+"""Features drawn on a plane: principal components, and UMAP (McInnes et al. 2018; extra `cluster`)."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dagman.errors import MissingExtraError, TaskError
+from dagman.randomness import address
+
+Floats = NDArray[np.float64]
+
+NEIGHBOURS = 15
+"""UMAP's own default, and so most likely the paper's, which states none."""
+CLOSENESS = 0.1
+"""UMAP's smallest distance of points on the map; its default."""
+
+
+def map_components(points: ArrayLike) -> Floats:
+    """The first two principal components, n 2; the sign makes each one's largest value positive."""
+    points = np.asarray(points, dtype=np.float64)
+    centred = points - points.mean(axis=0)
+    left, spreads, _ = np.linalg.svd(centred, full_matrices=False)
+    found = np.zeros((len(points), 2))
+    count = min(2, len(spreads))
+    found[:, :count] = left[:, :count] * spreads[:count]
+    signs = np.sign(found[np.abs(found).argmax(axis=0), [0, 1]])
+    return found * np.where(signs == 0, 1, signs)
+
+
+def map_neighbours(points: ArrayLike, *, neighbours: int = NEIGHBOURS, seed: int = 0) -> Floats:
+    """UMAP of points (n p), n 2: Euclidean, started from principal components, one seed gives one map.
+
+    Raises MissingExtraError without umap-learn, TaskError for fewer than four points.
+    """
+    points = np.asarray(points, dtype=np.float64)
+    if len(points) < 4:
+        raise TaskError(f"{len(points)} structures make no map", do="Give at least 4, better some dozens")
+    if neighbours < 2:
+        raise TaskError(f"{neighbours} neighbour makes no map", do="Ask for --neighbours 2 or more")
+    with warnings.catch_warnings():
+        # umap-learn and numba warn of their own future; nothing of it is the user's to mend.
+        warnings.simplefilter("ignore")
+        try:
+            from umap import UMAP
+        except ImportError:
+            raise MissingExtraError("umap-learn", "cluster") from None
+        model = UMAP(
+            n_neighbors=min(neighbours, len(points) - 1),
+            min_dist=CLOSENESS,
+            init="pca",
+            random_state=address(seed, "umap") % 2**31,
+            n_jobs=1,
+        )
+        return np.asarray(model.fit_transform(points), dtype=np.float64)
