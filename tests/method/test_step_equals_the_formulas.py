@@ -135,7 +135,7 @@ def _compute_losses(student, teacher, pair: Pair, centering: str, *, symmetric: 
         "aitd": _aim(torch.cat([look.cls for look in told]).numpy(), centering),
         "gitd": _aim(torch.cat([look.image for look in told]).numpy(), centering),
     }
-    losses = {name: 0.0 for name in WEIGHTS}
+    losses = dict.fromkeys(WEIGHTS, 0.0)
     total = torch.zeros((), dtype=torch.float64)
     for row in seen:
         other = row + count if row < count else row - count
