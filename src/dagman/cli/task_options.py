@@ -46,17 +46,25 @@ def format_results(out: Path, page: Path) -> str:
 
 
 def print_measures(console: Console, summary: Summary, page: Path) -> None:
-    """Notes, a table of measures with their intervals below them, and where the page lies."""
+    """Notes, a table of measures with their intervals (a row a measure, a column a model), and where the page lies."""
     from rich.table import Table
 
     for note in summary.notes:
-        console.print(f"[dim]·[/] {note}")
-    names = list(dict.fromkeys(row.name for row in summary.measurements))
-    shown = Table("model", "method", "labels", *(name.replace("_", " ") for name in names))
-    keys = list(dict.fromkeys((row.model, row.method, row.subset) for row in summary.measurements))
-    held = {(row.model, row.method, row.subset, row.name): row.interval for row in summary.measurements}
-    for key in keys:
-        intervals = [held.get((*key, name)) for name in names]
-        shown.add_row(*key, *("" if one is None else f"{one.value:.3f}\n{one.low:.2f}-{one.high:.2f}" for one in intervals))
+        console.print(f"[dim]·[/] {escape_markup(note)}")
+    models = list(dict.fromkeys(row.model for row in summary.measurements))
+    keys = list(dict.fromkeys((row.method, row.subset, row.name) for row in summary.measurements))
+    held = {(row.method, row.subset, row.name, row.model): row.interval for row in summary.measurements}
+    shown = Table("method", "labels", "measure", *models)
+    for method, subset, name in keys:
+        intervals = [held.get((method, subset, name, model)) for model in models]
+        cells = ["" if one is None else f"{one.value:.3f}\n{one.low:.2f} to {one.high:.2f}" for one in intervals]
+        shown.add_row(method, subset, name.replace("_", " "), *cells)
     console.print(shown)
-    console.print(f"written: {page}")
+    console.print(f"written: {page}", markup=False)
+
+
+def escape_markup(text: str) -> str:
+    """Text that rich prints as it stands: a path may hold brackets."""
+    from rich.markup import escape
+
+    return escape(text)

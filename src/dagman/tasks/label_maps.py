@@ -34,7 +34,7 @@ def read_label_names(path: str | Path) -> dict[int, str]:
 def expand_label_maps(table: Table, names: dict[int, str], *, minimum_voxels: int = SMALLEST) -> Table:
     """A table with one item for each named label of at least `minimum_voxels` in each mask; what is left out is noted.
 
-    The label of an item is its structure's name. Raises TableError when the table has no masks, or nothing is left.
+    The label of an item is its structure's name. Raises TableError when the table has no masks, or fewer than two kinds are left.
     """
     if all(item.mask is None for item in table.items):
         raise TableError("has no masks to take structures from", where=table.path, do="Add a column 'mask' with label maps")
@@ -64,5 +64,9 @@ def expand_label_maps(table: Table, names: dict[int, str], *, minimum_voxels: in
     classes = tuple(sorted({str(item.label) for item in items}))
     if not items:
         raise TableError("no structure is left of its label maps", where=table.path, do="Check --labels and --minimum-voxels")
+    if len(classes) < 2:
+        raise TableError(
+            f"its label maps hold one kind of structure only ('{classes[0]}')", where=table.path, do="Give maps of several kinds"
+        )
     numbered = tuple(replace(item, index=index) for index, item in enumerate(items))
     return replace(table, items=numbered, classes=classes, notes=tuple(notes))

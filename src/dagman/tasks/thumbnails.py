@@ -23,6 +23,8 @@ SIDE = 56
 COLUMNS = 32
 MOST = 2000
 """Tiles of one sheet, about 4 MB; of more items a random part is shown."""
+_WIDTH = 700.0
+"""HU between black and white: a structure and what touches it, whatever it is made of."""
 _OUTLINE = (240, 150, 30)
 
 
@@ -36,11 +38,11 @@ class Sheet:
 
 
 def draw_tile(crop: ItemCrop) -> NDArray[np.uint8]:
-    """One tile, SIDE x SIDE x 3, in radiological convention; grey values from the slice's 1st to 99th percentile."""
+    """One tile, SIDE x SIDE x 3, in radiological convention, its grey values centred on the structure's."""
     place = int(crop.inside.sum(axis=(0, 1)).argmax())
     voxels = crop.voxels[:, :, place].T[::-1, ::-1].astype(np.float32)
-    low, high = np.percentile(voxels, [1, 99])
-    grey = np.clip((voxels - low) / max(float(high - low), 1.0) * 255, 0, 255).astype(np.uint8)
+    low, high = _choose_window(crop, voxels)
+    grey = np.clip((voxels - low) / max(high - low, 1.0) * 255, 0, 255).astype(np.uint8)
     small = np.asarray(Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BOX))
     inside = np.ascontiguousarray(crop.inside[:, :, place].T[::-1, ::-1])
     mask = np.asarray(Image.fromarray(inside.astype(np.uint8) * 255).resize((SIDE, SIDE), Image.Resampling.BOX)) > 127
@@ -77,6 +79,14 @@ def write_sheet(path: str | Path, sheet: Sheet) -> None:
     """Write a sheet as PNG, whole."""
     with write_whole(path) as temporary:
         Image.fromarray(sheet.pixels).save(temporary, format="PNG", optimize=True)
+
+
+def _choose_window(crop: ItemCrop, voxels: NDArray[np.float32]) -> tuple[float, float]:
+    if crop.modality == "CT":
+        middle = float(np.median(crop.voxels[crop.inside])) if crop.inside.any() else 0.0
+        return middle - _WIDTH / 2, middle + _WIDTH / 2
+    low, high = np.percentile(voxels, [1, 99])
+    return float(low), float(high)
 
 
 def _find_edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
