@@ -21,11 +21,13 @@ def run_outcome(
     event: Annotated[str | None, typer.Option(help="Column: 1 where the event was seen, 0 where censored.")] = None,
     label: Annotated[str | None, typer.Option(help="Column of a response, in place of time and event.")] = None,
     clinical: Annotated[str, typer.Option(help="Clinical columns, comma-separated: judged alone, and beside the image.")] = "",
-    method: Annotated[str, typer.Option(help="Of cox, forest, finetune; for a response: linear, knn, finetune.")] = "",
+    method: Annotated[str, typer.Option(help="Of cox, forest, finetune; a response has the linear probe.")] = "",
     folds: Annotated[int, typer.Option(help="Folds by patient.")] = 5,
     repeats: Annotated[int, typer.Option(help="Repeats with other folds.")] = 5,
     shares: Annotated[str, typer.Option(help="Shares of the training patients, such as 25,50,100 (percent).")] = "100",
     per_class: Annotated[str, typer.Option(help="Few-shot draws: training patients with, and as many without the event.")] = "",
+    draws: Annotated[int, typer.Option(min=1, help="Few-shot draws in each repeat and fold.")] = 1,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs of fine-tuning. Default: 30.")] = None,
     patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
     mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
     coordinates: Annotated[str, typer.Option(help="Of the table's points: ras or lps.")] = "ras",
@@ -34,13 +36,14 @@ def run_outcome(
     store: Annotated[Path | None, typer.Option(help="Store that holds the scans which the table names by id.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder in which vectors are kept by content. Default: OUT/features.")] = None,
     seed: Annotated[int, typer.Option(help="Of folds, draws and fits.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
 ) -> None:
     """Predict a response, or time and event, out of fold: from the image alone, clinical columns alone, and both.
 
     Time and event: Cox's elastic net or a random survival forest on frozen features, or fine-tuning with Cox's loss; Harrell's
     and Uno's C, integrated Brier score, time-dependent AUC, calibration, and Kaplan-Meier curves of risk groups whose cut is
-    fixed inside the training fold. Missing clinical values are counted, and filled inside the fold.
+    fixed inside the training fold. A response: a linear probe, with what dagman classify reports. Missing clinical values are counted, and filled inside the fold.
     """
     from rich.console import Console
 
@@ -48,13 +51,17 @@ def run_outcome(
     from dagman.errors import TaskError
     from dagman.reports.outcome_report import write_outcome_report
     from dagman.tables.table import read_table
+    from dagman.tasks.finetuning import FinetuneSettings
     from dagman.tasks.models import parse_model
     from dagman.tasks.outcome import OutcomeSettings, predict_outcome
+    from dagman.tasks.response import predict_response
 
-    if label is None and (time is None or event is None):
-        raise TaskError(
-            "says neither a response nor time and event", where="outcome", do="Say --label COL, or --time COL --event COL"
-        )
+    if (label is None) == (time is None and event is None):
+        raise TaskError("needs a response, or time and event", where="outcome", do="Say --label COL, or --time COL --event COL")
+    if label and method:
+        do = "Leave --method out, or use dagman classify, which has linear, knn and finetune"
+        raise TaskError("a response is predicted by a linear probe", where="--method", do=do)
+    predict = predict_response if label else predict_outcome
     spec = parse_model(model)
     settings = OutcomeSettings(
         methods=split_names(method) or ("cox",),
@@ -62,9 +69,12 @@ def run_outcome(
         repeats=repeats,
         shares=tuple(share / 100 for share in split_numbers("shares", shares)),
         per_class=tuple(int(count) for count in split_numbers("per-class", per_class)),
+        draws=draws,
         seed=seed,
         crop_mm=crop_mm,
         crop_spacing=crop_spacing,
+        device=device,
+        finetuning=FinetuneSettings(epochs=epochs) if epochs else FinetuneSettings(),
     )
     opened, ids = open_store(store)
     read = read_table(
@@ -80,7 +90,7 @@ def run_outcome(
     )
     console = Console(stderr=as_json, soft_wrap=True, highlight=False)
     with console.status("reading") as status:
-        results = predict_outcome([spec], read, out, settings, store=opened, cache=cache, on_part=lambda text: status.update(text))
+        results = predict([spec], read, out, settings, store=opened, cache=cache, on_part=lambda text: status.update(text))
         page = write_outcome_report(results)
     if as_json:
         typer.echo(format_results(out, page))

@@ -93,7 +93,7 @@ def _show_map(results: Results, model: str, number: int) -> list[Block]:
     ]
     caption = (
         f"**{model}**, {_MAPS[kind]}. Hover over a point, or move to it with the Tab key, to see its crop: the axial slice with "
-        "most of the structure, outlined; the patient's left is on the right. Click a name below to see one kind alone. "
+        "most of the structure, outlined; the patient's left is on the right. Click a kind's name to see it alone. "
         "Distances between far groups mean little on such a map."
     )
     if len(tiles) < len(points):

@@ -7,6 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from dagman.records.files import write_text
+from dagman.reports.classification_report import (
+    describe_design,
+    judge_models,
+    show_confusions,
+    show_curves,
+    show_subsets,
+    show_warnings,
+    tabulate_measures,
+    tabulate_settings,
+)
 from dagman.reports.figures.curves import Series, draw_curves
 from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.intervals import draw_intervals
@@ -26,22 +36,41 @@ _METHODS = {
     "forest": "random survival forest",
     "finetune": "fine-tuned, Cox loss",
     "kaplan-meier": "Kaplan-Meier",
+    "linear": "linear probe",
 }
 _ALL = "100%"
+_FOOTER = "Made by `dagman outcome`. This page loads nothing from elsewhere."
 
 
 def write_outcome_report(results: Results) -> Path:
     """Write `report.html` into the folder of results and return its path."""
     path = results.path / "report.html"
-    write_text(path, render_outcome(results))
+    render = render_response if results.summary.task == "response" else render_outcome
+    write_text(path, render(results))
     return path
+
+
+def render_response(results: Results) -> str:
+    """The page of a response as HTML."""
+    summary = results.summary
+    sections = [
+        Section("What was found", [*show_warnings(summary), *judge_models(summary)]),
+        Section("Measures", tabulate_measures(summary)),
+        Section("Paired differences", _tabulate_differences(summary.comparisons)),
+        Section("ROC and reliability", show_curves(summary)),
+        Section("Confusion", show_confusions(summary)),
+        Section("Fewer labels", show_subsets(summary)),
+        Section("What to know", [Listing(summary.notes)]),
+        Section("Settings", tabulate_settings(results)),
+    ]
+    lead = describe_design(results)
+    return render_page(f"Response: {results.path.resolve().name}", lead, sections, footer=_FOOTER)
 
 
 def render_outcome(results: Results) -> str:
     """The page as HTML."""
     summary = results.summary
     extra = summary.extra
-    settings = results.command["settings"]
     splits = results.splits
     repeats, folds = splits["repeat"].nunique(), splits["fold"].nunique()
     design = f"{folds} folds by patient, {repeats} times" if folds > 1 else "the table's own split"
@@ -50,7 +79,9 @@ def render_outcome(results: Results) -> str:
         "All numbers are of patients that no part of the model had seen, with 95 % intervals over patients."
     )
     sections = [
-        Section("What was found", [*_judge(summary.measurements, summary.comparisons), *_say_events(extra)]),
+        Section(
+            "What was found", [*show_warnings(summary), *_judge(summary.measurements, summary.comparisons), *_say_events(extra)]
+        ),
         Section("How well outcomes are told apart", [*_draw_concordance(summary.measurements), *_tabulate(summary.measurements)]),
         Section("Paired differences", _tabulate_differences(summary.comparisons)),
         Section("Risk groups", _show_groups(extra["predicted"])),
@@ -58,14 +89,9 @@ def render_outcome(results: Results) -> str:
         Section("Calibration", _show_calibration(extra["predicted"])),
         Section("Fewer labels", _show_subsets(summary.measurements)),
         Section("What to know", [Listing(summary.notes)] if summary.notes else []),
-        Section("Settings", [DataTable(["setting", "value"], [[key, str(value)] for key, value in settings.items()])]),
+        Section("Settings", tabulate_settings(results)),
     ]
-    return render_page(
-        f"Outcome: {results.path.resolve().name}",
-        lead,
-        sections,
-        footer="Made by `dagman outcome`. This page loads nothing from elsewhere.",
-    )
+    return render_page(f"Outcome: {results.path.resolve().name}", lead, sections, footer=_FOOTER)
 
 
 def _judge(measurements: Sequence[Measurement], comparisons: Sequence[Comparison]) -> list[Block]:
@@ -145,17 +171,16 @@ def _tabulate_differences(comparisons: Sequence[Comparison]) -> list[Block]:
             f"{row.first} − {row.second}",
             _METHODS.get(row.method, row.method),
             row.subset,
+            _NAMES.get(row.name, row.name.replace("_", " ")),
             f"{row.difference.value:+.3f} ({row.difference.low:+.3f} to {row.difference.high:+.3f})",
             f"{row.difference.p:.3f}",
             f"{row.corrected:.3f}",
         ]
         for row in comparisons
     ]
-    text = (
-        f"Harrell's C on the same patients and resamples; {len(rows)} comparisons were made, and p is corrected for their "
-        "number (Holm)."
-    )
-    return [Text(text), DataTable(["difference", "method", "labels", "C (95 % interval)", "p", "p corrected"], rows)]
+    text = f"On the same patients and resamples; {len(rows)} comparisons were made, and p is corrected for their number (Holm)."
+    columns = ["difference", "method", "labels", "measure", "value (95 % interval)", "p", "p corrected"]
+    return [Text(text), DataTable(columns, rows)]
 
 
 def _show_groups(predicted: Sequence[dict[str, Any]]) -> list[Block]:

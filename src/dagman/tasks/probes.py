@@ -64,7 +64,20 @@ def fit_linear_probe(features: ArrayLike, labels: ArrayLike, patients: ArrayLike
     features, labels = _check_features(features), np.asarray(labels, dtype=np.int64)
     if len(np.unique(labels)) < 2:
         raise TaskError("the training items are of one class", do="Give items of at least two classes")
-    mean, scale = _measure_scale(features)
+    return _fit_scaled(features, *_measure_scale(features), labels, patients, seed)
+
+
+def fit_scaled_probe(features: ArrayLike, labels: ArrayLike, patients: ArrayLike, *, seed: int = 0) -> LinearProbe:
+    """As `fit_linear_probe`, for features whose scales mean something (principal components, standardised columns) and stay."""
+    features, labels = _check_features(features), np.asarray(labels, dtype=np.int64)
+    if len(np.unique(labels)) < 2:
+        raise TaskError("the training items are of one class", do="Give items of at least two classes")
+    return _fit_scaled(features, features.mean(axis=0), np.ones(features.shape[1]), labels, patients, seed)
+
+
+def _fit_scaled(
+    features: Floats, mean: Floats, scale: Floats, labels: NDArray[np.int64], patients: ArrayLike, seed: int
+) -> LinearProbe:
     standard = (features - mean) / scale / math.sqrt(features.shape[1])
     # An L2 penalty does not see a rotation, and the weights lie in the span of the items: n coordinates do for p features.
     points, axes = _rotate_to_items(standard) if len(standard) < standard.shape[1] else (standard, None)
