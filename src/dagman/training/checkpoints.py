@@ -99,7 +99,7 @@ def load_checkpoint(
             _fill(teacher, files["teacher"], _take(files["heads"], "teacher."))
         targets.restore(_take(files["heads"], "targets."), values["log_temperatures"])
         _unpack_optimizer(student, optimizer, files["optimizer"])
-    except (KeyError, SafetensorError, OSError, RuntimeError) as error:
+    except (KeyError, ValueError, SafetensorError, OSError, RuntimeError) as error:
         raise _explain_damage(folder, error) from None
     return values
 
