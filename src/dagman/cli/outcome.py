@@ -43,7 +43,8 @@ def run_outcome(
 
     Time and event: Cox's elastic net or a random survival forest on frozen features, or fine-tuning with Cox's loss; Harrell's
     and Uno's C, integrated Brier score, time-dependent AUC, calibration, and Kaplan-Meier curves of risk groups whose cut is
-    fixed inside the training fold. A response: a linear probe, with what dagman classify reports. Missing clinical values are counted, and filled inside the fold.
+    fixed inside the training fold. A response: a linear probe, with what dagman classify reports. Lesions of one patient are
+    pooled. Missing clinical values are counted, and filled inside the fold.
     """
     from rich.console import Console
 

@@ -174,7 +174,7 @@ def _score_subset(
                     "model": arm.name,
                     "method": METHOD,
                     "label": classes[codes[row]],
-                    **{f"score_{name}": float(score) for name, score in zip(classes, one, strict=True)},
+                    **_name_scores(classes, one),
                 }
                 for row, one in zip(split.test, got, strict=True)
             ]
@@ -189,6 +189,12 @@ def _score_subset(
         scores=scores[tested],
     )
     return scored, rows
+
+
+def _name_scores(classes: Sequence[str], scores: NDArray) -> dict[str, float]:
+    if len(classes) == 2:
+        return {"score": float(scores[1])}
+    return {f"score_{name}": float(score) for name, score in zip(classes, scores, strict=True)}
 
 
 def _code(patients: PooledPatients, table: Table) -> Codes:
