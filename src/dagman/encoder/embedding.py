@@ -68,7 +68,7 @@ def embed_scan(
     crop_mm: float | None = None,
     crop_spacing: float | None = None,
 ) -> Embedding:
-    """See `Encoder.embed`."""
+    """Features of a scan, of a structure in it, or around points: what `Encoder.embed` gives, and how it is said there."""
     pooling = pooling or Pooling()
     columns = tuple(list_columns(encoder, pooling))
     if mask is not None and points is not None:

@@ -37,7 +37,7 @@ def render_demo(runs: Sequence[Run], tasks: Sequence[DemoTask], seconds: Mapping
     lead = (
         f"The whole road on synthetic CTs: {len(runs)} pretrainings of the `{settings.size}` encoder by `{settings.method}`, "
         f"{settings.train.steps} steps of {settings.train.batch} views each, then probes of frozen features. "
-        f"{sum(seconds.values()) / 60:.1f} minutes in all. Numbers are means over seeds with their standard deviation, as they fell."
+        f"{sum(seconds.values()) / 60:.1f} minutes in all. Means over seeds with their standard deviation, as they fell."
     )
     sections = [
         Section("What the probes say", [block for task in tasks for block in _show_task(task)]),
@@ -110,8 +110,8 @@ def _judge_runs(runs: Sequence[Run]) -> list[Block]:
         "GITD H / MI / gain",
     ]
     text = (
-        "The reconstruction is worth something when its error lies below the best of three trivial answers (ratio under 1). Targets are alive "
-        "when they differ between samples (MI well above 0) without being uniform (H well below 1); gain above 0 means that the student "
-        "predicts them better than one constant answer would."
+        "The reconstruction is worth something when its error lies below the best of three trivial answers (ratio under 1). "
+        "Targets are alive when they differ between samples (MI well above 0) without being uniform (H well below 1); gain above 0 "
+        "means that the student predicts them better than one constant answer would."
     )
     return [Text(text), DataTable(columns, rows)]

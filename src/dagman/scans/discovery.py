@@ -6,7 +6,8 @@ Headers alone are read here. The result depends on the files, not on the order i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,10 @@ from dagman.scans.pseudonyms import name_patients
 from dagman.scans.scan import Modality
 
 Kind = Literal["nifti", "itk", "dicom"]
+
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
+_UNREAD = (".hdr", ".img", ".img.gz", ".hdr.gz", ".mgz", ".mgh", ".mnc", ".gipl", ".nii.bz2", ".nii.zst")
+"""Files that may hold scans all the same: they are named as refused, not passed over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +70,14 @@ def find_series(paths: str | Path | Iterable[str | Path], *, modality: Modality 
     `modality` overrides what files say. Raises ScanError when a path does not exist or when nothing at all was found.
     """
     given = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
-    files = _list_files(given)
+    files, refused = _list_files(given)
     series: list[Series] = []
-    refused: list[Refusal] = []
     headers: list[dicom_headers.Header] = []
     for path, root in files.items():
-        kind = _find_kind(path)
         try:
+            kind = _find_kind(path)
+            if kind is not None:
+                _check_file(path, kind)
             if kind == "nifti":
                 nifti.check_nifti(path)
             elif kind == "itk":
@@ -81,7 +87,7 @@ def find_series(paths: str | Path | Iterable[str | Path], *, modality: Modality 
             elif path == root:
                 raise ScanError("is of no format that dagman reads", where=path, do="Give NIfTI, NRRD, MetaImage or DICOM")
         except ScanError as error:
-            refused.append(Refusal.from_error(str(path), error))
+            refused.append(Refusal.from_error(show_path(path), error))
             continue
         if kind in ("nifti", "itk"):
             series.append(Series(kind=kind, files=(path,), source=str(path), modality=modality))
@@ -100,24 +106,58 @@ def find_series(paths: str | Path | Iterable[str | Path], *, modality: Modality 
     )
 
 
-def _list_files(given: Sequence[Path]) -> dict[Path, Path]:
-    """Every file below the given paths, in order of its path, with the given path it was found under."""
+def _list_files(given: Sequence[Path]) -> tuple[dict[Path, Path], list[Refusal]]:
+    """Every file below the given paths, in order of its path, with the path it was found under; and closed folders."""
     files: dict[Path, Path] = {}
+    closed: list[Refusal] = []
+    entered: set[tuple[int, int]] = set()
     for root in given:
-        if not root.exists():
-            raise ScanError("does not exist", where=root, do="Check the path")
-        if root.is_file():
+        _check_given(root)
+        if not root.is_dir():
             files.setdefault(root, root)
             continue
-        for folder, folders, names in os.walk(root):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(names):
-                if not name.startswith("."):
-                    files.setdefault(Path(folder) / name, root)
-    return dict(sorted(files.items(), key=lambda item: item[0].as_posix()))
+        for path in _walk_folder(root, entered, closed):
+            files.setdefault(path, root)
+    return dict(sorted(files.items(), key=lambda item: item[0].as_posix())), closed
 
 
-def _find_kind(path: Path) -> Kind | None:
+def _check_given(root: Path) -> None:
+    try:
+        root.stat()
+    except FileNotFoundError:
+        raise ScanError("does not exist", where=root, do="Check the path") from None
+    except OSError as error:
+        raise ScanError(f"cannot be opened ({error.strerror})", where=root, do="Check the path and its permissions") from error
+
+
+def _walk_folder(root: Path, entered: set[tuple[int, int]], closed: list[Refusal]) -> Iterator[Path]:
+    """Files at any depth, hidden ones left out; linked folders are followed, and no folder is entered twice."""
+
+    def note_closed(error: OSError) -> None:
+        reason = f"cannot be opened ({error.strerror}): check its permissions"
+        closed.append(Refusal(source=show_path(error.filename), reason=reason))
+
+    for folder, folders, names in os.walk(root, onerror=note_closed, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(folder) / name for name in sorted(names) if not name.startswith("."))
+
+
+def show_path(path: str | Path) -> str:
+    """A path on one line, as UTF-8: what no page or table could hold is written as an escape."""
+    return "".join(f"\\x{ord(sign) & 0xFF:02x}" if _cannot_be_shown(sign) else sign for sign in str(path))
+
+
+def _cannot_be_shown(sign: str) -> bool:
+    # Control characters, and the stand-ins that Python gives to bytes of a file's name that are not UTF-8.
+    return unicodedata.category(sign) in ("Cc", "Cs")
+
+
+def _find_kind(path: Path) -> Kind | Literal["unread"] | None:
     name = path.name.lower()
     if name.endswith(nifti.SUFFIXES):
         return "nifti"
@@ -125,12 +165,26 @@ def _find_kind(path: Path) -> Kind | None:
         return "itk"
     if name.endswith(dicom_headers.SUFFIXES):
         return "dicom"
-    if path.name == "DICOMDIR":
+    if name.endswith(_ARCHIVES + _UNREAD):
+        return "unread"
+    if path.name == "DICOMDIR" or not path.is_file():
         return None
     try:
         return "dicom" if dicom_headers.looks_like_dicom(path) else None
     except OSError:
         return None
+
+
+def _check_file(path: Path, kind: str) -> None:
+    """Refuse what no reader could open, before one hangs on a pipe or stumbles over a name."""
+    if any(_cannot_be_shown(sign) for sign in str(path)):
+        raise ScanError("its path holds signs that are not UTF-8 text, or line breaks", where=show_path(path), do="Rename it")
+    if not os.path.isfile(path):
+        raise ScanError("cannot be read", where=path, do="Check the path and its permissions")
+    if kind == "unread":
+        archive = path.name.lower().endswith(_ARCHIVES)
+        what = "is an archive" if archive else "is of a format that dagman does not read"
+        raise ScanError(what, where=path, do="Unpack it first" if archive else "Convert it to NIfTI, NRRD or MetaImage")
 
 
 def _read_dicom_header(path: Path) -> dicom_headers.Header:

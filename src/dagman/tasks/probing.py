@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,13 +61,17 @@ def probe_models(
 def _probe_once(values: NDArray, labels: NDArray, patients: NDArray, seed: int) -> dict[str, float]:
     splits = plan_splits(patients, labels, folds=FOLDS, seed=seed)
     most = find_largest_count(splits, labels, patients)
-    probes = {"linear": (linear_probe, None), "k-NN": (neighbour_probe, None)}
-    probes |= {f"linear, {k} a class": (linear_probe, k) for k in SHOTS if k <= most}
+    probes: dict[str, tuple[Callable[..., NDArray], int | None]] = {"linear": (linear_probe, None), "k-NN": (neighbour_probe, None)}
+    for shots in SHOTS:
+        if shots <= most:
+            probes[f"linear, {shots} a class"] = (linear_probe, shots)
     measured = {}
-    for name, (probe, shots) in probes.items():
+    for name, (probe, labelled) in probes.items():
         scores = np.zeros((len(labels), int(labels.max()) + 1))
         for split in splits:
-            train = split.train if shots is None else draw_subset(split, labels, patients, per_class=shots, seed=seed)
+            train = split.train
+            if labelled is not None:
+                train = draw_subset(split, labels, patients, per_class=labelled, seed=seed)
             scores[split.test] = probe(values[train], labels[train], patients[train], values[split.test], seed=seed)
         measured[name] = _measure(labels, scores)
     return measured
