@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -95,7 +94,7 @@ def read_table(
     patient: str = "patient",
     split: str | None = "split",
     mask_label: int | None = None,
-    coordinates: Literal["ras", "lps"] = "ras",
+    coordinates: str = "ras",
     known_ids: Collection[str] = (),
 ) -> Table:
     """Read a CSV or Parquet table of items.

@@ -207,6 +207,13 @@ def pool_maps(maps: Sequence[Tensor], inside: Tensor) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
+def pool_crops(encoder: Encoder, crops: Sequence[ItemCrop]) -> NDArray[np.float32]:
+    """What the head reads before any step, items x P: the pooled features of the frozen encoder."""
+    with torch.no_grad():
+        pooled = [_pool_views(encoder, encoder.network.encoder, [_to_view(encoder, crop)]) for crop in crops]
+    return torch.cat(pooled).cpu().numpy()
+
+
 class _HeadLayer(nn.Module):
     """A `LinearHead` with gradient."""
 
@@ -244,10 +251,7 @@ class _View:
 
 def _measure_start(encoder: Encoder, crops: Sequence[ItemCrop], outputs: int) -> LinearHead:
     """A head of zeros, with the features' mean and spread over the training items before any step."""
-    with torch.no_grad():
-        pooled = (
-            torch.cat([_pool_views(encoder, encoder.network.encoder, [_to_view(encoder, crop)]) for crop in crops]).double().cpu()
-        )
+    pooled = torch.from_numpy(pool_crops(encoder, crops)).double()
     mean, spread = pooled.mean(dim=0), pooled.std(dim=0, correction=0)
     scale = torch.where(spread > 1e-6 * (mean.abs() + 1), spread, torch.ones_like(spread))
     size = pooled.shape[1]
