@@ -36,7 +36,6 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 _PIECE = 2**21 * 24
 """Voxels times embedding channels put through at once on the CPU: 8 crops of 64^3 for `tiny`, about 3 GB."""
 _GPU_PIECES = 24
-_LEAST_STEPS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,9 @@ class FinetuneSettings:
     patience: int = 6
     "Epochs without a better inner validation loss before it stops. [ours]"
     batch: int = 40
-    "Items a step; fewer where an epoch would have less than 8 steps. Paper, section 4."
+    "Items a step; fewer where an epoch would have less than `least_steps`. Paper, section 4."
+    least_steps: int = 8
+    "Steps of an epoch at least; a loss that compares the items of a batch (Cox) wants few. [ours]"
     rate: float = 2e-4
     "Learning rate of the head and the last layer. Paper, section 4."
     layer_decay: float = 0.75
@@ -133,7 +134,7 @@ def finetune(
     values = torch.from_numpy(np.asarray(targets))
     network: nn.Module = copy.deepcopy(encoder.network.encoder).requires_grad_(True).train()
     head = _HeadLayer(start or _measure_start(encoder, [crops[i] for i in train], outputs)).to(encoder.device)
-    batch = max(1, min(settings.batch, math.ceil(len(train) / _LEAST_STEPS)))
+    batch = max(1, min(settings.batch, math.ceil(len(train) / settings.least_steps)))
     decay = settings.layer_decay if encoder.config.step else 1.0
     groups = scale_rates(network, head.linear, rate=settings.rate, decay=decay, weight_decay=settings.weight_decay)
     optimiser = torch.optim.AdamW(groups)

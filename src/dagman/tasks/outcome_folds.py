@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ Indices = NDArray[np.int64]
 METHODS = ("cox", "forest", "finetune")
 LEAST_EVENTS = 2
 """Events without which a training part says nothing."""
+
+_STEPS = 2
+"""Steps of an epoch of fine-tuning at least: batches of half the patients, up to 40."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -162,7 +165,8 @@ def tune_risk(arm: Arm, patients: PooledPatients, train: Indices, settings: Fine
         train=patients.list_members(fit),
         val=patients.list_members(stop),
         start=_start_head(arm, patients, fit, seed),
-        settings=settings,
+        # A batch of few patients compares few pairs, and one of a single patient none.
+        settings=replace(settings or FinetuneSettings(), least_steps=_STEPS),
         seed=seed,
     )
     risk = _score_lesions(tuned, arm, patients, train)
