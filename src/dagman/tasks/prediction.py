@@ -1,0 +1,203 @@
+"""`dagman predict`: apply a model that a task left behind to new scans, one at a time; what cannot be used is listed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dagman.encoder.items import list_scans
+from dagman.errors import DagmanError, MissingExtraError, TaskError
+from dagman.records.files import write_whole
+from dagman.records.hashes import hash_bytes
+from dagman.records.journal import append_row, read_rows
+from dagman.records.lock import hold_lock
+from dagman.records.provenance import write_command
+from dagman.scans.discovery import Refusal
+from dagman.scans.scan import Scan, hash_scan
+from dagman.tables.items import Item
+from dagman.tables.table import read_table
+from dagman.tasks.classifier import load_classifier
+from dagman.tasks.outcome_model import load_outcome_model
+from dagman.tasks.prediction_files import name_outputs, write_dicom_labels, write_label_map
+from dagman.tasks.segmentation_metrics import measure_volume
+from dagman.tasks.segmentation_model import SegmentationModel, load_model
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionSettings:
+    """How a model is applied; `mirror` is for segmentation alone."""
+
+    mirror: bool = False
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionSummary:
+    """What was predicted, refused, and is to be said."""
+
+    task: str
+    out: Path
+    predicted: int
+    refused: tuple[Refusal, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Applied:
+    rows: Rows
+    refused: tuple[Refusal, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def predict_scans(
+    model: str | Path,
+    scans: Sequence[str | Path],
+    out: str | Path,
+    settings: PredictionSettings | None = None,
+    *,
+    on_part: Callable[[str], None] | None = None,
+) -> PredictionSummary:
+    """Apply a task's model to scans, and write `predictions.csv`, `rejected.csv`, and for a segmentation `predictions/`.
+
+    model: the --out folder of a task, or its `model/`. scans: files and folders, or one table of items (CSV, Parquet), which a
+    model of structures or of clinical columns needs. on_part is told what is being done.
+
+    Raises TaskError when the folder holds no model, or no scan can be used.
+    """
+    settings, out, tell = settings or PredictionSettings(), Path(out), on_part or (lambda text: None)
+    folder = find_model(model)
+    task, apply = next((task, apply) for file, (task, apply) in APPLIERS.items() if (folder / file).is_file())
+    with hold_lock(out, TaskError):
+        applied = apply(folder, scans, out, settings, tell)
+        _write_csv(out / "predictions.csv", pd.DataFrame(applied.rows))
+        refused = [(one.source, one.reason) for one in applied.refused]
+        _write_csv(out / "rejected.csv", pd.DataFrame(refused, columns=["source", "reason"]))
+        count = len({row["item"] for row in applied.rows})
+        outcome = {"task": task, "predicted": count, "refused": len(refused), "notes": list(applied.notes)}
+        write_command(out, "predict", settings={"mirror": settings.mirror}, inputs={"model": folder.name}, outcome=outcome)
+    if not applied.rows:
+        first = f": {refused[0][1]}" if refused else ""
+        raise TaskError(f"none of {len(refused)} scans can be used; the first{first}", where=out / "rejected.csv")
+    return PredictionSummary(task=task, out=out, predicted=count, refused=applied.refused, notes=applied.notes)
+
+
+def find_model(path: str | Path) -> Path:
+    """The folder that holds a task's model: the given one, or its `model/`; raises TaskError when neither does."""
+    for folder in (Path(path), Path(path) / "model"):
+        if any((folder / file).is_file() for file in APPLIERS):
+            return folder
+    do = "Give the --out folder of dagman classify, outcome or segment"
+    raise TaskError("holds no model of a task" if Path(path).is_dir() else "is no folder", where=path, do=do)
+
+
+def _apply_segmentation(
+    folder: Path, scans: Sequence[str | Path], out: Path, settings: PredictionSettings, tell: Callable[[str], None]
+) -> _Applied:
+    model = load_model(folder, device=settings.device)
+    items, refused = _list_items(scans, ())
+    notes: list[str] = []
+    if settings.mirror and not model.mirrored:
+        notes.append("--mirror: the model was not trained on mirrored crops; structures that differ by side may be mixed up")
+    journal = out / "predictions.jsonl"
+    kept = {row["key"]: row["rows"] for row in read_rows(journal)}
+    rows: Rows = []
+    trained = 0
+    for number, item in enumerate(items, start=1):
+        tell(f"scan {number} of {len(items)}: {item.name}")
+        try:
+            scan = model.encoder.read(item.scan)
+            content = hash_scan(scan)
+            trained += content in model.trained_on
+            place = f"{content}|{item.name}|{scan.affine.matrix.tolist()}"
+            key = hash_bytes(f"1|{model.digest}|{settings.mirror}|{place}".encode())
+            if key not in kept or not (out / "predictions" / f"{item.name}.nii.gz").is_file():
+                kept[key] = _segment_one(model, scan, item, out, settings.mirror, notes)
+                append_row(journal, {"key": key, "rows": kept[key]})
+            rows += kept[key]
+        except DagmanError as error:
+            refused.append(Refusal.from_error(str(item.scan), error))
+    if trained:
+        notes.append(f"{trained} of the scans were trained on: what is predicted for them says little about others")
+    return _Applied(rows=rows, refused=tuple(refused), notes=tuple(notes))
+
+
+def _segment_one(model: SegmentationModel, scan: Scan, item: Item, out: Path, mirror: bool, notes: list[str]) -> Rows:
+    classes = model.label_scan(scan, mirror=mirror)
+    values = model.to_values(classes)
+    write_label_map(out / "predictions" / f"{item.name}.nii.gz", values, scan)
+    try:
+        write_dicom_labels(out / "predictions" / f"{item.name}.dcm", values, model.names, scan)
+    except MissingExtraError as error:
+        said = f"predictions are NIfTI alone: DICOM SEG {error}"
+        if said not in notes:
+            notes.append(said)
+    return [
+        {
+            "item": item.name,
+            "patient": item.patient,
+            "structure": structure.name,
+            "value": structure.values[0],
+            "volume_ml": measure_volume(classes == code, scan.spacing),
+        }
+        for code, structure in enumerate(model.structures, start=1)
+    ]
+
+
+def _apply_classifier(
+    folder: Path, scans: Sequence[str | Path], out: Path, settings: PredictionSettings, tell: Callable[[str], None]
+) -> _Applied:
+    classifier = load_classifier(folder, device=settings.device)
+    items, refused = _list_items(scans, ())
+    tell(f"{len(items)} items")
+    scored = classifier.score_items(items)
+    rows = [
+        {
+            "item": item.name,
+            "patient": item.patient,
+            "predicted": classifier.classes[int(chances.argmax())],
+            **{f"score_{name}": float(chance) for name, chance in zip(classifier.classes, chances, strict=True)},
+        }
+        for item, chances in zip(scored.items, scored.scores, strict=True)
+    ]
+    return _Applied(rows=rows, refused=(*refused, *(Refusal(source=one.item.name, reason=one.reason) for one in scored.refused)))
+
+
+def _apply_outcome(
+    folder: Path, scans: Sequence[str | Path], out: Path, settings: PredictionSettings, tell: Callable[[str], None]
+) -> _Applied:
+    model = load_outcome_model(folder, device=settings.device)
+    items, refused = _list_items(scans, model.clinical)
+    tell(f"{len(items)} items")
+    rows: Rows = [{"item": row["patient"], **row} for row in model.predict(items)]
+    found = {row["patient"] for row in rows}
+    lost = [Refusal(source=item.name, reason="cannot be used (see dagman inspect)") for item in items if item.patient not in found]
+    return _Applied(rows=rows, refused=(*refused, *lost))
+
+
+APPLIERS: dict[str, tuple[str, Callable[..., _Applied]]] = {
+    "segmentation.json": ("segment", _apply_segmentation),
+    "classifier.json": ("classify", _apply_classifier),
+    "outcome.json": ("outcome", _apply_outcome),
+}
+"""What applies a model, by the file that its folder holds."""
+
+
+def _list_items(scans: Sequence[str | Path], clinical: Sequence[str]) -> tuple[list[Item], list[Refusal]]:
+    """Items of one table, or one for each series found; names are unique and can be file names."""
+    first = Path(scans[0])
+    if len(scans) == 1 and first.suffix.lower() in (".csv", ".tsv", ".parquet"):
+        return list(read_table(first, clinical=clinical).items), []
+    items, refused = list_scans(list(scans))
+    names = name_outputs([item.name for item in items])
+    return [replace(item, name=name) for item, name in zip(items, names, strict=True)], refused
+
+
+def _write_csv(path: Path, frame: pd.DataFrame) -> None:
+    with write_whole(path) as temporary:
+        frame.to_csv(temporary, index=False)

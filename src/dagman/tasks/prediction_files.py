@@ -1,0 +1,91 @@
+"""Predicted label maps as files on the scan's own grid, and as DICOM SEG where the scan came as DICOM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.nifti1 import Nifti1Header
+from nibabel.nifti2 import Nifti2Header
+from numpy.typing import NDArray
+
+from dagman.records.files import write_whole
+from dagman.scans import dicom, nifti
+from dagman.scans.dicom.segments import write_segments
+from dagman.scans.discovery import find_series
+from dagman.scans.pseudonyms import name_file
+from dagman.scans.scan import Scan
+
+
+def name_outputs(sources: Sequence[str]) -> list[str]:
+    """A file name (no suffix) for each source: its own, and as many of its folders' names in front as tell all apart.
+
+    >>> name_outputs(["a/ct.nii.gz", "b/ct.nii.gz"])
+    ['a_ct', 'b_ct']
+    """
+    parts = []
+    for source in map(Path, sources):
+        own = source.name if source.is_dir() else name_file(source)
+        parts.append([*(part for part in source.parent.parts if part not in ("/", "..", ".")), own])
+    for depth in range(1, max(map(len, parts), default=1) + 1):
+        names = ["_".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name}_{number}" for number, name in enumerate("_".join(part) for part in parts)]
+
+
+def write_label_map(path: Path, labels: NDArray, scan: Scan) -> None:
+    """Write labels (X Y Z, the scan's own grid) as NIfTI, whole.
+
+    A scan that came as NIfTI gives its header's geometry: sform, qform, their codes, units, bit by bit. Others: both are
+    the scan's affine, code 1 (scanner).
+    """
+    header = _copy_geometry(Path(scan.source))
+    if header is None:
+        image = nib.Nifti1Image(labels, scan.affine.matrix)
+        image.set_sform(scan.affine.matrix, code=1)
+        image.set_qform(scan.affine.matrix, code=1)
+        image.header.set_xyzt_units("mm", "sec")
+    else:
+        kind = nib.Nifti2Image if isinstance(header, Nifti2Header) else nib.Nifti1Image
+        # No affine of ours: the header's own, to the last bit.
+        header.set_data_dtype(labels.dtype)
+        image = kind(labels, None, header=header)
+    with write_whole(path) as temporary:
+        nib.save(image, temporary)
+
+
+def write_dicom_labels(path: Path, labels: NDArray, names: dict[int, str], scan: Scan) -> bool:
+    """Write labels as DICOM SEG if the scan came as DICOM, and say whether; raises MissingExtraError without highdicom."""
+    files = find_dicom_files(scan)
+    if not files:
+        return False
+    write_segments(path, labels, names, files)
+    return True
+
+
+def find_dicom_files(scan: Scan) -> tuple[Path, ...]:
+    """The files a scan was read from if it came as DICOM, else none."""
+    source = Path(scan.source)
+    if not source.exists() or source.name.lower().endswith((*nifti.SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")):
+        return ()
+    found = find_series(dicom.find_siblings(source) if source.is_file() else [source])
+    series = [one for one in found.series if one.kind == "dicom"]
+    return series[0].files if len(series) == 1 else ()
+
+
+def _copy_geometry(source: Path) -> Nifti1Header | None:
+    if not source.name.lower().endswith(nifti.SUFFIXES) or not source.exists():
+        return None
+    old: Any = nib.load(source).header
+    header = (Nifti2Header if isinstance(old, Nifti2Header) else Nifti1Header)()
+    for name in ("xyzt_units", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z"):
+        header[name] = old[name]
+    for name in ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"):
+        header[name] = old[name]
+    header.set_data_shape(old.get_data_shape()[:3])
+    header["pixdim"][:4] = np.asarray(old["pixdim"])[:4]
+    return header

@@ -1,0 +1,103 @@
+"""A U-Net on an encoder (METHOD, Downstream, task 2): its decoder starts from scratch and is shaped like SwinUNETR's.
+
+Letters: B views, C channels, K classes (background first), X Y Z sides of a view in voxels, multiples of 32.
+
+```
+stride    1        2        4      8      16     32
+          stem --> halved   x1     x2     x3     x4       stem: convolution blocks on the view itself
+          |        |        |      |      |      |
+logits <- join  <- join  <- join <- join <- join <-       join: twice as fine, beside the skip, one residual block
+```
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dagman.model import SwinShape, normalise_features
+
+STRIDE = 32
+"""Sides of a view are multiples of it."""
+_LEAK = 0.01
+
+
+class SegmentationNetwork(nn.Module):
+    """Views to logits of K classes at full resolution; `encoder` gives feature maps at strides 4, 8, 16, 32 and has a `shape`."""
+
+    def __init__(self, encoder: nn.Module, shape: SwinShape, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.encoder = encoder
+        self.decoder = Decoder(shape, classes)
+
+    def forward(self, view: Float[Tensor, "B 1 X Y Z"]) -> Float[Tensor, "B K X Y Z"]:
+        """Logits of views with intensities in [0, 1]; raises ValueError for sides that are no multiples of 32."""
+        if any(side % STRIDE for side in view.shape[2:]):
+            raise ValueError(f"a view has sides of multiples of {STRIDE}, not {tuple(view.shape[2:])}")
+        features = self.encoder(view)
+        kind = view.device.type
+        # On the CPU convolutions are fp32: torch 2.13's bf16 weight gradient of a 3D one is garbage now and then (1e19 and more).
+        with torch.autocast(kind, enabled=kind != "cpu" and torch.is_autocast_enabled(kind)):
+            return self.decoder(view, normalise_features([x.float() for x in features]))
+
+
+class Decoder(nn.Module):
+    """A view and its feature maps to logits; it works with half of each map's channels, a third of `embed` at full resolution."""
+
+    def __init__(self, shape: SwinShape, classes: int) -> None:
+        super().__init__()
+        fine, half = max(8, shape.embed // 3), max(8, 2 * shape.embed // 3)
+        self.stem = ResidualBlock(shape.in_channels, fine)
+        self.halve = nn.Conv3d(fine, half, kernel_size=2, stride=2)
+        self.halved = ResidualBlock(half, half)
+        *skips, deepest = shape.widths
+        widths = [fine, half, *(width // 2 for width in skips)]
+        self.joins = nn.ModuleList(
+            Join(coarse, skip, width)
+            for coarse, skip, width in zip([*widths[1:], deepest], [fine, half, *skips], widths, strict=True)
+        )
+        self.classify = nn.Conv3d(fine, classes, kernel_size=1)
+
+    def forward(self, view: Float[Tensor, "B 1 X Y Z"], features: list[Float[Tensor, "B _ _ _ _"]]) -> Float[Tensor, "B K X Y Z"]:
+        """Logits; features are x1..x4, each token normalised over its channels."""
+        fine = self.stem(view)
+        halved = self.halved(self.halve(fine))
+        *skips, x = features
+        for join, skip in zip(reversed(self.joins), [*reversed(skips), halved, fine], strict=True):
+            x = join(x, skip)
+        return self.classify(x)
+
+
+class Join(nn.Module):
+    """One step up: what comes from below at twice the resolution, beside the skip, through a residual block."""
+
+    def __init__(self, coarse: int, skip: int, width: int) -> None:
+        super().__init__()
+        self.rise = nn.ConvTranspose3d(coarse, width, kernel_size=2, stride=2)
+        self.narrow = nn.Conv3d(skip, width, kernel_size=1) if skip != width else nn.Identity()
+        self.block = ResidualBlock(2 * width, width)
+
+    def forward(self, x: Float[Tensor, "B c x y z"], skip: Float[Tensor, "B C X Y Z"]) -> Float[Tensor, "B W X Y Z"]:
+        """The skip's grid is twice as fine as x's."""
+        return self.block(torch.cat([self.rise(x), self.narrow(skip)], dim=1))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3^3 convolutions, each with instance norm, beside a linear shortcut."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(inputs, outputs, kernel_size=3, padding=1, bias=False)
+        self.norm1 = nn.InstanceNorm3d(outputs, affine=True)
+        self.second = nn.Conv3d(outputs, outputs, kernel_size=3, padding=1, bias=False)
+        self.norm2 = nn.InstanceNorm3d(outputs, affine=True)
+        # No norm here: HU are absolute, and this is the way on which they stay so.
+        self.shortcut = nn.Conv3d(inputs, outputs, kernel_size=1)
+        self.activate = nn.LeakyReLU(_LEAK)
+
+    def forward(self, x: Float[Tensor, "B c X Y Z"]) -> Float[Tensor, "B C X Y Z"]:
+        """The same grid with other channels."""
+        y = self.activate(self.norm1(self.first(x)))
+        return self.activate(self.norm2(self.second(y)) + self.shortcut(x))
