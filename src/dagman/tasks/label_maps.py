@@ -42,7 +42,11 @@ def expand_label_maps(table: Table, names: dict[int, str], *, minimum_voxels: in
     small: list[str] = []
     unnamed: set[int] = set()
     notes = list(table.notes)
-    for item in {item.mask: item for item in reversed(table.items) if item.mask is not None}.values():
+    first_rows: dict[Path, Item] = {}
+    for item in table.items:
+        if item.mask is not None:
+            first_rows.setdefault(item.mask, item)
+    for item in first_rows.values():
         try:
             labels = np.rint(read_scan(str(item.mask)).voxels)
         except DagmanError as error:
