@@ -1,4 +1,4 @@
-"""Views, draws and augmentations are pure functions of seed, step and index: who reads them and how a step is cut change nothing."""
+"""Views, draws and augmentations are pure functions of seed, step and index; readers and micro-batches change nothing."""
 
 from __future__ import annotations
 

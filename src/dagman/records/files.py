@@ -26,6 +26,9 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         if temporary.is_dir():
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _flush(file)
             # A folder cannot replace a filled one in a single rename: the old one steps aside first.
             aside = path.parent / f".{uuid.uuid4().hex[:8]}.old.{path.name}"
             if path.exists():
