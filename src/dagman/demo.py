@@ -29,7 +29,7 @@ from dagman.tasks.probing import ProbeScore, probe_models
 from dagman.training.pretraining import pretrain
 from dagman.training.run import Run
 
-PATIENTS, SEEDS, STEPS = 24, (0, 1, 2), 100
+PATIENTS, SEEDS, STEPS = 24, (0, 1, 2), 80
 ORGAN_PATIENTS = 6
 """Patients whose organs are probed: more would cost minutes and change little."""
 

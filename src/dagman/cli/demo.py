@@ -15,7 +15,7 @@ def demo_command(
     out: Annotated[Path, typer.Option(help="Folder for the cohort, the store, the runs and the page.")] = Path("demo"),
     patients: Annotated[int, typer.Option(min=5, help="Synthetic patients.")] = 24,
     seeds: Annotated[int, typer.Option(min=1, help="Pretrainings.")] = 3,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each.")] = 80,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value for the pretrainings, repeatable.")] = None,
 ) -> None:
     """The whole road on the built-in cohort: scans, store, pretraining, probes, one page.
