@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dagman.cli import application
 from dagman.scans.phantom import write_cohort
 from dagman.tasks.outcome_model import load_outcome_model
 from dagman.tasks.results import Results
@@ -23,6 +25,19 @@ pytestmark = pytest.mark.journey
 def run_dagman(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dagman", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+
+
+@pytest.fixture
+def call_dagman(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The same command line in this process, which has its libraries loaded: exit code, output, errors."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dagman", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            application.main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return call
 
 
 def _draw_tumour(path: Path, radius: float, seed: int) -> None:
@@ -117,13 +132,13 @@ def test_the_kept_model_predicts_new_patients(predicted, tumours):
     assert rows[-1]["group"] == "high risk"
 
 
-def test_a_response_is_predicted_from_image_clinical_and_both(tumours, tmp_path):
-    done = run_dagman(
+def test_a_response_is_predicted_from_image_clinical_and_both(call_dagman, tumours, tmp_path):
+    code, printed, errors = call_dagman(
         *("outcome", "radiomics:size", tumours / "outcome.csv", "--label", "response", "--clinical", "age"),
         *("--out", tmp_path / "out", "--folds", 3, "--repeats", 1, "--json"),
     )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    assert code == 0, errors
+    told = json.loads(printed)
     areas = {row["model"]: row["interval"]["value"] for row in told["measurements"] if row["name"] == "auc"}
     assert areas["radiomics:size"] > 0.9
     assert set(areas) == {"radiomics:size", "clinical", "radiomics:size + clinical"}
@@ -145,15 +160,15 @@ def test_a_response_is_predicted_from_image_clinical_and_both(tumours, tmp_path)
         ({}, ("--time", "days", "--event", "died", "--method", "coks"), "there is no method 'coks'. Nearest: cox"),
     ],
 )
-def test_bad_input_is_one_line_with_what_to_do(tumours, tmp_path, change, arguments, said):
+def test_bad_input_is_one_line_with_what_to_do(call_dagman, tumours, tmp_path, change, arguments, said):
     table = pd.read_csv(tumours / "outcome.csv")
     for column in ("scan", "mask"):
         table[column] = [str(tumours / name) for name in table[column]]
     table.assign(**change).to_csv(tmp_path / "t.csv", index=False)
-    done = run_dagman("outcome", "radiomics:size", tmp_path / "t.csv", *arguments, "--out", tmp_path / "out")
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert done.stderr.count("\n") == 1
+    code, _, errors = call_dagman("outcome", "radiomics:size", tmp_path / "t.csv", *arguments, "--out", tmp_path / "out")
+    assert code == 2
+    assert said in errors
+    assert errors.count("\n") == 1
     assert not (tmp_path / "out" / "metrics.json").exists()
 
 
@@ -210,8 +225,8 @@ def test_structures_are_drawn_by_umap_from_a_column_of_names(organs, tmp_path):
         (("--labels", "absent.csv"), "absent.csv: does not exist"),
     ],
 )
-def test_cluster_refuses_in_one_line(organs, tmp_path, arguments, said):
-    done = run_dagman("cluster", "histogram", organs / "organs.csv", *arguments, "--out", tmp_path / "out")
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_cluster_refuses_in_one_line(call_dagman, organs, tmp_path, arguments, said):
+    code, _, errors = call_dagman("cluster", "histogram", organs / "organs.csv", *arguments, "--out", tmp_path / "out")
+    assert code == 2
+    assert said in errors
+    assert errors.count("\n") == 1

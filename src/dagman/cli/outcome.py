@@ -46,10 +46,16 @@ def run_outcome(
     fixed inside the training fold. A response: a linear probe, with what dagman classify reports. Lesions of one patient are
     pooled. Missing clinical values are counted, and filled inside the fold.
     """
+    from dagman.errors import TaskError
+
+    if (label is None) == (time is None and event is None):
+        raise TaskError("needs a response, or time and event", where="outcome", do="Say --label COL, or --time COL --event COL")
+    if label and method:
+        do = "Leave --method out, or use dagman classify, which has linear, knn and finetune"
+        raise TaskError("a response is predicted by a linear probe", where="--method", do=do)
     from rich.console import Console
 
     from dagman.cli.task_options import format_results, open_store, print_measures, split_names, split_numbers
-    from dagman.errors import TaskError
     from dagman.reports.outcome_report import write_outcome_report
     from dagman.tables.table import read_table
     from dagman.tasks.finetuning import FinetuneSettings
@@ -57,11 +63,6 @@ def run_outcome(
     from dagman.tasks.outcome import OutcomeSettings, predict_outcome
     from dagman.tasks.response import predict_response
 
-    if (label is None) == (time is None and event is None):
-        raise TaskError("needs a response, or time and event", where="outcome", do="Say --label COL, or --time COL --event COL")
-    if label and method:
-        do = "Leave --method out, or use dagman classify, which has linear, knn and finetune"
-        raise TaskError("a response is predicted by a linear probe", where="--method", do=do)
     predict = predict_response if label else predict_outcome
     spec = parse_model(model)
     settings = OutcomeSettings(
