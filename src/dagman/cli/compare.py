@@ -46,9 +46,7 @@ def run_comparison(
     epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs of fine-tuning (classify, outcome).")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of a training (segment).")] = None,
     patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
-    split: Annotated[
-        str | None, typer.Option(help="The table's column of train, val, test. Default: 'split', if it is there.")
-    ] = None,
+    split: Annotated[str | None, typer.Option(help="The table's column of train, val, test. Default: 'split'.")] = None,
     mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
     coordinates: Annotated[str | None, typer.Option(help="Of the table's points: ras (default) or lps.")] = None,
     crop_mm: Annotated[float | None, typer.Option(help="Side in mm of crops around structures. Default: from their size.")] = None,
@@ -112,13 +110,17 @@ def run_comparison(
 
 
 def _print_differences(console: Console, summary: Summary) -> None:
-    from rich.table import Table
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Column, Table
 
     from dagman.reports.comparison_report import format_p, name_measure
 
     if not summary.comparisons:
         return
-    shown = Table("difference", "method", "labels", "measure", "value", "p", "p (Holm)")
+    value_column = Column("value", no_wrap=True)
+    shown = Table(
+        Column("difference", overflow="fold"), "method", "labels", "measure", value_column, "p", "p (Holm)", box=SIMPLE_HEAD
+    )
     for row in summary.comparisons:
         value = f"{row.difference.value:+.3f}\n{row.difference.low:+.2f} to {row.difference.high:+.2f}"
         name = f"{row.first}\n- {row.second}"

@@ -47,14 +47,14 @@ def format_results(out: Path, page: Path) -> str:
 
 def print_measures(console: Console, summary: Summary, page: Path) -> None:
     """Notes, a table of measures with their intervals (a row a measure, a column a model), and where the page lies."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     for note in summary.notes:
         console.print(f"[dim]·[/] {escape_markup(note)}")
     models = list(dict.fromkeys(row.model for row in summary.measurements))
     keys = list(dict.fromkeys((row.method, row.subset, row.name) for row in summary.measurements))
     held = {(row.method, row.subset, row.name, row.model): row.interval for row in summary.measurements}
-    shown = Table("method", "labels", "measure", *models)
+    shown = Table("method", "labels", "measure", *(Column(escape_markup(name), overflow="fold") for name in models))
     for method, subset, name in keys:
         intervals = [held.get((method, subset, name, model)) for model in models]
         cells = ["" if one is None else f"{one.value:.3f}\n{one.low:.2f} to {one.high:.2f}" for one in intervals]
