@@ -11,7 +11,7 @@ from dagman.cli.application import main
     ("arguments", "wanted"),
     [
         (["classfy", "pixels", "histogram", "table.csv"], "Nearest: classify"),
-        (["classify", "pixels", "table.csv"], "two models or more"),
+        (["classify", "pixels", "table.csv"], "one model cannot be compared"),
         (["classify", "pixels", "scratch:tinny", "table.csv"], "neither a folder nor a known model"),
     ],
 )

@@ -12,7 +12,7 @@ from dagman.records.files import write_text
 from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.scatter import draw_scatter
 from dagman.reports.hover_map import MapPoint, TileSheet, render_hover_map
-from dagman.reports.page import Block, DataTable, Embedded, Figure, FigureGrid, Listing, Section, Text, Verdict, render_page
+from dagman.reports.page import Block, DataTable, Embedded, Figure, FigureGrid, Level, Listing, Section, Text, Verdict, render_page
 from dagman.tasks.clustering import SHEET
 from dagman.tasks.results import Measurement, Results, Summary
 
@@ -69,7 +69,7 @@ def _judge(summary: Summary) -> list[Block]:
     for row in summary.measurements:
         if row.name == "neighbour_accuracy":
             told = f"the nearest structures of other patients are of the same kind for {_state(row)}"
-            level = "ok" if row.interval.low > guess else "warn"
+            level: Level = "ok" if row.interval.low > guess else "warn"
             found.append(Verdict(level, f"`{row.model}`: {told}; always naming the most frequent kind gives {guess:.3f}."))
     return found
 

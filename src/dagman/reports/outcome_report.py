@@ -111,11 +111,11 @@ def _judge(measurements: Sequence[Measurement], comparisons: Sequence[Comparison
             )
         else:
             found.append(Verdict("warn", f"{who}: {told}. With so many patients this cannot be told from chance (0.5)."))
-    for row in comparisons:
-        if row.subset == _ALL and row.corrected < 0.05:
-            better, worse = (row.first, row.second) if row.difference.value > 0 else (row.second, row.first)
-            by = f"{abs(row.difference.value):.3f}, p {row.corrected:.3f} after Holm"
-            found.append(Verdict("ok", f"`{better}` is better than `{worse}` ({row.method}): by {by}."))
+    for pair in comparisons:
+        if pair.subset == _ALL and pair.corrected < 0.05:
+            better, worse = (pair.first, pair.second) if pair.difference.value > 0 else (pair.second, pair.first)
+            by = f"{abs(pair.difference.value):.3f}, p {pair.corrected:.3f} after Holm"
+            found.append(Verdict("ok", f"`{better}` is better than `{worse}` ({pair.method}): by {by}."))
     return found
 
 
