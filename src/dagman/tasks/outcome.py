@@ -130,7 +130,7 @@ def predict_outcome(
 
 
 def list_arms(inputs: TaskInputs, patients: PooledPatients) -> list[Arm]:
-    """The image as each model sees it; with clinical columns also these alone, and beside each model."""
+    """What sees most first: each model beside the clinical columns, if there are any; each model alone; the columns alone."""
     images = [
         Arm(
             name=model.name,
@@ -143,7 +143,7 @@ def list_arms(inputs: TaskInputs, patients: PooledPatients) -> list[Arm]:
     if not patients.clinical[0]:
         return images
     both = [Arm(name=f"{arm.name} + {CLINICAL}", features=arm.features, clinical=True) for arm in images]
-    return [*images, Arm(name=CLINICAL, clinical=True), *both]
+    return [*both, *images, Arm(name=CLINICAL, clinical=True)]
 
 
 def note_patients(inputs: TaskInputs, patients: PooledPatients) -> list[str]:
@@ -252,12 +252,12 @@ def _compare(found: Sequence[Found], settings: OutcomeSettings) -> list[Comparis
     """Harrell's C of every two arms under one method, from one subset."""
     pairs = [(a, b) for a, b in combinations(found, 2) if (a.method, a.subset) == (b.method, b.subset)]
     differences = [
-        compare_outcome("harrell_c", b.out_of_fold, a.out_of_fold, draws=settings.resamples, seed=settings.seed) for a, b in pairs
+        compare_outcome("harrell_c", a.out_of_fold, b.out_of_fold, draws=settings.resamples, seed=settings.seed) for a, b in pairs
     ]
     corrected = correct_holm([difference.p for difference in differences])
     return [
         Comparison(
-            name="harrell_c", first=b.arm, second=a.arm, method=a.method, subset=a.subset, difference=difference, corrected=p
+            name="harrell_c", first=a.arm, second=b.arm, method=a.method, subset=a.subset, difference=difference, corrected=p
         )
         for (a, b), difference, p in zip(pairs, differences, corrected, strict=True)
     ]
@@ -308,7 +308,8 @@ def _keep_model(
     if "cox" not in settings.methods:
         return ""
     first = inputs.models[0]
-    arm = next((arm for arm in arms if arm.name == f"{first.name} + {CLINICAL}"), arms[0])
+    # What sees most comes first.
+    arm = arms[0]
     train = np.arange(len(patients))
     if patients.splits is not None:
         train = np.flatnonzero(patients.splits == "train")

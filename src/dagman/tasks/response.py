@@ -95,8 +95,7 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, tell: Cal
     codes, names = _code(patients, table), np.array(patients.names)
     splits = _plan(patients, table, settings)
     subsets, told = list_subsets(settings.shares, settings.per_class, settings.draws, find_largest_count(splits, codes, names))
-    # What sees more comes first, so that the differences say what the image adds to the clinical columns.
-    arms = sorted(list_arms(inputs, patients), key=lambda arm: -(arm.clinical + (arm.features is not None)))
+    arms = list_arms(inputs, patients)
     found: list[Scored] = []
     rows: list[dict[str, Any]] = []
     for subset in subsets:
