@@ -97,6 +97,15 @@ def test_a_copy_of_a_series_is_counted_once(tmp_path, write_dicom, ct, placement
     assert reasons(tmp_path) == [f"the same images as in {(tmp_path / 'a').as_posix()}; counted once"]
 
 
+def test_two_scans_with_the_same_uids_are_both_read(tmp_path, write_dicom, edit_dicom, ct, placement):
+    for path in write_dicom(tmp_path / "a", ct, placement):
+        (tmp_path / "b").mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / "b" / path.name)
+        edit_dicom(tmp_path / "b" / path.name, RescaleIntercept=-1014)
+    scans = [reorient_scan(read_series(series)) for series in find_series(tmp_path).series]
+    assert [scan.voxels[8, 7, 4] - ct[8, 7, 4] for scan in scans] == [0, 10]
+
+
 def test_slices_that_share_one_instance_uid_are_still_a_volume(tmp_path, write_dicom, ct, placement):
     write_dicom(tmp_path, ct, placement, SOPInstanceUID="1.2.3.4")
     assert np.array_equal(reorient_scan(read_scan(tmp_path)).voxels, ct)
@@ -117,8 +126,8 @@ def test_the_order_of_files_changes_nothing(tmp_path, write_dicom, write_nifti, 
 
     first, walk = find_series(tmp_path), os.walk
 
-    def backwards(root):
-        for folder, folders, names in walk(root):
+    def backwards(root, **options):
+        for folder, folders, names in walk(root, **options):
             folders.reverse()
             yield folder, folders, names[::-1]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ def test_all_formats_are_found_at_any_depth_and_other_files_ignored(tmp_path, wr
     image = SimpleITK.GetImageFromArray(ct.T)
     for name in ("x.nrrd", "y.mhd", "z.mha"):
         SimpleITK.WriteImage(image, str(tmp_path / name))
-    for name in ("readme.txt", "table.csv", "meta.json", "page.xml", "picture.png", "DICOMDIR", "weights.bin", "archive.tar.gz"):
+    for name in ("readme.txt", "table.csv", "meta.json", "page.xml", "picture.png", "DICOMDIR", "weights.bin"):
         (tmp_path / "a" / name).write_bytes(b"something else")
     write_nifti(tmp_path / ".hidden" / "no.nii.gz", ct)
     shutil.copy(tmp_path / "x.nrrd", tmp_path / "._x.nrrd")
@@ -30,6 +32,69 @@ def test_all_formats_are_found_at_any_depth_and_other_files_ignored(tmp_path, wr
     assert found.refused == ()
     for series in found.series:
         assert read_series(series).shape == ct.shape
+
+
+def test_archives_and_unread_formats_are_named_and_not_passed_over(tmp_path, write_nifti, ct):
+    write_nifti(tmp_path / "good.nii.gz", ct)
+    for name in ("old.tar.gz", "new.ZIP", "pair.img", "pair.hdr", "brain.mgz"):
+        (tmp_path / name).write_bytes(b"something else")
+    unread = "is of a format that dagman does not read: convert it to NIfTI, NRRD or MetaImage"
+    assert {refusal.source.rsplit("/")[-1]: refusal.reason for refusal in find_series(tmp_path).refused} == {
+        "brain.mgz": unread,
+        "new.ZIP": "is an archive: unpack it first",
+        "old.tar.gz": "is an archive: unpack it first",
+        "pair.hdr": unread,
+        "pair.img": unread,
+    }
+
+
+def test_linked_folders_are_followed_and_loops_end(tmp_path, write_nifti, ct):
+    write_nifti(tmp_path / "elsewhere" / "a.nii.gz", ct)
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "patient").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "scans")
+    found = find_series(tmp_path / "scans")
+    assert [series.source for series in found.series] == [str(tmp_path / "scans" / "patient" / "a.nii.gz")]
+    assert found.refused == ()
+
+
+def test_pipes_and_names_that_no_table_can_hold_are_refused(tmp_path, write_nifti, ct):
+    write_nifti(tmp_path / "good.nii.gz", ct)
+    os.mkfifo(tmp_path / "pipe.dcm")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "new\nline.nrrd").write_bytes(b"")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/latin\xfc.nrrd")).write_bytes(b"")
+    name = "its path holds signs that are not UTF-8 text, or line breaks: rename it"
+    assert {refusal.source.rsplit("/")[-1]: refusal.reason for refusal in find_series(tmp_path).refused} == {
+        "latin\\xfc.nrrd": name,
+        "new\\x0aline.nrrd": name,
+        "pipe.dcm": "cannot be read: check the path and its permissions",
+    }
+
+
+def test_a_folder_that_cannot_be_opened_is_named(tmp_path, write_nifti, ct, monkeypatch):
+    write_nifti(tmp_path / "good.nii.gz", ct)
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    # The superuser, who may run the tests, can open everything.
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = find_series(tmp_path)
+    assert len(found.series) == 1
+    assert found.refused == (
+        Refusal(source=str(tmp_path / "closed"), reason="cannot be opened (Permission denied): check its permissions"),
+    )
+
+
+def test_raw_data_are_not_taken_for_dicom(tmp_path, write_nifti, ct):
+    write_nifti(tmp_path / "good.nii.gz", ct)
+    (tmp_path / "labels.raw").write_bytes(np.full(500, 8, np.int16).tobytes())
+    assert find_series(tmp_path).refused == ()
 
 
 def test_bad_files_are_listed_beside_the_good_ones(tmp_path, write_nifti, ct):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import SimpleITK
@@ -42,12 +44,13 @@ def test_a_scan_is_the_same_in_every_format(tmp_path, write_nifti, ct, name, com
 
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_truncated_data_are_refused(tmp_path, ct, name, compress):
+def test_truncated_data_are_refused_in_silence(tmp_path, ct, name, compress, capfd):
     path = write_itk(tmp_path / name, ct, np.eye(4), compress=compress)
     data = max(tmp_path.iterdir(), key=lambda file: file.stat().st_size)
     data.write_bytes(data.read_bytes()[:-300])
     with pytest.raises(ScanError, match="is truncated or damaged, or its data file is missing"):
         read_scan(path)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,6 +93,42 @@ def test_what_is_no_volume_is_refused(tmp_path, image, text):
     SimpleITK.WriteImage(image, str(tmp_path / "a.mha"))
     with pytest.raises(ScanError, match=text):
         read_scan(tmp_path / "a.mha")
+
+
+def test_a_header_without_spacing_is_refused_and_one_without_directions_noted(tmp_path, ct):
+    path = write_itk(tmp_path / "a.mhd", ct, np.eye(4))
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(line for line in lines if not line.startswith("TransformMatrix")))
+    assert read_scan(path).notes == ("the file does not say how the patient lies; its axes were taken as L P S",)
+    path.write_text("\n".join(line for line in lines if not line.startswith("ElementSpacing")))
+    with pytest.raises(ScanError, match="says nothing of its spacing: mend the header"):
+        read_scan(path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_written_files_say_how_the_patient_lies(tmp_path, ct, name):
+    assert read_scan(write_itk(tmp_path / name, ct, np.eye(4))).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("matrix", "text"),
+    [("1 0 0 1 0 0 0 0 1", "two of its axes point the same way"), ("1 0 0 0 1 0 0 0.5 0.9", "its axes are 29.1 degrees off")],
+)
+def test_directions_that_make_no_straight_grid_are_refused(tmp_path, ct, matrix, text):
+    path = write_itk(tmp_path / "a.mhd", ct, np.eye(4))
+    path.write_text(re.sub("TransformMatrix = .*", f"TransformMatrix = {matrix}", path.read_text()))
+    with pytest.raises(ScanError, match=text):
+        read_scan(path)
+
+
+@pytest.mark.parametrize("key", ["NDims", "DimSize", "ElementType", "ElementDataFile"])
+def test_a_header_cut_short_is_refused_in_silence(tmp_path, ct, key, capfd):
+    path = write_itk(tmp_path / "a.mha", ct, np.eye(4))
+    raw = path.read_bytes()
+    path.write_bytes(raw[: raw.index(key.encode())])
+    with pytest.raises(ScanError, match="is no MetaImage file, or damaged in its header"):
+        read_scan(path)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("name", NAMES)

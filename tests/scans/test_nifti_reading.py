@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import struct
 from pathlib import Path
 
 import nibabel
@@ -42,12 +43,42 @@ def test_slope_and_intercept_of_the_header_are_applied(tmp_path, suffix):
     assert np.array_equal(scan.voxels, truth)
 
 
-def test_a_sheared_sform_is_kept_although_itk_refuses_it(tmp_path, write_nifti, ct):
+def test_a_sheared_grid_is_refused_as_a_tilted_gantry_is(tmp_path, write_nifti, ct):
     matrix = np.eye(4)
     matrix[0, 2] = 0.3
-    scan = read_scan(write_nifti(tmp_path / "a.nii.gz", ct, matrix))
-    assert np.array_equal(scan.voxels, ct)
-    assert scan.affine.matrix == pytest.approx(matrix)
+    with pytest.raises(ScanError, match=r"its axes are 16\.7 degrees off the perpendicular"):
+        read_scan(write_nifti(tmp_path / "a.nii.gz", ct, matrix))
+    matrix[0, 2] = 0.005
+    assert read_scan(write_nifti(tmp_path / "b.nii.gz", ct, matrix)).affine.matrix == pytest.approx(matrix)
+
+
+@pytest.mark.parametrize(
+    ("place", "content"),
+    [
+        (slice(70, 72), struct.pack("<h", 99)),  # datatype
+        (slice(112, 120), struct.pack("<ff", 1, np.nan)),  # scl_slope, scl_inter
+        (slice(108, 112), struct.pack("<f", 1e30)),  # vox_offset
+        (slice(280, 284), struct.pack("<f", np.nan)),  # srow_x
+    ],
+)
+def test_headers_of_rubbish_are_refused_in_silence(tmp_path, write_nifti, ct, place, content, capfd):
+    path = write_nifti(tmp_path / "a.nii.gz", ct)
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    raw[place] = content
+    path.write_bytes(gzip.compress(raw))
+    with pytest.raises(ScanError, match=r"is no NIfTI file|is truncated or damaged|affine holds NaN"):
+        read_scan(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_odd_but_readable_headers_are_read_in_silence(tmp_path, write_nifti, ct, capfd):
+    path = write_nifti(tmp_path / "a.nii", ct)
+    raw = bytearray(path.read_bytes())
+    raw[123] = 7  # A unit that the standard does not know.
+    raw[254:256] = struct.pack("<h", 48)  # A form code that it does not know.
+    path.write_bytes(raw)
+    assert np.array_equal(read_scan(path).voxels, ct)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_qform_counts_where_there_is_no_sform_and_neither_is_noted(tmp_path, ct, placement):

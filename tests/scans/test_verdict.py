@@ -72,6 +72,22 @@ def test_hu_under_another_name_need_a_word():
     assert "give --modality ct if it is CT" in judge_scan(scan_of(SOFT, "other")).reason
 
 
+@pytest.mark.parametrize(("spacing", "text"), [(0.0008, "is 0.016 mm long"), (800.0, "is 1.6e+04 mm long")])
+def test_a_spacing_in_another_unit_is_noticed(spacing, text):
+    voxels = np.full((20, 20, 20), -1000, np.int16)
+    voxels[5:15] = 40
+    scan = Scan(voxels=voxels, affine=Affine(np.diag([spacing, spacing, spacing, 1])), modality="CT", patient="p", source="s")
+    assert judge_scan(scan).reason == f"{text}, so its spacing cannot be in mm: mend the header"
+
+
+def test_numbers_that_no_scanner_writes_are_not_hu():
+    voxels = np.full((20, 20, 20), -1000.0, np.float32)
+    voxels[5:15] = 40
+    assert judge_modality(voxels) == "CT"
+    voxels[10] = 3e6
+    assert judge_modality(voxels) == "other"
+
+
 def test_few_slices_are_noted():
     assert judge_scan(scan_of(SOFT[:, :, :3], "CT")).notes == ("very thin: 3 slices",)
 

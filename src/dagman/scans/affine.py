@@ -18,6 +18,9 @@ from dagman.errors import ScanError
 LPS_TO_RAS: NDArray[np.float64] = np.diag([-1.0, -1.0, 1.0, 1.0])
 """ITK and DICOM count x to the patient's left and y to the back; two signs change, for points and matrices alike."""
 
+_FARTHEST_MM = 1e9
+"""Beyond it a header holds rubbish, and arithmetic would overflow."""
+
 _DEGENERATE = 1e-6
 """Smallest volume of a voxel relative to the product of its edges; below it two axes point the same way."""
 
@@ -59,6 +62,13 @@ class Affine:
         """Whether any axis leaves its nearest patient axis by more than about 0.1 degree."""
         directions = np.abs(self.matrix[:3, :3]) / np.array(self.spacing)
         return bool(directions.max(axis=0).min() < np.cos(np.radians(0.1)))
+
+    @property
+    def skew(self) -> float:
+        """Degrees by which two axes leave the perpendicular, the worst pair; 0 for a straight grid."""
+        directions = self.matrix[:3, :3] / np.array(self.spacing)
+        between = directions.T @ directions - np.eye(3)
+        return float(np.degrees(np.arcsin(min(1.0, np.abs(between).max()))))
 
     def to_world(self, points: ArrayLike) -> NDArray[np.float64]:
         """RAS millimetres, N x 3, of voxel indices, N x 3 (fractions allowed)."""
@@ -125,8 +135,8 @@ class Affine:
 def _check_matrix(matrix: NDArray[np.float64]) -> None:
     if matrix.shape != (4, 4):
         raise ScanError(f"an affine has 4 x 4 numbers, not {' x '.join(map(str, matrix.shape)) or 'one'}", do="Mend the header")
-    if not np.isfinite(matrix).all():
-        raise ScanError("the affine holds NaN or infinite numbers", do="Mend the header, or convert the scan again")
+    if not (np.isfinite(matrix).all() and np.abs(matrix).max() < _FARTHEST_MM):
+        raise ScanError("the affine holds NaN, infinite or absurd numbers", do="Mend the header, or convert the scan again")
     if not np.allclose(matrix[3], [0, 0, 0, 1]):
         raise ScanError("the last row of the affine is not 0 0 0 1", do="Mend the header, or convert the scan again")
     edges = np.linalg.norm(matrix[:3, :3], axis=0)

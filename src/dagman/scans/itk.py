@@ -6,6 +6,7 @@ SimpleITK turns a negative spacing into a flip and fills damaged compressed data
 from __future__ import annotations
 
 import gzip
+import math
 import re
 import zlib
 from pathlib import Path
@@ -21,11 +22,18 @@ from dagman.scans.scan import RawImage
 SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 
 _CONVERT_AGAIN = "Convert the scan again, or leave it out"
+_DAMAGED = "is truncated or damaged, or its data file is missing"
 _SPACING = re.compile(r"^\s*(?:ElementSpacing\s*=|ElementSize\s*=|spacings:)\s*(.+)$", re.MULTILINE)
+_SPACE_DIRECTIONS = re.compile(r"^space directions:", re.MULTILINE)
 _DATA_FILE = re.compile(r"^\s*(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", re.MULTILINE | re.IGNORECASE)
 _NRRD_GZIP = re.compile(r"^\s*encoding:\s*(?:gz|gzip)\s*$", re.MULTILINE)
 _META_ZLIB = re.compile(r"^\s*CompressedData\s*=\s*True\s*$", re.MULTILINE | re.IGNORECASE)
+_RAW = re.compile(r"^\s*(?:encoding:\s*raw\s*$|ElementDataFile\s*=)", re.MULTILINE | re.IGNORECASE)
+_DIRECTIONS = re.compile(
+    r"^\s*(?:TransformMatrix|Rotation|Orientation)\s*=|^space:\s*(?:left|right|LPS|RAS|LAS)", re.MULTILINE | re.I
+)
 _HEADER_END = re.compile(rb"^ElementDataFile\s*=[^\n]*\n?|\r?\n\r?\n", re.MULTILINE)
+_META_KEYS = ("NDims", "DimSize", "ElementType", "ElementDataFile")
 _HEADER_BYTES = 64 * 1024
 
 
@@ -37,11 +45,13 @@ def check_itk(path: Path) -> None:
 def read_itk(path: Path) -> RawImage:
     """Values X Y Z and the affine, turned from ITK's LPS to RAS mm."""
     reader = _checked_reader(path)
-    _check_stream(path)
+    _check_data(path, reader)
     try:
         image = reader.Execute()
     except RuntimeError as error:
-        raise ScanError("is truncated or damaged, or its data file is missing", where=path, do=_CONVERT_AGAIN) from error
+        if "determinant is 0" in str(error):
+            raise ScanError("two of its axes point the same way, or one nowhere", where=path, do="Mend the header") from error
+        raise ScanError(_DAMAGED, where=path, do=_CONVERT_AGAIN) from error
     values = SimpleITK.GetArrayFromImage(image).T
     direction = np.array(image.GetDirection()).reshape(image.GetDimension(), -1)[:3, :3]
     matrix = np.eye(4)
@@ -51,7 +61,7 @@ def read_itk(path: Path) -> RawImage:
         affine = Affine(LPS_TO_RAS @ matrix)
     except ScanError as error:
         raise ScanError(error.what, where=path, do=error.do) from error
-    return RawImage(_squeeze(values), affine)
+    return RawImage(_squeeze(values), affine, _judge_placement(path))
 
 
 def _squeeze(values: NDArray) -> NDArray:
@@ -63,10 +73,12 @@ def _checked_reader(path: Path) -> SimpleITK.ImageFileReader:
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
+    kind = "NRRD" if path.suffix.lower() in (".nrrd", ".nhdr") else "MetaImage"
     try:
+        if kind == "MetaImage" and (missing := _find_missing(path)):
+            raise RuntimeError(f"the header lacks {missing}")
         reader.ReadImageInformation()
     except RuntimeError as error:
-        kind = "NRRD" if path.suffix.lower() in (".nrrd", ".nhdr") else "MetaImage"
         raise ScanError(f"is no {kind} file, or damaged in its header", where=path, do=_CONVERT_AGAIN) from error
     size = reader.GetSize()
     while len(size) > 3 and size[-1] == 1:
@@ -81,7 +93,17 @@ def _checked_reader(path: Path) -> SimpleITK.ImageFileReader:
         raise ScanError(f"has {len(size)} axes ({found})", where=path, do="Give one 3D volume a file")
     if len(size) < 3 or min(size) == 1:
         raise ScanError(f"is one slice ({found})", where=path, do="Give a volume of at least 2 slices")
+    header, _ = _read_header(path)
+    if not (_SPACING.search(header) or _SPACE_DIRECTIONS.search(header)):
+        # SimpleITK would take 1 mm in silence.
+        raise ScanError("says nothing of its spacing", where=path, do="Mend the header, or convert the scan again")
     return reader
+
+
+def _find_missing(path: Path) -> list[str]:
+    """Keys without which SimpleITK refuses a MetaImage with five lines on stderr."""
+    header, _ = _read_header(path)
+    return [key for key in _META_KEYS if not re.search(rf"^\s*{key}\s*=\s*\S", header, re.MULTILINE)]
 
 
 def _check_spacing(path: Path) -> None:
@@ -112,15 +134,31 @@ def _read_header(path: Path) -> tuple[str, int]:
     return start[:end].decode("latin-1"), end
 
 
-def _check_stream(path: Path) -> None:
-    """Unpack compressed data once, for its checksum alone: SimpleITK reads damaged data as zeros."""
+def _check_data(path: Path, reader: SimpleITK.ImageFileReader) -> None:
+    """Look at the data before SimpleITK does: it reads damaged compressed data as zeros, and complains of short raw data aloud."""
     header, start = _read_header(path)
-    unpack = zlib.decompress if _META_ZLIB.search(header) else gzip.decompress if _NRRD_GZIP.search(header) else None
     match = _DATA_FILE.search(header)
     name = match.group(1) if match else "LOCAL"
-    if unpack is None or name.upper().startswith("LIST") or "%" in name:
+    if name.upper().startswith("LIST") or "%" in name:
         return
+    unpack = zlib.decompress if _META_ZLIB.search(header) else gzip.decompress if _NRRD_GZIP.search(header) else None
+    data, start = (path, start) if name.upper() == "LOCAL" else (path.parent / name, 0)
     try:
-        unpack(path.read_bytes()[start:] if name.upper() == "LOCAL" else (path.parent / name).read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise ScanError("is truncated or damaged, or its data file is missing", where=path, do=_CONVERT_AGAIN) from error
+        if unpack is not None:
+            unpack(data.read_bytes()[start:])
+        elif _RAW.search(header) and data.stat().st_size - start < _count_bytes(reader):
+            raise ScanError(_DAMAGED, where=path, do=_CONVERT_AGAIN)
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: a name with a null byte.
+        raise ScanError(_DAMAGED, where=path, do=_CONVERT_AGAIN) from error
+
+
+def _count_bytes(reader: SimpleITK.ImageFileReader) -> int:
+    voxel = SimpleITK.Image([1, 1, 1], reader.GetPixelID())
+    return math.prod(reader.GetSize()) * int(voxel.GetSizeOfPixelComponent())
+
+
+def _judge_placement(path: Path) -> tuple[str, ...]:
+    header, _ = _read_header(path)
+    if _DIRECTIONS.search(header):
+        return ()
+    return ("the file does not say how the patient lies; its axes were taken as L P S",)

@@ -7,16 +7,19 @@ that the file ends with.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import logging
 import struct
+import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import nibabel
 import numpy as np
 import SimpleITK
-from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.nifti1 import Nifti1Header, Nifti1Image
 from nibabel.nifti2 import Nifti2Header, Nifti2Image
 from numpy.typing import NDArray
@@ -28,7 +31,8 @@ from dagman.scans.scan import RawImage
 SUFFIXES = (".nii", ".nii.gz")
 
 _CONVERT_AGAIN = "Convert the scan again, or leave it out"
-_MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
+_MM_PER_UNIT = {1: 1000.0, 3: 0.001}
+"""Metres and microns, by their code; all other codes, unknown ones too, are taken as mm."""
 
 
 def check_nifti(path: Path) -> None:
@@ -42,9 +46,9 @@ def read_nifti(path: Path) -> RawImage:
     The sform counts before the qform; without either, axes are taken as nibabel does, and a note says so.
     """
     header = _checked_header(path)
-    values = _decode_fast(path, header)
     try:
-        with LoggingOutputSuppressor():
+        with _quiet_nibabel():
+            values = _decode_fast(path, header)
             packed = values is None and _is_packed(path)
             image: Any = _unpack(path, header) if packed else nibabel.load(path)
             # Copied: a memory map would follow a file that changes later.
@@ -52,15 +56,30 @@ def read_nifti(path: Path) -> RawImage:
             matrix = np.array(image.affine, dtype=np.float64)
     except Exception as error:  # nibabel, gzip and zlib raise many kinds; each means that this file is damaged.
         raise ScanError(f"is truncated or damaged ({_shorten(error)})", where=path, do=_CONVERT_AGAIN) from error
-    matrix[:3] *= _MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
+    matrix[:3] *= _MM_PER_UNIT.get(int(header["xyzt_units"]) % 8, 1.0)
     # Trailing axes of 1 go; ITK and NIfTI store X fastest, which is order F here.
     return RawImage(scaled.reshape(scaled.shape[:3], order="F"), _build_affine(matrix, path), _judge_placement(header))
+
+
+@contextlib.contextmanager
+def _quiet_nibabel() -> Iterator[None]:
+    """Silence nibabel's remarks on headers that are odd but readable."""
+    # nibabel's own LoggingOutputSuppressor takes its handler away, and Python's last resort then prints all the same.
+    logger = logging.getLogger("nibabel.global")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _checked_header(path: Path) -> Nifti1Header:
     """The header as it stands in the file: nibabel's own loading would mend a spacing of zero in silence."""
     try:
-        with _open(path) as file, LoggingOutputSuppressor():
+        with _open(path) as file, _quiet_nibabel():
             start = file.read(540)
             kind = Nifti2Header if _names_nifti2(start) else Nifti1Header
             size = kind.sizeof_hdr
@@ -68,6 +87,9 @@ def _checked_header(path: Path) -> Nifti1Header:
                 raise ScanError("is empty or cut off in its header", where=path, do="Copy or convert the scan again")
             header = kind(start[:size], check=False)
             magic = bytes(header["magic"].tobytes())[:2]
+            if magic == b"n+":
+                # Each raises on numbers that the standard does not know, here rather than in the midst of the work.
+                _ = header.get_data_dtype(), header.get_slope_inter(), header.get_data_shape(), header.get_data_offset()
     except ScanError:
         raise
     except (FileNotFoundError, PermissionError) as error:
@@ -114,6 +136,8 @@ def _decode_fast(path: Path, header: Nifti1Header) -> NDArray | None:
     """Values by SimpleITK when the file is a .nii.gz that needs no scaling and its checksum holds, else None."""
     slope, inter = header.get_slope_inter()
     if not _is_packed(path) or slope not in (None, 1.0) or inter not in (None, 0.0):
+        return None
+    if not np.isfinite(header.get_best_affine()).all():  # ITK writes its distress to stderr.
         return None
     with open(path, "rb") as file, gzip.open(path) as unpacked:
         file.seek(-8, 2)

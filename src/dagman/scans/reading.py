@@ -9,10 +9,14 @@ from numpy.typing import NDArray
 
 from dagman.errors import ScanError
 from dagman.scans import dicom, itk, nifti
+from dagman.scans.affine import Affine
 from dagman.scans.discovery import Series, find_series
 from dagman.scans.pseudonyms import name_file
 from dagman.scans.scan import Modality, RawImage, Scan, narrow_voxels
 from dagman.scans.verdict import clip_padding, judge_modality
+
+_SKEW_TOLERANCE_DEGREES = 0.5
+"""As for DICOM, where the gantry's tilt is looked for."""
 
 
 def read_scan(path: str | Path, *, modality: Modality | None = None) -> Scan:
@@ -40,10 +44,11 @@ def read_series(series: Series) -> Scan:
     """Decode a series into a Scan.
 
     Voxels are int16 where that is exact, else float32; CT is in HU with padding clipped at -1024. Raises ScanError for
-    what cannot be a volume: unreadable files, NaN, one slice, uneven slices, a tilted gantry. Whether a scan is of use is
-    another question: see `verdict.judge_scan`.
+    what cannot be a volume: unreadable files, NaN, one slice, uneven slices, a tilted gantry, a sheared grid. Whether a scan
+    is of use is another question: see `verdict.judge_scan`.
     """
     raw = _decode_series(series)
+    _check_straight(raw.affine, series.source)
     _check_finite(raw.values, series.source)
     voxels = narrow_voxels(raw.values)
     modality = series.modality or judge_modality(voxels)
@@ -67,6 +72,13 @@ def _decode_series(series: Series) -> RawImage:
     if series.kind == "itk":
         return itk.read_itk(series.files[0])
     return dicom.read_volume(series.files, source=series.source)
+
+
+def _check_straight(affine: Affine, source: str) -> None:
+    """Refuse a sheared grid, as a converter makes of a tilted gantry: resampled along its axes it would show a slanted body."""
+    if affine.skew > _SKEW_TOLERANCE_DEGREES:
+        what = f"its axes are {affine.skew:.1f} degrees off the perpendicular (a tilted gantry?)"
+        raise ScanError(what, where=source, do="Resample it to a straight grid, or leave it out")
 
 
 def _check_finite(values: NDArray, source: str) -> None:

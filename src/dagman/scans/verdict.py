@@ -16,6 +16,12 @@ from dagman.scans.scan import Modality, Scan
 LOWEST_HU = -1024
 """Scanners write lower values (-2000, -3024) only outside their round field of view: padding, not tissue."""
 
+_HIGHEST_HU = 65535
+"""More than any scanner's numbers can hold; metal reaches 30000."""
+
+_SMALLEST_MM, _LARGEST_MM = 5.0, 5000.0
+"""Longest edge of a scan: less than any crop of a patient, more than any table's travel."""
+
 _LOOKED_AT = 4_000_000
 """Shares are counted on about this many voxels, evenly spread; minimum and maximum on all."""
 
@@ -54,7 +60,7 @@ class HuEvidence:
     @property
     def is_hu(self) -> bool:
         """Whether the values alone say that this is CT in HU."""
-        return not self.looks_raw and (self.has_air or self.has_tissue)
+        return not self.looks_raw and self.maximum <= _HIGHEST_HU and (self.has_air or self.has_tissue)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +81,10 @@ def judge_scan(scan: Scan) -> Verdict:
     evidence = measure_hu(scan.voxels)
     if evidence.minimum == evidence.maximum:
         reason = f"all voxels are {evidence.minimum:.4g}: leave it out, or export it again"
+        return Verdict(accepted=False, reason=reason, notes=notes, evidence=evidence)
+    extent = max(size * spacing for size, spacing in zip(scan.shape, scan.spacing, strict=True))
+    if not _SMALLEST_MM <= extent <= _LARGEST_MM:
+        reason = f"is {extent:.3g} mm long, so its spacing cannot be in mm: mend the header"
         return Verdict(accepted=False, reason=reason, notes=notes, evidence=evidence)
     if scan.modality == "MR":
         return Verdict(accepted=True, notes=notes)

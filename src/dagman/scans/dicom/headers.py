@@ -90,9 +90,10 @@ def looks_like_dicom(path: Path) -> bool:
     """Whether the bytes are DICOM: the preamble, or a data set that starts with a plausible first tag."""
     with open(path, "rb") as file:
         start = file.read(132)
-    # Without preamble a data set opens with group 0002 or 0008, element below 0x20, either byte order.
+    # Without preamble a data set opens with group 0002 or 0008, element below 0x100, and a type or a short length.
     bare = start[:2] in (b"\x02\x00", b"\x08\x00") and start[3:4] == b"\x00"
-    return start[128:132] == b"DICM" or (len(start) == 132 and bare)
+    plausible = (start[4:6].isalpha() and start[4:6].isupper()) or int.from_bytes(start[4:8], "little") <= 256
+    return start[128:132] == b"DICM" or (len(start) == 132 and bare and plausible)
 
 
 def read_header(path: Path) -> Header:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,7 @@ def find_siblings(path: Path) -> list[Path]:
 
 def _split_series(headers: Sequence[Header], any_modality: bool) -> list[DicomGroup]:
     kept, copies = _drop_copies(headers)
-    groups = [_group(copies, f"the same images as in {kept[0].path.parent.as_posix()}; counted once")] if copies else []
+    groups = [_group(members, f"the same images as in {first}; counted once") for (_, first), members in copies.items()]
     refused: dict[str, list[Header]] = {}
     slices: list[Header] = []
     for header in kept:
@@ -75,15 +76,21 @@ def _split_series(headers: Sequence[Header], any_modality: bool) -> list[DicomGr
     return groups
 
 
-def _drop_copies(headers: Sequence[Header]) -> tuple[list[Header], list[Header]]:
-    # The place counts too: careless anonymisers give all slices one instance UID.
-    seen: set[tuple[str, tuple[Plane, ...]]] = set()
+def _drop_copies(headers: Sequence[Header]) -> tuple[list[Header], dict[tuple[str, str], list[Header]]]:
+    """Headers to use, and copies of them by (the copies' folder, the folder of the originals)."""
+    # The place counts too: careless anonymisers give all slices one instance UID. So do the bytes: others give two scans the
+    # same UIDs, and an image packed anew is compared by its pixels once it is read.
+    seen: dict[tuple[str, tuple[Plane, ...]], list[Header]] = {}
     kept: list[Header] = []
-    copies: list[Header] = []
+    copies: dict[tuple[str, str], list[Header]] = {}
     for header in headers:
-        key = (header.instance_uid, header.planes)
-        (copies if header.instance_uid and key in seen else kept).append(header)
-        seen.add(key)
+        alike = seen.setdefault((header.instance_uid, header.planes), []) if header.instance_uid else []
+        first = next((one for one in alike if filecmp.cmp(one.path, header.path, shallow=False)), None)
+        if first is None:
+            kept.append(header)
+            alike.append(header)
+        else:
+            copies.setdefault((header.path.parent.as_posix(), first.path.parent.as_posix()), []).append(header)
     return kept, copies
 
 
