@@ -57,7 +57,7 @@ def print_measures(console: Console, summary: Summary, page: Path) -> None:
     shown = Table("method", "labels", "measure", *(Column(escape_markup(name), overflow="fold") for name in models))
     for method, subset, name in keys:
         intervals = [held.get((method, subset, name, model)) for model in models]
-        cells = ["" if one is None else f"{one.value:.3f}\n{one.low:.2f} to {one.high:.2f}" for one in intervals]
+        cells = ["" if one is None else f"{one.value:.3f}\n{one.low:.2f}–{one.high:.2f}" for one in intervals]
         shown.add_row(method, subset, name.replace("_", " "), *cells)
     console.print(shown)
     console.print(f"written: {page}", markup=False)
