@@ -185,6 +185,7 @@ def _tabulate_differences(comparisons: Sequence[Comparison]) -> list[Block]:
 
 def _show_groups(predicted: Sequence[dict[str, Any]]) -> list[Block]:
     figures = []
+    alike = [_title(one) for one in predicted if len(one["groups"]["groups"]) < 2]
     for one in predicted:
         groups = one["groups"]
         if len(groups["groups"]) < 2:
@@ -201,7 +202,12 @@ def _show_groups(predicted: Sequence[dict[str, Any]]) -> list[Block]:
         "The first repeat is drawn, with 95 % bands; ticks are censored patients. The log-rank test takes patients for "
         "independent, which those of one cross-validation are not quite: read p as a guide."
     )
-    return [Text(text), FigureGrid(figures)] if figures else [Text("All risks are equal: there are no two groups.")]
+    told = (
+        [Text(f"All risks are equal, and nobody is above the cut: {'; '.join(alike)}. The penalty left no weight.")]
+        if alike
+        else []
+    )
+    return [Text(text), FigureGrid(figures), *told] if figures else told
 
 
 def _show_areas(predicted: Sequence[dict[str, Any]]) -> list[Block]:
