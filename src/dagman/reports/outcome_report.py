@@ -202,11 +202,9 @@ def _show_groups(predicted: Sequence[dict[str, Any]]) -> list[Block]:
         "The first repeat is drawn, with 95 % bands; ticks are censored patients. The log-rank test takes patients for "
         "independent, which those of one cross-validation are not quite: read p as a guide."
     )
-    told = (
-        [Text(f"All risks are equal, and nobody is above the cut: {'; '.join(alike)}. The penalty left no weight.")]
-        if alike
-        else []
-    )
+    told: list[Block] = []
+    if alike:
+        told.append(Text(f"All risks are equal, and nobody is above the cut: {'; '.join(alike)}. The penalty left no weight."))
     return [Text(text), FigureGrid(figures), *told] if figures else told
 
 
