@@ -113,19 +113,17 @@ def _print_differences(console: Console, summary: Summary) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Column, Table
 
+    from dagman.cli.task_options import escape_markup
     from dagman.reports.comparison_report import format_p, name_measure
 
     if not summary.comparisons:
         return
-    value_column = Column("value", no_wrap=True)
-    shown = Table(
-        Column("difference", overflow="fold"), "method", "labels", "measure", value_column, "p", "p (Holm)", box=SIMPLE_HEAD
-    )
+    columns = (Column("first - second", min_width=18, overflow="fold"), "method", "measure", Column("value", no_wrap=True))
+    shown = Table(*columns, "p", "p (Holm)", box=SIMPLE_HEAD)
     for row in summary.comparisons:
         value = f"{row.difference.value:+.3f}\n{row.difference.low:+.2f} to {row.difference.high:+.2f}"
-        name = f"{row.first}\n- {row.second}"
-        shown.add_row(
-            name, row.method, row.subset, name_measure(row.name), value, format_p(row.difference.p), format_p(row.corrected)
-        )
+        names = escape_markup(f"{row.first}\n- {row.second}")
+        p, corrected = format_p(row.difference.p), format_p(row.corrected)
+        shown.add_row(names, f"{row.method}\n{row.subset}", name_measure(row.name), value, p, corrected)
     console.print(shown)
     console.print(f"{len(summary.comparisons)} paired comparisons; p (Holm) is corrected for their number.")

@@ -29,6 +29,8 @@ FOREGROUND = 0.67
 LOOKS = 12
 """Parts of a training; in the last third each ends with a look at the validation crops."""
 VALIDATION_CROPS = 12
+LEAST_WINDOW = 0.05
+"""Least margin of the structures' window, in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +130,21 @@ def measure_loss(logits: Float[Tensor, "B K X Y Z"], labels: Int[Tensor, "B X Y 
     return 1 - dice.mean() + F.cross_entropy(logits, labels)
 
 
+def measure_window(cases: Sequence[Case], model: SegmentationModel) -> tuple[float, float]:
+    """Where the structures' intensities lie in [0, 1]: their 0.5 and 99.5 percentiles (as nnU-Net), half as wide again."""
+    values = [
+        model.scale_view(torch.from_numpy(case.voxels[tuple(places.T)]), case.modality).cpu().numpy()
+        for case in cases
+        for places in case.places
+        if len(places)
+    ]
+    if not values:
+        return 0.0, 1.0
+    low, high = np.percentile(np.concatenate(values), (0.5, 99.5))
+    more = max((high - low) / 2, LEAST_WINDOW)
+    return float(max(low - more, 0.0)), float(min(high + more, 1.0))
+
+
 def fit_model(
     model: SegmentationModel,
     cases: Sequence[Case],
@@ -140,6 +157,7 @@ def fit_model(
     tell: is given each step and its loss. Returns the looks (step, dice).
     """
     network = model.network
+    network.decoder.window.copy_(torch.tensor(measure_window(cases, model)))
     # Fresh weights need the full rate in every layer.
     decay = fitting.decay if model.encoder.config.step else 1.0
     groups = scale_rates(network.encoder, network.decoder, rate=fitting.rate, decay=decay, weight_decay=0.01)

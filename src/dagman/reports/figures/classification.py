@@ -88,7 +88,7 @@ def draw_label_curve(
     count = len(series)
     for number, ((name, values), color) in enumerate(zip(series.items(), CYCLE * (count // len(CYCLE) + 1), strict=False)):
         # Side by side, so that intervals do not hide one another.
-        shift = 0.36 * (number - (count - 1) / 2) / max(count, 1)
+        shift = min(0.06, 0.6 / max(count, 1)) * (number - (count - 1) / 2)
         shown = [(place + shift, *values[subset]) for place, subset in enumerate(subsets) if subset in values]
         x, value, low, high = (np.array(part, dtype=float) for part in zip(*shown, strict=True))
         axes.vlines(x, low, high, color=color, linewidth=1.4)

@@ -1,0 +1,110 @@
+"""Proves that a DICOM SEG, read back, holds the same voxels in the same places; needs highdicom."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from dagman.errors import ScanError
+from dagman.scans.dicom.segments import write_segments
+from dagman.scans.reading import read_scan
+from dagman.scans.scan import Scan
+
+highdicom = pytest.importorskip("highdicom")
+
+
+@pytest.fixture
+def series(tmp_path) -> Path:
+    """An oblique series of 6 slices of 20 rows and 24 columns; the files' names say nothing of their order."""
+    folder = tmp_path / "series"
+    folder.mkdir()
+    study, uid, frame = generate_uid(), generate_uid(), generate_uid()
+    tilt = np.radians(20)
+    row, column = np.array([1.0, 0, 0]), np.array([0, np.cos(tilt), np.sin(tilt)])
+    normal = np.cross(row, column)
+    for number in range(6):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        data = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+        data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+        data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = study, uid, frame
+        data.PatientID, data.PatientName, data.PatientBirthDate, data.PatientSex = "P7", "", "", ""
+        data.StudyID, data.StudyDate, data.StudyTime, data.AccessionNumber, data.ReferringPhysicianName = "1", "", "", "", ""
+        data.Modality, data.SeriesNumber, data.InstanceNumber, data.Manufacturer = "CT", 3, number + 1, "none"
+        data.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+        data.Rows, data.Columns, data.PixelSpacing, data.SliceThickness = 20, 24, [1.5, 1.25], 4.0
+        data.ImageOrientationPatient = [*row, *column]
+        data.ImagePositionPatient = list(np.array([-10.0, 5, 100]) + 4.0 * number * normal)
+        data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 1
+        data.BitsAllocated, data.BitsStored, data.HighBit = 16, 16, 15
+        data.RescaleSlope, data.RescaleIntercept, data.PositionReferenceIndicator = 1, -1024, ""
+        pixels = np.arange(480, dtype=np.int16).reshape(20, 24) + 100 * number
+        data.PixelData = pixels.tobytes()
+        data.save_as(folder / f"{(number * 5) % 6}.dcm", enforce_file_format=True)
+    return folder
+
+
+def read_back(path: Path, scan: Scan, number: int) -> np.ndarray:
+    """A segment on the grid of the scan: each frame is placed by its own position, by pydicom alone."""
+    data = pydicom.dcmread(path)
+    voxels = np.zeros(scan.shape, dtype=bool)
+    for frame, pixels in zip(data.PerFrameFunctionalGroupsSequence, data.pixel_array, strict=True):
+        # With one segment it is said once, for all frames.
+        said = frame.get("SegmentIdentificationSequence") or data.SharedFunctionalGroupsSequence[0].SegmentIdentificationSequence
+        if said[0].ReferencedSegmentNumber != number:
+            continue
+        position = np.array(frame.PlanePositionSequence[0].ImagePositionPatient, dtype=float) * (-1, -1, 1)
+        x, y, z = np.rint(scan.affine.to_voxel([position])[0]).astype(int)
+        assert (x, y) == (0, 0)
+        voxels[:, :, z] = pixels.T > 0
+    return voxels
+
+
+def test_a_segmentation_read_back_is_the_same_in_the_same_place(series, tmp_path):
+    scan = read_scan(series)
+    labels = np.zeros(scan.shape, dtype=np.uint8)
+    labels[3:9, 4:7, 1:3] = 5
+    labels[15:20, 10:18, 2:6] = 2
+    path = tmp_path / "labels.dcm"
+    write_segments(path, labels, {5: "liver", 2: "spleen"}, tuple(series.iterdir()))
+    data = pydicom.dcmread(path)
+    assert data.Modality == "SEG"
+    assert [segment.SegmentLabel for segment in data.SegmentSequence] == ["spleen", "liver"]
+    np.testing.assert_array_equal(read_back(path, scan, 1), labels == 2)
+    np.testing.assert_array_equal(read_back(path, scan, 2), labels == 5)
+    source = pydicom.dcmread(next(series.iterdir()))
+    assert (data.StudyInstanceUID, data.PatientID) == (source.StudyInstanceUID, "P7")
+    assert data.FrameOfReferenceUID == source.FrameOfReferenceUID
+    # What a viewer goes by: the slices it was made from.
+    volume = highdicom.seg.segread(path)
+    named = {str(uid) for *_, uid in volume.get_source_image_uids()}
+    assert named <= {str(pydicom.dcmread(file).SOPInstanceUID) for file in series.iterdir()}
+
+
+def test_a_structure_that_is_nowhere_is_a_segment_all_the_same(series, tmp_path):
+    scan = read_scan(series)
+    write_segments(tmp_path / "empty.dcm", np.zeros(scan.shape, np.uint8), {1: "tumour"}, tuple(series.iterdir()))
+    data = pydicom.dcmread(tmp_path / "empty.dcm")
+    assert [segment.SegmentLabel for segment in data.SegmentSequence] == ["tumour"]
+    assert not data.pixel_array.any()
+
+
+def test_labels_of_another_number_of_slices_are_refused(series, tmp_path):
+    with pytest.raises(ScanError, match="labels have 5 slices, the series 6"):
+        write_segments(tmp_path / "x.dcm", np.zeros((24, 20, 5), np.uint8), {1: "a"}, tuple(series.iterdir()))
+    assert not (tmp_path / "x.dcm").exists()
+
+
+def test_a_real_series_is_segmented_in_place(shared_data, tmp_path):
+    scan = read_scan(shared_data / "chest-dicom")
+    labels = (scan.voxels > 200).astype(np.uint8)
+    labels[:, :, ::3] = 0
+    write_segments(tmp_path / "bone.dcm", labels, {1: "bone"}, tuple((shared_data / "chest-dicom").rglob("*.dcm")))
+    np.testing.assert_array_equal(read_back(tmp_path / "bone.dcm", scan, 1), labels == 1)
