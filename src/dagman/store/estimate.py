@@ -17,6 +17,7 @@ from pydicom.errors import InvalidDicomError
 
 from dagman.scans.discovery import Series
 from dagman.store.preparation import Preparation
+from dagman.store.resampling import MOST_VOXELS
 
 LOOKED_AT = 40
 """Series whose headers are read, evenly spread; the others are taken to be like them."""
@@ -24,6 +25,8 @@ BYTES_PER_VOXEL = 1.0
 """Of the store, measured on chest CT at 2 mm: 1.2 compressed, 0.8 of the grid left after the crop to the body."""
 SECONDS_PER_SOURCE_VOXEL, SECONDS_PER_STORED_VOXEL = 12e-9, 30e-9
 """One core (BASELINES 4): decoding, hashing and resampling; cropping and packing."""
+_MOST_MM3 = 8e9
+"""A cube of 2 m: more than any scanner's field."""
 SECONDS_TO_START = 2.0
 """A worker process imports its libraries."""
 
@@ -64,7 +67,9 @@ def _measure_series(series: Series) -> tuple[float, float] | None:
     except (OSError, RuntimeError, ValueError, AttributeError, ImageFileError, InvalidDicomError):
         return None
     voxels = float(np.prod(np.asarray(shape[:3], dtype=np.float64)))
-    return voxels, voxels * float(np.prod(np.abs(np.asarray(spacing[:3], dtype=np.float64))))
+    volume = voxels * float(np.prod(np.abs(np.asarray(spacing[:3], dtype=np.float64))))
+    # One header of rubbish must not make terabytes of a cohort.
+    return (voxels, volume) if voxels < MOST_VOXELS and volume < _MOST_MM3 else None
 
 
 def _measure_nifti(series: Series) -> tuple[Sequence[int], Sequence[float]]:

@@ -7,7 +7,7 @@ repeated goes on where it stopped.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -302,7 +302,7 @@ def _fit_network(
 
 def _spare_sides(settings: FinetuneSettings, classes: Sequence[str]) -> FinetuneSettings:
     sided = any(word in name.lower() for name in classes for word in ("left", "right"))
-    return FinetuneSettings(**{**asdict(settings), "flips": settings.flips.replace("x", "")}) if sided else settings
+    return replace(settings, flips=settings.flips.replace("x", "")) if sided else settings
 
 
 def _keep_model(inputs: TaskInputs, out: Path, settings: ClassificationSettings) -> None:

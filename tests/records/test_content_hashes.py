@@ -1,0 +1,31 @@
+"""Content hashes: of the values alone, whatever lies behind them, and the same on every machine."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dagman.records.hashes import hash_array, hash_bytes, hash_file
+
+
+def test_the_hash_is_the_start_of_sha256():
+    # FIPS 180-2, appendix B.1.
+    assert hash_bytes(b"abc") == "ba7816bf8f01cfea414140de5dae2223"
+
+
+def test_a_file_has_the_hash_of_its_bytes(tmp_path):
+    data = bytes(range(256)) * 5000
+    (tmp_path / "file").write_bytes(data)
+    assert hash_file(tmp_path / "file") == hash_bytes(data)
+
+
+@pytest.mark.parametrize("change", [np.asfortranarray, lambda values: values[::-1][::-1], lambda values: values.T.copy().T])
+def test_memory_layout_does_not_count(change):
+    values = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    assert hash_array(change(values)) == hash_array(values)
+
+
+@pytest.mark.parametrize("change", [lambda v: v.reshape(3, 2, 4), lambda v: v.astype(np.int32), lambda v: v + 1])
+def test_shape_type_and_values_count(change):
+    values = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    assert hash_array(change(values)) != hash_array(values)
