@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -187,8 +188,8 @@ def test_a_loss_that_is_not_finite_stops_it(small_encoder, crops):
 def test_the_rate_rises_then_falls_to_nothing():
     rates = [anneal(step, 100, 0.1) for step in range(100)]
     assert rates[9] == 1.0
-    assert all(a < b for a, b in zip(rates[:9], rates[1:10], strict=True))
-    assert all(a > b for a, b in zip(rates[10:-1], rates[11:], strict=True))
+    assert all(a < b for a, b in itertools.pairwise(rates[:10]))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     assert rates[-1] < 0.01
 
 

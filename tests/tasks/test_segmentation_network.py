@@ -137,10 +137,10 @@ def test_a_short_training_learns_the_ball_and_repeats_bit_for_bit(make_ball, sma
     for _ in range(2):
         model = start_model(adapt_encoder(small_encoder, side=32, spacing=5.0), BALL, seed=1)
         told: list[float] = []
-        looks = fit_model(model, cases[:2], cases[2:], Fitting(steps=12, rate=3e-3, batch=1), lambda step, loss: told.append(loss))  # noqa: B023
+        looks = fit_model(model, cases[:2], cases[2:], Fitting(steps=24, rate=3e-3, batch=1), lambda step, loss: told.append(loss))  # noqa: B023
         digests.append(model.digest)
         losses.append(told)
-        assert looks[-1]["step"] == 12
+        assert looks[-1]["step"] == 24
     assert digests[0] == digests[1]
     assert losses[0] == losses[1]
     assert min(losses[0][-3:]) < 0.8 * losses[0][0]
