@@ -96,6 +96,15 @@ def test_a_resnet_gives_four_maps_at_the_strides_of_an_encoder():
     assert torch.equal(maps[3], same.features(view)[3])
 
 
+def test_a_resnet_trains_one_item_at_a_time_as_it_would_a_batch():
+    pytest.importorskip("monai")
+    network = load_network(parse_model("resnet3d:10"), device="cpu").network.encoder.train()
+    views = torch.rand((2, 1, 32, 32, 32), generator=torch.Generator().manual_seed(0))
+    together, apart = network(views), [network(view[None]) for view in views]
+    for index, maps in enumerate(together):
+        torch.testing.assert_close(maps, torch.cat([one[index] for one in apart]), atol=1e-4, rtol=1e-4)
+
+
 def test_a_resnet_is_saved_and_loaded_again(tmp_path):
     pytest.importorskip("monai")
     encoder = load_network(parse_model("resnet3d:10:5"), device="cpu")

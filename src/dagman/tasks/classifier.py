@@ -134,7 +134,7 @@ def load_classifier(folder: str | Path, *, device: str = "auto", precision: str 
 
 def describe_source(spec: ModelSpec) -> str:
     """What is written of a model's origin: no path of this machine."""
-    return spec.name if spec.kind == "encoder" else spec.text
+    return spec.name
 
 
 def _read_values(path: Path) -> dict[str, Any]:

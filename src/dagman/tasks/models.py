@@ -46,7 +46,9 @@ class ModelSpec:
 
     @property
     def name(self) -> str:
-        """How tables and figures call it: the folder's name for a folder, else what was written."""
+        """How tables and figures call it: a folder or file by its own name, without its path; else what was written."""
+        if self.kind == "monai":
+            return f"monai:{Path(self.argument).name}"
         return Path(self.argument).resolve().name if self.kind == "encoder" else self.text
 
     @property
@@ -234,10 +236,18 @@ def _build_resnet(size: str, seed: int) -> ResNetStages:
             n_input_channels=1,
             conv1_t_stride=2,
             feed_forward=False,
-            # Batch statistics would depend on how a batch is cut to fit the memory.
-            norm=("group", {"num_groups": 8}),
         )
+    _use_group_norm(resnet)
     return ResNetStages(resnet, _shape_resnet(size))
+
+
+def _use_group_norm(module: nn.Module) -> None:
+    """Batch statistics would depend on how a batch is cut to fit the memory; MONAI's `norm` reaches the first layer alone."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm3d):
+            setattr(module, name, nn.GroupNorm(8, child.num_features))
+        else:
+            _use_group_norm(child)
 
 
 def _build_monai(shape: SwinShape, merging: str) -> MonaiSwinStages:
