@@ -19,7 +19,7 @@ def _features(codes: np.ndarray, signal: float, seed: int) -> np.ndarray:
 @pytest.mark.parametrize("classes", [2, 3])
 def test_a_signal_is_read_and_noise_is_chance(classes):
     codes = np.arange(60) // 2 % classes
-    features = {name: [_features(codes, signal, seed) for seed in (0, 1, 2)] for name, signal in (("good", 4.0), ("noise", 0.0))}
+    features = {name: [_features(codes, signal, seed) for seed in (0, 1, 2)] for name, signal in (("good", 8.0), ("noise", 0.0))}
     scores = {(score.model, score.probe): score for score in probe_models(features, codes.tolist(), _PATIENTS, (0, 1, 2))}
     assert {probe for _, probe in scores} == {"linear", "k-NN", "linear, 1 a class", "linear, 5 a class"}
     assert all(len(score.values) == 3 for score in scores.values())
