@@ -91,7 +91,7 @@ def test_each_named_label_that_is_large_enough_becomes_an_item(cohort):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("id,name\n1,a\n1,b\n", "a label is named twice in row 2"),
+        ("id,name\n1,a\n1,b\n", "label 1 is 'a' and 'b' in row 2"),
         ("id,name\n1.5,a\n", "a label has no whole number or no name in row 1"),
         ("id,nme\n1,a\n", "has no column 'name'. Nearest: nme"),
     ],
@@ -100,6 +100,11 @@ def test_names_that_cannot_be_meant_are_refused(tmp_path, text, said):
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(TableError, match=said.replace(".", r"\.")):
         read_label_names(tmp_path / "labels.csv")
+
+
+def test_a_label_may_be_named_once_a_map(tmp_path):
+    (tmp_path / "labels.csv").write_text("mask,id,name\na,1,aorta\na,2,liver\nb,1,aorta\n")
+    assert read_label_names(tmp_path / "labels.csv") == {1: "aorta", 2: "liver"}
 
 
 def test_maps_without_named_structures_or_of_one_kind_are_refused(cohort):

@@ -18,17 +18,20 @@ SMALLEST = 20
 
 
 def read_label_names(path: str | Path) -> dict[int, str]:
-    """Names of label values from a CSV with columns `id` and `name`; raises TableError for one that cannot be meant."""
+    """Names of label values from a CSV with columns `id` and `name`, each pair as often as it likes (once a map, say).
+
+    Raises TableError for a row without them, or an id of two names.
+    """
     columns = Columns(path)
     ids, names = columns.numbers("id"), columns.text("name")
     wrong = [row for row, (number, name) in enumerate(zip(ids, names, strict=True)) if name is None or number != np.round(number)]
     if wrong:
         raise columns.error("a label has no whole number or no name", wrong, do="Write one id and one name a row")
-    values = [int(number) for number in ids]
-    twice = [row for row, value in enumerate(values) if value in values[:row]]
-    if twice:
-        raise columns.error("a label is named twice", twice, do="Name each id once")
-    return dict(zip(values, [str(name) for name in names], strict=True))
+    found: dict[int, str] = {}
+    for row, (number, name) in enumerate(zip(ids, names, strict=True)):
+        if found.setdefault(int(number), str(name)) != name:
+            raise columns.error(f"label {int(number)} is '{found[int(number)]}' and '{name}'", [row], do="Give each id one name")
+    return found
 
 
 def expand_label_maps(table: Table, names: dict[int, str], *, minimum_voxels: int = SMALLEST) -> Table:
