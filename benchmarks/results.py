@@ -1,0 +1,158 @@
+"""Makes docs/results.md: pretrains on the CTs of a data folder, runs the paper's tasks on its tables, writes what came out.
+
+Every number comes from a `dagman` command that the page shows; the same call repeated goes on where it stopped.
+DATA has the layout of shared/data/README.md (lidc-nodules, sarcoma-ct, organs, other-ct, chest-dicom, dicom-quirks).
+Needs the extras monai, survival and cluster; about three hours on one core.
+Example: python benchmarks/results.py ../shared/data --work out/results
+One part alone: python benchmarks/results.py ../shared/data --work out/results --only tumours; the page alone: --only page
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from results_page import write_page
+
+from dagman.records.files import write_json
+from dagman.tasks.segmentation_metrics import measure_dice
+
+SETS = ("chest-dicom", "lidc-nodules", "organs", "other-ct", "sarcoma-ct", "dicom-quirks")
+STEPS = 1000
+FRESH = "scratch:tiny"
+CLINICAL = "age,grade,tumour_ml"
+ORGANS = "colon=20,liver=5,small_bowel=18,urinary_bladder=21,autochthon_left=86,autochthon_right=87,aorta=52"
+"""The six largest of the body's scan, and the one that the other scan has too, to be tested on."""
+KINDS = {
+    "bone": ("vertebrae", "rib", "hip", "sacrum", "femur", "skull", "sternum", "scapula", "clavicula", "humerus", "costal"),
+    "muscle": ("autochthon", "gluteus", "iliopsoas"),
+    "vessel": ("aorta", "vena", "vein", "artery", "iliac", "trunk", "portal", "atrial", "sinotubular"),
+    "hollow organ": ("colon", "bowel", "duodenum", "stomach", "bladder", "esophagus"),
+    "solid organ": ("liver", "spleen", "kidney", "pancreas", "adrenal", "prostate", "heart"),
+    "lung": ("lung",),
+}
+"""Words in the names of structures: with two patients most structures occur once, so they are grouped by what they are."""
+
+
+def list_commands(data: Path, pretrained: Path) -> dict[str, list[str]]:
+    """Each part's command, without `dagman` and --out."""
+    run, nodules, sarcoma = str(pretrained), str(data / "lidc-nodules/table.csv"), str(data / "sarcoma-ct/table.csv")
+    shares = ["--folds", "5", "--shares", "25,50,100"]
+    outcome = ["compare", "outcome", run, FRESH, "radiomics:size", sarcoma, "--clinical", CLINICAL, "--repeats", "10"]
+    return {
+        "malignancy": [
+            *("compare", "classify", run, FRESH, "radiomics:size", nodules, "--label", "label", "--method", "linear"),
+            *(*shares, "--repeats", "10"),
+        ],
+        "malignancy-finetuned": [
+            *("compare", "classify", run, FRESH, nodules, "--label", "label", "--method", "linear,finetune"),
+            *(*shares, "--repeats", "1", "--crop-mm", "32", "--crop-spacing", "1", "--epochs", "12"),
+        ],
+        "metastasis": [*outcome, "--label", "lung_metastasis"],
+        "progression": [*outcome, "--time", "progression_days", "--event", "progression_event"],
+        "survival": [*outcome, "--time", "survival_days", "--event", "death_event"],
+        "tumours": ["compare", "segment", run, FRESH, sarcoma, "--folds", "5", "--steps", "150"],
+        "structures": ["compare", "cluster", run, FRESH, "pixels", "structures.csv", "--label", "kind"],
+        "organs": [
+            *("segment", run, "organs.csv", "--labels", ORGANS, "--steps", "150"),
+            *("--note", "labels are of TotalSegmentator models, not of readers"),
+        ],
+    }
+
+
+def call(arguments: Sequence[str], folder: Path, part: str) -> None:
+    """Run `dagman` in `folder`; the wall seconds are added to the part's own in `seconds/`."""
+    print("$ dagman", shlex.join(arguments), flush=True)
+    kept = folder / "seconds" / f"{part}.json"
+    before = json.loads(kept.read_text()) if kept.is_file() else 0.0
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "dagman", *arguments], cwd=folder, check=True)
+    kept.parent.mkdir(exist_ok=True)
+    write_json(kept, round(before + time.perf_counter() - began, 1))
+
+
+def write_tables(data: Path, folder: Path) -> None:
+    """structures.csv, a row a structure with its kind; organs.csv, trained on the one scan with abdominal organs."""
+    organs = data / "organs"
+    names = pd.read_csv(organs / "labels.csv")
+    names["kind"] = [next((kind for kind, words in KINDS.items() if any(w in name for w in words)), "") for name in names["name"]]
+    kept = names[(names["kind"] != "") & (names["voxels"] >= 20)]
+    rows = {
+        "scan": [str(organs / mask.replace("masks", "scans")) for mask in kept["mask"]],
+        "mask": [str(organs / mask) for mask in kept["mask"]],
+        "label_value": kept["id"],
+        "patient": [Path(mask).name.removesuffix(".nii.gz") for mask in kept["mask"]],
+        "kind": kept["kind"],
+        "name": kept["name"],
+    }
+    pd.DataFrame(rows).to_csv(folder / "structures.csv", index=False)
+    table = pd.read_csv(organs / "table.csv")
+    for column in ("scan", "mask"):
+        table[column] = [str(organs / name) for name in table[column]]
+    table["split"] = ["train" if patient == "totalseg-body" else "test" for patient in table["patient"]]
+    table.to_csv(folder / "organs.csv", index=False)
+
+
+def score_organs(data: Path, folder: Path) -> None:
+    """Dice of the organs' model on the scan it was trained on: a smoke test, no estimate of anything."""
+    truth = np.asarray(nib.load(data / "organs/masks/totalseg-body.nii.gz").dataobj)
+    (found,) = (folder / "organs-predicted/predictions").glob("*.nii.gz")
+    predicted = np.asarray(nib.load(found).dataobj)
+    scores = {}
+    for code, one in enumerate(ORGANS.split(","), start=1):
+        name, value = one.split("=")
+        scores[name] = measure_dice(predicted == code, truth == int(value))
+    write_json(folder / "organs-dice.json", scores)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the store, the run and the results")
+    parser.add_argument("--only", action="append", help="a part: pretraining, one of the tasks' names, or page; repeatable")
+    arguments = parser.parse_args()
+    data, folder = arguments.data.resolve(), arguments.work.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    pretrained = folder / "pretrained"
+    commands = list_commands(data, pretrained)
+    wanted = arguments.only or ["pretraining", *commands, "page"]
+    unknown = sorted(set(wanted) - {"pretraining", *commands, "page"})
+    if unknown:
+        parser.error(f"there is no part {', '.join(unknown)}; there are pretraining, {', '.join(commands)}, page")
+    write_tables(data, folder)
+    for part in wanted:
+        place = folder / part
+        if part == "pretraining":
+            call(["prepare", *(str(data / name) for name in SETS), "--out", "store"], folder, part)
+            more = ["--resume"] if pretrained.exists() else []
+            call(
+                ["pretrain", "store", "--out", "pretrained", "--size", "tiny", "--set", f"train.steps={STEPS}", *more],
+                folder, part,
+            )  # fmt: skip
+        elif part == "page":
+            write_page(folder, {name: _shorten(command, data, pretrained) for name, command in commands.items()}, STEPS)
+        else:
+            call([*commands[part], "--out", str(place)], folder, part)
+            if part == "organs":
+                scan = str(data / "organs/scans/totalseg-body.nii.gz")
+                call(["predict", "organs", scan, "--out", "organs-predicted"], folder, part)
+                score_organs(data, folder)
+
+
+def _shorten(command: Sequence[str], data: Path, pretrained: Path) -> str:
+    said = [word.replace(str(pretrained), "pretrained").replace(f"{data}{os.sep}", "") for word in command]
+    return "dagman " + shlex.join(said)
+
+
+if __name__ == "__main__":
+    main()
