@@ -234,6 +234,14 @@ _SURVIVAL = {"time": "days", "event": "dead"}
             {"rows": "scan,patient,split\na.nii.gz,1,train\nb.nii.gz,1,test\nc.nii.gz,2,test"},
             "patients stand in more than one split: 1 (test and train). Put all items of a patient into one split.",
         ),
+        (
+            {"rows": "scan,patient,age\na.nii.gz,1,60\nb.nii.gz,2,inf", "clinical": ["age"]},
+            "clinical column 'age' is not finite in row 2 ('inf'). Write a plain number, or leave the cell empty.",
+        ),
+        (
+            {"rows": _PLAIN, "label": "label", "clinical": ["label"]},
+            "column 'label' is both the label and clinical. Leave it out of --clinical: it would tell the label",
+        ),
         ({"rows": "scan,patient\na.nii.gz,1,2\nb.nii.gz,2,3"}, "has rows with more fields than the header. "),
         ({"rows": "scan,patient\na.nii.gz,1\nb.nii.gz,2,3"}, "cannot be read as a table ("),
     ],

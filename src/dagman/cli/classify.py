@@ -50,7 +50,7 @@ def run_classification(
     """
     from rich.console import Console
 
-    from dagman.cli.task_options import format_results, open_store, print_measures, split_names, split_numbers
+    from dagman.cli.task_options import format_results, open_store, print_measures, split_counts, split_names, split_numbers
     from dagman.reports.classification_report import write_classification_report
     from dagman.tables.table import read_table
     from dagman.tasks.classification import ClassificationSettings, classify_items
@@ -63,7 +63,7 @@ def run_classification(
         folds=folds,
         repeats=repeats,
         shares=tuple(share / 100 for share in split_numbers("shares", shares)),
-        per_class=tuple(int(count) for count in split_numbers("per-class", per_class)),
+        per_class=split_counts("per-class", per_class),
         draws=draws,
         seed=seed,
         crop_mm=crop_mm,

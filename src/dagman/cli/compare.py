@@ -64,7 +64,7 @@ def run_comparison(
     """
     from rich.console import Console
 
-    from dagman.cli.task_options import format_results, print_measures, split_names, split_numbers
+    from dagman.cli.task_options import format_results, print_measures, split_counts, split_names, split_numbers
     from dagman.reports.comparison_report import write_comparison_report
     from dagman.tasks.comparison import ComparisonRequest, compare_models
     from dagman.tasks.models import parse_model
@@ -87,7 +87,7 @@ def run_comparison(
         folds=folds,
         repeats=repeats,
         shares=tuple(share / 100 for share in split_numbers("shares", shares)) or None,
-        per_class=tuple(int(count) for count in split_numbers("per-class", per_class)) or None,
+        per_class=split_counts("per-class", per_class) or None,
         draws=draws,
         epochs=epochs,
         steps=steps,

@@ -52,7 +52,7 @@ def run_segmentation(
     """
     from rich.console import Console
 
-    from dagman.cli.task_options import escape_markup, format_results, print_measures, split_numbers
+    from dagman.cli.task_options import escape_markup, format_results, print_measures, split_counts, split_numbers
     from dagman.devices import tune_allocator
     from dagman.reports.segmentation_report import write_segmentation_report
     from dagman.tasks.models import parse_model
@@ -64,7 +64,7 @@ def run_segmentation(
         folds=folds,
         repeats=repeats,
         shares=tuple(share / 100 for share in split_numbers("shares", shares)),
-        per_class=tuple(int(count) for count in split_numbers("per-class", per_class)),
+        per_class=split_counts("per-class", per_class),
         draws=draws,
         seed=seed,
         steps=steps,

@@ -7,6 +7,7 @@ which is needed are left out and said in `Table.notes`; what cannot be meant is 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import defaultdict
@@ -116,7 +117,7 @@ def read_table(
     masks = columns.text("mask") if "mask" in columns else [None] * columns.rows
     values = _read_label_values(columns, mask_label)
     centers = _read_centers(columns, coordinates)
-    clinicals = {name: _read_clinical(columns, name) for name in clinical}
+    clinicals = _read_clinicals(columns, clinical, told={"label": label, "time": time, "event": event})
 
     rows = reader.finish()
     keys = {row: (scans[row], masks[row], values[row], centers[row]) for row in rows}
@@ -255,12 +256,26 @@ def _read_centers(columns: Columns, coordinates: str) -> list[tuple[float, float
     return [None if np.isnan(x) else (float(x), float(y), float(z)) for x, y, z in points]
 
 
+def _read_clinicals(columns: Columns, names: Sequence[str], *, told: dict[str, str | None]) -> dict[str, list[float | str | None]]:
+    for what, name in told.items():
+        if name in names:
+            do = f"Leave it out of --clinical: it would tell the {what} that is to be predicted"
+            raise TableError(f"column '{name}' is both the {what} and clinical", where=columns.path, do=do)
+    return {name: _read_clinical(columns, name) for name in names}
+
+
 def _read_clinical(columns: Columns, name: str) -> list[float | str | None]:
     texts = columns.text(name)
     try:
-        return [None if text is None else float(text) for text in texts]
+        numbers = [None if text is None else float(text) for text in texts]
     except ValueError:
         return list(texts)
+    endless = [row for row, number in enumerate(numbers) if number is not None and not math.isfinite(number)]
+    if endless:
+        raise columns.error(
+            f"clinical column '{name}' is not finite", endless, do="Write a plain number, or leave the cell empty", of=name
+        )
+    return list(numbers)
 
 
 def _drop_duplicates(

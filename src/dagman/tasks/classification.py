@@ -112,9 +112,7 @@ def _classify(
     inputs: TaskInputs, out: Path, settings: ClassificationSettings, store: Store | None, tell: Callable[[str], None]
 ) -> Results:
     table = inputs.table
-    splits = _plan(table, settings)
-    largest = find_largest_count(splits, table.codes, table.patients)
-    subsets, notes = list_subsets(settings.shares, settings.per_class, settings.draws, largest)
+    splits, subsets, notes = _plan(table, settings)
     write_splits(out / "splits.csv", splits, table.names, table.patients)
     jobs = _Jobs(inputs=inputs, splits=splits, settings=settings, journal=out / "scores.jsonl")
     found: list[Scored] = []
@@ -167,8 +165,9 @@ def _can(spec: ModelSpec, method: str) -> bool:
     return method != "finetune" or spec.has_network
 
 
-def _plan(table: Table, settings: ClassificationSettings) -> list[Split]:
-    return plan_splits(
+def _plan(table: Table, settings: ClassificationSettings) -> tuple[list[Split], list[Subset], list[str]]:
+    """Splits, few-shot subsets, and notes on those that cannot be."""
+    splits = plan_splits(
         table.patients,
         table.codes,
         folds=settings.folds,
@@ -177,6 +176,8 @@ def _plan(table: Table, settings: ClassificationSettings) -> list[Split]:
         given=table.splits,
         classes=table.classes,
     )
+    largest = find_largest_count(splits, table.codes, table.patients)
+    return splits, *list_subsets(settings.shares, settings.per_class, settings.draws, largest)
 
 
 @dataclass(kw_only=True, eq=False)

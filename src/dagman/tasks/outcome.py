@@ -45,7 +45,7 @@ from dagman.tasks.patients import PooledPatients, pool_patients
 from dagman.tasks.protocol import Split, find_largest_count, plan_splits, write_splits
 from dagman.tasks.results import Comparison, Measurement, Results, Summary, write_inputs, write_predictions, write_summary
 from dagman.tasks.statistics import Interval, correct_holm
-from dagman.tasks.subsets import list_subsets
+from dagman.tasks.subsets import Subset, list_subsets
 from dagman.tasks.survival import choose_times
 
 CLINICAL = "clinical"
@@ -111,6 +111,8 @@ def predict_outcome(
     """
     settings, out = settings or OutcomeSettings(), Path(out)
     tell = on_part or (lambda text: None)
+    if settings.methods == ("finetune",) and not any(spec.has_network for spec in models):
+        raise TaskError(f"{models[0].text} has no weights to fine-tune", do="Ask for --method cox, or give a network")
     # Refuses what cannot be split before hours of reading.
     _plan(pool_patients(table.items), settings)
     with hold_lock(out, TaskError):
@@ -164,9 +166,7 @@ def note_patients(inputs: TaskInputs, patients: PooledPatients) -> list[str]:
 def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, tell: Callable[[str], None]) -> Results:
     patients = pool_patients(inputs.table.items)
     arms, names = list_arms(inputs, patients), np.array(patients.names)
-    splits = _plan(patients, settings)
-    largest = find_largest_count(splits, patients.events, names)
-    subsets, told = list_subsets(settings.shares, settings.per_class, settings.draws, largest)
+    splits, subsets, told = _plan(patients, settings)
     times = choose_times(patients.times, patients.times, patients.events)
     found: list[Found] = []
     for subset in subsets:
@@ -217,11 +217,14 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, tell: Cal
     return Results(out)
 
 
-def _plan(patients: PooledPatients, settings: OutcomeSettings) -> list[Split]:
+def _plan(patients: PooledPatients, settings: OutcomeSettings) -> tuple[list[Split], list[Subset], list[str]]:
+    """Splits, few-shot subsets, and notes on those that cannot be."""
     strata = stratify_patients(patients, settings.folds) if patients.splits is None else None
-    return plan_splits(
+    splits = plan_splits(
         patients.names, strata, folds=settings.folds, repeats=settings.repeats, seed=settings.seed, given=patients.splits
     )
+    largest = find_largest_count(splits, patients.events, np.array(patients.names))
+    return splits, *list_subsets(settings.shares, settings.per_class, settings.draws, largest)
 
 
 def _note_methods(settings: OutcomeSettings, kept: str) -> list[str]:

@@ -204,7 +204,7 @@ def _take_given_split(given: NDArray, labels: NDArray, repeat: int, classes: Seq
 
 def _refuse_rare_classes(patients: NDArray, labels: NDArray, folds: int, classes: Sequence[str]) -> None:
     if folds < 2:
-        raise TaskError(f"{folds} fold cannot be tested", do="Ask for 2 folds or more")
+        raise TaskError(f"{folds} fold{'s' if folds != 1 else ''} cannot be tested", do="Ask for 2 folds or more")
     counts = {label: len(set(patients[labels == label].tolist())) for label in np.unique(labels).tolist()}
     if not counts:
         raise TaskError("there are no items to split", do="Give a table with rows")

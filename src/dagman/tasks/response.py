@@ -93,8 +93,7 @@ def score_response(arm: Arm, patients: PooledPatients, codes: Codes, train: Indi
 def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, tell: Callable[[str], None]) -> Results:
     table, patients = inputs.table, pool_patients(inputs.table.items)
     codes, names = _code(patients, table), np.array(patients.names)
-    splits = _plan(patients, table, settings)
-    subsets, told = list_subsets(settings.shares, settings.per_class, settings.draws, find_largest_count(splits, codes, names))
+    splits, subsets, told = _plan(patients, table, settings)
     arms = list_arms(inputs, patients)
     found: list[Scored] = []
     rows: list[dict[str, Any]] = []
@@ -201,16 +200,20 @@ def _code(patients: PooledPatients, table: Table) -> Codes:
     return np.array([places[str(item.label)] for item in patients.items], dtype=np.int64)
 
 
-def _plan(patients: PooledPatients, table: Table, settings: OutcomeSettings) -> list[Split]:
-    return plan_splits(
+def _plan(patients: PooledPatients, table: Table, settings: OutcomeSettings) -> tuple[list[Split], list[Subset], list[str]]:
+    """Splits, few-shot subsets, and notes on those that cannot be."""
+    codes = _code(patients, table)
+    splits = plan_splits(
         patients.names,
-        _code(patients, table),
+        codes,
         folds=settings.folds,
         repeats=settings.repeats,
         seed=settings.seed,
         given=patients.splits,
         classes=table.classes,
     )
+    largest = find_largest_count(splits, codes, np.array(patients.names))
+    return splits, *list_subsets(settings.shares, settings.per_class, settings.draws, largest)
 
 
 def _keep_model(

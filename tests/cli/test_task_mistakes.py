@@ -1,0 +1,61 @@
+"""`dagman classify` and `dagman outcome`: what was asked wrongly is one line and exit code 2, before any scan is read."""
+
+from __future__ import annotations
+
+import pytest
+
+from dagman.cli.application import main
+from dagman.cli.task_options import split_counts, split_names, split_numbers
+from dagman.errors import SettingsError
+
+_TIMES = ("--time", "days", "--event", "died")
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Six patients whose scans cannot be read: whatever opens one says so."""
+    (tmp_path / "scan.nii.gz").write_bytes(b"no scan")
+    rows = ["scan,patient,label,days,died,center_x_mm,center_y_mm,center_z_mm"]
+    rows += [f"scan.nii.gz,p{number},{number % 2},{10 + number},{number % 2},{number},0,0" for number in range(6)]
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    return tmp_path / "table.csv"
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "wanted"),
+    [
+        ("classify", ("--label", "label", "--shares", "0,100"), "a share of 0 % was asked for"),
+        ("classify", ("--label", "label", "--shares", "150"), "a share of 150 % was asked for"),
+        ("classify", ("--label", "label", "--per-class", "0"), "0 patients a class were asked for"),
+        ("classify", ("--label", "label", "--per-class", "1.5"), "--per-class 1.5 is no whole number"),
+        ("classify", ("--label", "label", "--per-class", "x"), "--per-class 'x' is no list of numbers"),
+        ("classify", ("--label", "label", "--per-class", "9", "--shares", ""), "9 patients a class are left out"),
+        ("classify", ("--label", "label", "--folds", "0"), "0 folds cannot be tested"),
+        ("classify", ("--label", "label", "--folds", "5"), "class '0' has 3 patients, fewer than 5 folds. Ask for --folds 3"),
+        ("classify", ("--label", "label", "--method", "finetune"), "pixels has no weights to fine-tune"),
+        ("outcome", (*_TIMES, "--shares", "0"), "a share of 0 % was asked for"),
+        ("outcome", (*_TIMES, "--method", "finetune"), "pixels has no weights to fine-tune. Ask for --method cox"),
+        ("outcome", (*_TIMES, "--clinical", "died"), "column 'died' is both the event and clinical"),
+        ("outcome", ("--label", "label", "--shares", "0"), "a share of 0 % was asked for"),
+    ],
+)
+def test_a_mistake_is_one_line_before_any_scan_is_read(task, options, wanted, table, monkeypatch, capsys):
+    folds = () if "--folds" in options else ("--folds", "2")
+    out = table.parent / "out"
+    monkeypatch.setattr("sys.argv", ["dagman", task, "pixels", str(table), *options, *folds, "--out", str(out)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert wanted in told
+    assert len(told.strip().splitlines()) == 1
+    assert not out.exists()
+
+
+def test_lists_between_commas():
+    assert split_names(" a, b,,c ") == ("a", "b", "c")
+    assert split_numbers("shares", "25, 50.5") == (25.0, 50.5)
+    assert split_counts("per-class", "1,5") == (1, 5)
+    assert split_counts("per-class", "") == ()
+    with pytest.raises(SettingsError, match="no whole number"):
+        split_counts("per-class", "inf")
