@@ -67,6 +67,45 @@ def test_the_order_of_rows_changes_no_probe():
     np.testing.assert_allclose(first.weights, second.weights, atol=1e-4)
 
 
+def _stages(seed: int, told: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two stages of 6 and 300 features, the first or the second of which knows the label."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(80) % 2
+    features = random.normal(size=(80, 306))
+    known = slice(0, 6) if told == 1 else slice(6, 306)
+    features[:, known] += 0.35 * random.choice([-1, 1], features[:, known].shape[1]) * np.where(labels, 1, -1)[:, None]
+    return features, labels, np.arange(80)
+
+
+def test_a_probe_stops_reading_where_later_stages_only_add_noise():
+    features, labels, patients = _stages(0, told=1)
+    probe = fit_linear_probe(features, labels, patients, stage_ends=(6, 306))
+    assert probe.read == 6
+    assert not probe.weights[:, 6:].any()
+    alone = fit_linear_probe(features[:, :6], labels, patients)
+    np.testing.assert_allclose(probe.score(features), alone.score(features[:, :6]), atol=1e-9)
+
+
+def test_a_probe_reads_on_where_later_stages_know_more():
+    features, labels, patients = _stages(1, told=2)
+    probe = fit_linear_probe(features, labels, patients, stage_ends=(6, 306))
+    assert probe.read == 306
+    np.testing.assert_array_equal(probe.weights, fit_linear_probe(features, labels, patients).weights)
+
+
+def test_choosing_where_to_stop_sees_no_test_item():
+    areas = []
+    for seed in range(6):
+        features, labels, patients = _stages(seed, told=1)
+        labels = np.random.default_rng(seed).permutation(labels)
+        scores = np.zeros(80)
+        for split in plan_splits(patients, labels, folds=2, seed=seed):
+            known = (features[split.train], labels[split.train], patients[split.train])
+            scores[split.test] = linear_probe(*known, features[split.test], stage_ends=(6, 306), seed=seed)[:, 1]
+        areas.append(measure_auc(labels, scores))
+    assert abs(np.mean(areas) - 0.5) < 0.1
+
+
 @pytest.mark.parametrize("probe", [linear_probe, neighbour_probe])
 def test_one_patient_a_class_is_enough(probe):
     scores = probe([[0.0, 1.0], [1.0, 0.0]], [0, 1], ["a", "b"], [[0.1, 0.9], [0.9, 0.1]])

@@ -6,6 +6,7 @@ that suits its size, and pooled inside it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,6 +92,13 @@ def embed_scan(
 def list_columns(encoder: Encoder, pooling: Pooling) -> list[str]:
     """Names of the features that this encoder and pooling give."""
     return name_columns(pooling, encoder.config.shape.widths)
+
+
+def list_stage_ends(encoder: Encoder, pooling: Pooling | None = None) -> tuple[int, ...]:
+    """How many of the features come from the first stage, from the first two, ...; the last is all of them."""
+    pooling = pooling or Pooling()
+    counts = [len(pooling.pools) * encoder.config.shape.widths[stage - 1] for stage in pooling.stages]
+    return tuple(itertools.accumulate(counts))
 
 
 def pool_scan(encoder: Encoder, prepared: PreparedScan, pooling: Pooling) -> NDArray[np.float32]:

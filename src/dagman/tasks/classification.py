@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dagman.encoder.embedding import list_stage_ends
 from dagman.errors import TaskError
 from dagman.randomness import address
 from dagman.records.hashes import hash_bytes, hash_file
@@ -35,7 +36,7 @@ from dagman.tasks.results import Results, Summary, write_inputs, write_predictio
 from dagman.tasks.subsets import Subset, list_subsets
 
 METHODS = ("linear", "knn", "finetune")
-_PROBES = {"linear": linear_probe, "knn": neighbour_probe}
+_PROBES = ("linear", "knn")
 Floats = NDArray[np.float64]
 
 
@@ -240,7 +241,7 @@ class _Jobs:
         chosen = self.settings.finetuning if method == "finetune" else ""
         crops = (self.settings.crop_mm, self.inputs.spacing)
         seed = address(self.settings.seed, "classify", split.repeat, split.fold, draw) % 2**62
-        key = hash_bytes(f"1|{model.digest}|{method}|{chosen}|{crops}|{seed}|{said}".encode())
+        key = hash_bytes(f"2|{model.digest}|{method}|{chosen}|{crops}|{seed}|{said}".encode())
         if key not in self.kept:
             scores = self._finetune(model, split, train, seed) if method == "finetune" else self._probe(model, method, split, train)
             self.kept[key] = scores.tolist()
@@ -253,7 +254,11 @@ class _Jobs:
         # A class that the given split never trains on has no column.
         present, compact = np.unique(self.inputs.table.codes[train], return_inverse=True)
         patients = self.inputs.table.patients[train]
-        got = _PROBES[method](model.features[train], compact, patients, model.features[split.test], seed=self.settings.seed)
+        known, asked, seed = model.features[train], model.features[split.test], self.settings.seed
+        if method == "linear":
+            got = linear_probe(known, compact, patients, asked, stage_ends=model.stage_ends, seed=seed)
+        else:
+            got = neighbour_probe(known, compact, patients, asked)
         scores = np.zeros((len(split.test), len(self.inputs.table.classes)))
         scores[:, present] = got
         return scores
@@ -280,7 +285,8 @@ def _fit_network(
         starts[model.name] = pool_crops(model.encoder, inputs.crops)
     fit, stop = (train, val) if len(val) else hold_out(patients, codes, train, seed=settings.seed)
     pooled, classes = starts[model.name], len(inputs.table.classes)
-    start = make_head(fit_linear_probe(pooled[fit], codes[fit], patients[fit], seed=settings.seed))
+    probe = fit_linear_probe(pooled[fit], codes[fit], patients[fit], stage_ends=list_stage_ends(model.encoder), seed=settings.seed)
+    start = make_head(probe)
     counts = np.bincount(codes[fit], minlength=classes)
     weights = torch.tensor(len(fit) / (np.count_nonzero(counts) * np.maximum(counts, 1)), dtype=torch.float32)
 
@@ -323,7 +329,8 @@ def _keep_model(inputs: TaskInputs, out: Path, settings: ClassificationSettings)
         tuned = _fit_network(inputs, model, train, val, settings, address(settings.seed, "classify", "final") % 2**62, {})
         save_classifier(Classifier(method="finetune", encoder=tuned.encoder, head=tuned.head, **about), out / "model")
     elif "linear" in settings.methods and model.features is not None:
-        probe = fit_linear_probe(model.features[train], table.codes[train], table.patients[train], seed=settings.seed)
+        codes, patients = table.codes[train], table.patients[train]
+        probe = fit_linear_probe(model.features[train], codes, patients, stage_ends=model.stage_ends, seed=settings.seed)
         save_classifier(Classifier(method="linear", encoder=model.encoder, head=make_head(probe), **about), out / "model")
 
 

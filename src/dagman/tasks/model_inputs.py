@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dagman.encoder.embedding import list_stage_ends
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.items import FeatureTable, RefusedItem
 from dagman.errors import TaskError
@@ -29,6 +30,11 @@ class ModelInput:
     spec: ModelSpec
     encoder: Encoder | None = field(repr=False)
     features: NDArray[np.float32] | None = field(repr=False)
+
+    @property
+    def stage_ends(self) -> tuple[int, ...]:
+        """Columns of `features` after which a probe may stop reading; empty where features have no stages."""
+        return list_stage_ends(self.encoder) if self.encoder else ()
 
     @property
     def digest(self) -> str:

@@ -137,6 +137,7 @@ def list_arms(inputs: TaskInputs, patients: PooledPatients) -> list[Arm]:
         Arm(
             name=model.name,
             features=None if model.features is None else patients.average(model.features),
+            stage_ends=model.stage_ends,
             encoder=model.encoder,
             crops=inputs.crops,
         )

@@ -42,6 +42,8 @@ class Arm:
     name: str
     features: Floats | None = field(default=None, repr=False)
     "n p, the mean over a patient's items; None: no image."
+    stage_ends: tuple[int, ...] = ()
+    "Features after which a probe may stop reading."
     clinical: bool = False
     encoder: Encoder | None = None
     crops: tuple[ItemCrop, ...] = field(default=(), repr=False)

@@ -6,6 +6,7 @@ Features are n x p; labels are codes 0..K-1, each of which occurs in training; s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,8 @@ class LinearProbe:
     "K"
     regularisation: float
     "The C that was chosen."
+    read: int
+    "Leading features that are read; the weights of the others are 0."
 
     def score(self, features: ArrayLike) -> Floats:
         """Probabilities, n x K (K >= 2), of features, n x p."""
@@ -50,21 +53,31 @@ class LinearProbe:
 
 
 def linear_probe(
-    train_features: ArrayLike, train_labels: ArrayLike, train_patients: ArrayLike, test_features: ArrayLike, *, seed: int = 0
+    train_features: ArrayLike,
+    train_labels: ArrayLike,
+    train_patients: ArrayLike,
+    test_features: ArrayLike,
+    *,
+    stage_ends: Sequence[int] = (),
+    seed: int = 0,
 ) -> Floats:
     """Scores, n_test x K, of a linear probe fitted to the training items alone."""
-    return fit_linear_probe(train_features, train_labels, train_patients, seed=seed).score(test_features)
+    return fit_linear_probe(train_features, train_labels, train_patients, stage_ends=stage_ends, seed=seed).score(test_features)
 
 
-def fit_linear_probe(features: ArrayLike, labels: ArrayLike, patients: ArrayLike, *, seed: int = 0) -> LinearProbe:
+def fit_linear_probe(
+    features: ArrayLike, labels: ArrayLike, patients: ArrayLike, *, stage_ends: Sequence[int] = (), seed: int = 0
+) -> LinearProbe:
     """Standardise and fit a logistic regression; C by log loss in an inner, grouped, stratified cross-validation.
 
-    With one patient of a class nothing can be left out, and C is 1. Raises TaskError for one class or for NaN.
+    stage_ends: the columns after which a probe may stop reading: those of x1, of x1 and x2, ... (decision 0010); where it stops
+    is chosen with C, in the same inner folds. None: it reads all.
+    With one patient of a class nothing can be left out: C is 1, and all is read. Raises TaskError for one class or for NaN.
     """
     features, labels = _check_features(features), np.asarray(labels, dtype=np.int64)
     if len(np.unique(labels)) < 2:
         raise TaskError("the training items are of one class", do="Give items of at least two classes")
-    return _fit_scaled(features, *_measure_scale(features), labels, patients, seed)
+    return _fit_scaled(features, *_measure_scale(features), labels, patients, seed, stage_ends)
 
 
 def fit_scaled_probe(features: ArrayLike, labels: ArrayLike, patients: ArrayLike, *, seed: int = 0) -> LinearProbe:
@@ -76,15 +89,31 @@ def fit_scaled_probe(features: ArrayLike, labels: ArrayLike, patients: ArrayLike
 
 
 def _fit_scaled(
-    features: Floats, mean: Floats, scale: Floats, labels: NDArray[np.int64], patients: ArrayLike, seed: int
+    features: Floats,
+    mean: Floats,
+    scale: Floats,
+    labels: NDArray[np.int64],
+    patients: ArrayLike,
+    seed: int,
+    stage_ends: Sequence[int] = (),
 ) -> LinearProbe:
-    standard = (features - mean) / scale / math.sqrt(features.shape[1])
-    # An L2 penalty does not see a rotation, and the weights lie in the span of the items: n coordinates do for p features.
-    points, axes = _rotate_to_items(standard) if len(standard) < standard.shape[1] else (standard, None)
-    regularisation = _choose_regularisation(points, labels, patients, seed)
+    count = features.shape[1]
+    standard = (features - mean) / scale
+    least: tuple[float, int, float] | None = None
+    for end in sorted({*stage_ends, count}):
+        losses = _measure_losses(_to_points(standard[:, :end])[0], labels, patients, seed)
+        if losses is None:
+            break
+        place = int(np.argmin(losses))
+        # The fewest features that do as well.
+        if least is None or losses[place] < least[0]:
+            least = float(losses[place]), end, REGULARISATIONS[place]
+    _, read, regularisation = least or (math.nan, count, _UNCHOSEN)
+    points, axes = _to_points(standard[:, :read])
     model = _fit_logistic(points, labels, regularisation)
-    weights = (model.coef_ if axes is None else model.coef_ @ axes) / math.sqrt(features.shape[1])
-    return LinearProbe(mean=mean, scale=scale, weights=weights, bias=model.intercept_, regularisation=regularisation)
+    weights = np.zeros((len(model.coef_), count))
+    weights[:, :read] = (model.coef_ if axes is None else model.coef_ @ axes) / math.sqrt(read)
+    return LinearProbe(mean=mean, scale=scale, weights=weights, bias=model.intercept_, regularisation=regularisation, read=read)
 
 
 def neighbour_probe(
@@ -106,11 +135,12 @@ def neighbour_probe(
     return scores / scores.sum(axis=1, keepdims=True)
 
 
-def _choose_regularisation(points: Floats, labels: NDArray, patients: ArrayLike, seed: int) -> float:
+def _measure_losses(points: Floats, labels: NDArray, patients: ArrayLike, seed: int) -> Floats | None:
+    """Log loss out of inner folds for each of REGULARISATIONS, summed over items; None where nothing can be left out."""
     patients = np.asarray(patients, dtype=str)
     fewest = min(len(set(patients[labels == label].tolist())) for label in np.unique(labels))
     if fewest < 2:
-        return _UNCHOSEN
+        return None
     losses = np.zeros(len(REGULARISATIONS))
     for split in plan_splits(patients, labels, folds=min(_INNER_FOLDS, fewest), seed=seed):
         if len(np.unique(labels[split.train])) < len(np.unique(labels)):
@@ -120,7 +150,7 @@ def _choose_regularisation(points: Floats, labels: NDArray, patients: ArrayLike,
             chances = model.predict_proba(points[split.test])
             of_truth = chances[np.arange(len(split.test)), np.searchsorted(model.classes_, labels[split.test])]
             losses[i] -= float(np.sum(np.log(np.maximum(of_truth, 1e-12))))
-    return REGULARISATIONS[int(np.argmin(losses))] if losses.any() else _UNCHOSEN
+    return losses if losses.any() else None
 
 
 def _fit_logistic(points: Floats, labels: NDArray, regularisation: float) -> LogisticRegression:
@@ -128,8 +158,13 @@ def _fit_logistic(points: Floats, labels: NDArray, regularisation: float) -> Log
     return LogisticRegression(C=regularisation, solver="newton-cg", tol=1e-5, max_iter=1000).fit(points, labels)
 
 
-def _rotate_to_items(standard: Floats) -> tuple[Floats, Floats]:
-    left, singular, axes = np.linalg.svd(standard, full_matrices=False)
+def _to_points(standard: Floats) -> tuple[Floats, Floats | None]:
+    """Standardised features divided by sqrt(p), in as many coordinates as there are items, with the axes of these."""
+    scaled = standard / math.sqrt(standard.shape[1])
+    if len(scaled) >= scaled.shape[1]:
+        return scaled, None
+    # An L2 penalty does not see a rotation, and the weights lie in the span of the items: n coordinates do for p features.
+    left, singular, axes = np.linalg.svd(scaled, full_matrices=False)
     return left * singular, axes
 
 

@@ -76,7 +76,7 @@ def score_response(arm: Arm, patients: PooledPatients, codes: Codes, train: Indi
     """
     names = np.array(patients.names)[train]
     if arm.features is not None and not arm.clinical:
-        probe = fit_linear_probe(arm.features[train], codes[train], names, seed=seed)
+        probe = fit_linear_probe(arm.features[train], codes[train], names, stage_ends=arm.stage_ends, seed=seed)
         return probe.score(arm.features[test])
     kept = [patients.clinical[row] for row in train]
     features = None if arm.features is None else arm.features
@@ -225,7 +225,8 @@ def _keep_model(
     train = np.arange(len(patients)) if patients.splits is None else np.flatnonzero(patients.splits == "train")
     if arm.features is None:
         raise ValueError("no features were asked for")
-    probe = fit_linear_probe(arm.features[train], codes[train], np.array(patients.names)[train], seed=settings.seed)
+    named = np.array(patients.names)[train]
+    probe = fit_linear_probe(arm.features[train], codes[train], named, stage_ends=arm.stage_ends, seed=settings.seed)
     classifier = Classifier(
         classes=inputs.table.classes,
         method=METHOD,
