@@ -135,12 +135,22 @@ def test_resamples_of_one_class_are_skipped_and_counted():
 
 
 def test_without_spread_the_percentile_interval_is_given_and_said():
-    found = bootstrap_interval(measure_accuracy, [0, 1, 1, 0], [0, 1, 1, 0], patients=range(4), draws=100)
+    found = bootstrap_interval(measure_accuracy, [0, 1, 1, 0, 1], [0, 1, 1, 0, 1], patients=range(5), draws=100)
     assert (found.low, found.high) == (1, 1)
     assert found.how == "percentile bootstrap (BCa undefined) over patients, 100 resamples"
 
 
-@pytest.mark.parametrize("labels", [[0, 0, 0], [1]])
+def test_a_few_patients_have_a_value_but_no_interval_and_no_p():
+    # Two patients have three resamples: bounds of them are an artefact, whatever the number of items.
+    labels, scores = np.arange(40) % 2, np.linspace(0, 1, 40)
+    found = bootstrap_interval(measure_auc, labels, scores, patients=np.arange(40) // 10, draws=50)
+    assert found.value == pytest.approx(measure_auc(labels, scores))
+    assert np.isnan([found.low, found.high]).all()
+    assert found.how == "no interval: 4 patients are too few to resample"
+    assert np.isnan(bootstrap_difference(measure_auc, labels, scores, 1 - scores, patients=np.arange(40) // 10, draws=50).p)
+
+
+@pytest.mark.parametrize("labels", [[0] * 5, [1] * 6])
 def test_an_undefined_metric_has_no_interval(labels):
     found = bootstrap_interval(measure_auc, labels, labels, patients=range(len(labels)), draws=20)
     assert np.isnan([found.value, found.low, found.high]).all()

@@ -20,6 +20,8 @@ from dagman.tasks.classification_metrics import trace_roc
 Floats = NDArray[np.float64]
 Metric = Callable[..., float]
 """A measure of arrays whose first axis is items; NaN where it is undefined."""
+FEWEST_PATIENTS = 5
+"""Fewer have too few resamples for an interval: two patients give three, and bounds that say nothing. [ours]"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,8 @@ def bootstrap_interval(
     """The BCa bootstrap interval of `metric(*arrays)` over patients (Efron, JASA 1987).
 
     arrays: each with items first. Resamples on which the metric is NaN (one class only) are skipped and counted.
-    Where bias or acceleration cannot be had, the plain percentile interval is given, and `how` says so.
+    Where bias or acceleration cannot be had, the plain percentile interval is given, and `how` says so; with fewer than
+    FEWEST_PATIENTS there is none (NaN).
     """
     inputs, rows = [np.asarray(array) for array in arrays], _rows_of_patients(patients)
     value = float(metric(*inputs))
@@ -95,7 +98,7 @@ def bootstrap_difference(
     low, high, how = _bound(subtract, inputs, rows, value, values, level)
     known = values[~np.isnan(values)]
     smaller = min(np.sum(known <= 0), np.sum(known >= 0))
-    p = float(min(1.0, 2 * (smaller + 1) / (len(known) + 1))) if len(known) else float("nan")
+    p = float(min(1.0, 2 * (smaller + 1) / (len(known) + 1))) if len(known) and len(rows) >= FEWEST_PATIENTS else float("nan")
     items = len(inputs[0])
     return Difference(value=value, low=low, high=high, level=level, items=items, patients=len(rows), how=f"paired {how}", p=p)
 
@@ -236,7 +239,9 @@ def _bound(
 ) -> tuple[float, float, str]:
     known = values[~np.isnan(values)]
     skipped = f", {len(values) - len(known)} undefined ones skipped" if len(known) < len(values) else ""
-    if not len(known) or math.isnan(value) or len(rows) < 2:
+    if len(rows) < FEWEST_PATIENTS:
+        return float("nan"), float("nan"), f"no interval: {len(rows)} patients are too few to resample"
+    if not len(known) or math.isnan(value):
         return float("nan"), float("nan"), "undefined on these patients"
     ends = np.array([0.5 - level / 2, 0.5 + level / 2])
     bias = norm.ppf(np.mean(known < value) + np.mean(known == value) / 2)
