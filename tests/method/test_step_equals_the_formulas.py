@@ -25,13 +25,13 @@ WEIGHTS = {"amip": 1.0, "ampd": 0.1, "aitd": 0.2, "gitd": 0.3}
 TAU_S, TAU_T = 0.1, 0.2
 
 
-def _build_networks(names=("ampd", "aitd", "gitd"), *, reconstruct=True) -> tuple[Network, Network]:
+def _build_networks(names=("ampd", "aitd", "gitd"), *, reconstruct=True, layers=3, mask_fill="zero") -> tuple[Network, Network]:
     """A student and a teacher that has drifted from it."""
     shape = SwinShape(embed=8, depths=(1, 1, 1, 1), heads=(1, 2, 2, 4))
-    projectors = ProjectorShape(names=names, hidden=16, bottleneck=8, prototypes=PROTOTYPES)
+    projectors = ProjectorShape(names=names, layers=layers, hidden=16, bottleneck=8, prototypes=PROTOTYPES)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        student = Network(shape, SemanticShape(heads=2), projectors, reconstruct=reconstruct)
+        student = Network(shape, SemanticShape(heads=2), projectors, reconstruct=reconstruct, mask_fill=mask_fill)
         teacher = copy_student(student)
         with torch.no_grad():
             for parameter in teacher.parameters():
@@ -227,11 +227,12 @@ def test_the_teachers_noise_never_reaches_the_student(granularity):
     seen: list[tuple[torch.Tensor, ...]] = []
     dimmed: list[tuple[torch.Tensor, ...]] = []
     student.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
-    teacher.register_forward_pre_hook(lambda module, inputs: dimmed.append(inputs))
+    teacher.encoder.register_forward_pre_hook(lambda module, inputs: dimmed.append(inputs))
     method = _compose(noise=0.7, granularity=granularity)
     pretraining_step(student, teacher, [pair], method, Targets(TargetRules(), PROTOTYPES), TAU_T)
     assert all(torch.equal(a, b) for a, b in zip(clean, seen[0], strict=True))
-    dropped = dimmed[0][1]
+    (_, dropped), (_, clean_input) = dimmed
+    assert clean_input is None
     tokens = UNITS * 512
     share = math.floor(0.7 * UNITS) / UNITS if granularity == "unit" else math.floor(0.7 * tokens) / tokens
     assert dropped.flatten(1).double().mean(dim=1).tolist() == [share] * 4
@@ -249,6 +250,46 @@ def test_masks_come_from_the_clean_view_unless_the_noisy_pass_is_asked_for():
         _, blanked, units, _ = _record_input(student, teacher, _compose(attention_from=source))
         assert units.tolist() == np.stack(expected).tolist()
         assert torch.equal(blanked, torch.cat([_spread(hidden, 8) for hidden in expected]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [
+        ({}, 2),
+        ({"attention_from": "noisy"}, 1),
+        ({"noise": 0.0}, 1),
+        ({"masking": MASKINGS["random"], "needs_attention": False}, 1),
+    ],
+)
+def test_where_attention_and_targets_read_one_input_the_teacher_passes_once(changes, passes):
+    student, teacher = _build_networks()
+    seen = []
+    teacher.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+    pretraining_step(student, teacher, [_draw_pair(2)], _compose(**changes), Targets(TargetRules(), PROTOTYPES), TAU_T)
+    assert len(seen) == passes
+
+
+def test_what_noise_drops_is_zero_though_masked_tokens_hold_a_learned_one():
+    student, _ = _build_networks(mask_fill="token")
+    with torch.no_grad():
+        student.encoder.mask_token.copy_(torch.linspace(-5, 5, 8))
+        teacher, view = copy_student(student), torch.rand(1, 1, SIDE, SIDE, SIDE)
+        dropped = _spread(np.arange(UNITS) < 5, 8)
+        learned, noisy = (network(view, dropped).image for network in (student, teacher))
+        student.encoder.mask_token.zero_()
+        torch.testing.assert_close(noisy, student(view, dropped).image)
+    assert not torch.allclose(learned, noisy)
+    # The token moves with the student's all the same: it is part of the encoder that is kept.
+    assert "encoder.mask_token" in teacher.state_dict()
+
+
+def test_gradients_of_float32_islands_are_not_rounded_under_autocast():
+    student, teacher = _build_networks(layers=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        pretraining_step(student, teacher, [_draw_pair(2)], _compose(), Targets(TargetRules(), PROTOTYPES), TAU_T)
+    for projector in student.projectors.values():
+        gradient = projector.last.weight.grad
+        assert not torch.equal(gradient, gradient.bfloat16().float())
 
 
 def test_no_gradient_reaches_the_teacher_and_no_step_changes_it():

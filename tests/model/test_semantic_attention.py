@@ -47,6 +47,20 @@ def test_the_short_way_gives_the_same_attention(x: torch.Tensor, position: str):
     assert torch.equal(module.attend(x), module(x).attention)
 
 
+def test_attention_tells_units_apart_in_bfloat16_where_all_keys_share_much():
+    torch.manual_seed(0)
+    module = SemanticAttention(24, heads=4, depth=1)
+    units = torch.randn(1, 24, 8, 8, 8)
+    with torch.no_grad():
+        module.blocks[0].qkv.bias[:48] = 3.0  # logits near 9 for every key, where bfloat16's step is 1/16
+        with torch.autocast("cpu", torch.bfloat16):
+            attention = module.attend(units)
+        exact = module.attend(units)
+    assert attention.dtype == torch.float32
+    assert len(attention.mean(dim=1).unique()) > 500
+    torch.testing.assert_close(attention, exact, rtol=0.1, atol=0)
+
+
 def test_a_units_place_counts_only_with_position_codes(x: torch.Tensor):
     flipped = x.flip(2, 3, 4)
     for position, equivariant in (("none", True), ("sincos", False)):

@@ -231,3 +231,28 @@ def test_cls_heads_are_measured_about_their_own_centroid():
     assert (found["entropy"], found["distance_mm"]) == (0, pytest.approx(0, abs=1e-3))
     both = watch_cls_heads(torch.eye(4)[None, :2], places)
     assert both["js"] == pytest.approx(math.log(2))
+
+
+def test_autocast_rounds_no_monitor():
+    random = torch.Generator().manual_seed(0)
+    attention, places = torch.rand(3, 2, 64, generator=random), 120 * torch.rand(64, 3, generator=random)
+    view, hidden = torch.rand(2, 1, 8, 8, 8, generator=random), torch.rand(2, 8, 8, 8, generator=random) < 0.5
+    window = StageAttention(
+        probabilities=torch.rand(4, 2, 8, 8, generator=random).softmax(dim=-1),
+        positions=torch.cartesian_prod(*[torch.tensor([1.0, 33.0])] * 3),
+        valid=torch.ones(2, 8, dtype=torch.bool),
+    )
+
+    def watch() -> list[dict[str, float]]:
+        return [
+            watch_cls_heads(attention, places),
+            watch_window_heads(window, 1.7),
+            watch_attention(attention[:, 0], attention[:, 1]),
+            watch_features(attention[0]),
+            watch_reconstruction(1 - view, view, hidden, 0.4),
+            watch_targets(attention[0].softmax(dim=-1), attention[1], TAU),
+        ]
+
+    plain = watch()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert watch() == plain

@@ -94,9 +94,14 @@ class Network(nn.Module):
         """Att (Eq. 1): the [CLS] query's attention to the N units, averaged over heads, in float32."""
         if self.semantic is None or self.semantic_attention is None:
             raise ValueError("this network has no semantic attention")
-        features = self.encoder(view, dropped, stages=self.semantic.stage)[-1]
-        heads = self.semantic_attention.attend(features)
-        attention = heads.float().mean(dim=1)
+        return self.attend_to(self.encoder(view, dropped, stages=self.semantic.stage))
+
+    def attend_to(self, stages: list[Float[Tensor, "B _ _ _ _"]]) -> Float[Tensor, "B N"]:
+        """`attend` from feature maps that are there already, x1 first, at least up to the stage the semantic attention reads."""
+        if self.semantic is None or self.semantic_attention is None:
+            raise ValueError("this network has no semantic attention")
+        features = stages[self.semantic.stage - 1]
+        attention = self.semantic_attention.attend(features).float().mean(dim=1)
         return _fit_to_units(attention, tuple(features.shape[2:]), self.semantic.stage)
 
     def forward(
@@ -110,11 +115,14 @@ class Network(nn.Module):
 
         Args:
             view: Intensities in [0, 1].
-            blanked: Patch tokens set to zero: the student's mask, or the teacher's noise. True = blanked.
+            blanked: Patch tokens that are masked (the student) or dropped by noise (the teacher). True = blanked.
             units: Units whose patch logits are wanted, usually the masked ones. True = wanted.
             drop: Uniform draws for stochastic depth; None for none.
         """
-        stages = self.encoder(view, blanked, drop=drop)
+        return self.say(self.encoder(view, blanked, drop=drop), units)
+
+    def say(self, stages: list[Float[Tensor, "B _ _ _ _"]], units: Bool[Tensor, "B N"] | None = None) -> Look:
+        """`forward` from feature maps [x1, x2, x3, x4] that are there already."""
         patches = cls = image = reconstruction = None
         if "ampd" in self.projectors and units is not None:
             tokens = stages[UNIT_STAGE - 1].flatten(2).transpose(1, 2)
@@ -133,6 +141,8 @@ def copy_student(student: Network) -> Network:
     """The teacher at the start: the student's weights, no reconstruction head, no gradient."""
     teacher = copy.deepcopy(student)
     teacher.reconstruction = None
+    # What noise drops is zero (3.2), also where the student's masked tokens hold a learned one.
+    teacher.encoder.mask_fill = "zero"
     return teacher.requires_grad_(False).eval()
 
 

@@ -94,7 +94,9 @@ def pretraining_step(
         if method.weights["gitd"]:
             parts["gitd"] = cross_entropy(goals["gitd"][number][crossed], s.image, tau)  # Eq. 5
         total = torch.stack([method.weights[name] * value for name, value in parts.items()]).sum()
-        (total / len(pairs)).backward()
+        # Outside autocast, which would redo the float32 islands' products in bfloat16; other products keep their forward's type.
+        with torch.autocast(views.device.type, enabled=False):
+            (total / len(pairs)).backward()
         for name, value in {**parts, "total": total}.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach() / len(pairs)
     return Losses(total=sums.pop("total"), parts=sums, temperatures=temperatures)
@@ -104,16 +106,21 @@ def ask_teacher(teacher: Network | None, pair: Pair, method: Method) -> _Advice:
     """The mask of each view from the teacher's attention (3.1), and the noisy teacher's logits (3.2)."""
     views = torch.cat([pair.u, pair.v])
     grid = unit_grid(tuple(views.shape[2:]))
-    dropped = drop_input(pair.noise, grid, method.noise, method.granularity) if teacher else None
+    if teacher is None:
+        return _Advice(hidden=method.masking(None, grid, method.counts, pair.masking), look=Look())
+    dropped = drop_input(pair.noise, grid, method.noise, method.granularity)
+    stages = teacher.encoder(views, dropped) if len(teacher.projectors) else None
     attention = None
-    if method.needs_attention and teacher is not None:
-        attention = teacher.attend(views, None if method.attention_from == "clean" else dropped)
+    if method.needs_attention:
+        seen = None if method.attention_from == "clean" else dropped
+        # Where both are taken from the same input, one pass serves both.
+        attention = teacher.attend(views, seen) if stages is None or seen is not dropped else teacher.attend_to(stages)
     hidden = method.masking(attention, grid, method.counts, pair.masking)
-    if teacher is None or not len(teacher.projectors):
+    if stages is None:
         return _Advice(hidden=hidden, look=Look())
     # Only the views the student will see have targets for their masked units.
     wanted = hidden if method.symmetric else torch.cat([hidden[: len(pair.u)], torch.zeros_like(hidden[len(pair.u) :])])
-    return _Advice(hidden=hidden, look=teacher(views, dropped, wanted))
+    return _Advice(hidden=hidden, look=teacher.say(stages, wanted))
 
 
 def set_goals(

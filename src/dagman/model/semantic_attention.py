@@ -105,10 +105,11 @@ class GlobalBlock(nn.Module):
         weight, bias = self.qkv.weight, self.qkv.bias
         q = F.linear(normed[:, -1], weight[:dim], bias[:dim]).unflatten(-1, (self.heads, 1, -1))
         k = F.linear(normed, weight[dim : 2 * dim], bias[dim : 2 * dim]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        # float32: near-uniform attention differs between units in the third digit, below bfloat16's step.
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return torch.softmax(logits, dim=-1).squeeze(2)[..., :-1]
+        # float32, products too: near-uniform attention differs between units in the third digit, below bfloat16's step.
+        with torch.autocast(z.device.type, enabled=False):
+            q, k = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k))
+            logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+            return torch.softmax(logits, dim=-1).squeeze(2)[..., :-1]
 
 
 def encode_positions(grid: tuple[int, int, int], dim: int) -> Float[Tensor, "N {dim}"]:

@@ -99,6 +99,7 @@ class SwinEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(shape.std))
         # A convolution whose stride is its kernel, as one matrix product straight into channels-last tokens.
         self.patch_projection = nn.Linear(shape.in_channels * shape.patch**3, shape.embed)
+        self.mask_fill = mask_fill
         self.mask_token = nn.Parameter(torch.zeros(shape.embed)) if mask_fill == "token" else None
         self.stages = nn.ModuleList(
             SwinStage(shape.embed << i, depth, heads, shape.window, shape.mlp_ratio)
@@ -151,7 +152,8 @@ class SwinEncoder(nn.Module):
             if hidden.shape[1:] != grid:
                 raise ValueError(f"hidden has the grid {tuple(hidden.shape[1:])}, the view has {grid} patch tokens")
             masked = hidden.reshape(B, -1, 1)
-            fill = tokens.new_zeros(()) if self.mask_token is None else self.mask_token.to(tokens.dtype)
+            learned = self.mask_token if self.mask_fill == "token" else None
+            fill = tokens.new_zeros(()) if learned is None else learned.to(tokens.dtype)
             tokens = torch.where(masked, fill, tokens)
         return tokens, grid
 

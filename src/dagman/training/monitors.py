@@ -149,7 +149,8 @@ def watch_cls_heads(attention: Tensor, places: Tensor) -> dict[str, float]:
     `places` are the units' centres in mm, N x 3.
     """
     shares = attention.float() / attention.float().sum(dim=-1, keepdim=True)
-    centroids = shares @ places
+    # No matrix product: under autocast it would round millimetres to bfloat16.
+    centroids = (shares[..., None] * places).sum(dim=-2)
     distances = torch.cdist(centroids, places[None].expand(len(shares), -1, -1))
     mixed = entropy(shares.mean(dim=1)) - entropy(shares).mean(dim=1)
     return _describe_heads(entropy(shares).mean(dim=0), (shares * distances).sum(dim=-1).mean(dim=0), mixed.mean().item())
