@@ -15,7 +15,16 @@ from dagman.tables.items import Item
 from dagman.tasks.models import load_network, parse_model
 from dagman.tasks.segmentation_cases import Case
 from dagman.tasks.segmentation_model import SegmentationModel, Structure, adapt_encoder, start_model
-from dagman.tasks.segmentation_training import Fitting, cut_padded, draw_crop, fit_model, measure_loss, place_crop, take_batch
+from dagman.tasks.segmentation_training import (
+    Fitting,
+    cut_padded,
+    draw_crop,
+    fit_model,
+    measure_loss,
+    measure_shares,
+    place_crop,
+    take_batch,
+)
 
 BALL = (Structure(name="ball", values=(3,)),)
 
@@ -89,6 +98,18 @@ def test_a_perfect_answer_costs_next_to_nothing():
     labels[:, 2:5] = 1
     logits = 40.0 * torch.nn.functional.one_hot(labels, 2).movedim(-1, 1).float()
     assert float(measure_loss(logits, labels)) < 1e-3
+
+
+def test_a_training_starts_from_the_shares_of_the_classes(make_ball, model):
+    case = make_case(make_ball, 0)
+    share = float((case.labels > 0).mean())
+    np.testing.assert_allclose(measure_shares([case, case], 2), [1 - share, share])
+    fit_model(model, [case], [], Fitting(steps=1, batch=1, rate=1e-9), lambda step, loss: None)
+    np.testing.assert_allclose(model.network.decoder.classify.bias.detach(), np.log([1 - share, share]), atol=1e-5)
+
+
+def test_a_class_that_is_nowhere_has_a_share_too(make_ball):
+    assert measure_shares([make_case(make_ball, 0)], 3)[2] == 1e-7
 
 
 @given(st.integers(0, 60), st.integers(1, 70))

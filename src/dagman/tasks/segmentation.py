@@ -36,6 +36,8 @@ from dagman.tasks.unet import STRIDE
 
 STEPS_CPU, STEPS_GPU = 250, 3000
 """Optimiser steps of a training where none are asked for."""
+RATE_SHORT, RATE_LONG, LONG = 3e-3, 1e-3, 1000
+"""AdamW moves a weight by about its rate a step: a hundred steps at 1e-3 end long before the decoder has learnt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +59,8 @@ class SegmentationSettings:
     "Crops a step. [ours; SwinUNETR 1 to 2]"
     side: int | None = None
     "Of a crop in voxels; None: the encoder's view, or less where every scan is smaller."
-    rate: float = 1e-3
-    "Largest learning rate. [ours]"
+    rate: float | None = None
+    "Largest learning rate; None: 3e-3 for a training of fewer than 1,000 steps, else 1e-3. [ours; docs/experiments.md]"
     layer_decay: float = 0.75
     "Factor of the rate from layer to layer downwards; a fresh encoder has nothing to keep, and gets 1. [ours]"
     spacing: float | None = None
@@ -209,10 +211,11 @@ def _fit_side(encoder: Encoder, cases: Sequence[Case], settings: SegmentationSet
 
 
 def _choose_fitting(encoders: Sequence[Encoder], contenders: Sequence[Contender], settings: SegmentationSettings) -> Fitting:
+    steps = settings.steps or (STEPS_CPU if encoders[0].device == "cpu" else STEPS_GPU)
     return Fitting(
-        steps=settings.steps or (STEPS_CPU if encoders[0].device == "cpu" else STEPS_GPU),
+        steps=steps,
         batch=settings.batch,
-        rate=settings.rate,
+        rate=settings.rate or (RATE_SHORT if steps < LONG else RATE_LONG),
         decay=settings.layer_decay,
         mirror=settings.mirror,
         seed=settings.seed,

@@ -145,6 +145,13 @@ def measure_window(cases: Sequence[Case], model: SegmentationModel) -> tuple[flo
     return float(max(low - more, 0.0)), float(min(high + more, 1.0))
 
 
+def measure_shares(cases: Sequence[Case], classes: int) -> NDArray[np.float64]:
+    """Share of the cases' voxels in each class, background first; at least one voxel in ten million, so that it has a logarithm."""
+    counts = sum((np.bincount(case.labels.ravel(), minlength=classes) for case in cases), np.zeros(classes, dtype=np.int64))
+    shares: NDArray[np.float64] = np.maximum(counts / counts.sum(), 1e-7)
+    return shares
+
+
 def fit_model(
     model: SegmentationModel,
     cases: Sequence[Case],
@@ -158,6 +165,8 @@ def fit_model(
     """
     network = model.network
     network.decoder.window.copy_(torch.tensor(measure_window(cases, model)))
+    # A fresh decoder that calls every class as likely spends its first hundred steps on learning that most voxels are background.
+    network.decoder.set_shares(measure_shares(cases, network.classes))
     # Fresh weights need the full rate in every layer.
     decay = fitting.decay if model.encoder.config.step else 1.0
     groups = scale_rates(network.encoder, network.decoder, rate=fitting.rate, decay=decay, weight_decay=0.01)

@@ -12,8 +12,10 @@ logits <- join  <- join  <- join <- join <- join <-       join: twice as fine, b
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dagman.model import SwinShape, normalise_features
@@ -66,6 +68,11 @@ class Decoder(nn.Module):
             for coarse, skip, width in zip([*widths[1:], deepest], [fine, half, *skips], widths, strict=True)
         )
         self.classify = nn.Conv3d(fine, classes, kernel_size=1)
+
+    @torch.no_grad()
+    def set_shares(self, shares: NDArray[np.float64]) -> None:
+        """Start from the classes' shares (K) of all voxels, so that before any step the logits say what is likely anywhere."""
+        self.classify.bias = nn.Parameter(torch.from_numpy(np.log(shares)).to(self.classify.weight))
 
     def forward(self, view: Float[Tensor, "B 1 X Y Z"], features: list[Float[Tensor, "B _ _ _ _"]]) -> Float[Tensor, "B K X Y Z"]:
         """Logits; features are x1..x4, each token normalised over its channels."""
