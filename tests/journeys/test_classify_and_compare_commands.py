@@ -228,6 +228,11 @@ def test_three_classes_at_points_are_fine_tuned_on_the_tables_own_split(encoder,
     assert np.array(results.summary.extra["curves"][0]["confusion"]).sum() == 6
     classifier = load_classifier(tmp_path / "out" / "model", device="cpu")
     assert classifier.method == "finetune"
+    # What was scored is what is kept: of a given split all training items are those of its one part.
+    tested = [item for item in read_table(lesions / "points.parquet", label="kind", split="part").items if item.split == "test"]
+    scored = rows[rows["method"] == "finetune"].set_index("item").loc[[item.name for item in tested]]
+    wanted = scored[["score_bone", "score_fat", "score_soft"]].to_numpy()
+    np.testing.assert_allclose(classifier.score_items(tested).scores, wanted, atol=1e-5)
     assert "Confusion matrix of" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -240,6 +245,24 @@ def test_whole_scans_are_classified_from_a_semicolon_table(encoder, lesions, tmp
     told = json.loads(printed)
     assert {row["method"] for row in told["measurements"]} == {"linear", "finetune"}
     assert told["extra"]["counts"] == {"no": 6, "yes": 6}
+
+
+def test_labels_dealt_anew_are_chance_by_every_method(encoder, lesions, tmp_path, call_dagman):
+    table = pd.read_csv(lesions / "masks.csv")
+    # One label a patient: whatever tells patients apart would give it away if one were in two folds.
+    dealt = np.random.default_rng(1).permutation(["yes", "no"] * (PATIENTS // 2))
+    table["malignant"] = [dealt[int(name[1:])] for name in table["patient"]]
+    table.to_csv(lesions / "dealt.csv", index=False)
+    code, printed, errors = call_dagman(
+        *("classify", encoder, lesions / "dealt.csv", "--label", "malignant", "--method", "linear,knn,finetune", "--epochs", 2),
+        *("--folds", 3, "--out", tmp_path / "out", "--json", *SMALL_CROPS),
+    )
+    assert code == 0, errors
+    areas = {row["method"]: row["interval"] for row in json.loads(printed)["measurements"] if row["name"] == "auc"}
+    assert set(areas) == {"linear", "knn", "finetune"}
+    # Twelve patients say little; a leak would give nearly 1.
+    assert all(area["value"] < 0.8 for area in areas.values())
+    assert all(area["low"] < 0.5 for area in areas.values())
 
 
 def test_models_are_compared_on_identical_splits(encoder, lesions, monai_weights, tmp_path, call_dagman):

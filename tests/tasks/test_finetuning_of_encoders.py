@@ -144,7 +144,7 @@ def test_a_start_that_training_only_spoils_is_kept(small_encoder, crops):
     assert all(torch.equal(value, before[name]) for name, value in tuned.encoder.network.state_dict().items())
 
 
-def test_patience_ends_it(small_encoder, crops):
+def test_patience_ends_it_in_the_later_half_alone(small_encoder, crops):
     losses = iter(range(10**6))
 
     def worsen(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -153,7 +153,8 @@ def test_patience_ends_it(small_encoder, crops):
     settings = FinetuneSettings(epochs=9, patience=2)
     train, val = np.arange(4), np.arange(4, 6)
     tuned = finetune(small_encoder, crops[0], crops[1], loss=worsen, outputs=2, train=train, val=val, settings=settings)
-    assert len(tuned.history) == 1 + 2
+    # While the rate is high a loss may rise for long, and fall lower afterwards.
+    assert len(tuned.history) == 1 + 5
 
 
 def test_a_head_to_start_from_is_started_from(small_encoder, crops):

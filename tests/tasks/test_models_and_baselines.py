@@ -130,6 +130,9 @@ def test_monai_weights_give_what_monai_gives(monai_swin, prefix, tmp_path):
     encoder = load_network(parse_model(f"monai:{tmp_path / 'weights.safetensors'}"), device="cpu")
     assert encoder.config.shape.depths == (1, 2, 1, 1)
     assert encoder.config.shape.window == 4
+    # Someone trained them: they are not called fresh, and fine-tuning spares their lower layers.
+    assert not encoder.config.fresh
+    assert load_network(parse_model("scratch:tiny"), device="cpu").config.fresh
     hu = torch.linspace(-1200, 700, 64**3).reshape(1, 1, 64, 64, 64)
     with torch.no_grad():
         wanted = monai_swin(((hu + 1000) / 1500).clamp(0, 1), normalize=False)[1:]

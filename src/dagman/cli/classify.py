@@ -36,7 +36,7 @@ def run_classification(
     coordinates: Annotated[str, typer.Option(help="Of the table's points: ras or lps.")] = "ras",
     crop_mm: Annotated[float | None, typer.Option(help="Side in mm of crops around structures. Default: from their size.")] = None,
     crop_spacing: Annotated[float | None, typer.Option(help="Voxel size in mm of these crops. Default: from their size.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs of fine-tuning. Default: 30.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs of fine-tuning. Default: 20.")] = None,
     store: Annotated[Path | None, typer.Option(help="Store that holds the scans which the table names by id.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder in which vectors are kept by content. Default: OUT/features.")] = None,
     seed: Annotated[int, typer.Option(help="Of folds, draws and fits.")] = 0,

@@ -27,7 +27,7 @@ def run_outcome(
     shares: Annotated[str, typer.Option(help="Shares of the training patients, such as 25,50,100 (percent).")] = "100",
     per_class: Annotated[str, typer.Option(help="Few-shot draws: training patients with, and as many without the event.")] = "",
     draws: Annotated[int, typer.Option(min=1, help="Few-shot draws in each repeat and fold.")] = 1,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs of fine-tuning. Default: 30.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs of fine-tuning. Default: 20.")] = None,
     patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
     mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
     coordinates: Annotated[str, typer.Option(help="Of the table's points: ras or lps.")] = "ras",

@@ -64,7 +64,9 @@ class Encoder:
     def describe(self) -> str:
         """Size, method and training in words."""
         c = self.config
-        trained = f"method {c.method}, {c.step} steps" if c.step else "fresh weights, not trained"
+        trained = (
+            f"method {c.method}, {c.step} steps" if c.step else "fresh weights, not trained" if c.fresh else f"{c.method} weights"
+        )
         return f"{c.size} encoder, {trained}"
 
     @property

@@ -37,6 +37,8 @@ from dagman.tasks.subsets import Subset, list_subsets
 
 METHODS = ("linear", "knn", "finetune")
 _PROBES = ("linear", "knn")
+_SMOOTHING = 0.1
+"""Of labels in fine-tuning: a network soon knows a few dozen items by heart, and its certainty would stop it too early."""
 Floats = NDArray[np.float64]
 
 
@@ -140,7 +142,7 @@ def _classify(
             "counts": {name: int(np.sum(table.codes == code)) for code, name in enumerate(table.classes)},
             "patients": len(set(table.patients.tolist())),
             "spacing": inputs.spacing,
-            "fresh": [model.name for model in inputs.models if model.encoder is not None and not model.encoder.config.step],
+            "fresh": [model.name for model in inputs.models if model.encoder is not None and model.encoder.config.fresh],
             "sized": any(item.mask is not None for item in table.items),
         },
     )
@@ -158,7 +160,7 @@ def _classify(
     )
     if len(inputs.models) == 1:
         tell("the model that is kept")
-        _keep_model(inputs, out, settings)
+        _keep_model(inputs, out, settings, jobs.tuned)
     return Results(out)
 
 
@@ -193,6 +195,8 @@ class _Jobs:
     def __post_init__(self) -> None:
         self.kept = {row["key"]: row["scores"] for row in read_rows(self.journal)}
         self.starts: dict[str, NDArray[np.float32]] = {}
+        self.tuned: FinetunedModel | None = None
+        "Fitted to all training items of the table's own split: the model to keep, were it to be fitted again."
 
     def score(self, model: ModelInput, method: str, subset: Subset) -> tuple[Scored, list[dict[str, Any]]]:
         """All repeats and draws of one model, method and subset: scores, and rows of predictions.csv."""
@@ -240,7 +244,7 @@ class _Jobs:
         said = [f"{names[i]}={codes[i]}" for part in (train, split.val, split.test) for i in (*part, -1)]
         chosen = self.settings.finetuning if method == "finetune" else ""
         crops = (self.settings.crop_mm, self.inputs.spacing)
-        seed = address(self.settings.seed, "classify", split.repeat, split.fold, draw) % 2**62
+        seed = _draw_seed(self.settings, split.repeat, split.fold, draw)
         key = hash_bytes(f"2|{model.digest}|{method}|{chosen}|{crops}|{seed}|{said}".encode())
         if key not in self.kept:
             scores = self._finetune(model, split, train, seed) if method == "finetune" else self._probe(model, method, split, train)
@@ -265,6 +269,8 @@ class _Jobs:
 
     def _finetune(self, model: ModelInput, split: Split, train: Indices, seed: int) -> Floats:
         tuned = _fit_network(self.inputs, model, train, split.val, self.settings, seed, self.starts)
+        if self.inputs.table.splits is not None and split.repeat == 0 and len(train) == len(split.train):
+            self.tuned = tuned
         return to_probabilities(tuned.predict([self.inputs.crops[i] for i in split.test]))
 
 
@@ -291,7 +297,9 @@ def _fit_network(
     weights = torch.tensor(len(fit) / (np.count_nonzero(counts) * np.maximum(counts, 1)), dtype=torch.float32)
 
     def measure_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(outputs.float(), targets, weight=weights.to(outputs.device))
+        return torch.nn.functional.cross_entropy(
+            outputs.float(), targets, weight=weights.to(outputs.device), label_smoothing=_SMOOTHING
+        )
 
     return finetune(
         model.encoder,
@@ -312,8 +320,15 @@ def _spare_sides(settings: FinetuneSettings, classes: Sequence[str]) -> Finetune
     return replace(settings, flips=settings.flips.replace("x", "")) if sided else settings
 
 
-def _keep_model(inputs: TaskInputs, out: Path, settings: ClassificationSettings) -> None:
-    """Fit to all items but those of a given test or validation part, and write `out/model`; k-NN alone leaves none."""
+def _draw_seed(settings: ClassificationSettings, repeat: int, fold: int, draw: int) -> int:
+    return address(settings.seed, "classify", repeat, fold, draw) % 2**62
+
+
+def _keep_model(inputs: TaskInputs, out: Path, settings: ClassificationSettings, tuned: FinetunedModel | None) -> None:
+    """Fit to all items but those of a given test or validation part, and write `out/model`; k-NN alone leaves none.
+
+    tuned: what was fitted to just these items already, if it was.
+    """
     model, table = inputs.models[0], inputs.table
     parts = table.splits
     everything = np.arange(len(table))
@@ -326,7 +341,9 @@ def _keep_model(inputs: TaskInputs, out: Path, settings: ClassificationSettings)
         "crop_spacing": inputs.spacing,
     }
     if "finetune" in settings.methods and model.encoder is not None:
-        tuned = _fit_network(inputs, model, train, val, settings, address(settings.seed, "classify", "final") % 2**62, {})
+        # Of a given split this is the seed of what was scored, so that a run that went on keeps the same model.
+        seed = address(settings.seed, "classify", "final") % 2**62 if parts is None else _draw_seed(settings, 0, 0, 0)
+        tuned = tuned or _fit_network(inputs, model, train, val, settings, seed, {})
         save_classifier(Classifier(method="finetune", encoder=tuned.encoder, head=tuned.head, **about), out / "model")
     elif "linear" in settings.methods and model.features is not None:
         codes, patients = table.codes[train], table.patients[train]

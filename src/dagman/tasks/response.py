@@ -118,7 +118,7 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, tell: Cal
             "curves": [describe_curves(s, seed=settings.seed) for s in found if s.subset == subsets[-1].name],
             "counts": {name: int(np.sum(codes == code)) for code, name in enumerate(table.classes)},
             "patients": len(patients),
-            "fresh": [model.name for model in inputs.models if model.encoder is not None and not model.encoder.config.step],
+            "fresh": [model.name for model in inputs.models if model.encoder is not None and model.encoder.config.fresh],
         },
     )
     write_summary(out, summary)

@@ -61,6 +61,11 @@ class EncoderConfig:
     axes: str = "B C X Y Z"
     backbone: str = "swin"
 
+    @property
+    def fresh(self) -> bool:
+        """Whether the weights are random; those of MONAI's files are not, though nobody says after how many steps."""
+        return not self.step and self.method != "monai"
+
 
 def write_encoder(folder: str | Path, config: EncoderConfig, state: dict[str, Tensor]) -> None:
     """Write an encoder folder whole. `state` holds keys `encoder.*` and `semantic_attention.*`; others are left out."""
