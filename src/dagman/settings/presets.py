@@ -151,9 +151,25 @@ def _explain_error(error: ValidationError, where: str | Path | None) -> Settings
         elif parts[0]["type"] == "value_error":
             sentences.append(f"{key}: {parts[0]['ctx']['error']}{line}" if key else f"{parts[0]['ctx']['error']}")
         else:
-            wanted = " or ".join(dict.fromkeys(p["msg"].removeprefix("Input should be ") for p in parts))
+            wanted = " or ".join(dict.fromkeys(_explain_part(p, key) for p in parts))
             sentences.append(f"{key} = {parts[0]['input']!r}{line}: should be {wanted}")
     return SettingsError("; ".join(sentences), where=where)
+
+
+def _explain_part(part: Mapping[str, Any], key: str) -> str:
+    """What a value should be. Of lists pydantic says "valid tuple", or of one that is too short "Field required"."""
+    if part["type"] in ("tuple_type", "missing", "too_long"):
+        example = _read_default(key)
+        return f"a list of {len(example)} values, such as {list(example)}"
+    text: str = part["msg"]
+    return text.removeprefix("Input should be ")
+
+
+def _read_default(key: str) -> Any:
+    value: Any = Settings()
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
 
 
 def _suggest_key(key: str) -> str:

@@ -198,8 +198,14 @@ class OptimSettings(Section):
     """Weight decay, not on biases, norms, tokens and bias tables."""
     clip: Annotated[float, Field(gt=0)] = 3.0
     """Largest norm of the gradient. [iBOT]"""
-    beta2: Share = 0.999
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Second AdamW coefficient; the first is 0.9."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.lr != "auto" and self.min_lr > self.lr:
+            raise ValueError(f"min_lr ({self.min_lr:g}) must not exceed lr ({self.lr:g}), which it ends")
+        return self
 
 
 class TrainSettings(Section):
