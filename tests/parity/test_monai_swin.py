@@ -15,7 +15,7 @@ from dagman.model import SwinEncoder, SwinShape, normalise_features
 pytest.importorskip("monai", reason="parity with MONAI needs the extra `monai`")
 
 SHAPE = SwinShape(embed=12, depths=(2, 2, 2, 2), heads=(2, 2, 4, 4))
-VIEWS = [(64, 64, 64), (96, 96, 96), (64, 96, 128), (72, 80, 66), (65, 70, 67)]
+VIEWS = [(64, 64, 64), (96, 96, 96), (64, 96, 128), (72, 80, 66), (65, 70, 67), (64, 80, 96), (70, 70, 70), (96, 65, 101)]
 
 
 def build_monai_swin(shape: SwinShape) -> torch.nn.Module:
