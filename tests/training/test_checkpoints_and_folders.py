@@ -235,3 +235,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_the_scans_and_leaves_its_
     assert any(row.id in str(caught.value) for row in store.rows)
     assert list_checkpoints(copied) == [2]
     assert Run(copied).last_step == 2
+
+
+def test_the_reconstruction_starts_at_the_mean_intensity_of_the_first_views(store, tiny, tmp_path, make_trainer, make_dataset):
+    out = tmp_path / "run"
+    told = []
+    options = [*tiny, "optim.lr=1e-12", "optim.min_lr=0"]
+    pretrain(store.path, out, assignments=options, tell=lambda name, values: told.append(values.get("text", "")))
+    dataset = make_dataset(Run(out).settings)
+    views = torch.cat([(dataset[step]["u"].float() + 1000) / 1500 for step in range(6)]).clamp(0, 1)
+    bias = _fill_trainer(out, make_trainer).student.reconstruction.linear.bias
+    torch.testing.assert_close(bias, views[..., ::4, ::4, ::4].mean().expand_as(bias), rtol=1e-4, atol=0)
+    assert [line.split(": ")[0] for line in told].count("pace") == 1

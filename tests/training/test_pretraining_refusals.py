@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
+import resource
 import shutil
 from pathlib import Path
 
 import pytest
 
 from dagman.errors import DagmanError, RunError, SettingsError, StoreError
-from dagman.store.manifest import Store
+from dagman.store.manifest import Store, write_manifest
 from dagman.store.preparation import Preparation
 from dagman.store.writer import prepare_store
 from dagman.training.pretraining import pretrain
@@ -79,6 +81,42 @@ def test_a_resume_with_another_store_is_refused(begun, scans, tmp_path):
         f"{begun}: was trained on 3 scans, which are not the 2 of this store. "
         "Resume with the same store, or begin in another folder."
     )
+
+
+def test_a_resume_with_the_same_scans_prepared_in_another_way_is_refused(begun, store, scans, tmp_path):
+    finer = prepare_store(scans, tmp_path / "finer", Preparation(spacing=3.0), workers=1)
+    text = _refuse(RunError, finer.path, begun, resume=True)
+    assert text.startswith(f"{finer.path}: view.spacing = 4, but the store was prepared at 3 mm.")
+    shutil.copytree(store.path, tmp_path / "cropped")
+    rows = [dataclasses.replace(row, crop_start=(1, 0, 0)) for row in store.rows]
+    (tmp_path / "cropped" / "journal.jsonl").unlink(missing_ok=True)
+    write_manifest(tmp_path / "cropped", rows)
+    text = _refuse(RunError, tmp_path / "cropped", begun, resume=True)
+    assert text.startswith(f"{begun}: was trained on the same scans prepared in another way")
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_space(store, tiny, tmp_path):
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    options = [*tiny, "train.steps=3", "train.checkpoint_every=1"]
+    pretrain(store.path, whole, assignments=options)
+
+    def tell(name, values):
+        if name == "step" and values["step"] == 2:
+            limit = (out / "checkpoints" / "step-000001" / "student.safetensors").stat().st_size // 2
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        text = _refuse(RunError, store.path, out, assignments=options, tell=tell)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert text == (
+        f"{out}: there is no space left to write in. Free some, then repeat with --resume; the last checkpoint is whole."
+    )
+    assert not list(out.rglob("*.partial.*"))
+    assert pretrain(store.path, out, resume=True).last_step == 3
+    for name in ("metrics.jsonl", "monitors.jsonl", "encoder/model.safetensors"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_a_resume_with_a_damaged_checkpoint_is_one_line(begun, store, tmp_path):

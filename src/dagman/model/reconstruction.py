@@ -12,7 +12,8 @@ from torch import Tensor, nn
 class ReconstructionHead(nn.Module):
     """LayerNorm over channels, then one linear layer to patch^3 voxels a token (recipe R).
 
-    patch: voxels along a token's side; channels: of the view; mean: the bias at the start, the mean intensity in [0, 1];
+    patch: voxels along a token's side; channels: of the view; mean: the bias at the start, the mean intensity in [0, 1]
+    (a training measures it, see `start_at`);
     std: of the weights at the start, small, so that the first answer is the mean.
     """
 
@@ -22,6 +23,10 @@ class ReconstructionHead(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.linear = nn.Linear(dim, channels * patch**3)
         nn.init.normal_(self.linear.weight, std=std)
+        nn.init.constant_(self.linear.bias, mean)
+
+    def start_at(self, mean: float) -> None:
+        """Set the first answer to the mean intensity of the data."""
         nn.init.constant_(self.linear.bias, mean)
 
     def forward(self, x: Float[Tensor, "B C x y z"]) -> Float[Tensor, "B channels X Y Z"]:

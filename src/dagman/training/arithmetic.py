@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 from torch import nn
@@ -41,3 +42,11 @@ def describe_run(settings: Settings, student: nn.Module, store: Store, usable: S
             f"left out: {len(left_out)} scans smaller than {least} voxels along an axis ({named}); see view.side, view.padding"
         )
     return lines
+
+
+def describe_pace(seconds: Sequence[float], left: int, memory_gib: float) -> str:
+    """A line on how long the `left` steps will take, from the seconds of some; and the memory at the peak so far."""
+    pace = statistics.median(seconds)
+    rest = pace * left
+    wait = f"{rest / 3600:.1f} h" if rest >= 6000 else f"{rest / 60:.0f} min" if rest >= 100 else f"{rest:.0f} s"
+    return f"pace: {pace:.2g} s a step, about {wait} for the {left} steps left; {memory_gib:.1f} GiB of memory at the peak so far"

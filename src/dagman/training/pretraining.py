@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from dagman import devices
 from dagman.errors import RunError
@@ -76,7 +78,7 @@ def pretrain(
     out.mkdir(parents=True, exist_ok=True)
     with hold_lock(out, RunError):
         store, prepared = _open_store(source, out, settings, tell_preparing)
-        settings = _settle_spacing(settings, store, asked="view.spacing" in given)
+        settings = _settle_spacing(settings, store, asked=exists or "view.spacing" in given)
         return _train(store, out, settings, prepared + reasons, idle, exists, tell)
 
 
@@ -93,7 +95,13 @@ def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle
         threads,
         devices.tune_allocator(device=device.value),
     ]
-    state = {"store": fingerprint, "scans": len(usable), "precision": precision.value, "threads": threads.value}
+    state = {
+        "store": fingerprint,
+        "grid": _hash_grids(store, usable),
+        "scans": len(usable),
+        "precision": precision.value,
+        "threads": threads.value,
+    }
     before = read_state(out) if list_checkpoints(out) else state
     _refuse_other_store(out, before, state)
     workers = (0 if device.value == "cpu" else 4) if settings.train.workers == "auto" else int(settings.train.workers)
@@ -119,7 +127,7 @@ def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle
     inputs = {"store": store.path.name, "scans": fingerprint, "count": len(usable), "left_out": left_out}
     write_command(out, "pretrain", settings=settings.model_dump(mode="json"), inputs=inputs)
     tell("begin", {"step": trainer.step, "steps": settings.train.steps})
-    with _stop_kindly(trainer):
+    with _stop_kindly(trainer), _explain_full_disk(out):
         trainer.train()
     return Run(out)
 
@@ -179,6 +187,19 @@ def _refuse_other_store(out: Path, before: Mapping[str, Any], now: Mapping[str, 
             where=out,
             do="Resume with the same store, or begin in another folder",
         )
+    if before.get("grid", now["grid"]) != now["grid"]:
+        raise RunError(
+            "was trained on the same scans prepared in another way, so that views would lie elsewhere",
+            where=out,
+            do="Resume with the same store, or begin in another folder",
+        )
+
+
+def _hash_grids(store: Store, usable: Sequence[str]) -> str:
+    """A fingerprint of where in its scan each stored voxel lies, and of what its value means."""
+    chosen = set(usable)
+    rows = sorted((row.id, row.shape, row.crop_start, row.crop_stop, row.scale) for row in store.rows if row.id in chosen)
+    return hash_bytes(repr(rows).encode())
 
 
 def _list_other_arithmetic(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -188,6 +209,22 @@ def _list_other_arithmetic(before: Mapping[str, Any], now: Mapping[str, Any]) ->
         for name in ("precision", "threads")
         if before.get(name, now[name]) != now[name]
     ]
+
+
+@contextmanager
+def _explain_full_disk(out: Path) -> Iterator[None]:
+    """One line where the disk is full, or a quota is met: what was whole stays so."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors gives the number of the system's error in its text alone.
+        number = error.errno if isinstance(error, OSError) else None
+        if number not in full and not any(f"os error {known})" in str(error) for known in full):
+            raise
+        raise RunError(
+            "there is no space left to write in", where=out, do="Free some, then repeat with --resume; the last checkpoint is whole"
+        ) from None
 
 
 @contextmanager

@@ -147,8 +147,9 @@ def rewind_run(folder: Path, step: int, warned: Collection[str]) -> None:
     for path in (folder / "gallery").glob("step-*.safetensors"):
         if int(path.stem.removeprefix("step-")) >= step:
             path.unlink()
-    # Half-written files of a process that was killed.
-    for path in (p for where in (folder, folder / "gallery", folder / "checkpoints") for p in where.glob(".*.partial.*")):
+    # Half-written files of a process that was killed, and what they were to replace.
+    places = (folder, folder / "gallery", folder / "checkpoints")
+    for path in (p for where in places for kind in ("partial", "old") for p in where.glob(f".*.{kind}.*")):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

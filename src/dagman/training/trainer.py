@@ -24,6 +24,7 @@ from dagman.model.intensity import to_unit_ranges
 from dagman.records.journal import append_row
 from dagman.settings import Settings
 from dagman.training import assembly
+from dagman.training.arithmetic import describe_pace
 from dagman.training.augmentation import augment_views, is_active
 from dagman.training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from dagman.training.curves import Curves
@@ -32,8 +33,10 @@ from dagman.training.encoder_folder import write_encoder
 from dagman.training.run import rewind_run, write_gallery, write_note
 from dagman.training.validation import Validation
 from dagman.training.verdicts import EARLY, FRESH, judge_monitors, judge_waiting
-from dagman.training.views import ViewDataset, load_steps
+from dagman.training.views import ViewDataset, load_steps, sample_intensities
 
+PACED_STEPS = 5
+"""Steps after which a run says how long it will take; the first one, which warms up, is left out."""
 Event = Callable[[str, dict[str, Any]], None]
 
 
@@ -92,8 +95,11 @@ class Trainer:
         train = self.settings.train
         if self.step == train.steps:
             return self.step
+        if self.step == 0 and self.student.reconstruction is not None:
+            self.student.reconstruction.start_at(sample_intensities(self.dataset).mean().item())
         validation = Validation(self.settings, self.dataset, self.method, self.device)
         waits: deque[float] = deque(maxlen=50)
+        first, paces = self.step, []
         curves = Curves(self.folder, self.step)
         batches = load_steps(self.dataset, self.step, self.workers)
         while self.step < train.steps and not self.stop:
@@ -118,6 +124,10 @@ class Trainer:
             waits.append(timing["waiting_share"])
             self._warn(judge_waiting(list(waits)))
             self.tell("step", row | timing)
+            if first < self.step <= first + PACED_STEPS:
+                paces.append(seconds)
+                if len(paces) == PACED_STEPS:
+                    self.tell("choice", {"text": describe_pace(paces[1:], train.steps - self.step, timing["memory_gib"])})
             if self.step % train.checkpoint_every == 0 and self.step < train.steps and not self.stop:
                 self._save()
         if self.step == train.steps:

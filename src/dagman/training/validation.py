@@ -17,11 +17,10 @@ from dagman.model.intensity import to_unit_ranges
 from dagman.settings import Settings
 from dagman.training import monitors
 from dagman.training.draws import draw_masking, draw_noise
-from dagman.training.views import ViewDataset, validation_places
+from dagman.training.views import ViewDataset, sample_intensities, validation_places
 
 SHOWN = 4
 """Views kept in the gallery, and looked at for head diversity."""
-_MEDIAN_STEPS = 8
 
 
 class Validation:
@@ -40,7 +39,7 @@ class Validation:
         noise = draw_noise(settings.seed, "validation", range(views), count_noise_draws(self.grid, settings.teacher.granularity))
         self.dropped = drop_input(noise.to(device), self.grid, method.noise, method.granularity)
         self.brightness = monitors.average_units(self.views, UNIT)
-        self.median = _find_median(dataset)
+        self.median = sample_intensities(dataset).median().item()
         x, y, z = (torch.arange(side, device=device) for side in self.grid)
         self.places = (torch.cartesian_prod(x, y, z).float() + 0.5) * UNIT * self.spacing
 
@@ -107,12 +106,3 @@ class Validation:
 def _place_tokens(features: Tensor, side_mm: float) -> Tensor:
     axes = [(torch.arange(n, device=features.device) + 0.5) * side_mm / n for n in features.shape[2:]]
     return torch.cartesian_prod(*axes)
-
-
-def _find_median(dataset: ViewDataset) -> float:
-    """Median intensity of the first steps' views: a trivial answer of the reconstruction."""
-    values = []
-    for step in range(min(_MEDIAN_STEPS, len(dataset))):
-        item = dataset[step]
-        values.append(to_unit_ranges(item["u"], item["range"])[..., ::4, ::4, ::4].flatten())
-    return torch.cat(values).median().item()

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from dagman.errors import DagmanError, RunError
+from dagman.model.intensity import to_unit_ranges
 from dagman.randomness import generator
 from dagman.settings.tree import ViewSettings
 from dagman.store.manifest import Store
@@ -23,6 +24,8 @@ from dagman.store.preparation import SCALED_RANGE
 Triple = tuple[int, int, int]
 AIR = -1024
 """HU outside a scan."""
+SAMPLED_STEPS = 8
+"""Steps whose views are looked at for the mean and median intensity. [ours]"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +140,15 @@ class ViewDataset(torch.utils.data.Dataset):
 
     def _fill(self, scan: str) -> int:
         return SCALED_RANGE[0] if self.modalities[scan] == "MR" else AIR
+
+
+def sample_intensities(dataset: ViewDataset) -> torch.Tensor:
+    """Intensities in [0, 1] of every fourth voxel along each axis of the first steps' views u, known before a run learns."""
+    values = []
+    for step in range(min(SAMPLED_STEPS, len(dataset))):
+        item = dataset[step]
+        values.append(to_unit_ranges(item["u"], item["range"])[..., ::4, ::4, ::4].flatten())
+    return torch.cat(values)
 
 
 def validation_places(dataset: ViewDataset, views: int) -> list[tuple[Crop, Crop]]:
