@@ -156,7 +156,7 @@ def _render(rows: Sequence[Inspection], cells: Sequence[dict[str, Any]], scans: 
     accepted = [cell for cell, row in zip(cells, rows, strict=True) if row.accepted]
     refused = [cell for cell, row in zip(cells, rows, strict=True) if not row.accepted]
     full = ["source", "format", "modality", "size", "spacing_mm", "axes", "values", "patient", "reason"]
-    names = [*full[:-1], "notes"]
+    names = ["source", "format", "modality", "size", "spacing (mm)", "axes", "values", "patient", "notes"]
     sections = [
         Section("Accepted", [DataTable(names, [[cell[name] for name in full] for cell in accepted])] if accepted else []),
         Section(
@@ -168,8 +168,11 @@ def _render(rows: Sequence[Inspection], cells: Sequence[dict[str, Any]], scans: 
         Section(
             "Pictures",
             [
-                Text("The middle axial slice; the patient's left is on the image's right. CT is shown from -1000 to 500 HU."),
-                FigureGrid([_draw_picture(row) for row in rows if row.picture is not None]),
+                Text(
+                    "The middle axial slice: the patient's left is on the image's right, the front on top. CT is shown from -1000 "
+                    "to 500 HU, other scans from their 1st to their 99th percentile."
+                ),
+                FigureGrid([_draw_picture(row) for row in rows if row.picture is not None], narrow=True),
             ]
             if accepted
             else [],
@@ -183,11 +186,18 @@ def _render(rows: Sequence[Inspection], cells: Sequence[dict[str, Any]], scans: 
 def _draw_picture(row: Inspection) -> Figure:
     from io import BytesIO
 
-    from matplotlib.image import imsave
+    from PIL import Image, ImageDraw
 
+    from dagman.reports.figures.planes import AXIAL
     from dagman.reports.page import Figure
 
     assert row.picture is not None
+    image = Image.fromarray(row.picture.T[::-1, ::-1].copy())
+    width, height = image.size
+    draw = ImageDraw.Draw(image)
+    places = {"lm": (3, height / 2), "rm": (width - 3, height / 2), "ma": (width / 2, 2), "md": (width / 2, height - 2)}
+    for (anchor, place), letter in zip(places.items(), (AXIAL.left, AXIAL.right, AXIAL.top, AXIAL.bottom), strict=True):
+        draw.text(place, letter, fill=255, anchor=anchor, stroke_width=1, stroke_fill=0)
     buffer = BytesIO()
-    imsave(buffer, row.picture.T[::-1, ::-1], cmap="gray", vmin=0, vmax=255, format="png")
-    return Figure(buffer.getvalue(), f"`{row.source}`", f"middle axial slice of {row.source}")
+    image.save(buffer, format="png")
+    return Figure(buffer.getvalue(), f"`{row.source}`", f"middle axial slice of {row.source}", scale=2.0)

@@ -15,7 +15,10 @@ from dagman.reports.figures.classification import (
 )
 from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.planes import CONVENTION
+from dagman.reports.methods import TITLE, quote_results
+from dagman.reports.names import name_method
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, Verdict, render_page
+from dagman.reports.provenance import find_option, tabulate_settings
 from dagman.reports.style import FULL_WIDTH
 from dagman.tasks.examples import read_examples
 from dagman.tasks.results import Measurement, Results, Summary
@@ -28,7 +31,8 @@ MEASURES = {
     "specificity": "specificity",
     "brier": "Brier score",
 }
-METHODS = {"linear": "linear probe", "knn": "k-NN", "finetune": "fine-tuned"}
+_LONG = 240
+"""Letters of a note that leads the page."""
 _WARNING_WORDS = ("seen in pretraining", "left out", "fall outside")
 
 
@@ -50,6 +54,7 @@ def render_classification(results: Results) -> str:
         Section("Fewer labels", show_subsets(summary)),
         Section("Certain and uncertain, right and wrong", show_examples(results)),
         Section("What to know", [Listing(summary.notes)] if summary.notes else []),
+        Section(TITLE, quote_results(results)),
         Section("Settings", tabulate_settings(results)),
     ]
     footer = "Made by `dagman classify`. This page loads nothing from elsewhere."
@@ -61,16 +66,18 @@ def describe_design(results: Results) -> str:
     extra, splits = results.summary.extra, results.splits
     counts = ", ".join(f"{count} `{name}`" for name, count in extra["counts"].items())
     folds, repeats = splits["fold"].nunique(), splits["repeat"].nunique()
+    column = find_option(results, "--label")
+    label = f"`{column}`: " if column else ""
     design = f"{folds} folds by patient, {repeats} time{'s' if repeats > 1 else ''}" if folds > 1 else "the table's own split"
     return (
-        f"{sum(extra['counts'].values())} items ({counts}) of {extra['patients']} patients; {design}. Every number is of items "
-        "whose patient no part of the model had seen, averaged over repeats, with its 95 % interval over patients."
+        f"{sum(extra['counts'].values())} items ({label}{counts}) of {extra['patients']} patients; {design}. Every number is of "
+        "items whose patient no part of the model had seen, averaged over repeats, with its 95 % interval over patients."
     )
 
 
 def show_warnings(summary: Summary) -> list[Block]:
-    """Notes that bear on whether the numbers may be believed, first of all."""
-    return [Verdict("warn", note) for note in summary.notes if any(word in note for word in _WARNING_WORDS)]
+    """Notes that bear on whether the numbers may be believed, first of all; a long one is cut, and stands whole further down."""
+    return [Verdict("warn", _shorten(note)) for note in summary.notes if any(word in note for word in _WARNING_WORDS)]
 
 
 def judge_models(summary: Summary) -> list[Block]:
@@ -78,7 +85,7 @@ def judge_models(summary: Summary) -> list[Block]:
     found: list[Block] = []
     for row in list_measurements(summary, name="auc", subset=find_last_subset(summary)):
         interval = row.interval
-        who = f"`{row.model}`, {METHODS.get(row.method, row.method)}"
+        who = f"`{row.model}`, {name_method(row.method)}"
         if interval.low > 0.5:
             found.append(Verdict("ok", f"{who}: AUC {state_interval(row)}, better than chance (0.5)."))
         elif interval.high < 0.5:
@@ -107,7 +114,7 @@ def tabulate_measures(summary: Summary, subset: str | None = None) -> list[Block
     cells = [
         [
             model,
-            METHODS.get(method, method),
+            name_method(method),
             *(state_interval(held[model, method, n]) if (model, method, n) in held else None for n in names),
         ]
         for model, method in keys
@@ -129,10 +136,16 @@ def show_curves(summary: Summary) -> list[Block]:
     return [
         FigureGrid(
             [
-                Figure(encode_png(roc), "Scores averaged over repeats; the band is pointwise, 95 % over patients.", "ROC curves"),
+                Figure(
+                    encode_png(roc),
+                    f"For `{positive}`. Scores averaged over repeats; the band is pointwise, 95 % over patients. Dotted: chance.",
+                    "ROC curves",
+                ),
                 Figure(
                     encode_png(reliability),
-                    f"Ten bins of the predicted probability of `{positive}`; on the dotted line it can be taken at its word.",
+                    f"Ten bins of the predicted probability of `{positive}`; on the dotted line it can be taken at its word. "
+                    "A dot is as large as its bin is full. In brackets the expected "
+                    "calibration error: the mean distance from that line.",
                     "Predicted against observed shares",
                 ),
             ]
@@ -145,7 +158,7 @@ def show_confusions(summary: Summary) -> list[Block]:
     figures = [
         Figure(
             encode_png(draw_confusion(curve["confusion"], summary.classes, _name(curve))),
-            "Items; scores averaged over repeats, the likeliest class taken.",
+            "Items, and their share of the row; scores averaged over repeats, the likeliest class taken.",
             f"Confusion matrix of {_name(curve)}",
         )
         for curve in summary.extra["curves"]
@@ -164,7 +177,7 @@ def show_subsets(summary: Summary) -> list[Block]:
         for row in summary.measurements:
             if row.name == name:
                 values = (row.interval.value, row.interval.low, row.interval.high)
-                series.setdefault(f"{row.model}, {METHODS.get(row.method, row.method)}", {})[row.subset] = values
+                series.setdefault(f"{row.model}, {name_method(row.method)}", {})[row.subset] = values
         chance = 0.5 if name == "auc" else 1 / len(summary.classes)
         drawn = draw_label_curve(subsets, series, y=MEASURES[name], reference=chance, width=FULL_WIDTH)
         caption = "k: labelled patients a class. A larger subset contains the smaller ones. Bars: 95 % intervals; dotted: chance."
@@ -180,25 +193,21 @@ def show_examples(results: Results) -> list[Block]:
     figures = [
         Figure(
             encode_png(draw_example(one)),
-            f"**{one.kind.capitalize()}**: `{one.name}` is `{one.label}`, called `{one.predicted}` with {one.probability:.2f}.",
+            f"**{one.kind.capitalize()}**: `{one.name}` is `{one.label}`, called `{one.predicted}` with a probability of "
+            f"{one.probability:.2f}.",
             f"{one.name}, {one.kind}",
         )
         for one in examples
     ]
     attended = any(one.attention is not None for one in examples)
     below = (
-        " Below each, what the encoder's [CLS] token attends to, relative to uniform; in short runs it is no finding."
+        " Below each, what the encoder's [CLS] token attends to, relative to uniform, in colours that are stretched over each "
+        "item's own range: read the bar. After short runs it is no finding."
         if attended
         else ""
     )
-    return [Text(f"Items of {who}, scores averaged over repeats. {CONVENTION}{below}"), FigureGrid(figures)]
-
-
-def tabulate_settings(results: Results) -> list[Block]:
-    """How the folder came to be."""
-    command = results.command
-    rows = [[key, str(value)] for part in ("settings", "inputs") for key, value in command[part].items()]
-    return [DataTable(["what", "value"], rows, f"dagman {command['dagman']}, {command['written']}; all in `command.json`.")]
+    shown = "Crops around the item, CT from -1000 (black) to 500 HU (white); outlined: the structure."
+    return [Text(f"Items of {_name_pair(who)}, scores averaged over repeats. {shown} {CONVENTION}{below}"), FigureGrid(figures)]
 
 
 def list_measurements(summary: Summary, **wanted: str) -> list[Measurement]:
@@ -216,5 +225,17 @@ def state_interval(row: Measurement) -> str:
     return f"{row.interval.value:.3f} ({row.interval.low:.3f} to {row.interval.high:.3f})"
 
 
+def _shorten(note: str) -> str:
+    if len(note) <= _LONG:
+        return note
+    kept = note[:_LONG].rpartition(", ")[0] or note[:_LONG]
+    return f"{kept}, ... (all of them under What to know)"
+
+
+def _name_pair(who: str) -> str:
+    model, _, method = who.rpartition(", ")
+    return f"{model}, {name_method(method)}" if model else who
+
+
 def _name(curve: dict[str, Any]) -> str:
-    return f"{curve['model']}, {METHODS.get(curve['method'], curve['method'])}"
+    return f"{curve['model']}, {name_method(curve['method'])}"

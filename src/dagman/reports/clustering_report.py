@@ -9,10 +9,13 @@ import numpy as np
 import pandas as pd
 
 from dagman.records.files import write_text
+from dagman.reports.classification_report import show_warnings
 from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.scatter import draw_scatter
 from dagman.reports.hover_map import MapPoint, TileSheet, render_hover_map
+from dagman.reports.methods import TITLE, quote_results
 from dagman.reports.page import Block, DataTable, Embedded, Figure, FigureGrid, Level, Listing, Section, Text, Verdict, render_page
+from dagman.reports.provenance import tabulate_settings
 from dagman.tasks.clustering import SHEET
 from dagman.tasks.results import Measurement, Results, Summary
 
@@ -46,14 +49,15 @@ def render_clustering(results: Results) -> str:
         "Names are used to judge, never to place."
     )
     sections = [
-        Section("What was found", _judge(summary)),
+        Section("What was found", [*show_warnings(summary), *_judge(summary)]),
         Section("The map", [block for number, model in enumerate(models) for block in _show_map(results, model, number)]),
         Section("Measures", _tabulate(summary, models)),
         Section("Paired differences", _tabulate_differences(summary)),
         Section("Kinds and clusters", [block for model in models for block in _cross(rows[rows["model"] == model], model)]),
         Section("Maps for print", [FigureGrid([f for model in models for f in _draw_maps(results, model)])]),
         Section("What to know", [Listing(summary.notes)] if summary.notes else []),
-        Section("Settings", [DataTable(["setting", "value"], [[k, str(v)] for k, v in results.command["settings"].items()])]),
+        Section(TITLE, quote_results(results)),
+        Section("Settings", tabulate_settings(results)),
     ]
     footer = "Made by `dagman cluster`. This page loads nothing from elsewhere."
     return render_page(f"Clusters: {results.path.resolve().name}", lead, sections, footer=footer)
@@ -93,7 +97,8 @@ def _show_map(results: Results, model: str, number: int) -> list[Block]:
     ]
     caption = (
         f"**{model}**, {_MAPS[kind]}. Hover over a point, or move to it with the Tab key, to see its crop: the axial slice with "
-        "most of the structure, outlined; the patient's left is on the right. Click a kind's name to see it alone. "
+        "most of the structure, outlined, in grey values about the structure's own; the patient's left is on the right. "
+        "Click a kind's name to see it alone. "
         "Distances between far groups mean little on such a map."
     )
     if len(tiles) < len(points):

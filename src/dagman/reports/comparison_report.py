@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dagman.records.files import write_text
-from dagman.reports.classification_report import METHODS, show_warnings, tabulate_settings
+from dagman.reports.classification_report import show_warnings
 from dagman.reports.figures.classification import draw_label_curve
 from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.intervals import draw_intervals
+from dagman.reports.methods import TITLE, quote_results
+from dagman.reports.names import format_p as format_p
+from dagman.reports.names import name_measure as name_measure
+from dagman.reports.names import name_method
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, Verdict, render_page
+from dagman.reports.provenance import tabulate_settings
 from dagman.reports.style import FULL_WIDTH
 from dagman.tasks.results import Comparison, Results, Summary
 from dagman.tasks.statistics import Interval
@@ -43,6 +48,7 @@ def render_comparison(results: Results) -> str:
         Section("Against the labels used in training", _draw_labels(summary)),
         Section("Paired differences", tabulate_differences(summary.comparisons)),
         Section("What to know", [Listing(summary.notes)] if summary.notes else []),
+        Section(TITLE, quote_results(results)),
         Section("Settings", tabulate_settings(results)),
     ]
     footer = "Made by `dagman compare`. This page loads nothing from elsewhere."
@@ -59,7 +65,7 @@ def judge_differences(comparisons: Sequence[Comparison]) -> list[Block]:
             ahead = (row.difference.value > 0) != row.name.startswith(_LESS_IS_BETTER)
             better, worse = (row.first, row.second) if ahead else (row.second, row.first)
             by = f"{name_measure(row.name)} by {abs(row.difference.value):.3f}, p {format_p(row.corrected)} after Holm"
-            found.append(Verdict("ok", f"`{better}` is better than `{worse}` ({_name_method(row.method)}, {row.subset}): {by}."))
+            found.append(Verdict("ok", f"`{better}` is better than `{worse}` ({name_method(row.method)}, {row.subset}): {by}."))
     if not found:
         text = f"**None of the {len(comparisons)} paired differences can be told from chance** after Holm's correction."
         return [Verdict("warn", f"{text} The intervals below say how large a difference could be hidden.")]
@@ -72,7 +78,7 @@ def tabulate_models(summary: Summary) -> list[Block]:
     keys = list(dict.fromkeys((row.method, row.subset, row.name) for row in summary.measurements))
     held = {(row.method, row.subset, row.name, row.model): row.interval for row in summary.measurements}
     rows = [
-        [_name_method(method), subset, name_measure(name), *(_state(held.get((method, subset, name, model))) for model in models)]
+        [name_method(method), subset, name_measure(name), *(_state(held.get((method, subset, name, model))) for model in models)]
         for method, subset, name in keys
     ]
     how = summary.measurements[0].interval.how if summary.measurements else ""
@@ -86,7 +92,7 @@ def tabulate_differences(comparisons: Sequence[Comparison]) -> list[Block]:
     rows = [
         [
             f"{row.first} − {row.second}",
-            _name_method(row.method),
+            name_method(row.method),
             row.subset,
             name_measure(row.name),
             f"{row.difference.value:+.3f} ({row.difference.low:+.3f} to {row.difference.high:+.3f})",
@@ -101,17 +107,6 @@ def tabulate_differences(comparisons: Sequence[Comparison]) -> list[Block]:
     return [Text(text), DataTable(columns, rows)]
 
 
-def name_measure(name: str) -> str:
-    """A measure as readers know it."""
-    known = {"auc": "AUC", "harrell_c": "Harrell's C", "uno_c": "Uno's C", "hd95": "HD95", "ari": "ARI", "nmi": "NMI"}
-    return known.get(name, name.replace("_", " "))
-
-
-def format_p(p: float) -> str:
-    """Three digits, never a bare 0."""
-    return "–" if p != p else ("< 0.001" if p < 0.001 else f"{p:.3f}")
-
-
 def _draw_models(summary: Summary) -> list[Block]:
     largest = summary.measurements[-1].subset if summary.measurements else ""
     figures = []
@@ -119,7 +114,7 @@ def _draw_models(summary: Summary) -> list[Block]:
         rows = [row for row in summary.measurements if row.name == name and row.subset == largest]
         series: dict[str, dict[str, tuple[float, float, float]]] = {}
         for row in rows:
-            series.setdefault(_name_method(row.method), {})[row.model] = _triple(row.interval)
+            series.setdefault(name_method(row.method), {})[row.model] = _triple(row.interval)
         models = list(dict.fromkeys(row.model for row in rows))
         if models:
             drawn = draw_intervals(models, series, x=name_measure(name), reference=_CHANCE.get(name), title=name_measure(name))
@@ -139,7 +134,7 @@ def _draw_labels(summary: Summary) -> list[Block]:
                 if (row.name, row.method) == (name, method):
                     series.setdefault(row.model, {})[row.subset] = _triple(row.interval)
             if series:
-                title = _name_method(method)
+                title = name_method(method)
                 drawn = draw_label_curve(
                     subsets, series, y=name_measure(name), reference=_CHANCE.get(name), title=title, width=FULL_WIDTH
                 )
@@ -152,10 +147,6 @@ def _list_shown(summary: Summary) -> list[str]:
     """Measures that are drawn: those that were compared, else the first ones."""
     compared = list(dict.fromkeys(row.name for row in summary.comparisons))
     return (compared or list(dict.fromkeys(row.name for row in summary.measurements)))[:_FIGURES]
-
-
-def _name_method(method: str) -> str:
-    return METHODS.get(method, method)
 
 
 def _triple(interval: Interval) -> tuple[float, float, float]:

@@ -15,30 +15,22 @@ from dagman.reports.classification_report import (
     show_subsets,
     show_warnings,
     tabulate_measures,
-    tabulate_settings,
 )
 from dagman.reports.figures.curves import Series, draw_curves
 from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.intervals import draw_intervals
 from dagman.reports.figures.survival import draw_survival_calibration, draw_survival_groups
+from dagman.reports.methods import TITLE, quote_results
+from dagman.reports.names import format_p, name_measure, name_method
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, Verdict, render_page
+from dagman.reports.provenance import find_option, tabulate_settings
 from dagman.reports.style import FULL_WIDTH
-from dagman.tasks.results import Comparison, Measurement, Results
+from dagman.tasks.results import Comparison, Measurement, Results, Summary
 
-_NAMES = {
-    "harrell_c": "Harrell's C",
-    "uno_c": "Uno's C",
-    "dynamic_auc": "time-dependent AUC",
-    "integrated_brier": "integrated Brier score",
-}
-_METHODS = {
-    "cox": "Cox, elastic net",
-    "forest": "random survival forest",
-    "finetune": "fine-tuned, Cox loss",
-    "kaplan-meier": "Kaplan-Meier",
-    "linear": "linear probe",
-}
+_MEASURES = ("harrell_c", "uno_c", "dynamic_auc", "integrated_brier")
 _ALL = "100%"
+_WIDE = 0.1
+"""Half an interval of C that is worth a word."""
 _FOOTER = "Made by `dagman outcome`. This page loads nothing from elsewhere."
 
 
@@ -61,6 +53,7 @@ def render_response(results: Results) -> str:
         Section("Confusion", show_confusions(summary)),
         Section("Fewer labels", show_subsets(summary)),
         Section("What to know", [Listing(summary.notes)]),
+        Section(TITLE, quote_results(results)),
         Section("Settings", tabulate_settings(results)),
     ]
     lead = describe_design(results)
@@ -73,22 +66,26 @@ def render_outcome(results: Results) -> str:
     extra = summary.extra
     splits = results.splits
     repeats, folds = splits["repeat"].nunique(), splits["fold"].nunique()
-    design = f"{folds} folds by patient, {repeats} times" if folds > 1 else "the table's own split"
+    design = f"{folds} folds by patient, {repeats} time{'s' if repeats > 1 else ''}" if folds > 1 else "the table's own split"
+    # The table knows the unit, its column's name says it if anything does.
+    column = find_option(results, "--time")
+    clock = f"time (column {column})" if column and column != "time" else "time, in the table's unit"
     lead = (
         f"Time and event of {extra['patients']} patients, {extra['events']} of them with the event; {design}. "
         "All numbers are of patients that no part of the model had seen, with 95 % intervals over patients."
     )
     sections = [
         Section(
-            "What was found", [*show_warnings(summary), *_judge(summary.measurements, summary.comparisons), *_say_events(extra)]
+            "What was found", [*show_warnings(summary), *_judge(summary.measurements, summary.comparisons), *_say_events(summary)]
         ),
         Section("How well outcomes are told apart", [*_draw_concordance(summary.measurements), *_tabulate(summary.measurements)]),
         Section("Paired differences", _tabulate_differences(summary.comparisons)),
-        Section("Risk groups", _show_groups(extra["predicted"])),
-        Section("Time-dependent AUC", _show_areas(extra["predicted"])),
-        Section("Calibration", _show_calibration(extra["predicted"])),
+        Section("Risk groups", _show_groups(extra["predicted"], clock)),
+        Section("Time-dependent AUC", _show_areas(extra["predicted"], clock)),
+        Section("Calibration", _show_calibration(extra["predicted"], clock)),
         Section("Fewer labels", _show_subsets(summary.measurements)),
         Section("What to know", [Listing(summary.notes)] if summary.notes else []),
+        Section(TITLE, quote_results(results)),
         Section("Settings", tabulate_settings(results)),
     ]
     return render_page(f"Outcome: {results.path.resolve().name}", lead, sections, footer=_FOOTER)
@@ -101,7 +98,7 @@ def _judge(measurements: Sequence[Measurement], comparisons: Sequence[Comparison
         if row.name != "harrell_c" or row.subset != _ALL:
             continue
         value = row.interval
-        who = f"`{row.model}` ({_METHODS.get(row.method, row.method)})"
+        who = f"`{row.model}` ({name_method(row.method)})"
         told = f"Harrell's C {_state(row)}"
         if value.low > 0.5:
             found.append(Verdict("ok", f"{who} tells early from late events: {told}."))
@@ -114,15 +111,21 @@ def _judge(measurements: Sequence[Measurement], comparisons: Sequence[Comparison
     for pair in comparisons:
         if pair.subset == _ALL and pair.corrected < 0.05:
             better, worse = (pair.first, pair.second) if pair.difference.value > 0 else (pair.second, pair.first)
-            by = f"{abs(pair.difference.value):.3f}, p {pair.corrected:.3f} after Holm"
-            found.append(Verdict("ok", f"`{better}` is better than `{worse}` ({pair.method}): by {by}."))
+            by = f"{abs(pair.difference.value):.3f}, p {format_p(pair.corrected)} after Holm"
+            found.append(Verdict("ok", f"`{better}` is better than `{worse}` ({name_method(pair.method)}): by {by}."))
     return found
 
 
-def _say_events(extra: dict[str, Any]) -> list[Block]:
-    if extra["events"] >= 50:
+def _say_events(summary: Summary) -> list[Block]:
+    """How wide the intervals of Harrell's C are, where they are wide."""
+    reach = [(row.interval.high - row.interval.low) / 2 for row in summary.measurements if row.name == "harrell_c"]
+    widest = max((value for value in reach if value == value), default=0.0)
+    if widest < _WIDE:
         return []
-    return [Text(f"With {extra['events']} events the intervals are wide: differences of less than about 0.1 in C cannot be seen.")]
+    events = f"{summary.extra['events']} event{'s' if summary.extra['events'] != 1 else ''}"
+    return [
+        Text(f"With {events} the intervals of Harrell's C reach up to {widest:.2f} to either side: small effects cannot be seen.")
+    ]
 
 
 def _draw_concordance(measurements: Sequence[Measurement]) -> list[Block]:
@@ -133,24 +136,24 @@ def _draw_concordance(measurements: Sequence[Measurement]) -> list[Block]:
         series: dict[str, dict[str, tuple[float, float, float]]] = {}
         for row in of_name:
             values = (row.interval.value, row.interval.low, row.interval.high)
-            series.setdefault(_METHODS.get(row.method, row.method), {})[row.model] = values
+            series.setdefault(name_method(row.method), {})[row.model] = values
         labels = list(dict.fromkeys(row.model for row in of_name))
         if labels:
-            drawn = draw_intervals(labels, series, x=_NAMES[name], reference=0.5, title=_NAMES[name])
+            drawn = draw_intervals(labels, series, x=name_measure(name), reference=0.5, title=name_measure(name))
             caption = "0.5 is chance. Pairs are compared within a fold alone, as the models of two folds have no common scale."
-            figures.append(Figure(encode_png(drawn), caption, f"{_NAMES[name]} of each model with its interval"))
+            figures.append(Figure(encode_png(drawn), caption, f"{name_measure(name)} of each model with its interval"))
     return [FigureGrid(figures)] if figures else []
 
 
 def _tabulate(measurements: Sequence[Measurement]) -> list[Block]:
     rows = [row for row in measurements if row.subset == _ALL]
-    names = [name for name in _NAMES if any(row.name == name for row in rows)]
+    names = [name for name in _MEASURES if any(row.name == name for row in rows)]
     keys = list(dict.fromkeys((row.model, row.method) for row in rows))
     held = {(row.model, row.method, row.name): row for row in rows}
     cells = [
         [
             model,
-            _METHODS.get(method, method),
+            name_method(method),
             *(_state(held[model, method, name]) if (model, method, name) in held else None for name in names),
         ]
         for model, method in keys
@@ -160,7 +163,7 @@ def _tabulate(measurements: Sequence[Measurement]) -> list[Block]:
         "Harrell's and Uno's C and the AUC: 0.5 is chance, 1 is perfect. Integrated Brier score: 0 is perfect; to be of use it "
         f"must be below that of the Kaplan-Meier curve, which knows no features. Intervals: {how}."
     )
-    return [DataTable(["model", "method", *(_NAMES[name] for name in names)], cells), Text(notes)]
+    return [DataTable(["model", "method", *(name_measure(name) for name in names)], cells), Text(notes)]
 
 
 def _tabulate_differences(comparisons: Sequence[Comparison]) -> list[Block]:
@@ -169,12 +172,12 @@ def _tabulate_differences(comparisons: Sequence[Comparison]) -> list[Block]:
     rows = [
         [
             f"{row.first} − {row.second}",
-            _METHODS.get(row.method, row.method),
+            name_method(row.method),
             row.subset,
-            _NAMES.get(row.name, row.name.replace("_", " ")),
+            name_measure(row.name),
             f"{row.difference.value:+.3f} ({row.difference.low:+.3f} to {row.difference.high:+.3f})",
-            f"{row.difference.p:.3f}",
-            f"{row.corrected:.3f}",
+            format_p(row.difference.p),
+            format_p(row.corrected),
         ]
         for row in comparisons
     ]
@@ -183,7 +186,7 @@ def _tabulate_differences(comparisons: Sequence[Comparison]) -> list[Block]:
     return [Text(text), DataTable(columns, rows)]
 
 
-def _show_groups(predicted: Sequence[dict[str, Any]]) -> list[Block]:
+def _show_groups(predicted: Sequence[dict[str, Any]], clock: str) -> list[Block]:
     figures = []
     alike = [_title(one) for one in predicted if len(one["groups"]["groups"]) < 2]
     for one in predicted:
@@ -191,15 +194,15 @@ def _show_groups(predicted: Sequence[dict[str, Any]]) -> list[Block]:
         if len(groups["groups"]) < 2:
             continue
         many = [p for p in groups["p_all"] if p is not None]
-        p = "undefined" if groups["p"] is None else f"{groups['p']:.3f}"
-        over = f"; over {len(many)} repeats p is {min(many):.3f} to {max(many):.3f}" if len(many) > 1 else ""
-        drawn = draw_survival_groups(groups, title=_title(one))
+        p = "undefined" if groups["p"] is None else format_p(groups["p"])
+        over = f"; over {len(many)} repeats p is {format_p(min(many))} to {format_p(max(many))}" if len(many) > 1 else ""
+        drawn = draw_survival_groups(groups, title=_title(one), x=clock)
         figures.append(
             Figure(encode_png(drawn), f"**Log-rank p {p}**{over}.", f"Kaplan-Meier curves of two risk groups of {_title(one)}")
         )
     text = (
         "Patients above and below the median risk of those the model was trained on: the cut is fixed inside the training fold. "
-        "The first repeat is drawn, with 95 % bands; ticks are censored patients. The log-rank test takes patients for "
+        "The first repeat is drawn, with pointwise 95 % bands; ticks are censored patients. The log-rank test takes patients for "
         "independent, which those of one cross-validation are not quite: read p as a guide."
     )
     told: list[Block] = []
@@ -208,22 +211,22 @@ def _show_groups(predicted: Sequence[dict[str, Any]]) -> list[Block]:
     return [Text(text), FigureGrid(figures), *told] if figures else told
 
 
-def _show_areas(predicted: Sequence[dict[str, Any]]) -> list[Block]:
+def _show_areas(predicted: Sequence[dict[str, Any]], clock: str) -> list[Block]:
     lines = {_title(one): Series(one["auc"]["times"], one["auc"]["auc"]) for one in predicted if one["auc"]}
     if not lines:
         return [Text("Too few events to judge single times.")]
-    drawn = draw_curves(lines, x="time", y="AUC", references={"chance": 0.5}, width=FULL_WIDTH)
+    drawn = draw_curves(lines, x=clock, y="AUC", references={"chance": 0.5}, width=FULL_WIDTH)
     return [
         Figure(encode_png(drawn), "Who has the event by each time against who has not yet (cumulative/dynamic).", "AUC over time")
     ]
 
 
-def _show_calibration(predicted: Sequence[dict[str, Any]]) -> list[Block]:
-    figures = [
-        Figure(encode_png(draw_survival_calibration(one["calibration"], title=_title(one))), "", f"Calibration of {_title(one)}")
-        for one in predicted
-        if one["calibration"]
-    ]
+def _show_calibration(predicted: Sequence[dict[str, Any]], clock: str) -> list[Block]:
+    figures = []
+    for one in predicted:
+        if one["calibration"]:
+            drawn = draw_survival_calibration(one["calibration"], title=_title(one), x=clock)
+            figures.append(Figure(encode_png(drawn), "", f"Calibration of {_title(one)}"))
     text = (
         "Groups of patients by predicted survival, against what Kaplan-Meier saw in them, with its 95 % interval; "
         "on the dotted line both agree."
@@ -241,7 +244,7 @@ def _show_subsets(measurements: Sequence[Measurement]) -> list[Block]:
     cells = [
         [
             model,
-            _METHODS.get(method, method),
+            name_method(method),
             *(_state(held[model, method, s]) if (model, method, s) in held else None for s in subsets),
         ]
         for model, method in keys
@@ -250,7 +253,7 @@ def _show_subsets(measurements: Sequence[Measurement]) -> list[Block]:
 
 
 def _title(one: dict[str, Any]) -> str:
-    return f"{one['model']}, {_METHODS.get(one['method'], one['method'])}"
+    return f"{one['model']}, {name_method(one['method'])}"
 
 
 def _state(row: Measurement) -> str:

@@ -20,6 +20,8 @@ from dagman.reports.style import DPI
 
 Level = Literal["ok", "warn", "bad"]
 
+_INTERVAL = re.compile(r"([+−-]?[\d.]+) (\([^()]+ to [^()]+\))")
+
 
 @dataclass(frozen=True)
 class Text:
@@ -42,11 +44,15 @@ class Listing:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture: PNG bytes, or SVG markup as a string; a caption that says what is seen; `alt` for those who cannot see it."""
+    """A picture: PNG bytes, or SVG markup as a string; a caption that says what is seen; `alt` for those who cannot see it.
+
+    `scale` enlarges a PNG of few pixels.
+    """
 
     image: bytes | str = field(repr=False)
     caption: str
     alt: str
+    scale: float = 1.0
 
     @property
     def source(self) -> str:
@@ -59,14 +65,15 @@ class Figure:
         """Width of a PNG on the page in CSS pixels (96 an inch), from its header; None lets the browser choose."""
         if isinstance(self.image, str) or len(self.image) < 24:
             return None
-        return round(int.from_bytes(self.image[16:20]) * 96 / DPI)
+        return round(int.from_bytes(self.image[16:20]) * 96 / DPI * self.scale)
 
 
 @dataclass(frozen=True)
 class FigureGrid:
-    """Figures side by side where the screen is wide enough."""
+    """Figures side by side where the screen is wide enough; narrow ones more of them."""
 
     figures: Sequence[Figure]
+    narrow: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,7 @@ def _environment() -> Environment:
         loader=PackageLoader("dagman.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["inline"] = mark_inline
-    environment.filters["cell"] = format_cell
+    environment.filters["cell"] = mark_cell
     environment.tests["block"] = lambda block, name: type(block).__name__ == name
     return environment
 
@@ -141,6 +148,14 @@ def mark_inline(text: str) -> Markup:
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
     marked = re.sub(r"\^(\d)", r"<sup>\1</sup>", marked)
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", marked))
+
+
+def mark_cell(value: Any) -> Markup:
+    """A table's cell as HTML; "0.71 (0.60 to 0.80)" is broken before its interval or nowhere."""
+    text = format_cell(value)
+    if found := _INTERVAL.fullmatch(text):
+        return Markup('{} <span class="interval">{}</span>').format(*found.groups())
+    return escape(text)
 
 
 def format_cell(value: Any) -> str:

@@ -112,8 +112,8 @@ def show_reconstructions(gallery: Gallery, settings: Settings) -> list[Block]:
         ),
         Figure(
             encode_png(draw_restored(views[0], restored[0], spacing, hidden[0])),
-            f"**View 1, three planes.** {CONVENTION} The difference is black where nothing was masked or nothing is wrong; "
-            f"0.1 is {span * 0.1:g} HU in CT.",
+            f"**View 1, three planes.** {CONVENTION} The difference is black where nothing was masked or nothing is wrong, "
+            f"and its colours end at 0.4: what is brightest may be worse. 0.1 is {span * 0.1:g} HU in CT.",
             f"View 1 masked, restored, original and difference in three planes; mean error {errors[0]:.3f}.",
         ),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from pydantic import BaseModel
 
 from dagman.records.files import write_text
 from dagman.reports import run_curves, run_monitors, run_pictures, verdicts
+from dagman.reports.methods import TITLE, quote_run
 from dagman.reports.page import Block, DataTable, FigureGrid, Listing, Section, Text, Verdict, render_page
+from dagman.reports.provenance import flatten_values
 from dagman.settings import Settings, load_settings, resolve_settings
 from dagman.settings.presets import list_presets
 from dagman.training.run import Run
@@ -33,10 +36,11 @@ def render_run(run: Run) -> str:
     )
     sections = [
         Section("Is the run healthy?", _give_verdict(run, settings)),
-        Section("The run's arithmetic and choices", [Listing(run.choices)] if run.choices else []),
+        Section("The run's arithmetic and choices", [Listing([_say_choice(text) for text in run.choices])] if run.choices else []),
         *show_gallery(run, settings),
         *_show_curves(run, settings),
         Section("Warnings during the run", _list_warnings(run)),
+        Section(TITLE, quote_run(run)),
         Section("Settings", _tabulate_settings(settings)),
         Section("Provenance", _tell_provenance(run.command)),
     ]
@@ -122,6 +126,12 @@ def _show_curves(run: Run, settings: Settings) -> list[Section]:
     ]
 
 
+def _say_choice(text: str) -> str:
+    """A choice as it was printed, without the blanks that lined it up: what, how, and why."""
+    parts = re.split(r"\s{2,}", text.strip())
+    return text if len(parts) < 3 else f"{parts[0]}: {parts[1]} ({' '.join(parts[2:])})"
+
+
 def _place(figures: list[Any]) -> list[Block]:
     return [FigureGrid(figures)] if figures else []
 
@@ -178,14 +188,6 @@ def describe_fields(section: BaseModel, prefix: str = "") -> dict[str, str]:
         else:
             sentences[f"{prefix}{name}"] = field.description or ""
     return sentences
-
-
-def flatten_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten_values(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _tell_provenance(command: Mapping[str, Any]) -> list[Block]:

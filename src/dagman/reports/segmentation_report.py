@@ -15,7 +15,10 @@ from dagman.reports.figures.agreement import draw_agreement
 from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.intervals import draw_intervals
 from dagman.reports.figures.planes import CONVENTION, Contour, draw_three_planes
+from dagman.reports.methods import TITLE, quote_results
+from dagman.reports.names import format_p
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, render_page
+from dagman.reports.provenance import tabulate_settings
 from dagman.reports.style import CYCLE, FULL_WIDTH, GREEN, ORANGE
 from dagman.tasks.results import Comparison, Measurement, Results
 from dagman.tasks.segmentation_examples import Example, read_examples
@@ -39,7 +42,6 @@ def render_segmentation(results: Results) -> str:
     shown = extra["shown"]
     rows = results.predictions
     rows = rows[(rows["model"] == shown["model"]) & (rows["subset"] == shown["subset"]) & (rows["draw"] == 0)]
-    settings = results.command["settings"]
     splits = results.splits
     folds, repeats = splits["fold"].nunique(), splits["repeat"].nunique()
     design = f"{folds} folds by patient, {repeats} time{'s' if repeats > 1 else ''}" if folds > 1 else "the given split"
@@ -56,7 +58,8 @@ def render_segmentation(results: Results) -> str:
         Section("Volumes", _show_volumes(rows, extra)),
         Section("Fewer labels", _show_subsets(summary.measurements)),
         Section("Every tested scan", _list_scans(rows)),
-        Section("Settings", [DataTable(["setting", "value"], [[key, str(value)] for key, value in settings.items()])]),
+        Section(TITLE, quote_results(results)),
+        Section("Settings", tabulate_settings(results)),
     ]
     return render_page(
         f"Segmentation: {results.path.resolve().name}",
@@ -112,8 +115,8 @@ def _tabulate_differences(comparisons: Sequence[Comparison]) -> list[Block]:
             f"{row.first} − {row.second}",
             row.subset,
             f"{row.difference.value:+.3f} ({row.difference.low:+.3f} to {row.difference.high:+.3f})",
-            f"{row.difference.p:.3f}",
-            f"{row.corrected:.3f}",
+            format_p(row.difference.p),
+            format_p(row.corrected),
         ]
         for row in comparisons
     ]

@@ -53,7 +53,7 @@ def draw_reliability(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str = "") -> Figure:
-    """Counts of items, true classes in rows, shaded by their share of the row."""
+    """Counts of items and their shares of the row, which also shade them; true classes in rows."""
     counts = np.asarray(matrix)
     side = max(2.4, 0.55 * len(classes) + 1.6)
     figure = new_figure(min(side + 0.8, FULL_WIDTH), min(side, FULL_WIDTH))
@@ -62,7 +62,7 @@ def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], titl
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
         color = "white" if shares[row, column] > 0.6 else INK
-        axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=color)
+        axes.text(column, row, f"{count}\n{shares[row, column]:.0%}", ha="center", va="center", fontsize=8, color=color)
     style_axes(axes, x="predicted", y="true", title=title)
     axes.grid(False)
     axes.set_xticks(
@@ -105,8 +105,9 @@ def draw_label_curve(
 def draw_example(example: Example) -> Figure:
     """Three planes through the middle of an item's crop with its outline; below, the attention where there is one."""
     attended = example.attention is not None
-    figure = new_figure(HALF_WIDTH, 3.7 if attended else 2.1)
+    figure = new_figure(HALF_WIDTH, 2.9 if attended else 1.6)
     panels = figure.subplots(2 if attended else 1, 3, squeeze=False)
+    figure.set_layout_engine("constrained", hspace=0.0, h_pad=0.02)
     spacing = (example.spacing,) * 3
     window = _LUNG_AND_SOFT if example.modality == "CT" else tuple(np.quantile(example.voxels, [0.01, 0.99]).tolist())
     outline = [] if example.inside.all() else [Contour(mask=example.inside, color=YELLOW, width=0.8)]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from dagman.reports.style import BLUE, HALF_WIDTH, INK, MUTED, ORANGE, new_figure, style_axes
+from dagman.reports.style import BLUE, HALF_WIDTH, MUTED, ORANGE, add_legend, new_figure, style_axes
 
 _COLORS = (BLUE, ORANGE)
 _SMALL = 7.5
@@ -19,7 +19,7 @@ def draw_survival_groups(groups: Mapping[str, Any], *, title: str = "", x: str =
 
     groups: as `tasks.outcome_metrics.describe_groups` gives them.
     """
-    figure = new_figure(HALF_WIDTH, 3.5)
+    figure = new_figure(HALF_WIDTH, 3.9)
     axes, table = figure.subplots(2, 1, height_ratios=[4.2, 1.0], sharex=True)
     style_axes(axes, y="share without the event", title=title)
     for group, color in zip(groups["groups"], _COLORS, strict=False):
@@ -37,7 +37,8 @@ def draw_survival_groups(groups: Mapping[str, Any], *, title: str = "", x: str =
             axes.plot(censored, at, "|", color=color, markersize=6, markeredgewidth=1.0)
     axes.set_ylim(-0.02, 1.04)
     axes.set_xticks(groups["ticks"])
-    axes.legend(fontsize=_SMALL, frameon=False, labelcolor=INK, loc="lower left")
+    # Below everything: inside, it would lie on a curve that falls.
+    add_legend(figure, axes)
     style_axes(table, x=x)
     table.grid(False)
     table.spines["left"].set_visible(False)
@@ -51,12 +52,13 @@ def draw_survival_groups(groups: Mapping[str, Any], *, title: str = "", x: str =
     return figure
 
 
-def draw_survival_calibration(calibration: Mapping[str, Any], *, title: str = "", unit: str = "") -> Figure:
-    """Observed (Kaplan-Meier, with interval) against predicted survival at a horizon, a point a group of patients."""
+def draw_survival_calibration(calibration: Mapping[str, Any], *, title: str = "", x: str = "time") -> Figure:
+    """Observed (Kaplan-Meier, with interval) against predicted survival at a horizon of `x`, a point a group of patients."""
     figure = new_figure(HALF_WIDTH, 3.5)
     axes = figure.subplots()
-    horizon = f"{calibration['horizon']:g}{f' {unit}' if unit else ''}"
-    style_axes(axes, x=f"predicted share without the event at {horizon}", y="observed share", title=title)
+    horizon = float(calibration["horizon"])
+    at = f"{horizon:.0f}" if horizon >= 100 else f"{horizon:.3g}"
+    style_axes(axes, x=f"predicted share without the event at {at} ({x})", y="observed share", title=title)
     predicted, observed = _as_floats(calibration["predicted"]), _as_floats(calibration["observed"])
     axes.plot([0, 1], [0, 1], ":", color=MUTED, linewidth=1)
     low, high = _as_floats(calibration["low"]), _as_floats(calibration["high"])

@@ -130,7 +130,12 @@ def _draw_rows(rows: Sequence[tuple[NDArray, NDArray, NDArray, Plane]], spacing:
         voxels = spread_units(hidden, view.shape)
         difference = np.where(voxels, np.abs(restored - view), np.nan)
         overlay = Overlay(
-            values=difference, label="absolute difference", low=0.0, high=_LARGEST_DIFFERENCE, colors="magma", opacity=1.0
+            values=difference,
+            label="absolute difference, of the range 0 to 1",
+            low=0.0,
+            high=_LARGEST_DIFFERENCE,
+            colors="magma",
+            opacity=1.0,
         )
         seen = [Contour(mask=hidden, color=_COVER, fill=1.0, width=0.0)]
         draw_plane(panels[number, 0], view, spacing, plane, contours=seen)

@@ -1,0 +1,236 @@
+"""What was done, in sentences that may be pasted into a paper: from the settings on record, never from memory.
+
+Numbers that the tasks hold are read from them; what a sentence claims is what the named module does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dagman.reports.page import Block, Text
+from dagman.reports.provenance import name_software
+from dagman.settings import Settings
+from dagman.tasks.cox import MIXING
+from dagman.tasks.outcome import CLINICAL
+from dagman.tasks.results import Results
+from dagman.tasks.segmentation_training import FOREGROUND
+from dagman.tasks.survival_models import COMPONENTS, TREES
+from dagman.training.run import Run
+
+TITLE = "Methods, to quote"
+PAPER = "Jiang, Rangnekar and Veeraraghavan, MIDL 2025"
+_LEAD = "For a methods section; check it against what you did with the data before this command."
+
+
+def quote_run(run: Run) -> list[Block]:
+    """How an encoder was pretrained: data, views, masking, teacher, losses, optimiser, software."""
+    settings, inputs = run.settings, run.command.get("inputs", {})
+    sentences = [*_tell_views(settings, inputs.get("count")), *_tell_method(settings), *_tell_training(run)]
+    return [Text(_LEAD), Text(" ".join(sentences))]
+
+
+def quote_results(results: Results) -> list[Block]:
+    """How a task's numbers came to be: items, models, splits, subsets, intervals, comparisons, software."""
+    tell = _TASKS[results.summary.task]
+    settings = results.command["settings"]
+    sentences = [*tell(results, settings), *_tell_splits(results, settings), *_tell_statistics(results)]
+    sentences.append(f"Seed {settings['seed']}; {name_software(results.command)}.")
+    return [Text(_LEAD), Text(" ".join(sentences))]
+
+
+def _tell_views(settings: Settings, scans: int | None) -> list[str]:
+    view, model = settings.view, settings.model
+    data = f" on {scans} scans" if scans else ""
+    return [
+        f"A 3D Swin transformer (embedding {model.embed}, {_join(model.depths)} blocks and {_join(model.heads)} heads in four "
+        f"stages, windows of {model.window} tokens) was pretrained without labels{data} by the method `{settings.method}` "
+        f"as dagman implements it (DAGMaN: {PAPER}).",
+        f"Scans were resampled to {view.spacing:g} mm; CT from {view.low:g} to {view.high:g} HU was scaled to 0 to 1. Each step "
+        f"took pairs of overlapping crops of {view.side}^3 voxels ({view.side * view.spacing:g} mm).",
+    ]
+
+
+def _tell_method(settings: Settings) -> list[str]:
+    masking, teacher, weights = settings.masking, settings.teacher, settings.losses
+    used = {name: getattr(weights, name) for name in ("amip", "ampd", "aitd", "gitd") if getattr(weights, name)}
+    hints = f", of which the {masking.hints:.0%} most attended were given back" if masking.kind == "attention-high" else ""
+    told = [
+        f"Of the units of a crop {masking.ratio:.0%} were masked by `{masking.kind}`{hints}.",
+        f"The loss was {' + '.join(f'{value:g} {name.upper()}' for name, value in used.items())}.",
+    ]
+    if set(used) - {"amip"}:
+        noise = f" saw {1 - teacher.noise:.0%} of its input and" if teacher.noise else ""
+        told.append(
+            f"The teacher{noise} followed the student by an exponential moving average (momentum {_show(teacher.momentum)} to "
+            f"{teacher.momentum_end:g}); its targets were centred by `{teacher.centering}`."
+        )
+    return told
+
+
+def _tell_training(run: Run) -> list[str]:
+    optim, train = run.settings.optim, run.settings.train
+    done = f"{run.last_step} of {train.steps}" if run.last_step < train.steps else f"{train.steps}"
+    told = [
+        f"Training took {done} steps of {train.batch} crops with AdamW (learning rate {_show(optim.lr)}, warm-up over "
+        f"{optim.warmup:.0%} of the steps, then a cosine to {optim.min_lr:g}; weight decay {_show(optim.weight_decay)}; gradient "
+        f"cut at {optim.clip:g})."
+    ]
+    if run.command:
+        told.append(f"Seed {run.settings.seed}; {name_software(run.command)}.")
+    return told
+
+
+def _tell_classification(results: Results, settings: Mapping[str, Any]) -> list[str]:
+    extra, methods = results.summary.extra, _list_methods(results)
+    counts = ", ".join(f"{count} `{name}`" for name, count in extra["counts"].items())
+    told = [f"{sum(extra['counts'].values())} items ({counts}) of {extra['patients']} patients were classified."]
+    if extra.get("spacing"):
+        told.append(f"Each was cut out of its scan with voxels of {extra['spacing']:.3g} mm.")
+    if {"linear", "knn"} & methods:
+        told.append(_POOLED)
+    if "linear" in methods:
+        told.append(
+            "The linear probe is a logistic regression with an L2 penalty on standardised features; the penalty was chosen by "
+            "log loss in an inner cross-validation by patient."
+        )
+    if "knn" in methods:
+        told.append(
+            "k-NN weighs the 20 nearest training items by exp(cosine / 0.07) of standardised features (Wu et al., CVPR 2018)."
+        )
+    if "finetune" in methods:
+        told.append(_tell_finetuning(settings["finetuning"], "cross-entropy with class weights"))
+    return told
+
+
+def _tell_response(results: Results, settings: Mapping[str, Any]) -> list[str]:
+    extra = results.summary.extra
+    counts = ", ".join(f"{count} `{name}`" for name, count in extra["counts"].items())
+    reduced = f", and beside clinical columns reduced to at most {COMPONENTS} principal components"
+    return [
+        f"The response of {extra['patients']} patients ({counts}) was predicted. {_POOLED} They were averaged over the items of a "
+        f"patient{reduced if _has_clinical(results) else ''}. {_tell_clinical(results)}The model is a logistic regression with an "
+        "L2 penalty chosen by log loss in an inner cross-validation by patient."
+    ]
+
+
+def _tell_outcome(results: Results, settings: Mapping[str, Any]) -> list[str]:
+    extra, methods = results.summary.extra, _list_methods(results)
+    told = [
+        f"Time and event of {extra['patients']} patients ({extra['events']} events) were predicted.",
+        f"{_POOLED} {_REDUCED} {_tell_clinical(results)}".rstrip(),
+    ]
+    if "cox" in methods:
+        told.append(
+            f"Cox's proportional hazards were fitted with an elastic net (lasso share {MIXING:g}), the penalty chosen in an inner "
+            "cross-validation by patient."
+        )
+    if "forest" in methods:
+        told.append(f"Random survival forests have {TREES} trees.")
+    if "finetune" in methods:
+        told.append(_tell_finetuning(settings["finetuning"], "Cox's partial likelihood"))
+    told.append(
+        "Risk groups were cut at the median risk of the training patients. Concordance (Harrell, Uno) compares pairs within a fold."
+    )
+    return told
+
+
+def _tell_segmentation(results: Results, settings: Mapping[str, Any]) -> list[str]:
+    extra, classes = results.summary.extra, results.summary.classes
+    steps = f"{settings['steps']} steps" if settings["steps"] else "the default number of steps"
+    mirror = ", and averaged over mirrored windows" if settings["mirror"] else ""
+    return [
+        f"{', '.join(f'`{name}`' for name in classes)} were segmented in {extra['scans']} scans of {extra['patients']} patients by "
+        "the encoder with a decoder shaped like SwinUNETR's, trained from scratch with Dice and cross-entropy for "
+        f"{steps} of {settings['batch']} crops ({FOREGROUND:.0%} of them around a structure) with AdamW (learning rate "
+        f"{settings['rate']:g}, factor {settings['layer_decay']:g} from layer to layer of a pretrained encoder downwards).",
+        f"Whole scans were predicted in half-overlapping windows blended by Gaussians{mirror}, and scored on the masks' own grids; "
+        f"surface Dice at a tolerance of {extra['tolerance_mm']:g} mm.",
+    ]
+
+
+def _tell_clustering(results: Results, settings: Mapping[str, Any]) -> list[str]:
+    extra, rows = results.summary.extra, results.predictions
+    structures = len(rows) // rows["model"].nunique()
+    umap = f", and mapped by UMAP ({settings['neighbours']} neighbours)" if extra["map"] == "umap" else ""
+    return [
+        f"{structures} structures of {extra['patients']} patients were described without fine-tuning. {_POOLED} They were "
+        f"standardised, reduced to at most {COMPONENTS} principal components, grouped by k-means and HDBSCAN{umap}. Names judged "
+        "the groups, and made none."
+    ]
+
+
+def _tell_finetuning(finetuning: Mapping[str, Any], loss: str) -> str:
+    return (
+        f"Fine-tuning began at the linear probe and ran for at most {finetuning['epochs']} epochs of AdamW (learning rate "
+        f"{finetuning['rate']:g}, factor {finetuning['layer_decay']:g} from layer to layer downwards) on {loss}, and stopped by an "
+        "inner split of patients."
+    )
+
+
+def _tell_clinical(results: Results) -> str:
+    if not _has_clinical(results):
+        return ""
+    filled = "missing values filled by the training patients' median or mode"
+    return f"Clinical columns were judged alone and beside the image, {filled}. "
+
+
+def _has_clinical(results: Results) -> bool:
+    return any(row.model == CLINICAL for row in results.summary.measurements)
+
+
+def _tell_splits(results: Results, settings: Mapping[str, Any]) -> list[str]:
+    if results.summary.task == "cluster":
+        return []
+    splits = results.splits
+    folds, repeats = splits["fold"].nunique(), splits["repeat"].nunique()
+    told = "The table's own split was used" if folds == 1 else f"{folds}-fold cross-validation was split by patient"
+    if repeats > 1:
+        told += f" and repeated {repeats} times"
+    subsets = list(dict.fromkeys(row.subset for row in results.summary.measurements))
+    if len(subsets) > 1:
+        draws = f", {settings['draws']} times each" if settings["draws"] > 1 else ""
+        told += f"; smaller training sets ({', '.join(subsets[:-1])} of the labels) were drawn by patient{draws}, nested"
+    return [f"{told}."]
+
+
+def _tell_statistics(results: Results) -> list[str]:
+    summary = results.summary
+    told = [f"95 % intervals: {how}." for how in _distinct([row.interval.how for row in summary.measurements][:1])]
+    if summary.comparisons:
+        hows = " and ".join(_distinct([row.difference.how for row in summary.comparisons]))
+        told.append(f"{len(summary.comparisons)} paired differences were tested ({hows}); p was corrected by Holm.")
+    return told
+
+
+def _list_methods(results: Results) -> set[str]:
+    return {row.method for row in results.summary.measurements}
+
+
+def _distinct(texts: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(text.partition(",")[0] if text.startswith("paired") else text for text in texts))
+
+
+def _join(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _show(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+_POOLED = (
+    "Features of a network are the mean, standard deviation and maximum of each of its four stages inside the structure, or over "
+    "the scan where there is none."
+)
+_REDUCED = (
+    f"They were averaged over the items of a patient, standardised, and reduced to at most {COMPONENTS} principal components of "
+    "the training patients."
+)
+_TASKS: dict[str, Callable[[Results, Mapping[str, Any]], list[str]]] = {
+    "classify": _tell_classification,
+    "response": _tell_response,
+    "outcome": _tell_outcome,
+    "segment": _tell_segmentation,
+    "cluster": _tell_clustering,
+}

@@ -1,0 +1,50 @@
+"""Methods, measures and p as readers know them; the results' own keys where there is no better word."""
+
+from __future__ import annotations
+
+METHODS = {
+    "linear": "linear probe",
+    "knn": "k-NN",
+    "finetune": "fine-tuned",
+    "cox": "Cox, elastic net",
+    "forest": "random survival forest",
+    "kaplan-meier": "Kaplan-Meier",
+    "features": "frozen features",
+    "hdbscan": "HDBSCAN",
+    "kmeans": "k-means",
+    "umap": "UMAP",
+    "pca": "principal components",
+}
+MEASURES = {
+    "auc": "AUC",
+    "brier": "Brier score",
+    "harrell_c": "Harrell's C",
+    "uno_c": "Uno's C",
+    "dynamic_auc": "time-dependent AUC",
+    "integrated_brier": "integrated Brier score",
+    "dice": "Dice",
+    "hd95_mm": "HD95 (mm)",
+    "nsd": "surface Dice",
+    "lesion_sensitivity": "lesions found",
+    "false_positives": "false positives a scan",
+    "volume_bias_ml": "volume bias (ml)",
+    "ari": "adjusted Rand index",
+    "nmi": "normalised mutual information",
+}
+
+
+def name_method(method: str) -> str:
+    """A method as readers know it."""
+    return METHODS.get(method, method)
+
+
+def name_measure(name: str) -> str:
+    """A measure as readers know it; "dice:liver" is that of one structure."""
+    measure, _, structure = name.partition(":")
+    known = MEASURES.get(measure, measure.replace("_", " "))
+    return f"{known}, {structure}" if structure else known
+
+
+def format_p(p: float) -> str:
+    """Three digits, never a bare 0."""
+    return "–" if p != p else ("< 0.001" if p < 0.001 else f"{p:.3f}")

@@ -1,0 +1,43 @@
+"""How a folder of results came to be, as a page shows it: settings, inputs, software, and the options of its command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dagman.reports.page import Block, DataTable
+from dagman.tasks.results import Results
+
+
+def tabulate_settings(results: Results) -> list[Block]:
+    """Settings, inputs and software of a folder of results, a row each."""
+    command = results.command
+    rows = [[key, value] for part in ("settings", "inputs") for key, value in flatten_values(command[part]).items()]
+    rows.append(["software", name_software(command)])
+    return [DataTable(["what", "value"], rows, f"Written {command['written']}; all of it is in `command.json`.")]
+
+
+def name_software(command: Mapping[str, Any]) -> str:
+    """Versions of dagman, Python and the libraries that numbers depend on, as one line."""
+    environment = command.get("environment", {})
+    versions = {"Python": environment.get("python"), **environment.get("libraries", {})}
+    return ", ".join(f"{name} {version}" for name, version in {"dagman": command["dagman"], **versions}.items() if version)
+
+
+def find_option(results: Results, option: str) -> str | None:
+    """What a command line gave for an option, such as "--time"; None where it was not given, or Python was called."""
+    arguments = [str(argument) for argument in results.command.get("arguments", [])]
+    for place, argument in enumerate(arguments):
+        if argument.startswith(f"{option}="):
+            return argument.partition("=")[2]
+        if argument == option and place + 1 < len(arguments):
+            return arguments[place + 1]
+    return None
+
+
+def flatten_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten_values(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,93 @@
+"""Proves that pages call things by their names, quote their methods from what is on record, and keep an interval on one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dagman.reports.figures.survival import draw_survival_calibration
+from dagman.reports.methods import quote_results
+from dagman.reports.names import format_p, name_measure, name_method
+from dagman.reports.page import DataTable, Figure, FigureGrid, Section, Text, mark_cell, render_page
+from dagman.reports.provenance import find_option, tabulate_settings
+from dagman.tasks.results import Measurement, Results, Summary, write_summary
+from dagman.tasks.statistics import Interval
+
+_SETTINGS = {
+    "folds": 5,
+    "repeats": 2,
+    "draws": 1,
+    "seed": 3,
+    "finetuning": {"epochs": 30},
+    "crop_mm": None,
+    "methods": ["linear", "knn"],
+}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    interval = Interval(value=0.7, low=0.6, high=0.8, level=0.95, items=6, patients=4, how="BCa bootstrap over patients")
+    rows = [Measurement(name="auc", model="run", method="linear", subset=s, interval=interval) for s in ("25%", "100%")]
+    extra = {"counts": {"0": 4, "1": 2}, "patients": 4, "spacing": 0.7}
+    write_summary(tmp_path, Summary(task="classify", classes=("0", "1"), measurements=tuple(rows), extra=extra))
+    command = {
+        "dagman": "0.1.0",
+        "arguments": ["classify", "run", "t.csv", "--label", "malignant", "--out=x"],
+        "written": "2026-11-26",
+        "settings": _SETTINGS,
+        "inputs": {"items": 6},
+        "environment": {"python": "3.11.7", "libraries": {"torch": "2.13.0"}},
+    }
+    (tmp_path / "command.json").write_text(json.dumps(command))
+    lines = [f"{repeat},{fold},a,p,test" for repeat in range(2) for fold in range(5)]
+    (tmp_path / "splits.csv").write_text("\n".join(["repeat,fold,item,patient,part", *lines]))
+    return Results(tmp_path)
+
+
+def test_methods_are_quoted_from_the_record(results):
+    told = " ".join(block.text for block in quote_results(results) if isinstance(block, Text))
+    for words in ("6 items (4 `0`, 2 `1`) of 4 patients", "voxels of 0.7 mm", "5-fold", "repeated 2 times", "25% of the labels"):
+        assert words in told
+    assert "logistic regression" in told
+    assert "nearest training items" not in told, "k-NN has no measurement here"
+    assert "Seed 3; dagman 0.1.0, Python 3.11.7, torch 2.13.0." in told
+
+
+def test_settings_are_rows_of_plain_values(results):
+    (table,) = tabulate_settings(results)
+    assert isinstance(table, DataTable)
+    held = {row[0]: row[1] for row in table.rows}
+    assert held["finetuning.epochs"] == 30
+    assert "['linear'" not in render_page("A", "b", [Section("c", [table])])
+
+
+def test_options_of_a_command_are_found_however_they_were_written(results):
+    assert find_option(results, "--label") == "malignant"
+    assert find_option(results, "--out") == "x"
+    assert find_option(results, "--time") is None
+
+
+def test_an_interval_is_kept_on_one_line_and_other_text_is_left_alone():
+    assert mark_cell("0.71 (0.60 to 0.80)") == '0.71 <span class="interval">(0.60 to 0.80)</span>'
+    assert mark_cell("<b> (a to b)") == "&lt;b&gt; (a to b)"
+
+
+def test_readers_words_stand_for_keys_and_p_is_never_a_bare_zero():
+    assert (name_method("cox"), name_method("new")) == ("Cox, elastic net", "new")
+    assert (name_measure("dice:liver"), name_measure("balanced_accuracy")) == ("Dice, liver", "balanced accuracy")
+    assert (format_p(0.0), format_p(0.0312), format_p(float("nan"))) == ("< 0.001", "0.031", "–")
+
+
+def test_small_pictures_can_be_enlarged_and_stand_closer():
+    png = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + (120).to_bytes(4) + (90).to_bytes(4)
+    page = render_page("A", "b", [Section("c", [FigureGrid([Figure(png, "d", "e", scale=2.0)], narrow=True)])])
+    assert 'class="grid narrow"' in page
+    assert 'width="192"' in page
+
+
+def test_a_horizon_is_said_with_the_digits_it_deserves():
+    calibration = {"horizon": 1325.444, "predicted": [0.5], "observed": [0.4], "low": [0.3], "high": [0.5], "counts": [9]}
+    (axes,) = draw_survival_calibration(calibration, x="days").axes
+    assert axes.get_xlabel() == "predicted share without the event at 1325 (days)"
