@@ -61,7 +61,7 @@ def list_commands(data: Path, pretrained: Path) -> dict[str, list[str]]:
         "metastasis": [*outcome, "--label", "lung_metastasis"],
         "progression": [*outcome, "--time", "progression_days", "--event", "progression_event"],
         "survival": [*outcome, "--time", "survival_days", "--event", "death_event"],
-        "tumours": ["compare", "segment", run, FRESH, sarcoma, "--folds", "5", "--steps", "150"],
+        "tumours": ["compare", "segment", run, FRESH, sarcoma, "--folds", "5", "--steps", "100"],
         "structures": ["compare", "cluster", run, FRESH, "pixels", "structures.csv", "--label", "kind"],
         "organs": [
             *("segment", run, "organs.csv", "--labels", ORGANS, "--steps", "150"),
