@@ -6,9 +6,10 @@ Whole scans are tested, on their own grids. What is trained is kept in a journal
 from __future__ import annotations
 
 import itertools
+import math
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,8 @@ from dagman.tasks.unet import STRIDE
 
 STEPS_CPU, STEPS_GPU = 250, 3000
 """Optimiser steps of a training where none are asked for."""
+LEAST_SPACING, MOST_SPACING = 0.1, 20.0
+"""mm; beyond them a scan has no voxels left, or more than any memory."""
 RATE_SHORT, RATE_LONG, LONG = 3e-3, 1e-3, 1000
 """AdamW moves a weight by about its rate a step: a hundred steps at 1e-3 end long before the decoder has learnt."""
 
@@ -81,8 +84,11 @@ class SegmentationSettings:
                 raise SettingsError(f"--{name} is {value}", do="Give 1 or more")
         if self.side is not None and (self.side < STRIDE or self.side % STRIDE):
             raise SettingsError(f"--side is {self.side} voxels", do=f"Give a multiple of {STRIDE}")
-        if not self.tolerance >= 0:
+        if not 0 <= self.tolerance < math.inf:
             raise SettingsError(f"--tolerance is {self.tolerance:g} mm", do="Give 0 or more")
+        if self.spacing is not None and not LEAST_SPACING <= self.spacing <= MOST_SPACING:
+            do = f"Give between {LEAST_SPACING:g} and {MOST_SPACING:g}"
+            raise SettingsError(f"--spacing is {self.spacing:g} mm", do=do)
 
 
 def segment_scans(
@@ -160,7 +166,8 @@ def segment_scans(
     write_inputs(
         out,
         "segment",
-        settings=asdict(settings),
+        # As they were resolved: None says nothing to a reader of the methods.
+        settings=asdict(replace(settings, steps=runner.fitting.steps, rate=runner.fitting.rate)),
         inputs={"models": [describe_source(spec) for spec in models], "table": hash_file(data.path), "scans": len(cases)},
     )
     return Results(out)
