@@ -168,7 +168,7 @@ def fit_model(
     # A fresh decoder that calls every class as likely spends its first hundred steps on learning that most voxels are background.
     network.decoder.set_shares(measure_shares(cases, network.classes))
     # Fresh weights need the full rate in every layer.
-    decay = fitting.decay if model.encoder.config.step else 1.0
+    decay = 1.0 if model.encoder.config.fresh else fitting.decay
     groups = scale_rates(network.encoder, network.decoder, rate=fitting.rate, decay=decay, weight_decay=0.01)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
     peaks = [group["lr"] for group in optimizer.param_groups]
