@@ -39,6 +39,21 @@ def test_counts_reasons_and_the_place_are_printed(scans, tmp_path):
     assert "1 kept (1 were there already)" in again.output
 
 
+def test_a_path_with_square_brackets_is_printed_as_it_is(scans, tmp_path):
+    folder = tmp_path / "[bold] scans"
+    (folder / "[").mkdir(parents=True)
+    (folder / "good.nii.gz").write_bytes((scans / "good.nii.gz").read_bytes())
+    (folder / "[" / "x].nii.gz").write_bytes(b"")
+    (folder / "[red]bad.nii.gz").write_bytes(b"")
+    out = tmp_path / "[dim] store"
+    done = CliRunner().invoke(prepare.app, [str(folder), "--out", str(out), "--workers", "1"])
+    assert done.exit_code == 0, done.exception
+    assert f"  {folder / '[red]bad.nii.gz'}: is empty" in done.output
+    # The folder "[" makes "[/x]" of the path, which rich takes for a closing tag without an opening one.
+    assert f"  {folder / '[' / 'x].nii.gz'}: is empty" in done.output
+    assert f"Store: {out} (" in done.output
+
+
 def test_findings_are_printed_and_make_the_exit_code(scans, tmp_path):
     out = tmp_path / "store"
     CliRunner().invoke(prepare.app, [str(scans), "--out", str(out), "--workers", "1", "--json"])

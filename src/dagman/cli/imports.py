@@ -35,6 +35,7 @@ def import_lidc_idri(
     whose median malignancy is in neither range is left out and counted. The scans stay where they are, as DICOM.
     """
     from rich.console import Console
+    from rich.markup import escape as escape_markup
     from rich.progress import Progress
 
     from dagman.records.provenance import write_command
@@ -70,10 +71,11 @@ def import_lidc_idri(
         highlight=False,
     )
     for refusal in summary.left_out[:_SHOWN]:
-        console.print(f"  [yellow]{refusal.source}[/yellow]: {refusal.reason}", highlight=False, soft_wrap=True)
+        source, reason = escape_markup(refusal.source), escape_markup(refusal.reason)
+        console.print(f"  [yellow]{source}[/yellow]: {reason}", highlight=False, soft_wrap=True)
     if len(summary.left_out) > _SHOWN:
-        console.print(f"  and {len(summary.left_out) - _SHOWN} more in {out / 'left_out.csv'}", highlight=False, soft_wrap=True)
-    console.print(f"Table: {summary.table}", highlight=False, soft_wrap=True)
+        console.print(f"  and {len(summary.left_out) - _SHOWN} more in {out / 'left_out.csv'}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"Table: {summary.table}", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command("medmnist", epilog="Example: dagman import medmnist nodulemnist3d.npz --out nodulemnist")
@@ -111,7 +113,7 @@ def import_medmnist_file(
         f"Grey values are no HU: 0 to 255 were taken for {low:g} to {high:g} HU, voxels for {summary.spacing:.3g} mm.",
         highlight=False,
     )
-    console.print(f"Table: {summary.table}", highlight=False, soft_wrap=True)
+    console.print(f"Table: {summary.table}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _parse_range(option: str, text: str) -> tuple[int, int]:

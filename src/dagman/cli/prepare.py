@@ -57,15 +57,19 @@ def prepare_scans(
 
 
 def _print_summary(console: Console, summary: StoreSummary) -> None:
+    from rich.markup import escape
+
     already = f" ({summary.already} were there already)" if summary.already else ""
     console.print(
         f"[bold]{summary.kept} kept[/bold]{already}, {summary.rejected} rejected, in {describe_seconds(summary.seconds)}."
     )
     for refusal in summary.refusals[:_SHOWN]:
-        console.print(f"  [yellow]{refusal.source}[/yellow]: {refusal.reason}", highlight=False, soft_wrap=True)
+        # Escaped: a path may hold square brackets, which would be taken for markup.
+        source, reason = escape(refusal.source), escape(refusal.reason)
+        console.print(f"  [yellow]{source}[/yellow]: {reason}", highlight=False, soft_wrap=True)
     if summary.rejected > _SHOWN:
-        console.print(f"  and {summary.rejected - _SHOWN} more in {summary.path / 'rejected.csv'}", soft_wrap=True)
-    console.print(f"Store: {summary.path} ({describe_bytes(summary.bytes)})", soft_wrap=True, highlight=False)
+        console.print(f"  and {summary.rejected - _SHOWN} more in {summary.path / 'rejected.csv'}", soft_wrap=True, markup=False)
+    console.print(f"Store: {summary.path} ({describe_bytes(summary.bytes)})", soft_wrap=True, highlight=False, markup=False)
 
 
 def _list_outcome(summary: StoreSummary) -> dict[str, object]:
