@@ -19,10 +19,11 @@ def test_a_file_has_the_hash_of_its_bytes(tmp_path):
     assert hash_file(tmp_path / "file") == hash_bytes(data)
 
 
-@pytest.mark.parametrize("change", [np.asfortranarray, lambda values: values[::-1][::-1], lambda values: values.T.copy().T])
+@pytest.mark.parametrize("change", [lambda v: v, np.asfortranarray, lambda v: v[::-1].copy()[::-1], lambda v: v.T.copy().T])
 def test_memory_layout_does_not_count(change):
     values = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
-    assert hash_array(change(values)) == hash_array(values)
+    # The definition itself, so that ids in stores that exist stay what they are.
+    assert hash_array(change(values)) == hash_bytes(b"<i2(2, 3, 4)" + values.tobytes())
 
 
 @pytest.mark.parametrize("change", [lambda v: v.reshape(3, 2, 4), lambda v: v.astype(np.int32), lambda v: v + 1])

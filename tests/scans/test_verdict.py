@@ -130,3 +130,21 @@ def test_padding_down_to_3024_is_clipped_and_the_scan_accepted(data):
     assert scan.voxels.min() == -1024
     assert "values down to -3024" in scan.notes[0]
     assert judge_scan(scan).accepted
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_padding_is_clipped_without_a_second_copy_of_the_scan(order):
+    values = np.full((4, 5, 6), -3024, np.int16, order=order)
+    values[1] = 40
+    clipped, (note,) = clip_padding(values[:, ::-1])
+    assert np.shares_memory(clipped, values)
+    assert sorted(set(values.ravel().tolist())) == [-1024, 40]
+    assert note == "values down to -3024 in 90 of 120 voxels were set to -1024 HU"
+
+
+def test_voxels_that_may_not_be_written_are_clipped_in_a_copy():
+    values = np.full((4, 5, 6), -3024, np.int16)
+    values.setflags(write=False)
+    clipped, _ = clip_padding(values)
+    assert (values == -3024).all()
+    assert (clipped == -1024).all()

@@ -28,5 +28,8 @@ def hash_array(array: np.ndarray) -> str:
     import numpy as np
 
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).data)
+    # Plane by plane, so that another memory layout never needs a copy of the whole.
+    whole = array.flags.c_contiguous or array.ndim < 2
+    for part in (array,) if whole else array:
+        digest.update(np.ascontiguousarray(part).data)
     return digest.hexdigest()[:_DIGITS]

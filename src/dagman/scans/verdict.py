@@ -103,7 +103,8 @@ def judge_modality(voxels: NDArray) -> Modality:
 def measure_hu(voxels: NDArray) -> HuEvidence:
     """Count what speaks for Hounsfield units in voxels of any shape."""
     step = max(1, int(np.ceil((voxels.size / _LOOKED_AT) ** (1 / voxels.ndim))))
-    some = voxels[tuple(slice(step // 2 if size > step // 2 else 0, None, step) for size in voxels.shape)]
+    # Gathered once: every count below would walk the whole scan's memory.
+    some = voxels[tuple(slice(step // 2 if size > step // 2 else 0, None, step) for size in voxels.shape)].ravel(order="K")
     bright = np.count_nonzero(some >= 200)
     return HuEvidence(
         minimum=float(voxels.min()),
@@ -117,15 +118,21 @@ def measure_hu(voxels: NDArray) -> HuEvidence:
 
 
 def clip_padding(voxels: NDArray) -> tuple[NDArray, tuple[str, ...]]:
-    """CT voxels with everything below -1024 HU set to -1024, and a note when there was any.
+    """CT voxels with everything below -1024 HU set to -1024, in place where they can be written, and a note of how many.
 
     Values that low are written outside the scanner's field of view; left as they are they would drag every mean.
     """
-    below = np.count_nonzero(voxels < LOWEST_HU)
-    if not below:
+    lowest = float(voxels.min())
+    if lowest >= LOWEST_HU:
         return voxels, ()
-    note = f"values down to {float(voxels.min()):.0f} in {below} of {voxels.size} voxels were set to {LOWEST_HU} HU"
-    return np.maximum(voxels, np.array(LOWEST_HU, dtype=voxels.dtype)), (note,)
+    clipped = voxels if voxels.flags.writeable else voxels.copy(order="K")
+    below = 0
+    # Plane by plane, in memory order: temporary arrays of a whole scan cost more time than the arithmetic.
+    for plane in clipped.transpose(np.argsort([-abs(stride) for stride in clipped.strides], kind="stable")):
+        below += int(np.count_nonzero(plane < LOWEST_HU))
+        np.maximum(plane, np.array(LOWEST_HU, dtype=clipped.dtype), out=plane)
+    note = f"values down to {lowest:.0f} in {below} of {voxels.size} voxels were set to {LOWEST_HU} HU"
+    return clipped, (note,)
 
 
 def _share(voxels: NDArray, low: float, high: float) -> float:
