@@ -74,7 +74,8 @@ def import_lidc_idri(
         source, reason = escape_markup(refusal.source), escape_markup(refusal.reason)
         console.print(f"  [yellow]{source}[/yellow]: {reason}", highlight=False, soft_wrap=True)
     if len(summary.left_out) > _SHOWN:
-        console.print(f"  and {len(summary.left_out) - _SHOWN} more in {out / 'left_out.csv'}", highlight=False, soft_wrap=True, markup=False)
+        more = f"  and {len(summary.left_out) - _SHOWN} more in {out / 'left_out.csv'}"
+        console.print(more, highlight=False, soft_wrap=True, markup=False)
     console.print(f"Table: {summary.table}", highlight=False, soft_wrap=True, markup=False)
 
 
