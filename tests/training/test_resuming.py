@@ -83,6 +83,17 @@ def test_a_run_stopped_by_ctrl_c_goes_on_bit_for_bit(whole, store, tiny, tmp_pat
     assert ours == theirs
 
 
+def test_a_run_whose_gradients_are_accumulated_goes_on_bit_for_bit(store, tiny, tmp_path):
+    options = [*tiny, "train.batch=6", "train.micro_batch=2", "train.checkpoint_every=2", "train.keep_checkpoints=9"]
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    pretrain(store.path, whole, method="dagman-clean-teacher", assignments=options)
+    shutil.copytree(whole, out)
+    for later in (4, 6):
+        shutil.rmtree(out / "checkpoints" / f"step-{later:06d}")
+    pretrain(store.path, out, resume=True)
+    assert _read_result(out) == _read_result(whole)
+
+
 def test_a_finished_run_that_is_resumed_stays_as_it_is(whole, store, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
