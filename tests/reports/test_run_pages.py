@@ -99,6 +99,7 @@ def test_all_sections_are_there_with_the_verdict_first(full):
         "Schedules and gradient",
         "Speed, memory and waiting",
         "Warnings during the run",
+        "Methods, to quote",
         "Settings",
         "Provenance",
     ]
