@@ -372,3 +372,12 @@ def test_a_damaged_model_is_refused_in_one_line(trained, call_dagman, bodies, tm
     assert code == 2
     assert str(tmp_path) in errors
     assert errors.count("\n") == 1
+
+
+def test_results_are_not_written_over_a_file(call_dagman, bodies, encoder, tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    code, _, errors = call_dagman("segment", encoder, bodies.table, "--folds", 2, *FAST, "--out", tmp_path / "notes")
+    assert code == 2
+    assert "is a file, or lies below one. Choose another folder" in errors
+    assert errors.count("\n") == 1
+    assert (tmp_path / "notes").read_text() == "mine"

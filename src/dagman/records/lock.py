@@ -15,10 +15,13 @@ from dagman.errors import DagmanError
 def hold_lock(folder: str | Path, error: type[DagmanError] = DagmanError) -> Iterator[None]:
     """Hold `folder/.lock` for the block.
 
-    Raises `error` at once if another process holds it, naming that process.
+    Raises `error` at once if another process holds it, naming that process, or if the folder's place is taken by a file.
     """
     path = Path(folder) / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise error("is a file, or lies below one", where=folder, do="Choose another folder") from None
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
