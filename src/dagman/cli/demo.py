@@ -43,4 +43,4 @@ def demo_command(
             console.print(f"· {text}", highlight=False)
     parts = ", ".join(f"{part} {value:.0f} s" for part, value in result.seconds.items())
     console.print(f"{sum(result.seconds.values()) / 60:.1f} minutes ({parts}).")
-    console.print(f"Report: {result.report}", soft_wrap=True)
+    console.print(f"Report: {result.report}", soft_wrap=True, highlight=False, markup=False)

@@ -57,4 +57,5 @@ def pretrain_command(
         console.print(f"Stopped at step {done} of {steps}; repeat the command with --resume to go on.")
         raise typer.Exit(130)
     if not as_json:
-        console.print(f"{out}/encoder holds the encoder after {done} steps. Next: dagman report {out}")
+        text = f"{out}/encoder holds the encoder after {done} steps. Next: dagman report {out}"
+        console.print(text, soft_wrap=True, highlight=False, markup=False)

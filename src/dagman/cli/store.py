@@ -24,6 +24,7 @@ def verify_folder(
 ) -> None:
     """Read every file of a store and compare it with the manifest; exit code 1 when something is wrong."""
     from rich.console import Console
+    from rich.markup import escape
 
     from dagman.store.manifest import Store
     from dagman.store.verification import verify_store
@@ -36,7 +37,7 @@ def verify_folder(
     else:
         console = Console()
         for one in findings:
-            console.print(f"[red]{one.file}[/red]: {one.problem}", highlight=False, soft_wrap=True)
+            console.print(f"[red]{escape(one.file)}[/red]: {escape(one.problem)}", highlight=False, soft_wrap=True)
         if findings:
             console.print(f"{len(findings)} findings in {len(opened)} scans. Delete these files and run dagman prepare again.")
         else:
