@@ -51,7 +51,6 @@ class Look:
     cls: Float[Tensor, "B K"] | None = None
     image: Float[Tensor, "B K"] | None = None
     reconstruction: Float[Tensor, "B 1 X Y Z"] | None = None
-    x4: Float[Tensor, "B C x y z"] | None = None
 
 
 class Network(nn.Module):
@@ -134,7 +133,7 @@ class Network(nn.Module):
             image = self.projectors["gitd"](stages[3].flatten(2).mean(dim=2))
         if self.reconstruction is not None:
             reconstruction = self.reconstruction(stages[3])
-        return Look(patches=patches, cls=cls, image=image, reconstruction=reconstruction, x4=stages[3])
+        return Look(patches=patches, cls=cls, image=image, reconstruction=reconstruction)
 
 
 def copy_student(student: Network) -> Network:
