@@ -106,6 +106,11 @@ def test_an_assignment_takes_the_type_of_its_key(assignment, section, key, value
         ("model.heads=[1, 2, 2, 4, 8]", "model.heads = [1, 2, 2, 4, 8]: should be a list of 4 values"),
         ("optim.lr=fast", "optim.lr = 'fast': should be a valid number"),
         ("masking.kind=blocks", "masking.kind = 'blocks': should be 'attention-high', 'attention-low', 'random' or 'block'"),
+        (
+            "masking.kind=randm",
+            "masking.kind = 'randm': should be 'attention-high', 'attention-low', 'random' or 'block'. Nearest: random.",
+        ),
+        ("masking.kind=3", "masking.kind = 3: should be 'attention-high', 'attention-low', 'random' or 'block'."),
         ("model.depths=[1, 1]", "model.depths"),
         ("train.stepz=3", "train.stepz: unknown key. Nearest: train.steps."),
         ("maskin.ratio=0.5", "maskin: unknown key. Nearest: masking."),
@@ -121,6 +126,15 @@ def test_a_wrong_assignment_is_one_sentence(assignment, text):
 
 def test_a_section_cannot_be_set_below_a_value():
     assert _refusal("train=3", "train.steps=4") == "train.steps: train is a value, not a section."
+
+
+@pytest.mark.parametrize(("key", "one", "other"), [("size", "tiny", "small"), ("method", "dagman", "smit")])
+def test_a_preset_given_twice_is_refused_unless_both_are_one(key, one, other):
+    wanted = f"{key} is given twice, as {one!r} and by --set as {other!r}. Leave out --set {key}={other}, or --{key}."
+    assert _refusal(f"{key}={other}", **{key: one}) == wanted
+    settings, keys = load_settings(**{key: one}, assignments=[f"{key}={one}"])
+    assert getattr(settings, key) == one
+    assert keys == {key}
 
 
 def test_misspelt_presets_name_the_nearest_or_all():

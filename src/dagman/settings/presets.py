@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from dagman.errors import SettingsError
-from dagman.records.names import suggest_name
+from dagman.records.names import nearest_name, suggest_name
 from dagman.settings.tree import Settings
 
 
@@ -35,17 +35,19 @@ def load_settings(
         assignments: Lines such as "train.steps=300" or "masking.kind=random".
 
     Raises:
-        SettingsError: An unknown preset or key (the nearest is named), or a value that does not fit.
+        SettingsError: An unknown preset or key (the nearest is named), a value that does not fit, or a preset given twice.
     """
     given: dict[str, Any] = {}
     if config is not None:
         given = _read_toml(Path(config))
+    assigned: dict[str, Any] = {}
     for assignment in assignments:
         _assign(given, assignment)
-    if size is not None:
-        given["size"] = size
-    if method is not None:
-        given["method"] = method
+        _assign(assigned, assignment)
+    for key, preset in (("size", size), ("method", method)):
+        if preset is not None:
+            _check_given_once(key, preset, assigned)
+            given[key] = preset
     merged: dict[str, Any] = {}
     _merge(merged, _read_preset("sizes", str(given.get("size", "tiny"))))
     _merge(merged, _read_preset("methods", str(given.get("method", "dagman"))))
@@ -96,6 +98,12 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
         if not isinstance(place, dict):
             raise SettingsError(f"{key}: {section} is a value, not a section")
     place[field] = value
+
+
+def _check_given_once(key: str, preset: str, assigned: Mapping[str, Any]) -> None:
+    if assigned.get(key, preset) != preset:
+        what = f"{key} is given twice, as {preset!r} and by --set as {assigned[key]!r}"
+        raise SettingsError(what, do=f"Leave out --set {key}={assigned[key]}, or --{key}")
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
@@ -152,7 +160,7 @@ def _explain_error(error: ValidationError, where: str | Path | None) -> Settings
             sentences.append(f"{key}: {parts[0]['ctx']['error']}{line}" if key else f"{parts[0]['ctx']['error']}")
         else:
             wanted = " or ".join(dict.fromkeys(_explain_part(p, key) for p in parts))
-            sentences.append(f"{key} = {parts[0]['input']!r}{line}: should be {wanted}")
+            sentences.append(f"{key} = {parts[0]['input']!r}{line}: should be {wanted}{_suggest_choice(parts)}")
     return SettingsError("; ".join(sentences), where=where)
 
 
@@ -163,6 +171,15 @@ def _explain_part(part: Mapping[str, Any], key: str) -> str:
         return f"a list of {len(example)} values, such as {list(example)}"
     text: str = part["msg"]
     return text.removeprefix("Input should be ")
+
+
+def _suggest_choice(parts: Sequence[Mapping[str, Any]]) -> str:
+    """The choice that a misspelt word is most like; nothing where there is no choice between words."""
+    names = [
+        name for part in parts if part["type"] == "literal_error" for name in re.findall(r"'([^']+)'", part["ctx"]["expected"])
+    ]
+    nearest = nearest_name(str(parts[0]["input"]), names) if len(names) > 1 else None
+    return f". Nearest: {nearest}" if nearest else ""
 
 
 def _read_default(key: str) -> Any:
