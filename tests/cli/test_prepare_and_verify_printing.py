@@ -35,8 +35,14 @@ def test_counts_reasons_and_the_place_are_printed(scans, tmp_path):
     assert f"and 2 more in {out / 'rejected.csv'}" in text
     assert f"Store: {out} (" in text
     again = CliRunner().invoke(prepare.app, [str(scans), "--out", str(out), "--workers", "1"])
-    assert "0 series to prepare, 1 are there already" in " ".join(again.output.split())
-    assert "1 kept (1 were there already)" in again.output
+    assert again.output.startswith("Nothing to prepare: all is there already.\n1 kept (1 were there already), 12 rejected")
+    assert "about" not in again.output
+
+
+def test_where_no_series_can_be_used_nothing_is_said_to_be_there(scans, tmp_path):
+    refused = CliRunner().invoke(prepare.app, [str(scans / "bad00.nii.gz"), "--out", str(tmp_path / "store"), "--workers", "1"])
+    assert refused.output.startswith("Nothing to prepare: no series can be used.\n")
+    assert "all 1 series were rejected" in str(refused.exception)
 
 
 def test_a_path_with_square_brackets_is_printed_as_it_is(scans, tmp_path):

@@ -112,6 +112,8 @@ def describe_seconds(seconds: float) -> str:
 
 
 def _describe_estimate(estimate: Estimate) -> str:
+    if not estimate.series:
+        return "Nothing to prepare: " + ("all is there already." if estimate.done else "no series can be used.")
     done = f", {estimate.done} are there already" if estimate.done else ""
     text = (
         f"{estimate.series} series to prepare{done}: about {describe_bytes(estimate.bytes)} "
