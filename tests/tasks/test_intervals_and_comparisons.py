@@ -146,7 +146,7 @@ def test_a_few_patients_have_a_value_but_no_interval_and_no_p():
     found = bootstrap_interval(measure_auc, labels, scores, patients=np.arange(40) // 10, draws=50)
     assert found.value == pytest.approx(measure_auc(labels, scores))
     assert np.isnan([found.low, found.high]).all()
-    assert found.how == "no interval: 4 patients are too few to resample"
+    assert found.how == "no interval: too few patients to resample (4)"
     assert np.isnan(bootstrap_difference(measure_auc, labels, scores, 1 - scores, patients=np.arange(40) // 10, draws=50).p)
 
 

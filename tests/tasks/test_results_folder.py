@@ -34,7 +34,7 @@ def test_a_summary_survives_its_file(tmp_path):
     read = Results(tmp_path).summary
     assert read.measurements[0] == wrote.measurements[0]
     assert np.isnan(read.measurements[1].interval.low)
-    assert read.measurements[1].interval.how == "undefined on these patients"
+    assert read.measurements[1].interval.how == "no interval: too few patients to resample (1)"
     assert read.comparisons[0].difference.value == -1
     assert np.isnan(read.comparisons[0].corrected)
     assert (read.task, read.classes, read.notes) == (wrote.task, wrote.classes, wrote.notes)

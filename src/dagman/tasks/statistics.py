@@ -240,7 +240,7 @@ def _bound(
     known = values[~np.isnan(values)]
     skipped = f", {len(values) - len(known)} undefined ones skipped" if len(known) < len(values) else ""
     if len(rows) < FEWEST_PATIENTS:
-        return float("nan"), float("nan"), f"no interval: {len(rows)} patients are too few to resample"
+        return float("nan"), float("nan"), f"no interval: too few patients to resample ({len(rows)})"
     if not len(known) or math.isnan(value):
         return float("nan"), float("nan"), "undefined on these patients"
     ends = np.array([0.5 - level / 2, 0.5 + level / 2])
