@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -114,14 +115,15 @@ def _print_differences(console: Console, summary: Summary) -> None:
     from rich.table import Column, Table
 
     from dagman.cli.task_options import escape_markup
-    from dagman.reports.comparison_report import format_p, name_measure
+    from dagman.reports.names import format_p, name_measure
 
     if not summary.comparisons:
         return
     columns = (Column("first - second", min_width=18, overflow="fold"), "method", "measure", Column("value", no_wrap=True))
     shown = Table(*columns, "p", "p (Holm)", box=SIMPLE_HEAD)
     for row in summary.comparisons:
-        value = f"{row.difference.value:+.3f}\n{row.difference.low:+.2f} to {row.difference.high:+.2f}"
+        low, high = row.difference.low, row.difference.high
+        value = f"{row.difference.value:+.3f}\n{f'{low:+.2f} to {high:+.2f}' if math.isfinite(low + high) else '–'}"
         names = escape_markup(f"{row.first}\n- {row.second}")
         p, corrected = format_p(row.difference.p), format_p(row.corrected)
         shown.add_row(names, f"{row.method}\n{row.subset}", name_measure(row.name), value, p, corrected)

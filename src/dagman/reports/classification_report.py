@@ -16,7 +16,7 @@ from dagman.reports.figures.classification import (
 from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.planes import CONVENTION
 from dagman.reports.methods import TITLE, quote_results
-from dagman.reports.names import name_method
+from dagman.reports.names import format_interval, name_method
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, Verdict, render_page
 from dagman.reports.provenance import find_option, tabulate_settings
 from dagman.reports.style import FULL_WIDTH
@@ -222,7 +222,7 @@ def find_last_subset(summary: Summary) -> str:
 
 def state_interval(row: Measurement) -> str:
     """A value with its interval."""
-    return f"{row.interval.value:.3f} ({row.interval.low:.3f} to {row.interval.high:.3f})"
+    return format_interval(row.interval.value, row.interval.low, row.interval.high)
 
 
 def _shorten(note: str) -> str:

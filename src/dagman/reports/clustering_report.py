@@ -14,6 +14,7 @@ from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.scatter import draw_scatter
 from dagman.reports.hover_map import MapPoint, TileSheet, render_hover_map
 from dagman.reports.methods import TITLE, quote_results
+from dagman.reports.names import format_interval
 from dagman.reports.page import Block, DataTable, Embedded, Figure, FigureGrid, Level, Listing, Section, Text, Verdict, render_page
 from dagman.reports.provenance import tabulate_settings
 from dagman.tasks.clustering import SHEET
@@ -159,7 +160,7 @@ def _tabulate_differences(summary: Summary) -> list[Block]:
         [
             f"{row.first} − {row.second}",
             _MEASURES[row.name],
-            f"{row.difference.value:+.3f} ({row.difference.low:+.3f} to {row.difference.high:+.3f})",
+            format_interval(row.difference.value, row.difference.low, row.difference.high, sign=True),
             f"{row.difference.p:.3f}",
             f"{row.corrected:.3f}",
         ]
@@ -195,4 +196,4 @@ def _draw_maps(results: Results, model: str) -> list[Figure]:
 
 
 def _state(row: Measurement) -> str:
-    return f"{row.interval.value:.3f} ({row.interval.low:.3f} to {row.interval.high:.3f})"
+    return format_interval(row.interval.value, row.interval.low, row.interval.high)

@@ -11,9 +11,7 @@ from dagman.reports.figures.classification import draw_label_curve
 from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.intervals import draw_intervals
 from dagman.reports.methods import TITLE, quote_results
-from dagman.reports.names import format_p as format_p
-from dagman.reports.names import name_measure as name_measure
-from dagman.reports.names import name_method
+from dagman.reports.names import format_interval, format_p, name_measure, name_method
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, Verdict, render_page
 from dagman.reports.provenance import tabulate_settings
 from dagman.reports.style import FULL_WIDTH
@@ -24,6 +22,8 @@ _CHANCE = {"auc": 0.5, "harrell_c": 0.5, "uno_c": 0.5, "dynamic_auc": 0.5}
 _LESS_IS_BETTER = ("brier", "integrated_brier", "hd95", "intra")
 _SIGNIFICANT = 0.05
 _FIGURES = 4
+_COLUMNS = 4
+"""Models side by side that a page holds."""
 
 
 def write_comparison_report(results: Results) -> Path:
@@ -68,12 +68,14 @@ def judge_differences(comparisons: Sequence[Comparison]) -> list[Block]:
             found.append(Verdict("ok", f"`{better}` is better than `{worse}` ({name_method(row.method)}, {row.subset}): {by}."))
     if not found:
         text = f"**None of the {len(comparisons)} paired differences can be told from chance** after Holm's correction."
+        if len(comparisons) == 1:
+            text = "**The one paired difference cannot be told from chance.**"
         return [Verdict("warn", f"{text} The intervals below say how large a difference could be hidden.")]
     return found
 
 
 def tabulate_models(summary: Summary) -> list[Block]:
-    """One table: a row a method, subset and measure, a column a model."""
+    """One table: a row a method, subset and measure, a column a model; of more models than a page is wide, a row each."""
     models = list(dict.fromkeys(row.model for row in summary.measurements))
     keys = list(dict.fromkeys((row.method, row.subset, row.name) for row in summary.measurements))
     held = {(row.method, row.subset, row.name, row.model): row.interval for row in summary.measurements}
@@ -82,6 +84,14 @@ def tabulate_models(summary: Summary) -> list[Block]:
         for method, subset, name in keys
     ]
     how = summary.measurements[0].interval.how if summary.measurements else ""
+    if len(models) > _COLUMNS:
+        measures = list(dict.fromkeys(name for *_, name in keys))
+        arms = list(dict.fromkeys((row.method, row.subset, row.model) for row in summary.measurements))
+        rows = [
+            [name_method(method), subset, model, *(_state(held.get((method, subset, name, model))) for name in measures)]
+            for method, subset, model in arms
+        ]
+        return [DataTable(["method", "labels", "model", *map(name_measure, measures)], rows, f"Value (95 % interval). {how}.")]
     return [DataTable(["method", "labels", "measure", *models], rows, f"Value (95 % interval). {how}.")]
 
 
@@ -95,14 +105,16 @@ def tabulate_differences(comparisons: Sequence[Comparison]) -> list[Block]:
             name_method(row.method),
             row.subset,
             name_measure(row.name),
-            f"{row.difference.value:+.3f} ({row.difference.low:+.3f} to {row.difference.high:+.3f})",
+            format_interval(row.difference.value, row.difference.low, row.difference.high, sign=True),
             format_p(row.difference.p),
             format_p(row.corrected),
             row.difference.how,
         ]
         for row in comparisons
     ]
-    text = f"The same items for both; {len(rows)} comparisons were made, and p is corrected for their number (Holm)."
+    text = "The same items for both."
+    if len(rows) > 1:
+        text = f"{text[:-1]}; {len(rows)} comparisons were made, and p is corrected for their number (Holm)."
     columns = ["difference", "method", "labels", "measure", "value (95 % interval)", "p", "p corrected", "by"]
     return [Text(text), DataTable(columns, rows)]
 
@@ -154,4 +166,4 @@ def _triple(interval: Interval) -> tuple[float, float, float]:
 
 
 def _state(interval: Interval | None) -> str | None:
-    return None if interval is None else f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+    return None if interval is None else format_interval(*_triple(interval))

@@ -1,6 +1,8 @@
-"""Methods, measures and p as readers know them; the results' own keys where there is no better word."""
+"""Methods, measures, intervals and p as readers know them; the results' own keys where there is no better word."""
 
 from __future__ import annotations
+
+import math
 
 METHODS = {
     "linear": "linear probe",
@@ -48,3 +50,11 @@ def name_measure(name: str) -> str:
 def format_p(p: float) -> str:
     """Three digits, never a bare 0."""
     return "–" if p != p else ("< 0.001" if p < 0.001 else f"{p:.3f}")
+
+
+def format_interval(value: float, low: float, high: float, *, sign: bool = False) -> str:
+    """A value as 0.713 (0.602 to 0.801), +0.713 with `sign`; alone where it has no interval, a dash where it is undefined."""
+    if not math.isfinite(value):
+        return "–"
+    show = "+.3f" if sign else ".3f"
+    return f"{value:{show}} ({low:{show}} to {high:{show}})" if math.isfinite(low + high) else f"{value:{show}}"

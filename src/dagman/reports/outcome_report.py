@@ -21,7 +21,7 @@ from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.intervals import draw_intervals
 from dagman.reports.figures.survival import draw_survival_calibration, draw_survival_groups
 from dagman.reports.methods import TITLE, quote_results
-from dagman.reports.names import format_p, name_measure, name_method
+from dagman.reports.names import format_interval, format_p, name_measure, name_method
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, Verdict, render_page
 from dagman.reports.provenance import find_option, tabulate_settings
 from dagman.reports.style import FULL_WIDTH
@@ -175,7 +175,7 @@ def _tabulate_differences(comparisons: Sequence[Comparison]) -> list[Block]:
             name_method(row.method),
             row.subset,
             name_measure(row.name),
-            f"{row.difference.value:+.3f} ({row.difference.low:+.3f} to {row.difference.high:+.3f})",
+            format_interval(row.difference.value, row.difference.low, row.difference.high, sign=True),
             format_p(row.difference.p),
             format_p(row.corrected),
         ]
@@ -257,4 +257,4 @@ def _title(one: dict[str, Any]) -> str:
 
 
 def _state(row: Measurement) -> str:
-    return f"{row.interval.value:.3f} ({row.interval.low:.3f} to {row.interval.high:.3f})"
+    return format_interval(row.interval.value, row.interval.low, row.interval.high)

@@ -16,7 +16,7 @@ from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.intervals import draw_intervals
 from dagman.reports.figures.planes import CONVENTION, Contour, draw_three_planes
 from dagman.reports.methods import TITLE, quote_results
-from dagman.reports.names import format_p
+from dagman.reports.names import format_interval, format_p
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, render_page
 from dagman.reports.provenance import tabulate_settings
 from dagman.reports.style import CYCLE, FULL_WIDTH, GREEN, ORANGE
@@ -27,6 +27,8 @@ from dagman.tasks.segmentation_scores import MEASURES
 SOFT_TISSUE, LUNG = (-160.0, 240.0), (-1000.0, 400.0)
 """Windows in HU; the second where most of the picture is lung."""
 _LISTED = 200
+_FEWEST = 3
+"""Scans of a Bland-Altman plot; of fewer there is no spread to show."""
 
 
 def write_segmentation_report(results: Results) -> Path:
@@ -47,8 +49,8 @@ def render_segmentation(results: Results) -> str:
     design = f"{folds} folds by patient, {repeats} time{'s' if repeats > 1 else ''}" if folds > 1 else "the given split"
     lead = (
         f"{', '.join(f'`{name}`' for name in summary.classes)} in {extra['scans']} scans of {extra['patients']} patients; "
-        f"{design}. All numbers are of whole scans that no part of the network had seen, on the masks' own grids, with 95 % "
-        "intervals over patients."
+        f"{design}. All numbers are of whole scans that the training had not seen, on the masks' own grids, with 95 % "
+        "intervals over patients where there are enough."
     )
     sections = [
         Section("What to know", [Listing(summary.notes)] if summary.notes else []),
@@ -84,13 +86,21 @@ def _tabulate(measurements: Sequence[Measurement]) -> list[Block]:
         [model, subset, structure or "all", *(_state(held[model, subset, name, structure]) for name in MEASURES)]
         for model, subset, structure in keys
     ]
-    how = measurements[0].interval.how if measurements else ""
+    hows = list(dict.fromkeys(m.interval.how for m in measurements))
+    how = next((how for how in hows if "bootstrap" in how), hows[0] if hows else "")
     text = (
         "Dice and surface Dice: 0 is nothing, 1 is perfect. HD95: the distance in mm that 95 % of both surfaces keep to one "
         "another, median over scans. Lesions found: share of the reader's connected parts that the prediction touches; false "
-        f"positives are parts that touch none. Intervals: {how}."
+        f"positives are parts that touch none. 95 % intervals: {how.replace('no interval: ', 'none, as ')}."
     )
+    absent = [structure for *_, structure in keys if structure and not _is_scored(measurements, structure)]
+    if absent:
+        text += f" No tested scan holds {', '.join(f'`{name}`' for name in dict.fromkeys(absent))}."
     return [DataTable(["model", "labels", "structure", *MEASURES.values()], rows), Text(text)]
+
+
+def _is_scored(measurements: Sequence[Measurement], structure: str) -> bool:
+    return any(m.name == f"dice:{structure}" and np.isfinite(m.interval.value) for m in measurements)
 
 
 def _draw_dice(measurements: Sequence[Measurement], classes: Sequence[str]) -> list[Block]:
@@ -101,9 +111,10 @@ def _draw_dice(measurements: Sequence[Measurement], classes: Sequence[str]) -> l
         if name == "dice" and m.subset == last and (structure or len(classes) == 1):
             values = (m.interval.value, m.interval.low, m.interval.high)
             series.setdefault(m.model, {})[structure or classes[0]] = values
-    if not series or (len(series) == 1 and len(classes) == 1):
+    scored = [name for name in classes if any(np.isfinite(held[name][0]) for held in series.values() if name in held)]
+    if not scored or (len(series) == 1 and len(classes) == 1):
         return []
-    drawn = draw_intervals(list(classes), series, x="Dice", title="Dice of each structure", width=FULL_WIDTH)
+    drawn = draw_intervals(scored, series, limits=(0, 1), x="Dice", title="Dice of each structure", width=FULL_WIDTH)
     return [Figure(encode_png(drawn), f"Mean over scans with its interval, {last} of the labels.", "Dice of each structure")]
 
 
@@ -114,13 +125,15 @@ def _tabulate_differences(comparisons: Sequence[Comparison]) -> list[Block]:
         [
             f"{row.first} − {row.second}",
             row.subset,
-            f"{row.difference.value:+.3f} ({row.difference.low:+.3f} to {row.difference.high:+.3f})",
+            format_interval(row.difference.value, row.difference.low, row.difference.high, sign=True),
             format_p(row.difference.p),
             format_p(row.corrected),
         ]
         for row in comparisons
     ]
-    text = f"Dice on the same scans and resamples; {len(rows)} comparisons were made, and p is corrected for their number (Holm)."
+    text = "Dice on the same scans and resamples."
+    if len(rows) > 1:
+        text = f"{text[:-1]}; {len(rows)} comparisons were made, and p is corrected for their number (Holm)."
     return [Text(text), DataTable(["difference", "labels", "Dice (95 % interval)", "p", "p corrected"], rows)]
 
 
@@ -128,7 +141,9 @@ def _show_examples(examples: dict[str, Example], extra: dict[str, Any]) -> list[
     names = [one["name"] for one in extra["structures"]]
     blocks: list[Block] = []
     for kind, example in examples.items():
-        dice = ", ".join(f"{name} {_round(value)}" for name, value in extra["examples"][kind]["dice"].items())
+        scored = {name: value for name, value in extra["examples"][kind]["dice"].items() if _round(value) != "–"}
+        dice = ", ".join(f"{name} {_round(value)}" for name, value in scored.items())
+        label = kind.capitalize() if len(examples) > 1 else "The tested scan"
         drawn = draw_three_planes(
             example.voxels.astype(np.float32),
             example.spacing,
@@ -136,7 +151,7 @@ def _show_examples(examples: dict[str, Example], extra: dict[str, Any]) -> list[
             window=choose_window(example.voxels, hounsfield=example.modality == "CT"),
             contours=_outline(example, names),
         )
-        caption = f"**{kind.capitalize()}: `{example.item}`**, Dice {dice}. Solid: the reader. Dashed: the model. {CONVENTION}"
+        caption = f"**{label}: `{example.item}`**, Dice {dice}. Solid: the reader. Dashed: the model. {CONVENTION}"
         blocks.append(Figure(encode_png(drawn), caption, f"{kind} scan with outlines of reader and model"))
     if not blocks:
         return []
@@ -160,9 +175,12 @@ def _outline(example: Example, names: Sequence[str]) -> list[Contour]:
 
 
 def _show_volumes(rows: pd.DataFrame, extra: dict[str, Any]) -> list[Block]:
-    figures = []
+    figures, few = [], []
     for name, limits in extra["agreement_ml"].items():
         means = rows[rows["label"] == name].groupby("item")[["volume_ml", "true_volume_ml"]].mean()
+        if int((means["true_volume_ml"] > 0).sum()) < _FEWEST:
+            few.append(f"`{name}`")
+            continue
         known = tuple(float("nan") if limits[key] is None else float(limits[key]) for key in ("low", "bias", "high"))
         drawn = draw_agreement(
             means["volume_ml"].to_numpy(), means["true_volume_ml"].to_numpy(), (known[0], known[1], known[2]), title=name
@@ -172,7 +190,10 @@ def _show_volumes(rows: pd.DataFrame, extra: dict[str, Any]) -> list[Block]:
         "Bland and Altman: each point is a scan; between the dashed lines lie about 95 % of differences, if they are normally "
         "distributed and do not grow with the volume."
     )
-    return [Text(text), FigureGrid(figures)] if figures else []
+    shown: list[Block] = [Text(text), FigureGrid(figures)] if figures else []
+    if few:
+        shown.append(Text(f"Not drawn, as fewer than {_FEWEST} tested scans hold it: {', '.join(few)}."))
+    return shown
 
 
 def _show_subsets(measurements: Sequence[Measurement]) -> list[Block]:
@@ -202,7 +223,8 @@ def _part_name(name: str) -> tuple[str, str]:
 
 
 def _state(row: Measurement) -> str:
-    return f"{_round(row.interval.value)} ({_round(row.interval.low)} to {_round(row.interval.high)})"
+    value, low, high = map(_round, (row.interval.value, row.interval.low, row.interval.high))
+    return value if "–" in (low, high) else f"{value} ({low} to {high})"
 
 
 def _round(value: float | None) -> str:

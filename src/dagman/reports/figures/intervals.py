@@ -15,10 +15,14 @@ def draw_intervals(
     *,
     x: str = "",
     reference: float | None = None,
+    limits: tuple[float, float] | None = None,
     title: str = "",
     width: float = HALF_WIDTH,
 ) -> Figure:
-    """Values (value, low, high) of each row in each series, a colour a series; `reference` is a dotted line, such as chance."""
+    """Values (value, low, high) of each row in each series, a colour a series; `reference` is a dotted line, such as chance.
+
+    limits: the ends of the measure's own scale, shown whole; None: what the numbers take.
+    """
     figure = new_figure(width, 0.9 + 0.22 * len(rows) * (len(series) + 1))
     axes = figure.subplots()
     style_axes(axes, x=x, title=title)
@@ -31,8 +35,15 @@ def draw_intervals(
         axes.hlines(y, low, high, color=color, linewidth=1.6)
         axes.plot(value, y, "o", color=color, markersize=4.5, label=name)
         for at, number, end in zip(y, value, high, strict=True):
+            if number != number:
+                continue
             axes.annotate(
-                f"{number:.2f}", (max(end, number), at), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5
+                f"{number:.2f}",
+                (number if end != end else max(end, number), at),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7.5,
             )
     if reference is not None:
         axes.axvline(reference, color=MUTED, linestyle=":", linewidth=1)
@@ -40,6 +51,9 @@ def draw_intervals(
     axes.tick_params(axis="y", labelcolor=INK, length=0)
     axes.set_ylim(len(rows) * span - 1, -1)
     axes.margins(x=0.12)
+    if limits is not None:
+        edge = 0.04 * (limits[1] - limits[0])
+        axes.set_xlim(limits[0] - edge, limits[1] + 2 * edge)
     axes.grid(False, axis="y")
     if len(series) > 1:
         add_legend(figure, axes)
