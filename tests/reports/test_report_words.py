@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from dagman.reports.comparison_report import tabulate_models
 from dagman.reports.figures.survival import draw_survival_calibration
 from dagman.reports.methods import quote_results
-from dagman.reports.names import format_p, name_measure, name_method
+from dagman.reports.names import format_interval, format_p, name_measure, name_method
 from dagman.reports.page import DataTable, Figure, FigureGrid, Section, Text, mark_cell, render_page
 from dagman.reports.provenance import find_option, tabulate_settings
+from dagman.tasks.classification import SMOOTHING
+from dagman.tasks.finetuning import FinetuneSettings
 from dagman.tasks.results import Measurement, Results, Summary, write_summary
-from dagman.tasks.statistics import Interval
+from dagman.tasks.statistics import Interval, bootstrap_interval
 
 _SETTINGS = {
     "folds": 5,
@@ -78,6 +83,47 @@ def test_readers_words_stand_for_keys_and_p_is_never_a_bare_zero():
     assert (name_method("cox"), name_method("new")) == ("Cox, elastic net", "new")
     assert (name_measure("dice:liver"), name_measure("balanced_accuracy")) == ("Dice, liver", "balanced accuracy")
     assert (format_p(0.0), format_p(0.0312), format_p(float("nan"))) == ("< 0.001", "0.031", "–")
+
+
+@pytest.mark.parametrize(
+    ("ends", "sign", "shown"),
+    [
+        ((0.7, 0.6, 0.8), False, "0.700 (0.600 to 0.800)"),
+        ((0.1, -0.2, 0.4), True, "+0.100 (-0.200 to +0.400)"),
+        ((0.7, float("nan"), float("nan")), False, "0.700"),
+        ((float("nan"), float("nan"), float("nan")), False, "–"),
+    ],
+)
+def test_a_value_without_an_interval_stands_alone(ends, sign, shown):
+    assert format_interval(*ends, sign=sign) == shown
+
+
+def test_methods_say_that_too_few_patients_have_no_interval(results):
+    interval = bootstrap_interval(np.mean, np.array([0.2, 0.4]), patients=["a", "b"], draws=10)
+    row = Measurement(name="auc", model="run", method="linear", subset="100%", interval=interval)
+    write_summary(results.path, replace(results.summary, measurements=(row,)))
+    text = quote_results(Results(results.path))[1].text
+    assert "95 % intervals: none (2 patients are too few to resample)." in text
+
+
+def test_fine_tuning_is_told_with_its_smoothing_and_when_it_may_stop(results):
+    row = replace(results.summary.measurements[-1], method="finetune")
+    write_summary(results.path, replace(results.summary, measurements=(row,)))
+    path = results.path / "command.json"
+    command = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(command | {"settings": _SETTINGS | {"finetuning": asdict(FinetuneSettings())}}), encoding="utf-8")
+    text = quote_results(Results(results.path))[1].text
+    assert f"labels smoothed by {SMOOTHING:g}" in text
+    assert "after 6 epochs without a better one it stopped, in the later half alone" in text
+
+
+def test_many_models_are_rows_and_few_are_columns(results):
+    row = results.summary.measurements[-1]
+    for count, headings in ((2, ["m0", "m1"]), (6, ["AUC"])):
+        measurements = tuple(replace(row, model=f"m{n}") for n in range(count))
+        (table,) = tabulate_models(replace(results.summary, measurements=measurements))
+        assert list(table.columns[3:]) == headings
+        assert sum("0.700 (0.600 to 0.800)" in map(str, line) for line in table.rows) == (1 if count == 2 else 6)
 
 
 def test_small_pictures_can_be_enlarged_and_stand_closer():

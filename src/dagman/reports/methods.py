@@ -11,6 +11,7 @@ from typing import Any
 from dagman.reports.page import Block, Text
 from dagman.reports.provenance import name_software
 from dagman.settings import Settings
+from dagman.tasks.classification import SMOOTHING
 from dagman.tasks.cox import MIXING
 from dagman.tasks.outcome import CLINICAL
 from dagman.tasks.results import Results
@@ -90,27 +91,28 @@ def _tell_classification(results: Results, settings: Mapping[str, Any]) -> list[
     if {"linear", "knn"} & methods:
         told.append(_POOLED)
     if "linear" in methods:
-        told.append(
-            "The linear probe is a logistic regression with an L2 penalty on standardised features; the penalty was chosen by "
-            "log loss in an inner cross-validation by patient."
-        )
+        told.append(f"The linear probe is a logistic regression with an L2 penalty on standardised features; {_CHOSEN}.")
     if "knn" in methods:
         told.append(
             "k-NN weighs the 20 nearest training items by exp(cosine / 0.07) of standardised features (Wu et al., CVPR 2018)."
         )
     if "finetune" in methods:
-        told.append(_tell_finetuning(settings["finetuning"], "cross-entropy with class weights"))
+        fit = "the linear probe"
+        told.append(
+            _tell_finetuning(settings["finetuning"], f"cross-entropy with class weights and labels smoothed by {SMOOTHING:g}", fit)
+        )
     return told
 
 
 def _tell_response(results: Results, settings: Mapping[str, Any]) -> list[str]:
     extra = results.summary.extra
     counts = ", ".join(f"{count} `{name}`" for name, count in extra["counts"].items())
+    beside = "; beside clinical columns the penalty alone" if _has_clinical(results) else ""
     reduced = f", and beside clinical columns reduced to at most {COMPONENTS} principal components"
     return [
         f"The response of {extra['patients']} patients ({counts}) was predicted. {_POOLED} They were averaged over the items of a "
         f"patient{reduced if _has_clinical(results) else ''}. {_tell_clinical(results)}The model is a logistic regression with an "
-        "L2 penalty chosen by log loss in an inner cross-validation by patient."
+        f"L2 penalty; {_CHOSEN}{beside}."
     ]
 
 
@@ -128,7 +130,7 @@ def _tell_outcome(results: Results, settings: Mapping[str, Any]) -> list[str]:
     if "forest" in methods:
         told.append(f"Random survival forests have {TREES} trees.")
     if "finetune" in methods:
-        told.append(_tell_finetuning(settings["finetuning"], "Cox's partial likelihood"))
+        told.append(_tell_finetuning(settings["finetuning"], "Cox's partial likelihood", "the fit to frozen features"))
     told.append(
         "Risk groups were cut at the median risk of the training patients. Concordance (Harrell, Uno) compares pairs within a fold."
     )
@@ -141,7 +143,8 @@ def _tell_segmentation(results: Results, settings: Mapping[str, Any]) -> list[st
     mirror = ", and averaged over mirrored windows" if settings["mirror"] else ""
     return [
         f"{', '.join(f'`{name}`' for name in classes)} were segmented in {extra['scans']} scans of {extra['patients']} patients by "
-        "the encoder with a decoder shaped like SwinUNETR's, trained from scratch with Dice and cross-entropy for "
+        "the encoder with a decoder shaped like SwinUNETR's, trained from scratch (its last bias the logarithm of the classes' "
+        "shares of the training voxels) with Dice and cross-entropy for "
         f"{steps} of {settings['batch']} crops ({FOREGROUND:.0%} of them around a structure) with AdamW (learning rate "
         f"{settings['rate']:g}, factor {settings['layer_decay']:g} from layer to layer of a pretrained encoder downwards).",
         f"Whole scans were predicted in half-overlapping windows blended by Gaussians{mirror}, and scored on the masks' own grids; "
@@ -160,11 +163,13 @@ def _tell_clustering(results: Results, settings: Mapping[str, Any]) -> list[str]
     ]
 
 
-def _tell_finetuning(finetuning: Mapping[str, Any], loss: str) -> str:
+def _tell_finetuning(finetuning: Mapping[str, Any], loss: str, start: str) -> str:
     return (
-        f"Fine-tuning began at the linear probe and ran for at most {finetuning['epochs']} epochs of AdamW (learning rate "
-        f"{finetuning['rate']:g}, factor {finetuning['layer_decay']:g} from layer to layer downwards) on {loss}, and stopped by an "
-        "inner split of patients."
+        f"Fine-tuning began at {start} and ran for at most {finetuning['epochs']} epochs of AdamW (learning rate "
+        f"{finetuning['rate']:g}, factor {finetuning['layer_decay']:g} from layer to layer of a pretrained encoder downwards) on "
+        f"{loss}. The epoch with the least loss on patients held out of the training (the table's own validation part, or an inner "
+        f"split) was kept, the start among them; after {finetuning['patience']} epochs without a better one it stopped, in the "
+        "later half alone."
     )
 
 
@@ -196,10 +201,16 @@ def _tell_splits(results: Results, settings: Mapping[str, Any]) -> list[str]:
 
 def _tell_statistics(results: Results) -> list[str]:
     summary = results.summary
-    told = [f"95 % intervals: {how}." for how in _distinct([row.interval.how for row in summary.measurements][:1])]
+    hows = [row.interval.how for row in summary.measurements]
+    resampled = [how for how in hows if "bootstrap" in how or how == "DeLong"]
+    told = [f"95 % intervals: {how}." for how in resampled[:1]]
+    if hows and not resampled:
+        told.append(f"95 % intervals: none ({hows[0].removeprefix('no interval: ')}).")
     if summary.comparisons:
-        hows = " and ".join(_distinct([row.difference.how for row in summary.comparisons]))
-        told.append(f"{len(summary.comparisons)} paired differences were tested ({hows}); p was corrected by Holm.")
+        named = " and ".join(_distinct([row.difference.how for row in summary.comparisons]))
+        count = len(summary.comparisons)
+        several = f"{count} paired differences were tested ({named}); p was corrected by Holm."
+        told.append(several if count > 1 else f"One paired difference was tested ({named}).")
     return told
 
 
@@ -222,6 +233,10 @@ def _show(value: float | str) -> str:
 _POOLED = (
     "Features of a network are the mean, standard deviation and maximum of each of its four stages inside the structure, or over "
     "the scan where there is none."
+)
+_CHOSEN = (
+    "the penalty, and how many of the stages of a network it reads (the first one, two, three or all four), were chosen together "
+    "by log loss in an inner cross-validation by patient"
 )
 _REDUCED = (
     f"They were averaged over the items of a patient, standardised, and reduced to at most {COMPONENTS} principal components of "

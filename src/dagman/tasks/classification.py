@@ -37,7 +37,7 @@ from dagman.tasks.subsets import Subset, list_subsets
 
 METHODS = ("linear", "knn", "finetune")
 _PROBES = ("linear", "knn")
-_SMOOTHING = 0.1
+SMOOTHING = 0.1
 """Of labels in fine-tuning: a network soon knows a few dozen items by heart, and its certainty would stop it too early."""
 Floats = NDArray[np.float64]
 
@@ -298,7 +298,7 @@ def _fit_network(
 
     def measure_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(
-            outputs.float(), targets, weight=weights.to(outputs.device), label_smoothing=_SMOOTHING
+            outputs.float(), targets, weight=weights.to(outputs.device), label_smoothing=SMOOTHING
         )
 
     return finetune(
