@@ -200,6 +200,10 @@ def draw_scale_bar(axes: Axes, extent: float) -> None:
 def add_color_bar(figure: Figure, panels: Sequence[Axes], overlay: Overlay) -> None:
     """The colour bar of an overlay beside its panels."""
     bar = figure.colorbar(ScalarMappable(overlay.norm, overlay.colors), ax=list(panels), shrink=0.85, pad=0.01, aspect=18)
+    negative = bool(np.any(overlay.values < 0))
+    if not negative and (overlay.norm.vmin or 0.0) < 0:
+        # Colours reach as far below 1 as above it, shares do not.
+        bar.ax.set_ylim(bottom=0)
     bar.set_label(overlay.label, fontsize=8, color=MUTED)
     bar.ax.tick_params(labelsize=8, colors=MUTED)
     bar.outline.set_visible(False)
