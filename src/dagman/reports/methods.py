@@ -140,13 +140,14 @@ def _tell_outcome(results: Results, settings: Mapping[str, Any]) -> list[str]:
 def _tell_segmentation(results: Results, settings: Mapping[str, Any]) -> list[str]:
     extra, classes = results.summary.extra, results.summary.classes
     steps = f"{settings['steps']} steps" if settings["steps"] else "the default number of steps"
+    rate = f"learning rate {settings['rate']:g}" if settings["rate"] else "the default learning rate"
     mirror = ", and averaged over mirrored windows" if settings["mirror"] else ""
     return [
         f"{', '.join(f'`{name}`' for name in classes)} were segmented in {extra['scans']} scans of {extra['patients']} patients by "
         "the encoder with a decoder shaped like SwinUNETR's, trained from scratch (its last bias the logarithm of the classes' "
         "shares of the training voxels) with Dice and cross-entropy for "
-        f"{steps} of {settings['batch']} crops ({FOREGROUND:.0%} of them around a structure) with AdamW (learning rate "
-        f"{settings['rate']:g}, factor {settings['layer_decay']:g} from layer to layer of a pretrained encoder downwards).",
+        f"{steps} of {settings['batch']} crops ({FOREGROUND:.0%} of them around a structure) with AdamW ({rate}, "
+        f"factor {settings['layer_decay']:g} from layer to layer of a pretrained encoder downwards).",
         f"Whole scans were predicted in half-overlapping windows blended by Gaussians{mirror}, and scored on the masks' own grids; "
         f"surface Dice at a tolerance of {extra['tolerance_mm']:g} mm.",
     ]
