@@ -103,7 +103,9 @@ def test_methods_say_that_too_few_patients_have_no_interval(results):
     row = Measurement(name="auc", model="run", method="linear", subset="100%", interval=interval)
     write_summary(results.path, replace(results.summary, measurements=(row,)))
     text = quote_results(Results(results.path))[1].text
-    assert "95 % intervals: none (2 patients are too few to resample)." in text
+    why = interval.how.partition("no interval: ")[2]
+    assert why
+    assert f"95 % intervals: none ({why})." in text
 
 
 def test_fine_tuning_is_told_with_its_smoothing_and_when_it_may_stop(results):

@@ -91,12 +91,16 @@ def _tabulate(measurements: Sequence[Measurement]) -> list[Block]:
     text = (
         "Dice and surface Dice: 0 is nothing, 1 is perfect. HD95: the distance in mm that 95 % of both surfaces keep to one "
         "another, median over scans. Lesions found: share of the reader's connected parts that the prediction touches; false "
-        f"positives are parts that touch none. 95 % intervals: {how.replace('no interval: ', 'none, as ')}."
+        f"positives are parts that touch none. 95 % intervals: {how.replace('no interval: ', 'none, ')}."
     )
     absent = [structure for *_, structure in keys if structure and not _is_scored(measurements, structure)]
     if absent:
         text += f" No tested scan holds {', '.join(f'`{name}`' for name in dict.fromkeys(absent))}."
-    return [DataTable(["model", "labels", "structure", *MEASURES.values()], rows), Text(text)]
+    columns = ["model", "labels", "structure", *MEASURES.values()]
+    if not any(structure for *_, structure in keys):
+        # A lone structure needs no column, and the page is narrow.
+        columns, rows = [columns[0], columns[1], *columns[3:]], [[row[0], row[1], *row[3:]] for row in rows]
+    return [DataTable(columns, rows), Text(text)]
 
 
 def _is_scored(measurements: Sequence[Measurement], structure: str) -> bool:
