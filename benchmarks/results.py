@@ -64,7 +64,7 @@ def list_commands(data: Path, pretrained: Path) -> dict[str, list[str]]:
         "tumours": ["compare", "segment", run, FRESH, sarcoma, "--folds", "5", "--steps", "100"],
         "structures": ["compare", "cluster", run, FRESH, "pixels", "structures.csv", "--label", "kind"],
         "organs": [
-            *("segment", run, "organs.csv", "--labels", ORGANS, "--steps", "150"),
+            *("segment", run, "organs.csv", "--labels", ORGANS, "--spacing", "6", "--side", "32", "--steps", "600"),
             *("--note", "labels are of TotalSegmentator models, not of readers"),
         ],
     }
