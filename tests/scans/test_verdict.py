@@ -56,6 +56,30 @@ def test_raw_values_are_noticed_behind_padding():
     assert "looks like raw values, 1024 too high" in verdict.reason
 
 
+@pytest.mark.parametrize("modality", [None, "CT"])
+def test_hu_with_the_sign_flipped_are_refused(modality):
+    chest = np.concatenate([LUNG, SOFT[:, :, :20]])
+    chest[:4, :4] = 1000 * rng().random((4, 4, 20))
+    chest[-4:] = -1024
+    assert judge_scan(scan_of(chest, modality)).accepted
+    refused = judge_scan(scan_of(-chest, modality))
+    assert not refused.accepted
+    assert "looks like HU with the sign flipped" in refused.reason
+    assert refused.reason.endswith("air at the high end): multiply by -1")
+
+
+def test_mr_up_to_a_thousand_is_not_called_flipped():
+    mr = np.concatenate([rng().normal(780, 40, (10, 20, 20)), rng().normal(200, 60, (10, 20, 20))]).clip(0, 1082).round()
+    assert not measure_hu(mr).looks_negated
+    assert "--modality mr" in judge_scan(scan_of(mr)).reason
+
+
+def test_a_crop_of_bone_or_metal_without_air_is_not_called_flipped():
+    bone = np.concatenate([rng().normal(1100, 250, (10, 20, 20)), SOFT[:, :, :20]]).round()
+    assert not measure_hu(bone).looks_negated
+    assert judge_scan(scan_of(bone, "CT")).accepted
+
+
 def test_a_crop_inside_one_organ_needs_a_tag_or_a_word():
     liver = rng().normal(60, 25, (20, 20, 20)).round()
     assert not judge_scan(scan_of(liver)).accepted

@@ -19,6 +19,9 @@ LOWEST_HU = -1024
 _HIGHEST_HU = 65535
 """More than any scanner's numbers can hold; metal reaches 30000."""
 
+_HIGHEST_NEGATED = 1100
+"""Air with its noise, sign flipped."""
+
 _SMALLEST_MM, _LARGEST_MM = 5.0, 5000.0
 """Longest edge of a scan: less than any crop of a patient, more than any table's travel."""
 
@@ -31,7 +34,8 @@ class HuEvidence:
     """What speaks for Hounsfield units; each share is of all voxels.
 
     air: below -300 HU (air, lung). fat: -200 to -20. soft tissue: -200 to 300. negative: -1000 to -30 (padding left out).
-    raw tissue: 900 to 1180, among voxels of 200 and more: where tissue lies when 1024 was never subtracted.
+    raw tissue: 900 to 1180, among voxels of 200 and more: where tissue lies when 1024 was never subtracted. lowest: -700 and
+    less; highest: 700 and more.
     """
 
     minimum: float
@@ -41,6 +45,8 @@ class HuEvidence:
     soft_tissue_share: float
     negative_share: float
     raw_tissue_share: float
+    lowest_share: float
+    highest_share: float
 
     @property
     def has_air(self) -> bool:
@@ -58,9 +64,18 @@ class HuEvidence:
         return self.negative_share < 0.001 and self.raw_tissue_share >= 0.3 and self.maximum > 1000
 
     @property
+    def looks_negated(self) -> bool:
+        """Air lies at the high end: much is near +1000, little near -1000, and nothing beyond, as metal and dense bone would be.
+
+        Bone lies at the low end; MR, which ends at 0, is not meant.
+        """
+        air = self.highest_share >= max(0.1, 5 * self.lowest_share) and self.maximum <= _HIGHEST_NEGATED
+        return air and self.minimum <= -100
+
+    @property
     def is_hu(self) -> bool:
         """Whether the values alone say that this is CT in HU."""
-        return not self.looks_raw and self.maximum <= _HIGHEST_HU and (self.has_air or self.has_tissue)
+        return not (self.looks_raw or self.looks_negated) and self.maximum <= _HIGHEST_HU and (self.has_air or self.has_tissue)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +104,8 @@ def judge_scan(scan: Scan) -> Verdict:
     if scan.modality == "MR":
         return Verdict(accepted=True, notes=notes)
     # A tag or a user that says CT needs less proof: a crop inside one organ holds neither air nor fat.
-    plausible = evidence.is_hu or (not evidence.looks_raw and evidence.minimum < 0 and evidence.soft_tissue_share >= 0.5)
+    wrong = evidence.looks_raw or evidence.looks_negated
+    plausible = evidence.is_hu or (not wrong and evidence.minimum < 0 and evidence.soft_tissue_share >= 0.5)
     if scan.modality == "CT" and plausible and evidence.maximum - evidence.minimum >= 50:
         return Verdict(accepted=True, notes=notes, evidence=evidence)
     return Verdict(accepted=False, reason=_explain(scan, evidence), notes=notes, evidence=evidence)
@@ -114,6 +130,8 @@ def measure_hu(voxels: NDArray) -> HuEvidence:
         soft_tissue_share=_share(some, -200, 300),
         negative_share=_share(some, -1000, -30),
         raw_tissue_share=_share(some, 900, 1180) * some.size / bright if bright else 0.0,
+        lowest_share=float(np.mean(some <= -700)),
+        highest_share=float(np.mean(some >= 700)),
     )
 
 
@@ -146,6 +164,8 @@ def _explain(scan: Scan, evidence: HuEvidence) -> str:
     if evidence.looks_raw:
         advice = "subtract 1024, or convert with the rescale intercept"
         return f"looks like raw values, 1024 too high ({found}, tissue near 1024): {advice}"
+    if evidence.looks_negated:
+        return f"looks like HU with the sign flipped ({found}, air at the high end): multiply by -1"
     if scan.voxels.dtype == np.int16 and evidence.minimum >= 0 and len(np.unique(scan.voxels)) <= 150 and evidence.maximum < 150:
         return f"no HU range ({found}, whole numbers only): looks like a label map; give it as a mask, not as a scan"
     if evidence.maximum - evidence.minimum < 50:
