@@ -2,7 +2,8 @@
 
 Every number comes from a `dagman` command that the page shows; the same call repeated goes on where it stopped.
 DATA has the layout of shared/data/README.md (lidc-nodules, sarcoma-ct, organs, other-ct, chest-dicom, dicom-quirks).
-Needs the extras monai, survival and cluster; about three hours on one core.
+Needs the extras monai, survival and cluster; about three hours on one core. Where there is a GPU (or a run of the name
+`pretrained-small` in WORK already, from a machine that has one) tasks 1, 3, 4, 5 and 7 have rows for a `small` encoder too.
 Example: python benchmarks/results.py ../shared/data --work out/results
 One part alone: python benchmarks/results.py ../shared/data --work out/results --only tumours; the page alone: --only page
 """
@@ -24,12 +25,14 @@ import numpy as np
 import pandas as pd
 from results_page import write_page
 
+from dagman.devices import choose_device
 from dagman.records.files import write_json
 from dagman.tasks.segmentation_metrics import measure_dice
 
 SETS = ("chest-dicom", "lidc-nodules", "organs", "other-ct", "sarcoma-ct", "dicom-quirks")
-STEPS = 1000
-FRESH = "scratch:tiny"
+STEPS, GPU_STEPS = 1000, 2100
+FRESH, GPU_FRESH = "scratch:tiny", "scratch:small"
+GPU_RUN = "pretrained-small"
 CLINICAL = "age,grade,tumour_ml"
 ORGANS = "colon=20,liver=5,small_bowel=18,urinary_bladder=21,autochthon_left=86,autochthon_right=87,aorta=52"
 """The six largest of the body's scan, and the one that the other scan has too, to be tested on."""
@@ -45,13 +48,15 @@ KINDS = {
 
 
 def list_commands(data: Path, pretrained: Path) -> dict[str, list[str]]:
-    """Each part's command, without `dagman` and --out."""
+    """Each part's command, without `dagman` and --out; with a run of a GPU beside `pretrained`, frozen tasks have its rows too."""
     run, nodules, sarcoma = str(pretrained), str(data / "lidc-nodules/table.csv"), str(data / "sarcoma-ct/table.csv")
     shares = ["--folds", "5", "--shares", "25,50,100"]
-    outcome = ["compare", "outcome", run, FRESH, "radiomics:size", sarcoma, "--clinical", CLINICAL, "--repeats", "10"]
+    large = pretrained.with_name(GPU_RUN)
+    frozen = [run, FRESH, *([str(large), GPU_FRESH] if large.is_dir() else [])]
+    outcome = ["compare", "outcome", *frozen, "radiomics:size", sarcoma, "--clinical", CLINICAL, "--repeats", "10"]
     return {
         "malignancy": [
-            *("compare", "classify", run, FRESH, "radiomics:size", nodules, "--label", "label", "--method", "linear"),
+            *("compare", "classify", *frozen, "radiomics:size", nodules, "--label", "label", "--method", "linear"),
             *(*shares, "--repeats", "10"),
         ],
         "malignancy-finetuned": [
@@ -62,7 +67,7 @@ def list_commands(data: Path, pretrained: Path) -> dict[str, list[str]]:
         "progression": [*outcome, "--time", "progression_days", "--event", "progression_event"],
         "survival": [*outcome, "--time", "survival_days", "--event", "death_event"],
         "tumours": ["compare", "segment", run, FRESH, sarcoma, "--folds", "5", "--steps", "100"],
-        "structures": ["compare", "cluster", run, FRESH, "pixels", "structures.csv", "--label", "kind"],
+        "structures": ["compare", "cluster", *frozen, "pixels", "structures.csv", "--label", "kind"],
         "organs": [
             *("segment", run, "organs.csv", "--labels", ORGANS, "--spacing", "6", "--side", "32", "--steps", "600"),
             *("--note", "labels are of TotalSegmentator models, not of readers"),
@@ -119,28 +124,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, required=True, help="folder for the store, the run and the results")
-    parser.add_argument("--only", action="append", help="a part: pretraining, one of the tasks' names, or page; repeatable")
+    parser.add_argument("--only", action="append", help="a part, or page; repeatable; a name that is none lists them")
     arguments = parser.parse_args()
     data, folder = arguments.data.resolve(), arguments.work.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     pretrained = folder / "pretrained"
     commands = list_commands(data, pretrained)
-    wanted = arguments.only or ["pretraining", *commands, "page"]
-    unknown = sorted(set(wanted) - {"pretraining", *commands, "page"})
+    parts = ["pretraining", *(["pretraining-small"] if choose_device().value != "cpu" else []), *commands, "page"]
+    wanted = arguments.only or parts
+    unknown = sorted(set(wanted) - set(parts))
     if unknown:
-        parser.error(f"there is no part {', '.join(unknown)}; there are pretraining, {', '.join(commands)}, page")
+        parser.error(f"there is no part {', '.join(unknown)}; there are {', '.join(parts)}")
     write_tables(data, folder)
     for part in wanted:
         place = folder / part
+        commands = list_commands(data, pretrained)
         if part == "pretraining":
             call(["prepare", *(str(data / name) for name in SETS), "--out", "store"], folder, part)
-            more = ["--resume"] if pretrained.exists() else []
-            call(
-                ["pretrain", "store", "--out", "pretrained", "--size", "tiny", "--set", f"train.steps={STEPS}", *more],
-                folder, part,
-            )  # fmt: skip
+            pretrain(pretrained, "tiny", STEPS, part)
+        elif part == "pretraining-small":
+            pretrain(folder / GPU_RUN, "small", GPU_STEPS, part)
         elif part == "page":
-            write_page(folder, {name: _shorten(command, data, pretrained) for name, command in commands.items()}, STEPS)
+            write_page(folder, {name: _shorten(command, data, folder) for name, command in commands.items()})
         else:
             call([*commands[part], "--out", str(place)], folder, part)
             if part == "organs":
@@ -149,8 +154,14 @@ def main() -> None:
                 score_organs(data, folder)
 
 
-def _shorten(command: Sequence[str], data: Path, pretrained: Path) -> str:
-    said = [word.replace(str(pretrained), "pretrained").replace(f"{data}{os.sep}", "") for word in command]
+def pretrain(run: Path, size: str, steps: int, part: str) -> None:
+    """Pretrain on WORK's store, or go on."""
+    more = ["--resume"] if run.exists() else []
+    call(["pretrain", "store", "--out", run.name, "--size", size, "--set", f"train.steps={steps}", *more], run.parent, part)
+
+
+def _shorten(command: Sequence[str], data: Path, folder: Path) -> str:
+    said = [word.replace(f"{folder}{os.sep}", "").replace(f"{data}{os.sep}", "") for word in command]
     return "dagman " + shlex.join(said)
 
 

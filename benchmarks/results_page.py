@@ -17,6 +17,8 @@ from dagman.training.run import Run
 PAGE = Path(__file__).parents[1] / "docs/results.md"
 BY_HAND = "## What would have to change"
 WITH_CLINICAL = " + clinical"
+RUNS = {"pretrained": "scratch:tiny", "pretrained-small": "scratch:small"}
+"""Runs, each with the fresh network of its size."""
 PROJECTORS = ("ampd", "aitd", "gitd")
 TITLES = {
     "malignancy": "1. Nodule malignancy: linear probe (`lidc-nodules`, 227 nodules, 172 patients, 57 % malignant)",
@@ -43,19 +45,22 @@ INTRO = """# Results on real data
 Made by `python benchmarks/results.py ../shared/data --work out/results`; every number comes from the command shown above it.
 The scans are public (LIDC-IDRI, Soft-tissue-Sarcoma, TotalSegmentator's examples).
 
-**Read this first.** The encoder is the smallest (`tiny`), pretrained for {steps} steps of 4 views on {scans} CTs on one CPU
-core; the paper's saw {ratio} times as many scans' views. These tables show that the road holds and what such an encoder is
-worth; they say nothing of the method at its own size. Pretraining saw the scans of tasks 3 to 8, unlabelled. The nodules' crops
-(30 mm) are smaller than a view and were not seen; of one of their 172 patients (LIDC-IDRI-0314) the whole scan was.
+**Read this first.** The encoders are small and were pretrained for minutes: {encoders}. These tables show that the road
+holds and what such encoders are worth; they say nothing of the method at its own size. Pretraining saw the scans of tasks 3 to 8,
+unlabelled. The nodules' crops (30 mm) are smaller than a view and were not seen; of one of their 172 patients (LIDC-IDRI-0314)
+the whole scan was.
 
 Intervals: 95 %, BCa bootstrap over patients, of scores averaged over repeats. Differences are paired on the same items; p is
-corrected by Holm for all the comparisons of its table. `scratch:tiny` is the same network with fresh weights.
+corrected by Holm for all the comparisons of its table. `scratch:tiny` is the network of `pretrained` with fresh weights{also}.
 """
 
 
-def write_page(folder: Path, commands: Mapping[str, str], steps: int) -> None:
+def write_page(folder: Path, commands: Mapping[str, str]) -> None:
     """Write docs/results.md from the parts that are there; a part not run yet is named as missing."""
-    parts = [_describe_pretraining(folder, steps)]
+    runs = [Run(folder / name) for name in RUNS if (folder / name).is_dir()]
+    also = ", `scratch:small` that of `pretrained-small`" if len(runs) > 1 else ""
+    parts = [INTRO.format(encoders="; ".join(_describe_encoder(run) for run in runs), also=also).rstrip()]
+    parts += ["\n\n".join(_describe_pretraining(run)) for run in runs]
     for name, title in TITLES.items():
         text = [f"## {title}", f"    {commands[name]}"]
         if not (folder / name / "metrics.json").is_file():
@@ -69,22 +74,33 @@ def write_page(folder: Path, commands: Mapping[str, str], steps: int) -> None:
     write_text(PAGE, "\n\n".join([*parts, BY_HAND]) + by_hand)
 
 
-def _describe_pretraining(folder: Path, steps: int) -> str:
-    run = Run(folder / "pretrained")
+def _describe_encoder(run: Run) -> str:
+    """What it saw, beside the paper's encoder: 800 epochs of pairs of views of 10,412 CTs."""
+    settings = run.settings
     scans = len(json.loads((run.encoder_folder / "config.json").read_text())["scans_seen"])
-    # Paper: 800 epochs of 10,412 CTs; a step here has 4 views.
-    intro = INTRO.format(steps=steps, scans=scans, ratio=f"{800 * 10_412 * 2 / (steps * 4):,.0f}")
-    timing = [json.loads(line) for line in (run.path / "timing.jsonl").read_text().splitlines()]
-    total = sum(row["seconds"] for row in timing)
-    lines = [
-        "## Pretraining",
-        f"    dagman prepare {{chest-dicom,lidc-nodules,organs,other-ct,sarcoma-ct,dicom-quirks}} --out store\n"
-        f"    dagman pretrain store --out pretrained --size tiny --set train.steps={steps}",
-        f"{len(timing)} steps took {total / 60:.0f} minutes, {max(row['memory_gib'] for row in timing):.1f} GiB at the peak, "
-        f"waiting for data {100 * sum(r['waiting_share'] * r['seconds'] for r in timing) / total:.1f} % of the time.",
+    ratio = 800 * 10_412 * 2 / (run.last_step * settings.train.batch)
+    return (
+        f"`{run.path.name}` (size `{settings.size}`, {run.last_step:,} steps of {settings.train.batch} views of {scans} CTs; "
+        f"the paper's saw {ratio:,.0f} times as many views)"
+    )
+
+
+def _describe_pretraining(run: Run) -> list[str]:
+    settings = run.settings
+    total = sum(row["seconds"] for row in run.timings)
+    device = next(line.split(maxsplit=2)[2] for line in run.choices if line.startswith("device "))
+    device = "one CPU core" if "no CUDA device" in device else device.partition(",")[0]
+    waiting = sum(r["waiting_share"] * r["seconds"] for r in run.timings) / total
+    warnings = [f"Warned at step {w['step']}: {w['text']}" for w in run.warnings]
+    return [
+        f"## Pretraining: `{run.path.name}`",
+        "    dagman prepare {chest-dicom,lidc-nodules,organs,other-ct,sarcoma-ct,dicom-quirks} --out store\n"
+        f"    dagman pretrain store --out {run.path.name} --size {settings.size} --set train.steps={settings.train.steps}",
+        f"{run.last_step:,} steps took {total / 60:.0f} minutes on {device}: {run.last_step / total:.1f} a second, "
+        f"{max(row['memory_gib'] for row in run.timings):.1f} GiB at the peak, waiting for data {100 * waiting:.1f} % of the time. "
+        + (" ".join(warnings) or "No monitor warned."),
         _tabulate_monitors(run),
     ]
-    return "\n\n".join([intro.rstrip(), *lines])
 
 
 def _tabulate_monitors(run: Run) -> str:
@@ -118,7 +134,7 @@ def _describe_task(results: Results, names: Sequence[str]) -> list[str]:
     asked = [c for c in results.summary.comparisons if _is_asked(c)]
     if asked:
         text += [
-            "Differences, first less second, that the pretrained encoder is part of (p by Holm counts the others too):",
+            "Differences, first less second, that a pretrained encoder is part of (p by Holm counts the others too):",
             _tabulate(
                 ["method", "labels", "measure", "first", "second", "difference", "p", "p (Holm)"],
                 [_say_difference(c) for c in asked],
@@ -129,10 +145,12 @@ def _describe_task(results: Results, names: Sequence[str]) -> list[str]:
 
 
 def _is_asked(c: Comparison) -> bool:
-    """Differences of the pretrained encoder to a model of the same inputs, or to its own part; others stay in metrics.json."""
+    """Differences of a pretrained encoder to what has the same inputs; of fresh networks its own; others stay in metrics.json."""
     first, second = c.first.removesuffix(WITH_CLINICAL), c.second.removesuffix(WITH_CLINICAL)
     alike = c.first.endswith(WITH_CLINICAL) == c.second.endswith(WITH_CLINICAL)
-    return "pretrained" in (first, second) and (alike or first == second or c.second == "clinical")
+    pair = {first, second}
+    strangers = any(run in pair and pair & (set(RUNS.values()) - {fresh}) for run, fresh in RUNS.items())
+    return bool(pair & set(RUNS)) and not strangers and (alike or first == second or c.second == "clinical")
 
 
 def _describe_organs(folder: Path, results: Results) -> list[str]:

@@ -77,7 +77,7 @@ _SCHEMA = pa.schema(
         ("affine", pa.list_(pa.float64(), 16)),
         ("crop_start", pa.list_(pa.int32(), 3)),
         ("crop_stop", pa.list_(pa.int32(), 3)),
-        ("scale", pa.list_(pa.float64(), 2)),
+        ("scale", pa.list_(pa.float64())),
         ("hu_evidence", pa.string()),
         ("content_hash", pa.string()),
         ("source_hash", pa.string()),
