@@ -3,7 +3,7 @@
 Every number comes from a `dagman` command that the page shows; the same call repeated goes on where it stopped.
 DATA has the layout of shared/data/README.md (lidc-nodules, sarcoma-ct, organs, other-ct, chest-dicom, dicom-quirks).
 Needs the extras monai, survival and cluster; about three hours on one core. Where there is a GPU (or a run of the name
-`pretrained-small` in WORK already, from a machine that has one) tasks 1, 3, 4, 5 and 7 have rows for a `small` encoder too.
+`pretrained-small` in WORK already, from a machine that has one) tasks 1 to 5 and 7 have rows for a `small` encoder too.
 Example: python benchmarks/results.py ../shared/data --work out/results
 One part alone: python benchmarks/results.py ../shared/data --work out/results --only tumours; the page alone: --only page
 """
@@ -48,26 +48,26 @@ KINDS = {
 
 
 def list_commands(data: Path, pretrained: Path) -> dict[str, list[str]]:
-    """Each part's command, without `dagman` and --out; with a run of a GPU beside `pretrained`, frozen tasks have its rows too."""
+    """Each part's command, without `dagman` and --out; a run of a GPU beside `pretrained` has its rows, but for segmentation."""
     run, nodules, sarcoma = str(pretrained), str(data / "lidc-nodules/table.csv"), str(data / "sarcoma-ct/table.csv")
     shares = ["--folds", "5", "--shares", "25,50,100"]
     large = pretrained.with_name(GPU_RUN)
-    frozen = [run, FRESH, *([str(large), GPU_FRESH] if large.is_dir() else [])]
-    outcome = ["compare", "outcome", *frozen, "radiomics:size", sarcoma, "--clinical", CLINICAL, "--repeats", "10"]
+    encoders = [run, FRESH, *([str(large), GPU_FRESH] if large.is_dir() else [])]
+    outcome = ["compare", "outcome", *encoders, "radiomics:size", sarcoma, "--clinical", CLINICAL, "--repeats", "10"]
     return {
         "malignancy": [
-            *("compare", "classify", *frozen, "radiomics:size", nodules, "--label", "label", "--method", "linear"),
+            *("compare", "classify", *encoders, "radiomics:size", nodules, "--label", "label", "--method", "linear"),
             *(*shares, "--repeats", "10"),
         ],
         "malignancy-finetuned": [
-            *("compare", "classify", run, FRESH, nodules, "--label", "label", "--method", "linear,finetune"),
+            *("compare", "classify", *encoders, nodules, "--label", "label", "--method", "linear,finetune"),
             *(*shares, "--repeats", "1", "--crop-mm", "32", "--crop-spacing", "1", "--epochs", "12"),
         ],
         "metastasis": [*outcome, "--label", "lung_metastasis"],
         "progression": [*outcome, "--time", "progression_days", "--event", "progression_event"],
         "survival": [*outcome, "--time", "survival_days", "--event", "death_event"],
-        "tumours": ["compare", "segment", run, FRESH, sarcoma, "--folds", "5", "--steps", "100"],
-        "structures": ["compare", "cluster", *frozen, "pixels", "structures.csv", "--label", "kind"],
+        "tumours": ["compare", "segment", run, FRESH, sarcoma, "--folds", "5", "--steps", "250"],
+        "structures": ["compare", "cluster", *encoders, "pixels", "structures.csv", "--label", "kind"],
         "organs": [
             *("segment", run, "organs.csv", "--labels", ORGANS, "--spacing", "6", "--side", "32", "--steps", "600"),
             *("--note", "labels are of TotalSegmentator models, not of readers"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dagman.encoder.embedding import map_scan, pool_scan
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.pooling import Pooling
-from dagman.encoder.tiling import map_tiles, mark_scan, plan_tiles
+from dagman.encoder.tiling import choose_side, map_tiles, mark_scan, plan_tiles
 from dagman.randomness import generator
 from dagman.scans.affine import Affine
 from dagman.store.preparation import PreparedScan
@@ -46,6 +46,22 @@ def test_tiles_cover_the_scan_on_the_grid_of_the_coarsest_stage(shape: tuple[int
         assert all(b - a <= side - 32 or side == 32 for a, b in pairwise(starts))
         assert tiling.padded[axis] - shape[axis] < max(32, side)
     assert int(mark_scan(tiling).sum()) == np.prod(shape)
+
+
+@given(_SIDES, st.sampled_from([32, 64, 96, 128, 160]))
+def test_tiles_are_as_large_as_reads_the_fewest_voxels(shape: tuple[int, int, int], view: int):
+    def count(side: int) -> int:
+        return len(plan_tiles(shape, side).starts) * side**3
+
+    side = choose_side(shape, view)
+    assert view <= side <= max(view, 128)
+    assert count(side) == min(count(other) for other in range(view, max(view, 128) + 1, 32))
+
+
+def test_a_large_scan_is_read_in_large_tiles_and_a_small_one_in_one_view():
+    assert choose_side((320, 320, 320), 64) == 128
+    assert choose_side((60, 50, 40), 64) == 64
+    assert choose_side((300, 300, 300), 192) == 192
 
 
 @given(st.tuples(*(st.integers(1, 80) for _ in range(3))), st.integers(1, 3))

@@ -20,7 +20,7 @@ from torch import Tensor
 from dagman.encoder.cropping import Crop, choose_crop, cut_structure, cut_surroundings, measure_extent
 from dagman.encoder.encoder import Encoder, ScanLike
 from dagman.encoder.pooling import Pooling, name_columns, pool_features
-from dagman.encoder.tiling import map_tiles, mark_scan, plan_tiles
+from dagman.encoder.tiling import Tiling, choose_side, map_tiles, mark_scan, plan_tiles
 from dagman.errors import ScanError
 from dagman.records.names import suggest_name
 from dagman.scans.affine import Affine
@@ -103,8 +103,8 @@ def list_stage_ends(encoder: Encoder, pooling: Pooling | None = None) -> tuple[i
 
 def pool_scan(encoder: Encoder, prepared: PreparedScan, pooling: Pooling) -> NDArray[np.float32]:
     """The vector (C) of a whole prepared scan; what was padded is left out."""
-    tiling = plan_tiles(prepared.shape, encoder.config.view)
-    return pool_features(_map_prepared(encoder, prepared, pooling.stages), mark_scan(tiling), pooling)
+    tiling = _plan(encoder, prepared)
+    return pool_features(_map_prepared(encoder, prepared, tiling, pooling.stages), mark_scan(tiling), pooling)
 
 
 def pool_crops(encoder: Encoder, crops: Sequence[Crop], pooling: Pooling) -> NDArray[np.float32]:
@@ -127,21 +127,27 @@ def pool_crops(encoder: Encoder, crops: Sequence[Crop], pooling: Pooling) -> NDA
 def map_scan(encoder: Encoder, scan: ScanLike, stages: Sequence[int] = (1, 2, 3, 4)) -> FeatureMaps:
     """Dense features of a whole scan at the encoder's spacing."""
     prepared = encoder.prepare(scan)
-    offset = plan_tiles(prepared.shape, encoder.config.view).offset
-    padded = prepared.affine.crop([-before for before in offset])
+    tiling = _plan(encoder, prepared)
+    padded = prepared.affine.crop([-before for before in tiling.offset])
     strides = [encoder.config.shape.strides[stage - 1] for stage in stages]
     return FeatureMaps(
-        maps=tuple(_map_prepared(encoder, prepared, stages)),
+        maps=tuple(_map_prepared(encoder, prepared, tiling, stages)),
         affines=tuple(padded.rescale((stride,) * 3) for stride in strides),
         stages=tuple(stages),
     )
 
 
-def _map_prepared(encoder: Encoder, prepared: PreparedScan, stages: Sequence[int]) -> list[Float[Tensor, "C x y z"]]:
+def _plan(encoder: Encoder, prepared: PreparedScan) -> Tiling:
+    return plan_tiles(prepared.shape, choose_side(prepared.shape, encoder.config.view))
+
+
+def _map_prepared(
+    encoder: Encoder, prepared: PreparedScan, tiling: Tiling, stages: Sequence[int]
+) -> list[Float[Tensor, "C x y z"]]:
     return map_tiles(
         lambda tiles: encoder.features(tiles, modality=prepared.modality, stages=stages),
         prepared.voxels,
-        plan_tiles(prepared.shape, encoder.config.view),
+        tiling,
         fill=encoder.pad_value(prepared.modality),
         batch=encoder.batch,
     )

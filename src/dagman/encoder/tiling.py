@@ -24,6 +24,8 @@ ALIGNMENT = 32
 """Voxels along a token of x4."""
 OVERLAP = 0.25
 """Least share of a tile's side that the next one covers too; tiles of 128 overlap by 32 voxels, tiles of 64 and 96 by 32."""
+LARGEST = 128
+"""Voxels along a side of the largest tile that features are read from, unless a view is larger."""
 SPREAD = 1 / 8
 """Standard deviation of the Gaussian, in sides of a tile (nnU-Net's)."""
 LEAST_WEIGHT = 1e-3
@@ -62,6 +64,15 @@ def plan_tiles(shape: Sequence[int], side: int) -> Tiling:
         side=side,
         starts=tuple(itertools.product(*axes)),
     )
+
+
+def choose_side(shape: Sequence[int], view: int) -> int:
+    """The side of tiles, from that of a view to 128 voxels, that puts the fewest voxels of a scan of `shape` through a network.
+
+    Neighbours share 32 voxels at least: in a large scan tiles of 64 read each voxel eight times, tiles of 128 2.4 times.
+    """
+    sides = range(view, max(view, LARGEST) + 1, ALIGNMENT)
+    return min(sides, key=lambda side: len(plan_tiles(shape, side).starts) * side**3)
 
 
 def map_tiles(
