@@ -107,6 +107,19 @@ def test_rows_of_one_scan_are_joined_and_named_by_their_label(tmp_path):
     assert any("one structure" in note for note in data.notes)
 
 
+def test_a_split_is_taken_from_the_column_that_is_named(tmp_path):
+    for name in ("a.nii.gz", "b.nii.gz"):
+        touch(tmp_path / name)
+    rows = "scan,mask,patient,split,site\na.nii.gz,b.nii.gz,p,train,test\nb.nii.gz,a.nii.gz,q,test,train\n"
+    path = write_table(tmp_path, rows)
+    for column, parts in (("split", ["train", "test"]), ("site", ["test", "train"])):
+        splits = read_labelled_scans(path, split=column).splits
+        assert splits is not None
+        assert splits.tolist() == parts
+    with pytest.raises(TableError, match=r"a dataset.json has no column 'site'. Leave --split out"):
+        read_labelled_scans(write_decathlon(tmp_path), split="site")
+
+
 def test_structures_that_are_named_come_first(tmp_path):
     path = write_decathlon(tmp_path)
     assert read_labelled_scans(path, labels="both=1+2").structures == (Structure(name="both", values=(1, 2)),)

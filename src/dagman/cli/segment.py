@@ -38,6 +38,7 @@ def run_segmentation(
     mirror: Annotated[bool, typer.Option("--mirror", help="Mirror crops in training and windows in testing.")] = False,
     tolerance: Annotated[float, typer.Option(help="Of the surface Dice, in mm.")] = 2.0,
     patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
+    split: Annotated[str, typer.Option(help="The table's column of train, val, test, if it has one.")] = "split",
     note: Annotated[
         list[str] | None, typer.Option(help="A sentence for the report, such as who drew the labels; repeatable.")
     ] = None,
@@ -75,7 +76,7 @@ def run_segmentation(
         device=device,
         notes=tuple(note or ()),
     )
-    data = read_labelled_scans(table, labels=labels, mask_label=mask_label, patient=patient)
+    data = read_labelled_scans(table, labels=labels, mask_label=mask_label, patient=patient, split=split)
     tune_allocator()
     console = Console(stderr=as_json, soft_wrap=True, highlight=False)
     with console.status("reading") as status:

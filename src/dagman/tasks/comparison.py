@@ -121,7 +121,13 @@ def _cluster(request: ComparisonRequest, tell: Tell | None) -> Results:
 
 
 def _segment(request: ComparisonRequest, tell: Tell | None) -> Results:
-    data = read_labelled_scans(request.table, labels=request.labels, mask_label=request.mask_label, patient=request.patient)
+    data = read_labelled_scans(
+        request.table,
+        labels=request.labels,
+        mask_label=request.mask_label,
+        patient=request.patient,
+        split=request.split or "split",
+    )
     settings = SegmentationSettings(**_choose(request, *_SPLITS, "steps"))
     return segment_scans(request.models, data, request.out, settings, on_part=tell)
 
@@ -129,7 +135,7 @@ def _segment(request: ComparisonRequest, tell: Tell | None) -> Results:
 TASKS: Mapping[str, tuple[Callable[[ComparisonRequest, Tell | None], Results], tuple[str, ...]]] = {
     "classify": (_classify, (*_ITEMS, *_SPLITS, "label", "split", "methods", "epochs")),
     "outcome": (_predict_outcome, (*_ITEMS, *_SPLITS, "label", "time", "event", "clinical", "split", "methods", "epochs")),
-    "segment": (_segment, (*_ALWAYS, *_SPLITS, "labels", "steps")),
+    "segment": (_segment, (*_ALWAYS, *_SPLITS, "labels", "split", "steps")),
     "cluster": (_cluster, (*_ITEMS, "label")),
 }
 """Each task, and the fields of a request that it uses."""

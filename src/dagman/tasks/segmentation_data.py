@@ -43,12 +43,18 @@ class LabelledScans:
 
 
 def read_labelled_scans(
-    path: str | Path, *, labels: str | None = None, mask_label: int | None = None, patient: str = "patient"
+    path: str | Path,
+    *,
+    labels: str | None = None,
+    mask_label: int | None = None,
+    patient: str = "patient",
+    split: str = "split",
 ) -> LabelledScans:
     """Read a table (CSV, Parquet), a dataset.json, or a folder that holds one.
 
     labels: structures and their values, such as "liver=5,kidneys=7+8". mask_label: the one value that counts. Without either:
-    the file's own structures, else every value found in the masks. patient: the table's column.
+    the file's own structures, else every value found in the masks. patient, split: the table's columns; `split` is used where it
+    exists.
 
     Raises TableError, one line: files that are absent (all at once), several channels, labels that cannot be meant.
     """
@@ -60,7 +66,11 @@ def read_labelled_scans(
         given = (Structure(name=f"label {mask_label}", values=(_check_value(mask_label, path),)),)
     if path.is_dir():
         path = path / "dataset.json"
-    data = _read_dataset(path) if path.suffix.lower() == ".json" else _read_rows(path, patient)
+    listed = path.suffix.lower() == ".json"
+    if listed and split != "split":
+        do = "Leave --split out: cases with a label under 'test' (labelsTs in nnU-Net's layout) are the test part"
+        raise TableError(f"a dataset.json has no column '{split}'", where=path, do=do)
+    data = _read_dataset(path) if listed else _read_rows(path, patient, split)
     return replace(data, structures=given) if given else data
 
 
@@ -82,8 +92,8 @@ def parse_structures(text: str) -> tuple[Structure, ...]:
     return tuple(structures)
 
 
-def _read_rows(path: Path, patient: str) -> LabelledScans:
-    table = read_table(path, patient=patient)
+def _read_rows(path: Path, patient: str, split: str) -> LabelledScans:
+    table = read_table(path, patient=patient, split=split)
     if "mask" not in table.columns:
         raise TableError("has no column 'mask'", where=path, do="Name each scan's label map in a column 'mask'")
     masks: dict[Path, set[Path | None]] = {}
