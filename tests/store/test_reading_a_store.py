@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from dagman.errors import StoreError
 from dagman.scans.reading import read_scan
 from dagman.store.format import locate_scan, open_voxels, pack_voxels
-from dagman.store.manifest import Store
+from dagman.store.manifest import ManifestRow, Store
 from dagman.store.preparation import Preparation, prepare_scan
 from dagman.store.verification import Finding, verify_store
 from dagman.store.writer import prepare_store
@@ -161,13 +163,58 @@ def test_a_damaged_manifest_is_named_and_made_again_from_the_journal(store, coho
     rows = store.rows
     manifest = store.path / "manifest.parquet"
     manifest.write_bytes(b"damaged")
-    with pytest.raises(StoreError, match=r"manifest\.parquet: cannot be read\. Delete it and run dagman prepare again"):
+    with pytest.raises(StoreError, match=r"manifest\.parquet: cannot be read \(ArrowInvalid: ") as caught:
         _ = Store(store.path).rows
+    cause = "Could not open Parquet input source 'manifest.parquet': Parquet file size is 7 bytes"
+    assert cause in caught.value.what
+    assert caught.value.do == "Delete it and run dagman prepare again; the journal holds its rows"
     manifest.unlink()
     assert Store(store.path).rows == rows
     prepare_store(cohort, store.path, workers=1)
     assert Store(store.path).rows == rows
     assert manifest.exists()
+
+
+def test_an_error_of_another_library_is_named_by_its_first_line(store, monkeypatch):
+    def refuse(path):
+        raise pa.ArrowInvalid("Expected all lists to be of size=2 but index 2 had size=0\nIn parquet, line 3")
+
+    monkeypatch.setattr(pq, "read_table", refuse)
+    with pytest.raises(StoreError) as caught:
+        _ = store.rows
+    assert str(caught.value) == (
+        f"{store.path / 'manifest.parquet'}: cannot be read "
+        "(ArrowInvalid: Expected all lists to be of size=2 but index 2 had size=0). "
+        "Delete it and run dagman prepare again; the journal holds its rows."
+    )
+
+
+def test_a_manifest_of_fixed_size_scales_as_once_written_is_read_and_added_to(store, nifti_of, trunk, tmp_path):
+    mr = trunk(7).astype(np.float32) + 2000
+    prepare_store(nifti_of(tmp_path / "mr.nii.gz", mr), store.path, workers=1, modality="mr")
+    rows = Store(store.path).rows
+    assert sorted(row.scale is None for row in rows) == [False, True, True, True, True, True]
+    path = store.path / "manifest.parquet"
+    table = pq.read_table(path)
+    place = table.schema.get_field_index("scale")
+    fixed = pa.array(table["scale"].to_pylist(), pa.list_(pa.float64(), 2))
+    pq.write_table(table.set_column(place, pa.field("scale", fixed.type), fixed), path)
+    (store.path / "journal.jsonl").unlink()
+
+    assert Store(store.path).rows == rows
+    prepare_store(nifti_of(tmp_path / "new.nii.gz", trunk(8)), store.path, workers=1)
+    again = Store(store.path)
+    assert len(again) == 7
+    assert all(row in again.rows for row in rows)
+    assert pq.read_schema(path).field("scale").type == pa.list_(pa.float64())
+    assert verify_store(again) == []
+
+
+def test_no_column_that_may_be_empty_has_a_fixed_size(store):
+    optional = {one.name for one in fields(ManifestRow) if "None" in str(one.type)}
+    assert {"scale", "hu_evidence"} <= optional
+    schema = pq.read_schema(store.path / "manifest.parquet")
+    assert [name for name in optional if pa.types.is_fixed_size_list(schema.field(name).type)] == []
 
 
 def test_the_manifest_alone_is_enough(store):

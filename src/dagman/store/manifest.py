@@ -67,6 +67,7 @@ class ManifestRow:
         return cls(**values)
 
 
+# A list that may be null has no fixed size here: some releases of pyarrow write such a column and cannot read it again.
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -107,11 +108,17 @@ def read_manifest(store: Path) -> dict[str, ManifestRow]:
                 rows[value["id"]] = ManifestRow.from_json({**value, "hu_evidence": evidence})
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             do = "Delete it and run dagman prepare again; the journal holds its rows"
-            raise StoreError("cannot be read", where=path, do=do) from error
+            raise StoreError(f"cannot be read ({_name_cause(error, path)})", where=path, do=do) from error
     for value in read_rows(store / "journal.jsonl"):
         if "checksum" in value:
             rows[value["id"]] = ManifestRow.from_json(value)
     return dict(sorted(rows.items()))
+
+
+def _name_cause(error: Exception, path: Path) -> str:
+    """The first line of another library's error, without the folder that the message carries already."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first}".removesuffix(": ").replace(str(path), path.name)
 
 
 class Store:
