@@ -13,8 +13,21 @@ import pytest
 import SimpleITK
 
 from dagman.store.manifest import Store
+from dagman.store.verification import verify_store
 
 pytestmark = pytest.mark.journey
+
+HELD = """
+import sys
+from dagman.store.writer import Progress, prepare_store
+
+def hold(event):
+    if isinstance(event, Progress) and event.done == 1:
+        print("one is done", flush=True)
+        sys.stdin.readline()
+
+print(prepare_store(sys.argv[1], sys.argv[2], workers=1, on_event=hold).kept)
+"""
 
 
 def run_dagman(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -94,6 +107,22 @@ def test_a_mistake_is_one_line(scans, tmp_path, arguments, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_second_preparation_of_one_store_is_refused_and_the_first_is_whole(scans, tmp_path):
+    out = tmp_path / "store"
+    command = [sys.executable, "-c", HELD, str(scans), str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "one is done\n"
+        second = run_dagman("prepare", scans, "--out", out, "--workers", 1)
+        said, _ = first.communicate("go on\n")
+    assert second.returncode == 2
+    assert second.stderr.strip() == (
+        f"dagman: {out}: process {first.pid} is writing here. Wait until it ends, or choose another folder."
+    )
+    assert (first.returncode, said) == (0, "3\n")
+    assert verify_store(Store(out)) == []
+    assert not (out / "staging").exists()
 
 
 def test_a_real_nifti_and_its_dicom_series_give_the_same_store(shared_data, tmp_path):

@@ -254,6 +254,22 @@ def test_a_store_made_otherwise_is_refused(cohort, tmp_path):
         prepare_store(cohort, tmp_path / "store", Preparation(spacing=3), workers=1)
 
 
+def test_a_store_that_another_process_made_otherwise_in_the_meantime_is_refused(cohort, tmp_path, monkeypatch):
+    import dagman.store.writer as writer
+
+    find = writer.find_series
+
+    def find_slowly(paths, modality):
+        monkeypatch.setattr(writer, "find_series", find)
+        prepare_store(cohort / "p1", tmp_path / "store", Preparation(spacing=3), workers=1)
+        return find(paths, modality=modality)
+
+    monkeypatch.setattr(writer, "find_series", find_slowly)
+    with pytest.raises(StoreError, match=r"was prepared with spacing 3\.0 \(not 2\.0\)"):
+        prepare_store(cohort, tmp_path / "store", workers=1)
+    assert len(Store(tmp_path / "store")) == 1
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_something_else_is_not_overwritten(cohort, tmp_path, kind):
     out = tmp_path / "mine"

@@ -86,6 +86,8 @@ def prepare_store(
     tell = on_event or (lambda event: None)
     try:
         with hold_lock(out, StoreError), _stopping_on_sigterm():
+            # Again: while the scans were looked for, another process may have begun and ended here, with other settings.
+            _check_folder(out, preparation)
             writer = _Writer(out, preparation, found.series, found.refused)
             todo = [one for one in found.series if not writer.holds(one)]
             workers = max(1, min(workers or len(os.sched_getaffinity(0)), len(todo)))
