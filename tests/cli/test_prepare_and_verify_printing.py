@@ -64,7 +64,7 @@ def test_findings_are_printed_and_make_the_exit_code(scans, tmp_path):
     out = tmp_path / "store"
     CliRunner().invoke(prepare.app, [str(scans), "--out", str(out), "--workers", "1", "--json"])
     whole = CliRunner().invoke(store.app, ["verify", str(out)])
-    assert (whole.exit_code, whole.output) == (0, "1 scans, all whole.\n")
+    assert (whole.exit_code, whole.output) == (0, "1 scan, all whole.\n")
     (path,) = out.rglob("*.b2nd")
     path.unlink()
     found = CliRunner().invoke(store.app, ["verify", str(out)])

@@ -80,9 +80,9 @@ def test_missing_weights_are_named(damaged: Path):
 def test_weights_without_a_place_or_of_another_shape_are_named(damaged: Path):
     weights = load_file(damaged / "model.safetensors")
     save_file({**weights, "encoder.spare": torch.ones(1)}, damaged / "model.safetensors")
-    assert "1 have no place in it: encoder.spare." in _refuse(damaged)
+    assert "1 has no place in it: encoder.spare." in _refuse(damaged)
     save_file({**weights, "semantic_attention.cls": torch.ones(3)}, damaged / "model.safetensors")
-    assert "1 have another shape: semantic_attention.cls." in _refuse(damaged)
+    assert "1 has another shape: semantic_attention.cls." in _refuse(damaged)
 
 
 def test_a_truncated_file_is_one_line(damaged: Path):

@@ -91,7 +91,7 @@ def test_points_inside_are_kept_without_a_word():
 def test_a_point_outside_is_left_out_and_said():
     kept, notes = check_points(_points(_INSIDE, _INSIDE, (0, 0, 0), _INSIDE))
     assert [item.name for item in kept] == ["n0", "n1", "n3"]
-    assert notes == ["1 of 4 points fall outside their scans: left out (item n2)"]
+    assert notes == ["1 of 4 points falls outside its scan: left out (item n2)"]
 
 
 def test_points_in_lps_are_recognised():

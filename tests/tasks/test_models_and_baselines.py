@@ -158,7 +158,7 @@ def test_missing_weights_are_counted_and_the_first_named(monai_swin, tmp_path):
     state = {name: value.contiguous() for name, value in monai_swin.state_dict().items()}
     del state["layers2.0.blocks.0.norm2.weight"]
     save_file(state, tmp_path / "part.safetensors")
-    with pytest.raises(EncoderError, match=r"1 of \d+ weights are missing, layers2\.0\.blocks\.0\.norm2\.weight"):
+    with pytest.raises(EncoderError, match=r"1 of \d+ weights is missing, layers2\.0\.blocks\.0\.norm2\.weight"):
         load_network(parse_model(f"monai:{tmp_path / 'part.safetensors'}"), device="cpu")
 
 

@@ -60,7 +60,7 @@ def test_a_decathlon_dataset_is_read_with_its_structures(tmp_path):
     assert data.structures == (Structure(name="liver", values=(1,)), Structure(name="cancer", values=(2,)))
     assert data.splits is None
     assert data.items[0].scan == tmp_path / "imagesTr" / "liver_1.nii.gz"
-    assert any("1 test scans have no label" in note for note in data.notes)
+    assert any("1 test scan has no label" in note for note in data.notes)
 
 
 def test_a_decathlon_test_part_with_labels_is_the_split(tmp_path):

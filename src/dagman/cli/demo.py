@@ -27,6 +27,7 @@ def demo_command(
 
     from dagman.cli.progress import show_training
     from dagman.demo import PROBES, run_demo
+    from dagman.records.counts import count_noun
     from dagman.reports.demo_report import DemoTask, explain_scores, tabulate_scores
 
     console = Console()
@@ -35,7 +36,7 @@ def demo_command(
     for probe in PROBES:
         task = DemoTask(title=probe.title, measure=probe.measure, scores=result.scores[probe.title])
         columns, rows = tabulate_scores(task)
-        table = Table(*columns, title=f"{probe.title} ({probe.measure}, mean ± sd over {seeds} seeds)")
+        table = Table(*columns, title=f"{probe.title} ({probe.measure}, mean ± sd over {count_noun(seeds, 'seed')})")
         for row in rows:
             table.add_row(*row)
         console.print(table)

@@ -118,6 +118,8 @@ def _show_progress(rows: Iterator[FeatureRow | RefusedItem], total: int, *, quie
 def _report(outcome: dict[str, Any], reasons: list[tuple[str, str]], notes: list[str], *, as_json: bool) -> None:
     from rich.console import Console
 
+    from dagman.records.counts import count_noun
+
     if as_json:
         refused = [{"source": source, "reason": reason} for source, reason in reasons]
         typer.echo(json.dumps({**outcome, "notes": notes, "refusals": refused}))
@@ -125,7 +127,9 @@ def _report(outcome: dict[str, Any], reasons: list[tuple[str, str]], notes: list
     console = Console(soft_wrap=True, markup=False, highlight=False)
     for note in notes:
         console.print(note)
-    console.print(f"{outcome['written']} items embedded, {outcome['columns']} features each; {outcome['refused']} refused")
+    console.print(
+        f"{count_noun(outcome['written'], 'item')} embedded, {outcome['columns']} features each; {outcome['refused']} refused"
+    )
     for source, reason in reasons[:20]:
         console.print(f"  refused {source}: {reason}")
     if len(reasons) > 20:

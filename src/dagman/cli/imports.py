@@ -38,6 +38,7 @@ def import_lidc_idri(
     from rich.markup import escape as escape_markup
     from rich.progress import Progress
 
+    from dagman.records.counts import count_noun
     from dagman.records.provenance import write_command
     from dagman.tables.lidc import import_lidc
 
@@ -62,7 +63,8 @@ def import_lidc_idri(
         typer.echo(json.dumps({"table": str(summary.table), **outcome}))
         return
     console.print(
-        f"[bold]{summary.benign + summary.malignant} nodules[/bold] of {summary.patients} patients ({summary.scans} scans): "
+        f"[bold]{count_noun(summary.benign + summary.malignant, 'nodule')}[/bold] of {count_noun(summary.patients, 'patient')} "
+        f"({count_noun(summary.scans, 'scan')}): "
         f"{summary.benign} benign ({benign}), {summary.malignant} malignant ({malignant}).",
         highlight=False,
     )
@@ -96,6 +98,7 @@ def import_medmnist_file(
     """
     from rich.console import Console
 
+    from dagman.records.counts import count_noun
     from dagman.records.hashes import hash_file
     from dagman.records.provenance import write_command
     from dagman.tables.medmnist import import_medmnist
@@ -108,7 +111,7 @@ def import_medmnist_file(
         return
     console = Console()
     counts = ", ".join(f"{count} {split}" for split, count in summary.items.items())
-    console.print(f"[bold]{sum(summary.items.values())} items[/bold]: {counts}.", highlight=False)
+    console.print(f"[bold]{count_noun(sum(summary.items.values()), 'item')}[/bold]: {counts}.", highlight=False)
     low, high = summary.window
     console.print(
         f"Grey values are no HU: 0 to 255 were taken for {low:g} to {high:g} HU, voxels for {summary.spacing:.3g} mm.",

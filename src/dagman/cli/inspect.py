@@ -93,9 +93,11 @@ def _count(rows: Sequence[Inspection]) -> dict[str, int]:
 
 
 def _say_counts(rows: Sequence[Inspection]) -> str:
+    from dagman.records.counts import count_noun
+
     counts = _count(rows)
-    series = "series" if counts["accepted"] else "no series"
-    used = f"{counts['accepted'] or ''} {series} of {counts['patients']} patients can be used".strip()
+    series = f"{counts['accepted'] or 'no'} series"
+    used = f"{series} of {count_noun(counts['patients'], 'patient')} can be used"
     return f"{used}; {counts['refused']} refused."
 
 

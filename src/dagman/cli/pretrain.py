@@ -34,6 +34,7 @@ def pretrain_command(
     from rich.console import Console
 
     from dagman.cli.progress import show_preparing, show_training
+    from dagman.records.counts import count_noun
     from dagman.training.pretraining import pretrain
 
     console = Console(stderr=as_json)
@@ -57,5 +58,5 @@ def pretrain_command(
         console.print(f"Stopped at step {done} of {steps}; repeat the command with --resume to go on.")
         raise typer.Exit(130)
     if not as_json:
-        text = f"{out}/encoder holds the encoder after {done} steps. Next: dagman report {out}"
+        text = f"{out}/encoder holds the encoder after {count_noun(done, 'step')}. Next: dagman report {out}"
         console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -26,6 +26,7 @@ def verify_folder(
     from rich.console import Console
     from rich.markup import escape
 
+    from dagman.records.counts import count_noun
     from dagman.store.manifest import Store
     from dagman.store.verification import verify_store
 
@@ -39,8 +40,9 @@ def verify_folder(
         for one in findings:
             console.print(f"[red]{escape(one.file)}[/red]: {escape(one.problem)}", highlight=False, soft_wrap=True)
         if findings:
-            console.print(f"{len(findings)} findings in {len(opened)} scans. Delete these files and run dagman prepare again.")
+            found = count_noun(len(findings), "finding")
+            console.print(f"{found} in {count_noun(len(opened), 'scan')}. Delete these files and run dagman prepare again.")
         else:
-            console.print(f"{len(opened)} scans, all whole.")
+            console.print(f"{count_noun(len(opened), 'scan')}, all whole.")
     if findings:
         raise typer.Exit(1)

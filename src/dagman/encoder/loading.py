@@ -12,6 +12,7 @@ from dagman.encoder.encoder import Encoder
 from dagman.errors import EncoderError, SettingsError
 from dagman.method.networks import Network, ProjectorShape
 from dagman.randomness import address
+from dagman.records.counts import count_noun
 from dagman.settings.presets import load_settings
 from dagman.training.assembly import describe_shapes
 from dagman.training.encoder_folder import EncoderConfig, read_config, read_weights
@@ -90,10 +91,15 @@ def _fill_network(network: Network, state: dict[str, Tensor], folder: Path) -> N
     missing = sorted(wanted.keys() - state.keys())
     surplus = sorted(state.keys() - wanted.keys())
     unfit = sorted(name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape)
-    for names, what in ((missing, "are missing"), (surplus, "have no place in it"), (unfit, "have another shape")):
+    reasons = (
+        (missing, "is missing", "are missing"),
+        (surplus, "has no place in it", "have no place in it"),
+        (unfit, "has another shape", "have another shape"),
+    )
+    for names, one, many in reasons:
         if names:
             listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
             matched = len(wanted.keys() & state.keys()) - len(unfit)
-            text = f"{matched} of {len(wanted)} weights fit; {len(names)} {what}: {listed}"
+            text = f"{matched} of {len(wanted)} weights fit; {count_noun(len(names), one, many)}: {listed}"
             raise EncoderError(text, where=folder / "model.safetensors", do="Use the config.json these weights were written with")
     network.load_state_dict(state)

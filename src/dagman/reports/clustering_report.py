@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from dagman.records.counts import count_noun
 from dagman.records.files import write_text
 from dagman.reports.classification_report import show_warnings
 from dagman.reports.figures.encoding import encode_png
@@ -44,10 +45,10 @@ def render_clustering(results: Results) -> str:
     """The page as HTML."""
     summary, rows = results.summary, results.predictions
     models = list(dict.fromkeys(rows["model"]))
-    kinds = f"{len(summary.classes)} kinds" if summary.classes else "no names given"
+    kinds = count_noun(len(summary.classes), "kind") if summary.classes else "no names given"
     lead = (
-        f"{len(rows) // len(models)} structures of {summary.extra['patients']} patients, {kinds}; features without fine-tuning. "
-        "Names are used to judge, never to place."
+        f"{count_noun(len(rows) // len(models), 'structure')} of {count_noun(summary.extra['patients'], 'patient')}, {kinds}; "
+        "features without fine-tuning. Names are used to judge, never to place."
     )
     sections = [
         Section("What was found", [*show_warnings(summary), *_judge(summary)]),
@@ -103,7 +104,7 @@ def _show_map(results: Results, model: str, number: int) -> list[Block]:
         "Distances between far groups mean little on such a map."
     )
     if len(tiles) < len(points):
-        caption += f" {len(points) - len(tiles)} points have no picture."
+        caption += f" {count_noun(len(points) - len(tiles), 'point has', 'points have')} no picture."
     return [Embedded(render_hover_map(points, classes, _load_sheet(results), name=f"map-{number}"), caption)]
 
 
@@ -144,7 +145,8 @@ def _tabulate(summary: Summary, models: Sequence[str]) -> list[Block]:
         for name, method in keys
     ]
     clusters = [
-        f"{model}: {found['kmeans']} clusters by k-means, {found['hdbscan']} by HDBSCAN with {found['alone']} structures left alone"
+        f"{model}: {count_noun(found['kmeans'], 'cluster')} by k-means, {found['hdbscan']} by HDBSCAN with "
+        f"{count_noun(found['alone'], 'structure')} left alone"
         for model, found in summary.extra["found"].items()
     ]
     how = summary.measurements[0].interval.how if summary.measurements else ""
@@ -166,7 +168,9 @@ def _tabulate_differences(summary: Summary) -> list[Block]:
         ]
         for row in summary.comparisons
     ]
-    text = f"{len(rows)} comparisons on the same structures and resamples; p is corrected for their number (Holm)."
+    text = "On the same structures and resamples."
+    if len(rows) > 1:
+        text = f"{text[:-1]}; {len(rows)} comparisons were made, and p is corrected for their number (Holm)."
     return [Text(text), DataTable(["difference", "measure", "value (95 % interval)", "p", "p corrected"], rows)] if rows else []
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dagman.records.counts import count_noun
 from dagman.records.files import write_text
 from dagman.reports.page import Block, DataTable, Listing, Section, Text, Verdict, render_page
 from dagman.reports.run_report import show_gallery
@@ -35,8 +36,8 @@ def render_demo(runs: Sequence[Run], tasks: Sequence[DemoTask], seconds: Mapping
     """The page as HTML."""
     settings = runs[0].settings
     lead = (
-        f"The whole road on synthetic CTs: {len(runs)} pretrainings of the `{settings.size}` encoder by `{settings.method}`, "
-        f"{settings.train.steps} steps of {settings.train.batch} views each, then probes of frozen features. "
+        f"The whole road on synthetic CTs: {count_noun(len(runs), 'pretraining')} of the `{settings.size}` encoder by "
+        f"`{settings.method}`, {settings.train.steps} steps of {settings.train.batch} views each, then probes of frozen features. "
         f"{sum(seconds.values()) / 60:.1f} minutes in all. Means over seeds with their standard deviation, as they fell."
     )
     sections = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dagman.records.counts import count_noun
 from dagman.reports.page import Block, Text
 from dagman.reports.provenance import name_software
 from dagman.settings import Settings
@@ -42,7 +43,7 @@ def quote_results(results: Results) -> list[Block]:
 
 def _tell_views(settings: Settings, scans: int | None) -> list[str]:
     view, model = settings.view, settings.model
-    data = f" on {scans} scans" if scans else ""
+    data = f" on {count_noun(scans, 'scan')}" if scans else ""
     return [
         f"A 3D Swin transformer (embedding {model.embed}, {_join(model.depths)} blocks and {_join(model.heads)} heads in four "
         f"stages, windows of {model.window} tokens) was pretrained without labels{data} by the method `{settings.method}` "
@@ -166,11 +167,11 @@ def _tell_clustering(results: Results, settings: Mapping[str, Any]) -> list[str]
 
 def _tell_finetuning(finetuning: Mapping[str, Any], loss: str, start: str) -> str:
     return (
-        f"Fine-tuning began at {start} and ran for at most {finetuning['epochs']} epochs of AdamW (learning rate "
+        f"Fine-tuning began at {start} and ran for at most {count_noun(finetuning['epochs'], 'epoch')} of AdamW (learning rate "
         f"{finetuning['rate']:g}, factor {finetuning['layer_decay']:g} from layer to layer of a pretrained encoder downwards) on "
         f"{loss}. The epoch with the least loss on patients held out of the training (the table's own validation part, or an inner "
-        f"split) was kept, the start among them; after {finetuning['patience']} epochs without a better one it stopped, in the "
-        "later half alone."
+        f"split) was kept, the start among them; after {count_noun(finetuning['patience'], 'epoch')} without a better one it "
+        "stopped, in the later half alone."
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dagman.records.counts import count_noun
 from dagman.records.files import write_text
 from dagman.reports.classification_report import (
     describe_design,
@@ -122,7 +123,7 @@ def _say_events(summary: Summary) -> list[Block]:
     widest = max((value for value in reach if value == value), default=0.0)
     if widest < _WIDE:
         return []
-    events = f"{summary.extra['events']} event{'s' if summary.extra['events'] != 1 else ''}"
+    events = count_noun(summary.extra["events"], "event")
     return [
         Text(f"With {events} the intervals of Harrell's C reach up to {widest:.2f} to either side: small effects cannot be seen.")
     ]
@@ -181,7 +182,9 @@ def _tabulate_differences(comparisons: Sequence[Comparison]) -> list[Block]:
         ]
         for row in comparisons
     ]
-    text = f"On the same patients and resamples; {len(rows)} comparisons were made, and p is corrected for their number (Holm)."
+    text = "On the same patients and resamples."
+    if len(rows) > 1:
+        text = f"{text[:-1]}; {len(rows)} comparisons were made, and p is corrected for their number (Holm)."
     columns = ["difference", "method", "labels", "measure", "value (95 % interval)", "p", "p corrected"]
     return [Text(text), DataTable(columns, rows)]
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dagman.records.counts import count_noun
 from dagman.reports.page import Verdict
 from dagman.training.verdicts import EARLY, FRESH, WAITING, judge_projector
 
@@ -35,11 +36,11 @@ def summarize_verdicts(verdicts: Sequence[Verdict]) -> Verdict:
     if faults:
         return Verdict(
             "bad",
-            f"**This run is not healthy**: {_count(faults, 'fault')}, {_count(notes, 'note')}. Mend the faults before its "
+            f"**This run is not healthy**: {count_noun(faults, 'fault')}, {count_noun(notes, 'note')}. Mend the faults before its "
             "encoder is used.",
         )
     if notes:
-        return Verdict("warn", f"**No fault is seen, but {_count(notes, 'reservation')}**, each explained below.")
+        return Verdict("warn", f"**No fault is seen, but {count_noun(notes, 'reservation')}**, each explained below.")
     return Verdict("ok", "**This run is healthy**: nothing has collapsed, and every monitor is in its normal range.")
 
 
@@ -173,7 +174,3 @@ def judge_waiting(shares: Sequence[float]) -> Verdict:
 
 def _is_finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dagman.errors import TableError
+from dagman.records.counts import count_noun
 from dagman.scans.affine import Affine
 from dagman.scans.reading import read_scan
 from dagman.scans.scan import Scan
@@ -94,7 +95,7 @@ def check_points(grids: Iterable[tuple[Item, tuple[int, int, int], Affine]]) -> 
         points += item.center_mm is not None
     if not outside:
         return kept, []
-    what = f"{len(outside)} of {points} points fall outside their scans"
+    what = count_noun(len(outside), f"of {points} points falls outside its scan", f"of {points} points fall outside their scans")
     if 2 * len(outside) > points:
         if 2 * flipped > len(outside):
             raise TableError(f"{what}, but {flipped} inside with x and y negated: they look like LPS", do="Say --coordinates lps")

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from dagman.errors import TableError
+from dagman.records.counts import count_noun
 from dagman.tables.columns import Columns, list_some
 from dagman.tables.items import Item
 
@@ -164,7 +165,9 @@ class _Reader:
         values = self.columns.text(name)
         empty = [row for row, value in enumerate(values) if value is None]
         if empty:
-            self.notes.append(f"column '{name}' is empty in {_count(empty)}: left out (row {list_some(r + 1 for r in empty)})")
+            self.notes.append(
+                f"column '{name}' is empty in {count_noun(len(empty), 'row')}: left out (row {list_some(r + 1 for r in empty)})"
+            )
             self._dropped.update(empty)
         return values
 
@@ -174,10 +177,6 @@ class _Reader:
         if not rows:
             raise TableError(f"no row can be used: {'; '.join(self.notes)}", where=self.columns.path, do="Fill these columns")
         return rows
-
-
-def _count(rows: Sequence[int]) -> str:
-    return f"{len(rows)} row{'s' if len(rows) != 1 else ''}"
 
 
 def _read_outcome(reader: _Reader, time: str | None, event: str | None) -> tuple[np.ndarray | None, list[bool] | None]:
@@ -294,7 +293,7 @@ def _drop_duplicates(
         repeated.append(row)
     if repeated:
         rows_said = list_some(row + 1 for row in repeated)
-        reader.notes.append(f"{_count(repeated)} the same as an earlier one: left out (row {rows_said})")
+        reader.notes.append(f"{count_noun(len(repeated), 'row')} the same as an earlier one: left out (row {rows_said})")
     return [row for row in rows if row not in set(repeated)]
 
 

@@ -18,6 +18,7 @@ from sklearn.metrics import silhouette_samples, silhouette_score
 
 from dagman.errors import TaskError
 from dagman.randomness import address
+from dagman.records.counts import count_noun
 from dagman.records.hashes import hash_file
 from dagman.records.lock import hold_lock
 from dagman.records.names import suggest_name
@@ -113,7 +114,8 @@ def cluster_structures(
             tell=tell,
         )
         if len(inputs.table) < 4:
-            raise TaskError(f"{len(inputs.table)} structures make no map", do="Give at least 4, better some dozens")
+            what = count_noun(len(inputs.table), "structure makes no map", "structures make no map")
+            raise TaskError(what, do="Give at least 4, better some dozens")
         found = []
         for model in inputs.models:
             tell(f"{model.name}: maps and clusters")

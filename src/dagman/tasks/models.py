@@ -320,9 +320,16 @@ def _fill(module: nn.Module, state: dict[str, Tensor], where: Path) -> None:
     absent = sorted(name for name in wanted.keys() - state.keys() if not name.endswith("relative_position_index"))
     surplus = sorted(state.keys() - wanted.keys())
     unfit = sorted(name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape)
-    for names, what in ((absent, "are missing"), (surplus, "have no place"), (unfit, "have another shape")):
+    reasons = (
+        (absent, "is missing", "are missing"),
+        (surplus, "has no place", "have no place"),
+        (unfit, "has another shape", "have another shape"),
+    )
+    for names, one, many in reasons:
         if names:
             raise EncoderError(
-                f"{len(names)} of {len(wanted)} weights {what}, {names[0]} first", where=where, do="Use this model's weights"
+                f"{len(names)} of {len(wanted)} weights {one if len(names) == 1 else many}, {names[0]} first",
+                where=where,
+                do="Use this model's weights",
             )
     module.load_state_dict(state, strict=False)

@@ -13,6 +13,7 @@ from torch import Tensor
 from dagman.encoder.encoder import Encoder
 from dagman.errors import TaskError
 from dagman.randomness import address
+from dagman.records.counts import count_noun
 from dagman.tasks.clinical import list_categorical
 from dagman.tasks.cox import CoxModel, anchor_risk, fit_cox, measure_efron_loss
 from dagman.tasks.finetuning import FinetunedModel, FinetuneSettings, LinearHead, finetune, hold_out
@@ -70,7 +71,7 @@ def stratify_patients(patients: PooledPatients, folds: int) -> NDArray[np.int64]
     events = int(patients.events.sum())
     if events < folds:
         do = f"Ask for --folds {events}" if events > 1 else "Wait for more follow-up"
-        raise TaskError(f"{events} patient{'s' if events != 1 else ''} had the event, fewer than {folds} folds", do=do)
+        raise TaskError(f"{count_noun(events, 'patient')} had the event, fewer than {folds} folds", do=do)
     return patients.events.astype(np.int64) if len(patients) - events >= folds else None
 
 
@@ -178,9 +179,10 @@ def tune_risk(arm: Arm, patients: PooledPatients, train: Indices, settings: Fine
 def _fit(
     arm: Arm, method: str, patients: PooledPatients, train: Indices, settings: FinetuneSettings | None, seed: int
 ) -> tuple[Design, CoxModel | Forest] | TunedRisk:
-    if patients.events[train].sum() < LEAST_EVENTS:
+    events = int(patients.events[train].sum())
+    if events < LEAST_EVENTS:
         do = "Ask for fewer folds, larger shares, or more patients a class"
-        raise TaskError(f"a training part of {len(train)} patients holds {int(patients.events[train].sum())} events", do=do)
+        raise TaskError(f"a training part of {count_noun(len(train), 'patient')} holds {count_noun(events, 'event')}", do=do)
     if method == "finetune":
         return tune_risk(arm, patients, train, settings, seed)
     return fit_frozen(arm, method, patients, train, seed)

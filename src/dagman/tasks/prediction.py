@@ -11,6 +11,7 @@ import pandas as pd
 
 from dagman.encoder.items import list_scans
 from dagman.errors import DagmanError, MissingExtraError, TaskError
+from dagman.records.counts import count_noun
 from dagman.records.files import write_whole
 from dagman.records.hashes import hash_bytes
 from dagman.records.journal import append_row, read_rows
@@ -82,8 +83,8 @@ def predict_scans(
         outcome = {"task": task, "predicted": count, "refused": len(refused), "notes": list(applied.notes)}
         write_command(out, "predict", settings={"mirror": settings.mirror}, inputs={"model": folder.name}, outcome=outcome)
     if not applied.rows:
-        first = f": {refused[0][1]}" if refused else ""
-        raise TaskError(f"none of {len(refused)} scans can be used; the first{first}", where=out / "rejected.csv")
+        first = f"; the first: {refused[0][1]}" if refused else ""
+        raise TaskError(f"none of {count_noun(len(refused), 'scan')} can be used{first}", where=out / "rejected.csv")
     return PredictionSummary(task=task, out=out, predicted=count, refused=applied.refused, notes=applied.notes)
 
 
@@ -123,7 +124,8 @@ def _apply_segmentation(
         except DagmanError as error:
             refused.append(Refusal.from_error(str(item.scan), error))
     if trained:
-        notes.append(f"{trained} of the scans were trained on: what is predicted for them says little about others")
+        count = count_noun(trained, "of the scans was", "of the scans were")
+        notes.append(f"{count} trained on: what is predicted there says little about others")
     return _Applied(rows=rows, refused=tuple(refused), notes=tuple(notes))
 
 
@@ -154,7 +156,7 @@ def _apply_classifier(
 ) -> _Applied:
     classifier = load_classifier(folder, device=settings.device)
     items, refused = _list_items(scans, ())
-    tell(f"{len(items)} items")
+    tell(count_noun(len(items), "item"))
     scored = classifier.score_items(items)
     rows = [
         {
@@ -173,7 +175,7 @@ def _apply_outcome(
 ) -> _Applied:
     model = load_outcome_model(folder, device=settings.device)
     items, refused = _list_items(scans, model.clinical)
-    tell(f"{len(items)} items")
+    tell(count_noun(len(items), "item"))
     rows: Rows = [{"item": row["patient"], **row} for row in model.predict(items)]
     found = {row["patient"] for row in rows}
     lost = [Refusal(source=item.name, reason="cannot be used (see dagman inspect)") for item in items if item.patient not in found]

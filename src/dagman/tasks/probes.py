@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.linear_model import LogisticRegression
 
 from dagman.errors import TaskError
+from dagman.records.counts import count_noun
 from dagman.tasks.protocol import plan_splits
 
 Floats = NDArray[np.float64]
@@ -182,5 +183,6 @@ def _check_features(features: ArrayLike) -> Floats:
     features = np.asarray(features, dtype=np.float64)
     wrong = int(np.sum(~np.isfinite(features).all(axis=1)))
     if wrong:
-        raise TaskError(f"the features of {wrong} items hold NaN or infinite numbers", do="Embed these items again, or drop them")
+        what = f"the features of {count_noun(wrong, 'item')} hold NaN or infinite numbers"
+        raise TaskError(what, do="Embed these items again, or drop them")
     return features

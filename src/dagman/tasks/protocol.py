@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dagman.errors import TaskError
 from dagman.randomness import address
+from dagman.records.counts import count_noun
 from dagman.records.files import write_whole
 
 Indices = NDArray[np.int64]
@@ -112,8 +113,9 @@ def draw_subset(
         # The tolerance keeps 0.1 of 10 patients at one: floating point makes 1.0000000000000002 of it at times.
         count = per_class if per_class is not None else math.ceil((share or 0) * len(order) - 1e-9)
         if count > len(order):
+            found = count_noun(len(order), "training patient")
             raise TaskError(
-                f"{_name_class(label, classes)} has {len(order)} training patients in repeat {split.repeat}, fold {split.fold}",
+                f"{_name_class(label, classes)} has {found} in repeat {split.repeat}, fold {split.fold}",
                 do=f"{count} a class were asked for: ask for at most {len(order)}",
             )
         chosen.update(order[:count])
@@ -136,7 +138,7 @@ def name_overlap(names: Sequence[str], hashes: Sequence[str], seen: Collection[s
     overlap = sorted({name for name, content in zip(names, hashes, strict=True) if content in seen})
     if not overlap:
         return None
-    scans = "1 test scan was" if len(overlap) == 1 else f"{len(overlap)} test scans were"
+    scans = count_noun(len(overlap), "test scan was", "test scans were")
     return f"{scans} seen in pretraining (unlabelled), so results may be too good: {', '.join(overlap)}"
 
 
@@ -204,7 +206,7 @@ def _take_given_split(given: NDArray, labels: NDArray, repeat: int, classes: Seq
 
 def _refuse_rare_classes(patients: NDArray, labels: NDArray, folds: int, classes: Sequence[str]) -> None:
     if folds < 2:
-        raise TaskError(f"{folds} fold{'s' if folds != 1 else ''} cannot be tested", do="Ask for 2 folds or more")
+        raise TaskError(f"{count_noun(folds, 'fold')} cannot be tested", do="Ask for 2 folds or more")
     counts = {label: len(set(patients[labels == label].tolist())) for label in np.unique(labels).tolist()}
     if not counts:
         raise TaskError("there are no items to split", do="Give a table with rows")
@@ -213,7 +215,7 @@ def _refuse_rare_classes(patients: NDArray, labels: NDArray, folds: int, classes
     if count < folds:
         who = _name_class(rarest, classes) if len(counts) > 1 else "the table"
         do = f"Ask for --folds {count}" if count >= 2 else "Add patients, or leave this class out"
-        raise TaskError(f"{who} has {count} patient{'s' if count != 1 else ''}, fewer than {folds} folds", do=do)
+        raise TaskError(f"{who} has {count_noun(count, 'patient')}, fewer than {folds} folds", do=do)
 
 
 def _name_class(label: Any, classes: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ import pandas as pd
 
 from dagman.encoder.encoder import Encoder
 from dagman.errors import SettingsError, TaskError
+from dagman.records.counts import count_noun
 from dagman.records.files import write_whole
 from dagman.records.hashes import hash_file
 from dagman.records.lock import hold_lock
@@ -261,7 +262,7 @@ def _mean_of_second(labels: np.ndarray, values: np.ndarray) -> float:
 def _note_refused(refused: Sequence[RefusedScan]) -> list[str]:
     if not refused:
         return []
-    count = "1 scan was" if len(refused) == 1 else f"{len(refused)} scans were"
+    count = count_noun(len(refused), "scan was", "scans were")
     return [f"{count} left out (all are in rejected.csv); the first: {refused[0].reason}"]
 
 
@@ -285,8 +286,8 @@ def _note_encoders(encoders: Sequence[Encoder], contenders: Sequence[Contender],
 def _note_runs(runner: FoldRunner, settings: SegmentationSettings) -> list[str]:
     first, fitting = runner.contenders[0].encoder, runner.fitting
     notes = [
-        f"{runner.total} trainings of {fitting.steps} steps, {fitting.batch} crops of {first.config.view}^3 voxels at "
-        f"{first.config.spacing:g} mm each ({first.precision} on {first.device.partition(':')[0]})",
+        f"{count_noun(runner.total, 'training')} of {count_noun(fitting.steps, 'step')}, {count_noun(fitting.batch, 'crop')} of "
+        f"{first.config.view}^3 voxels at {first.config.spacing:g} mm each ({first.precision} on {first.device.partition(':')[0]})",
         f"surface Dice (nsd) has a tolerance of {settings.tolerance:g} mm; all is measured on the masks' own grids",
     ]
     trained = "the training part of the given split" if runner.given else f"all {len(runner.patients)} scans"
@@ -300,9 +301,10 @@ def _note_missed(rows: pd.DataFrame) -> list[str]:
     missed = int(np.isinf(rows["hd95_mm"].astype(float)).sum())
     if not missed:
         return []
+    count = count_noun(missed, f"of {len(rows)} tested structures was", f"of {len(rows)} tested structures were")
     return [
-        f"{missed} of {len(rows)} tested structures were missed as a whole, or predicted where there is none: HD95 is the median "
-        "of the others, their Dice and surface Dice are 0"
+        f"{count} missed as a whole, or predicted where there is none: HD95 is the median of the others, their Dice and surface "
+        "Dice are 0"
     ]
 
 

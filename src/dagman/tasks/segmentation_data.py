@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dagman.errors import TableError
+from dagman.records.counts import count_noun
 from dagman.tables.columns import Columns, list_some
 from dagman.tables.items import Item
 from dagman.tables.table import Table, read_table
@@ -105,7 +106,9 @@ def _read_rows(path: Path, patient: str, split: str) -> LabelledScans:
         do = "Write one label map a scan, with a value for each structure"
         raise TableError(f"scans have several masks: {list_some(torn)}", where=path, do=do)
     bare = [item.name for item in table.items if item.mask is None]
-    notes = [*table.notes, *([f"{len(bare)} rows have no mask: left out ({list_some(bare)})"] if bare else [])]
+    notes = list(table.notes)
+    if bare:
+        notes.append(f"{count_noun(len(bare), 'row has', 'rows have')} no mask: left out ({list_some(bare)})")
     first: dict[Path, Item] = {}
     for item in table.items:
         if isinstance(item.scan, Path) and item.mask is not None:
@@ -155,7 +158,7 @@ def _read_dataset(path: Path) -> LabelledScans:
     pairs, notes = _list_decathlon(about, path) if "training" in about else _list_nnunet(about, path)
     absent = [os.path.relpath(file, path.parent) for image, label, _ in pairs for file in (image, label) if not file.exists()]
     if absent:
-        count = f"{len(absent)} file{' does' if len(absent) == 1 else 's do'}"
+        count = count_noun(len(absent), "file does", "files do")
         raise TableError(f"{count} not exist: {list_some(absent)}", where=path, do="Paths are relative to dataset.json")
     tested = any(part == "test" for _, _, part in pairs)
     cases = name_outputs([str(label) for _, label, _ in pairs])
@@ -211,7 +214,9 @@ def _find_image(image: Path) -> Path:
 
 
 def _say_bare(count: int) -> list[str]:
-    return [f"{count} test scans have no label: apply the model to them with dagman predict"] if count else []
+    if not count:
+        return []
+    return [f"{count_noun(count, 'test scan has', 'test scans have')} no label: apply the model with dagman predict"]
 
 
 def _name_structures(labels: Mapping[str, Any], path: Path) -> tuple[Structure, ...]:

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm, rankdata
 
 from dagman.randomness import generator
+from dagman.records.counts import count_noun
 from dagman.tasks.classification_metrics import trace_roc
 
 Floats = NDArray[np.float64]
@@ -238,7 +239,7 @@ def _bound(
     metric: Metric, inputs: list[NDArray], rows: list[NDArray], value: float, values: Floats, level: float
 ) -> tuple[float, float, str]:
     known = values[~np.isnan(values)]
-    skipped = f", {len(values) - len(known)} undefined ones skipped" if len(known) < len(values) else ""
+    skipped = f", {count_noun(len(values) - len(known), 'undefined one')} skipped" if len(known) < len(values) else ""
     if len(rows) < FEWEST_PATIENTS:
         return float("nan"), float("nan"), f"no interval: too few patients to resample ({len(rows)})"
     if not len(known) or math.isnan(value):

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dagman.errors import MissingExtraError, TaskError
 from dagman.randomness import address
+from dagman.records.counts import count_noun
 
 Floats = NDArray[np.float64]
 
@@ -37,7 +38,8 @@ def map_neighbours(points: ArrayLike, *, neighbours: int = NEIGHBOURS, seed: int
     """
     points = np.asarray(points, dtype=np.float64)
     if len(points) < 4:
-        raise TaskError(f"{len(points)} structures make no map", do="Give at least 4, better some dozens")
+        what = count_noun(len(points), "structure makes no map", "structures make no map")
+        raise TaskError(what, do="Give at least 4, better some dozens")
     if neighbours < 2:
         raise TaskError(f"{neighbours} neighbour makes no map", do="Ask for --neighbours 2 or more")
     with warnings.catch_warnings():

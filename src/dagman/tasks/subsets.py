@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dagman.errors import TaskError
+from dagman.records.counts import count_noun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,8 @@ def list_subsets(
     # All labels are one draw.
     subsets += [Subset(name=f"{share * 100:g}%", share=share, draws=1 if share == 1 else draws) for share in sorted(set(shares))]
     notes = [
-        f"{count} patients a class are left out: in some fold a class has {largest_count} training patients"
+        f"{count_noun(count, 'patient a class is', 'patients a class are')} left out: in some fold a class has "
+        f"{count_noun(largest_count, 'training patient')}"
         for count in counts
         if count not in possible
     ]

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dagman.errors import MissingExtraError, TaskError
 from dagman.randomness import address
+from dagman.records.counts import count_noun
 from dagman.tasks.clinical import ClinicalDesign, Values, fit_clinical
 
 Floats = NDArray[np.float64]
@@ -69,7 +70,8 @@ def fit_projection(features: ArrayLike, *, components: int = COMPONENTS, held: f
     features = np.asarray(features, dtype=np.float64)
     wrong = int(np.sum(~np.isfinite(features).all(axis=1)))
     if wrong:
-        raise TaskError(f"the features of {wrong} patients hold NaN or infinite numbers", do="Embed them again, or drop them")
+        what = f"the features of {count_noun(wrong, 'patient')} hold NaN or infinite numbers"
+        raise TaskError(what, do="Embed them again, or drop them")
     mean, scale = features.mean(axis=0), features.std(axis=0)
     # A constant feature has a deviation of rounding errors.
     scale = np.where(scale > 1e-12 * (np.abs(mean) + 1), scale, 1.0)

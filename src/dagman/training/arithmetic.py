@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from dagman.records.counts import count_noun
 from dagman.settings import Settings
 from dagman.store.manifest import Store
 from dagman.training.assembly import count_masked, list_untrained
@@ -24,7 +25,7 @@ def describe_run(settings: Settings, student: nn.Module, store: Store, usable: S
     dropped = f"{settings.teacher.noise:.0%} of the teacher's units dropped" if settings.needs_teacher else "no teacher"
     least = round(view.side * (1 - view.padding))
     lines = [
-        f"scans: {len(usable)} of {patients} patients at {store.preparation.spacing:g} mm",
+        f"scans: {len(usable)} of {count_noun(patients, 'patient')} at {store.preparation.spacing:g} mm",
         f"views: {view.side}^3 voxels ({view.side * store.preparation.spacing:g} mm), {train.batch} a step"
         + (f" = {train.micro_batch} x {parts} accumulated" if parts > 1 else "")
         + f"; {train.steps} steps = {pairs} pairs = {pairs / len(usable):.1f} a scan",
@@ -39,7 +40,8 @@ def describe_run(settings: Settings, student: nn.Module, store: Store, usable: S
     if left_out:
         named = ", ".join(left_out[:5]) + (" ..." if len(left_out) > 5 else "")
         lines.append(
-            f"left out: {len(left_out)} scans smaller than {least} voxels along an axis ({named}); see view.side, view.padding"
+            f"left out: {count_noun(len(left_out), 'scan')} smaller than {least} voxels along an axis ({named}); see view.side, "
+            "view.padding"
         )
     return lines
 

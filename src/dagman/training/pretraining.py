@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from dagman import devices
 from dagman.errors import RunError
+from dagman.records.counts import count_noun
 from dagman.records.hashes import hash_bytes
 from dagman.records.lock import hold_lock
 from dagman.records.provenance import write_command
@@ -140,7 +141,7 @@ def _open_store(
         return Store(paths[0]), []
     done = prepare_store(paths, out / "store", Preparation(spacing=settings.view.spacing), on_event=on_event)
     refused = f", {done.rejected} rejected: see {done.path / 'rejected.csv'}" if done.rejected else ""
-    return Store(done.path), [f"store: {done.kept} scans prepared{refused}"]
+    return Store(done.path), [f"store: {count_noun(done.kept, 'scan')} prepared{refused}"]
 
 
 def _settle_spacing(settings: Settings, store: Store, *, asked: bool) -> Settings:
