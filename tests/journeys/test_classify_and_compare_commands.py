@@ -299,8 +299,14 @@ def test_networks_alone_are_fine_tuned_and_the_others_are_said(encoder, lesions,
     assert set(Results(tmp_path / "out").predictions["model"]) == {"run", "resnet3d:10", "monai:swin.safetensors"}
 
 
-@pytest.mark.parametrize("options", [("--label", "malignant"), ("--time", "days", "--event", "died", "--repeats", 1)])
-def test_outcomes_are_compared_between_models(options, encoder, lesions, tmp_path, call_dagman):
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--label", "malignant"), "paired comparisons; p (Holm) is corrected for their number"),
+        (("--time", "days", "--event", "died", "--repeats", 1), "1 paired comparison: p (Holm) is p"),
+    ],
+)
+def test_outcomes_are_compared_between_models(options, told, encoder, lesions, tmp_path, call_dagman):
     code, printed, errors = call_dagman(
         *("compare", "outcome", encoder, "radiomics:size", lesions / "outcome.csv", *options, "--folds", 2),
         *("--out", tmp_path / "out", *SMALL_CROPS),
@@ -309,7 +315,7 @@ def test_outcomes_are_compared_between_models(options, encoder, lesions, tmp_pat
     summary = Results(tmp_path / "out").summary
     assert {"run", "radiomics:size"} <= {m.model for m in summary.measurements}
     assert ("run", "radiomics:size") in {(c.first, c.second) for c in summary.comparisons}
-    assert "paired comparisons; p (Holm) is corrected for their number" in printed
+    assert told in printed
 
 
 def test_segmentations_are_compared_between_models(encoder, lesions, tmp_path, call_dagman):

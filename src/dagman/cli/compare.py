@@ -128,5 +128,7 @@ def _print_differences(console: Console, summary: Summary) -> None:
         p, corrected = format_p(row.difference.p), format_p(row.corrected)
         shown.add_row(names, f"{row.method}\n{row.subset}", name_measure(row.name), value, p, corrected)
     console.print(shown)
-    if len(summary.comparisons) > 1:
+    if len(summary.comparisons) == 1:
+        console.print("1 paired comparison: p (Holm) is p.")
+    else:
         console.print(f"{len(summary.comparisons)} paired comparisons; p (Holm) is corrected for their number.")
