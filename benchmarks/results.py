@@ -114,9 +114,10 @@ def score_organs(data: Path, folder: Path) -> None:
     (found,) = (folder / "organs-predicted/predictions").glob("*.nii.gz")
     predicted = np.asarray(nib.load(found).dataobj)
     scores = {}
-    for code, one in enumerate(ORGANS.split(","), start=1):
+    for one in ORGANS.split(","):
         name, value = one.split("=")
-        scores[name] = measure_dice(predicted == code, truth == int(value))
+        # Predictions hold the label map's own values.
+        scores[name] = measure_dice(predicted == int(value), truth == int(value))
     write_json(folder / "organs-dice.json", scores)
 
 

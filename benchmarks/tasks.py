@@ -2,7 +2,7 @@
 
 Ours reads, judges, prepares (anti-aliased, cropped to the body) and puts each scan through the encoder in overlapping tiles,
 pooled over four stages. MONAI loads the same file with its own chain (LoadImage, Orientation, Spacing, ScaleIntensityRange) and
-puts it through SwinUNETR's encoder by its own sliding window of the same side and overlap, pooled over the last stage: once of
+puts it through SwinUNETR's encoder by its own sliding window of a view and 25 % overlap, pooled over the last stage: once of
 our shape (`alike`), once as SwinUNETR comes (`default`: depths 2, window 7). Prints scans a minute (median over rounds) and
 ratios: above 1, ours is quicker. With --cropped off ours sees the whole field, as MONAI does: the ratio is that of the code alone.
 Needs the extra `monai`. Example: python benchmarks/tasks.py --scans ../shared/data/other-ct --size small --rounds 3
