@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dagman.scans.affine import Affine
+from dagman.scans.nifti import read_nifti
 from dagman.scans.reading import read_scan
 from dagman.scans.scan import Scan, narrow_voxels
 from dagman.scans.verdict import clip_padding, judge_modality, judge_scan, measure_hu
@@ -80,6 +81,37 @@ def test_a_crop_of_bone_or_metal_without_air_is_not_called_flipped():
     assert judge_scan(scan_of(bone, "CT")).accepted
 
 
+@pytest.mark.parametrize("modality", [None, "CT"])
+@pytest.mark.parametrize("padding", [-2000, -3024])
+def test_flipped_hu_are_refused_with_their_padding_too(modality, padding):
+    body = np.concatenate([rng().normal(-1000, 20, (8, 20, 30)), SOFT])
+    body[:, :3] = padding
+    assert judge_scan(scan_of(np.maximum(body, -1024), modality)).accepted
+    assert "looks like HU with the sign flipped" in judge_scan(scan_of(-body, modality)).reason
+
+
+def test_flipped_hu_with_little_air_are_refused():
+    thigh = np.concatenate([rng().normal(-1000, 20, (2, 20, 30)), SOFT])
+    assert judge_scan(scan_of(thigh)).accepted
+    assert "looks like HU with the sign flipped" in judge_scan(scan_of(-thigh)).reason
+
+
+def test_ct_clipped_at_a_thousand_is_accepted_with_bone_or_metal_in_it():
+    bone = np.concatenate([rng().uniform(150, 1200, (16, 20, 30)), SOFT]).clip(-200, 1000)
+    assert measure_hu(bone).highest_share > 0.1
+    metal = np.copy(SOFT).clip(-200, 1000)
+    metal[8:12, 5:15, :] = 1000
+    for crop in (bone, metal):
+        assert judge_scan(scan_of(crop)).accepted
+        assert judge_scan(scan_of(crop, "CT")).accepted
+
+
+def test_ct_padded_with_a_thousand_is_accepted_when_the_user_says_ct():
+    padded = np.copy(SOFT)
+    padded[:, :6] = 1000
+    assert judge_scan(scan_of(padded, "CT")).accepted
+
+
 def test_a_crop_inside_one_organ_needs_a_tag_or_a_word():
     liver = rng().normal(60, 25, (20, 20, 20)).round()
     assert not judge_scan(scan_of(liver)).accepted
@@ -147,6 +179,15 @@ def test_real_scans_are_judged_right(data):
         assert "no HU range" in judge_scan(read_scan(data / name)).reason, name
     for name in ["organs/masks/totalseg-body.nii.gz", "mr/totalseg-mr_labels.nii.gz"]:
         assert "looks like a label map" in judge_scan(read_scan(data / name)).reason, name
+
+
+def test_real_ct_is_refused_once_its_sign_is_flipped(data):
+    names = ["other-ct/CRLM-CT-1006", "other-ct/totalseg-pulmonary", "organs/scans/totalseg-body", "sarcoma-ct/scans/STS_044"]
+    for name in names:
+        # The padding as the file has it: read_scan would clip it before it is flipped.
+        flipped = narrow_voxels(-read_nifti(data / f"{name}.nii.gz").values.astype(np.int32))
+        for modality in (None, "CT"):
+            assert "looks like HU with the sign flipped" in judge_scan(scan_of(flipped, modality)).reason, name
 
 
 def test_padding_down_to_3024_is_clipped_and_the_scan_accepted(data):

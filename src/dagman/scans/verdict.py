@@ -19,9 +19,6 @@ LOWEST_HU = -1024
 _HIGHEST_HU = 65535
 """More than any scanner's numbers can hold; metal reaches 30000."""
 
-_HIGHEST_NEGATED = 1100
-"""Air with its noise, sign flipped."""
-
 _SMALLEST_MM, _LARGEST_MM = 5.0, 5000.0
 """Longest edge of a scan: less than any crop of a patient, more than any table's travel."""
 
@@ -35,7 +32,7 @@ class HuEvidence:
 
     air: below -300 HU (air, lung). fat: -200 to -20. soft tissue: -200 to 300. negative: -1000 to -30 (padding left out).
     raw tissue: 900 to 1180, among voxels of 200 and more: where tissue lies when 1024 was never subtracted. lowest: -700 and
-    less; highest: 700 and more.
+    less; highest: 700 and more. muscle: 20 to 80; negated muscle: -80 to -20. bone: 300 to 700; dense bone: 1100 to 1900.
     """
 
     minimum: float
@@ -47,6 +44,10 @@ class HuEvidence:
     raw_tissue_share: float
     lowest_share: float
     highest_share: float
+    muscle_share: float
+    negated_muscle_share: float
+    bone_share: float
+    dense_bone_share: float
 
     @property
     def has_air(self) -> bool:
@@ -65,12 +66,14 @@ class HuEvidence:
 
     @property
     def looks_negated(self) -> bool:
-        """Air lies at the high end: much is near +1000, little near -1000, and nothing beyond, as metal and dense bone would be.
+        """Air lies at the high end: much is near +1000 and little near -1000, and it is neither bone nor metal nor padding.
 
-        Bone lies at the low end; MR, which ends at 0, is not meant.
+        Bone would go on above 1100, or lie below 700 for the most part where it was clipped; beside metal and padding muscle
+        lies at 50, not at -50. MR, which ends at 0, is not meant.
         """
-        air = self.highest_share >= max(0.1, 5 * self.lowest_share) and self.maximum <= _HIGHEST_NEGATED
-        return air and self.minimum <= -100
+        much = self.highest_share >= max(0.05, 5 * self.lowest_share) and self.negative_share >= 0.001
+        bone = self.dense_bone_share > 0.02 * self.highest_share or self.bone_share > 2 * self.highest_share
+        return much and not bone and self.muscle_share < 3 * self.negated_muscle_share
 
     @property
     def is_hu(self) -> bool:
@@ -132,6 +135,10 @@ def measure_hu(voxels: NDArray) -> HuEvidence:
         raw_tissue_share=_share(some, 900, 1180) * some.size / bright if bright else 0.0,
         lowest_share=float(np.mean(some <= -700)),
         highest_share=float(np.mean(some >= 700)),
+        muscle_share=_share(some, 20, 80),
+        negated_muscle_share=_share(some, -80, -20),
+        bone_share=_share(some, 300, 700),
+        dense_bone_share=_share(some, 1100, 1900),
     )
 
 
@@ -166,7 +173,7 @@ def _explain(scan: Scan, evidence: HuEvidence) -> str:
         return f"looks like raw values, 1024 too high ({found}, tissue near 1024): {advice}"
     if evidence.looks_negated:
         return f"looks like HU with the sign flipped ({found}, air at the high end): multiply by -1"
-    if scan.voxels.dtype == np.int16 and evidence.minimum >= 0 and len(np.unique(scan.voxels)) <= 150 and evidence.maximum < 150:
+    if scan.voxels.dtype == np.int16 and evidence.minimum >= 0 and evidence.maximum < 150:
         return f"no HU range ({found}, whole numbers only): looks like a label map; give it as a mask, not as a scan"
     if evidence.maximum - evidence.minimum < 50:
         return f"no HU range ({found}): looks scaled already; give the scan in HU"
