@@ -15,8 +15,8 @@ _TIMES = ("--time", "days", "--event", "died")
 def table(tmp_path):
     """Six patients whose scans cannot be read: whatever opens one says so."""
     (tmp_path / "scan.nii.gz").write_bytes(b"no scan")
-    rows = ["scan,patient,label,days,died,center_x_mm,center_y_mm,center_z_mm"]
-    rows += [f"scan.nii.gz,p{number},{number % 2},{10 + number},{number % 2},{number},0,0" for number in range(6)]
+    rows = ["scan,patient,label,days,died,week,seen,center_x_mm,center_y_mm,center_z_mm"]
+    rows += [f"scan.nii.gz,p{number},{number % 2},{10 + number},{number % 2},7,1,{number},0,0" for number in range(6)]
     (tmp_path / "table.csv").write_text("\n".join(rows))
     return tmp_path / "table.csv"
 
@@ -36,6 +36,7 @@ def table(tmp_path):
         ("outcome", (*_TIMES, "--shares", "0"), "a share of 0 % was asked for"),
         ("outcome", (*_TIMES, "--method", "finetune"), "pixels has no weights to fine-tune. Ask for --method cox"),
         ("outcome", (*_TIMES, "--clinical", "died"), "column 'died' is both the event and clinical"),
+        ("outcome", ("--time", "week", "--event", "seen"), "all tested times are equal (7): no two patients can be compared"),
         ("outcome", ("--label", "label", "--shares", "0"), "a share of 0 % was asked for"),
     ],
 )

@@ -132,6 +132,22 @@ def test_the_kept_model_predicts_new_patients(predicted, tumours):
     assert rows[-1]["group"] == "high risk"
 
 
+def test_equal_times_leave_measures_out_in_words_and_print_no_nan(call_dagman, tumours, tmp_path):
+    table = pd.read_csv(tumours / "outcome.csv").tail(12)
+    for column in ("scan", "mask"):
+        table[column] = [str(tumours / name) for name in table[column]]
+    table.assign(days=30, died=[0, 1] * 6).to_csv(tmp_path / "t.csv", index=False)
+    code, printed, errors = call_dagman(
+        *("outcome", "radiomics:size", tmp_path / "t.csv", "--time", "days", "--event", "died"),
+        *("--out", tmp_path / "out", "--folds", 2, "--repeats", 1),
+    )
+    assert code == 0, errors
+    assert "left out: Uno's C, the time-dependent AUC, the integrated Brier score, as all times are equal (30)" in printed
+    assert {m.name for m in Results(tmp_path / "out").summary.measurements} == {"harrell_c"}
+    assert "nan" not in printed
+    assert "left out: Uno" in (tmp_path / "out" / "report.html").read_text().replace("&#39;", "'")
+
+
 def test_a_response_is_predicted_from_image_clinical_and_both(call_dagman, tumours, tmp_path):
     code, printed, errors = call_dagman(
         *("outcome", "radiomics:size", tumours / "outcome.csv", "--label", "response", "--clinical", "age"),

@@ -14,6 +14,7 @@ from dagman.tasks.outcome_metrics import (
     describe_auc,
     describe_calibration,
     describe_groups,
+    explain_left_out,
     measure_outcome,
     prepare_measure,
 )
@@ -83,6 +84,34 @@ def test_intervals_hold_their_value_and_no_events_in_time_leave_two_measures():
     none = OutOfFold(**{**vars(found), "times": found.times[:0], "survival": found.survival[:, :, :0]})
     assert set(measure_outcome(none, draws=20)) == {"harrell_c", "uno_c"}
     assert describe_calibration(none) is None
+
+
+def test_a_measure_that_the_patients_do_not_allow_is_left_out_and_explained_never_nan():
+    found = _predicted(items=40, columns=2, folds=2)
+    assert explain_left_out(found) == []
+    # Half have the event on the day on which the others are lost: the order of such a pair is known, weights of censoring are not.
+    time, event = np.full(40, 12.0), np.arange(40) % 2 == 0
+    equal = OutOfFold(
+        **{
+            **vars(found),
+            "time": time,
+            "event": event,
+            "uncensored": np.repeat(survival.estimate_uncensored(time, event, time)[:, None], 2, axis=1),
+            "times": survival.choose_times(time, time, event),
+            "survival": found.survival[:, :, :0],
+        }
+    )
+    measured = measure_outcome(equal, draws=20)
+    assert set(measured) == {"harrell_c"}
+    assert 0 <= measured["harrell_c"].value <= 1
+    assert explain_left_out(equal) == [
+        "left out: Uno's C, the time-dependent AUC, the integrated Brier score, as all times are equal (12)"
+    ]
+    none = OutOfFold(**{**vars(found), "times": found.times[:1], "survival": found.survival[:, :, :1]})
+    assert explain_left_out(none) == [
+        "left out: the time-dependent AUC, as no two times can be judged",
+        "left out: the integrated Brier score, as no two times can be judged",
+    ]
 
 
 def test_a_model_against_itself_differs_by_nothing_and_against_the_truth_by_much():

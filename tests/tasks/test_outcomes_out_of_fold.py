@@ -21,6 +21,7 @@ from dagman.tasks.outcome_folds import (
     fit_frozen,
     predict_out_of_fold,
     predict_without_features,
+    refuse_incomparable,
     stratify_patients,
     tune_risk,
 )
@@ -172,6 +173,31 @@ def test_too_few_events_are_refused_with_what_to_do():
     one = Split(repeat=0, fold=0, train=np.arange(2, 12), test=np.arange(2))
     with pytest.raises(TaskError, match="a training part of 10 patients holds 1 event\\."):
         predict_out_of_fold(arm, "cox", few, [one], TIMES)
+
+
+@pytest.mark.parametrize(
+    ("times", "events", "said"),
+    [
+        (
+            [7, 7, 7, 7],
+            [1, 1, 1, 1],
+            r"^all tested times are equal \(7\): no two patients can be compared\. Check the column of times",
+        ),
+        ([5, 9, 6, 9], [0, 1, 0, 1], "^no test part holds an event before another patient's time: no two patients can be compared"),
+    ],
+)
+def test_patients_of_whom_no_two_can_be_compared_are_refused(times, events, said):
+    patients, _ = _cohort(count=4)
+    items = [replace(item, time=float(t), event=bool(e)) for item, t, e in zip(patients.items, times, events, strict=True)]
+    folds = [
+        Split(repeat=0, fold=0, train=np.array([2, 3]), test=np.array([0, 1])),
+        Split(repeat=0, fold=1, train=np.array([0, 1]), test=np.array([2, 3])),
+    ]
+    with pytest.raises(TaskError, match=said):
+        refuse_incomparable(PooledPatients(**{**vars(patients), "items": tuple(items)}), folds)
+    # One event that comes before another patient's time is enough.
+    items[0] = replace(items[0], time=1.0, event=True)
+    refuse_incomparable(PooledPatients(**{**vars(patients), "items": tuple(items)}), folds)
 
 
 def test_a_method_there_is_not_names_the_nearest():

@@ -29,6 +29,7 @@ from dagman.tasks.outcome_folds import (
     fit_frozen,
     predict_out_of_fold,
     predict_without_features,
+    refuse_incomparable,
     stratify_patients,
 )
 from dagman.tasks.outcome_metrics import (
@@ -37,6 +38,7 @@ from dagman.tasks.outcome_metrics import (
     describe_auc,
     describe_calibration,
     describe_groups,
+    explain_left_out,
     list_measures,
     measure_outcome,
 )
@@ -107,7 +109,7 @@ def predict_outcome(
     table: read with `time` and `event`, and `clinical` columns if any. Several models are given the same patients, splits and
     crops. cache: folder of feature vectors; None: `features` in `out`. on_part is told what is being done.
 
-    Raises TaskError when the table holds too few patients or events.
+    Raises TaskError when the table holds too few patients or events, or when no two patients can be compared.
     """
     settings, out = settings or OutcomeSettings(), Path(out)
     tell = on_part or (lambda text: None)
@@ -194,6 +196,7 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, tell: Cal
             *warn_of_overlap(inputs, tested),
             *inputs.notes,
             *note_patients(inputs, patients),
+            *explain_left_out(found[0].out_of_fold),
             *told,
             *_note_methods(settings, kept),
         ),
@@ -224,6 +227,7 @@ def _plan(patients: PooledPatients, settings: OutcomeSettings) -> tuple[list[Spl
     splits = plan_splits(
         patients.names, strata, folds=settings.folds, repeats=settings.repeats, seed=settings.seed, given=patients.splits
     )
+    refuse_incomparable(patients, splits)
     largest = find_largest_count(splits, patients.events, np.array(patients.names))
     return splits, *list_subsets(settings.shares, settings.per_class, settings.draws, largest)
 

@@ -22,7 +22,7 @@ from dagman.tasks.outcome_metrics import OutOfFold
 from dagman.tasks.patients import PooledPatients
 from dagman.tasks.protocol import Split, draw_subset
 from dagman.tasks.subsets import Subset
-from dagman.tasks.survival import estimate_survival, estimate_uncensored
+from dagman.tasks.survival import estimate_survival, estimate_uncensored, tally_pairs
 from dagman.tasks.survival_models import Design, Forest, fit_design, fit_forest
 
 Floats = NDArray[np.float64]
@@ -73,6 +73,20 @@ def stratify_patients(patients: PooledPatients, folds: int) -> NDArray[np.int64]
         do = f"Ask for --folds {events}" if events > 1 else "Wait for more follow-up"
         raise TaskError(f"{count_noun(events, 'patient')} had the event, fewer than {folds} folds", do=do)
     return patients.events.astype(np.int64) if len(patients) - events >= folds else None
+
+
+def refuse_incomparable(patients: PooledPatients, splits: Sequence[Split]) -> None:
+    """Raise TaskError where no test part holds two patients whose order is known: every concordance would be undefined."""
+    times, events = patients.times, patients.events
+    if any(tally_pairs(times[split.test], events[split.test], np.zeros(len(split.test)))[0].any() for split in splits):
+        return
+    tested = np.unique(times[np.concatenate([split.test for split in splits])])
+    if len(tested) == 1:
+        what, do = f"all tested times are equal ({tested[0]:g})", "Check the column of times, or wait for more follow-up"
+    else:
+        what = "no test part holds an event before another patient's time"
+        do = "Ask for fewer folds, test more patients, or wait for more follow-up"
+    raise TaskError(f"{what}: no two patients can be compared", do=do)
 
 
 def predict_out_of_fold(

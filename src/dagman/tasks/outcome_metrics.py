@@ -28,6 +28,12 @@ Measure = Callable[[NDArray[np.int64]], float]
 """Of rows of patients, as a resample draws them, to a number."""
 
 MEASURES = ("harrell_c", "uno_c", "dynamic_auc", "integrated_brier")
+_NAMES = {
+    "harrell_c": "Harrell's C",
+    "uno_c": "Uno's C",
+    "dynamic_auc": "the time-dependent AUC",
+    "integrated_brier": "the integrated Brier score",
+}
 HIGHER_IS_BETTER = {"harrell_c": True, "uno_c": True, "dynamic_auc": True, "integrated_brier": False}
 
 
@@ -79,7 +85,7 @@ def prepare_measure(name: str, found: OutOfFold) -> Measure:
 
 
 def measure_outcome(found: OutOfFold, *, draws: int = 2000, seed: int = 0) -> dict[str, Interval]:
-    """MEASURES with intervals over patients; those of survival over time are left out where no time can be judged."""
+    """MEASURES with intervals over patients; those that these patients do not allow are left out (`explain_left_out`)."""
     rows = np.arange(len(found.time))
     return {
         name: bootstrap_interval(prepare_measure(name, found), rows, patients=found.patients, draws=draws, seed=seed)
@@ -89,7 +95,26 @@ def measure_outcome(found: OutOfFold, *, draws: int = 2000, seed: int = 0) -> di
 
 def list_measures(found: OutOfFold) -> list[str]:
     """Those of MEASURES that these patients allow."""
-    return list(MEASURES if len(found.times) > 1 else MEASURES[:2])
+    rows = np.arange(len(found.time))
+    asked = MEASURES if len(found.times) > 1 else MEASURES[:2]
+    return [name for name in asked if not np.isnan(prepare_measure(name, found)(rows))]
+
+
+def explain_left_out(found: OutOfFold) -> list[str]:
+    """A sentence for those of MEASURES that these patients do not allow, each with what is lacking."""
+    left_out = [name for name in MEASURES if name not in list_measures(found)]
+    if left_out and np.ptp(found.time) == 0:
+        names = ", ".join(_NAMES[name] for name in left_out)
+        return [f"left out: {names}, as all times are equal ({found.time[0]:g})"]
+    lacking = {
+        "harrell_c": "no fold tests an event before another patient's time",
+        "uno_c": "no fold tests an event, before another patient's time, that can be weighed against censoring",
+        "dynamic_auc": "no fold tests a patient with the event and one still without it at each of the times",
+        "integrated_brier": "no two times can be judged",
+    }
+    if len(found.times) < 2:
+        lacking["dynamic_auc"] = lacking["integrated_brier"]
+    return [f"left out: {_NAMES[name]}, as {lacking[name]}" for name in left_out]
 
 
 def compare_outcome(name: str, first: OutOfFold, second: OutOfFold, *, draws: int = 2000, seed: int = 0) -> Difference:
