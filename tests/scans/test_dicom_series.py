@@ -215,6 +215,28 @@ def test_truncated_pixels_are_refused_with_the_files_name(tmp_path, write_dicom,
     assert reasons(tmp_path) == [f"{path.name}: pixel data are cut short: copy or export the series again"]
 
 
+@pytest.mark.parametrize("broken", ["a", "b"])
+def test_a_copy_that_broke_off_does_not_cost_the_series(tmp_path, write_dicom, ct, placement, broken):
+    name = write_dicom(tmp_path / "a", ct, placement)[3].name
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    path = tmp_path / broken / name
+    path.write_bytes(path.read_bytes()[:-50])
+    found = find_series(tmp_path)
+    (series,) = found.series
+    assert np.array_equal(reorient_scan(read_series(series)).voxels, ct)
+    cut = "pixel data are cut short; another file holds the same image whole: nothing to do"
+    assert {refusal.source: refusal.reason for refusal in found.refused}[str(path)] == cut
+
+
+def test_a_refusal_is_listed_for_every_folder_that_it_concerns(tmp_path, write_dicom, ct, placement):
+    uid = generate_uid()
+    for name in ("a", "b"):
+        write_dicom(tmp_path / name, ct, placement, SeriesInstanceUID=uid, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    found = find_series(tmp_path)
+    assert [refusal.source for refusal in found.refused] == [str(min((tmp_path / name).iterdir())) for name in ("a", "b")]
+    assert {refusal.reason for refusal in found.refused} == {"localizer, not a volume: nothing to do"}
+
+
 @pytest.mark.parametrize("size", [0, 100, 140, 300])
 def test_a_file_cut_in_its_header_never_stops_the_others(tmp_path, write_dicom, ct, placement, size):
     write_dicom(tmp_path / "good", ct, placement)

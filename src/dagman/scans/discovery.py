@@ -94,7 +94,9 @@ def find_series(paths: str | Path | Iterable[str | Path], *, modality: Modality 
     series = _name_files(series, files)
     for source, group in _name_groups(group_headers(headers, any_modality=modality is not None)):
         if group.reason:
-            refused.append(Refusal(source=source, reason=group.reason))
+            # A row a folder, by its first file: who looks for a folder must find it.
+            firsts = {path.parent: path for path in reversed(group.files)}
+            refused.extend(Refusal(source=str(path), reason=group.reason) for path in firsts.values())
         else:
             series.append(_build_dicom_series(source, group, modality))
     if not series and not refused:

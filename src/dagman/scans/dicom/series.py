@@ -62,10 +62,14 @@ def find_siblings(path: Path) -> list[Path]:
 def _split_series(headers: Sequence[Header], any_modality: bool) -> list[DicomGroup]:
     kept, copies = _drop_copies(headers)
     groups = [_group(members, f"the same images as in {first}; counted once") for (_, first), members in copies.items()]
+    whole = {(header.instance_uid, header.planes) for header in kept if header.instance_uid and not header.is_truncated}
     refused: dict[str, list[Header]] = {}
     slices: list[Header] = []
     for header in kept:
         reason = _judge_file(header, any_modality)
+        if not reason and header.is_truncated and (header.instance_uid, header.planes) in whole:
+            # A copy that broke off must not cost the series it was made of.
+            reason = "pixel data are cut short; another file holds the same image whole: nothing to do"
         if reason:
             refused.setdefault(reason, []).append(header)
         else:
