@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,48 @@ def test_a_folder_that_cannot_be_opened_is_named(tmp_path, write_nifti, ct, monk
     assert found.refused == (
         Refusal(source=str(tmp_path / "closed"), reason="cannot be opened (Permission denied): check its permissions"),
     )
+
+
+@pytest.fixture
+def closed_to_us(write_nifti, write_dicom, ct, placement):
+    """A folder with files that may not be read, while this process is not the superuser, who may read all."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_nifti(folder / "good.nii.gz", ct)
+        write_nifti(folder / "secret.nii.gz", ct).chmod(0)
+        for index, path in enumerate(write_dicom(folder / "dicom", ct, placement)):
+            path.chmod(0 if index == 3 else 0o644)
+        (folder / "bare").write_bytes(b"x" * 200)
+        (folder / "bare").chmod(0)
+        write_nifti(folder / "listed" / "inside.nii.gz", ct)
+        (folder / "listed" / "bare").write_bytes(b"x" * 200)
+        (folder / "listed").chmod(0o444)
+        folder.chmod(0o755)
+        before = os.geteuid()
+        if before == 0:
+            os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            os.seteuid(before)
+            (folder / "listed").chmod(0o755)
+
+
+def test_files_that_may_not_be_read_are_refused_and_the_others_found(closed_to_us):
+    found = find_series(closed_to_us)
+    assert [series.source.removeprefix(f"{closed_to_us}/") for series in found.series] == ["dicom", "good.nii.gz"]
+    reasons = {refusal.source.removeprefix(f"{closed_to_us}/"): refusal.reason for refusal in found.refused}
+    assert reasons.pop("listed/inside.nii.gz") == "cannot be read: check the path and its permissions"
+    assert reasons.pop("secret.nii.gz") == "cannot be read: check the path and its permissions"
+    assert [name.partition("/")[0] for name in reasons] == ["bare", "dicom"]
+    assert set(reasons.values()) == {"cannot be read: check its permissions"}
+
+
+@pytest.mark.parametrize("name", ["secret.nii.gz", "listed/inside.nii.gz", "listed/absent.nii.gz", "bare"])
+def test_a_file_that_may_not_be_read_is_one_line(closed_to_us, name):
+    with pytest.raises(ScanError, match=r"cannot be (read|opened)") as caught:
+        read_scan(closed_to_us / name)
+    assert "\n" not in str(caught.value)
 
 
 def test_raw_data_are_not_taken_for_dicom(tmp_path, write_nifti, ct):

@@ -170,12 +170,14 @@ def _find_kind(path: Path) -> Kind | Literal["unread"] | None:
         return "dicom"
     if name.endswith(_ARCHIVES + _UNREAD):
         return "unread"
-    if path.name == "DICOMDIR" or not path.is_file():
+    # Not path.is_file(): below a folder that may be listed and not entered it raises.
+    if path.name == "DICOMDIR" or not os.path.isfile(path):
         return None
     try:
         return "dicom" if dicom_headers.looks_like_dicom(path) else None
     except OSError:
-        return None
+        # It may be a slice without suffix: passed over, a series would end early in silence.
+        return "dicom"
 
 
 def _check_file(path: Path, kind: str) -> None:

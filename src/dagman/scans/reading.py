@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,9 @@ def read_scan(path: str | Path, *, modality: Modality | None = None) -> Scan:
     overrides what the file says. Raises ScanError, naming the series when there are several.
     """
     path = Path(path)
-    given = dicom.find_siblings(path) if path.is_file() else [path]
+    # Not path.is_file(), which raises where a folder on the way is closed.
+    is_file = os.path.isfile(path)
+    given = dicom.find_siblings(path) if is_file else [path]
     found = find_series(given, modality=modality)
     if len(found.series) == 1:
         return read_series(found.series[0])
@@ -34,7 +37,7 @@ def read_scan(path: str | Path, *, modality: Modality | None = None) -> Scan:
         names = ", ".join(series.source for series in found.series[:5])
         more = f" and {len(found.series) - 5} more" if len(found.series) > 5 else ""
         raise ScanError(f"holds {len(found.series)} series: {names}{more}", where=path, do="Give the path of one of them")
-    if len(found.refused) == 1 or path.is_file():
+    if len(found.refused) == 1 or is_file:
         raise ScanError(found.refused[0].reason, where=found.refused[0].source)
     first = found.refused[0]
     raise ScanError(f"holds no usable series; {len(found.refused)} refused, the first: {first.reason}", where=path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,23 +41,24 @@ def group_headers(headers: Iterable[Header], *, any_modality: bool = False) -> l
 
 
 def find_siblings(path: Path) -> list[Path]:
-    """The files of the same folder and series as a DICOM file; the path alone when it is no DICOM."""
-    if not looks_like_dicom(path):
+    """The files of the same folder and series as a DICOM file; the path alone when it is no DICOM, or cannot be read."""
+    uid = _read_series_uid(path)
+    if uid is None:
         return [path]
     try:
-        uid = read_header(path).series_uid
-    except ScanError:
+        beside = sorted(path.parent.iterdir())
+    except PermissionError:
         return [path]
-    siblings = []
-    for other in sorted(path.parent.iterdir()):
-        if other.name.startswith(".") or not other.is_file() or not looks_like_dicom(other):
-            continue
-        try:
-            if read_header(other).series_uid == uid:
-                siblings.append(other)
-        except ScanError:
-            continue
+    siblings = [one for one in beside if not one.name.startswith(".") and os.path.isfile(one) and _read_series_uid(one) == uid]
     return siblings or [path]
+
+
+def _read_series_uid(path: Path) -> str | None:
+    """None where the file is no DICOM, or cannot be read, which reading it will explain."""
+    try:
+        return read_header(path).series_uid if looks_like_dicom(path) else None
+    except (OSError, ScanError):
+        return None
 
 
 def _split_series(headers: Sequence[Header], any_modality: bool) -> list[DicomGroup]:
