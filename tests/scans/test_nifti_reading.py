@@ -71,6 +71,30 @@ def test_headers_of_rubbish_are_refused_in_silence(tmp_path, write_nifti, ct, pl
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(("kind", "place", "layout"), [(nibabel.Nifti1Image, 108, "<f"), (nibabel.Nifti2Image, 168, "<q")])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("offset", [0, 16, -8])
+def test_the_header_is_never_read_as_voxels(tmp_path, ct, kind, place, layout, suffix, offset):
+    nibabel.save(kind(ct, np.eye(4)), tmp_path / "whole.nii")
+    raw = bytearray((tmp_path / "whole.nii").read_bytes())
+    raw[place : place + struct.calcsize(layout)] = struct.pack(layout, offset)
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(gzip.compress(raw) if suffix == ".nii.gz" else raw)
+    with pytest.raises(ScanError, match=rf"its voxels would begin at byte {offset}, within the header"):
+        read_scan(path)
+
+
+def test_a_size_that_no_memory_holds_is_said_and_not_called_damage(tmp_path, write_nifti, ct, monkeypatch):
+    path = write_nifti(tmp_path / "a.nii", ct)
+
+    def refuse(path):
+        raise MemoryError
+
+    monkeypatch.setattr(nibabel, "load", refuse)
+    with pytest.raises(ScanError, match=r"its 16 x 14 x 9 voxels do not fit into the memory\. Check the size"):
+        read_scan(path)
+
+
 def test_odd_but_readable_headers_are_read_in_silence(tmp_path, write_nifti, ct, capfd):
     path = write_nifti(tmp_path / "a.nii", ct)
     raw = bytearray(path.read_bytes())
@@ -141,6 +165,7 @@ def test_a_singular_sform_is_refused(tmp_path, ct):
     image = nibabel.Nifti1Image(ct, np.eye(4))
     image.header["srow_x"] = image.header["srow_y"]
     image.header["sform_code"] = 1
+    image.header["vox_offset"] = 352
     path = tmp_path / "a.nii"
     with open(path, "wb") as file:
         file.write(image.header.binaryblock + b"\0\0\0\0" + ct.tobytes(order="F"))

@@ -37,7 +37,7 @@ _MM_PER_UNIT = {1: 1000.0, 3: 0.001}
 
 def check_nifti(path: Path) -> None:
     """Read the header alone and raise ScanError when the file cannot be a volume."""
-    _checked_header(path)
+    read_header(path)
 
 
 def read_nifti(path: Path) -> RawImage:
@@ -45,7 +45,7 @@ def read_nifti(path: Path) -> RawImage:
 
     The sform counts before the qform; without either, axes are taken as nibabel does, and a note says so.
     """
-    header = _checked_header(path)
+    header = read_header(path)
     try:
         with _quiet_nibabel():
             values = _decode_fast(path, header)
@@ -54,6 +54,9 @@ def read_nifti(path: Path) -> RawImage:
             # Copied: a memory map would follow a file that changes later.
             scaled = np.array(np.asanyarray(image.dataobj)) if values is None else values
             matrix = np.array(image.affine, dtype=np.float64)
+    except MemoryError as error:
+        what = f"its {' x '.join(map(str, header.get_data_shape()))} voxels do not fit into the memory"
+        raise ScanError(what, where=path, do="Check the size in its header, or read fewer scans at once (--workers)") from error
     except Exception as error:  # nibabel, gzip and zlib raise many kinds; each means that this file is damaged.
         raise ScanError(f"is truncated or damaged ({_shorten(error)})", where=path, do=_CONVERT_AGAIN) from error
     matrix[:3] *= _MM_PER_UNIT.get(int(header["xyzt_units"]) % 8, 1.0)
@@ -76,8 +79,11 @@ def _quiet_nibabel() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _checked_header(path: Path) -> Nifti1Header:
-    """The header as it stands in the file: nibabel's own loading would mend a spacing of zero in silence."""
+def read_header(path: Path) -> Nifti1Header:
+    """The header as it stands in the file: nibabel's own loading would mend a spacing of zero in silence.
+
+    Raises ScanError when the file cannot be a volume.
+    """
     try:
         with _open(path) as file, _quiet_nibabel():
             start = file.read(540)
@@ -98,6 +104,10 @@ def _checked_header(path: Path) -> Nifti1Header:
         raise ScanError(f"is no NIfTI file ({_shorten(error)})", where=path, do="Copy or convert the scan again") from error
     if magic != b"n+":
         raise ScanError("is no NIfTI file, although its name says so", where=path, do="Leave it out, or give it its own suffix")
+    if header.get_data_offset() < size:
+        # nibabel takes an offset of 0 at its word, and the header's own bytes for the first voxels.
+        what = f"its voxels would begin at byte {header.get_data_offset()}, within the header"
+        raise ScanError(what, where=path, do="Mend the header (vox_offset), or convert the scan again")
     _check_shape(header, path)
     _check_spacing(header, path)
     return header

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import pydicom
 import SimpleITK
-from nibabel.filebasedimages import ImageFileError
 from pydicom.errors import InvalidDicomError
 
+from dagman.errors import ScanError
 from dagman.scans.discovery import Series
+from dagman.scans.nifti import read_header
 from dagman.store.preparation import Preparation
 from dagman.store.resampling import MOST_VOXELS
 
@@ -64,7 +64,7 @@ def _measure_series(series: Series) -> tuple[float, float] | None:
     """(voxels, mm^3) by the header; None where it does not say, which the preparation itself will explain."""
     try:
         shape, spacing = _MEASURES[series.kind](series)
-    except (OSError, RuntimeError, ValueError, AttributeError, ImageFileError, InvalidDicomError):
+    except (OSError, RuntimeError, ValueError, AttributeError, ScanError, InvalidDicomError):
         return None
     voxels = float(np.prod(np.asarray(shape[:3], dtype=np.float64)))
     volume = voxels * float(np.prod(np.abs(np.asarray(spacing[:3], dtype=np.float64))))
@@ -73,7 +73,7 @@ def _measure_series(series: Series) -> tuple[float, float] | None:
 
 
 def _measure_nifti(series: Series) -> tuple[Sequence[int], Sequence[float]]:
-    header: Any = nibabel.load(series.files[0]).header
+    header: Any = read_header(series.files[0])
     return header.get_data_shape(), header.get_zooms()
 
 
