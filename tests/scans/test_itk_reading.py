@@ -43,6 +43,12 @@ def test_a_scan_is_the_same_in_every_format(tmp_path, write_nifti, ct, name, com
 
 
 @pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("name", ["Müller 1.nhdr", "Müller 1.mhd", "頭部.mhd"])
+def test_a_data_file_is_found_whatever_its_name(tmp_path, ct, name, compress):
+    assert np.array_equal(read_scan(write_itk(tmp_path / name, ct, np.eye(4), compress=compress)).voxels, ct)
+
+
+@pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_truncated_data_are_refused_in_silence(tmp_path, ct, name, compress, capfd):
     path = write_itk(tmp_path / name, ct, np.eye(4), compress=compress)

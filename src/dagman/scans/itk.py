@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import re
 import zlib
 from pathlib import Path
@@ -142,7 +143,8 @@ def _check_data(path: Path, reader: SimpleITK.ImageFileReader) -> None:
     if name.upper().startswith("LIST") or "%" in name:
         return
     unpack = zlib.decompress if _META_ZLIB.search(header) else gzip.decompress if _NRRD_GZIP.search(header) else None
-    data, start = (path, start) if name.upper() == "LOCAL" else (path.parent / name, 0)
+    # The header was read byte by byte; a file's name is in the system's encoding.
+    data, start = (path, start) if name.upper() == "LOCAL" else (path.parent / os.fsdecode(name.encode("latin-1")), 0)
     try:
         if unpack is not None:
             unpack(data.read_bytes()[start:])
