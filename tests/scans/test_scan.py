@@ -58,6 +58,15 @@ def test_the_hash_sees_voxels_and_spacing_but_not_names_or_types(ct, placement):
     assert hash_scan(replace(scan, affine=scan.affine.rescale([1, 1, 1.1]))) != hash_scan(scan)
 
 
+def test_scans_of_small_numbers_are_told_apart(placement):
+    first, second = (np.random.default_rng(seed).uniform(0, 0.003, (16, 14, 9)).astype(np.float32) for seed in (1, 2))
+    scan = make_scan(first, placement)
+    assert hash_scan(replace(scan, voxels=second)) != hash_scan(scan)
+    assert hash_scan(replace(scan, voxels=first.copy())) == hash_scan(scan)
+    assert hash_scan(turn(scan, (2, 0, 1), (True, False, True))) == hash_scan(scan)
+    assert hash_scan(replace(scan, voxels=first * np.float32(0))) == hash_scan(replace(scan, voxels=first * np.float32(-0.0)))
+
+
 def test_a_spacing_on_the_edge_of_rounding_hashes_alike_as_float32(ct):
     single = float(np.float32(0.785))
     assert hash_scan(make_scan(ct, np.diag([single] * 3 + [1]))) == hash_scan(make_scan(ct, np.diag([0.785] * 3 + [1])))

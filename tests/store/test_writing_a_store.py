@@ -340,6 +340,12 @@ def test_mr_is_kept_when_the_user_says_so(nifti_of, tmp_path):
     assert read_rejected(tmp_path / "store") == {}
 
 
+def test_two_maps_of_small_numbers_are_two_scans(nifti_of, trunk, tmp_path):
+    for number in (1, 2):
+        nifti_of(tmp_path / "scans" / f"adc{number}.nii.gz", ((trunk(number) + 1100) * 1e-6).astype(np.float32))
+    assert prepare_store(tmp_path / "scans", tmp_path / "store", workers=1, modality="mr").kept == 2
+
+
 def test_results_come_from_every_process_that_lives():
     code = "__import__('os').kill(__import__('os').getpid(), 9)"
     results = dict(run_tasks(eval, ["1 + 1", code, "2 + 2", "__import__('os')._exit(3)", "3 + 3"], workers=2))

@@ -15,6 +15,9 @@ from dagman.scans.affine import Affine
 Modality = Literal["CT", "MR", "other"]
 Voxels = NDArray[np.int16] | NDArray[np.float32]
 
+_LEAST_ROUNDED = 100.0
+"""Range of values that may be rounded to whole numbers for a hash."""
+
 
 @dataclass(frozen=True, eq=False)
 class RawImage:
@@ -87,11 +90,15 @@ def reorient_scan(scan: Scan) -> Scan:
 def hash_scan(scan: Scan) -> str:
     """A hash of what the scan shows: equal for the NIfTI and the DICOM of one scan, whatever the axis order or flip.
 
-    It covers the RAS+ voxels rounded to int16 and the spacing to 0.01 mm; not the place, names or file.
+    It covers the RAS+ voxels rounded to int16 (as they are where they span less than 100) and the spacing to 0.01 mm; not the
+    place, names or file.
     """
     upright = reorient_scan(scan)
     voxels = upright.voxels
-    if voxels.dtype != np.int16:
+    if voxels.dtype != np.int16 and np.ptp(voxels) < _LEAST_ROUNDED:
+        # Rounded, all scans of values in 0 to 1, such as ADC in mm2/s, would be one. The zero takes the sign off another zero.
+        voxels = voxels + np.float32(0)
+    elif voxels.dtype != np.int16:
         limits = np.iinfo(np.int16)
         voxels = np.clip(np.rint(voxels), limits.min, limits.max).astype(np.int16)
     # Rounded twice: 0.785 as float32 and as float64 must fall on the same side of the half.
