@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from dagman.encoder.items import list_scans
-from dagman.errors import DagmanError, MissingExtraError, TaskError
+from dagman.errors import DagmanError, TaskError
 from dagman.records.counts import count_noun
 from dagman.records.files import write_whole
 from dagman.records.hashes import hash_bytes
@@ -133,12 +133,9 @@ def _segment_one(model: SegmentationModel, scan: Scan, item: Item, out: Path, mi
     classes = model.label_scan(scan, mirror=mirror)
     values = model.to_values(classes)
     write_label_map(out / "predictions" / f"{item.name}.nii.gz", values, scan)
-    try:
-        write_dicom_labels(out / "predictions" / f"{item.name}.dcm", values, model.names, scan)
-    except MissingExtraError as error:
-        said = f"predictions are NIfTI alone: DICOM SEG {error}"
-        if said not in notes:
-            notes.append(said)
+    said = write_dicom_labels(out / "predictions" / f"{item.name}.dcm", values, model.names, item.scan)
+    if said and said not in notes:
+        notes.append(said)
     return [
         {
             "item": item.name,

@@ -12,8 +12,9 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from numpy.typing import NDArray
 
+from dagman.errors import DagmanError, MissingExtraError, ScanError
 from dagman.records.files import write_whole
-from dagman.scans import dicom, nifti
+from dagman.scans import dicom, itk, nifti
 from dagman.scans.dicom.segments import write_segments
 from dagman.scans.discovery import find_series
 from dagman.scans.pseudonyms import name_file
@@ -58,23 +59,38 @@ def write_label_map(path: Path, labels: NDArray, scan: Scan) -> None:
         nib.save(image, temporary)
 
 
-def write_dicom_labels(path: Path, labels: NDArray, names: dict[int, str], scan: Scan) -> bool:
-    """Write labels as DICOM SEG if the scan came as DICOM, and say whether; raises MissingExtraError without highdicom."""
-    files = find_dicom_files(scan)
-    if not files:
-        return False
-    write_segments(path, labels, names, files)
-    return True
+def write_dicom_labels(path: Path, labels: NDArray, names: dict[int, str], source: str | Path) -> str:
+    """Write labels as DICOM SEG if the scan came as DICOM. Returns what is to be said where that failed, else nothing.
+
+    source: the path that the scan was read by. The scan's own `source` will not do: it may be a folder that holds other series.
+    """
+    try:
+        files = find_dicom_files(source)
+        if files:
+            write_segments(path, labels, names, files)
+    except MissingExtraError as error:
+        return f"predictions are NIfTI alone: DICOM SEG {error}"
+    except DagmanError as error:
+        return f"{path.stem}: no DICOM SEG was written: {error}"
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # highdicom raises these for headers that lack what a SEG must name, as after a thorough anonymisation.
+        reason = " ".join(str(error).split()).rstrip(".")
+        return f"{path.stem}: no DICOM SEG was written: the series' headers do not allow it ({reason})."
+    return ""
 
 
-def find_dicom_files(scan: Scan) -> tuple[Path, ...]:
-    """The files a scan was read from if it came as DICOM, else none."""
-    source = Path(scan.source)
-    if not source.exists() or source.name.lower().endswith((*nifti.SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")):
+def find_dicom_files(source: str | Path) -> tuple[Path, ...]:
+    """The files that `read_scan` reads for this path if they are DICOM, else none.
+
+    Raises ScanError when the series cannot be told from others: the folder holds another one by now.
+    """
+    source = Path(source)
+    if not source.exists() or source.name.lower().endswith((*nifti.SUFFIXES, *itk.SUFFIXES)):
         return ()
-    found = find_series(dicom.find_siblings(source) if source.is_file() else [source])
-    series = [one for one in found.series if one.kind == "dicom"]
-    return series[0].files if len(series) == 1 else ()
+    found = find_series(dicom.find_siblings(source) if source.is_file() else [source]).series
+    if len(found) > 1:
+        raise ScanError(f"holds {len(found)} series", where=source, do="Predict it again, by the path of one of its files")
+    return found[0].files if found and found[0].kind == "dicom" else ()
 
 
 def _copy_geometry(source: Path) -> Nifti1Header | None:

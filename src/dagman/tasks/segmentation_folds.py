@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dagman.encoder.encoder import Encoder
-from dagman.errors import MissingExtraError
 from dagman.randomness import address
 from dagman.records.hashes import hash_bytes
 from dagman.records.journal import append_row, read_rows
@@ -149,12 +148,9 @@ class FoldRunner:
     def _write_maps(self, model: SegmentationModel, predicted: NDArray[np.uint8], scan: Scan, case: Case) -> None:
         values, path = model.to_values(predicted), self._map_path(case)
         write_label_map(path, values, scan)
-        try:
-            write_dicom_labels(path.with_name(f"{case.item.name}.dcm"), values, model.names, scan)
-        except MissingExtraError as error:
-            remark = f"predictions are NIfTI alone: DICOM SEG {error}"
-            if remark not in self.remarks:
-                self.remarks.append(remark)
+        remark = write_dicom_labels(path.with_name(f"{case.item.name}.dcm"), values, model.names, case.item.scan)
+        if remark and remark not in self.remarks:
+            self.remarks.append(remark)
 
     def _map_path(self, case: Case) -> Path:
         return self.out / "predictions" / f"{case.item.name}.nii.gz"

@@ -1,0 +1,103 @@
+"""Proves that a prediction goes back as DICOM SEG to the very series it was made from, and that one line says where it cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from dagman.scans.discovery import find_series
+from dagman.scans.reading import read_scan
+from dagman.tasks.prediction_files import find_dicom_files, write_dicom_labels
+
+_SHAPE = (12, 10)
+
+
+def _write_series(folder: Path, name: str, slices: int) -> str:
+    """An upright CT series of files NAME_0.dcm, ...; its UID."""
+    series, study, frame = generate_uid(), generate_uid(), generate_uid()
+    for number in range(slices):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        data = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+        data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+        data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = study, series, frame
+        data.PatientID, data.PatientName, data.PatientBirthDate, data.PatientSex = "P7", "", "", ""
+        data.StudyID, data.StudyDate, data.StudyTime, data.AccessionNumber, data.ReferringPhysicianName = "1", "", "", "", ""
+        data.Modality, data.SeriesNumber, data.InstanceNumber, data.Manufacturer = "CT", 3, number + 1, "none"
+        data.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+        data.ImageOrientationPatient, data.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 5 * number]
+        data.PixelSpacing, data.SliceThickness = [5, 5], 5
+        data.Columns, data.Rows = _SHAPE
+        data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+        data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
+        data.RescaleSlope, data.RescaleIntercept = 1, -1024
+        data.PixelData = (np.arange(120) + number).astype(np.uint16).tobytes()
+        data.save_as(folder / f"{name}_{number}.dcm", enforce_file_format=True)
+    return str(series)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of two series: early_0 to early_3, late_0 to late_5."""
+    place = tmp_path / "study"
+    place.mkdir()
+    _write_series(place, "early", 4)
+    _write_series(place, "late", 6)
+    return place
+
+
+@pytest.mark.parametrize(("name", "slices"), [("early", 4), ("late", 6)])
+def test_in_a_folder_of_two_series_each_scan_has_its_own_files_and_its_own_segmentation(folder, name, slices, tmp_path):
+    pytest.importorskip("highdicom")
+    (source,) = (one.source for one in find_series(folder).series if name in one.source)
+    assert {path.name for path in find_dicom_files(source)} == {f"{name}_{number}.dcm" for number in range(slices)}
+    labels = np.zeros(read_scan(source).shape, np.uint8)
+    labels[3:6, 2:5, 1:3] = 7
+    assert write_dicom_labels(tmp_path / "out.dcm", labels, {7: "ball"}, source) == ""
+    written = pydicom.dcmread(tmp_path / "out.dcm")
+    images = [pydicom.dcmread(folder / f"{name}_{number}.dcm") for number in range(slices)]
+    assert written.ReferencedSeriesSequence[0].SeriesInstanceUID == images[0].SeriesInstanceUID
+    named = {one.ReferencedSOPInstanceUID for one in written.ReferencedSeriesSequence[0].ReferencedInstanceSequence}
+    assert named <= {image.SOPInstanceUID for image in images}
+    assert written.pixel_array.sum() == (labels == 7).sum()
+
+
+def test_where_the_series_cannot_be_told_one_line_says_that_nothing_was_written(folder, tmp_path):
+    said = write_dicom_labels(tmp_path / "out.dcm", np.ones((*_SHAPE, 4), np.uint8), {1: "ball"}, folder)
+    assert said.startswith(f"out: no DICOM SEG was written: {folder}: holds 2 series. ")
+    assert "\n" not in said
+    assert not (tmp_path / "out.dcm").exists()
+
+
+def test_labels_that_no_longer_fit_the_series_cost_the_segmentation_alone(folder, tmp_path):
+    said = write_dicom_labels(tmp_path / "out.dcm", np.ones((*_SHAPE, 5), np.uint8), {1: "ball"}, folder / "early_0.dcm")
+    assert "no DICOM SEG was written" in said
+    assert "labels have 5 slices, the series 4" in said
+    assert not (tmp_path / "out.dcm").exists()
+
+
+def test_headers_that_lack_what_a_segmentation_must_name_cost_the_segmentation_alone(folder, tmp_path):
+    pytest.importorskip("highdicom")
+    for number in range(4):
+        data = pydicom.dcmread(folder / f"early_{number}.dcm")
+        del data.FrameOfReferenceUID
+        data.save_as(folder / f"early_{number}.dcm")
+    said = write_dicom_labels(tmp_path / "out.dcm", np.ones((*_SHAPE, 4), np.uint8), {1: "ball"}, folder / "early_0.dcm")
+    assert said.startswith("out: no DICOM SEG was written: the series' headers do not allow it (")
+    assert "Frame Of Reference UID" in said
+    assert "\n" not in said
+    assert not (tmp_path / "out.dcm").exists()
+
+
+def test_a_scan_of_another_format_asks_for_no_dicom(folder, tmp_path):
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)), tmp_path / "scan.nii.gz")
+    assert find_dicom_files(tmp_path / "scan.nii.gz") == ()
+    assert write_dicom_labels(tmp_path / "out.dcm", np.ones((4, 4, 4), np.uint8), {1: "ball"}, tmp_path / "scan.nii.gz") == ""
+    assert not (tmp_path / "out.dcm").exists()
