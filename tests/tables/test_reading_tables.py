@@ -189,6 +189,11 @@ _SURVIVAL = {"time": "days", "event": "dead"}
         ),
         ({"rows": "scan,patient,mask\na.nii.gz,1,m.nii"}, "1 mask does not exist: m.nii. "),
         (
+            {"rows": "scan,patient,mask\nx.nii,1,m.nii\ny.nii,2,a_mask.nii.gz\na.nii.gz,3,n.nii\nb.nii.gz,4,m.nii"},
+            "2 scans and 2 masks do not exist: x.nii, y.nii; m.nii, n.nii. Paths are relative to the table's folder; ",
+        ),
+        ({"rows": "scan,patient,mask\nx.nii,1,m.nii"}, "1 scan and 1 mask do not exist: x.nii; m.nii. "),
+        (
             _label("scan,patient,label\na.nii.gz,1,0\na.nii.gz,1,1"),
             "one item has different labels in rows 1, 2. Keep one of them, or tell them apart by mask, label_value or center.",
         ),

@@ -352,10 +352,14 @@ def _refuse_shared_patients(table: Table) -> None:
 
 
 def _refuse_absent_files(table: Table) -> None:
+    counts, names = [], []
     for what, paths in (("scan", [item.scan for item in table.items]), ("mask", [item.mask for item in table.items])):
         unique = dict.fromkeys(path for path in paths if isinstance(path, Path))
         absent = [os.path.relpath(path, table.path.parent) for path in unique if not path.exists()]
         if absent:
-            count = f"1 {what} does" if len(absent) == 1 else f"{len(absent)} {what}s do"
-            do = "Paths are relative to the table's folder; correct them, or drop these rows"
-            raise TableError(f"{count} not exist: {list_some(absent)}", where=table.path, do=do)
+            counts.append(count_noun(len(absent), what))
+            names.append(list_some(absent))
+    if counts:
+        verb = "does" if counts in (["1 scan"], ["1 mask"]) else "do"
+        do = "Paths are relative to the table's folder; correct them, or drop these rows"
+        raise TableError(f"{' and '.join(counts)} {verb} not exist: {'; '.join(names)}", where=table.path, do=do)
