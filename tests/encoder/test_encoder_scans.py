@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dagman.encoder.encoder import Encoder
-from dagman.errors import DagmanError, EncoderError, ScanError
+from dagman.errors import DagmanError, EncoderError, ScanError, TableError
 from dagman.model import to_unit_range
 from dagman.scans.scan import Scan, reorient_scan
 from dagman.store.preparation import Preparation, prepare_scan
@@ -107,6 +107,17 @@ def test_a_mask_is_pooled_alike_whatever_it_is_given_as(
     affine = body.affine.flip(0, body.shape[0]).permute((2, 0, 1)).matrix
     path = write_image(tmp_path / "mask.nii.gz", np.ascontiguousarray(turned), affine)
     np.testing.assert_array_equal(encoder.embed(body, mask=path).values, expected)
+
+
+def test_a_map_of_chances_is_no_mask_whatever_it_is_given_as(
+    encoder: Encoder, body: Scan, write_image: Callable[..., Path], tmp_path: Path
+):
+    chances = np.zeros(body.shape, dtype=np.float32)
+    chances[20:26, 10:14, 15:25] = 0.43
+    path = write_image(tmp_path / "mask.nii.gz", chances, body.affine.matrix)
+    for given in (chances, dataclasses.replace(body, voxels=chances, modality="other"), path):
+        text = _refuse(lambda given=given: encoder.embed(body, mask=given), TableError)
+        assert "holds values that are not whole numbers, such as 0.43. Threshold it" in text
 
 
 def test_the_axis_order_of_a_scan_changes_nothing(encoder: Encoder, body: Scan):

@@ -68,6 +68,24 @@ def test_a_mask_that_does_not_fit_is_refused_with_its_row(tmp_path, scan, change
     assert str(caught.value).startswith(f"row 5 (a:m): mask m.nii.gz {says}")
 
 
+def test_whole_numbers_stored_as_floats_are_labels(tmp_path, scan):
+    # As a program's scaling leaves them: 2 is 1.9999999, 5 is 5.0000005.
+    for labels in (_labels().astype(np.float64), _labels().astype(np.float32) * np.float32(1.0000001)):
+        assert np.array_equal(load_mask(_item(tmp_path, labels, label_value=5), scan), _labels() == 5)
+
+
+@pytest.mark.parametrize("label_value", [None, 1])
+def test_a_map_of_probabilities_is_refused_never_rounded(tmp_path, scan, label_value):
+    chances = np.where(_labels() > 0, 0.97, 0.0).astype(np.float32)
+    chances[1, 2, 3] = 0.43
+    with pytest.raises(TableError) as caught:
+        load_mask(_item(tmp_path, chances, label_value=label_value), scan)
+    assert str(caught.value) == (
+        "row 5 (a:m): mask m.nii.gz holds values that are not whole numbers, such as 0.43. "
+        "Threshold it if it holds probabilities, or give a label map (resampled by nearest neighbour, if at all)."
+    )
+
+
 def test_an_item_without_a_mask_says_so(scan):
     with pytest.raises(TableError, match=r"row 1 \(a\): has no mask. Fill the column 'mask'."):
         load_mask(Item(index=0, name="a", scan="a", patient="p"), scan)

@@ -107,6 +107,19 @@ def test_a_label_may_be_named_once_a_map(tmp_path):
     assert read_label_names(tmp_path / "labels.csv") == {1: "aorta", 2: "liver"}
 
 
+def test_a_map_of_chances_is_left_out_in_words(cohort, tmp_path):
+    rows = (cohort / "maps.csv").read_text().splitlines()
+    image = nibabel.load(cohort / "labels0.nii.gz")
+    chances = np.asarray(image.dataobj, dtype=np.float32) * np.float32(0.43)
+    nibabel.save(nibabel.Nifti1Image(chances, image.affine), tmp_path / "chances.nii.gz")
+    rows[1] = rows[1].replace("labels0.nii.gz", str(tmp_path / "chances.nii.gz"))
+    absolute = [rows[0], *(f"{cohort}/{row}".replace(",labels", f",{cohort}/labels") for row in rows[1:])]
+    (tmp_path / "maps.csv").write_text("\n".join(absolute) + "\n")
+    table = expand_label_maps(read_table(tmp_path / "maps.csv"), read_label_names(cohort / "labels.csv"), minimum_voxels=4)
+    assert {item.patient for item in table.items} == {f"p{number}" for number in range(1, 6)}
+    assert sum("mask chances.nii.gz holds values that are not whole numbers" in note for note in table.notes) == 1
+
+
 def test_maps_without_named_structures_or_of_one_kind_are_refused(cohort):
     table = read_table(cohort / "maps.csv")
     with pytest.raises(TableError, match="no structure is left"):

@@ -24,10 +24,9 @@ from dagman.encoder.tiling import Tiling, choose_side, map_tiles, mark_scan, pla
 from dagman.errors import ScanError
 from dagman.records.names import suggest_name
 from dagman.scans.affine import Affine
-from dagman.scans.reading import read_scan
 from dagman.scans.scan import Scan
 from dagman.store.preparation import PreparedScan
-from dagman.tables.items import Item, align_mask, select_structure
+from dagman.tables.items import Item, align_mask, read_mask, refuse_fractions, select_structure
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -155,12 +154,17 @@ def _map_prepared(
 
 def _place_mask(mask: str | Path | Scan | NDArray[np.bool_], scan: Scan) -> NDArray[np.bool_]:
     """A mask on the grid of its scan, whatever it was given as."""
+    path = Path(mask) if isinstance(mask, str | Path) else None
+    item = Item(index=0, name="mask", scan=scan.source, patient=scan.patient, mask=path)
     if isinstance(mask, np.ndarray):
         if mask.shape != scan.shape:
             what = f"the mask has shape {' x '.join(map(str, mask.shape))}, the scan {' x '.join(map(str, scan.shape))}"
             raise ScanError(what, where=scan.source, do="Give the mask on the scan's own grid")
+        refuse_fractions(item, mask)
         if not mask.any():
             raise ScanError("the mask is empty", where=scan.source, do="Mark the structure with True")
         return mask.astype(bool)
-    item = Item(index=0, name="mask", scan=scan.source, patient=scan.patient, mask=None if isinstance(mask, Scan) else Path(mask))
-    return select_structure(item, align_mask(item, mask if isinstance(mask, Scan) else read_scan(mask), scan))
+    if isinstance(mask, Scan):
+        refuse_fractions(item, mask.voxels)
+        return select_structure(item, align_mask(item, mask, scan))
+    return select_structure(item, align_mask(item, read_mask(item), scan))

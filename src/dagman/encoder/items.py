@@ -22,11 +22,10 @@ from dagman.errors import DagmanError, StoreError, TableError
 from dagman.scans.affine import Affine
 from dagman.scans.discovery import Refusal, find_series
 from dagman.scans.pseudonyms import name_file
-from dagman.scans.reading import read_scan
 from dagman.scans.scan import Scan, hash_scan
 from dagman.store.manifest import Store
 from dagman.store.preparation import PreparedScan, prepare_mask, prepare_scan
-from dagman.tables.items import Item, align_mask, check_points, select_structure
+from dagman.tables.items import Item, align_mask, check_points, read_mask, select_structure
 
 __all__ = [
     "CropShape",
@@ -217,7 +216,7 @@ def choose_item_spacing(
     extents = []
     for item in (masked[place] for place in places):
         try:
-            mask = read_scan(str(item.mask))
+            mask = read_mask(item)
             extents.append(measure_extent(select_structure(item, mask.voxels), mask.spacing))
         except DagmanError:
             # It is refused by name when its turn comes.
@@ -261,7 +260,7 @@ class _OpenedScan:
         if item.mask is None:
             raise TableError("has no mask", where=item.name)
         if self.mask is None or self.mask[0] != item.mask:
-            labels = read_scan(item.mask)
+            labels = read_mask(item)
             stored = self.prepared if self.stored else None
             self.mask = (item.mask, align_mask(item, labels, self.scan) if stored is None else prepare_mask(labels, stored))
         return select_structure(item, self.mask[1])

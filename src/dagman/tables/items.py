@@ -20,6 +20,10 @@ _SLACK = 0.1
 """Voxels by which the corners of two grids may differ: headers hold rounded numbers."""
 
 
+_ROUNDING = 1e-3
+"""By which a label may miss its whole number: files scale what they store."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Item:
     """One row: what is looked at (a scan, a structure, a point) and what is known about it."""
@@ -49,9 +53,28 @@ def load_mask(item: Item, scan: Scan) -> NDArray[np.bool_]:
     The mask may store its axes in another order or direction than the scan; its voxels must be the same ones.
     Raises TableError naming the item if the mask is on another grid, or holds nothing of the structure.
     """
+    return select_structure(item, align_mask(item, read_mask(item), scan))
+
+
+def read_mask(item: Item) -> Scan:
+    """The item's label map on its own grid; raises TableError if there is none, or if its values are not whole numbers."""
     if item.mask is None:
         raise TableError("has no mask", where=_locate(item), do="Fill the column 'mask'")
-    return select_structure(item, align_mask(item, read_scan(item.mask), scan))
+    mask = read_scan(item.mask)
+    refuse_fractions(item, mask.voxels)
+    return mask
+
+
+def refuse_fractions(item: Item, labels: NDArray) -> None:
+    """Raise TableError if labels are not whole numbers: of a map of probabilities, rounding would make some structure."""
+    if not np.issubdtype(labels.dtype, np.floating):
+        return
+    off = np.abs(labels - np.rint(labels))
+    if off.max(initial=0.0) > _ROUNDING:
+        value = labels[np.unravel_index(off.argmax(), off.shape)]
+        what = f"mask {_name_mask(item)}holds values that are not whole numbers, such as {value:.3g}"
+        do = "Threshold it if it holds probabilities, or give a label map (resampled by nearest neighbour, if at all)"
+        raise TableError(what, where=_locate(item), do=do)
 
 
 def align_mask(item: Item, mask: Scan, scan: Scan) -> NDArray:

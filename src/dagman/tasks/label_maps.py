@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from dagman.errors import DagmanError, TableError
-from dagman.scans.reading import read_scan
 from dagman.tables.columns import Columns, list_some
-from dagman.tables.items import Item
+from dagman.tables.items import Item, read_mask
 from dagman.tables.table import Table
 
 SMALLEST = 20
@@ -51,7 +50,7 @@ def expand_label_maps(table: Table, names: dict[int, str], *, minimum_voxels: in
             first_rows.setdefault(item.mask, item)
     for item in first_rows.values():
         try:
-            labels = np.rint(read_scan(str(item.mask)).voxels)
+            labels = np.rint(read_mask(item).voxels)
         except DagmanError as error:
             notes.append(f"left out {item.name}: {error}")
             continue

@@ -13,11 +13,10 @@ from dagman.encoder.encoder import Encoder
 from dagman.errors import DagmanError, TableError, TaskError
 from dagman.randomness import generator
 from dagman.records.hashes import hash_array
-from dagman.scans.reading import read_scan
 from dagman.scans.scan import Modality, Scan
 from dagman.store.preparation import prepare_mask, prepare_scan
 from dagman.tables.columns import list_some
-from dagman.tables.items import Item, align_mask
+from dagman.tables.items import Item, align_mask, read_mask
 from dagman.tasks.segmentation_model import Structure
 
 PLACES = 500
@@ -81,11 +80,11 @@ def prepare_cases(
 def load_classes(item: Item, scan: Scan, structures: Sequence[Structure]) -> NDArray[np.uint8]:
     """An item's mask as classes on the grid of its scan, X Y Z.
 
-    Raises TableError if the mask is on another grid, is empty, or holds none of the structures.
+    Raises TableError if the mask is no label map, is on another grid, is empty, or holds none of the structures.
     """
     if item.mask is None:
         raise TableError("has no mask", where=item.name, do="Fill the column 'mask'")
-    values = np.rint(align_mask(item, read_scan(item.mask), scan)).astype(np.int64)
+    values = np.rint(align_mask(item, read_mask(item), scan)).astype(np.int64)
     classes = np.zeros(values.shape, dtype=np.uint8)
     for code, structure in enumerate(structures, start=1):
         classes[np.isin(values, structure.values)] = code
@@ -101,17 +100,18 @@ def load_classes(item: Item, scan: Scan, structures: Sequence[Structure]) -> NDA
 def find_structures(items: Iterable[Item]) -> list[Structure]:
     """One structure for each value found in the masks that can be read; raises TaskError when there is none, or too many."""
     values: set[int] = set()
+    first = ""
     for item in items:
         if item.mask is None:
             continue
         try:
-            values.update(int(value) for value in np.unique(np.rint(read_scan(item.mask).voxels)))
-        except DagmanError:
+            values.update(int(value) for value in np.unique(np.rint(read_mask(item).voxels)))
+        except DagmanError as error:
             # It is refused by name when its turn comes.
-            continue
+            first = first or f"; the first: {error}"
     values.discard(0)
     if not values:
-        raise TaskError("all masks are empty or cannot be read", do="Give masks with a value above 0 inside each structure")
+        raise TaskError(f"all masks are empty or cannot be used{first}", do="Give masks with a value above 0 inside each structure")
     if len(values) > 255:
         raise TaskError(f"the masks hold {len(values)} values", do="Name the structures: --labels liver=5,spleen=7")
     if len(values) == 1:
