@@ -95,7 +95,7 @@ def hash_scan(scan: Scan) -> str:
     """
     upright = reorient_scan(scan)
     voxels = upright.voxels
-    if voxels.dtype != np.int16 and np.ptp(voxels) < _LEAST_ROUNDED:
+    if voxels.dtype != np.int16 and float(voxels.max()) - float(voxels.min()) < _LEAST_ROUNDED:
         # Rounded, all scans of values in 0 to 1, such as ADC in mm2/s, would be one. The zero takes the sign off another zero.
         voxels = voxels + np.float32(0)
     elif voxels.dtype != np.int16:
