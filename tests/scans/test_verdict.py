@@ -136,6 +136,12 @@ def test_a_spacing_in_another_unit_is_noticed(spacing, text):
     assert judge_scan(scan).reason == f"{text}, so its spacing cannot be in mm: mend the header"
 
 
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_an_absurd_spacing_along_one_axis_is_noticed(modality):
+    scan = Scan(voxels=SOFT.astype(np.int16), affine=Affine(np.diag([1, 1e-9, 1, 1])), modality=modality, patient="p", source="s")
+    assert judge_scan(scan).reason == "its voxels are 1e-09 mm apart along one axis: mend the header"
+
+
 def test_numbers_that_no_scanner_writes_are_not_hu():
     voxels = np.full((20, 20, 20), -1000.0, np.float32)
     voxels[5:15] = 40

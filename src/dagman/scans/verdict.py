@@ -22,6 +22,9 @@ _HIGHEST_HU = 65535
 _SMALLEST_MM, _LARGEST_MM = 5.0, 5000.0
 """Longest edge of a scan: less than any crop of a patient, more than any table's travel."""
 
+_CLOSEST_MM = 0.01
+"""Voxels closer together than this, along any axis, come from a damaged header: a tenth of what clinical scanners resolve."""
+
 _LOOKED_AT = 4_000_000
 """Shares are counted on about this many voxels, evenly spread; minimum and maximum on all."""
 
@@ -103,6 +106,9 @@ def judge_scan(scan: Scan) -> Verdict:
     extent = max(size * spacing for size, spacing in zip(scan.shape, scan.spacing, strict=True))
     if not _SMALLEST_MM <= extent <= _LARGEST_MM:
         reason = f"is {extent:.3g} mm long, so its spacing cannot be in mm: mend the header"
+        return Verdict(accepted=False, reason=reason, notes=notes, evidence=evidence)
+    if min(scan.spacing) < _CLOSEST_MM:
+        reason = f"its voxels are {min(scan.spacing):.3g} mm apart along one axis: mend the header"
         return Verdict(accepted=False, reason=reason, notes=notes, evidence=evidence)
     if scan.modality == "MR":
         return Verdict(accepted=True, notes=notes)

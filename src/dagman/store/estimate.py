@@ -14,6 +14,7 @@ import SimpleITK
 from pydicom.errors import InvalidDicomError
 
 from dagman.errors import ScanError
+from dagman.scans.dicom.headers import quiet_pydicom
 from dagman.scans.discovery import Series
 from dagman.scans.nifti import read_header
 from dagman.store.preparation import Preparation
@@ -86,7 +87,8 @@ def _measure_itk(series: Series) -> tuple[Sequence[int], Sequence[float]]:
 
 def _measure_dicom(series: Series) -> tuple[Sequence[int], Sequence[float]]:
     tags = ["Rows", "Columns", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "NumberOfFrames"]
-    header = pydicom.dcmread(series.files[0], stop_before_pixels=True, specific_tags=tags)
+    with quiet_pydicom():
+        header = pydicom.dcmread(series.files[0], stop_before_pixels=True, specific_tags=tags)
     depth = header.get("SpacingBetweenSlices") or header.get("SliceThickness") or 2.0
     slices = len(series.files) * int(header.get("NumberOfFrames") or 1)
     spacing = header.get("PixelSpacing") or (1.0, 1.0)

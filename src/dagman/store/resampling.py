@@ -21,6 +21,8 @@ from dagman.scans.affine import Affine
 
 MOST_VOXELS = 2**31
 """Largest grid that is made, in voxels; more than any scanner gives, so that a wrong header cannot fill the memory."""
+MOST_TAPS = 10_000
+"""Widest kernel, in voxels to each side, for the same reason: 20 mm of voxels 0.002 mm apart."""
 
 
 def resample_voxels(
@@ -28,7 +30,7 @@ def resample_voxels(
 ) -> tuple[NDArray[np.float32], Affine]:
     """Voxels X Y Z and affine at another spacing (mm), along the same axes; the outer corner of the first voxel stays.
 
-    Raises ScanError when the new grid would be absurdly large, which a wrong spacing in a header causes.
+    Raises ScanError when the new grid or the kernel would be absurdly large, which a wrong spacing in a header causes.
     """
     wanted = np.broadcast_to(np.asarray(spacing, dtype=np.float64), 3)
     steps = wanted / affine.spacing
@@ -48,9 +50,11 @@ def axis_weights(size: int, positions: NDArray[np.float64], step: float) -> scip
     """The sparse matrix (positions, size) that samples an axis of `size` voxels at `positions`, `step` voxels apart.
 
     Positions are voxel indices with fractions. The kernel reaches `max(1, step)` voxels to each side. Beyond its ends the axis
-    is mirrored, as often as needed.
+    is mirrored, as often as needed. Raises ScanError when a sample would take more voxels together than any header means.
     """
     reach = max(1.0, step)
+    if reach > MOST_TAPS:
+        raise ScanError(f"its voxels lie {step:.3g} times as close as the wanted ones", do="Check the spacing in its header")
     taps = np.floor(positions)[:, None] + np.arange(-np.ceil(reach) + 1, np.ceil(reach) + 1)
     distance = taps - positions[:, None]
     weights = np.maximum(0.0, 1.0 - np.abs(distance) / reach)
