@@ -1,4 +1,4 @@
-"""`dagman classify` and `dagman outcome`: what was asked wrongly is one line and exit code 2, before any scan is read."""
+"""`dagman classify` and `dagman outcome`: a mistake is one line and exit code 2, before any scan is read, and leaves no folder."""
 
 from __future__ import annotations
 
@@ -51,6 +51,18 @@ def test_a_mistake_is_one_line_before_any_scan_is_read(task, options, wanted, ta
     assert wanted in told
     assert len(told.strip().splitlines()) == 1
     assert not out.exists()
+
+
+@pytest.mark.parametrize("task", [("classify", "--label", "label"), ("outcome", *_TIMES), ("outcome", "--label", "label")])
+def test_a_refusal_while_reading_leaves_no_folder_behind(task, table, monkeypatch, capsys):
+    command, *options = task
+    arguments = ["dagman", command, "pixels", str(table), *options, "--folds", "2", "--out", str(table.parent / "out")]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert "no item can be used" in capsys.readouterr().err
+    assert not (table.parent / "out").exists()
 
 
 def test_lists_between_commas():
