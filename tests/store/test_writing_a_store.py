@@ -343,3 +343,15 @@ def test_results_come_from_every_process_that_lives():
     assert "ended by signal 9" in results[1].reason
     assert "ended with code 3" in results[3].reason
     assert dict(run_tasks(eval, [], workers=2)) == {}
+
+
+def test_a_worker_that_is_killed_while_it_waits_costs_one_task():
+    # Its result, when it is unpacked here, kills the process it came from and waits until that is dead.
+    wait = "__import__('os').waitid(__import__('os').P_PID, {0}, __import__('os').WEXITED | __import__('os').WNOWAIT)"
+    code = f"[__import__('os').kill({{0}}, 9), {wait}]"
+    deadly = f"type('Deadly', (), {{'__reduce__': lambda self: (eval, ({code!r}.format(__import__('os').getpid()),))}})()"
+    results = dict(run_tasks(eval, [deadly, "1 + 1", "2 + 2"], workers=2))
+    assert sorted(results) == [0, 1, 2]
+    lost = [result for result in results.values() if isinstance(result, Lost)]
+    assert all("ended by signal 9" in one.reason for one in lost)
+    assert len(lost) <= 1

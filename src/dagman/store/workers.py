@@ -65,7 +65,9 @@ def run_tasks(
                     yield worker.task, message
                 if waiting:
                     worker.task = waiting.popleft()
-                    worker.connection.send(tasks[worker.task])
+                    # A worker that was killed while it waited: its end is heard next, and its task named as lost.
+                    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                        worker.connection.send(tasks[worker.task])
                 else:
                     del crew[worker.connection]
                     worker.connection.close()
