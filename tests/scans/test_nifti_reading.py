@@ -220,9 +220,9 @@ def test_what_is_no_nifti_is_refused_under_its_name(tmp_path: Path, name, conten
     assert caught.value.do
 
 
-@pytest.mark.parametrize(("value", "count"), [(np.nan, 3), (np.inf, 3)])
-def test_voxels_that_are_no_numbers_are_counted_and_refused(tmp_path, write_nifti, ct, value, count):
-    voxels = ct.astype(np.float32)
+@pytest.mark.parametrize(("value", "count", "kind"), [(np.nan, 3, "f4"), (np.inf, 3, "f4"), (np.nan, 2, "f8"), (-1e300, 1, "f8")])
+def test_voxels_that_are_no_numbers_are_counted_and_refused(tmp_path, write_nifti, ct, value, count, kind):
+    voxels = ct.astype(kind)
     voxels[0, 0, :count] = value
     path = write_nifti(tmp_path / "a.nii.gz", voxels)
     with pytest.raises(ScanError, match=f"{count} of 2016 voxels are NaN or infinite"):

@@ -87,7 +87,9 @@ def _check_straight(affine: Affine, source: str) -> None:
 def _check_finite(values: NDArray, source: str) -> None:
     if not np.issubdtype(values.dtype, np.floating):
         return
-    bad = values.size - int(np.count_nonzero(np.isfinite(values)))
+    # float64 may hold what is infinite as the float32 that it becomes.
+    good = np.isfinite(values) if values.dtype.itemsize <= 4 else np.abs(values) <= np.finfo(np.float32).max
+    bad = values.size - int(np.count_nonzero(good))
     if bad:
         what = f"{bad} of {values.size} voxels are NaN or infinite"
         raise ScanError(what, where=source, do="Replace them (outside the scanner's field: -1024), or leave the scan out")
