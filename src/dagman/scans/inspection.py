@@ -51,9 +51,16 @@ def inspect_series(series: Series) -> Inspection:
     """Read and judge a series; a series that cannot be read is an Inspection with the reason, never an error."""
     try:
         scan = read_series(series)
+        verdict = judge_scan(scan)
+        picture = take_picture(scan) if verdict.accepted else None
     except ScanError as error:
         return inspect_refusal(Refusal.from_error(series.source, error), kind=series.kind, patient=series.patient)
-    verdict = judge_scan(scan)
+    except Exception as error:
+        # A fault of a decoder, or of dagman: named, so that it can be reported, and the other series go on.
+        reason = f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
+        if isinstance(error, MemoryError):
+            reason = "too large for the memory: try again with --workers 1"
+        return inspect_refusal(Refusal(source=series.source, reason=reason), kind=series.kind, patient=series.patient)
     x, y, z = scan.spacing
     return Inspection(
         source=series.source,
@@ -68,7 +75,7 @@ def inspect_series(series: Series) -> Inspection:
         accepted=verdict.accepted,
         reason=verdict.reason,
         notes=verdict.notes,
-        picture=take_picture(scan) if verdict.accepted else None,
+        picture=picture,
     )
 
 

@@ -1,0 +1,32 @@
+"""Inspecting a series gives a row whatever is wrong with it: the others go on."""
+
+from __future__ import annotations
+
+import pytest
+
+import dagman.scans.inspection as inspection
+from dagman.scans.discovery import find_series
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ZeroDivisionError("a\nfault"), "cannot be read (ZeroDivisionError: a fault)"),
+        (MemoryError(), "too large for the memory: try again with --workers 1"),
+    ],
+)
+def test_a_fault_in_one_series_is_named_and_the_others_go_on(tmp_path, write_nifti, ct, monkeypatch, error, reason):
+    for name in ("a.nii.gz", "b.nii.gz"):
+        write_nifti(tmp_path / name, ct)
+    read = inspection.read_series
+
+    def read_or_fail(series):
+        if "a.nii" in series.source:
+            raise error
+        return read(series)
+
+    monkeypatch.setattr(inspection, "read_series", read_or_fail)
+    first, second = map(inspection.inspect_series, find_series(tmp_path).series)
+    assert (first.accepted, first.reason, first.kind, first.patient) == (False, reason, "nifti", "a")
+    assert second.accepted
+    assert second.picture is not None
