@@ -50,19 +50,28 @@ KINDS = {
 def list_commands(data: Path, pretrained: Path) -> dict[str, list[str]]:
     """Each part's command, without `dagman` and --out; a run of a GPU beside `pretrained` has its rows, but for segmentation."""
     run, nodules, sarcoma = str(pretrained), str(data / "lidc-nodules/table.csv"), str(data / "sarcoma-ct/table.csv")
-    shares = ["--folds", "5", "--shares", "25,50,100"]
     large = pretrained.with_name(GPU_RUN)
-    encoders = [run, FRESH, *([str(large), GPU_FRESH] if large.is_dir() else [])]
+    pairs = {"": (run, FRESH), **({"-small": (str(large), GPU_FRESH)} if large.is_dir() else {})}
+    shares = ["--label", "label", "--folds", "5", "--shares", "25,50,100"]
+    encoders = [name for pair in pairs.values() for name in pair]
     outcome = ["compare", "outcome", *encoders, "radiomics:size", sarcoma, "--clinical", CLINICAL, "--repeats", "10"]
-    return {
-        "malignancy": [
-            *("compare", "classify", *encoders, "radiomics:size", nodules, "--label", "label", "--method", "linear"),
+    probes = {
+        f"malignancy{size}": [
+            *("compare", "classify", *pair, "radiomics:size", nodules, "--method", "linear"),
             *(*shares, "--repeats", "10"),
-        ],
-        "malignancy-finetuned": [
-            *("compare", "classify", *encoders, nodules, "--label", "label", "--method", "linear,finetune"),
+        ]
+        for size, pair in pairs.items()
+    }
+    tuned = {
+        f"malignancy-finetuned{size}": [
+            *("compare", "classify", *pair, nodules, "--method", "linear,finetune"),
             *(*shares, "--repeats", "1", "--crop-mm", "32", "--crop-spacing", "1", "--epochs", "12"),
-        ],
+        ]
+        for size, pair in pairs.items()
+    }
+    return {
+        **probes,
+        **tuned,
         "metastasis": [*outcome, "--label", "lung_metastasis"],
         "progression": [*outcome, "--time", "progression_days", "--event", "progression_event"],
         "survival": [*outcome, "--time", "survival_days", "--event", "death_event"],

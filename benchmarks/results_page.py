@@ -22,7 +22,9 @@ RUNS = {"pretrained": "scratch:tiny", "pretrained-small": "scratch:small"}
 PROJECTORS = ("ampd", "aitd", "gitd")
 TITLES = {
     "malignancy": "1. Nodule malignancy: linear probe (`lidc-nodules`, 227 nodules, 172 patients, 57 % malignant)",
+    "malignancy-small": "1b. The same, by the `small` encoder",
     "malignancy-finetuned": "2. Nodule malignancy: fine-tuning, crops of 32 mm at 1 mm",
+    "malignancy-finetuned-small": "2b. The same, by the `small` encoder",
     "metastasis": "3. Lung metastasis of soft-tissue sarcoma (`sarcoma-ct`, 43 patients, 16 with)",
     "progression": "4. Time to progression (`sarcoma-ct`, 43 patients, 22 events)",
     "survival": "5. Survival (`sarcoma-ct`, 43 patients, 12 deaths)",
@@ -30,12 +32,13 @@ TITLES = {
     "structures": "7. Structures of the body in clusters (`organs`, two scans)",
     "organs": "8. Segmentation of organs: a smoke test (`organs`)",
 }
+CLASSES = ("auc", "balanced_accuracy", "brier")
+TIMES = ("harrell_c", "uno_c", "dynamic_auc", "integrated_brier")
 MEASURES = {
-    "malignancy": ("auc", "balanced_accuracy", "brier"),
-    "malignancy-finetuned": ("auc", "balanced_accuracy", "brier"),
-    "metastasis": ("auc", "balanced_accuracy", "brier"),
-    "progression": ("harrell_c", "uno_c", "dynamic_auc", "integrated_brier"),
-    "survival": ("harrell_c", "uno_c", "dynamic_auc", "integrated_brier"),
+    **dict.fromkeys(
+        ("malignancy", "malignancy-small", "malignancy-finetuned", "malignancy-finetuned-small", "metastasis"), CLASSES
+    ),
+    **dict.fromkeys(("progression", "survival"), TIMES),
     "tumours": ("dice", "hd95_mm", "nsd", "lesion_sensitivity", "volume_bias_ml"),
     "structures": ("silhouette", "neighbour_accuracy", "nmi", "ari", "purity", "intra_distance", "inter_distance"),
     "organs": (),
@@ -62,6 +65,8 @@ def write_page(folder: Path, commands: Mapping[str, str]) -> None:
     parts = [INTRO.format(encoders="; ".join(_describe_encoder(run) for run in runs), also=also).rstrip()]
     parts += ["\n\n".join(_describe_pretraining(run)) for run in runs]
     for name, title in TITLES.items():
+        if name not in commands:
+            continue
         text = [f"## {title}", f"    {commands[name]}"]
         if not (folder / name / "metrics.json").is_file():
             parts.append("\n\n".join([*text, "Not run."]))
