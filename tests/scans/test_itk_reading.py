@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 
 import numpy as np
@@ -67,6 +68,51 @@ def test_damaged_compressed_data_are_refused_and_not_read_as_zeros(tmp_path, ct,
     damaged[len(damaged) * 2 // 3] ^= 255
     data.write_bytes(damaged)
     with pytest.raises(ScanError, match="is truncated or damaged"):
+        read_scan(path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("sizes", ["16 15 9", "16 12 9"])
+def test_a_size_that_does_not_fit_compressed_data_is_refused(tmp_path, ct, name, sizes):
+    path = write_itk(tmp_path / name, ct, np.eye(4), compress=True)
+    path.write_bytes(path.read_bytes().replace(b"16 14 9", sizes.encode()))
+    with pytest.raises(ScanError, match="is truncated or damaged"):
+        read_scan(path)
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.mhd"])
+@pytest.mark.parametrize("line", [b"CompressedDataSize = 10\n", b"CompressedDataSize = 0\n", b""])
+def test_a_wrong_size_of_compressed_data_gives_the_voxels_or_is_refused(tmp_path, ct, name, line, capfd):
+    path = write_itk(tmp_path / name, ct, np.eye(4), compress=True)
+    path.write_bytes(re.sub(rb"CompressedDataSize = \d+\n", line, path.read_bytes()))
+    if name == "a.mhd" and b"10" not in line:
+        assert np.array_equal(read_scan(path).voxels, ct)
+    else:
+        with pytest.raises(ScanError, match=r"is truncated or damaged|is no MetaImage file, or damaged in its header"):
+            read_scan(path)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("skip", [0, 4])
+def test_compressed_nrrd_is_read_in_both_byte_orders_and_with_bytes_to_skip(tmp_path, ct, order, skip):
+    endian = {"<": "little", ">": "big"}[order]
+    header = (
+        "NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 16 14 9\n"
+        "space directions: (1,0,0) (0,1,0) (0,0,1)\nkinds: domain domain domain\n"
+        f"endian: {endian}\nencoding: gzip\nbyte skip: {skip}\nspace origin: (0,0,0)\n\n"
+    )
+    data = gzip.compress(bytes(skip) + ct.astype(f"{order}i2").tobytes(order="F"))
+    (tmp_path / "a.nrrd").write_bytes(header.encode() + data)
+    assert np.array_equal(read_scan(tmp_path / "a.nrrd").voxels, ct)
+
+
+@pytest.mark.parametrize("pattern", ["a%d.raw 1 9 1", "a%d.raw 1 9", "%s%n.raw 1 9 1"])
+@pytest.mark.parametrize("name", ["a.nhdr", "a.mhd"])
+def test_data_files_named_by_a_pattern_are_refused_before_they_end_the_process(tmp_path, ct, name, pattern):
+    path = write_itk(tmp_path / name, ct, np.eye(4))
+    path.write_text(path.read_text().replace("a.raw", pattern))
+    with pytest.raises(ScanError, match=r"names its data files by a pattern \(%\)\. Convert the scan to one file"):
         read_scan(path)
 
 

@@ -1,6 +1,7 @@
 """NRRD (.nrrd, .nhdr with its data file) and MetaImage (.mha, .mhd with its data file), read by SimpleITK.
 
-SimpleITK turns a negative spacing into a flip and fills damaged compressed data with zeros; both are looked for here.
+SimpleITK turns a negative spacing into a flip, fills damaged compressed data with zeros, and gives what the memory held before
+where a header names the wrong size; all are looked for here.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ _SPACE_DIRECTIONS = re.compile(r"^space directions:", re.MULTILINE)
 _DATA_FILE = re.compile(r"^\s*(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", re.MULTILINE | re.IGNORECASE)
 _NRRD_GZIP = re.compile(r"^\s*encoding:\s*(?:gz|gzip)\s*$", re.MULTILINE)
 _META_ZLIB = re.compile(r"^\s*CompressedData\s*=\s*True\s*$", re.MULTILINE | re.IGNORECASE)
+_LOCAL = re.compile(r"^\s*ElementDataFile\s*=\s*LOCAL", re.MULTILINE | re.IGNORECASE)
+_PACKED_SIZE = re.compile(r"^\s*CompressedDataSize\s*=\s*[1-9]", re.MULTILINE)
 _RAW = re.compile(r"^\s*(?:encoding:\s*raw\s*$|ElementDataFile\s*=)", re.MULTILINE | re.IGNORECASE)
 _DIRECTIONS = re.compile(
     r"^\s*(?:TransformMatrix|Rotation|Orientation)\s*=|^space:\s*(?:left|right|LPS|RAS|LAS)", re.MULTILINE | re.I
@@ -46,14 +49,17 @@ def check_itk(path: Path) -> None:
 def read_itk(path: Path) -> RawImage:
     """Values X Y Z and the affine, turned from ITK's LPS to RAS mm."""
     reader = _checked_reader(path)
-    _check_data(path, reader)
+    checksum = _check_data(path, reader)
     try:
         image = reader.Execute()
     except RuntimeError as error:
         if "determinant is 0" in str(error):
             raise ScanError("two of its axes point the same way, or one nowhere", where=path, do="Mend the header") from error
         raise ScanError(_DAMAGED, where=path, do=_CONVERT_AGAIN) from error
-    values = SimpleITK.GetArrayFromImage(image).T
+    stored = SimpleITK.GetArrayFromImage(image)
+    if checksum is not None and checksum not in (zlib.crc32(order.data.cast("B")) for order in (stored, stored.byteswap())):
+        raise ScanError(_DAMAGED, where=path, do=_CONVERT_AGAIN)
+    values = stored.T
     direction = np.array(image.GetDirection()).reshape(image.GetDimension(), -1)[:3, :3]
     matrix = np.eye(4)
     matrix[:3, :3] = direction * np.array(image.GetSpacing())[:3]
@@ -104,7 +110,11 @@ def _checked_reader(path: Path) -> SimpleITK.ImageFileReader:
 def _find_missing(path: Path) -> list[str]:
     """Keys without which SimpleITK refuses a MetaImage with five lines on stderr."""
     header, _ = _read_header(path)
-    return [key for key in _META_KEYS if not re.search(rf"^\s*{key}\s*=\s*\S", header, re.MULTILINE)]
+    missing = [key for key in _META_KEYS if not re.search(rf"^\s*{key}\s*=\s*\S", header, re.MULTILINE)]
+    if _META_ZLIB.search(header) and _LOCAL.search(header) and not _PACKED_SIZE.search(header):
+        # Without it SimpleITK reads what the memory held before, or ends the process.
+        missing.append("CompressedDataSize")
+    return missing
 
 
 def _check_spacing(path: Path) -> None:
@@ -135,23 +145,33 @@ def _read_header(path: Path) -> tuple[str, int]:
     return start[:end].decode("latin-1"), end
 
 
-def _check_data(path: Path, reader: SimpleITK.ImageFileReader) -> None:
-    """Look at the data before SimpleITK does: it reads damaged compressed data as zeros, and complains of short raw data aloud."""
+def _check_data(path: Path, reader: SimpleITK.ImageFileReader) -> int | None:
+    """Look at the data before SimpleITK does: it reads damaged compressed data as zeros, and complains of short raw data aloud.
+
+    The checksum of the voxels where they are compressed, for what SimpleITK makes of them; else None.
+    """
     header, start = _read_header(path)
     match = _DATA_FILE.search(header)
     name = match.group(1) if match else "LOCAL"
-    if name.upper().startswith("LIST") or "%" in name:
-        return
+    if "%" in name:
+        # A pattern for several files, which SimpleITK gives to printf as it is: it may end the process, or do as the file says.
+        raise ScanError("names its data files by a pattern (%)", where=path, do="Convert the scan to one file")
+    if name.upper().startswith("LIST"):
+        return None
     unpack = zlib.decompress if _META_ZLIB.search(header) else gzip.decompress if _NRRD_GZIP.search(header) else None
     # The header was read byte by byte; a file's name is in the system's encoding.
     data, start = (path, start) if name.upper() == "LOCAL" else (path.parent / os.fsdecode(name.encode("latin-1")), 0)
     try:
+        needed = _count_bytes(reader)
         if unpack is not None:
-            unpack(data.read_bytes()[start:])
-        elif _RAW.search(header) and data.stat().st_size - start < _count_bytes(reader):
+            unpacked = unpack(data.read_bytes()[start:])
+            # The last bytes: NRRD may skip some at the beginning.
+            return zlib.crc32(memoryview(unpacked)[-needed:])
+        if _RAW.search(header) and data.stat().st_size - start < needed:
             raise ScanError(_DAMAGED, where=path, do=_CONVERT_AGAIN)
     except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: a name with a null byte.
         raise ScanError(_DAMAGED, where=path, do=_CONVERT_AGAIN) from error
+    return None
 
 
 def _count_bytes(reader: SimpleITK.ImageFileReader) -> int:
