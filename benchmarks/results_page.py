@@ -48,21 +48,24 @@ INTRO = """# Results on real data
 Made by `python benchmarks/results.py ../shared/data --work out/results`; every number comes from the command shown above it.
 The scans are public (LIDC-IDRI, Soft-tissue-Sarcoma, TotalSegmentator's examples).
 
-**Read this first.** The encoders are small and were pretrained for minutes: {encoders}. These tables show that the road
-holds and what such encoders are worth; they say nothing of the method at its own size. Pretraining saw the scans of tasks 3 to 8,
-unlabelled. The nodules' crops (30 mm) are smaller than a view and were not seen; of one of their 172 patients (LIDC-IDRI-0314)
-the whole scan was.
+**Read this first.** The encoders are small and were pretrained for minutes:
+{encoders}
+
+These tables show that the road holds and what such encoders are worth; they say nothing of the method at its own size.
+Pretraining saw the scans of tasks 3 to 8, unlabelled. The nodules' crops (30 mm) are smaller than a view and were not seen; of one
+of their 172 patients (LIDC-IDRI-0314) the whole scan was.
 
 Intervals: 95 %, BCa bootstrap over patients, of scores averaged over repeats. Differences are paired on the same items; p is
 corrected by Holm for all the comparisons of its table. `scratch:tiny` is the network of `pretrained` with fresh weights{also}.
+Times are of one core beside other work.
 """
 
 
 def write_page(folder: Path, commands: Mapping[str, str]) -> None:
     """Write docs/results.md from the parts that are there; a part not run yet is named as missing."""
     runs = [Run(folder / name) for name in RUNS if (folder / name).is_dir()]
-    also = ", `scratch:small` that of `pretrained-small`" if len(runs) > 1 else ""
-    parts = [INTRO.format(encoders="; ".join(_describe_encoder(run) for run in runs), also=also).rstrip()]
+    also = ",\n`scratch:small` that of `pretrained-small`" if len(runs) > 1 else ""
+    parts = [INTRO.format(encoders="\n".join(_describe_encoder(run) for run in runs), also=also).rstrip()]
     parts += ["\n\n".join(_describe_pretraining(run)) for run in runs]
     for name, title in TITLES.items():
         if name not in commands:
@@ -85,8 +88,8 @@ def _describe_encoder(run: Run) -> str:
     scans = len(json.loads((run.encoder_folder / "config.json").read_text())["scans_seen"])
     ratio = 800 * 10_412 * 2 / (run.last_step * settings.train.batch)
     return (
-        f"`{run.path.name}` (size `{settings.size}`, {run.last_step:,} steps of {settings.train.batch} views of {scans} CTs; "
-        f"the paper's saw {ratio:,.0f} times as many views)"
+        f"- `{run.path.name}`: size `{settings.size}`, {run.last_step:,} steps of {settings.train.batch} views of {scans} CTs; "
+        f"the paper's saw {ratio:,.0f} times as many views."
     )
 
 
@@ -101,11 +104,15 @@ def _describe_pretraining(run: Run) -> list[str]:
         f"## Pretraining: `{run.path.name}`",
         "    dagman prepare {chest-dicom,lidc-nodules,organs,other-ct,sarcoma-ct,dicom-quirks} --out store\n"
         f"    dagman pretrain store --out {run.path.name} --size {settings.size} --set train.steps={settings.train.steps}",
-        f"{run.last_step:,} steps took {total / 60:.0f} minutes on {device}: {run.last_step / total:.1f} a second, "
-        f"{max(row['memory_gib'] for row in run.timings):.1f} GiB at the peak, waiting for data {100 * waiting:.1f} % of the time. "
-        + (" ".join(warnings) or "No monitor warned."),
+        f"{run.last_step:,} {_of(settings.train.steps, run.last_step)}steps took {total / 60:.0f} minutes on {device}: "
+        f"{run.last_step / total:.1f} a second, {max(row['memory_gib'] for row in run.timings):.1f} GiB at the peak, "
+        f"waiting for data {100 * waiting:.1f} % of the time. " + (" ".join(warnings) or "No monitor warned."),
         _tabulate_monitors(run),
     ]
+
+
+def _of(asked: int, done: int) -> str:
+    return f"of {asked:,} " if done < asked else ""
 
 
 def _tabulate_monitors(run: Run) -> str:
@@ -196,11 +203,7 @@ def _say_difference(c: Comparison) -> list[str]:
 
 def _tell_time(folder: Path, name: str) -> str:
     seconds = json.loads((folder / "seconds" / f"{name}.json").read_text())
-    return (
-        f"Took {seconds / 60:.0f} minutes on one core beside other work."
-        if seconds >= 90
-        else f"Took {seconds:.0f} seconds on one core beside other work."
-    )
+    return f"Took {seconds / 60:.0f} minutes." if seconds >= 90 else f"Took {seconds:.0f} seconds."
 
 
 def _tabulate(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -96,6 +96,24 @@ def test_a_structure_that_is_nowhere_is_a_segment_all_the_same(series, tmp_path)
     assert not data.pixel_array.any()
 
 
+def test_a_thoroughly_anonymised_series_is_segmented_too(series, tmp_path):
+    removed = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime")
+    removed += ("AccessionNumber", "ReferringPhysicianName", "SliceThickness")
+    for path in series.iterdir():
+        data = pydicom.dcmread(path)
+        for keyword in removed:
+            delattr(data, keyword)
+        data.save_as(path, enforce_file_format=True)
+    scan = read_scan(series)
+    labels = np.zeros(scan.shape, np.uint8)
+    labels[3:9, 4:8, 1:4] = 1
+    write_segments(tmp_path / "seg.dcm", labels, {1: "tumour"}, tuple(series.iterdir()))
+    data = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert data.PatientID == data.PatientName == ""
+    assert data.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == pytest.approx(4.0)
+    np.testing.assert_array_equal(read_back(tmp_path / "seg.dcm", scan, 1), labels == 1)
+
+
 def test_labels_of_another_number_of_slices_are_refused(series, tmp_path):
     with pytest.raises(ScanError, match="labels have 5 slices, the series 6"):
         write_segments(tmp_path / "x.dcm", np.zeros((24, 20, 5), np.uint8), {1: "a"}, tuple(series.iterdir()))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.valuerep import format_number_as_ds
 
 from dagman.errors import MissingExtraError, ScanError
 from dagman.records.files import write_whole
@@ -19,6 +20,11 @@ from dagman.scans.dicom.geometry import order_planes
 from dagman.scans.dicom.headers import quiet_pydicom, read_planes
 
 _NAME = "dagman"
+_MAY_BE_EMPTY = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
+    *("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
+)
+"""What the standard lets be empty (type 2), but an anonymisation may have removed: a SEG is then as silent as its source."""
 
 
 def write_segments(path: str | Path, labels: NDArray, names: Mapping[int, str], files: Sequence[Path]) -> None:
@@ -39,7 +45,8 @@ def _order_sources(files: Sequence[Path], labels: NDArray) -> tuple[list[pydicom
     with quiet_pydicom():
         data = [pydicom.dcmread(path, force=True) for path in files]
         planes = [read_planes(one) for one in data]
-    order, _ = order_planes([plane for group in planes for plane in group])
+    order, affine = order_planes([plane for group in planes for plane in group])
+    _fill_gaps(data, gap=affine.spacing[2])
     frames = np.ascontiguousarray(labels.transpose(2, 1, 0))
     if len(frames) != len(order):
         raise ScanError(f"labels have {len(frames)} slices, the series {len(order)}", where=files[0].parent, do="Predict it again")
@@ -49,6 +56,15 @@ def _order_sources(files: Sequence[Path], labels: NDArray) -> tuple[list[pydicom
         placed[order] = frames
         return data, placed
     return [data[index] for index in order], frames
+
+
+def _fill_gaps(sources: Sequence[pydicom.Dataset], gap: float) -> None:
+    for source in sources:
+        for keyword in _MAY_BE_EMPTY:
+            if keyword not in source:
+                setattr(source, keyword, "")
+        if "PixelSpacing" in source and not source.get("SliceThickness"):
+            source.SliceThickness = format_number_as_ds(float(gap))
 
 
 def _build_segmentation(
