@@ -15,8 +15,6 @@ import pandas as pd
 import pydicom
 import pytest
 import torch
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from scipy.spatial.transform import Rotation
 
 from dagman.cli import application
@@ -82,33 +80,8 @@ def place_body(number: int) -> np.ndarray:
     return affine
 
 
-def write_series(folder: Path, hu: np.ndarray) -> None:
-    """HU X Y Z at 5 mm as an upright CT series."""
-    folder.mkdir(parents=True)
-    study, series, frame = generate_uid(), generate_uid(), generate_uid()
-    for number in range(hu.shape[2]):
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        data = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-        data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-        data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = study, series, frame
-        data.PatientID, data.PatientName, data.PatientBirthDate, data.PatientSex = "P7", "", "", ""
-        data.StudyID, data.StudyDate, data.StudyTime, data.AccessionNumber, data.ReferringPhysicianName = "1", "", "", "", ""
-        data.Modality, data.SeriesNumber, data.InstanceNumber, data.Manufacturer = "CT", 3, number + 1, "none"
-        data.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-        data.ImageOrientationPatient, data.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 5 * number]
-        data.PixelSpacing, data.SliceThickness = [5, 5], 5
-        data.Columns, data.Rows = hu.shape[:2]
-        data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-        data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
-        data.RescaleSlope, data.RescaleIntercept = 1, -1024
-        data.PixelData = (hu[:, :, number].T.astype(np.int32) + 1024).astype(np.uint16).tobytes()
-        data.save_as(folder / f"{number:03d}.dcm", enforce_file_format=True)
-
-
 @pytest.fixture(scope="module")
-def bodies(tmp_path_factory: pytest.TempPathFactory) -> Bodies:
+def bodies(tmp_path_factory: pytest.TempPathFactory, write_ct_series: Callable[..., None]) -> Bodies:
     """Five patients, the last one a DICOM series in the table; the layouts hold the first three."""
     folder = tmp_path_factory.mktemp("bodies")
     decathlon, nnunet = folder / "Task01_Ball", folder / "Dataset001_Ball"
@@ -122,7 +95,7 @@ def bodies(tmp_path_factory: pytest.TempPathFactory) -> Bodies:
         name = f"ct_{number}.nii.gz"
         if number == 4:
             name, affine = "series", np.diag([-5.0, -5.0, 5.0, 1.0])
-            write_series(folder / name, hu)
+            write_ct_series(folder / name, hu, [f"{slice_:03d}.dcm" for slice_ in range(hu.shape[2])])
         else:
             nib.save(nib.Nifti1Image(hu, affine), folder / name)
         nib.save(nib.Nifti1Image(labels, affine), folder / f"labels_{number}.nii.gz")

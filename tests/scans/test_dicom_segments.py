@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from dagman.errors import ScanError
 from dagman.scans.dicom.segments import write_segments
@@ -19,36 +17,15 @@ highdicom = pytest.importorskip("highdicom")
 
 
 @pytest.fixture
-def series(tmp_path) -> Path:
+def series(tmp_path, write_ct_series) -> Path:
     """An oblique series of 6 slices of 20 rows and 24 columns; the files' names say nothing of their order."""
-    folder = tmp_path / "series"
-    folder.mkdir()
-    study, uid, frame = generate_uid(), generate_uid(), generate_uid()
     tilt = np.radians(20)
     row, column = np.array([1.0, 0, 0]), np.array([0, np.cos(tilt), np.sin(tilt)])
-    normal = np.cross(row, column)
-    for number in range(6):
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
-        meta.MediaStorageSOPInstanceUID = generate_uid()
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        data = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-        data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-        data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = study, uid, frame
-        data.PatientID, data.PatientName, data.PatientBirthDate, data.PatientSex = "P7", "", "", ""
-        data.StudyID, data.StudyDate, data.StudyTime, data.AccessionNumber, data.ReferringPhysicianName = "1", "", "", "", ""
-        data.Modality, data.SeriesNumber, data.InstanceNumber, data.Manufacturer = "CT", 3, number + 1, "none"
-        data.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-        data.Rows, data.Columns, data.PixelSpacing, data.SliceThickness = 20, 24, [1.5, 1.25], 4.0
-        data.ImageOrientationPatient = [*row, *column]
-        data.ImagePositionPatient = list(np.array([-10.0, 5, 100]) + 4.0 * number * normal)
-        data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 1
-        data.BitsAllocated, data.BitsStored, data.HighBit = 16, 16, 15
-        data.RescaleSlope, data.RescaleIntercept, data.PositionReferenceIndicator = 1, -1024, ""
-        pixels = np.arange(480, dtype=np.int16).reshape(20, 24) + 100 * number
-        data.PixelData = pixels.tobytes()
-        data.save_as(folder / f"{(number * 5) % 6}.dcm", enforce_file_format=True)
-    return folder
+    hu = np.arange(480).reshape(20, 24).T[:, :, None] + 100 * np.arange(6) - 1024
+    names = [f"{(number * 5) % 6}.dcm" for number in range(6)]
+    axes = np.stack([row, column, np.cross(row, column)])
+    write_ct_series(tmp_path / "series", hu, names, spacing=(1.25, 1.5, 4.0), axes=axes, origin=(-10.0, 5.0, 100.0))
+    return tmp_path / "series"
 
 
 def read_back(path: Path, scan: Scan, number: int) -> np.ndarray:

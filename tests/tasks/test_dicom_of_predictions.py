@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from dagman.scans.discovery import find_series
 from dagman.scans.reading import read_scan
@@ -18,38 +17,13 @@ from dagman.tasks.prediction_files import find_dicom_files, write_dicom_labels
 _SHAPE = (12, 10)
 
 
-def _write_series(folder: Path, name: str, slices: int) -> str:
-    """An upright CT series of files NAME_0.dcm, ...; its UID."""
-    series, study, frame = generate_uid(), generate_uid(), generate_uid()
-    for number in range(slices):
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        data = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-        data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-        data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = study, series, frame
-        data.PatientID, data.PatientName, data.PatientBirthDate, data.PatientSex = "P7", "", "", ""
-        data.StudyID, data.StudyDate, data.StudyTime, data.AccessionNumber, data.ReferringPhysicianName = "1", "", "", "", ""
-        data.Modality, data.SeriesNumber, data.InstanceNumber, data.Manufacturer = "CT", 3, number + 1, "none"
-        data.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-        data.ImageOrientationPatient, data.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 5 * number]
-        data.PixelSpacing, data.SliceThickness = [5, 5], 5
-        data.Columns, data.Rows = _SHAPE
-        data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-        data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
-        data.RescaleSlope, data.RescaleIntercept = 1, -1024
-        data.PixelData = (np.arange(120) + number).astype(np.uint16).tobytes()
-        data.save_as(folder / f"{name}_{number}.dcm", enforce_file_format=True)
-    return str(series)
-
-
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, write_ct_series: Callable[..., None]) -> Path:
     """A folder of two series: early_0 to early_3, late_0 to late_5."""
     place = tmp_path / "study"
-    place.mkdir()
-    _write_series(place, "early", 4)
-    _write_series(place, "late", 6)
+    for name, slices in (("early", 4), ("late", 6)):
+        hu = np.arange(120 * slices).reshape(*_SHAPE, slices) - 1000
+        write_ct_series(place, hu, [f"{name}_{number}.dcm" for number in range(slices)])
     return place
 
 
