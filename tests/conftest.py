@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import runpy
-from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -53,43 +53,51 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def write_ct_series() -> Callable[..., None]:
-    """A function that writes HU X Y Z as a CT series: a file a slice, named as told, upright at 5 mm unless told otherwise."""
-    from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+def write_dicom():
+    """Write voxels X Y Z as one DICOM file a slice along Z; returns the paths. `tags` go into every slice."""
 
-    def write(
-        folder: Path,
-        hu: np.ndarray,
-        names: Sequence[str],
-        *,
-        spacing: tuple[float, float, float] = (5.0, 5.0, 5.0),
-        axes: np.ndarray | None = None,
-        origin: Sequence[float] = (0.0, 0.0, 0.0),
-    ) -> None:
-        # axes: rows are the patient directions (LPS) of x, y and z.
-        row, column, normal = np.eye(3) if axes is None else axes
+    from pydicom.uid import generate_uid
+
+    from dagman.scans.affine import LPS_TO_RAS
+
+    def write(folder: Path, voxels: np.ndarray, matrix: np.ndarray, *, suffix: str = ".dcm", slices=None, **tags) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
-        study, series, frame = generate_uid(), generate_uid(), generate_uid()
-        for number, name in zip(range(hu.shape[2]), names, strict=True):
-            meta = FileMetaDataset()
-            meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
-            meta.TransferSyntaxUID = ExplicitVRLittleEndian
-            data = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-            data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-            data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = study, series, frame
-            data.PatientID, data.PatientName, data.PatientBirthDate, data.PatientSex = "P7", "", "", ""
-            data.StudyID, data.StudyDate, data.StudyTime, data.AccessionNumber, data.ReferringPhysicianName = "1", "", "", "", ""
-            data.Modality, data.SeriesNumber, data.InstanceNumber, data.Manufacturer = "CT", 3, number + 1, "none"
-            data.ImageType, data.PositionReferenceIndicator = ["ORIGINAL", "PRIMARY", "AXIAL"], ""
-            data.ImageOrientationPatient = [*row, *column]
-            data.ImagePositionPatient = list(np.asarray(origin) + spacing[2] * number * normal)
-            data.PixelSpacing, data.SliceThickness = [spacing[1], spacing[0]], spacing[2]
-            data.Columns, data.Rows = hu.shape[:2]
-            data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-            data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
-            data.RescaleSlope, data.RescaleIntercept = 1, -1024
-            data.PixelData = (hu[:, :, number].T.astype(np.int32) + 1024).astype(np.uint16).tobytes()
-            data.save_as(folder / name, enforce_file_format=True)
+        lps = LPS_TO_RAS @ matrix
+        spacing = np.linalg.norm(lps[:3, :3], axis=0)
+        series = tags.pop("SeriesInstanceUID", generate_uid())
+        start = len(list(folder.iterdir()))
+        paths = []
+        for index in range(voxels.shape[2]) if slices is None else slices:
+            data = _build_slice(voxels[:, :, index], series)
+            data.ImageOrientationPatient = [float(f"{v:.10g}") for v in (lps[:3, :2] / spacing[:2]).T.ravel()]
+            data.ImagePositionPatient = [float(f"{v:.10g}") for v in lps[:3, 3] + index * lps[:3, 2]]
+            data.PixelSpacing = [float(f"{spacing[1]:.10g}"), float(f"{spacing[0]:.10g}")]
+            for name, value in tags.items():
+                setattr(data, name, value)
+            # The file order is not the slice order.
+            paths.append(folder / f"im{(7 * index + 3) % 1000:04d}_{start}{suffix}")
+            data.save_as(paths[-1], enforce_file_format=True)
+        return paths
 
     return write
+
+
+def _build_slice(pixels: np.ndarray, series: str) -> Any:
+    """A CT slice with an intercept of -1024, pixels X Y in HU."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = CTImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
+    data.StudyInstanceUID, data.SeriesInstanceUID = "1.2.3", series
+    data.PatientID, data.PatientName, data.Modality = "MRN-4711", "Doe^Jane", "CT"
+    data.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    data.Columns, data.Rows = pixels.shape
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
+    data.RescaleSlope, data.RescaleIntercept = 1, -1024
+    data.PixelData = (pixels.T.astype(np.int32) + 1024).astype(np.uint16).tobytes()
+    return data

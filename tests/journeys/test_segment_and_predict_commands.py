@@ -15,6 +15,7 @@ import pandas as pd
 import pydicom
 import pytest
 import torch
+from pydicom.uid import generate_uid
 from scipy.spatial.transform import Rotation
 
 from dagman.cli import application
@@ -81,7 +82,7 @@ def place_body(number: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def bodies(tmp_path_factory: pytest.TempPathFactory, write_ct_series: Callable[..., None]) -> Bodies:
+def bodies(tmp_path_factory: pytest.TempPathFactory, write_dicom: Callable[..., list[Path]]) -> Bodies:
     """Five patients, the last one a DICOM series in the table; the layouts hold the first three."""
     folder = tmp_path_factory.mktemp("bodies")
     decathlon, nnunet = folder / "Task01_Ball", folder / "Dataset001_Ball"
@@ -95,7 +96,7 @@ def bodies(tmp_path_factory: pytest.TempPathFactory, write_ct_series: Callable[.
         name = f"ct_{number}.nii.gz"
         if number == 4:
             name, affine = "series", np.diag([-5.0, -5.0, 5.0, 1.0])
-            write_ct_series(folder / name, hu, [f"{slice_:03d}.dcm" for slice_ in range(hu.shape[2])])
+            write_dicom(folder / name, hu, affine, FrameOfReferenceUID=generate_uid(), Manufacturer="none", SeriesNumber=3)
         else:
             nib.save(nib.Nifti1Image(hu, affine), folder / name)
         nib.save(nib.Nifti1Image(labels, affine), folder / f"labels_{number}.nii.gz")

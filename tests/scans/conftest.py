@@ -1,4 +1,4 @@
-"""A small CT, and writers of it in every format, as users bring them."""
+"""A small CT, and writers of it, as users bring them; DICOM is written by the fixture of all tests."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
-
-from dagman.scans.affine import LPS_TO_RAS
+from pydicom.uid import MRImageStorage
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -52,50 +49,6 @@ def write_nifti():
         return path
 
     return write
-
-
-@pytest.fixture(scope="session")
-def write_dicom():
-    """Write voxels X Y Z as one DICOM file a slice along Z; returns the paths. `tags` go into every slice."""
-
-    def write(folder: Path, voxels: np.ndarray, matrix: np.ndarray, *, suffix: str = ".dcm", slices=None, **tags) -> list[Path]:
-        folder.mkdir(parents=True, exist_ok=True)
-        lps = LPS_TO_RAS @ matrix
-        spacing = np.linalg.norm(lps[:3, :3], axis=0)
-        series = tags.pop("SeriesInstanceUID", generate_uid())
-        start = len(list(folder.iterdir()))
-        paths = []
-        for index in range(voxels.shape[2]) if slices is None else slices:
-            data = build_slice(voxels[:, :, index], series)
-            data.ImageOrientationPatient = [float(f"{v:.10g}") for v in (lps[:3, :2] / spacing[:2]).T.ravel()]
-            data.ImagePositionPatient = [float(f"{v:.10g}") for v in lps[:3, 3] + index * lps[:3, 2]]
-            data.PixelSpacing = [float(f"{spacing[1]:.10g}"), float(f"{spacing[0]:.10g}")]
-            for name, value in tags.items():
-                setattr(data, name, value)
-            # The file order is not the slice order.
-            paths.append(folder / f"im{(7 * index + 3) % 1000:04d}_{start}{suffix}")
-            data.save_as(paths[-1], enforce_file_format=True)
-        return paths
-
-    return write
-
-
-def build_slice(pixels: np.ndarray, series: str) -> Dataset:
-    """A CT slice with an intercept of -1024, pixels X Y in HU."""
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = CTImageStorage
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
-    data.StudyInstanceUID, data.SeriesInstanceUID = "1.2.3", series
-    data.PatientID, data.PatientName, data.Modality = "MRN-4711", "Doe^Jane", "CT"
-    data.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-    data.Columns, data.Rows = pixels.shape
-    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
-    data.RescaleSlope, data.RescaleIntercept = 1, -1024
-    data.PixelData = (pixels.T.astype(np.int32) + 1024).astype(np.uint16).tobytes()
-    return data
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from pydicom.uid import generate_uid
 
 from dagman.errors import ScanError
 from dagman.scans.dicom.segments import write_segments
@@ -15,16 +16,31 @@ from dagman.scans.scan import Scan
 
 highdicom = pytest.importorskip("highdicom")
 
+NAMED = {
+    "PatientID": "P7",
+    "PatientName": "",
+    "PatientBirthDate": "",
+    "PatientSex": "",
+    "ReferringPhysicianName": "",
+    "StudyID": "1",
+    "StudyDate": "",
+    "StudyTime": "",
+    "AccessionNumber": "",
+    "SeriesNumber": 3,
+    "SliceThickness": 4.0,
+}
+"""What an archive's series names."""
+
 
 @pytest.fixture
-def series(tmp_path, write_ct_series) -> Path:
-    """An oblique series of 6 slices of 20 rows and 24 columns; the files' names say nothing of their order."""
+def series(tmp_path, write_dicom) -> Path:
+    """An oblique series of 24 x 20 voxels and 6 slices; the files' names say nothing of their order."""
     tilt = np.radians(20)
-    row, column = np.array([1.0, 0, 0]), np.array([0, np.cos(tilt), np.sin(tilt)])
+    matrix = np.eye(4)
+    matrix[:3, :3] = [[-1, 0, 0], [0, -np.cos(tilt), np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]] * np.array([1.25, 1.5, 4.0])
+    matrix[:3, 3] = (10, -5, 100)
     hu = np.arange(480).reshape(20, 24).T[:, :, None] + 100 * np.arange(6) - 1024
-    names = [f"{(number * 5) % 6}.dcm" for number in range(6)]
-    axes = np.stack([row, column, np.cross(row, column)])
-    write_ct_series(tmp_path / "series", hu, names, spacing=(1.25, 1.5, 4.0), axes=axes, origin=(-10.0, 5.0, 100.0))
+    write_dicom(tmp_path / "series", hu, matrix, FrameOfReferenceUID=generate_uid(), **NAMED)
     return tmp_path / "series"
 
 

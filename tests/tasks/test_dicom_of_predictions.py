@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from pydicom.uid import generate_uid
 
 from dagman.scans.discovery import find_series
 from dagman.scans.reading import read_scan
@@ -18,25 +19,35 @@ _SHAPE = (12, 10)
 
 
 @pytest.fixture
-def folder(tmp_path: Path, write_ct_series: Callable[..., None]) -> Path:
-    """A folder of two series: early_0 to early_3, late_0 to late_5."""
-    place = tmp_path / "study"
-    for name, slices in (("early", 4), ("late", 6)):
-        hu = np.arange(120 * slices).reshape(*_SHAPE, slices) - 1000
-        write_ct_series(place, hu, [f"{name}_{number}.dcm" for number in range(slices)])
-    return place
+def series(tmp_path: Path, write_dicom: Callable[..., list[Path]]) -> dict[str, list[Path]]:
+    """Two series in one folder, of 4 slices and of 6."""
+    return {
+        name: write_dicom(
+            tmp_path / "study",
+            np.arange(120 * slices).reshape(*_SHAPE, slices) - 1000,
+            np.diag([-5.0, -5.0, 5.0, 1.0]),
+            FrameOfReferenceUID=generate_uid(),
+        )
+        for name, slices in (("early", 4), ("late", 6))
+    }
 
 
-@pytest.mark.parametrize(("name", "slices"), [("early", 4), ("late", 6)])
-def test_in_a_folder_of_two_series_each_scan_has_its_own_files_and_its_own_segmentation(folder, name, slices, tmp_path):
+@pytest.fixture
+def folder(series: dict[str, list[Path]]) -> Path:
+    """The folder of both."""
+    return series["early"][0].parent
+
+
+@pytest.mark.parametrize("name", ["early", "late"])
+def test_in_a_folder_of_two_series_each_scan_has_its_own_files_and_its_own_segmentation(folder, series, name, tmp_path):
     pytest.importorskip("highdicom")
-    (source,) = (one.source for one in find_series(folder).series if name in one.source)
-    assert {path.name for path in find_dicom_files(source)} == {f"{name}_{number}.dcm" for number in range(slices)}
+    (source,) = (one.source for one in find_series(folder).series if Path(one.source) in series[name])
+    assert set(find_dicom_files(source)) == set(series[name])
     labels = np.zeros(read_scan(source).shape, np.uint8)
     labels[3:6, 2:5, 1:3] = 7
     assert write_dicom_labels(tmp_path / "out.dcm", labels, {7: "ball"}, source) == ""
     written = pydicom.dcmread(tmp_path / "out.dcm")
-    images = [pydicom.dcmread(folder / f"{name}_{number}.dcm") for number in range(slices)]
+    images = [pydicom.dcmread(path) for path in series[name]]
     assert written.ReferencedSeriesSequence[0].SeriesInstanceUID == images[0].SeriesInstanceUID
     named = {one.ReferencedSOPInstanceUID for one in written.ReferencedSeriesSequence[0].ReferencedInstanceSequence}
     assert named <= {image.SOPInstanceUID for image in images}
@@ -50,20 +61,20 @@ def test_where_the_series_cannot_be_told_one_line_says_that_nothing_was_written(
     assert not (tmp_path / "out.dcm").exists()
 
 
-def test_labels_that_no_longer_fit_the_series_cost_the_segmentation_alone(folder, tmp_path):
-    said = write_dicom_labels(tmp_path / "out.dcm", np.ones((*_SHAPE, 5), np.uint8), {1: "ball"}, folder / "early_0.dcm")
+def test_labels_that_no_longer_fit_the_series_cost_the_segmentation_alone(series, tmp_path):
+    said = write_dicom_labels(tmp_path / "out.dcm", np.ones((*_SHAPE, 5), np.uint8), {1: "ball"}, series["early"][0])
     assert "no DICOM SEG was written" in said
     assert "labels have 5 slices, the series 4" in said
     assert not (tmp_path / "out.dcm").exists()
 
 
-def test_headers_that_lack_what_a_segmentation_must_name_cost_the_segmentation_alone(folder, tmp_path):
+def test_headers_that_lack_what_a_segmentation_must_name_cost_the_segmentation_alone(series, tmp_path):
     pytest.importorskip("highdicom")
-    for number in range(4):
-        data = pydicom.dcmread(folder / f"early_{number}.dcm")
+    for path in series["early"]:
+        data = pydicom.dcmread(path)
         del data.FrameOfReferenceUID
-        data.save_as(folder / f"early_{number}.dcm")
-    said = write_dicom_labels(tmp_path / "out.dcm", np.ones((*_SHAPE, 4), np.uint8), {1: "ball"}, folder / "early_0.dcm")
+        data.save_as(path)
+    said = write_dicom_labels(tmp_path / "out.dcm", np.ones((*_SHAPE, 4), np.uint8), {1: "ball"}, series["early"][0])
     assert said.startswith("out: no DICOM SEG was written: the series' headers do not allow it (")
     assert "Frame Of Reference UID" in said
     assert "\n" not in said
