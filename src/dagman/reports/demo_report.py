@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +52,11 @@ def render_demo(runs: Sequence[Run], tasks: Sequence[DemoTask], seconds: Mapping
 
 
 def tabulate_scores(task: DemoTask) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of a task's table: a row a model, a column a probe, "mean ± deviation"."""
+    """Columns and rows of a task's table: a row a model, a column a probe, "mean ± deviation" (of one seed the value alone)."""
     probes = list(dict.fromkeys(score.probe for score in task.scores))
     models = list(dict.fromkeys(score.model for score in task.scores))
     by_key = {(score.model, score.probe): score for score in task.scores}
-    rows = [[model, *(f"{by_key[model, p].mean:.3f} ± {by_key[model, p].spread:.3f}" for p in probes)] for model in models]
+    rows = [[model, *(_state(by_key[model, p]) for p in probes)] for model in models]
     return ["model", *probes], rows
 
 
@@ -67,7 +68,9 @@ def explain_scores(task: DemoTask) -> list[tuple[str, str]]:
         ours, fresh = scores[PRETRAINED], scores[FRESH]
         gains = [a - b for a, b in zip(ours.values, fresh.values, strict=True)]
         mean = sum(gains) / len(gains)
-        if min(gains) > 0:
+        if len(gains) == 1:
+            text, level = f"one seed, which tells nothing of chance: pretrained less fresh {mean:+.3f}", "warn"
+        elif min(gains) > 0:
             text, level = f"pretraining helps at every seed, by {mean:+.3f} on average", "ok"
         elif max(gains) < 0:
             text, level = f"the fresh encoder wins at every seed, by {-mean:.3f} on average", "warn"
@@ -83,6 +86,10 @@ def explain_scores(task: DemoTask) -> list[tuple[str, str]]:
             level = "warn"
         found.append((level, f"{task.title}, {probe}: {text}."))
     return found
+
+
+def _state(score: ProbeScore) -> str:
+    return f"{score.mean:.3f} ± {score.spread:.3f}" if math.isfinite(score.spread) else f"{score.mean:.3f}"
 
 
 def _show_task(task: DemoTask) -> list[Block]:
