@@ -26,8 +26,8 @@ import pandas as pd
 from results_page import write_page
 
 from dagman.devices import choose_device
+from dagman.evaluation.segmentation_metrics import measure_dice
 from dagman.records.files import write_json
-from dagman.tasks.segmentation_metrics import measure_dice
 
 SETS = ("chest-dicom", "lidc-nodules", "organs", "other-ct", "sarcoma-ct", "dicom-quirks")
 STEPS, GPU_STEPS = 1000, 2100

@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from dagman.evaluation.results import Comparison, Measurement, Results
 from dagman.records.files import write_text
-from dagman.tasks.results import Comparison, Measurement, Results
 from dagman.training.run import Run
 
 PAGE = Path(__file__).parents[1] / "docs/results.md"

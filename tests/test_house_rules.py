@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ _FILES = sorted(_SOURCE.rglob("*.py"))
 _TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in _FILES}
 
 _LONGEST_FILE = 400
+_MOST_FILES = 12
 _BAGS = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc", "tools"}
 _PICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 _NETWORK = {"socket", "ssl", "http", "urllib", "ftplib", "smtplib", "requests", "httpx", "aiohttp"}
@@ -55,6 +57,11 @@ def test_no_file_is_longer_than_one_subject_needs():
     assert {name: length for name, length in lengths.items() if length > _LONGEST_FILE} == {}
 
 
+def test_no_folder_holds_more_than_a_dozen_files():
+    counts = Counter(_name(path.parent) for path in _FILES)
+    assert {folder: count for folder, count in counts.items() if count > _MOST_FILES} == {}
+
+
 def test_no_file_is_a_bag():
     assert [_name(path) for path in _FILES if set(path.stem.split("_")) & _BAGS or path.parent.name in _BAGS] == []
 
@@ -71,7 +78,7 @@ def test_what_is_public_says_what_it_does():
 
 def test_no_function_shares_a_name_with_a_module():
     # The files of cli/ are named after their commands, and nobody imports them by name.
-    modules = {path.parent.name if path.stem == "__init__" else path.stem for path in _FILES if path.parent.name != "cli"}
+    modules = {path.parent.name if path.stem == "__init__" else path.stem for path in _FILES if "cli" not in path.parts}
     shared = [
         f"{_name(path)}: {node.name}"
         for path, tree in _TREES.items()

@@ -18,12 +18,12 @@ from dagman.encoder.pooling import Pooling
 from dagman.records.files import write_json
 from dagman.records.provenance import write_command
 from dagman.reports.demo_report import DemoTask, write_demo_report
-from dagman.reports.run_report import write_run_report
+from dagman.reports.run.run_page import write_run_report
 from dagman.scans.phantom import write_cohort
 from dagman.store.manifest import Store
 from dagman.store.writer import prepare_store
 from dagman.tables.table import Table, read_table
-from dagman.tasks.features import extract_features
+from dagman.tasks.inputs.features import extract_features
 from dagman.tasks.models import parse_model
 from dagman.tasks.probing import ProbeScore, probe_models
 from dagman.training.pretraining import pretrain

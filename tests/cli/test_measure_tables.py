@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dagman.cli.task_options import print_measures
-from dagman.tasks.results import Measurement, Summary
-from dagman.tasks.statistics import Interval
+from dagman.cli.tasks.task_options import print_measures
+from dagman.evaluation.results import Measurement, Summary
+from dagman.evaluation.statistics import Interval
 
 VALUES = {"scratch:tiny + clinical": 0.565, "radiomics:size + clinical": 0.575, "scratch:tiny": 0.508, "clinical": math.nan}
 

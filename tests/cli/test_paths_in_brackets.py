@@ -38,9 +38,9 @@ def test_the_demo_says_where_its_page_lies(place, monkeypatch):
 
 def test_report_says_where_its_page_lies(place, monkeypatch):
     monkeypatch.setattr("dagman.training.run.Run", lambda path: path)
-    monkeypatch.setattr("dagman.reports.run_report.write_run_report", lambda run: run / "report.html")
-    monkeypatch.setattr("dagman.reports.run_report.judge_run", lambda run: ())
-    monkeypatch.setattr("dagman.reports.verdicts.summarize_verdicts", lambda verdicts: SimpleNamespace(text="fine"))
+    monkeypatch.setattr("dagman.reports.run.run_page.write_run_report", lambda run: run / "report.html")
+    monkeypatch.setattr("dagman.reports.run.run_page.judge_run", lambda run: ())
+    monkeypatch.setattr("dagman.reports.run.verdicts.summarize_verdicts", lambda verdicts: SimpleNamespace(text="fine"))
     assert run_command(report.app, place) == f"fine\n{place / 'report.html'}\n"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dagman.cli.application import main
-from dagman.cli.task_options import split_counts, split_names, split_numbers
+from dagman.cli.tasks.task_options import split_counts, split_names, split_numbers
 from dagman.errors import SettingsError
 
 _TIMES = ("--time", "days", "--event", "died")

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from dagman.encoder.encoder import Encoder
+from dagman.encoder.folder import EncoderConfig, write_encoder
 from dagman.encoder.loading import load_encoder
 from dagman.method.networks import Network, ProjectorShape, SemanticShape
 from dagman.model import SwinShape
 from dagman.randomness import generator
 from dagman.scans.affine import Affine
 from dagman.scans.scan import Scan
-from dagman.training.encoder_folder import EncoderConfig, write_encoder
 
 CONFIG = EncoderConfig(
     shape=SwinShape(embed=8, depths=(1, 1, 1, 1), heads=(1, 2, 2, 4)),

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from dagman.encoder.attention import Attention, write_attention
 from dagman.encoder.encoder import Encoder
-from dagman.encoder.overlays import PLANES, describe_range, draw_overlays, find_maximum
 from dagman.errors import EncoderError
 from dagman.method.networks import Network, ProjectorShape
+from dagman.reports.figures.overlays import PLANES, describe_range, draw_overlays, find_maximum
 from dagman.scans.affine import Affine
 from dagman.scans.scan import Scan
 

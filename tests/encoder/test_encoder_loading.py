@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 import dagman
 from dagman.encoder.encoder import Encoder
+from dagman.encoder.folder import EncoderConfig, write_encoder
 from dagman.encoder.loading import load_encoder
 from dagman.errors import EncoderError
 from dagman.settings import load_settings, resolve_settings
 from dagman.training.assembly import build_networks
-from dagman.training.encoder_folder import EncoderConfig, write_encoder
 
 
 @pytest.fixture

@@ -24,11 +24,12 @@ from dagman.store.manifest import Store
 from dagman.store.preparation import Preparation
 from dagman.store.writer import prepare_store
 from dagman.tables.items import Item
+from dagman.tables.structures import Structure
 from dagman.tasks.finetuning import FinetuneSettings, finetune
-from dagman.tasks.item_crops import ItemCrop
-from dagman.tasks.segmentation_cases import Case
-from dagman.tasks.segmentation_model import Structure, adapt_encoder, start_model
-from dagman.tasks.segmentation_training import Fitting, fit_model
+from dagman.tasks.inputs.item_crops import ItemCrop
+from dagman.tasks.segment.cases import Case
+from dagman.tasks.segment.model import adapt_encoder, start_model
+from dagman.tasks.segment.training import Fitting, fit_model
 from dagman.training import assembly
 from dagman.training.pretraining import pretrain
 from dagman.training.run import Run

@@ -17,15 +17,15 @@ import torch
 from safetensors.torch import save_file
 
 from dagman.cli import application
+from dagman.encoder.folder import EncoderConfig, write_encoder
+from dagman.evaluation.results import Results
 from dagman.method.networks import Network, ProjectorShape, SemanticShape
 from dagman.model import SwinShape
 from dagman.scans.reading import read_scan
 from dagman.scans.scan import hash_scan
 from dagman.tables.table import read_table
 from dagman.tasks.classifier import load_classifier
-from dagman.tasks.examples import read_examples
-from dagman.tasks.results import Results
-from dagman.training.encoder_folder import EncoderConfig, write_encoder
+from dagman.tasks.classify.examples import read_examples
 
 pytestmark = pytest.mark.journey
 

@@ -15,12 +15,12 @@ import torch
 
 from dagman.cli import application
 from dagman.encoder.feature_file import read_features
+from dagman.encoder.folder import EncoderConfig, write_encoder
 from dagman.method.networks import Network, ProjectorShape, SemanticShape
 from dagman.model import SwinShape
 from dagman.scans.phantom import Cohort, write_cohort
 from dagman.store.preparation import Preparation
 from dagman.store.writer import prepare_store
-from dagman.training.encoder_folder import EncoderConfig, write_encoder
 
 pytestmark = pytest.mark.journey
 

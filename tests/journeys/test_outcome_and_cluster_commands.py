@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 
 from dagman.cli import application
+from dagman.evaluation.results import Results
 from dagman.scans.phantom import write_cohort
-from dagman.tasks.outcome_model import load_outcome_model
-from dagman.tasks.results import Results
+from dagman.tasks.outcome.model import load_outcome_model
 
 pytestmark = pytest.mark.journey
 

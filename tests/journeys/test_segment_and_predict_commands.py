@@ -19,12 +19,12 @@ from pydicom.uid import generate_uid
 from scipy.spatial.transform import Rotation
 
 from dagman.cli import application
+from dagman.encoder.folder import EncoderConfig, write_encoder
+from dagman.evaluation.results import Results
 from dagman.method.networks import Network, ProjectorShape
 from dagman.model import SwinShape
-from dagman.tasks import segmentation_folds
-from dagman.tasks.results import Results
-from dagman.tasks.segmentation_model import load_model
-from dagman.training.encoder_folder import EncoderConfig, write_encoder
+from dagman.tasks.segment import folds
+from dagman.tasks.segment.model import load_model
 
 pytestmark = pytest.mark.journey
 
@@ -248,7 +248,7 @@ def test_a_dataset_json_is_segmented_with_its_own_structures(call_dagman, bodies
 
 
 def test_a_killed_segmentation_goes_on_where_it_was(call_dagman, bodies, encoder, tmp_path, monkeypatch):
-    fit, fitted = segmentation_folds.fit_model, []
+    fit, fitted = folds.fit_model, []
 
     def fit_until_killed(*arguments: object) -> object:
         fitted.append(1)
@@ -256,7 +256,7 @@ def test_a_killed_segmentation_goes_on_where_it_was(call_dagman, bodies, encoder
             raise KeyboardInterrupt
         return fit(*arguments)
 
-    monkeypatch.setattr(segmentation_folds, "fit_model", fit_until_killed)
+    monkeypatch.setattr(folds, "fit_model", fit_until_killed)
     command = ("segment", encoder, bodies.decathlon, "--mask-label", 3, "--folds", 3, *FAST)
     assert call_dagman(*command, "--out", tmp_path / "out")[0] not in (0, 2)
     assert not (tmp_path / "out" / "metrics.json").exists()

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dagman.reports.comparison_report import tabulate_models
+from dagman.evaluation.results import Measurement, Results, Summary, write_summary
+from dagman.evaluation.statistics import Interval, bootstrap_interval
 from dagman.reports.figures.survival import draw_survival_calibration
 from dagman.reports.methods import quote_results
 from dagman.reports.names import format_interval, format_p, name_measure, name_method
 from dagman.reports.page import DataTable, Figure, FigureGrid, Section, Text, mark_cell, render_page
 from dagman.reports.provenance import find_option, tabulate_settings
-from dagman.tasks.classification import SMOOTHING
+from dagman.reports.tasks.comparison import tabulate_models
+from dagman.tasks.classify.classification import SMOOTHING
 from dagman.tasks.finetuning import FinetuneSettings
-from dagman.tasks.results import Measurement, Results, Summary, write_summary
-from dagman.tasks.statistics import Interval, bootstrap_interval
 
 _SETTINGS = {
     "folds": 5,

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from dagman.encoder.encoder import Encoder
+from dagman.encoder.folder import EncoderConfig, write_encoder
 from dagman.encoder.loading import load_encoder
 from dagman.method.networks import Network, ProjectorShape
 from dagman.model import SwinShape
-from dagman.training.encoder_folder import EncoderConfig, write_encoder
 
 SMALL = EncoderConfig(
     shape=SwinShape(embed=8, depths=(1, 1, 1, 1), heads=(1, 2, 2, 4)),

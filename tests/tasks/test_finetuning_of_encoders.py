@@ -13,8 +13,8 @@ from dagman.encoder.cropping import Crop
 from dagman.encoder.embedding import pool_crops as pool_for_probes
 from dagman.encoder.pooling import Pooling
 from dagman.errors import TaskError
+from dagman.evaluation.classification_metrics import measure_auc
 from dagman.tasks import finetuning
-from dagman.tasks.classification_metrics import measure_auc
 from dagman.tasks.finetuning import (
     FinetuneSettings,
     LinearHead,
@@ -24,7 +24,7 @@ from dagman.tasks.finetuning import (
     pool_crops,
     pool_maps,
 )
-from dagman.tasks.item_crops import ItemCrop
+from dagman.tasks.inputs.item_crops import ItemCrop
 from dagman.tasks.layer_rates import name_layer, scale_rates
 
 cross_entropy = torch.nn.functional.cross_entropy

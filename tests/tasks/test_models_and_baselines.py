@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from dagman.errors import EncoderError, TableError, TaskError
-from dagman.tasks.descriptors import describe_histogram, describe_pixels, describe_size, measure_size
-from dagman.tasks.item_crops import ItemCrop
+from dagman.tasks.inputs.descriptors import describe_histogram, describe_pixels, describe_size, measure_size
+from dagman.tasks.inputs.item_crops import ItemCrop
 from dagman.tasks.models import (
     load_network,
     load_reader,

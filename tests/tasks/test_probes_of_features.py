@@ -9,9 +9,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dagman.errors import TaskError
-from dagman.tasks.classification_metrics import measure_auc
+from dagman.evaluation.classification_metrics import measure_auc
+from dagman.evaluation.splits import plan_splits
 from dagman.tasks.probes import REGULARISATIONS, fit_linear_probe, linear_probe, neighbour_probe
-from dagman.tasks.protocol import plan_splits
 
 
 def _features(items: int, size: int, classes: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dagman.encoder.folder import read_config, read_weights, write_encoder
 from dagman.encoder.loading import load_encoder
 from dagman.errors import EncoderError, RunError, SettingsError
 from dagman.training.checkpoints import list_checkpoints, load_checkpoint, read_state
-from dagman.training.encoder_folder import read_config, read_weights, write_encoder
 from dagman.training.pretraining import pretrain
 from dagman.training.run import Run
 

@@ -12,7 +12,7 @@ from scipy.stats import entropy as entropy_of
 from scipy.stats import spearmanr
 
 from dagman.model.swin import StageAttention
-from dagman.training.monitors import (
+from dagman.training.monitoring.monitors import (
     average_units,
     fill_from_visible,
     watch_attention,

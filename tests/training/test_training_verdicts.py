@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from dagman.training.verdicts import judge_monitors, judge_projector, judge_waiting
+from dagman.training.monitoring.verdicts import judge_monitors, judge_projector, judge_waiting
 
 LN_K = math.log(1024)
 FINE = {"H": 0.5, "Hx": 0.8, "MI": 0.5, "gain": 0.4, "ce": 0.8 * LN_K, "ln_k": LN_K}

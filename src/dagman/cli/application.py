@@ -29,8 +29,9 @@ _COMMANDS = {
     "import": "Turn a public data set into a table: lidc, medmnist.",
     "store": "Look after a store: verify.",
 }
-# `import` is a keyword of Python, so its file has another name.
-_MODULES = {"import": "imports"}
+# `import` is a keyword of Python, so its file has another name; the tasks' commands have a folder.
+_TASKS = ("classify", "outcome", "segment", "predict", "cluster", "compare")
+_MODULES = {"import": "imports"} | {name: f"tasks.{name}" for name in _TASKS}
 
 
 class _LazyGroup(TyperGroup):

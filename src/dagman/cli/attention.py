@@ -30,8 +30,8 @@ def map_attention(
 
     from dagman.encoder.attention import write_attention
     from dagman.encoder.loading import load_encoder
-    from dagman.encoder.overlays import describe_range, draw_overlays
     from dagman.records.provenance import write_command
+    from dagman.reports.figures.overlays import describe_range, draw_overlays
 
     loaded = load_encoder(encoder, device=device)
     opened = loaded.read(scan)

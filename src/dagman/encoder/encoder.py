@@ -14,6 +14,7 @@ from jaxtyping import Float, Num
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from dagman.encoder.folder import EncoderConfig
 from dagman.errors import EncoderError, ScanError
 from dagman.method.networks import Network
 from dagman.model import to_unit_range
@@ -22,9 +23,7 @@ from dagman.scans.reading import read_scan
 from dagman.scans.scan import Modality, Scan
 from dagman.scans.verdict import judge_scan
 from dagman.store.manifest import Store
-from dagman.store.preparation import SCALED_RANGE, Preparation, PreparedScan, prepare_scan
-from dagman.training.encoder_folder import EncoderConfig
-from dagman.training.views import AIR
+from dagman.store.preparation import AIR, SCALED_RANGE, Preparation, PreparedScan, prepare_scan
 
 if TYPE_CHECKING:
     from dagman.encoder.attention import Attention

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from dagman.devices import choose_device, choose_precision
 from dagman.encoder.encoder import Encoder
+from dagman.encoder.folder import EncoderConfig, read_config, read_weights
 from dagman.errors import EncoderError, SettingsError
-from dagman.method.networks import Network, ProjectorShape
+from dagman.method.networks import Network, ProjectorShape, SemanticShape
+from dagman.model import SwinShape
 from dagman.randomness import address
 from dagman.records.counts import count_noun
+from dagman.settings import Settings
 from dagman.settings.presets import load_settings
-from dagman.training.assembly import describe_shapes
-from dagman.training.encoder_folder import EncoderConfig, read_config, read_weights
 
 _NAMED = 5
 
@@ -40,6 +41,14 @@ def load_encoder(path: str | Path, *, device: str = "auto", precision: str = "fp
     network = network.to(chosen).requires_grad_(False).eval()
     arithmetic = choose_precision(precision, chosen).value
     return Encoder(network=network, config=config, device=chosen, precision=arithmetic, source=str(path))
+
+
+def describe_shapes(settings: Settings) -> tuple[SwinShape, SemanticShape | None]:
+    """Sizes of the encoder and of its semantic attention."""
+    m = settings.model
+    shape = SwinShape(embed=m.embed, depths=m.depths, heads=m.heads, window=m.window, mlp_ratio=m.mlp_ratio, drop_path=m.drop_path)
+    semantic = SemanticShape(stage=m.sa_stage, heads=m.sa_heads, depth=m.sa_depth, position=m.sa_position)
+    return shape, semantic if m.semantic_attention else None
 
 
 def _find_folder(path: Path) -> Path:

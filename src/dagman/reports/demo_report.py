@@ -10,7 +10,7 @@ from pathlib import Path
 from dagman.records.counts import count_noun
 from dagman.records.files import write_text
 from dagman.reports.page import Block, DataTable, Listing, Section, Text, Verdict, render_page
-from dagman.reports.run_report import show_gallery
+from dagman.reports.run.run_page import show_gallery
 from dagman.tasks.probing import ProbeScore
 from dagman.training.run import Run
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dagman.evaluation.results import Results
 from dagman.records.counts import count_noun
 from dagman.reports.page import Block, Text
 from dagman.reports.provenance import name_software
 from dagman.settings import Settings
-from dagman.tasks.classification import SMOOTHING
-from dagman.tasks.cox import MIXING
-from dagman.tasks.outcome import CLINICAL
-from dagman.tasks.results import Results
-from dagman.tasks.segmentation_training import FOREGROUND
+from dagman.tasks.classify.classification import SMOOTHING
+from dagman.tasks.outcome.cox import MIXING
+from dagman.tasks.outcome.time_to_event import CLINICAL
+from dagman.tasks.segment.training import FOREGROUND
 from dagman.tasks.survival_models import COMPONENTS, TREES
 from dagman.training.run import Run
 

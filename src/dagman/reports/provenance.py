@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dagman.evaluation.results import Results
 from dagman.reports.page import Block, DataTable
-from dagman.tasks.results import Results
 
 
 def tabulate_settings(results: Results) -> list[Block]:

@@ -21,6 +21,8 @@ from dagman.store.resampling import apply_weights, axis_weights, resample_labels
 
 VERSION = 1
 """Raised when the same settings would give other voxels."""
+AIR = -1024
+"""HU outside a scan."""
 SCALED_RANGE = (0, 10000)
 """What the 0.5 and 99.5 percentile of a scan that is not in HU are stored as; values beyond them are kept."""
 

@@ -19,9 +19,9 @@ from dagman.errors import TaskError
 from dagman.records.files import write_whole
 from dagman.store.manifest import Store
 from dagman.tables.items import Item
-from dagman.tasks.features import extract_features
 from dagman.tasks.finetuning import FinetunedModel, LinearHead
-from dagman.tasks.item_crops import cut_items
+from dagman.tasks.inputs.features import extract_features
+from dagman.tasks.inputs.item_crops import cut_items
 from dagman.tasks.models import ModelSpec, load_saved_encoder, parse_model, save_encoder
 from dagman.tasks.probes import LinearProbe
 

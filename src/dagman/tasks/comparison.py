@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from dagman.errors import TaskError
+from dagman.evaluation.results import Results
 from dagman.records.names import suggest_name
 from dagman.store.manifest import Store
+from dagman.tables.labelled_scans import read_labelled_scans
 from dagman.tables.table import read_table
-from dagman.tasks.classification import ClassificationSettings, classify_items
-from dagman.tasks.clustering import ClusteringSettings, cluster_structures
+from dagman.tasks.classify.classification import ClassificationSettings, classify_items
+from dagman.tasks.cluster.clustering import ClusteringSettings, cluster_structures
 from dagman.tasks.finetuning import FinetuneSettings
 from dagman.tasks.models import ModelSpec
-from dagman.tasks.outcome import OutcomeSettings, predict_outcome
-from dagman.tasks.response import predict_response
-from dagman.tasks.results import Results
-from dagman.tasks.segmentation import SegmentationSettings, segment_scans
-from dagman.tasks.segmentation_data import read_labelled_scans
+from dagman.tasks.outcome.response import predict_response
+from dagman.tasks.outcome.time_to_event import OutcomeSettings, predict_outcome
+from dagman.tasks.segment.segmentation import SegmentationSettings, segment_scans
 
 Tell = Callable[[str], None]
 

@@ -22,12 +22,12 @@ from torch.utils.checkpoint import checkpoint
 
 from dagman.encoder.encoder import Encoder
 from dagman.errors import TaskError
+from dagman.evaluation.splits import plan_splits
 from dagman.model import to_unit_range
 from dagman.randomness import generator
 from dagman.store.preparation import SCALED_RANGE
-from dagman.tasks.item_crops import ItemCrop
+from dagman.tasks.inputs.item_crops import ItemCrop
 from dagman.tasks.layer_rates import scale_rates
-from dagman.tasks.protocol import plan_splits
 
 Indices = NDArray[np.int64]
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -1,7 +1,8 @@
 """What a user may name as a MODEL, and how it is made: a pretrained encoder, a fresh one, or a baseline.
 
 Every network is an `Encoder` with four feature maps at strides 4, 8, 16, 32, so that all are given the same crops, pooled in the
-same way and fine-tuned by the same loop; what else is compared (radiomics:size, pixels, histogram) is `dagman.tasks.descriptors`.
+same way and fine-tuned by the same loop; what else is compared (radiomics:size, pixels, histogram) is in
+`dagman.tasks.inputs.descriptors`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from dagman.devices import choose_device, choose_precision
 from dagman.encoder.encoder import Encoder
+from dagman.encoder.folder import EncoderConfig, read_config, read_weights, write_encoder
 from dagman.encoder.loading import load_encoder
 from dagman.errors import EncoderError, MissingExtraError, TaskError
 from dagman.method.networks import Network
@@ -24,7 +26,6 @@ from dagman.model import SwinShape
 from dagman.randomness import address
 from dagman.records.names import nearest_name
 from dagman.settings.presets import list_presets
-from dagman.training.encoder_folder import EncoderConfig, read_config, read_weights, write_encoder
 
 Kind = Literal["encoder", "scratch", "monai", "resnet3d", "radiomics", "pixels", "histogram"]
 NETWORKS = ("encoder", "scratch", "monai", "resnet3d")

@@ -11,6 +11,7 @@ import pandas as pd
 
 from dagman.encoder.items import list_scans
 from dagman.errors import DagmanError, TaskError
+from dagman.evaluation.segmentation_metrics import measure_volume
 from dagman.records.counts import count_noun
 from dagman.records.files import write_whole
 from dagman.records.hashes import hash_bytes
@@ -18,14 +19,13 @@ from dagman.records.journal import append_row, read_rows
 from dagman.records.lock import hold_lock
 from dagman.records.provenance import write_command
 from dagman.scans.discovery import Refusal
+from dagman.scans.label_files import name_outputs, write_dicom_labels, write_label_map
 from dagman.scans.scan import Scan, hash_scan
 from dagman.tables.items import Item
 from dagman.tables.table import read_table
 from dagman.tasks.classifier import load_classifier
-from dagman.tasks.outcome_model import load_outcome_model
-from dagman.tasks.prediction_files import name_outputs, write_dicom_labels, write_label_map
-from dagman.tasks.segmentation_metrics import measure_volume
-from dagman.tasks.segmentation_model import SegmentationModel, load_model
+from dagman.tasks.outcome.model import load_outcome_model
+from dagman.tasks.segment.model import SegmentationModel, load_model
 
 Rows = list[dict[str, Any]]
 

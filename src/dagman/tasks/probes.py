@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.linear_model import LogisticRegression
 
 from dagman.errors import TaskError
+from dagman.evaluation.splits import plan_splits
 from dagman.records.counts import count_noun
-from dagman.tasks.protocol import plan_splits
 
 Floats = NDArray[np.float64]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dagman.tasks.classification_metrics import measure_auc, measure_balanced_accuracy
+from dagman.evaluation.classification_metrics import measure_auc, measure_balanced_accuracy
+from dagman.evaluation.splits import draw_subset, find_largest_count, plan_splits
 from dagman.tasks.probes import linear_probe, neighbour_probe
-from dagman.tasks.protocol import draw_subset, find_largest_count, plan_splits
 
 FOLDS = 5
 SHOTS = (1, 5)

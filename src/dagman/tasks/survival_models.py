@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from dagman.errors import MissingExtraError, TaskError
 from dagman.randomness import address
 from dagman.records.counts import count_noun
-from dagman.tasks.clinical import ClinicalDesign, Values, fit_clinical
+from dagman.tables.clinical import ClinicalDesign, Values, fit_clinical
 
 Floats = NDArray[np.float64]
 

@@ -5,24 +5,16 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from dagman.encoder.folder import EncoderConfig
+from dagman.encoder.loading import describe_shapes
 from dagman.method.masking import MASKINGS, Counts, count_units
-from dagman.method.networks import UNIT_STAGE, Network, ProjectorShape, SemanticShape, copy_student, unit_grid
+from dagman.method.networks import UNIT_STAGE, Network, ProjectorShape, copy_student, unit_grid
 from dagman.method.step import Method
 from dagman.method.targets import PROJECTORS, TargetRules
-from dagman.model import SwinShape
 from dagman.randomness import address
 from dagman.settings import Settings
 from dagman.settings.tree import STAGES
-from dagman.training.encoder_folder import EncoderConfig
 from dagman.training.views import ViewDataset
-
-
-def describe_shapes(settings: Settings) -> tuple[SwinShape, SemanticShape | None]:
-    """Sizes of the encoder and of its semantic attention."""
-    m = settings.model
-    shape = SwinShape(embed=m.embed, depths=m.depths, heads=m.heads, window=m.window, mlp_ratio=m.mlp_ratio, drop_path=m.drop_path)
-    semantic = SemanticShape(stage=m.sa_stage, heads=m.sa_heads, depth=m.sa_depth, position=m.sa_position)
-    return shape, semantic if m.semantic_attention else None
 
 
 def name_projectors(settings: Settings) -> tuple[str, ...]:

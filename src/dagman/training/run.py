@@ -9,7 +9,7 @@ RUN/  settings.toml     every setting, resolved
       notes.jsonl       warnings and choices, in plain words
       gallery/          validation views, masks, reconstructions, attention as safetensors
       checkpoints/      full state (dagman.training.checkpoints)
-      encoder/          what users keep (dagman.training.encoder_folder)
+      encoder/          what users keep (dagman.encoder.folder)
       tensorboard/      the same curves
 ```
 """

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dagman.devices import peak_memory_gib
+from dagman.encoder.folder import write_encoder
 from dagman.errors import RunError
 from dagman.method.networks import unit_grid
 from dagman.method.noise import count_noise_draws
@@ -27,12 +28,11 @@ from dagman.training import assembly
 from dagman.training.arithmetic import describe_pace
 from dagman.training.augmentation import augment_views, is_active
 from dagman.training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
-from dagman.training.curves import Curves
 from dagman.training.draws import draw_drop_path, draw_masking, draw_noise
-from dagman.training.encoder_folder import write_encoder
+from dagman.training.monitoring.curves import Curves
+from dagman.training.monitoring.validation import Validation
+from dagman.training.monitoring.verdicts import EARLY, FRESH, judge_monitors, judge_waiting
 from dagman.training.run import rewind_run, write_gallery, write_note
-from dagman.training.validation import Validation
-from dagman.training.verdicts import EARLY, FRESH, judge_monitors, judge_waiting
 from dagman.training.views import ViewDataset, load_steps, sample_intensities
 
 PACED_STEPS = 5

@@ -19,11 +19,9 @@ from dagman.model.intensity import to_unit_ranges
 from dagman.randomness import generator
 from dagman.settings.tree import ViewSettings
 from dagman.store.manifest import Store
-from dagman.store.preparation import SCALED_RANGE
+from dagman.store.preparation import AIR, SCALED_RANGE
 
 Triple = tuple[int, int, int]
-AIR = -1024
-"""HU outside a scan."""
 SAMPLED_STEPS = 8
 """Steps whose views are looked at for the mean and median intensity. [ours]"""
 

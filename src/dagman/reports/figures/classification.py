@@ -17,7 +17,7 @@ from dagman.reports.figures.planes import (
     overlay_relative,
 )
 from dagman.reports.style import CYCLE, FULL_WIDTH, HALF_WIDTH, INK, MUTED, YELLOW, add_legend, new_figure, style_axes
-from dagman.tasks.examples import Example
+from dagman.tasks.classify.examples import Example
 
 _SQUARE = 3.8
 _LUNG_AND_SOFT = (-1000.0, 500.0)

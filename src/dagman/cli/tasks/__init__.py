@@ -1,0 +1,1 @@
+"""The commands of the tasks, and the options they share."""

@@ -1,0 +1,134 @@
+"""`dagman compare`: one task for several models."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dagman.evaluation.results import Summary
+
+app = typer.Typer(add_completion=False)
+
+_EXAMPLE = (
+    "Example: dagman compare classify runs/first scratch:small radiomics:size nodules.csv --label label --shares 25,50,100 "
+    "--repeats 10 --out compared"
+)
+
+
+@app.command(epilog=_EXAMPLE)
+def run_comparison(
+    task: Annotated[str, typer.Argument(help="classify, outcome, segment, or cluster.")],
+    models_and_table: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL... TABLE",
+            help="Two or more of: a run, an encoder folder, scratch:SIZE, resnet3d:SIZE, monai:PATH, radiomics:size, pixels, "
+            "histogram; then the table.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of results.")],
+    label: Annotated[str | None, typer.Option(help="Column of the label (classify, cluster) or response (outcome).")] = None,
+    time: Annotated[str | None, typer.Option(help="outcome: column of the time to the event or the last look.")] = None,
+    event: Annotated[str | None, typer.Option(help="outcome: column, 1 where the event was seen, 0 where censored.")] = None,
+    clinical: Annotated[str, typer.Option(help="outcome: clinical columns, comma-separated.")] = "",
+    labels: Annotated[str | None, typer.Option(help="segment: structures and values, such as liver=5,kidneys=7+8.")] = None,
+    method: Annotated[str, typer.Option(help="Methods of the task, comma-separated; default as in the task's own command.")] = "",
+    folds: Annotated[int | None, typer.Option(help="Folds by patient.")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Repeats with other folds.")] = None,
+    shares: Annotated[str, typer.Option(help="Shares of the training patients, such as 25,50,100 (percent).")] = "",
+    per_class: Annotated[str, typer.Option(help="Labelled patients a class, such as 1,5,10,20.")] = "",
+    draws: Annotated[int | None, typer.Option(min=1, help="Few-shot draws in each repeat and fold.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs of fine-tuning (classify, outcome).")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of a training (segment).")] = None,
+    patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
+    split: Annotated[str | None, typer.Option(help="The table's column of train, val, test. Default: 'split'.")] = None,
+    mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
+    coordinates: Annotated[str | None, typer.Option(help="Of the table's points: ras (default) or lps.")] = None,
+    crop_mm: Annotated[float | None, typer.Option(help="Side in mm of crops around structures. Default: from their size.")] = None,
+    crop_spacing: Annotated[float | None, typer.Option(help="Voxel size in mm of these crops. Default: from their size.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Store that holds the scans which the table names by id.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder in which vectors are kept by content. Default: OUT/features.")] = None,
+    seed: Annotated[int, typer.Option(help="Of folds, draws and fits.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print measures and differences as JSON.")] = False,
+) -> None:
+    """Run one task for several models on identical items, crops, splits and few-shot draws.
+
+    One table with 95 % intervals over patients, and the difference of the first model to each other one on the same items: DeLong
+    for AUC, the paired bootstrap elsewhere, corrected for their number (Holm). OUT/report.html draws them against the labels used.
+    """
+    from rich.console import Console
+
+    from dagman.cli.tasks.task_options import format_results, print_measures, split_counts, split_names, split_numbers
+    from dagman.reports.tasks.comparison import write_comparison_report
+    from dagman.tasks.comparison import ComparisonRequest, compare_models
+    from dagman.tasks.models import parse_model
+
+    *models, table = models_and_table
+    request = ComparisonRequest(
+        models=tuple(parse_model(text) for text in models),
+        table=Path(table),
+        out=out,
+        label=label,
+        time=time,
+        event=event,
+        clinical=split_names(clinical) or None,
+        labels=labels,
+        patient=patient,
+        split=split,
+        mask_label=mask_label,
+        coordinates=coordinates,
+        methods=split_names(method) or None,
+        folds=folds,
+        repeats=repeats,
+        shares=tuple(share / 100 for share in split_numbers("shares", shares)) or None,
+        per_class=split_counts("per-class", per_class) or None,
+        draws=draws,
+        epochs=epochs,
+        steps=steps,
+        crop_mm=crop_mm,
+        crop_spacing=crop_spacing,
+        store=store,
+        cache=cache,
+        seed=seed,
+        device=device,
+    )
+    console = Console(stderr=as_json, soft_wrap=True, highlight=False)
+    with console.status("reading") as status:
+        results = compare_models(task, request, on_part=lambda text: status.update(text))
+        page = write_comparison_report(results)
+    if as_json:
+        typer.echo(format_results(out, page))
+        return
+    print_measures(console, results.summary, page)
+    _print_differences(console, results.summary)
+
+
+def _print_differences(console: Console, summary: Summary) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Column, Table
+
+    from dagman.cli.tasks.task_options import escape_markup
+    from dagman.reports.names import format_p, name_measure
+
+    if not summary.comparisons:
+        return
+    columns = (Column("first - second", min_width=18, overflow="fold"), "method", "measure", Column("value", no_wrap=True))
+    shown = Table(*columns, "p", "p (Holm)", box=SIMPLE_HEAD)
+    for row in summary.comparisons:
+        low, high = row.difference.low, row.difference.high
+        value = f"{row.difference.value:+.3f}\n{f'{low:+.2f} to {high:+.2f}' if math.isfinite(low + high) else '–'}"
+        names = escape_markup(f"{row.first}\n- {row.second}")
+        p, corrected = format_p(row.difference.p), format_p(row.corrected)
+        shown.add_row(names, f"{row.method}\n{row.subset}", name_measure(row.name), value, p, corrected)
+    console.print(shown)
+    if len(summary.comparisons) == 1:
+        console.print("1 paired comparison: p (Holm) is p.")
+    else:
+        console.print(f"{len(summary.comparisons)} paired comparisons; p (Holm) is corrected for their number.")

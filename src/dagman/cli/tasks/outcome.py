@@ -1,0 +1,102 @@
+"""`dagman outcome`: a response, or time and event, from a table's items."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+_EXAMPLE = "Example: dagman outcome runs/first outcome.csv --time time --event event --clinical age,grade --out outcome"
+
+
+@app.command(epilog=_EXAMPLE)
+def run_outcome(
+    model: Annotated[str, typer.Argument(metavar="ENCODER", help="A run, an encoder folder, scratch:SIZE, or radiomics:size.")],
+    table: Annotated[Path, typer.Argument(help="CSV or Parquet, a row a scan or a lesion; those of one patient are pooled.")],
+    out: Annotated[Path, typer.Option(help="Folder of results.")],
+    time: Annotated[str | None, typer.Option(help="Column of the time from the scan to the event or the last look.")] = None,
+    event: Annotated[str | None, typer.Option(help="Column: 1 where the event was seen, 0 where censored.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of a response, in place of time and event.")] = None,
+    clinical: Annotated[str, typer.Option(help="Clinical columns, comma-separated: judged alone, and beside the image.")] = "",
+    method: Annotated[str, typer.Option(help="Of cox, forest, finetune; a response has the linear probe.")] = "",
+    folds: Annotated[int, typer.Option(help="Folds by patient; a column 'split' takes their place.")] = 5,
+    repeats: Annotated[int, typer.Option(help="Repeats with other folds.")] = 5,
+    shares: Annotated[str, typer.Option(help="Shares of the training patients, such as 25,50,100 (percent).")] = "100",
+    per_class: Annotated[str, typer.Option(help="Few-shot draws: training patients with, and as many without the event.")] = "",
+    draws: Annotated[int, typer.Option(min=1, help="Few-shot draws in each repeat and fold.")] = 1,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs of fine-tuning. Default: 20.")] = None,
+    patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
+    split: Annotated[str, typer.Option(help="The table's column of train, val, test, if it has one.")] = "split",
+    mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
+    coordinates: Annotated[str, typer.Option(help="Of the table's points: ras or lps.")] = "ras",
+    crop_mm: Annotated[float | None, typer.Option(help="Side in mm of crops around structures. Default: from their size.")] = None,
+    crop_spacing: Annotated[float | None, typer.Option(help="Voxel size in mm of these crops. Default: from their size.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Store that holds the scans which the table names by id.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder in which vectors are kept by content. Default: OUT/features.")] = None,
+    seed: Annotated[int, typer.Option(help="Of folds, draws and fits.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
+) -> None:
+    """Predict a response, or time and event, out of fold: from the image alone, clinical columns alone, and both.
+
+    Time and event: Cox's elastic net or a random survival forest on frozen features, or fine-tuning with Cox's loss; Harrell's
+    and Uno's C, integrated Brier score, time-dependent AUC, calibration, and Kaplan-Meier curves of risk groups whose cut is
+    fixed inside the training fold. A response: a linear probe, with what dagman classify reports. Lesions of one patient are
+    pooled. Missing clinical values are counted, and filled inside the fold.
+    """
+    from dagman.errors import TaskError
+
+    if (label is None) == (time is None and event is None):
+        raise TaskError("needs a response, or time and event", where="outcome", do="Say --label COL, or --time COL --event COL")
+    if label and method:
+        do = "Leave --method out, or use dagman classify, which has linear, knn and finetune"
+        raise TaskError("a response is predicted by a linear probe", where="--method", do=do)
+    from rich.console import Console
+
+    from dagman.cli.tasks.task_options import format_results, open_store, print_measures, split_counts, split_names, split_numbers
+    from dagman.reports.tasks.outcome import write_outcome_report
+    from dagman.tables.table import read_table
+    from dagman.tasks.finetuning import FinetuneSettings
+    from dagman.tasks.models import parse_model
+    from dagman.tasks.outcome.response import predict_response
+    from dagman.tasks.outcome.time_to_event import OutcomeSettings, predict_outcome
+
+    predict = predict_response if label else predict_outcome
+    spec = parse_model(model)
+    settings = OutcomeSettings(
+        methods=split_names(method) or ("cox",),
+        folds=folds,
+        repeats=repeats,
+        shares=tuple(share / 100 for share in split_numbers("shares", shares)),
+        per_class=split_counts("per-class", per_class),
+        draws=draws,
+        seed=seed,
+        crop_mm=crop_mm,
+        crop_spacing=crop_spacing,
+        device=device,
+        finetuning=FinetuneSettings(epochs=epochs) if epochs else FinetuneSettings(),
+    )
+    opened, ids = open_store(store)
+    read = read_table(
+        table,
+        label=label,
+        time=time,
+        event=event,
+        clinical=split_names(clinical),
+        patient=patient,
+        split=split,
+        mask_label=mask_label,
+        coordinates=coordinates,
+        known_ids=ids,
+    )
+    console = Console(stderr=as_json, soft_wrap=True, highlight=False)
+    with console.status("reading") as status:
+        results = predict([spec], read, out, settings, store=opened, cache=cache, on_part=lambda text: status.update(text))
+        page = write_outcome_report(results)
+    if as_json:
+        typer.echo(format_results(out, page))
+    else:
+        print_measures(console, results.summary, page)

@@ -1,0 +1,61 @@
+"""`dagman predict`: a task's model on new scans."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+_SHOWN = 10
+"""Refusals printed; all are in rejected.csv."""
+
+
+@app.command(epilog="Example: dagman predict tumours/model new-scans --out predicted")
+def run_prediction(
+    model: Annotated[Path, typer.Argument(help="The --out folder of dagman segment, classify or outcome, or its model/.")],
+    scans: Annotated[list[Path], typer.Argument(help="Files and folders of scans, or one table of items (CSV, Parquet).")],
+    out: Annotated[Path, typer.Option(help="Folder of predictions.")],
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="Average over mirrored windows (segmentation): 8 times the work.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+) -> None:
+    """Apply a model to scans, one at a time: label maps on their own grids, or scores.
+
+    Writes OUT/predictions.csv (volumes, or scores), for a segmentation OUT/predictions/NAME.nii.gz (and .dcm, a DICOM SEG, where
+    the scan came as DICOM), and OUT/rejected.csv. The same command repeated goes on.
+    """
+    from rich.console import Console
+
+    from dagman.cli.tasks.task_options import escape_markup
+    from dagman.devices import tune_allocator
+    from dagman.tasks.prediction import PredictionSettings, predict_scans
+
+    tune_allocator()
+    console = Console(stderr=as_json, soft_wrap=True, highlight=False)
+    with console.status("reading") as status:
+        summary = predict_scans(
+            model,
+            scans,
+            out,
+            PredictionSettings(mirror=mirror, device=device),
+            on_part=lambda text: status.update(escape_markup(text)),
+        )
+    if as_json:
+        refusals = [{"source": one.source, "reason": one.reason} for one in summary.refused]
+        outcome = {"out": str(out), "task": summary.task, "predicted": summary.predicted, "notes": summary.notes}
+        typer.echo(json.dumps({**outcome, "refused": len(refusals), "refusals": refusals}))
+        return
+    for note in summary.notes:
+        console.print(f"[dim]·[/] {escape_markup(note)}")
+    console.print(f"[bold]{summary.predicted} predicted[/], {len(summary.refused)} refused.")
+    for one in summary.refused[:_SHOWN]:
+        console.print(f"  [yellow]{escape_markup(one.source)}[/]: {escape_markup(one.reason)}")
+    if len(summary.refused) > _SHOWN:
+        console.print(f"  and {len(summary.refused) - _SHOWN} more in {escape_markup(str(out / 'rejected.csv'))}")
+    console.print(f"written: {out / 'predictions.csv'}", markup=False)

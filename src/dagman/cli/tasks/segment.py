@@ -1,0 +1,88 @@
+"""`dagman segment`: structures of a table's scans, or of a dataset.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+_EXAMPLE = "Example: dagman segment runs/first tumours.csv --shares 25,50,100 --out tumours"
+
+
+@app.command(epilog=_EXAMPLE)
+def run_segmentation(
+    model: Annotated[
+        str, typer.Argument(metavar="ENCODER", help="A run, an encoder folder, scratch:SIZE, resnet3d:SIZE, or monai:PATH.")
+    ],
+    table: Annotated[
+        Path, typer.Argument(help="CSV or Parquet with columns scan and mask, or a dataset.json (Decathlon, nnU-Net v2).")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of results.")],
+    labels: Annotated[
+        str | None, typer.Option(help="Structures and their values, such as liver=5,kidneys=7+8. Default: the file's, or all.")
+    ] = None,
+    mask_label: Annotated[int | None, typer.Option(help="The one value of the masks that counts.")] = None,
+    folds: Annotated[int, typer.Option(help="Folds by patient; a column 'split' takes their place.")] = 5,
+    repeats: Annotated[int, typer.Option(help="Repeats with other folds.")] = 1,
+    shares: Annotated[str, typer.Option(help="Shares of the training patients, such as 25,50,100 (percent).")] = "100",
+    per_class: Annotated[str, typer.Option(help="Numbers of labelled patients, such as 1,5,10.")] = "",
+    draws: Annotated[int, typer.Option(min=1, help="Few-shot draws in each repeat and fold.")] = 1,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimiser steps of each training. Default: 250 on a CPU, 3000 on a GPU.")
+    ] = None,
+    side: Annotated[int | None, typer.Option(help="Side of a crop in voxels, a multiple of 32. Default: the encoder's.")] = None,
+    spacing: Annotated[float | None, typer.Option(help="Voxel size in mm. Default: the encoder's; another costs it.")] = None,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Mirror crops in training and windows in testing.")] = False,
+    tolerance: Annotated[float, typer.Option(help="Of the surface Dice, in mm.")] = 2.0,
+    patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
+    split: Annotated[str, typer.Option(help="The table's column of train, val, test, if it has one.")] = "split",
+    note: Annotated[
+        list[str] | None, typer.Option(help="A sentence for the report, such as who drew the labels; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of folds, draws and fits.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
+) -> None:
+    """Train and evaluate a segmentation network: a decoder from scratch on the encoder, by patient, full- and few-shot.
+
+    Dice, HD95, surface Dice, lesions and volumes with 95 % intervals, on the masks' own grids. OUT/predictions holds label maps on
+    the scans' grids (DICOM SEG too where they came as DICOM), OUT/model a model for `dagman predict`.
+    """
+    from rich.console import Console
+
+    from dagman.cli.tasks.task_options import escape_markup, format_results, print_measures, split_counts, split_numbers
+    from dagman.devices import tune_allocator
+    from dagman.reports.tasks.segmentation import write_segmentation_report
+    from dagman.tables.labelled_scans import read_labelled_scans
+    from dagman.tasks.models import parse_model
+    from dagman.tasks.segment.segmentation import SegmentationSettings, segment_scans
+
+    spec = parse_model(model)
+    settings = SegmentationSettings(
+        folds=folds,
+        repeats=repeats,
+        shares=tuple(share / 100 for share in split_numbers("shares", shares)),
+        per_class=split_counts("per-class", per_class),
+        draws=draws,
+        seed=seed,
+        steps=steps,
+        side=side,
+        spacing=spacing,
+        mirror=mirror,
+        tolerance=tolerance,
+        device=device,
+        notes=tuple(note or ()),
+    )
+    data = read_labelled_scans(table, labels=labels, mask_label=mask_label, patient=patient, split=split)
+    tune_allocator()
+    console = Console(stderr=as_json, soft_wrap=True, highlight=False)
+    with console.status("reading") as status:
+        results = segment_scans([spec], data, out, settings, on_part=lambda text: status.update(escape_markup(text)))
+        page = write_segmentation_report(results)
+    if as_json:
+        typer.echo(format_results(out, page))
+    else:
+        print_measures(console, results.summary, page)

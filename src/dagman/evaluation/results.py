@@ -1,0 +1,170 @@
+"""The folder of a task's results: one writer and one reader of its files; nothing in it is pickled.
+
+`splits.csv` (see `protocol`), `predictions.csv` (a row an item, split, subset and model), `metrics.json`,
+`command.json`, and what the task adds: `report.html`, `model/`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dagman.errors import TaskError
+from dagman.evaluation.statistics import Difference, Interval
+from dagman.records.files import write_json, write_whole
+from dagman.records.provenance import write_command
+
+FORMAT = 1
+PREDICTION_COLUMNS = ("item", "patient", "repeat", "fold", "draw", "subset", "model", "method", "label")
+"""Every row of predictions.csv has these, then the task's own: score, or score_CLASS; risk; dice, ..."""
+_TEXT_COLUMNS = ("item", "patient", "subset", "model", "method", "label")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One number of a task: of which model, method and subset, and how sure."""
+
+    name: str
+    "The metric, such as auc."
+    model: str
+    method: str
+    subset: str = "100%"
+    "Labels used in training: a share (25%) or patients a class (k=5)."
+    interval: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One paired difference of two models on the same items; `corrected` is p by Holm over all that were made."""
+
+    name: str
+    first: str
+    second: str
+    method: str
+    subset: str = "100%"
+    difference: Difference
+    corrected: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What metrics.json holds."""
+
+    task: str
+    classes: tuple[str, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    notes: tuple[str, ...] = ()
+    "What was left out, warned of, or chosen, in sentences."
+    extra: dict[str, Any] = field(default_factory=dict)
+    "Numbers for the report that have no interval: a confusion matrix, a curve."
+
+
+def write_predictions(folder: str | Path, rows: Sequence[dict[str, Any]] | pd.DataFrame) -> None:
+    """Write predictions.csv whole; raises ValueError if a row lacks one of PREDICTION_COLUMNS."""
+    frame = pd.DataFrame(rows)
+    missing = [name for name in PREDICTION_COLUMNS if name not in frame]
+    if missing:
+        raise ValueError(f"predictions lack {missing}")
+    own = [name for name in frame.columns if name not in PREDICTION_COLUMNS]
+    with write_whole(Path(folder) / "predictions.csv") as temporary:
+        frame[[*PREDICTION_COLUMNS, *own]].to_csv(temporary, index=False)
+
+
+def write_summary(folder: str | Path, summary: Summary) -> None:
+    """Write metrics.json whole; NaN becomes null."""
+    write_json(Path(folder) / "metrics.json", {"format": FORMAT, **_to_plain(dataclasses.asdict(summary))})
+
+
+def write_inputs(folder: str | Path, command: str, *, settings: dict[str, Any], inputs: dict[str, Any]) -> None:
+    """Write command.json: how the folder came to be."""
+    write_command(folder, command, settings=_to_plain(settings), inputs=_to_plain(inputs))
+
+
+class Results:
+    """A folder of results, read when asked.
+
+    Raises TaskError if it holds none, or those of another format.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not (self.path / "metrics.json").is_file():
+            raise TaskError("holds no results (no metrics.json)", where=self.path, do="Give the --out folder of a task that ended")
+
+    def __repr__(self) -> str:
+        return f"Results('{self.path}')"
+
+    @cached_property
+    def summary(self) -> Summary:
+        """Metrics, comparisons and notes."""
+        try:
+            data = json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise TaskError(f"metrics.json is damaged ({error})", where=self.path, do="Repeat the task") from None
+        if data.pop("format", None) != FORMAT:
+            raise TaskError("metrics.json is of another format", where=self.path, do="Repeat the task with this version of dagman")
+        return Summary(
+            task=data["task"],
+            classes=tuple(data["classes"]),
+            measurements=tuple(
+                Measurement(**{**row, "interval": Interval(**_from_plain(row["interval"]))}) for row in data["measurements"]
+            ),
+            comparisons=tuple(
+                Comparison(**{**_from_plain(row), "difference": Difference(**_from_plain(row["difference"]))})
+                for row in data["comparisons"]
+            ),
+            notes=tuple(data["notes"]),
+            extra=data["extra"],
+        )
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """A row an item, split, subset and model."""
+        return _read_csv(self.path / "predictions.csv")
+
+    @cached_property
+    def splits(self) -> pd.DataFrame:
+        """A row an item and split: repeat, fold, item, patient, part. `protocol.read_splits` gives indices."""
+        return _read_csv(self.path / "splits.csv")
+
+    @cached_property
+    def command(self) -> dict[str, Any]:
+        """How the folder came to be."""
+        return json.loads((self.path / "command.json").read_text(encoding="utf-8"))
+
+    @property
+    def model(self) -> Path:
+        """The folder of the model to use; it may not exist."""
+        return self.path / "model"
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise TaskError(f"{path.name} is missing", where=path.parent, do="Repeat the task")
+    # Text stays text: a patient 007 and the labels 1 and None must compare with the table's.
+    return pd.read_csv(path, dtype=dict.fromkeys((*_TEXT_COLUMNS, "part"), str), keep_default_na=False, na_values=[""])
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _to_plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _from_plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: float("nan") if value is None else value for key, value in values.items()}

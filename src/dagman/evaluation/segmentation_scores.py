@@ -1,0 +1,143 @@
+"""Scores of predicted label maps: a row a scan and structure, then each measure with its interval over patients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from dagman.evaluation.results import Measurement
+from dagman.evaluation.segmentation_metrics import (
+    detect_lesions,
+    measure_agreement,
+    measure_dice,
+    measure_hausdorff,
+    measure_surface_dice,
+    measure_volume,
+)
+from dagman.evaluation.statistics import bootstrap_interval
+from dagman.tables.structures import Structure
+
+METHOD = "finetune"
+MEASURES = {
+    "dice": "Dice",
+    "hd95_mm": "HD95 (mm)",
+    "nsd": "surface Dice",
+    "lesion_sensitivity": "lesions found",
+    "false_positives": "false positives a scan",
+    "volume_bias_ml": "volume bias (ml)",
+}
+"""Measures of a structure by their names in metrics.json, and as words."""
+
+
+def score_scan(
+    predicted: NDArray[np.uint8],
+    truth: NDArray[np.uint8],
+    structures: Sequence[Structure],
+    spacing: Sequence[float],
+    tolerance: float,
+) -> list[dict[str, Any]]:
+    """Scores of each structure of a scan; classes on the scan's own grid (X Y Z), spacing and tolerance in mm.
+
+    Both empty: NaN. One empty: Dice and surface Dice 0, HD95 infinite.
+    """
+    return [
+        _score_structure(predicted == code, truth == code, structure.name, spacing, tolerance)
+        for code, structure in enumerate(structures, start=1)
+    ]
+
+
+def _score_structure(
+    predicted: NDArray[np.bool_], truth: NDArray[np.bool_], name: str, spacing: Sequence[float], tolerance: float
+) -> dict[str, Any]:
+    volumes = {"volume_ml": measure_volume(predicted, spacing), "true_volume_ml": measure_volume(truth, spacing)}
+    found = ndimage.find_objects((predicted | truth).astype(np.uint8))
+    # Nothing beyond the box around both changes a score, and the cost is by the voxel.
+    box = found[0] if found else (slice(0, 1),) * 3
+    predicted, truth = predicted[box], truth[box]
+    lesions = detect_lesions(predicted, truth)
+    return {
+        "label": name,
+        "dice": measure_dice(predicted, truth),
+        "hd95_mm": measure_hausdorff(predicted, truth, spacing),
+        "nsd": measure_surface_dice(predicted, truth, spacing, tolerance),
+        "lesions": lesions.lesions,
+        "found": lesions.found,
+        "false_positives": lesions.false_positives,
+        **volumes,
+    }
+
+
+def summarize_scores(
+    rows: pd.DataFrame, structures: Sequence[Structure], *, resamples: int = 2000, seed: int = 0
+) -> list[Measurement]:
+    """Every measure for each model and subset: `dice` over all structures, then `dice:NAME` and the others for each of several."""
+    measurements = []
+    for (model, subset), group in rows.groupby(["model", "subset"], sort=False):
+        parts = {f":{one.name}": group[group["label"] == one.name] for one in structures} if len(structures) > 1 else {}
+        for suffix, part in {"": group, **parts}.items():
+            for name, metric, values in _list_metrics(part):
+                patients = values.pop("patient")
+                interval = bootstrap_interval(metric, *values.values(), patients=patients, draws=resamples, seed=seed)
+                measurements.append(
+                    Measurement(name=name + suffix, model=str(model), method=METHOD, subset=str(subset), interval=interval)
+                )
+    return measurements
+
+
+def agree_volumes(rows: pd.DataFrame) -> dict[str, float]:
+    """Bland and Altman's bias and limits of agreement in ml, predicted minus true, each scan once (mean of its repeats)."""
+    means = rows.groupby(["item", "label"])[["volume_ml", "true_volume_ml"]].mean()
+    agreement = measure_agreement(means["volume_ml"], means["true_volume_ml"])
+    return {"bias": agreement.bias, "low": agreement.low, "high": agreement.high}
+
+
+def rank_items(rows: pd.DataFrame) -> list[str]:
+    """Items from the best to the worst by their mean Dice; ties by name."""
+    means = rows.groupby("item")["dice"].mean().dropna()
+    return sorted(means.index, key=lambda item: (-means[item], item))
+
+
+def average_items(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row a scan: means over its structures, repeats and draws; an infinite HD95 does not count."""
+    rows = rows.assign(hd95_mm=rows["hd95_mm"].replace(math.inf, math.nan), bias=rows["volume_ml"] - rows["true_volume_ml"])
+    columns = ["dice", "hd95_mm", "nsd", "lesions", "found", "false_positives", "bias"]
+    return rows.groupby(["item", "patient"])[columns].mean().reset_index()
+
+
+def _list_metrics(part: pd.DataFrame) -> list[tuple[str, Any, dict[str, NDArray]]]:
+    """(name, metric, arrays a scan), repeats averaged first so that each scan counts once."""
+    part = part.assign(hd95_mm=part["hd95_mm"].replace(math.inf, math.nan), bias=part["volume_ml"] - part["true_volume_ml"])
+    columns = ["dice", "hd95_mm", "nsd", "lesions", "found", "false_positives", "bias"]
+    means = part.groupby(["item", "patient"])[columns].mean().reset_index()
+
+    def take(*names: str) -> dict[str, NDArray]:
+        return {name: means[name].to_numpy() for name in (*names, "patient")}
+
+    return [
+        ("dice", _average, take("dice")),
+        ("hd95_mm", _find_median, take("hd95_mm")),
+        ("nsd", _average, take("nsd")),
+        ("lesion_sensitivity", _divide_sums, take("found", "lesions")),
+        ("false_positives", _average, take("false_positives")),
+        ("volume_bias_ml", _average, take("bias")),
+    ]
+
+
+def _average(values: NDArray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def _find_median(values: NDArray) -> float:
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else float("nan")
+
+
+def _divide_sums(found: NDArray, lesions: NDArray) -> float:
+    return float(found.sum() / lesions.sum()) if lesions.sum() else float("nan")

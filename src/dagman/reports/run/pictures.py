@@ -1,0 +1,252 @@
+"""What a run's gallery shows: views with their masks, reconstructions, attention, and their course over the steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dagman.reports.figures import CONVENTION, draw_three_planes, encode_png, overlay_relative
+from dagman.reports.figures.views import (
+    draw_attention,
+    draw_course,
+    draw_heads,
+    draw_masks,
+    draw_restored,
+    draw_restored_views,
+    spread_units,
+)
+from dagman.reports.page import Block, Figure, FigureGrid, Text
+from dagman.reports.run.verdicts import UNIFORM_ATTENTION
+from dagman.reports.style import FULL_WIDTH, HALF_WIDTH
+from dagman.settings import Settings
+from dagman.settings.tree import UNIT
+
+_SHOWN = 4
+_COURSE = 5
+Gallery = Mapping[str, NDArray]
+
+
+class Galleries(Protocol):
+    """The part of a `Run` that is read here."""
+
+    @property
+    def gallery_steps(self) -> list[int]:
+        """Steps at which views were kept."""
+
+    def gallery(self, step: int) -> dict[str, NDArray]:
+        """The arrays of a step."""
+
+
+def find_hints(hidden: NDArray[np.bool_], attention: NDArray, share: float) -> NDArray[np.bool_]:
+    """The hints of one view (N): of its visible units the floor(sN) most attended, for the others never were candidates."""
+    # The small number keeps 0.3 * 10 = 2.9999999999999996 from losing a unit.
+    count = min(math.floor(share * len(hidden) + 1e-9), int((~hidden).sum()))
+    order = np.argsort(np.where(hidden, np.inf, -attention), kind="stable")
+    found = np.zeros(len(hidden), dtype=bool)
+    found[order[:count]] = True
+    return found
+
+
+def show_masks(gallery: Gallery, settings: Settings) -> list[Block]:
+    """Views with masked units shaded and hints framed."""
+    views, spacing, grid = gallery["view"][:_SHOWN, 0], _spacing(gallery), _grid(gallery)
+    figures = []
+    for number, view in enumerate(views, start=1):
+        hidden = gallery["hidden"][number - 1].astype(bool)
+        hints = None
+        if settings.masking.kind == "attention-high" and "attention" in gallery:
+            hints = find_hints(hidden, gallery["attention"][number - 1], settings.masking.hints)
+        framed = int(hints.sum()) if hints is not None else 0
+        picture = draw_masks(
+            view,
+            spacing,
+            hidden.reshape(grid),
+            hints.reshape(grid) if hints is not None else None,
+            width=FULL_WIDTH if number == 1 else HALF_WIDTH,
+        )
+        caption = f"**View {number}.** {int(hidden.sum())} of {hidden.size} units masked ({hidden.mean():.0%})" + (
+            f", {framed} hints." if framed else "."
+        )
+        alt = (
+            f"Axial, coronal and sagittal slices of view {number} with {int(hidden.sum())} masked units shaded and {framed} "
+            "hints framed."
+        )
+        figures.append(Figure(encode_png(picture), caption, alt))
+    side = settings.view.side * spacing[0]
+    text = (
+        f"Each view is a cube of {side:g} mm cut from a scan of the fixed validation set, shown from {settings.view.low:g} "
+        f"(black) to {settings.view.high:g} HU (white) in CT. It is divided into units of {UNIT}^3 voxels "
+        f"({UNIT * spacing[0]:g} mm); those shaded blue are hidden from the student, which must restore them. "
+        f"{_explain_masking(settings)} {CONVENTION}"
+    )
+    return [Text(text), figures[0], *([FigureGrid(figures[1:])] if figures[1:] else [])]
+
+
+def show_reconstructions(gallery: Gallery, settings: Settings) -> list[Block]:
+    """Reconstructions beside the original; nothing where the method does not reconstruct."""
+    if "reconstruction" not in gallery:
+        return []
+    views, restored, spacing, grid = (
+        gallery["view"][:_SHOWN, 0],
+        gallery["reconstruction"][:_SHOWN, 0],
+        _spacing(gallery),
+        _grid(gallery),
+    )
+    hidden = [row.astype(bool).reshape(grid) for row in gallery["hidden"][:_SHOWN]]
+    errors = [
+        float(np.abs(back - view)[spread_units(mask, view.shape)].mean())
+        for view, back, mask in zip(views, restored, hidden, strict=True)
+    ]
+    span = settings.view.high - settings.view.low
+    shown = [f"view {number}: {error:.3f} ({error * span:.0f} HU in CT)" for number, error in enumerate(errors, start=1)]
+    blocks: list[Block] = [
+        Text(
+            "From left to right: what the student was given, what it restored, the original, and the absolute difference "
+            "of the last two. Where a unit was visible the original is shown, since the student is not asked for it. "
+            "Blurred edges are normal in short runs: the mean error is least for a cautious grey. Mean absolute error over "
+            f"masked voxels, of the range [0, 1]: {'; '.join(shown)}."
+        ),
+        Figure(
+            encode_png(draw_restored(views[0], restored[0], spacing, hidden[0])),
+            f"**View 1, three planes.** {CONVENTION} The difference is black where nothing was masked or nothing is wrong, "
+            f"and its colours end at 0.4: what is brightest may be worse. 0.1 is {span * 0.1:g} HU in CT.",
+            f"View 1 masked, restored, original and difference in three planes; mean error {errors[0]:.3f}.",
+        ),
+    ]
+    if len(views) > 1:
+        picture = draw_restored_views(list(views[1:]), list(restored[1:]), spacing, hidden[1:])
+        blocks.append(
+            Figure(
+                encode_png(picture),
+                "**Further views**, axial slices.",
+                f"Views 2 to {len(views)} masked, restored, original and difference.",
+            )
+        )
+    return blocks
+
+
+def show_attention(gallery: Gallery, settings: Settings) -> list[Block]:
+    """Attention over views, and each head's; nothing where the method has no semantic attention."""
+    if "attention" not in gallery:
+        return []
+    spacing, grid = _spacing(gallery), _grid(gallery)
+    views = gallery["view"][:_SHOWN, 0]
+    relative = _relative(gallery["attention"][:_SHOWN], grid)
+    low, high = float(relative.min()), float(relative.max())
+    blocks: list[Block] = [
+        Text(
+            f"Where the teacher's [CLS] token looks (Eq. 1), mean over {settings.model.sa_heads} heads, one value for each "
+            f"unit. 1, left clear, is uniform attention; orange is more, blue less. **The true range is {low:.3f} to "
+            f"{high:.3f} times uniform**; the colours are stretched over it. "
+            f"{_judge_uniformity(gallery['attention'][:_SHOWN])}"
+        )
+    ]
+    for number, (view, values) in enumerate(zip(views, relative, strict=True), start=1):
+        caption = f"**View {number}.** {values.min():.3f} to {values.max():.3f} times uniform."
+        alt = (
+            f"Attention over axial, coronal and sagittal slices of view {number}, from {values.min():.3f} to "
+            f"{values.max():.3f} times uniform."
+        )
+        if number == 1:
+            blocks.append(
+                Figure(encode_png(draw_attention(view, spacing, values)), f"{caption} Above the slices alone. {CONVENTION}", alt)
+            )
+    rest = [
+        Figure(
+            encode_png(draw_three_planes(view, spacing, overlay=overlay_relative(values, "times uniform"), width=HALF_WIDTH)),
+            f"**View {number}.** {values.min():.3f} to {values.max():.3f} times uniform.",
+            f"Attention over three slices of view {number}, from {values.min():.3f} to {values.max():.3f} times uniform.",
+        )
+        for number, (view, values) in enumerate(zip(views[1:], relative[1:], strict=True), start=2)
+    ]
+    blocks += [FigureGrid(rest)] if rest else []
+    if "attention_heads" in gallery:
+        heads = _relative(gallery["attention_heads"][0], grid)
+        caption = (
+            f"**Each head on view 1**, one range of colours: {heads.min():.3f} to {heads.max():.3f} times uniform. Heads "
+            "that look alike say the same thing twice."
+        )
+        blocks.append(
+            Figure(
+                encode_png(draw_heads(views[0], spacing, heads)),
+                caption,
+                f"The attention of {len(heads)} heads over one axial slice.",
+            )
+        )
+    return blocks
+
+
+def show_course(run: Galleries) -> list[Block]:
+    """One slice at up to five of the steps at which views were kept: restored, and attention."""
+    steps = run.gallery_steps
+    if len(steps) < 2:
+        return []
+    chosen = [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, _COURSE).round().astype(int))]
+    galleries = {step: run.gallery(step) for step in chosen}
+    last = galleries[chosen[-1]]
+    grid, view = _grid(last), last["view"][0, 0]
+    restored = {}
+    for step, gallery in galleries.items():
+        if "reconstruction" in gallery:
+            voxels = spread_units(gallery["hidden"][0].astype(bool).reshape(grid), view.shape)
+            restored[step] = np.where(voxels, gallery["reconstruction"][0, 0], view)
+    relative = {step: _relative(gallery["attention"][0], grid) for step, gallery in galleries.items() if "attention" in gallery}
+    if not restored and not relative:
+        return []
+    rows = " and ".join(
+        [*(["what the student restored"] if restored else []), *(["the attention, in one range of colours,"] if relative else [])]
+    )
+    caption = (
+        f"**View 1 over the run**: {rows} at steps {', '.join(map(str, chosen))}. Attention may change the mask from step to step."
+    )
+    return [
+        Figure(
+            encode_png(draw_course(view, _spacing(last), restored, relative)),
+            caption,
+            f"One axial slice at steps {', '.join(map(str, chosen))}.",
+        )
+    ]
+
+
+def _explain_masking(settings: Settings) -> str:
+    masking = settings.masking
+    if masking.kind == "attention-high":
+        hints = f" except for hints (framed yellow), {masking.hints:.0%} of all units" if masking.hints else ""
+        return f"Masked are the {masking.ratio:.0%} of units that the teacher attends to most,{hints}.".replace(",.", ".")
+    kinds = {"attention-low": "those the teacher attends to least", "random": "drawn at random", "block": "boxes at random places"}
+    return f"Masked units are {kinds[masking.kind]}."
+
+
+def measure_uniformity(attention: NDArray) -> float:
+    """Mean entropy of rows of attention (n N) as a share of ln N; 1 = uniform."""
+    shares = attention / attention.sum(axis=-1, keepdims=True)
+    logarithms = np.log(np.where(shares > 0, shares, 1.0))
+    return float(-(shares * logarithms).sum(axis=-1).mean() / math.log(max(attention.shape[-1], 2)))
+
+
+def _judge_uniformity(attention: NDArray) -> str:
+    uniformity = measure_uniformity(attention)
+    if uniformity >= UNIFORM_ATTENTION:
+        return (
+            f"With an entropy of {uniformity:.4f} of its maximum it is almost uniform: the colours show an order of small "
+            "differences, which is all that masking uses, and **no finding**. This is usual in short runs."
+        )
+    return f"Its entropy is {uniformity:.4f} of its maximum (1 = uniform)."
+
+
+def _relative(attention: NDArray, grid: tuple[int, int, int]) -> NDArray:
+    return (attention * attention.shape[-1]).reshape(*attention.shape[:-1], *grid)
+
+
+def _spacing(gallery: Gallery) -> tuple[float, float, float]:
+    x, y, z = np.broadcast_to(np.asarray(gallery["spacing"], dtype=float).reshape(-1), 3)
+    return float(x), float(y), float(z)
+
+
+def _grid(gallery: Gallery) -> tuple[int, int, int]:
+    x, y, z = (side // UNIT for side in gallery["view"].shape[2:])
+    return x, y, z

@@ -1,0 +1,203 @@
+"""The page of a pretraining run: verdict, pictures, curves with their normal ranges, settings, provenance."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from dagman.records.files import write_text
+from dagman.reports.methods import TITLE, quote_run
+from dagman.reports.page import Block, DataTable, FigureGrid, Listing, Section, Text, Verdict, render_page
+from dagman.reports.provenance import flatten_values
+from dagman.reports.run import curves, monitors, pictures, verdicts
+from dagman.settings import Settings, load_settings, resolve_settings
+from dagman.settings.presets import list_presets
+from dagman.training.run import Run
+
+
+def write_run_report(run: Run) -> Path:
+    """Write `report.html` into a run's folder, however far the run has come, and return its path."""
+    path = run.path / "report.html"
+    write_text(path, render_run(run))
+    return path
+
+
+def render_run(run: Run) -> str:
+    """The page as HTML."""
+    settings = run.settings
+    steps, wanted = run.last_step, settings.train.steps
+    lead = (
+        f"Pretraining of a `{settings.size}` encoder by the method `{settings.method}`, seed {settings.seed}: {steps} of "
+        f"{wanted} steps of {settings.train.batch} views of {settings.view.side}^3 voxels at {settings.view.spacing:g} mm."
+    )
+    sections = [
+        Section("Is the run healthy?", _give_verdict(run, settings)),
+        Section("The run's arithmetic and choices", [Listing([_say_choice(text) for text in run.choices])] if run.choices else []),
+        *show_gallery(run, settings),
+        *_show_curves(run, settings),
+        Section("Warnings during the run", _list_warnings(run)),
+        Section(TITLE, quote_run(run)),
+        Section("Settings", _tabulate_settings(settings)),
+        Section("Provenance", _tell_provenance(run.command)),
+    ]
+    return render_page(
+        f"Pretraining run {run.path.resolve().name}",
+        lead,
+        sections,
+        footer="Made by `dagman report`. This page loads nothing from elsewhere.",
+    )
+
+
+def judge_run(run: Run) -> list[Verdict]:
+    """A verdict from each monitor that has something to judge, at its last look."""
+    settings = run.settings
+    found = [verdicts.judge_progress(run.last_step, settings.train.steps), *verdicts.judge_losses(run.steps, settings.optim.clip)]
+    looks = run.monitors
+    if looks:
+        first, last = looks[0], looks[-1]
+        step = int(last["step"])
+        if last.get("reconstruction"):
+            found.append(verdicts.judge_reconstruction(last["reconstruction"], step))
+        found += [
+            verdicts.judge_targets(name, watched, step, settings.train.steps)
+            for name, watched in (last.get("projectors") or {}).items()
+        ]
+        if last.get("features") and first.get("features"):
+            found.append(verdicts.judge_features(last["features"], first["features"]))
+        if last.get("attention"):
+            found.append(verdicts.judge_attention(last["attention"], settings.masking.kind.startswith("attention")))
+    return [*found, verdicts.judge_waiting([row["waiting_share"] for row in run.timings])]
+
+
+def _give_verdict(run: Run, settings: Settings) -> list[Block]:
+    found = judge_run(run)
+    looks = run.monitors
+    seen = (
+        f"{settings.train.monitor_views} fixed validation views, last looked at after step {looks[-1]['step']}"
+        if looks
+        else "no look at validation views yet"
+    )
+    return [
+        verdicts.summarize_verdicts(found),
+        Text(f"What each monitor says ({seen}):"),
+        *sorted(found, key=lambda verdict: ("bad", "warn", "ok").index(verdict.level)),
+        Text(
+            "**H** is the entropy of the teacher's targets, as a share of ln K (1: uniform). **MI** says how much they "
+            "tell samples apart (0: collapse). **Gain** says how well the student predicts them (1: fully; 0: no better "
+            "than one constant answer)."
+        ),
+    ]
+
+
+def show_gallery(run: Run, settings: Settings) -> list[Section]:
+    """Sections with the last validation views: masks, reconstructions, attention, and one view over the run."""
+    steps = run.gallery_steps
+    if not steps:
+        return []
+    gallery = run.gallery(steps[-1])
+    attention = pictures.show_attention(gallery, settings)
+    if not attention:
+        attention = [Text(f"The method `{settings.method}` has no semantic attention, so there is no attention map.")]
+    return [
+        Section("Views and their masks", pictures.show_masks(gallery, settings)),
+        Section("Reconstructions", pictures.show_reconstructions(gallery, settings)),
+        Section("Attention", attention),
+        Section("The same view over the run", pictures.show_course(run)),
+    ]
+
+
+def _show_curves(run: Run, settings: Settings) -> list[Section]:
+    rows, looks = run.steps, run.monitors
+    diversity: list[Block] = [*_place(monitors.draw_attention_course(looks)), *_place(monitors.draw_diversity(looks))]
+    if diversity:
+        diversity = [Text(monitors.CLAIM), *diversity, *monitors.tabulate_diversity(looks)]
+    speed = curves.draw_columns(curves.describe_timings(settings), run.timings, scale={"voxels_per_s": 1e-6})
+    return [
+        Section("Attention entropy and head diversity over time", diversity),
+        Section("Losses", _place(curves.draw_columns(curves.describe_losses(settings), rows))),
+        Section("Reconstruction against trivial answers", _place(monitors.draw_reconstruction(looks))),
+        Section("Targets and features", _place([*monitors.draw_targets(looks), *monitors.draw_features(looks)])),
+        Section("Schedules and gradient", _place(curves.draw_columns(curves.describe_schedules(settings), rows))),
+        Section("Speed, memory and waiting", [*_sum_up_time(run), *_place(speed)]),
+    ]
+
+
+def _say_choice(text: str) -> str:
+    """A choice as it was printed, without the blanks that lined it up: what, how, and why."""
+    parts = re.split(r"\s{2,}", text.strip())
+    return text if len(parts) < 3 else f"{parts[0]}: {parts[1]} ({' '.join(parts[2:])})"
+
+
+def _place(figures: list[Any]) -> list[Block]:
+    return [FigureGrid(figures)] if figures else []
+
+
+def _sum_up_time(run: Run) -> list[Block]:
+    rows = run.timings
+    if not rows:
+        return []
+    seconds = sum(row["seconds"] for row in rows)
+    steady = sorted(row["seconds"] for row in rows[1:] or rows)
+    return [
+        Text(
+            f"{len(rows)} steps took {seconds / 60:.1f} minutes, without the looks at validation views and checkpoints; a "
+            f"step takes {steady[len(steady) // 2]:.2f} s (median), at {rows[-1]['memory_gib']:.2f} GiB of memory at most."
+        )
+    ]
+
+
+def _list_warnings(run: Run) -> list[Block]:
+    warnings = run.warnings
+    if not warnings:
+        return [Text("None.")]
+    return [
+        Text("Each is given once, when it is first seen; the verdict above is of the last look."),
+        DataTable(["step", "warning"], [[w["step"], w["text"]] for w in warnings]),
+    ]
+
+
+def _tabulate_settings(settings: Settings) -> list[Block]:
+    values, described = flatten_values(settings.model_dump()), describe_fields(settings)
+    tables: list[Block] = []
+    if settings.size in list_presets("sizes") and settings.method in list_presets("methods"):
+        usual = flatten_values(resolve_settings(load_settings(settings.size, settings.method)[0])[0].model_dump())
+        changed = [[key, value, usual.get(key), described[key]] for key, value in values.items() if value != usual.get(key)]
+        title = f"Settings that differ from the presets `{settings.size}` and `{settings.method}`."
+        tables.append(
+            DataTable(["key", "this run", "preset", "meaning"], changed, title)
+            if changed
+            else Text(f"All settings are those of the presets `{settings.size}` and `{settings.method}`.")
+        )
+    return [
+        *tables,
+        DataTable(["key", "value", "meaning"], [[key, value, described[key]] for key, value in values.items()], "All settings."),
+    ]
+
+
+def describe_fields(section: BaseModel, prefix: str = "") -> dict[str, str]:
+    """The sentence of every setting by its dotted key."""
+    sentences: dict[str, str] = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            sentences |= describe_fields(value, f"{prefix}{name}.")
+        else:
+            sentences[f"{prefix}{name}"] = field.description or ""
+    return sentences
+
+
+def _tell_provenance(command: Mapping[str, Any]) -> list[Block]:
+    if not command:
+        return [Text("No `command.json`: the run was stopped before it began, or its folder was copied in part.")]
+    kept = {key: value for key, value in command.items() if key not in ("settings", "format")}
+    return [
+        DataTable(
+            ["what", "value"],
+            [[key, value] for key, value in flatten_values(kept).items()],
+            "From `command.json`, beside this page.",
+        )
+    ]

@@ -1,0 +1,241 @@
+"""The page of a classification: how good, how sure, on how few labels, and which items it gets right and wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dagman.evaluation.results import Measurement, Results, Summary
+from dagman.records.files import write_text
+from dagman.reports.figures.classification import (
+    draw_confusion,
+    draw_example,
+    draw_label_curve,
+    draw_reliability,
+    draw_roc,
+)
+from dagman.reports.figures.encoding import encode_png
+from dagman.reports.figures.planes import CONVENTION
+from dagman.reports.methods import TITLE, quote_results
+from dagman.reports.names import format_interval, name_method
+from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, Verdict, render_page
+from dagman.reports.provenance import find_option, tabulate_settings
+from dagman.reports.style import FULL_WIDTH
+from dagman.tasks.classify.examples import read_examples
+
+MEASURES = {
+    "auc": "AUC",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "brier": "Brier score",
+}
+_LONG = 240
+"""Letters of a note that leads the page."""
+_WARNING_WORDS = ("seen in pretraining", "left out", "fall outside")
+
+
+def write_classification_report(results: Results) -> Path:
+    """Write `report.html` into the folder of results and return its path."""
+    path = results.path / "report.html"
+    write_text(path, render_classification(results))
+    return path
+
+
+def render_classification(results: Results) -> str:
+    """The page as HTML."""
+    summary = results.summary
+    sections = [
+        Section("What was found", [*show_warnings(summary), *judge_models(summary)]),
+        Section("Measures", tabulate_measures(summary)),
+        Section("ROC and reliability", show_curves(summary)),
+        Section("Confusion", show_confusions(summary)),
+        Section("Fewer labels", show_subsets(summary)),
+        Section("Certain and uncertain, right and wrong", show_examples(results)),
+        Section("What to know", [Listing(summary.notes)] if summary.notes else []),
+        Section(TITLE, quote_results(results)),
+        Section("Settings", tabulate_settings(results)),
+    ]
+    footer = "Made by `dagman classify`. This page loads nothing from elsewhere."
+    return render_page(f"Classification: {results.path.resolve().name}", describe_design(results), sections, footer=footer)
+
+
+def describe_design(results: Results) -> str:
+    """One paragraph: items, patients, classes, splits."""
+    extra, splits = results.summary.extra, results.splits
+    counts = ", ".join(f"{count} `{name}`" for name, count in extra["counts"].items())
+    folds, repeats = splits["fold"].nunique(), splits["repeat"].nunique()
+    column = find_option(results, "--label")
+    label = f"`{column}`: " if column else ""
+    design = f"{folds} folds by patient, {repeats} time{'s' if repeats > 1 else ''}" if folds > 1 else "the table's own split"
+    return (
+        f"{sum(extra['counts'].values())} items ({label}{counts}) of {extra['patients']} patients; {design}. Every number is of "
+        "items whose patient no part of the model had seen, averaged over repeats, with its 95 % interval over patients."
+    )
+
+
+def show_warnings(summary: Summary) -> list[Block]:
+    """Notes that bear on whether the numbers may be believed, first of all; a long one is cut, and stands whole further down."""
+    return [Verdict("warn", _shorten(note)) for note in summary.notes if any(word in note for word in _WARNING_WORDS)]
+
+
+def judge_models(summary: Summary) -> list[Block]:
+    """A sentence for each model and method with all labels: whether its AUC excludes chance; and what a fresh encoder means."""
+    found: list[Block] = []
+    for row in list_measurements(summary, name="auc", subset=find_last_subset(summary)):
+        interval = row.interval
+        who = f"`{row.model}`, {name_method(row.method)}"
+        if interval.low > 0.5:
+            found.append(Verdict("ok", f"{who}: AUC {state_interval(row)}, better than chance (0.5)."))
+        elif interval.high < 0.5:
+            found.append(
+                Verdict("bad", f"{who}: AUC {state_interval(row)}, worse than chance. Look for a leak, or a label read wrongly.")
+            )
+        else:
+            found.append(
+                Verdict("warn", f"{who}: AUC {state_interval(row)}. With so many patients this cannot be told from chance (0.5).")
+            )
+    fresh = summary.extra.get("fresh", [])
+    for name in fresh:
+        found.append(Text(f"`{name}` is not pretrained: what it reaches is what any pretraining must beat."))
+    if summary.extra.get("sized") and not any(m.model == "radiomics:size" for m in summary.measurements):
+        command = "dagman compare classify MODEL radiomics:size TABLE"
+        found.append(Text(f"A structure's size alone may say as much: `{command}` tells, on the same splits."))
+    return found
+
+
+def tabulate_measures(summary: Summary, subset: str | None = None) -> list[Block]:
+    """Every measure of each model and method with all labels (or another subset)."""
+    rows = list_measurements(summary, subset=subset or find_last_subset(summary))
+    names = [name for name in MEASURES if any(row.name == name for row in rows)]
+    keys = list(dict.fromkeys((row.model, row.method) for row in rows))
+    held = {(row.model, row.method, row.name): row for row in rows}
+    cells = [
+        [
+            model,
+            name_method(method),
+            *(state_interval(held[model, method, n]) if (model, method, n) in held else None for n in names),
+        ]
+        for model, method in keys
+    ]
+    how = rows[0].interval.how if rows else ""
+    several = " Of several classes AUC is the mean of each against the rest." if len(summary.classes) > 2 else ""
+    text = f"AUC: 0.5 is chance, 1 is perfect. Brier score: 0 is perfect.{several} Intervals: {how}."
+    return [DataTable(["model", "method", *(MEASURES[name] for name in names)], cells), Text(text)]
+
+
+def show_curves(summary: Summary) -> list[Block]:
+    """ROC with band and reliability of every model and method; for two classes alone."""
+    curves = [curve for curve in summary.extra["curves"] if "roc" in curve]
+    if not curves:
+        return []
+    roc = draw_roc({_name(curve): curve["roc"] for curve in curves})
+    reliability = draw_reliability({_name(curve): curve["reliability"] for curve in curves})
+    positive = summary.classes[1]
+    return [
+        FigureGrid(
+            [
+                Figure(
+                    encode_png(roc),
+                    f"For `{positive}`. Scores averaged over repeats; the band is pointwise, 95 % over patients. Dotted: chance.",
+                    "ROC curves",
+                ),
+                Figure(
+                    encode_png(reliability),
+                    f"Ten bins of the predicted probability of `{positive}`; on the dotted line it can be taken at its word. "
+                    "A dot is as large as its bin is full. In brackets the expected "
+                    "calibration error: the mean distance from that line.",
+                    "Predicted against observed shares",
+                ),
+            ]
+        )
+    ]
+
+
+def show_confusions(summary: Summary) -> list[Block]:
+    """A matrix of counts for each model and method."""
+    figures = [
+        Figure(
+            encode_png(draw_confusion(curve["confusion"], summary.classes, _name(curve))),
+            "Items, and their share of the row; scores averaged over repeats, the likeliest class taken.",
+            f"Confusion matrix of {_name(curve)}",
+        )
+        for curve in summary.extra["curves"]
+    ]
+    return [FigureGrid(figures)] if figures else []
+
+
+def show_subsets(summary: Summary) -> list[Block]:
+    """AUC and balanced accuracy against the labels used in training, with intervals; nothing for one subset."""
+    subsets = list(dict.fromkeys(row.subset for row in summary.measurements))
+    if len(subsets) < 2:
+        return []
+    blocks: list[Block] = []
+    for name in ("auc", "balanced_accuracy"):
+        series: dict[str, dict[str, tuple[float, float, float]]] = {}
+        for row in summary.measurements:
+            if row.name == name:
+                values = (row.interval.value, row.interval.low, row.interval.high)
+                series.setdefault(f"{row.model}, {name_method(row.method)}", {})[row.subset] = values
+        chance = 0.5 if name == "auc" else 1 / len(summary.classes)
+        drawn = draw_label_curve(subsets, series, y=MEASURES[name], reference=chance, width=FULL_WIDTH)
+        caption = "k: labelled patients a class. A larger subset contains the smaller ones. Bars: 95 % intervals; dotted: chance."
+        blocks.append(Figure(encode_png(drawn), caption, f"{MEASURES[name]} against labels"))
+    return blocks
+
+
+def show_examples(results: Results) -> list[Block]:
+    """The most and least certain items, right and wrong, with their outline and the attention."""
+    who, examples = read_examples(results.path)
+    if not examples:
+        return []
+    figures = [
+        Figure(
+            encode_png(draw_example(one)),
+            f"**{one.kind.capitalize()}**: `{one.name}` is `{one.label}`, called `{one.predicted}` with a probability of "
+            f"{one.probability:.2f}.",
+            f"{one.name}, {one.kind}",
+        )
+        for one in examples
+    ]
+    attended = any(one.attention is not None for one in examples)
+    below = (
+        " Below each, what the encoder's [CLS] token attends to, relative to uniform, in colours that are stretched over each "
+        "item's own range: read the bar. After short runs it is no finding."
+        if attended
+        else ""
+    )
+    shown = "Crops around the item, CT from -1000 (black) to 500 HU (white); outlined: the structure."
+    return [Text(f"Items of {_name_pair(who)}, scores averaged over repeats. {shown} {CONVENTION}{below}"), FigureGrid(figures)]
+
+
+def list_measurements(summary: Summary, **wanted: str) -> list[Measurement]:
+    """Measurements whose fields have these values."""
+    return [row for row in summary.measurements if all(getattr(row, key) == value for key, value in wanted.items())]
+
+
+def find_last_subset(summary: Summary) -> str:
+    """The largest subset of labels; measurements stand smallest first."""
+    return summary.measurements[-1].subset
+
+
+def state_interval(row: Measurement) -> str:
+    """A value with its interval."""
+    return format_interval(row.interval.value, row.interval.low, row.interval.high)
+
+
+def _shorten(note: str) -> str:
+    if len(note) <= _LONG:
+        return note
+    kept = note[:_LONG].rpartition(", ")[0] or note[:_LONG]
+    return f"{kept}, ... (all of them under What to know)"
+
+
+def _name_pair(who: str) -> str:
+    model, _, method = who.rpartition(", ")
+    return f"{model}, {name_method(method)}" if model else who
+
+
+def _name(curve: dict[str, Any]) -> str:
+    return f"{curve['model']}, {name_method(curve['method'])}"

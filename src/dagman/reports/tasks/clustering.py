@@ -1,0 +1,203 @@
+"""The page of a clustering: the map one can hover over, and how well structures of one kind lie together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dagman.evaluation.results import Measurement, Results, Summary
+from dagman.records.counts import count_noun
+from dagman.records.files import write_text
+from dagman.reports.figures.encoding import encode_png
+from dagman.reports.figures.scatter import draw_scatter
+from dagman.reports.hover_map import MapPoint, TileSheet, render_hover_map
+from dagman.reports.methods import TITLE, quote_results
+from dagman.reports.names import format_interval
+from dagman.reports.page import Block, DataTable, Embedded, Figure, FigureGrid, Level, Listing, Section, Text, Verdict, render_page
+from dagman.reports.provenance import tabulate_settings
+from dagman.reports.tasks.classification import show_warnings
+from dagman.tasks.cluster.clustering import SHEET
+
+_MAPS = {"umap": "UMAP", "pca": "principal components"}
+_WHERE = {"features": "feature space", "kmeans": "k-means", "hdbscan": "HDBSCAN", "umap": "UMAP map", "pca": "PCA map"}
+_MEASURES = {
+    "neighbour_accuracy": "accuracy of neighbours",
+    "silhouette": "silhouette",
+    "nmi": "normalised mutual information",
+    "ari": "adjusted Rand index",
+    "purity": "purity",
+    "intra_distance": "intra-cluster distance",
+    "inter_distance": "inter-cluster distance",
+}
+
+
+def write_clustering_report(results: Results) -> Path:
+    """Write `report.html`, and each map as `map-NAME.png`, into the folder of results; return the page's path."""
+    path = results.path / "report.html"
+    write_text(path, render_clustering(results))
+    return path
+
+
+def render_clustering(results: Results) -> str:
+    """The page as HTML."""
+    summary, rows = results.summary, results.predictions
+    models = list(dict.fromkeys(rows["model"]))
+    kinds = count_noun(len(summary.classes), "kind") if summary.classes else "no names given"
+    lead = (
+        f"{count_noun(len(rows) // len(models), 'structure')} of {count_noun(summary.extra['patients'], 'patient')}, {kinds}; "
+        "features without fine-tuning. Names are used to judge, never to place."
+    )
+    sections = [
+        Section("What was found", [*show_warnings(summary), *_judge(summary)]),
+        Section("The map", [block for number, model in enumerate(models) for block in _show_map(results, model, number)]),
+        Section("Measures", _tabulate(summary, models)),
+        Section("Paired differences", _tabulate_differences(summary)),
+        Section("Kinds and clusters", [block for model in models for block in _cross(rows[rows["model"] == model], model)]),
+        Section("Maps for print", [FigureGrid([f for model in models for f in _draw_maps(results, model)])]),
+        Section("What to know", [Listing(summary.notes)] if summary.notes else []),
+        Section(TITLE, quote_results(results)),
+        Section("Settings", tabulate_settings(results)),
+    ]
+    footer = "Made by `dagman cluster`. This page loads nothing from elsewhere."
+    return render_page(f"Clusters: {results.path.resolve().name}", lead, sections, footer=footer)
+
+
+def _judge(summary: Summary) -> list[Block]:
+    """A sentence a model: whether neighbours of other patients are of the same kind, against guessing the most frequent kind."""
+    counts = summary.extra["counts"]
+    if not counts:
+        return [Text("Without names it cannot be said whether the clusters mean anything: look at the map.")]
+    guess = max(counts.values()) / sum(counts.values())
+    found: list[Block] = []
+    for row in summary.measurements:
+        if row.name == "neighbour_accuracy":
+            told = f"the nearest structures of other patients are of the same kind for {_state(row)}"
+            level: Level = "ok" if row.interval.low > guess else "warn"
+            found.append(Verdict(level, f"`{row.model}`: {told}; always naming the most frequent kind gives {guess:.3f}."))
+    return found
+
+
+def _show_map(results: Results, model: str, number: int) -> list[Block]:
+    summary, rows = results.summary, results.predictions
+    rows = rows[rows["model"] == model]
+    kind = summary.extra["map"]
+    tiles = {name: place for place, name in enumerate(summary.extra["tiles"]["names"])}
+    classes, codes = _list_classes(rows, summary)
+    points = [
+        MapPoint(
+            x=row[f"{kind}_x"],
+            y=row[f"{kind}_y"],
+            code=int(code),
+            name=str(row["item"]),
+            lines=tuple(_describe_point(row, summary)),
+            tile=tiles.get(str(row["item"]), -1),
+        )
+        for (_, row), code in zip(rows.iterrows(), codes, strict=True)
+    ]
+    caption = (
+        f"**{model}**, {_MAPS[kind]}. Hover over a point, or move to it with the Tab key, to see its crop: the axial slice with "
+        "most of the structure, outlined, in grey values about the structure's own; the patient's left is on the right. "
+        "Click a kind's name to see it alone. "
+        "Distances between far groups mean little on such a map."
+    )
+    if len(tiles) < len(points):
+        caption += f" {count_noun(len(points) - len(tiles), 'point has', 'points have')} no picture."
+    return [Embedded(render_hover_map(points, classes, _load_sheet(results), name=f"map-{number}"), caption)]
+
+
+def _describe_point(row: pd.Series, summary: Summary) -> list[str]:
+    lines = [str(row["label"])] if summary.classes else []
+    lines.append(f"patient {row['patient']}")
+    dense = "alone" if row["hdbscan"] < 0 else f"cluster {row['hdbscan']}"
+    lines.append(f"k-means cluster {row['kmeans']}, HDBSCAN {dense}")
+    if "neighbours_right" in row and not row["neighbours_right"]:
+        lines.append("its neighbours are of another kind")
+    return lines
+
+
+def _list_classes(rows: pd.DataFrame, summary: Summary) -> tuple[list[str], np.ndarray]:
+    if summary.classes:
+        places = {name: code for code, name in enumerate(summary.classes)}
+        return list(summary.classes), np.array([places[label] for label in rows["label"]], dtype=np.int64)
+    codes = rows["kmeans"].to_numpy(dtype=np.int64)
+    return [f"cluster {code}" for code in range(int(codes.max()) + 1)], codes
+
+
+def _load_sheet(results: Results) -> TileSheet | None:
+    path, tiles = results.path / SHEET, results.summary.extra["tiles"]
+    if not path.is_file() or not tiles["names"]:
+        return None
+    return TileSheet(png=path.read_bytes(), side=tiles["side"], columns=tiles["columns"])
+
+
+def _tabulate(summary: Summary, models: Sequence[str]) -> list[Block]:
+    held = {(row.name, row.method, row.model): row for row in summary.measurements}
+    keys = sorted({(row.name, row.method) for row in summary.measurements}, key=lambda key: (list(_MEASURES).index(key[0]), key[1]))
+    rows = [
+        [
+            _MEASURES[name],
+            _WHERE[method],
+            *(_state(held[name, method, model]) if (name, method, model) in held else None for model in models),
+        ]
+        for name, method in keys
+    ]
+    clusters = [
+        f"{model}: {count_noun(found['kmeans'], 'cluster')} by k-means, {found['hdbscan']} by HDBSCAN with "
+        f"{count_noun(found['alone'], 'structure')} left alone"
+        for model, found in summary.extra["found"].items()
+    ]
+    how = summary.measurements[0].interval.how if summary.measurements else ""
+    text = (
+        "1 is best for all but the distances; the adjusted Rand index of chance is 0. A small intra- beside a large inter-cluster "
+        f"distance is good, on one map alone: maps share no unit. Intervals: {how}."
+    )
+    return [DataTable(["measure", "where", *models], rows), Text(text), Listing(clusters)]
+
+
+def _tabulate_differences(summary: Summary) -> list[Block]:
+    rows = [
+        [
+            f"{row.first} − {row.second}",
+            _MEASURES[row.name],
+            format_interval(row.difference.value, row.difference.low, row.difference.high, sign=True),
+            f"{row.difference.p:.3f}",
+            f"{row.corrected:.3f}",
+        ]
+        for row in summary.comparisons
+    ]
+    text = "On the same structures and resamples."
+    if len(rows) > 1:
+        text = f"{text[:-1]}; {len(rows)} comparisons were made, and p is corrected for their number (Holm)."
+    return [Text(text), DataTable(["difference", "measure", "value (95 % interval)", "p", "p corrected"], rows)] if rows else []
+
+
+def _cross(rows: pd.DataFrame, model: str) -> list[Block]:
+    if rows["label"].isna().all():
+        return []
+    counts = pd.crosstab(rows["label"], rows["kmeans"])
+    # Clusters in the order of the kinds they hold most of, so that a good clustering is a diagonal.
+    order = sorted(counts.columns, key=lambda cluster: (int(counts[cluster].to_numpy().argmax()), cluster))
+    cells = [
+        [label, *(int(value) or None for value in row)] for label, row in zip(counts.index, counts[order].to_numpy(), strict=True)
+    ]
+    columns = ["kind", *(str(cluster) for cluster in order)]
+    return [DataTable(columns, cells, f"{model}: structures of each kind in each k-means cluster.")]
+
+
+def _draw_maps(results: Results, model: str) -> list[Figure]:
+    rows = results.predictions[results.predictions["model"] == model]
+    classes, codes = _list_classes(rows, results.summary)
+    figures = []
+    for kind, name in _MAPS.items():
+        if f"{kind}_x" in rows:
+            points = rows[[f"{kind}_x", f"{kind}_y"]].to_numpy(dtype=np.float64)
+            drawn = encode_png(draw_scatter(points, codes, classes, title=f"{model}, {name}"))
+            figures.append(Figure(drawn, "", f"Map of structures by {name}"))
+    return figures
+
+
+def _state(row: Measurement) -> str:
+    return format_interval(row.interval.value, row.interval.low, row.interval.high)

@@ -1,0 +1,169 @@
+"""The page of a comparison: several models on one task, with intervals, paired differences, and curves over labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dagman.evaluation.results import Comparison, Results, Summary
+from dagman.evaluation.statistics import Interval
+from dagman.records.files import write_text
+from dagman.reports.figures.classification import draw_label_curve
+from dagman.reports.figures.encoding import encode_png
+from dagman.reports.figures.intervals import draw_intervals
+from dagman.reports.methods import TITLE, quote_results
+from dagman.reports.names import format_interval, format_p, name_measure, name_method
+from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, Verdict, render_page
+from dagman.reports.provenance import tabulate_settings
+from dagman.reports.style import FULL_WIDTH
+from dagman.reports.tasks.classification import show_warnings
+
+_CHANCE = {"auc": 0.5, "harrell_c": 0.5, "uno_c": 0.5, "dynamic_auc": 0.5}
+_LESS_IS_BETTER = ("brier", "integrated_brier", "hd95", "intra")
+_SIGNIFICANT = 0.05
+_FIGURES = 4
+_COLUMNS = 4
+"""Models side by side that a page holds."""
+
+
+def write_comparison_report(results: Results) -> Path:
+    """Write `report.html` into the folder of results and return its path."""
+    path = results.path / "report.html"
+    write_text(path, render_comparison(results))
+    return path
+
+
+def render_comparison(results: Results) -> str:
+    """The page as HTML, for any task."""
+    summary = results.summary
+    models = list(dict.fromkeys(row.model for row in summary.measurements))
+    lead = (
+        f"Task `{summary.task}` for {len(models)} models ({', '.join(f'`{name}`' for name in models)}), on the same items, crops, "
+        "splits and few-shot draws. Intervals are 95 %, over patients."
+    )
+    sections = [
+        Section("What was found", [*show_warnings(summary), *judge_differences(summary.comparisons)]),
+        Section("All measures", tabulate_models(summary)),
+        Section("Side by side", _draw_models(summary)),
+        Section("Against the labels used in training", _draw_labels(summary)),
+        Section("Paired differences", tabulate_differences(summary.comparisons)),
+        Section("What to know", [Listing(summary.notes)] if summary.notes else []),
+        Section(TITLE, quote_results(results)),
+        Section("Settings", tabulate_settings(results)),
+    ]
+    footer = "Made by `dagman compare`. This page loads nothing from elsewhere."
+    return render_page(f"Comparison: {results.path.resolve().name}", lead, sections, footer=footer)
+
+
+def judge_differences(comparisons: Sequence[Comparison]) -> list[Block]:
+    """A sentence for each difference that is no chance after correction; else that there is none."""
+    if not comparisons:
+        return [Text("No paired differences were tested.")]
+    found: list[Block] = []
+    for row in comparisons:
+        if row.corrected < _SIGNIFICANT:
+            ahead = (row.difference.value > 0) != row.name.startswith(_LESS_IS_BETTER)
+            better, worse = (row.first, row.second) if ahead else (row.second, row.first)
+            by = f"{name_measure(row.name)} by {abs(row.difference.value):.3f}, p {format_p(row.corrected)} after Holm"
+            found.append(Verdict("ok", f"`{better}` is better than `{worse}` ({name_method(row.method)}, {row.subset}): {by}."))
+    if not found:
+        text = f"**None of the {len(comparisons)} paired differences can be told from chance** after Holm's correction."
+        if len(comparisons) == 1:
+            text = "**The one paired difference cannot be told from chance.**"
+        return [Verdict("warn", f"{text} The intervals below say how large a difference could be hidden.")]
+    return found
+
+
+def tabulate_models(summary: Summary) -> list[Block]:
+    """One table: a row a method, subset and measure, a column a model; of more models than a page is wide, a row each."""
+    models = list(dict.fromkeys(row.model for row in summary.measurements))
+    keys = list(dict.fromkeys((row.method, row.subset, row.name) for row in summary.measurements))
+    held = {(row.method, row.subset, row.name, row.model): row.interval for row in summary.measurements}
+    rows = [
+        [name_method(method), subset, name_measure(name), *(_state(held.get((method, subset, name, model))) for model in models)]
+        for method, subset, name in keys
+    ]
+    how = summary.measurements[0].interval.how if summary.measurements else ""
+    if len(models) > _COLUMNS:
+        measures = list(dict.fromkeys(name for *_, name in keys))
+        arms = list(dict.fromkeys((row.method, row.subset, row.model) for row in summary.measurements))
+        rows = [
+            [name_method(method), subset, model, *(_state(held.get((method, subset, name, model))) for name in measures)]
+            for method, subset, model in arms
+        ]
+        return [DataTable(["method", "labels", "model", *map(name_measure, measures)], rows, f"Value (95 % interval). {how}.")]
+    return [DataTable(["method", "labels", "measure", *models], rows, f"Value (95 % interval). {how}.")]
+
+
+def tabulate_differences(comparisons: Sequence[Comparison]) -> list[Block]:
+    """First model minus each other one, with p before and after Holm's correction, and how many there were."""
+    if not comparisons:
+        return []
+    rows = [
+        [
+            f"{row.first} − {row.second}",
+            name_method(row.method),
+            row.subset,
+            name_measure(row.name),
+            format_interval(row.difference.value, row.difference.low, row.difference.high, sign=True),
+            format_p(row.difference.p),
+            format_p(row.corrected),
+            row.difference.how,
+        ]
+        for row in comparisons
+    ]
+    text = "The same items for both."
+    if len(rows) > 1:
+        text = f"{text[:-1]}; {len(rows)} comparisons were made, and p is corrected for their number (Holm)."
+    columns = ["difference", "method", "labels", "measure", "value (95 % interval)", "p", "p corrected", "by"]
+    return [Text(text), DataTable(columns, rows)]
+
+
+def _draw_models(summary: Summary) -> list[Block]:
+    largest = summary.measurements[-1].subset if summary.measurements else ""
+    figures = []
+    for name in _list_shown(summary):
+        rows = [row for row in summary.measurements if row.name == name and row.subset == largest]
+        series: dict[str, dict[str, tuple[float, float, float]]] = {}
+        for row in rows:
+            series.setdefault(name_method(row.method), {})[row.model] = _triple(row.interval)
+        models = list(dict.fromkeys(row.model for row in rows))
+        if models:
+            drawn = draw_intervals(models, series, x=name_measure(name), reference=_CHANCE.get(name), title=name_measure(name))
+            figures.append(Figure(encode_png(drawn), f"{largest} of the labels.", f"{name_measure(name)} of each model"))
+    return [FigureGrid(figures)] if figures else []
+
+
+def _draw_labels(summary: Summary) -> list[Block]:
+    subsets = list(dict.fromkeys(row.subset for row in summary.measurements))
+    if len(subsets) < 2:
+        return []
+    blocks: list[Block] = []
+    for method in dict.fromkeys(row.method for row in summary.measurements):
+        for name in _list_shown(summary):
+            series: dict[str, dict[str, tuple[float, float, float]]] = {}
+            for row in summary.measurements:
+                if (row.name, row.method) == (name, method):
+                    series.setdefault(row.model, {})[row.subset] = _triple(row.interval)
+            if series:
+                title = name_method(method)
+                drawn = draw_label_curve(
+                    subsets, series, y=name_measure(name), reference=_CHANCE.get(name), title=title, width=FULL_WIDTH
+                )
+                caption = "A larger subset contains the smaller ones; all models are given the same. Bars: 95 % intervals."
+                blocks.append(Figure(encode_png(drawn), caption, f"{name_measure(name)} against labels, {title}"))
+    return blocks
+
+
+def _list_shown(summary: Summary) -> list[str]:
+    """Measures that are drawn: those that were compared, else the first ones."""
+    compared = list(dict.fromkeys(row.name for row in summary.comparisons))
+    return (compared or list(dict.fromkeys(row.name for row in summary.measurements)))[:_FIGURES]
+
+
+def _triple(interval: Interval) -> tuple[float, float, float]:
+    return interval.value, interval.low, interval.high
+
+
+def _state(interval: Interval | None) -> str | None:
+    return None if interval is None else format_interval(*_triple(interval))

@@ -1,0 +1,263 @@
+"""The page of an outcome: does the image predict it, does it add to the clinical columns, and how sure is that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dagman.evaluation.results import Comparison, Measurement, Results, Summary
+from dagman.records.counts import count_noun
+from dagman.records.files import write_text
+from dagman.reports.figures.curves import Series, draw_curves
+from dagman.reports.figures.encoding import encode_png
+from dagman.reports.figures.intervals import draw_intervals
+from dagman.reports.figures.survival import draw_survival_calibration, draw_survival_groups
+from dagman.reports.methods import TITLE, quote_results
+from dagman.reports.names import format_interval, format_p, name_measure, name_method
+from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, Verdict, render_page
+from dagman.reports.provenance import find_option, tabulate_settings
+from dagman.reports.style import FULL_WIDTH
+from dagman.reports.tasks.classification import (
+    describe_design,
+    judge_models,
+    show_confusions,
+    show_curves,
+    show_subsets,
+    show_warnings,
+    tabulate_measures,
+)
+
+_MEASURES = ("harrell_c", "uno_c", "dynamic_auc", "integrated_brier")
+_ALL = "100%"
+_WIDE = 0.1
+"""Half an interval of C that is worth a word."""
+_FOOTER = "Made by `dagman outcome`. This page loads nothing from elsewhere."
+
+
+def write_outcome_report(results: Results) -> Path:
+    """Write `report.html` into the folder of results and return its path."""
+    path = results.path / "report.html"
+    render = render_response if results.summary.task == "response" else render_outcome
+    write_text(path, render(results))
+    return path
+
+
+def render_response(results: Results) -> str:
+    """The page of a response as HTML."""
+    summary = results.summary
+    sections = [
+        Section("What was found", [*show_warnings(summary), *judge_models(summary)]),
+        Section("Measures", tabulate_measures(summary)),
+        Section("Paired differences", _tabulate_differences(summary.comparisons)),
+        Section("ROC and reliability", show_curves(summary)),
+        Section("Confusion", show_confusions(summary)),
+        Section("Fewer labels", show_subsets(summary)),
+        Section("What to know", [Listing(summary.notes)]),
+        Section(TITLE, quote_results(results)),
+        Section("Settings", tabulate_settings(results)),
+    ]
+    lead = describe_design(results)
+    return render_page(f"Response: {results.path.resolve().name}", lead, sections, footer=_FOOTER)
+
+
+def render_outcome(results: Results) -> str:
+    """The page as HTML."""
+    summary = results.summary
+    extra = summary.extra
+    splits = results.splits
+    repeats, folds = splits["repeat"].nunique(), splits["fold"].nunique()
+    design = f"{folds} folds by patient, {repeats} time{'s' if repeats > 1 else ''}" if folds > 1 else "the table's own split"
+    # The table knows the unit, its column's name says it if anything does.
+    column = find_option(results, "--time")
+    clock = f"time (column {column})" if column and column != "time" else "time, in the table's unit"
+    lead = (
+        f"Time and event of {extra['patients']} patients, {extra['events']} of them with the event; {design}. "
+        "All numbers are of patients that no part of the model had seen, with 95 % intervals over patients."
+    )
+    sections = [
+        Section(
+            "What was found", [*show_warnings(summary), *_judge(summary.measurements, summary.comparisons), *_say_events(summary)]
+        ),
+        Section("How well outcomes are told apart", [*_draw_concordance(summary.measurements), *_tabulate(summary.measurements)]),
+        Section("Paired differences", _tabulate_differences(summary.comparisons)),
+        Section("Risk groups", _show_groups(extra["predicted"], clock)),
+        Section("Time-dependent AUC", _show_areas(extra["predicted"], clock)),
+        Section("Calibration", _show_calibration(extra["predicted"], clock)),
+        Section("Fewer labels", _show_subsets(summary.measurements)),
+        Section("What to know", [Listing(summary.notes)] if summary.notes else []),
+        Section(TITLE, quote_results(results)),
+        Section("Settings", tabulate_settings(results)),
+    ]
+    return render_page(f"Outcome: {results.path.resolve().name}", lead, sections, footer=_FOOTER)
+
+
+def _judge(measurements: Sequence[Measurement], comparisons: Sequence[Comparison]) -> list[Block]:
+    """A sentence for each arm: whether its interval excludes chance; and for each difference that is no chance after correction."""
+    found: list[Block] = []
+    for row in measurements:
+        if row.name != "harrell_c" or row.subset != _ALL:
+            continue
+        value = row.interval
+        who = f"`{row.model}` ({name_method(row.method)})"
+        told = f"Harrell's C {_state(row)}"
+        if value.low > 0.5:
+            found.append(Verdict("ok", f"{who} tells early from late events: {told}."))
+        elif value.high < 0.5:
+            found.append(
+                Verdict("bad", f"{who} is worse than chance: {told}. Look for a leak, or a column read the wrong way round.")
+            )
+        else:
+            found.append(Verdict("warn", f"{who}: {told}. With so many patients this cannot be told from chance (0.5)."))
+    for pair in comparisons:
+        if pair.subset == _ALL and pair.corrected < 0.05:
+            better, worse = (pair.first, pair.second) if pair.difference.value > 0 else (pair.second, pair.first)
+            by = f"{abs(pair.difference.value):.3f}, p {format_p(pair.corrected)} after Holm"
+            found.append(Verdict("ok", f"`{better}` is better than `{worse}` ({name_method(pair.method)}): by {by}."))
+    return found
+
+
+def _say_events(summary: Summary) -> list[Block]:
+    """How wide the intervals of Harrell's C are, where they are wide."""
+    reach = [(row.interval.high - row.interval.low) / 2 for row in summary.measurements if row.name == "harrell_c"]
+    widest = max((value for value in reach if value == value), default=0.0)
+    if widest < _WIDE:
+        return []
+    events = count_noun(summary.extra["events"], "event")
+    return [
+        Text(f"With {events} the intervals of Harrell's C reach up to {widest:.2f} to either side: small effects cannot be seen.")
+    ]
+
+
+def _draw_concordance(measurements: Sequence[Measurement]) -> list[Block]:
+    rows = [row for row in measurements if row.subset == _ALL and row.name in ("harrell_c", "uno_c")]
+    figures = []
+    for name in ("harrell_c", "uno_c"):
+        of_name = [row for row in rows if row.name == name]
+        series: dict[str, dict[str, tuple[float, float, float]]] = {}
+        for row in of_name:
+            values = (row.interval.value, row.interval.low, row.interval.high)
+            series.setdefault(name_method(row.method), {})[row.model] = values
+        labels = list(dict.fromkeys(row.model for row in of_name))
+        if labels:
+            drawn = draw_intervals(labels, series, x=name_measure(name), reference=0.5, title=name_measure(name))
+            caption = "0.5 is chance. Pairs are compared within a fold alone, as the models of two folds have no common scale."
+            figures.append(Figure(encode_png(drawn), caption, f"{name_measure(name)} of each model with its interval"))
+    return [FigureGrid(figures)] if figures else []
+
+
+def _tabulate(measurements: Sequence[Measurement]) -> list[Block]:
+    rows = [row for row in measurements if row.subset == _ALL]
+    names = [name for name in _MEASURES if any(row.name == name for row in rows)]
+    keys = list(dict.fromkeys((row.model, row.method) for row in rows))
+    held = {(row.model, row.method, row.name): row for row in rows}
+    cells = [
+        [
+            model,
+            name_method(method),
+            *(_state(held[model, method, name]) if (model, method, name) in held else None for name in names),
+        ]
+        for model, method in keys
+    ]
+    how = rows[0].interval.how if rows else ""
+    notes = (
+        "Harrell's and Uno's C and the AUC: 0.5 is chance, 1 is perfect. Integrated Brier score: 0 is perfect; to be of use it "
+        f"must be below that of the Kaplan-Meier curve, which knows no features. Intervals: {how}."
+    )
+    return [DataTable(["model", "method", *(name_measure(name) for name in names)], cells), Text(notes)]
+
+
+def _tabulate_differences(comparisons: Sequence[Comparison]) -> list[Block]:
+    if not comparisons:
+        return []
+    rows = [
+        [
+            f"{row.first} − {row.second}",
+            name_method(row.method),
+            row.subset,
+            name_measure(row.name),
+            format_interval(row.difference.value, row.difference.low, row.difference.high, sign=True),
+            format_p(row.difference.p),
+            format_p(row.corrected),
+        ]
+        for row in comparisons
+    ]
+    text = "On the same patients and resamples."
+    if len(rows) > 1:
+        text = f"{text[:-1]}; {len(rows)} comparisons were made, and p is corrected for their number (Holm)."
+    columns = ["difference", "method", "labels", "measure", "value (95 % interval)", "p", "p corrected"]
+    return [Text(text), DataTable(columns, rows)]
+
+
+def _show_groups(predicted: Sequence[dict[str, Any]], clock: str) -> list[Block]:
+    figures = []
+    alike = [_title(one) for one in predicted if len(one["groups"]["groups"]) < 2]
+    for one in predicted:
+        groups = one["groups"]
+        if len(groups["groups"]) < 2:
+            continue
+        many = [p for p in groups["p_all"] if p is not None]
+        p = "undefined" if groups["p"] is None else format_p(groups["p"])
+        over = f"; over {len(many)} repeats p is {format_p(min(many))} to {format_p(max(many))}" if len(many) > 1 else ""
+        drawn = draw_survival_groups(groups, title=_title(one), x=clock)
+        figures.append(
+            Figure(encode_png(drawn), f"**Log-rank p {p}**{over}.", f"Kaplan-Meier curves of two risk groups of {_title(one)}")
+        )
+    text = (
+        "Patients above and below the median risk of those the model was trained on: the cut is fixed inside the training fold. "
+        "The first repeat is drawn, with pointwise 95 % bands; ticks are censored patients. The log-rank test takes patients for "
+        "independent, which those of one cross-validation are not quite: read p as a guide."
+    )
+    told: list[Block] = []
+    if alike:
+        told.append(Text(f"All risks are equal, and nobody is above the cut: {'; '.join(alike)}. The penalty left no weight."))
+    return [Text(text), FigureGrid(figures), *told] if figures else told
+
+
+def _show_areas(predicted: Sequence[dict[str, Any]], clock: str) -> list[Block]:
+    lines = {_title(one): Series(one["auc"]["times"], one["auc"]["auc"]) for one in predicted if one["auc"]}
+    if not lines:
+        return [Text("Too few events to judge single times.")]
+    drawn = draw_curves(lines, x=clock, y="AUC", references={"chance": 0.5}, width=FULL_WIDTH)
+    return [
+        Figure(encode_png(drawn), "Who has the event by each time against who has not yet (cumulative/dynamic).", "AUC over time")
+    ]
+
+
+def _show_calibration(predicted: Sequence[dict[str, Any]], clock: str) -> list[Block]:
+    figures = []
+    for one in predicted:
+        if one["calibration"]:
+            drawn = draw_survival_calibration(one["calibration"], title=_title(one), x=clock)
+            figures.append(Figure(encode_png(drawn), "", f"Calibration of {_title(one)}"))
+    text = (
+        "Groups of patients by predicted survival, against what Kaplan-Meier saw in them, with its 95 % interval; "
+        "on the dotted line both agree."
+    )
+    return [Text(text), FigureGrid(figures)] if figures else []
+
+
+def _show_subsets(measurements: Sequence[Measurement]) -> list[Block]:
+    rows = [row for row in measurements if row.name == "harrell_c"]
+    subsets = list(dict.fromkeys(row.subset for row in rows))
+    if subsets in ([], [_ALL]):
+        return []
+    keys = list(dict.fromkeys((row.model, row.method) for row in rows))
+    held = {(row.model, row.method, row.subset): row for row in rows}
+    cells = [
+        [
+            model,
+            name_method(method),
+            *(_state(held[model, method, s]) if (model, method, s) in held else None for s in subsets),
+        ]
+        for model, method in keys
+    ]
+    return [DataTable(["model", "method", *subsets], cells, "Harrell's C by labels used in training.")]
+
+
+def _title(one: dict[str, Any]) -> str:
+    return f"{one['model']}, {name_method(one['method'])}"
+
+
+def _state(row: Measurement) -> str:
+    return format_interval(row.interval.value, row.interval.low, row.interval.high)

@@ -1,0 +1,237 @@
+"""The page of a segmentation: how much of each structure is found, the best, median and worst scan, volumes, fewer labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dagman.evaluation.results import Comparison, Measurement, Results
+from dagman.evaluation.segmentation_scores import MEASURES
+from dagman.records.files import write_text
+from dagman.reports.figures.agreement import draw_agreement
+from dagman.reports.figures.encoding import encode_png
+from dagman.reports.figures.intervals import draw_intervals
+from dagman.reports.figures.planes import CONVENTION, Contour, draw_three_planes
+from dagman.reports.methods import TITLE, quote_results
+from dagman.reports.names import format_interval, format_p
+from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, render_page
+from dagman.reports.provenance import tabulate_settings
+from dagman.reports.style import CYCLE, FULL_WIDTH, GREEN, ORANGE
+from dagman.tasks.segment.examples import Example, read_examples
+
+SOFT_TISSUE, LUNG = (-160.0, 240.0), (-1000.0, 400.0)
+"""Windows in HU; the second where most of the picture is lung."""
+_LISTED = 200
+_FEWEST = 3
+"""Scans of a Bland-Altman plot; of fewer there is no spread to show."""
+
+
+def write_segmentation_report(results: Results) -> Path:
+    """Write `report.html` into the folder of results and return its path."""
+    path = results.path / "report.html"
+    write_text(path, render_segmentation(results))
+    return path
+
+
+def render_segmentation(results: Results) -> str:
+    """The page as HTML."""
+    summary, extra = results.summary, results.summary.extra
+    shown = extra["shown"]
+    rows = results.predictions
+    rows = rows[(rows["model"] == shown["model"]) & (rows["subset"] == shown["subset"]) & (rows["draw"] == 0)]
+    splits = results.splits
+    folds, repeats = splits["fold"].nunique(), splits["repeat"].nunique()
+    design = f"{folds} folds by patient, {repeats} time{'s' if repeats > 1 else ''}" if folds > 1 else "the given split"
+    lead = (
+        f"{', '.join(f'`{name}`' for name in summary.classes)} in {extra['scans']} scans of {extra['patients']} patients; "
+        f"{design}. All numbers are of whole scans that the training had not seen, on the masks' own grids, with 95 % "
+        "intervals over patients where there are enough."
+    )
+    sections = [
+        Section("What to know", [Listing(summary.notes)] if summary.notes else []),
+        Section("How much is found", [*_tabulate(summary.measurements), *_draw_dice(summary.measurements, summary.classes)]),
+        Section("Paired differences", _tabulate_differences(summary.comparisons)),
+        Section("Best, median and worst scan", _show_examples(read_examples(results.path, extra["examples"]), extra)),
+        Section("Volumes", _show_volumes(rows, extra)),
+        Section("Fewer labels", _show_subsets(summary.measurements)),
+        Section("Every tested scan", _list_scans(rows)),
+        Section(TITLE, quote_results(results)),
+        Section("Settings", tabulate_settings(results)),
+    ]
+    return render_page(
+        f"Segmentation: {results.path.resolve().name}",
+        lead,
+        sections,
+        footer="Made by `dagman segment`. Not for diagnosis. This page loads nothing from elsewhere.",
+    )
+
+
+def choose_window(voxels: NDArray[np.int16], *, hounsfield: bool) -> tuple[float, float]:
+    """Intensities shown black and white: for CT a usual window, else the picture's own range."""
+    if not hounsfield:
+        low, high = np.percentile(voxels, (1, 99.5))
+        return float(low), float(max(high, low + 1))
+    return LUNG if float(np.mean(voxels < -500)) > 0.35 else SOFT_TISSUE
+
+
+def _tabulate(measurements: Sequence[Measurement]) -> list[Block]:
+    held = {(m.model, m.subset, *_part_name(m.name)): m for m in measurements}
+    keys = list(dict.fromkeys((model, subset, structure) for model, subset, _, structure in held))
+    rows = [
+        [model, subset, structure or "all", *(_state(held[model, subset, name, structure]) for name in MEASURES)]
+        for model, subset, structure in keys
+    ]
+    hows = list(dict.fromkeys(m.interval.how for m in measurements))
+    how = next((how for how in hows if "bootstrap" in how), hows[0] if hows else "")
+    text = (
+        "Dice and surface Dice: 0 is nothing, 1 is perfect. HD95: the distance in mm that 95 % of both surfaces keep to one "
+        "another, median over scans. Lesions found: share of the reader's connected parts that the prediction touches; false "
+        f"positives are parts that touch none. 95 % intervals: {how.replace('no interval: ', 'none, ')}."
+    )
+    absent = [structure for *_, structure in keys if structure and not _is_scored(measurements, structure)]
+    if absent:
+        text += f" No tested scan holds {', '.join(f'`{name}`' for name in dict.fromkeys(absent))}."
+    columns = ["model", "labels", "structure", *MEASURES.values()]
+    if not any(structure for *_, structure in keys):
+        # A lone structure needs no column, and the page is narrow.
+        columns, rows = [columns[0], columns[1], *columns[3:]], [[row[0], row[1], *row[3:]] for row in rows]
+    return [DataTable(columns, rows), Text(text)]
+
+
+def _is_scored(measurements: Sequence[Measurement], structure: str) -> bool:
+    return any(m.name == f"dice:{structure}" and np.isfinite(m.interval.value) for m in measurements)
+
+
+def _draw_dice(measurements: Sequence[Measurement], classes: Sequence[str]) -> list[Block]:
+    last = measurements[-1].subset if measurements else ""
+    series: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for m in measurements:
+        name, structure = _part_name(m.name)
+        if name == "dice" and m.subset == last and (structure or len(classes) == 1):
+            values = (m.interval.value, m.interval.low, m.interval.high)
+            series.setdefault(m.model, {})[structure or classes[0]] = values
+    scored = [name for name in classes if any(np.isfinite(held[name][0]) for held in series.values() if name in held)]
+    if not scored or (len(series) == 1 and len(classes) == 1):
+        return []
+    drawn = draw_intervals(scored, series, limits=(0, 1), x="Dice", title="Dice of each structure", width=FULL_WIDTH)
+    return [Figure(encode_png(drawn), f"Mean over scans with its interval, {last} of the labels.", "Dice of each structure")]
+
+
+def _tabulate_differences(comparisons: Sequence[Comparison]) -> list[Block]:
+    if not comparisons:
+        return []
+    rows = [
+        [
+            f"{row.first} − {row.second}",
+            row.subset,
+            format_interval(row.difference.value, row.difference.low, row.difference.high, sign=True),
+            format_p(row.difference.p),
+            format_p(row.corrected),
+        ]
+        for row in comparisons
+    ]
+    text = "Dice on the same scans and resamples."
+    if len(rows) > 1:
+        text = f"{text[:-1]}; {len(rows)} comparisons were made, and p is corrected for their number (Holm)."
+    return [Text(text), DataTable(["difference", "labels", "Dice (95 % interval)", "p", "p corrected"], rows)]
+
+
+def _show_examples(examples: dict[str, Example], extra: dict[str, Any]) -> list[Block]:
+    names = [one["name"] for one in extra["structures"]]
+    blocks: list[Block] = []
+    for kind, example in examples.items():
+        scored = {name: value for name, value in extra["examples"][kind]["dice"].items() if _round(value) != "–"}
+        dice = ", ".join(f"{name} {_round(value)}" for name, value in scored.items())
+        label = kind.capitalize() if len(examples) > 1 else "The tested scan"
+        drawn = draw_three_planes(
+            example.voxels.astype(np.float32),
+            example.spacing,
+            example.point,
+            window=choose_window(example.voxels, hounsfield=example.modality == "CT"),
+            contours=_outline(example, names),
+        )
+        caption = f"**{label}: `{example.item}`**, Dice {dice}. Solid: the reader. Dashed: the model. {CONVENTION}"
+        blocks.append(Figure(encode_png(drawn), caption, f"{kind} scan with outlines of reader and model"))
+    if not blocks:
+        return []
+    model, subset = extra["shown"]["model"], extra["shown"]["subset"]
+    return [
+        Text(f"Of `{model}`, {subset} of the labels, by mean Dice; slices through the middle of the reader's outline."),
+        *blocks,
+    ]
+
+
+def _outline(example: Example, names: Sequence[str]) -> list[Contour]:
+    contours = []
+    for code, name in enumerate(names, start=1):
+        reader, model = (GREEN, ORANGE) if len(names) == 1 else (CYCLE[(code - 1) % len(CYCLE)],) * 2
+        truth, predicted = example.truth == code, example.predicted == code
+        if truth.any() or predicted.any():
+            label = name if len(names) > 1 else ""
+            contours.append(Contour(mask=truth, color=reader, label=label or "reader", width=1.6))
+            contours.append(Contour(mask=predicted, color=model, label="" if label else "model", width=1.4, style="dashed"))
+    return contours
+
+
+def _show_volumes(rows: pd.DataFrame, extra: dict[str, Any]) -> list[Block]:
+    figures, few = [], []
+    for name, limits in extra["agreement_ml"].items():
+        means = rows[rows["label"] == name].groupby("item")[["volume_ml", "true_volume_ml"]].mean()
+        if int((means["true_volume_ml"] > 0).sum()) < _FEWEST:
+            few.append(f"`{name}`")
+            continue
+        known = tuple(float("nan") if limits[key] is None else float(limits[key]) for key in ("low", "bias", "high"))
+        drawn = draw_agreement(
+            means["volume_ml"].to_numpy(), means["true_volume_ml"].to_numpy(), (known[0], known[1], known[2]), title=name
+        )
+        figures.append(Figure(encode_png(drawn), "", f"Bland-Altman plot of the volume of {name}"))
+    text = (
+        "Bland and Altman: each point is a scan; between the dashed lines lie about 95 % of differences, if they are normally "
+        "distributed and do not grow with the volume."
+    )
+    shown: list[Block] = [Text(text), FigureGrid(figures)] if figures else []
+    if few:
+        shown.append(Text(f"Not drawn, as fewer than {_FEWEST} tested scans hold it: {', '.join(few)}."))
+    return shown
+
+
+def _show_subsets(measurements: Sequence[Measurement]) -> list[Block]:
+    held = [m for m in measurements if m.name == "dice"]
+    subsets = list(dict.fromkeys(m.subset for m in held))
+    if len(subsets) < 2:
+        return []
+    series: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for m in held:
+        series.setdefault(m.model, {})[m.subset] = (m.interval.value, m.interval.low, m.interval.high)
+    drawn = draw_intervals(subsets, series, x="Dice", title="Dice by labels used in training", width=FULL_WIDTH)
+    return [Figure(encode_png(drawn), "Each larger draw of patients holds the smaller ones.", "Dice by labels used in training")]
+
+
+def _list_scans(rows: pd.DataFrame) -> list[Block]:
+    columns = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "nsd": "surface Dice", "volume_ml": "ml", "true_volume_ml": "true ml"}
+    means = rows.groupby(["item", "label"], sort=False)[list(columns)].mean().reset_index().sort_values("dice", kind="stable")
+    shown = [[row.item, row.label, *(float(getattr(row, name)) for name in columns)] for row in means.head(_LISTED).itertuples()]
+    more = f" The worst {_LISTED} of {len(means)}; all are in `predictions.csv`." if len(means) > _LISTED else ""
+    return [DataTable(["scan", "structure", *columns.values()], shown, f"The worst first.{more}")]
+
+
+def _part_name(name: str) -> tuple[str, str]:
+    """A measurement's name as its measure and its structure ("" for all)."""
+    measure, _, structure = name.partition(":")
+    return measure, structure
+
+
+def _state(row: Measurement) -> str:
+    value, low, high = map(_round, (row.interval.value, row.interval.low, row.interval.high))
+    return value if "–" in (low, high) else f"{value} ({low} to {high})"
+
+
+def _round(value: float | None) -> str:
+    if value is None or not np.isfinite(value):
+        return "–"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"

@@ -1,0 +1,256 @@
+"""Labelled scans of a segmentation: a table, or a `dataset.json` as the Medical Segmentation Decathlon and nnU-Net v2 write it.
+
+A table has a row a scan with its `mask`; rows of one scan (a row a structure, with `label_value`) are joined.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dagman.errors import TableError
+from dagman.records.counts import count_noun
+from dagman.scans.label_files import name_outputs
+from dagman.tables.columns import Columns, list_some
+from dagman.tables.items import Item
+from dagman.tables.structures import Structure
+from dagman.tables.table import Table, read_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledScans:
+    """Scans with label maps, and the structures in them."""
+
+    path: Path
+    items: tuple[Item, ...]
+    "One a scan; names are unique and can be file names."
+    structures: tuple[Structure, ...]
+    "Empty: every value found in the masks is one."
+    notes: tuple[str, ...] = ()
+
+    @property
+    def splits(self) -> np.ndarray | None:
+        """The given split of each item (train, val or test), or None when there is none."""
+        if any(item.split is None for item in self.items):
+            return None
+        return np.array([item.split for item in self.items], dtype=str)
+
+
+def read_labelled_scans(
+    path: str | Path,
+    *,
+    labels: str | None = None,
+    mask_label: int | None = None,
+    patient: str = "patient",
+    split: str = "split",
+) -> LabelledScans:
+    """Read a table (CSV, Parquet), a dataset.json, or a folder that holds one.
+
+    labels: structures and their values, such as "liver=5,kidneys=7+8". mask_label: the one value that counts. Without either:
+    the file's own structures, else every value found in the masks. patient, split: the table's columns; `split` is used where it
+    exists.
+
+    Raises TableError, one line: files that are absent (all at once), several channels, labels that cannot be meant.
+    """
+    path = Path(path)
+    if labels is not None and mask_label is not None:
+        raise TableError("--labels and --mask-label exclude one another", where=path, do="Give one of them")
+    given = parse_structures(labels) if labels is not None else ()
+    if mask_label is not None:
+        given = (Structure(name=f"label {mask_label}", values=(_check_value(mask_label, path),)),)
+    if path.is_dir():
+        path = path / "dataset.json"
+    listed = path.suffix.lower() == ".json"
+    if listed and split != "split":
+        do = "Leave --split out: cases with a label under 'test' (labelsTs in nnU-Net's layout) are the test part"
+        raise TableError(f"a dataset.json has no column '{split}'", where=path, do=do)
+    data = _read_dataset(path) if listed else _read_rows(path, patient, split)
+    return replace(data, structures=given) if given else data
+
+
+def parse_structures(text: str) -> tuple[Structure, ...]:
+    """Structures from "liver=5,kidneys=7+8"; raises TableError for anything else, or a value or name given twice."""
+    structures = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, values = part.partition("=")
+        if not (name.strip() and equals and re.fullmatch(r"\d+(\+\d+)*", values.strip())):
+            raise TableError(
+                f"'{part}' names no structure", where="--labels", do="Write NAME=VALUE,... such as liver=5,kidneys=7+8"
+            )
+        structures.append(
+            Structure(name=name.strip(), values=tuple(_check_value(int(v), "--labels") for v in values.strip().split("+")))
+        )
+    if not structures:
+        raise TableError("names no structure", where="--labels", do="Write NAME=VALUE,... such as liver=5,spleen=7")
+    _refuse_repeated(structures, "--labels")
+    return tuple(structures)
+
+
+def _read_rows(path: Path, patient: str, split: str) -> LabelledScans:
+    table = read_table(path, patient=patient, split=split)
+    if "mask" not in table.columns:
+        raise TableError("has no column 'mask'", where=path, do="Name each scan's label map in a column 'mask'")
+    masks: dict[Path, set[Path | None]] = {}
+    for item in table.items:
+        if isinstance(item.scan, Path):
+            masks.setdefault(item.scan, set()).add(item.mask)
+    torn = [os.path.relpath(scan, path.parent) for scan, found in masks.items() if len(found) > 1]
+    if torn:
+        do = "Write one label map a scan, with a value for each structure"
+        raise TableError(f"scans have several masks: {list_some(torn)}", where=path, do=do)
+    bare = [item.name for item in table.items if item.mask is None]
+    notes = list(table.notes)
+    if bare:
+        notes.append(f"{count_noun(len(bare), 'row has', 'rows have')} no mask: left out ({list_some(bare)})")
+    first: dict[Path, Item] = {}
+    for item in table.items:
+        if isinstance(item.scan, Path) and item.mask is not None:
+            first.setdefault(item.scan, item)
+    if not first:
+        raise TableError("no row has a mask", where=path, do="Name each scan's label map in the column 'mask'")
+    names = name_outputs([str(scan) for scan in first])
+    items = tuple(
+        replace(item, index=index, name=name, label_value=None, label=None, center_mm=None)
+        for index, (item, name) in enumerate(zip(first.values(), names, strict=True))
+    )
+    structures, said = _join_values(table)
+    return LabelledScans(path=table.path, items=items, structures=structures, notes=(*notes, *said))
+
+
+def _join_values(table: Table) -> tuple[tuple[Structure, ...], list[str]]:
+    """Structures from the column `label_value`: named by `label` if names and values are one to one, else joined."""
+    values = sorted({item.label_value for item in table.items if item.label_value is not None})
+    if not values:
+        return (), []
+    if "label" in table.columns:
+        texts = Columns(table.path).text("label")
+        pairs = {(texts[item.index], item.label_value) for item in table.items if item.label_value is not None}
+        names = {str(name): value for name, value in pairs if name is not None}
+        if len(names) == len(pairs) == len(values) > 1:
+            return tuple(Structure(name=name, values=(names[name],)) for name in sorted(names, key=lambda n: names[n])), []
+    if len(values) == 1:
+        return (Structure(name="structure", values=(values[0],)),), []
+    listed = list_some(values)
+    return (Structure(name="structure", values=tuple(values)),), [f"label_value {listed} are taken as one structure"]
+
+
+def _read_dataset(path: Path) -> LabelledScans:
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TableError("does not exist", where=path, do="Give a table, or a dataset.json") from None
+    except (ValueError, OSError) as error:
+        raise TableError(f"is no JSON ({error})", where=path, do="Give a dataset.json of the Decathlon or of nnU-Net") from None
+    if not isinstance(about, dict) or not isinstance(about.get("labels"), dict):
+        raise TableError("has no 'labels'", where=path, do="Give a dataset.json of the Decathlon or of nnU-Net")
+    channels = about.get("channel_names") or about.get("modality") or {"0": "CT"}
+    if len(channels) > 1:
+        names = ", ".join(map(str, channels.values()))
+        do = "dagman reads one image a case; write a dataset.json with one of them"
+        raise TableError(f"has {len(channels)} input channels ({names})", where=path, do=do)
+    pairs, notes = _list_decathlon(about, path) if "training" in about else _list_nnunet(about, path)
+    absent = [os.path.relpath(file, path.parent) for image, label, _ in pairs for file in (image, label) if not file.exists()]
+    if absent:
+        count = count_noun(len(absent), "file does", "files do")
+        raise TableError(f"{count} not exist: {list_some(absent)}", where=path, do="Paths are relative to dataset.json")
+    tested = any(part == "test" for _, _, part in pairs)
+    cases = name_outputs([str(label) for _, label, _ in pairs])
+    items = tuple(
+        Item(index=index, name=case, scan=image, mask=label, patient=case, split=part if tested else None)
+        for index, ((image, label, part), case) in enumerate(zip(pairs, cases, strict=True))
+    )
+    notes.append("a dataset.json names no patients: every scan is taken as its own patient")
+    return LabelledScans(path=path, items=items, structures=_name_structures(about["labels"], path), notes=tuple(notes))
+
+
+def _list_decathlon(about: Mapping[str, Any], path: Path) -> tuple[list[tuple[Path, Path, str]], list[str]]:
+    """(image, label, split) of each case: `training`, and those of `test` that have a label."""
+    pairs, bare = [], 0
+    for part, name in (("training", "train"), ("validation", "val"), ("test", "test")):
+        for entry in about.get(part) or []:
+            if isinstance(entry, dict) and {"image", "label"} <= entry.keys():
+                pairs.append((_find_image(path.parent / entry["image"]), path.parent / entry["label"], name))
+            elif part == "training":
+                raise TableError("an entry of 'training' lacks image or label", where=path, do='Write {"image": ..., "label": ...}')
+            else:
+                bare += 1
+    if not pairs:
+        raise TableError("lists no training cases", where=path, do="Fill 'training'")
+    return pairs, _say_bare(bare)
+
+
+def _list_nnunet(about: Mapping[str, Any], path: Path) -> tuple[list[tuple[Path, Path, str]], list[str]]:
+    """(image, label, split) of each case in imagesTr and labelsTr, and of imagesTs as far as there is labelsTs."""
+    ending = str(about.get("file_ending", ".nii.gz"))
+    pairs, bare = [], 0
+    for suffix, part in (("Tr", "train"), ("Ts", "test")):
+        labels = path.parent / f"labels{suffix}"
+        images = path.parent / f"images{suffix}"
+        cases = {f.name.removesuffix(ending) for f in labels.glob(f"*{ending}") if not f.name.startswith(".")}
+        found = {f.name.removesuffix(f"_0000{ending}") for f in images.glob(f"*_0000{ending}") if not f.name.startswith(".")}
+        bare += len(found - cases) if part == "test" else 0
+        # Both ways: an image without label and a label without image are both named as absent.
+        for case in sorted(cases | found if part == "train" else cases):
+            pairs.append((images / f"{case}_0000{ending}", labels / f"{case}{ending}", part))
+    if not pairs:
+        raise TableError(f"lies beside no imagesTr/*_0000{ending} and labelsTr/*{ending}", where=path, do="Check file_ending")
+    return pairs, _say_bare(bare)
+
+
+def _find_image(image: Path) -> Path:
+    """nnU-Net v1 lists case.nii.gz and means case_0000.nii.gz."""
+    if image.exists():
+        return image
+    stem, dot, ending = image.name.partition(".")
+    numbered = image.with_name(f"{stem}_0000{dot}{ending}")
+    return numbered if numbered.exists() else image
+
+
+def _say_bare(count: int) -> list[str]:
+    if not count:
+        return []
+    return [f"{count_noun(count, 'test scan has', 'test scans have')} no label: apply the model with dagman predict"]
+
+
+def _name_structures(labels: Mapping[str, Any], path: Path) -> tuple[Structure, ...]:
+    """The Decathlon writes {"1": "liver"}, nnU-Net {"liver": 1}; background (0) is left out."""
+    structures = []
+    for key, value in labels.items():
+        name, number = (value, key) if str(key).isdigit() else (key, value)
+        if name == "ignore":
+            raise TableError(
+                "has a label 'ignore'", where=path, do="dagman knows none: give these voxels a class, or drop the label"
+            )
+        if isinstance(number, list) and len(number) == 1:
+            number = number[0]
+        if not str(number).isdigit():
+            do = "Structures may not overlap: name them with --labels liver=1,tumour=2"
+            raise TableError(f"label '{name}' is {number!r}, not one value", where=path, do=do)
+        if int(number):
+            structures.append(Structure(name=str(name), values=(_check_value(int(number), path),)))
+    if not structures:
+        raise TableError("names no structure beside background", where=path, do="Fill 'labels'")
+    _refuse_repeated(structures, path)
+    return tuple(structures)
+
+
+def _check_value(value: int, where: object) -> int:
+    if not 1 <= value <= 65535:
+        raise TableError(f"a structure has the value {value}", where=where, do="Values are 1 to 65535; 0 is background")
+    return value
+
+
+def _refuse_repeated(structures: Sequence[Structure], where: object) -> None:
+    names = [structure.name for structure in structures]
+    values = [str(value) for structure in structures for value in structure.values]
+    for what, found in (("name", names), ("value", values)):
+        twice = sorted({one for one in found if found.count(one) > 1})
+        if twice:
+            raise TableError(f"the {what} {twice[0]} is given to two structures", where=where, do="Give each its own")

@@ -1,0 +1,1 @@
+"""Classification of a table's items: linear probe, k-NN, fine-tuning."""

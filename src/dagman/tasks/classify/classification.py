@@ -1,0 +1,374 @@
+"""Task 1 of the paper: classify items by a linear probe, k-NN, or fine-tuning; full- and few-shot, by patient, with intervals.
+
+Several models are given the same items, crops, splits and draws. What was scored is kept as it comes, so that the same command
+repeated goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dagman.encoder.embedding import list_stage_ends
+from dagman.errors import TaskError
+from dagman.evaluation.classification_measures import Scored, compare_scores, describe_curves, measure_scores
+from dagman.evaluation.results import Results, Summary, write_inputs, write_predictions, write_summary
+from dagman.evaluation.splits import Indices, Split, draw_subset, find_largest_count, plan_splits, write_splits
+from dagman.evaluation.subsets import Subset, list_subsets
+from dagman.randomness import address
+from dagman.records.hashes import hash_bytes, hash_file
+from dagman.records.journal import append_row, read_rows
+from dagman.records.lock import hold_lock
+from dagman.records.names import suggest_name
+from dagman.store.manifest import Store
+from dagman.tables.table import Table
+from dagman.tasks.classifier import Classifier, describe_source, make_head, save_classifier, to_probabilities
+from dagman.tasks.classify.examples import write_examples
+from dagman.tasks.finetuning import FinetunedModel, FinetuneSettings, finetune, hold_out, pool_crops
+from dagman.tasks.inputs.model_inputs import ModelInput, TaskInputs, gather_inputs, warn_of_overlap
+from dagman.tasks.models import ModelSpec
+from dagman.tasks.probes import fit_linear_probe, linear_probe, neighbour_probe
+
+METHODS = ("linear", "knn", "finetune")
+_PROBES = ("linear", "knn")
+SMOOTHING = 0.1
+"""Of labels in fine-tuning: a network soon knows a few dozen items by heart, and its certainty would stop it too early."""
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationSettings:
+    """How items are classified and judged."""
+
+    methods: tuple[str, ...] = ("linear", "knn")
+    "Of METHODS; fine-tuning costs more."
+    folds: int = 5
+    repeats: int = 1
+    shares: tuple[float, ...] = (1.0,)
+    "Parts of the training patients that are labelled."
+    per_class: tuple[int, ...] = ()
+    "Labelled patients a class."
+    draws: int = 1
+    "Few-shot draws in each repeat and fold."
+    seed: int = 0
+    crop_mm: float | None = None
+    crop_spacing: float | None = None
+    resamples: int = 2000
+    "Of the bootstrap."
+    device: str = "auto"
+    precision: str = "fp32"
+    finetuning: FinetuneSettings = field(default_factory=FinetuneSettings)
+
+    def __post_init__(self) -> None:
+        for method in self.methods:
+            if method not in METHODS:
+                raise TaskError(f"there is no method '{method}'", do=suggest_name(method, METHODS))
+
+
+def classify_items(
+    models: Sequence[ModelSpec],
+    table: Table,
+    out: str | Path,
+    settings: ClassificationSettings | None = None,
+    *,
+    store: Store | None = None,
+    cache: str | Path | None = None,
+    on_part: Callable[[str], None] | None = None,
+) -> Results:
+    """Classify a table's items out of fold and write the results folder (all but the report).
+
+    table: read with `label`. cache: folder of feature vectors; None: `features` in `out`. on_part is told what is being done.
+    With one model, the one fitted to all training items is kept in `out/model` (fine-tuned if asked for, else the linear probe).
+
+    Raises TaskError when the items cannot be split, or a model cannot do what was asked.
+    """
+    settings, out = settings or ClassificationSettings(), Path(out)
+    tell = on_part or (lambda text: None)
+    if not any(_can(spec, method) for spec in models for method in settings.methods):
+        raise TaskError(f"{models[0].text} has no weights to fine-tune", do="Ask for --method linear, or give a network")
+    # Refuses what cannot be split before hours of reading.
+    _plan(table, settings)
+    with hold_lock(out, TaskError):
+        inputs = gather_inputs(
+            models,
+            table,
+            embed=any(method in _PROBES for method in settings.methods),
+            cut="finetune" in settings.methods,
+            store=store,
+            crop_mm=settings.crop_mm,
+            crop_spacing=settings.crop_spacing,
+            cache=cache or out / "features",
+            device=settings.device,
+            precision=settings.precision,
+            tell=tell,
+        )
+        return _classify(inputs, out, settings, store, tell)
+
+
+def _classify(
+    inputs: TaskInputs, out: Path, settings: ClassificationSettings, store: Store | None, tell: Callable[[str], None]
+) -> Results:
+    table = inputs.table
+    splits, subsets, notes = _plan(table, settings)
+    write_splits(out / "splits.csv", splits, table.names, table.patients)
+    jobs = _Jobs(inputs=inputs, splits=splits, settings=settings, journal=out / "scores.jsonl")
+    found: list[Scored] = []
+    rows: list[dict[str, Any]] = []
+    for model in inputs.models:
+        for method in (method for method in settings.methods if _can(model.spec, method)):
+            for subset in subsets:
+                tell(f"{model.name}: {method}, {subset.name} of the labels")
+                scored, written = jobs.score(model, method, subset)
+                found.append(scored)
+                rows += written
+    write_predictions(out, rows)
+    tell("intervals")
+    tested = np.unique(np.concatenate([split.test for split in splits]))
+    curves = [describe_curves(scored, seed=settings.seed) for scored in found if scored.subset == subsets[-1].name]
+    summary = Summary(
+        task="classify",
+        classes=table.classes,
+        measurements=tuple(m for s in found for m in measure_scores(s, resamples=settings.resamples, seed=settings.seed)),
+        comparisons=tuple(compare_scores(found, resamples=settings.resamples, seed=settings.seed)),
+        notes=(*warn_of_overlap(inputs, tested), *inputs.notes, *notes, *_explain(inputs, settings, splits)),
+        extra={
+            "curves": curves,
+            "counts": {name: int(np.sum(table.codes == code)) for code, name in enumerate(table.classes)},
+            "patients": len(set(table.patients.tolist())),
+            "spacing": inputs.spacing,
+            "fresh": [model.name for model in inputs.models if model.encoder is not None and model.encoder.config.fresh],
+            "sized": any(item.mask is not None for item in table.items),
+        },
+    )
+    write_examples(out, inputs, found, store=store, crop_mm=settings.crop_mm)
+    write_summary(out, summary)
+    write_inputs(
+        out,
+        "classify",
+        settings=asdict(settings),
+        inputs={
+            "models": [describe_source(model.spec) for model in inputs.models],
+            "table": hash_file(table.path),
+            "items": len(table),
+        },
+    )
+    if len(inputs.models) == 1:
+        tell("the model that is kept")
+        _keep_model(inputs, out, settings, jobs.tuned)
+    return Results(out)
+
+
+def _can(spec: ModelSpec, method: str) -> bool:
+    return method != "finetune" or spec.has_network
+
+
+def _plan(table: Table, settings: ClassificationSettings) -> tuple[list[Split], list[Subset], list[str]]:
+    """Splits, few-shot subsets, and notes on those that cannot be."""
+    splits = plan_splits(
+        table.patients,
+        table.codes,
+        folds=settings.folds,
+        repeats=settings.repeats,
+        seed=settings.seed,
+        given=table.splits,
+        classes=table.classes,
+    )
+    largest = find_largest_count(splits, table.codes, table.patients)
+    return splits, *list_subsets(settings.shares, settings.per_class, settings.draws, largest)
+
+
+@dataclass(kw_only=True, eq=False)
+class _Jobs:
+    """Scores of every model, method, subset, draw and split; each is kept in a journal and never computed twice."""
+
+    inputs: TaskInputs
+    splits: list[Split]
+    settings: ClassificationSettings
+    journal: Path
+
+    def __post_init__(self) -> None:
+        self.kept = {row["key"]: row["scores"] for row in read_rows(self.journal)}
+        self.starts: dict[str, NDArray[np.float32]] = {}
+        self.tuned: FinetunedModel | None = None
+        "Fitted to all training items of the table's own split: the model to keep, were it to be fitted again."
+
+    def score(self, model: ModelInput, method: str, subset: Subset) -> tuple[Scored, list[dict[str, Any]]]:
+        """All repeats and draws of one model, method and subset: scores, and rows of predictions.csv."""
+        table, codes, patients = self.inputs.table, self.inputs.table.codes, self.inputs.table.patients
+        columns = self.settings.repeats * subset.draws
+        scores = np.full((len(table), columns, len(table.classes)), np.nan)
+        rows: list[dict[str, Any]] = []
+        for split in self.splits:
+            for draw in range(subset.draws):
+                train = draw_subset(
+                    split, codes, patients, share=subset.share, per_class=subset.per_class, seed=self.settings.seed, draw=draw,
+                    classes=table.classes,
+                )  # fmt: skip
+                got = self._score_once(model, method, split, train, draw)
+                scores[split.test, split.repeat * subset.draws + draw] = got
+                rows += [
+                    {
+                        "item": table.items[i].name,
+                        "patient": patients[i],
+                        "repeat": split.repeat,
+                        "fold": split.fold,
+                        "draw": draw,
+                        "subset": subset.name,
+                        "model": model.name,
+                        "method": method,
+                        "label": table.items[i].label,
+                        **_name_scores(table.classes, one),
+                    }
+                    for i, one in zip(split.test, got, strict=True)
+                ]
+        tested = ~np.isnan(scores).any(axis=(1, 2))
+        scored = Scored(
+            model=model.name,
+            method=method,
+            subset=subset.name,
+            names=tuple(np.array(table.names)[tested].tolist()),
+            labels=codes[tested],
+            patients=patients[tested],
+            scores=scores[tested],
+        )
+        return scored, rows
+
+    def _score_once(self, model: ModelInput, method: str, split: Split, train: Indices, draw: int) -> Floats:
+        names, codes = self.inputs.table.names, self.inputs.table.codes
+        said = [f"{names[i]}={codes[i]}" for part in (train, split.val, split.test) for i in (*part, -1)]
+        chosen = self.settings.finetuning if method == "finetune" else ""
+        crops = (self.settings.crop_mm, self.inputs.spacing)
+        seed = _draw_seed(self.settings, split.repeat, split.fold, draw)
+        key = hash_bytes(f"2|{model.digest}|{method}|{chosen}|{crops}|{seed}|{said}".encode())
+        if key not in self.kept:
+            scores = self._finetune(model, split, train, seed) if method == "finetune" else self._probe(model, method, split, train)
+            self.kept[key] = scores.tolist()
+            append_row(self.journal, {"key": key, "scores": self.kept[key]})
+        return np.asarray(self.kept[key], dtype=np.float64)
+
+    def _probe(self, model: ModelInput, method: str, split: Split, train: Indices) -> Floats:
+        if model.features is None:
+            raise ValueError("no features were asked for")
+        # A class that the given split never trains on has no column.
+        present, compact = np.unique(self.inputs.table.codes[train], return_inverse=True)
+        patients = self.inputs.table.patients[train]
+        known, asked, seed = model.features[train], model.features[split.test], self.settings.seed
+        if method == "linear":
+            got = linear_probe(known, compact, patients, asked, stage_ends=model.stage_ends, seed=seed)
+        else:
+            got = neighbour_probe(known, compact, patients, asked)
+        scores = np.zeros((len(split.test), len(self.inputs.table.classes)))
+        scores[:, present] = got
+        return scores
+
+    def _finetune(self, model: ModelInput, split: Split, train: Indices, seed: int) -> Floats:
+        tuned = _fit_network(self.inputs, model, train, split.val, self.settings, seed, self.starts)
+        if self.inputs.table.splits is not None and split.repeat == 0 and len(train) == len(split.train):
+            self.tuned = tuned
+        return to_probabilities(tuned.predict([self.inputs.crops[i] for i in split.test]))
+
+
+def _fit_network(
+    inputs: TaskInputs,
+    model: ModelInput,
+    train: Indices,
+    val: Indices,
+    settings: ClassificationSettings,
+    seed: int,
+    starts: dict[str, NDArray[np.float32]],
+) -> FinetunedModel:
+    """Fine-tune from the linear probe of the items it is fitted to, stopped by `val` or an inner split; classes weigh alike."""
+    if model.encoder is None:
+        raise ValueError("only networks are fine-tuned")
+    codes, patients = inputs.table.codes, inputs.table.patients
+    if model.name not in starts:
+        starts[model.name] = pool_crops(model.encoder, inputs.crops)
+    fit, stop = (train, val) if len(val) else hold_out(patients, codes, train, seed=settings.seed)
+    pooled, classes = starts[model.name], len(inputs.table.classes)
+    probe = fit_linear_probe(pooled[fit], codes[fit], patients[fit], stage_ends=list_stage_ends(model.encoder), seed=settings.seed)
+    start = make_head(probe)
+    counts = np.bincount(codes[fit], minlength=classes)
+    weights = torch.tensor(len(fit) / (np.count_nonzero(counts) * np.maximum(counts, 1)), dtype=torch.float32)
+
+    def measure_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(
+            outputs.float(), targets, weight=weights.to(outputs.device), label_smoothing=SMOOTHING
+        )
+
+    return finetune(
+        model.encoder,
+        inputs.crops,
+        codes,
+        loss=measure_loss,
+        outputs=classes,
+        train=fit,
+        val=stop,
+        start=start if len(start.bias) == classes else None,
+        settings=_spare_sides(settings.finetuning, inputs.table.classes),
+        seed=seed,
+    )
+
+
+def _spare_sides(settings: FinetuneSettings, classes: Sequence[str]) -> FinetuneSettings:
+    sided = any(word in name.lower() for name in classes for word in ("left", "right"))
+    return replace(settings, flips=settings.flips.replace("x", "")) if sided else settings
+
+
+def _draw_seed(settings: ClassificationSettings, repeat: int, fold: int, draw: int) -> int:
+    return address(settings.seed, "classify", repeat, fold, draw) % 2**62
+
+
+def _keep_model(inputs: TaskInputs, out: Path, settings: ClassificationSettings, tuned: FinetunedModel | None) -> None:
+    """Fit to all items but those of a given test or validation part, and write `out/model`; k-NN alone leaves none.
+
+    tuned: what was fitted to just these items already, if it was.
+    """
+    model, table = inputs.models[0], inputs.table
+    parts = table.splits
+    everything = np.arange(len(table))
+    train = everything if parts is None else everything[parts == "train"]
+    val = everything[:0] if parts is None else everything[parts == "val"]
+    about: dict[str, Any] = {
+        "classes": table.classes,
+        "spec": describe_source(model.spec),
+        "crop_mm": settings.crop_mm,
+        "crop_spacing": inputs.spacing,
+    }
+    if "finetune" in settings.methods and model.encoder is not None:
+        # Of a given split this is the seed of what was scored, so that a run that went on keeps the same model.
+        seed = address(settings.seed, "classify", "final") % 2**62 if parts is None else _draw_seed(settings, 0, 0, 0)
+        tuned = tuned or _fit_network(inputs, model, train, val, settings, seed, {})
+        save_classifier(Classifier(method="finetune", encoder=tuned.encoder, head=tuned.head, **about), out / "model")
+    elif "linear" in settings.methods and model.features is not None:
+        codes, patients = table.codes[train], table.patients[train]
+        probe = fit_linear_probe(model.features[train], codes, patients, stage_ends=model.stage_ends, seed=settings.seed)
+        save_classifier(Classifier(method="linear", encoder=model.encoder, head=make_head(probe), **about), out / "model")
+
+
+def _name_scores(classes: Sequence[str], scores: NDArray) -> dict[str, float]:
+    if len(classes) == 2:
+        return {"score": float(scores[1])}
+    return {f"score_{name}": float(score) for name, score in zip(classes, scores, strict=True)}
+
+
+def _explain(inputs: TaskInputs, settings: ClassificationSettings, splits: Sequence[Split]) -> list[str]:
+    table = inputs.table
+    notes = []
+    if table.splits is not None:
+        notes.append("the table's own split is used; folds are not drawn")
+    if len(table.classes) == 2:
+        notes.append(f"the positive class is '{table.classes[1]}'; sensitivity and specificity are at a probability of 0.5")
+    if inputs.spacing is not None:
+        notes.append(f"crops have voxels of {inputs.spacing:.3g} mm")
+    skipped = [model.name for model in inputs.models if not _can(model.spec, "finetune")]
+    if "finetune" in settings.methods and skipped:
+        notes.append(f"not fine-tuned, having no weights: {', '.join(skipped)}")
+    if len(inputs.models) > 1 and len({split.repeat for split in splits}) > 1:
+        notes.append("AUCs are compared by DeLong on scores averaged over repeats")
+    return notes

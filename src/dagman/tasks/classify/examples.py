@@ -1,0 +1,128 @@
+"""The most and the least certain items, right and wrong, kept with their crops (and attention) for the report's pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dagman.encoder.encoder import Encoder
+from dagman.evaluation.classification_measures import Scored
+from dagman.records.files import write_whole
+from dagman.store.manifest import Store
+from dagman.tasks.inputs.item_crops import ItemCrop, cut_items
+from dagman.tasks.inputs.model_inputs import TaskInputs
+from dagman.tasks.models import load_reader
+
+EACH = 3
+"""Items shown of each of the four kinds."""
+FILE = "examples.npz"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Example:
+    """One item: its crop in HU (X Y Z), where was pooled, the attention relative to uniform (x y z) or None, and what was said.
+
+    `kind` is such as "most certain, wrong"; `probability` is that of the predicted class.
+    """
+
+    name: str
+    kind: str
+    label: str
+    predicted: str
+    probability: float
+    spacing: float
+    modality: str
+    voxels: NDArray[np.int16] = field(repr=False)
+    inside: NDArray[np.bool_] = field(repr=False)
+    attention: NDArray[np.float32] | None = field(repr=False)
+
+
+def choose_examples(labels: NDArray, scores: NDArray, each: int = EACH) -> list[tuple[int, str]]:
+    """Places (into labels n, scores n K) of the most and least certain items, right and wrong, with the name of their kind."""
+    predicted, certainty = scores.argmax(axis=1), scores.max(axis=1)
+    chosen: list[tuple[int, str]] = []
+    taken: set[int] = set()
+    for certain in ("most certain", "least certain"):
+        for outcome in ("right", "wrong"):
+            places = np.flatnonzero((predicted == labels) == (outcome == "right"))
+            order = places[np.argsort(certainty[places] * (-1 if certain.startswith("most") else 1), kind="stable")]
+            new = [int(place) for place in order if int(place) not in taken][:each]
+            taken.update(new)
+            chosen += [(place, f"{certain}, {outcome}") for place in new]
+    return chosen
+
+
+def write_examples(
+    folder: str | Path, inputs: TaskInputs, found: Sequence[Scored], *, store: Store | None = None, crop_mm: float | None = None
+) -> None:
+    """Write examples.npz whole: items of the first model, by fine-tuning if it was, with all labels."""
+    of_first = [scored for scored in found if scored.model == inputs.models[0].name]
+    scored = next((s for s in reversed(of_first) if s.method == "finetune"), of_first[-1])
+    if scored.method == "knn":
+        scored = next((s for s in reversed(of_first) if s.method == "linear"), scored)
+    table = inputs.table
+    tested = [item for item in table.items if item.name in set(scored.names)]
+    chosen = choose_examples(scored.labels, scored.mean_scores)
+    encoder = inputs.models[0].encoder
+    items = [tested[place] for place, _ in chosen]
+    cut = cut_items(encoder or load_reader(), items, store=store, crop_mm=crop_mm, crop_spacing=inputs.spacing)
+    crops = dict(zip([item.name for item in cut.items], cut.crops, strict=True))
+    said: list[dict[str, Any]] = []
+    arrays: dict[str, NDArray] = {}
+    for (place, kind), item in zip(chosen, items, strict=True):
+        crop = crops[item.name]
+        number, scores = len(said), scored.mean_scores[place]
+        said.append(
+            {
+                "name": item.name,
+                "kind": kind,
+                "label": item.label,
+                "predicted": table.classes[int(scores.argmax())],
+                "probability": float(scores.max()),
+                "spacing": crop.spacing,
+                "modality": crop.modality,
+            }
+        )
+        arrays[f"voxels_{number}"], arrays[f"inside_{number}"] = crop.voxels, crop.inside
+        attention = _attend(encoder, crop) if encoder is not None else None
+        if attention is not None:
+            arrays[f"attention_{number}"] = attention
+    text = json.dumps({"model": scored.model, "method": scored.method, "items": said})
+    with write_whole(Path(folder) / FILE) as temporary:
+        np.savez_compressed(temporary, allow_pickle=False, about=np.array(text), **arrays)
+
+
+def read_examples(folder: str | Path) -> tuple[str, list[Example]]:
+    """Which model and method they are of, and the examples; none where the file is absent."""
+    path = Path(folder) / FILE
+    if not path.is_file():
+        return "", []
+    with np.load(path, allow_pickle=False) as file:
+        about = json.loads(str(file["about"]))
+        examples = [
+            Example(
+                **said,
+                voxels=file[f"voxels_{number}"],
+                inside=file[f"inside_{number}"],
+                attention=file.get(f"attention_{number}"),
+            )
+            for number, said in enumerate(about["items"])
+        ]
+    return f"{about['model']}, {about['method']}", examples
+
+
+def _attend(encoder: Encoder, crop: ItemCrop) -> NDArray[np.float32] | None:
+    """Attention over heads relative to uniform, on units; None where the network has no semantic attention."""
+    if encoder.config.semantic is None:
+        return None
+    heads = encoder.attend(torch.from_numpy(crop.voxels)[None, None], modality=crop.modality)[0]
+    # The softmax runs over all units and the [CLS] token itself.
+    relative: NDArray[np.float32] = (heads.mean(dim=0) * (heads[0].numel() + 1)).float().cpu().numpy()
+    return relative

@@ -1,0 +1,1 @@
+"""Groups of structures by their features, and their map."""

@@ -1,0 +1,322 @@
+"""Task 4 of the paper: do structures of one kind lie together in an encoder's features, without any training on their names?
+
+Features are standardised and reduced to principal components (`survival_models.fit_projection`); clusters and neighbours are
+found there, and maps are drawn of them. Names are used to judge, never to place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.cluster import HDBSCAN, KMeans
+from sklearn.metrics import silhouette_samples, silhouette_score
+
+from dagman.errors import TaskError
+from dagman.evaluation.clustering_metrics import (
+    judge_neighbours,
+    measure_cluster_distances,
+    measure_mutual_information,
+    measure_purity,
+    measure_rand_index,
+)
+from dagman.evaluation.results import Comparison, Measurement, Results, Summary, write_inputs, write_predictions, write_summary
+from dagman.evaluation.statistics import Difference, Interval, bootstrap_difference, bootstrap_interval, correct_holm
+from dagman.randomness import address
+from dagman.records.counts import count_noun
+from dagman.records.hashes import hash_file
+from dagman.records.lock import hold_lock
+from dagman.records.names import suggest_name
+from dagman.store.manifest import Store
+from dagman.tables.table import Table
+from dagman.tasks.classifier import describe_source
+from dagman.tasks.cluster.structure_maps import CLOSENESS, NEIGHBOURS, map_components, map_neighbours
+from dagman.tasks.cluster.thumbnails import COLUMNS, SIDE, draw_sheet, write_sheet
+from dagman.tasks.inputs.model_inputs import ModelInput, TaskInputs, gather_inputs, warn_of_overlap
+from dagman.tasks.models import ModelSpec
+from dagman.tasks.survival_models import fit_projection
+
+Floats = NDArray[np.float64]
+
+MAPS = ("umap", "pca")
+SHEET = "crops.png"
+_LARGEST_GUESS = 12
+"""Most clusters tried where nobody says how many kinds there are."""
+_ASKED = 5
+"""Neighbours asked by the accuracy."""
+_AGREEMENTS = {"nmi": measure_mutual_information, "ari": measure_rand_index, "purity": measure_purity}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusteringSettings:
+    """How structures are mapped, grouped and judged."""
+
+    map: str = "umap"
+    "Of MAPS; principal components are always drawn too."
+    neighbours: int = NEIGHBOURS
+    "UMAP's."
+    seed: int = 0
+    crop_mm: float | None = None
+    crop_spacing: float | None = None
+    resamples: int = 1000
+    "Of the bootstrap."
+    device: str = "auto"
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.map not in MAPS:
+            raise TaskError(f"there is no map '{self.map}'", do=suggest_name(self.map, MAPS))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Clustered:
+    """One model's structures: components of their features, their places on each map, their clusters (-1: none)."""
+
+    model: str
+    components: Floats
+    maps: dict[str, Floats]
+    clusters: dict[str, NDArray[np.int64]]
+
+
+def cluster_structures(
+    models: Sequence[ModelSpec],
+    table: Table,
+    out: str | Path,
+    settings: ClusteringSettings | None = None,
+    *,
+    store: Store | None = None,
+    cache: str | Path | None = None,
+    on_part: Callable[[str], None] | None = None,
+) -> Results:
+    """Map and group a table's structures and write the results folder (all but the report).
+
+    table: read with `label`, or expanded from label maps; without labels clusters are found but not judged by names.
+    cache: folder of feature vectors; None: `features` in `out`. on_part is told what is being done.
+
+    Raises TaskError for fewer than four structures.
+    """
+    settings, out = settings or ClusteringSettings(), Path(out)
+    tell = on_part or (lambda text: None)
+    with hold_lock(out, TaskError):
+        inputs = gather_inputs(
+            models,
+            table,
+            store=store,
+            crop_mm=settings.crop_mm,
+            crop_spacing=settings.crop_spacing,
+            cache=cache or out / "features",
+            device=settings.device,
+            precision=settings.precision,
+            tell=tell,
+        )
+        if len(inputs.table) < 4:
+            what = count_noun(len(inputs.table), "structure makes no map", "structures make no map")
+            raise TaskError(what, do="Give at least 4, better some dozens")
+        found = []
+        for model in inputs.models:
+            tell(f"{model.name}: maps and clusters")
+            found.append(group_structures(model, inputs.table, settings))
+        tell("pictures of the crops")
+        names = _draw_crops(inputs, out, settings, store)
+        tell("intervals")
+        return _write(inputs, found, names, out, settings)
+
+
+def group_structures(model: ModelInput, table: Table, settings: ClusteringSettings) -> Clustered:
+    """Maps and clusters of one model's features: as many k-means clusters as there are labels, or as the silhouette says."""
+    if model.features is None:
+        raise ValueError("no features were asked for")
+    components = fit_projection(model.features).encode(model.features)
+    maps = {"pca": map_components(components)}
+    if settings.map == "umap":
+        maps["umap"] = map_neighbours(components, neighbours=settings.neighbours, seed=settings.seed)
+    count = len(table.classes) or _guess_clusters(components, settings.seed)
+    return Clustered(
+        model=model.name,
+        components=components,
+        maps=maps,
+        clusters={"kmeans": _find_means(components, count, settings.seed), "hdbscan": _find_dense(components)},
+    )
+
+
+def measure_clustering(found: Clustered, table: Table, settings: ClusteringSettings) -> list[Measurement]:
+    """Every measure with an interval over patients; maps and clusters stay as they are in a resample.
+
+    With labels: silhouette and neighbour accuracy in feature space, agreement of clusters with labels, distances in the maps
+    as the paper's Table 2. Without: those of the k-means clusters.
+    """
+    groups = table.codes if table.classes else found.clusters["kmeans"]
+    measured: list[Measurement] = []
+
+    def add(name: str, method: str, metric: Callable[..., float], *arrays: NDArray) -> None:
+        interval = bootstrap_interval(metric, *arrays, patients=table.patients, draws=settings.resamples, seed=settings.seed)
+        measured.append(_state(name, found.model, method, interval))
+
+    for name, points in found.maps.items():
+        add("intra_distance", name, lambda p, g: measure_cluster_distances(p, g).intra, points, groups)
+        add("inter_distance", name, lambda p, g: measure_cluster_distances(p, g).inter, points, groups)
+    for name, values in judge_structures(found, table).items():
+        add(name, "features", _average, values)
+    if table.classes:
+        for method, clusters in found.clusters.items():
+            for name, metric in _AGREEMENTS.items():
+                add(name, method, metric, table.codes, clusters)
+    return measured
+
+
+def judge_structures(found: Clustered, table: Table) -> dict[str, Floats]:
+    """What each structure (n) adds to the silhouette and, with labels, to the accuracy of its neighbours of other patients."""
+    groups = table.codes if table.classes else found.clusters["kmeans"]
+    judged: dict[str, Floats] = {}
+    if 2 <= len(np.unique(groups)) < len(groups):
+        judged["silhouette"] = np.asarray(silhouette_samples(found.components, groups), dtype=np.float64)
+    if table.classes:
+        right = judge_neighbours(found.components, table.codes, patients=table.patients, neighbours=_ASKED)
+        judged["neighbour_accuracy"] = right.astype(np.float64)
+    return judged
+
+
+def compare_clusterings(found: Sequence[Clustered], table: Table, settings: ClusteringSettings) -> list[Comparison]:
+    """The first model minus each other one: silhouette and neighbour accuracy, paired; p corrected by Holm."""
+    judged = [judge_structures(one, table) for one in found]
+    made: list[tuple[str, str, Difference]] = []
+    for other, values in zip(found[1:], judged[1:], strict=True):
+        for name in (name for name in judged[0] if name in values):
+            difference = bootstrap_difference(
+                _average_second,
+                np.zeros(len(table)),
+                judged[0][name],
+                values[name],
+                patients=table.patients,
+                draws=settings.resamples,
+                seed=settings.seed,
+            )
+            made.append((name, other.model, difference))
+    corrected = correct_holm([difference.p for *_, difference in made])
+    return [
+        Comparison(name=name, first=found[0].model, second=second, method="features", difference=difference, corrected=p)
+        for (name, second, difference), p in zip(made, corrected, strict=True)
+    ]
+
+
+def _write(
+    inputs: TaskInputs, found: Sequence[Clustered], tiles: Sequence[str], out: Path, settings: ClusteringSettings
+) -> Results:
+    table = inputs.table
+    write_predictions(out, [row for one in found for row in _list_rows(one, table, settings)])
+    labels = table.codes if table.classes else None
+    summary = Summary(
+        task="cluster",
+        classes=table.classes,
+        measurements=tuple(m for one in found for m in measure_clustering(one, table, settings)),
+        comparisons=tuple(compare_clusterings(found, table, settings)),
+        notes=(*warn_of_overlap(inputs, np.arange(len(table))), *inputs.notes, *_explain(inputs, found, settings)),
+        extra={
+            "map": settings.map,
+            "patients": len(set(table.patients.tolist())),
+            "counts": {} if labels is None else {name: int(np.sum(labels == code)) for code, name in enumerate(table.classes)},
+            "found": {one.model: _count_clusters(one) for one in found},
+            "tiles": {"names": list(tiles), "side": SIDE, "columns": COLUMNS},
+        },
+    )
+    write_summary(out, summary)
+    write_inputs(
+        out,
+        "cluster",
+        settings=asdict(settings),
+        inputs={
+            "models": [describe_source(model.spec) for model in inputs.models],
+            "table": hash_file(table.path),
+            "items": len(table),
+        },
+    )
+    return Results(out)
+
+
+def _draw_crops(inputs: TaskInputs, out: Path, settings: ClusteringSettings, store: Store | None) -> tuple[str, ...]:
+    sheet = draw_sheet(inputs.table.items, store=store, crop_mm=settings.crop_mm, crop_spacing=inputs.spacing, seed=settings.seed)
+    write_sheet(out / SHEET, sheet)
+    return sheet.names
+
+
+def _find_means(components: Floats, count: int, seed: int) -> NDArray[np.int64]:
+    count = min(count, len(np.unique(components, axis=0)))
+    model = KMeans(n_clusters=count, n_init=10, random_state=address(seed, "kmeans") % 2**31)
+    return np.asarray(model.fit_predict(components), dtype=np.int64)
+
+
+def _find_dense(components: Floats) -> NDArray[np.int64]:
+    smallest = int(np.clip(len(components) // 50, 5, 25))
+    if len(components) < 2 * smallest:
+        return np.full(len(components), -1, dtype=np.int64)
+    return np.asarray(HDBSCAN(min_cluster_size=smallest, min_samples=2, copy=True).fit_predict(components), dtype=np.int64)
+
+
+def _guess_clusters(components: Floats, seed: int) -> int:
+    """The number of k-means clusters of the highest mean silhouette."""
+    counts = range(2, min(_LARGEST_GUESS, len(components) - 1) + 1)
+    scores = {count: silhouette_score(components, _find_means(components, count, seed)) for count in counts}
+    return max(scores, key=lambda count: scores[count])
+
+
+def _count_clusters(found: Clustered) -> dict[str, Any]:
+    dense = found.clusters["hdbscan"]
+    return {
+        "kmeans": len(np.unique(found.clusters["kmeans"])),
+        "hdbscan": len(np.unique(dense[dense >= 0])),
+        "alone": int(np.sum(dense < 0)),
+        "components": found.components.shape[1],
+    }
+
+
+def _explain(inputs: TaskInputs, found: Sequence[Clustered], settings: ClusteringSettings) -> list[str]:
+    notes = [
+        f"features are standardised and reduced to {', '.join(str(one.components.shape[1]) for one in found)} principal components",
+        "distances on a map are Euclidean, in the map's own units, which two maps do not share: intra is the mean distance of a "
+        "cluster's points to their centroid, inter the mean distance of two centroids; the paper defines neither",
+        f"neighbour accuracy asks the {_ASKED} nearest structures of other patients",
+    ]
+    if settings.map == "umap":
+        notes.append(f"UMAP: {settings.neighbours} neighbours, least distance {CLOSENESS:g}, Euclidean, seed {settings.seed}")
+    if not inputs.table.classes:
+        notes.append("no labels were given: clusters are judged by their silhouette alone")
+    if inputs.spacing is not None:
+        notes.append(f"crops have voxels of {inputs.spacing:.3g} mm")
+    return notes
+
+
+def _list_rows(found: Clustered, table: Table, settings: ClusteringSettings) -> list[dict[str, Any]]:
+    right = judge_structures(found, table).get("neighbour_accuracy")
+    return [
+        {
+            "item": item.name,
+            "patient": item.patient,
+            "repeat": 0,
+            "fold": 0,
+            "draw": 0,
+            "subset": "100%",
+            "model": found.model,
+            "method": settings.map,
+            "label": item.label,
+            **{f"{name}_{axis}": points[i, j] for name, points in found.maps.items() for j, axis in enumerate("xy")},
+            **{name: int(clusters[i]) for name, clusters in found.clusters.items()},
+            **({} if right is None else {"neighbours_right": int(right[i])}),
+        }
+        for i, item in enumerate(table.items)
+    ]
+
+
+def _state(name: str, model: str, method: str, interval: Interval) -> Measurement:
+    return Measurement(name=name, model=model, method=method, interval=interval)
+
+
+def _average(values: NDArray) -> float:
+    return float(np.mean(values))
+
+
+def _average_second(labels: NDArray, values: NDArray) -> float:
+    return float(np.mean(values))

@@ -1,0 +1,144 @@
+"""What several models are given for one table: features and crops of exactly the same items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dagman.encoder.embedding import list_stage_ends
+from dagman.encoder.encoder import Encoder
+from dagman.encoder.items import FeatureTable, RefusedItem
+from dagman.errors import TaskError
+from dagman.evaluation.splits import name_overlap
+from dagman.records.hashes import hash_array
+from dagman.store.manifest import Store
+from dagman.tables.table import Table
+from dagman.tasks.inputs.features import choose_table_spacing, describe_refused, extract_features
+from dagman.tasks.inputs.item_crops import ItemCrop, cut_items
+from dagman.tasks.models import ModelSpec, load_network, name_models
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelInput:
+    """One model with what it says of the items: features n x C, or none where only crops were asked for."""
+
+    name: str
+    spec: ModelSpec
+    encoder: Encoder | None = field(repr=False)
+    features: NDArray[np.float32] | None = field(repr=False)
+
+    @property
+    def stage_ends(self) -> tuple[int, ...]:
+        """Columns of `features` after which a probe may stop reading; empty where features have no stages."""
+        return list_stage_ends(self.encoder) if self.encoder else ()
+
+    @property
+    def digest(self) -> str:
+        """A hash of all that its scores depend on."""
+        weights = self.encoder.digest if self.encoder else self.spec.text
+        return weights + (hash_array(self.features) if self.features is not None else "")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TaskInputs:
+    """All models, the items that every one of them can use, and their crops if a network is to be trained on them."""
+
+    models: tuple[ModelInput, ...]
+    table: Table
+    hashes: tuple[str, ...] = field(repr=False)
+    "Content hash of each item's scan."
+    crops: tuple[ItemCrop, ...] = field(repr=False)
+    spacing: float | None
+    "Of the crops, mm; None: chosen for each item."
+    notes: tuple[str, ...] = ()
+
+
+def gather_inputs(
+    specs: Sequence[ModelSpec],
+    table: Table,
+    *,
+    embed: bool = True,
+    cut: bool = False,
+    store: Store | None = None,
+    crop_mm: float | None = None,
+    crop_spacing: float | None = None,
+    cache: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    tell: Callable[[str], None] | None = None,
+) -> TaskInputs:
+    """Features of the table for each model (`embed`), and its crops (`cut`); an item that one cannot use is left out for all.
+
+    Raises TaskError when none is left, and what reading and loading raise.
+    """
+    tell = tell or (lambda text: None)
+    names = name_models(specs)
+    spacing = choose_table_spacing(table, crop_mm=crop_mm, crop_spacing=crop_spacing)
+    found: list[tuple[str, ModelSpec, Encoder | None, FeatureTable | None]] = []
+    refused: list[RefusedItem] = []
+    hashes: dict[str, str] = {}
+    for name, spec in zip(names, specs, strict=True):
+        encoder = load_network(spec, device=device, precision=precision) if spec.has_network else None
+        features = None
+        if embed:
+            tell(f"{name}: features of {len(table)} items")
+            features = extract_features(encoder or spec, table, store=store, crop_mm=crop_mm, crop_spacing=spacing, cache=cache)
+            refused += features.refused
+            hashes |= dict(zip(features.names, features.hashes, strict=True))
+        found.append((name, spec, encoder, features))
+    crops = None
+    trained = next((encoder for _, _, encoder, _ in found if encoder is not None), None)
+    if cut and trained is not None:
+        tell(f"crops of {len(table)} items")
+        crops = cut_items(trained, table.items, store=store, crop_mm=crop_mm, crop_spacing=spacing)
+        refused += crops.refused
+        hashes |= dict(zip([item.name for item in crops.items], crops.hashes, strict=True))
+    kept = _keep_items(table, refused)
+    usable = {item.name for item in kept.items}
+    models = tuple(
+        ModelInput(
+            name=name,
+            spec=spec,
+            encoder=encoder,
+            features=None if features is None else features.values[[item.name in usable for item in features.items]],
+        )
+        for name, spec, encoder, features in found
+    )
+    once = {one.item.name: one for one in refused}
+    return TaskInputs(
+        models=models,
+        table=kept,
+        hashes=tuple(hashes[item.name] for item in kept.items),
+        crops=() if crops is None else tuple(c for item, c in zip(crops.items, crops.crops, strict=True) if item.name in usable),
+        spacing=spacing,
+        notes=(*table.notes, *describe_refused(list(once.values()))),
+    )
+
+
+def warn_of_overlap(inputs: TaskInputs, tested: NDArray[np.int64]) -> list[str]:
+    """A warning for each model whose pretraining saw scans of the tested items, naming them all."""
+    scans = [Path(str(inputs.table.items[i].scan)).name for i in tested]
+    hashes = [inputs.hashes[i] for i in tested]
+    warnings = []
+    for model in inputs.models:
+        seen = model.encoder.config.scans_seen if model.encoder else ()
+        warning = name_overlap(scans, hashes, seen)
+        if warning:
+            warnings.append(f"{model.name}: {warning}")
+    return warnings
+
+
+def _keep_items(table: Table, refused: Sequence[RefusedItem]) -> Table:
+    left_out = {one.item.name for one in refused}
+    items = tuple(item for item in table.items if item.name not in left_out)
+    if not items:
+        raise TaskError(f"no item can be used: {refused[0].reason}", where=table.path)
+    lost = set(table.classes) - {str(item.label) for item in items}
+    if table.classes and lost:
+        what = f"no item of class '{sorted(lost)[0]}' can be used: {refused[0].reason}"
+        raise TaskError(what, where=table.path)
+    return replace(table, items=items)

@@ -1,0 +1,1 @@
+"""Outcomes of patients: a response, or time and event."""

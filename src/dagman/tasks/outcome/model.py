@@ -1,0 +1,148 @@
+"""The model that `dagman outcome` leaves for use: `model/` with outcome.json, arrays.safetensors and encoder/; no pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from dagman.encoder.encoder import Encoder
+from dagman.errors import TaskError
+from dagman.records.files import write_whole
+from dagman.tables.clinical import ClinicalColumn, ClinicalDesign
+from dagman.tables.items import Item
+from dagman.tables.patients import pool_patients
+from dagman.tasks.inputs.features import extract_features
+from dagman.tasks.models import load_saved_encoder, parse_model, save_encoder
+from dagman.tasks.outcome.cox import CoxModel
+from dagman.tasks.survival_models import Design, Projection
+
+FORMAT = 1
+FILE = "outcome.json"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OutcomeModel:
+    """Cox's elastic net on an encoder's features and clinical columns, with the cut between low and high risk."""
+
+    source: str
+    "The MODEL its features come from; an encoder lies beside it."
+    design: Design = field(repr=False)
+    cox: CoxModel = field(repr=False)
+    cut: float
+    "Median risk of the patients it was fitted to."
+    times: NDArray[np.float64]
+    crop_mm: float | None
+    crop_spacing: float | None
+    encoder: Encoder | None = field(default=None, repr=False)
+
+    @property
+    def clinical(self) -> tuple[str, ...]:
+        """Columns it needs."""
+        return tuple(column.name for column in self.design.clinical.columns) if self.design.clinical else ()
+
+    def predict(self, items: Sequence[Item]) -> list[dict[str, Any]]:
+        """A row a patient: risk, group ("low risk", "high risk") and survival at each time, of items with their clinical values.
+
+        Raises TaskError naming a clinical column that the items lack.
+        """
+        missing = [name for name in self.clinical if any(name not in item.clinical for item in items)]
+        if missing:
+            raise TaskError(f"the model needs the clinical column '{missing[0]}'", do=f"Say --clinical {','.join(self.clinical)}")
+        values = None
+        if self.design.projection is not None:
+            model = self.encoder or parse_model(self.source)
+            features = extract_features(model, items, crop_mm=self.crop_mm, crop_spacing=self.crop_spacing)
+            items, values = features.items, features.values
+        patients = pool_patients(items)
+        numbers = self.design.encode(None if values is None else patients.average(values), patients.clinical)
+        risks, survival = self.cox.score(numbers), self.cox.survive(numbers, self.times)
+        return [
+            {
+                "patient": name,
+                "risk": float(risk),
+                "group": "high risk" if risk > self.cut else "low risk",
+                **{f"survival_{time:g}": float(chance) for time, chance in zip(self.times, chances, strict=True)},
+            }
+            for name, risk, chances in zip(patients.names, risks, survival, strict=True)
+        ]
+
+
+def save_outcome_model(model: OutcomeModel, folder: str | Path) -> None:
+    """Write the folder whole."""
+    projection, clinical = model.design.projection, model.design.clinical
+    arrays = {"mean": model.cox.mean, "weights": model.cox.weights, "times": model.cox.times, "hazard": model.cox.hazard}
+    if projection is not None:
+        arrays |= {
+            "projection_mean": projection.mean,
+            "projection_scale": projection.scale,
+            "projection_axes": np.ascontiguousarray(projection.axes),
+        }
+    values = {
+        "format": FORMAT,
+        "task": "outcome",
+        "source": model.source,
+        "cut": model.cut,
+        "times": model.times.tolist(),
+        "penalty": model.cox.penalty,
+        "crop_mm": model.crop_mm,
+        "crop_spacing": model.crop_spacing,
+        "clinical": None if clinical is None else [dataclasses.asdict(column) for column in clinical.columns],
+    }
+    with write_whole(folder) as temporary:
+        temporary.mkdir()
+        save_file(arrays, temporary / "arrays.safetensors")
+        (temporary / FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        if model.encoder is not None:
+            save_encoder(model.encoder, temporary / "encoder")
+
+
+def load_outcome_model(folder: str | Path, *, device: str = "auto") -> OutcomeModel:
+    """The model of a results folder's `model/`; raises TaskError if it is missing, damaged or of another format."""
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise TaskError(f"holds no model of an outcome (no {FILE})", where=folder, do="Give the folder `model` of dagman outcome")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        arrays = load_file(path.with_name("arrays.safetensors"))
+        if values["format"] != FORMAT:
+            raise TaskError(f"is of format {values['format']}; this dagman reads {FORMAT}", where=path, do="Repeat the task")
+        columns = values["clinical"]
+        clinical = None if columns is None else ClinicalDesign(columns=tuple(_read_column(column) for column in columns))
+        projection = None
+        if "projection_axes" in arrays:
+            projection = Projection(
+                mean=arrays["projection_mean"], scale=arrays["projection_scale"], axes=arrays["projection_axes"]
+            )
+        cox = CoxModel(
+            mean=arrays["mean"],
+            weights=arrays["weights"],
+            times=arrays["times"],
+            hazard=arrays["hazard"],
+            penalty=values["penalty"],
+        )
+        inner = path.with_name("encoder")
+        return OutcomeModel(
+            source=values["source"],
+            design=Design(projection=projection, clinical=clinical),
+            cox=cox,
+            cut=values["cut"],
+            times=np.array(values["times"], dtype=np.float64),
+            crop_mm=values["crop_mm"],
+            crop_spacing=values["crop_spacing"],
+            encoder=load_saved_encoder(inner, device=device) if inner.is_dir() else None,
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise TaskError(f"is damaged ({error})", where=path, do="Repeat the task") from None
+
+
+def _read_column(values: dict[str, Any]) -> ClinicalColumn:
+    return ClinicalColumn(**{**values, "categories": tuple(values["categories"])})

@@ -1,0 +1,240 @@
+"""A response (a label of each patient) from the image alone, clinical columns alone, and both, by a linear probe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dagman.errors import TaskError
+from dagman.evaluation.classification_measures import Scored, compare_scores, describe_curves, measure_scores
+from dagman.evaluation.results import Results, Summary, write_inputs, write_predictions, write_summary
+from dagman.evaluation.splits import Indices, Split, draw_subset, find_largest_count, plan_splits, write_splits
+from dagman.evaluation.subsets import Subset, list_subsets
+from dagman.records.hashes import hash_file
+from dagman.records.lock import hold_lock
+from dagman.store.manifest import Store
+from dagman.tables.clinical import list_categorical
+from dagman.tables.patients import PooledPatients, pool_patients
+from dagman.tables.table import Table
+from dagman.tasks.classifier import Classifier, describe_source, make_head, save_classifier
+from dagman.tasks.inputs.model_inputs import TaskInputs, gather_inputs, warn_of_overlap
+from dagman.tasks.models import ModelSpec
+from dagman.tasks.outcome.folds import Arm
+from dagman.tasks.outcome.time_to_event import OutcomeSettings, list_arms, note_patients
+from dagman.tasks.probes import fit_linear_probe, fit_scaled_probe
+from dagman.tasks.survival_models import fit_design
+
+METHOD = "linear"
+Codes = NDArray[np.int64]
+
+
+def predict_response(
+    models: Sequence[ModelSpec],
+    table: Table,
+    out: str | Path,
+    settings: OutcomeSettings | None = None,
+    *,
+    store: Store | None = None,
+    cache: str | Path | None = None,
+    on_part: Callable[[str], None] | None = None,
+) -> Results:
+    """Predict a label of patients out of fold and write the results folder (all but the report).
+
+    table: read with `label`, and `clinical` columns if any. Of the settings, methods are not used: the method is the linear probe
+    that `dagman classify` has. Lesions of one patient are pooled before anything is fitted.
+
+    Raises TaskError when the patients cannot be split.
+    """
+    settings, out = settings or OutcomeSettings(), Path(out)
+    tell = on_part or (lambda text: None)
+    _plan(pool_patients(table.items), table, settings)
+    with hold_lock(out, TaskError):
+        inputs = gather_inputs(
+            models,
+            table,
+            store=store,
+            crop_mm=settings.crop_mm,
+            crop_spacing=settings.crop_spacing,
+            cache=cache or out / "features",
+            device=settings.device,
+            precision=settings.precision,
+            tell=tell,
+        )
+        return _predict(inputs, out, settings, tell)
+
+
+def score_response(arm: Arm, patients: PooledPatients, codes: Codes, train: Indices, test: Indices, *, seed: int = 0) -> NDArray:
+    """Probabilities (n K) of the tested patients by a probe of the training ones; K counts the classes that train holds.
+
+    The image alone is probed as `dagman classify` does; with clinical columns the image comes as principal components, in scale
+    with them.
+    """
+    names = np.array(patients.names)[train]
+    if arm.features is not None and not arm.clinical:
+        probe = fit_linear_probe(arm.features[train], codes[train], names, stage_ends=arm.stage_ends, seed=seed)
+        return probe.score(arm.features[test])
+    kept = [patients.clinical[row] for row in train]
+    features = None if arm.features is None else arm.features
+    design = fit_design(
+        None if features is None else features[train], kept, clinical=True, categorical=list_categorical(patients.clinical)
+    )
+    numbers = [
+        design.encode(None if features is None else features[rows], [patients.clinical[row] for row in rows])
+        for rows in (train, test)
+    ]
+    return fit_scaled_probe(numbers[0], codes[train], names, seed=seed).score(numbers[1])
+
+
+def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, tell: Callable[[str], None]) -> Results:
+    table, patients = inputs.table, pool_patients(inputs.table.items)
+    codes, names = _code(patients, table), np.array(patients.names)
+    splits, subsets, told = _plan(patients, table, settings)
+    arms = list_arms(inputs, patients)
+    found: list[Scored] = []
+    rows: list[dict[str, Any]] = []
+    for subset in subsets:
+        for arm in arms:
+            tell(f"{arm.name}: {subset.name} of the labels")
+            scored, written = _score_subset(arm, patients, codes, table, splits, subset, settings.seed)
+            found.append(scored)
+            rows += written
+    tell("intervals")
+    write_splits(out / "splits.csv", splits, patients.names, names)
+    write_predictions(out, rows)
+    kept = _keep_model(inputs, arms, patients, codes, settings, out)
+    tested = patients.list_members(np.unique(np.concatenate([split.test for split in splits])))
+    summary = Summary(
+        task="response",
+        classes=table.classes,
+        measurements=tuple(m for s in found for m in measure_scores(s, resamples=settings.resamples, seed=settings.seed)),
+        comparisons=tuple(compare_scores(found, resamples=settings.resamples, seed=settings.seed)),
+        notes=(*warn_of_overlap(inputs, tested), *inputs.notes, *note_patients(inputs, patients), *told, kept),
+        extra={
+            "curves": [describe_curves(s, seed=settings.seed) for s in found if s.subset == subsets[-1].name],
+            "counts": {name: int(np.sum(codes == code)) for code, name in enumerate(table.classes)},
+            "patients": len(patients),
+            "fresh": [model.name for model in inputs.models if model.encoder is not None and model.encoder.config.fresh],
+        },
+    )
+    write_summary(out, summary)
+    write_inputs(
+        out,
+        "outcome",
+        settings=asdict(settings),
+        inputs={
+            "models": [describe_source(model.spec) for model in inputs.models],
+            "table": hash_file(table.path),
+            "items": len(table),
+        },
+    )
+    return Results(out)
+
+
+def _score_subset(
+    arm: Arm, patients: PooledPatients, codes: Codes, table: Table, splits: Sequence[Split], subset: Subset, seed: int
+) -> tuple[Scored, list[dict[str, Any]]]:
+    names, classes = np.array(patients.names), table.classes
+    columns = subset.draws * (1 + max(split.repeat for split in splits))
+    scores = np.full((len(patients), columns, len(classes)), np.nan)
+    rows = []
+    for split in splits:
+        for draw in range(subset.draws):
+            train = draw_subset(
+                split,
+                codes,
+                names,
+                share=subset.share,
+                per_class=subset.per_class,
+                seed=seed,
+                draw=draw,
+                classes=classes,
+            )
+            # A class that the given split never trains on has no column.
+            present, compact = np.unique(codes[train], return_inverse=True)
+            own = np.zeros(len(codes), dtype=np.int64)
+            own[train] = compact
+            got = np.zeros((len(split.test), len(classes)))
+            got[:, present] = score_response(arm, patients, own, train, split.test, seed=seed)
+            scores[split.test, split.repeat * subset.draws + draw] = got
+            rows += [
+                {
+                    "item": names[row],
+                    "patient": names[row],
+                    "repeat": split.repeat,
+                    "fold": split.fold,
+                    "draw": draw,
+                    "subset": subset.name,
+                    "model": arm.name,
+                    "method": METHOD,
+                    "label": classes[codes[row]],
+                    **_name_scores(classes, one),
+                }
+                for row, one in zip(split.test, got, strict=True)
+            ]
+    tested = np.flatnonzero(~np.isnan(scores).any(axis=(1, 2)))
+    scored = Scored(
+        model=arm.name,
+        method=METHOD,
+        subset=subset.name,
+        names=tuple(names[tested].tolist()),
+        labels=codes[tested],
+        patients=names[tested],
+        scores=scores[tested],
+    )
+    return scored, rows
+
+
+def _name_scores(classes: Sequence[str], scores: NDArray) -> dict[str, float]:
+    if len(classes) == 2:
+        return {"score": float(scores[1])}
+    return {f"score_{name}": float(score) for name, score in zip(classes, scores, strict=True)}
+
+
+def _code(patients: PooledPatients, table: Table) -> Codes:
+    places = {name: code for code, name in enumerate(table.classes)}
+    return np.array([places[str(item.label)] for item in patients.items], dtype=np.int64)
+
+
+def _plan(patients: PooledPatients, table: Table, settings: OutcomeSettings) -> tuple[list[Split], list[Subset], list[str]]:
+    """Splits, few-shot subsets, and notes on those that cannot be."""
+    codes = _code(patients, table)
+    splits = plan_splits(
+        patients.names,
+        codes,
+        folds=settings.folds,
+        repeats=settings.repeats,
+        seed=settings.seed,
+        given=patients.splits,
+        classes=table.classes,
+    )
+    largest = find_largest_count(splits, codes, np.array(patients.names))
+    return splits, *list_subsets(settings.shares, settings.per_class, settings.draws, largest)
+
+
+def _keep_model(
+    inputs: TaskInputs, arms: Sequence[Arm], patients: PooledPatients, codes: Codes, settings: OutcomeSettings, out: Path
+) -> str:
+    """Fit the image's probe to all but the given test patients, and store it as a classifier."""
+    first = inputs.models[0]
+    arm = next(arm for arm in arms if arm.name == first.name)
+    train = np.arange(len(patients)) if patients.splits is None else np.flatnonzero(patients.splits == "train")
+    if arm.features is None:
+        raise ValueError("no features were asked for")
+    named = np.array(patients.names)[train]
+    probe = fit_linear_probe(arm.features[train], codes[train], named, stage_ends=arm.stage_ends, seed=settings.seed)
+    classifier = Classifier(
+        classes=inputs.table.classes,
+        method=METHOD,
+        spec=describe_source(first.spec),
+        encoder=first.encoder,
+        head=make_head(probe),
+        crop_mm=settings.crop_mm,
+        crop_spacing=inputs.spacing,
+    )
+    save_classifier(classifier, out / "model")
+    return f"model/ holds the linear probe on {first.name} alone, fitted to {len(train)} patients"

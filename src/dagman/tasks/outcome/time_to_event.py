@@ -1,0 +1,343 @@
+"""`dagman outcome`: time and event from images, clinical columns, and both, with all that a published number needs beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dagman.errors import TaskError
+from dagman.evaluation.outcome_metrics import (
+    OutOfFold,
+    compare_outcome,
+    describe_auc,
+    describe_calibration,
+    describe_groups,
+    explain_left_out,
+    list_measures,
+    measure_outcome,
+)
+from dagman.evaluation.results import Comparison, Measurement, Results, Summary, write_inputs, write_predictions, write_summary
+from dagman.evaluation.splits import Split, find_largest_count, plan_splits, write_splits
+from dagman.evaluation.statistics import Interval, correct_holm
+from dagman.evaluation.subsets import Subset, list_subsets
+from dagman.evaluation.survival import choose_times
+from dagman.records.hashes import hash_file
+from dagman.records.lock import hold_lock
+from dagman.records.names import suggest_name
+from dagman.store.manifest import Store
+from dagman.tables.clinical import count_missing
+from dagman.tables.patients import PooledPatients, pool_patients
+from dagman.tables.table import Table
+from dagman.tasks.classifier import describe_source
+from dagman.tasks.finetuning import FinetuneSettings
+from dagman.tasks.inputs.model_inputs import TaskInputs, gather_inputs, warn_of_overlap
+from dagman.tasks.models import ModelSpec
+from dagman.tasks.outcome.cox import CoxModel
+from dagman.tasks.outcome.folds import (
+    METHODS,
+    Arm,
+    fit_frozen,
+    predict_out_of_fold,
+    predict_without_features,
+    refuse_incomparable,
+    stratify_patients,
+)
+from dagman.tasks.outcome.model import OutcomeModel, save_outcome_model
+
+CLINICAL = "clinical"
+"""Name of the arm that sees the clinical columns alone."""
+_ALL = "100%"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutcomeSettings:
+    """How an outcome is predicted and judged."""
+
+    methods: tuple[str, ...] = ("cox",)
+    "Of METHODS; forest and fine-tuning cost more."
+    folds: int = 5
+    repeats: int = 5
+    shares: tuple[float, ...] = (1.0,)
+    "Shares of the training patients."
+    per_class: tuple[int, ...] = ()
+    "Few-shot draws: patients with, and as many without the event."
+    draws: int = 1
+    "Few-shot draws in each repeat and fold."
+    seed: int = 0
+    crop_mm: float | None = None
+    crop_spacing: float | None = None
+    resamples: int = 2000
+    "Of the bootstrap."
+    device: str = "auto"
+    precision: str = "fp32"
+    finetuning: FinetuneSettings = field(default_factory=FinetuneSettings)
+
+    def __post_init__(self) -> None:
+        for method in self.methods:
+            if method not in METHODS:
+                raise TaskError(f"there is no method '{method}'", do=suggest_name(method, METHODS))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Found:
+    """Predictions of one arm by one method from one subset."""
+
+    arm: str
+    method: str
+    subset: str
+    out_of_fold: OutOfFold
+
+
+def predict_outcome(
+    models: Sequence[ModelSpec],
+    table: Table,
+    out: str | Path,
+    settings: OutcomeSettings | None = None,
+    *,
+    store: Store | None = None,
+    cache: str | Path | None = None,
+    on_part: Callable[[str], None] | None = None,
+) -> Results:
+    """Predict time and event out of fold and write the results folder (all but the report).
+
+    table: read with `time` and `event`, and `clinical` columns if any. Several models are given the same patients, splits and
+    crops. cache: folder of feature vectors; None: `features` in `out`. on_part is told what is being done.
+
+    Raises TaskError when the table holds too few patients or events, or when no two patients can be compared.
+    """
+    settings, out = settings or OutcomeSettings(), Path(out)
+    tell = on_part or (lambda text: None)
+    if settings.methods == ("finetune",) and not any(spec.has_network for spec in models):
+        raise TaskError(f"{models[0].text} has no weights to fine-tune", do="Ask for --method cox, or give a network")
+    # Refuses what cannot be split before hours of reading.
+    _plan(pool_patients(table.items), settings)
+    with hold_lock(out, TaskError):
+        inputs = gather_inputs(
+            models,
+            table,
+            cut="finetune" in settings.methods,
+            store=store,
+            crop_mm=settings.crop_mm,
+            crop_spacing=settings.crop_spacing,
+            cache=cache or out / "features",
+            device=settings.device,
+            precision=settings.precision,
+            tell=tell,
+        )
+        return _predict(inputs, out, settings, tell)
+
+
+def list_arms(inputs: TaskInputs, patients: PooledPatients) -> list[Arm]:
+    """What sees most first: each model beside the clinical columns, if there are any; each model alone; the columns alone."""
+    images = [
+        Arm(
+            name=model.name,
+            features=None if model.features is None else patients.average(model.features),
+            stage_ends=model.stage_ends,
+            encoder=model.encoder,
+            crops=inputs.crops,
+        )
+        for model in inputs.models
+    ]
+    if not patients.clinical[0]:
+        return images
+    both = [Arm(name=f"{arm.name} + {CLINICAL}", features=arm.features, clinical=True) for arm in images]
+    return [*both, *images, Arm(name=CLINICAL, clinical=True)]
+
+
+def note_patients(inputs: TaskInputs, patients: PooledPatients) -> list[str]:
+    """What is to be said of pooled lesions and missing clinical values."""
+    notes = []
+    items = len(inputs.table)
+    if items > len(patients):
+        how = "their features are averaged; after fine-tuning the lesion of the highest risk counts"
+        notes.append(f"{items} items of {len(patients)} patients: several of one patient are pooled ({how})")
+    missing = {name: count for name, count in count_missing(patients.clinical).items() if count}
+    if missing:
+        counts = ", ".join(f"{name} {count}" for name, count in missing.items())
+        how = "filled inside each training part with its median or most frequent value, and marked by a number of their own"
+        notes.append(f"missing clinical values (of {len(patients)} patients): {counts}; {how}")
+    return notes
+
+
+def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, tell: Callable[[str], None]) -> Results:
+    patients = pool_patients(inputs.table.items)
+    arms, names = list_arms(inputs, patients), np.array(patients.names)
+    splits, subsets, told = _plan(patients, settings)
+    times = choose_times(patients.times, patients.times, patients.events)
+    found: list[Found] = []
+    for subset in subsets:
+        for arm in arms:
+            for method in (method for method in settings.methods if arm.can(method)):
+                tell(f"{arm.name}: {method}, {subset.name} of the labels")
+                predicted = predict_out_of_fold(
+                    arm, method, patients, splits, times, subset=subset, finetuning=settings.finetuning, seed=settings.seed
+                )
+                found.append(Found(arm=arm.name, method=method, subset=subset.name, out_of_fold=predicted))
+    if not found:
+        raise TaskError("nothing is left to predict with", do="Fine-tuning needs a network; add cox to --method")
+    tell("intervals")
+    write_splits(out / "splits.csv", splits, patients.names, names)
+    write_predictions(out, [row for one in found for row in _list_rows(one)])
+    kept = _keep_model(inputs, arms, patients, times, settings, out)
+    tested = patients.list_members(np.unique(np.concatenate([split.test for split in splits])))
+    summary = Summary(
+        task="outcome",
+        classes=("censored", "event"),
+        measurements=tuple(_measure(found, predict_without_features(patients, splits, times), settings)),
+        comparisons=tuple(_compare(found, settings)),
+        notes=(
+            *warn_of_overlap(inputs, tested),
+            *inputs.notes,
+            *note_patients(inputs, patients),
+            *explain_left_out(found[0].out_of_fold),
+            *told,
+            *_note_methods(settings, kept),
+        ),
+        extra={
+            "patients": len(patients),
+            "events": int(patients.events.sum()),
+            "times": times,
+            "predicted": [_describe(one) for one in found if one.subset == subsets[-1].name],
+        },
+    )
+    write_summary(out, summary)
+    write_inputs(
+        out,
+        "outcome",
+        settings=asdict(settings),
+        inputs={
+            "models": [describe_source(model.spec) for model in inputs.models],
+            "table": hash_file(inputs.table.path),
+            "items": len(inputs.table),
+        },
+    )
+    return Results(out)
+
+
+def _plan(patients: PooledPatients, settings: OutcomeSettings) -> tuple[list[Split], list[Subset], list[str]]:
+    """Splits, few-shot subsets, and notes on those that cannot be."""
+    strata = stratify_patients(patients, settings.folds) if patients.splits is None else None
+    splits = plan_splits(
+        patients.names, strata, folds=settings.folds, repeats=settings.repeats, seed=settings.seed, given=patients.splits
+    )
+    refuse_incomparable(patients, splits)
+    largest = find_largest_count(splits, patients.events, np.array(patients.names))
+    return splits, *list_subsets(settings.shares, settings.per_class, settings.draws, largest)
+
+
+def _note_methods(settings: OutcomeSettings, kept: str) -> list[str]:
+    notes = [f"model/ holds: {kept}"] if kept else ["no model is kept: only Cox's elastic net can be stored without pickle"]
+    if "forest" in settings.methods:
+        notes.append("the forests are not stored: they would need pickle; what is kept is Cox's elastic net")
+    if "finetune" in settings.methods:
+        notes.append("fine-tuning is of the image alone, and is not stored")
+    return notes
+
+
+def _measure(found: Sequence[Found], reference: OutOfFold, settings: OutcomeSettings) -> list[Measurement]:
+    rows = []
+    for one in found:
+        intervals = measure_outcome(one.out_of_fold, draws=settings.resamples, seed=settings.seed)
+        rows += [_state(name, one.arm, one.method, one.subset, interval) for name, interval in intervals.items()]
+    if "integrated_brier" in list_measures(reference):
+        interval = measure_outcome(reference, draws=settings.resamples, seed=settings.seed)["integrated_brier"]
+        rows.append(_state("integrated_brier", "no features", "kaplan-meier", _ALL, interval))
+    return rows
+
+
+def _state(name: str, arm: str, method: str, subset: str, interval: Interval) -> Measurement:
+    return Measurement(name=name, model=arm, method=method, subset=subset, interval=interval)
+
+
+def _compare(found: Sequence[Found], settings: OutcomeSettings) -> list[Comparison]:
+    """Harrell's C of every two arms under one method, from one subset."""
+    pairs = [(a, b) for a, b in combinations(found, 2) if (a.method, a.subset) == (b.method, b.subset)]
+    differences = [
+        compare_outcome("harrell_c", a.out_of_fold, b.out_of_fold, draws=settings.resamples, seed=settings.seed) for a, b in pairs
+    ]
+    corrected = correct_holm([difference.p for difference in differences])
+    return [
+        Comparison(
+            name="harrell_c", first=a.arm, second=b.arm, method=a.method, subset=a.subset, difference=difference, corrected=p
+        )
+        for (a, b), difference, p in zip(pairs, differences, corrected, strict=True)
+    ]
+
+
+def _describe(one: Found) -> dict[str, Any]:
+    return {
+        "model": one.arm,
+        "method": one.method,
+        "groups": describe_groups(one.out_of_fold),
+        "calibration": describe_calibration(one.out_of_fold),
+        "auc": describe_auc(one.out_of_fold),
+    }
+
+
+def _list_rows(one: Found) -> list[dict[str, Any]]:
+    found = one.out_of_fold
+    return [
+        {
+            "item": found.patients[row],
+            "patient": found.patients[row],
+            "repeat": repeat,
+            "fold": int(found.fold[row, repeat]),
+            "draw": 0,
+            "subset": one.subset,
+            "model": one.arm,
+            "method": one.method,
+            "label": "event" if found.event[row] else "censored",
+            "time": float(found.time[row]),
+            "risk": float(found.risk[row, repeat]),
+            "high_risk": int(found.high[row, repeat]),
+            **{f"survival_{time:g}": float(found.survival[row, repeat, t]) for t, time in enumerate(found.times)},
+        }
+        for repeat in range(found.risk.shape[1])
+        for row in range(len(found.time))
+    ]
+
+
+def _keep_model(
+    inputs: TaskInputs,
+    arms: Sequence[Arm],
+    patients: PooledPatients,
+    times: NDArray[np.float64],
+    settings: OutcomeSettings,
+    out: Path,
+) -> str:
+    """Fit Cox's elastic net to all but the given test patients and store it: of the first model, with clinical columns if any."""
+    if "cox" not in settings.methods:
+        return ""
+    first = inputs.models[0]
+    # What sees most comes first.
+    arm = arms[0]
+    train = np.arange(len(patients))
+    if patients.splits is not None:
+        train = np.flatnonzero(patients.splits == "train")
+    design, model = fit_frozen(arm, "cox", patients, train, settings.seed)
+    if not isinstance(model, CoxModel):
+        return ""
+    risk = model.score(
+        design.encode(None if arm.features is None else arm.features[train], [patients.clinical[row] for row in train])
+    )
+    save_outcome_model(
+        OutcomeModel(
+            source=describe_source(first.spec),
+            design=design,
+            cox=model,
+            cut=float(np.median(risk)),
+            times=times,
+            crop_mm=settings.crop_mm,
+            crop_spacing=inputs.spacing,
+            encoder=first.encoder,
+        ),
+        out / "model",
+    )
+    return f"Cox's elastic net on {arm.name}, fitted to {len(train)} patients"

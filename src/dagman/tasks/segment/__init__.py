@@ -1,0 +1,1 @@
+"""Segmentation of structures in scans: a network on the encoder."""

@@ -1,0 +1,149 @@
+"""Labelled scans prepared once for training: int16 voxels and classes in memory maps, so that a cohort may exceed the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dagman.encoder.encoder import Encoder
+from dagman.errors import DagmanError, TableError, TaskError
+from dagman.randomness import generator
+from dagman.records.hashes import hash_array
+from dagman.scans.scan import Modality, Scan
+from dagman.store.preparation import prepare_mask, prepare_scan
+from dagman.tables.columns import list_some
+from dagman.tables.items import Item, align_mask, read_mask
+from dagman.tables.structures import Structure
+
+PLACES = 500
+"""Voxels of a structure that are remembered as centres of crops."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Case:
+    """An item ready for training, on the prepared grid (X Y Z, RAS+).
+
+    voxels, labels: memory maps; labels are classes (0 background). places: of each structure, some of its voxels (n x 3).
+    """
+
+    item: Item
+    voxels: NDArray[np.int16] = field(repr=False)
+    labels: NDArray[np.uint8] = field(repr=False)
+    places: tuple[NDArray[np.int64], ...] = field(repr=False)
+    modality: Modality
+    content_hash: str
+    labels_hash: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusedScan:
+    """A labelled scan that was left out, and why."""
+
+    item: Item
+    reason: str
+
+
+def prepare_cases(
+    encoder: Encoder,
+    items: Sequence[Item],
+    structures: Sequence[Structure],
+    folder: Path,
+    *,
+    seed: int = 0,
+    tell: Callable[[str], None] = lambda text: None,
+) -> tuple[list[Case], list[RefusedScan]]:
+    """Prepare each item's scan and mask into `folder`; what cannot be used is refused with its reason, the others go on.
+
+    encoder: its preparation is applied. Raises TaskError when nothing is left, or when a structure is in no mask.
+    """
+    cases: list[Case] = []
+    refused: list[RefusedScan] = []
+    for number, item in enumerate(items):
+        tell(f"preparing {number + 1} of {len(items)}: {item.name}")
+        try:
+            cases.append(_prepare_case(encoder, item, structures, folder / f"{number:06d}", seed))
+        except DagmanError as error:
+            refused.append(RefusedScan(item=item, reason=str(error)))
+    if not cases:
+        raise TaskError(f"none of {len(items)} labelled scans can be used; the first: {refused[0].reason}")
+    for code, structure in enumerate(structures):
+        if not any(len(case.places[code]) for case in cases):
+            values = "+".join(map(str, structure.values))
+            raise TaskError(f"structure '{structure.name}' (value {values}) is in no mask", do="Correct --labels, or leave it out")
+    return cases, refused
+
+
+def load_classes(item: Item, scan: Scan, structures: Sequence[Structure]) -> NDArray[np.uint8]:
+    """An item's mask as classes on the grid of its scan, X Y Z.
+
+    Raises TableError if the mask is no label map, is on another grid, is empty, or holds none of the structures.
+    """
+    if item.mask is None:
+        raise TableError("has no mask", where=item.name, do="Fill the column 'mask'")
+    values = np.rint(align_mask(item, read_mask(item), scan)).astype(np.int64)
+    classes = np.zeros(values.shape, dtype=np.uint8)
+    for code, structure in enumerate(structures, start=1):
+        classes[np.isin(values, structure.values)] = code
+    if not classes.any():
+        found = list_some(int(value) for value in np.unique(values) if value)
+        wanted = ", ".join("+".join(map(str, structure.values)) for structure in structures)
+        what = f"holds no {wanted} (it holds {found})" if found else "is empty"
+        do = "Correct the mask or the label, or drop the row"
+        raise TableError(f"mask {item.mask.name} {what}", where=item.name, do=do)
+    return classes
+
+
+def find_structures(items: Iterable[Item]) -> list[Structure]:
+    """One structure for each value found in the masks that can be read; raises TaskError when there is none, or too many."""
+    values: set[int] = set()
+    first = ""
+    for item in items:
+        if item.mask is None:
+            continue
+        try:
+            values.update(int(value) for value in np.unique(np.rint(read_mask(item).voxels)))
+        except DagmanError as error:
+            # It is refused by name when its turn comes.
+            first = first or f"; the first: {error}"
+    values.discard(0)
+    if not values:
+        raise TaskError(f"all masks are empty or cannot be used{first}", do="Give masks with a value above 0 inside each structure")
+    if len(values) > 255:
+        raise TaskError(f"the masks hold {len(values)} values", do="Name the structures: --labels liver=5,spleen=7")
+    if len(values) == 1:
+        return [Structure(name="structure", values=(values.pop(),))]
+    return [Structure(name=f"label {value}", values=(value,)) for value in sorted(values)]
+
+
+def _prepare_case(encoder: Encoder, item: Item, structures: Sequence[Structure], path: Path, seed: int) -> Case:
+    scan = encoder.read(item.scan)
+    classes = load_classes(item, scan, structures)
+    prepared = prepare_scan(scan, encoder.preparation)
+    drawn = Scan(voxels=classes.astype(np.int16), affine=scan.affine, modality="other", patient=item.patient, source=str(item.mask))
+    labels = prepare_mask(drawn, prepared).astype(np.uint8)
+    if not labels.any():
+        raise TableError("its structure lies outside the body", where=item.name, do="Check that mask and scan belong together")
+    places = []
+    for code in range(1, len(structures) + 1):
+        found = np.flatnonzero(labels == code)
+        if len(found) > PLACES:
+            found = generator(seed, "places", item.name, code).choice(found, PLACES, replace=False)
+        places.append(np.stack(np.unravel_index(np.sort(found), labels.shape), axis=1))
+    return Case(
+        item=item,
+        voxels=_map_array(path.with_suffix(".voxels.npy"), prepared.voxels),
+        labels=_map_array(path.with_suffix(".labels.npy"), labels),
+        places=tuple(places),
+        modality=prepared.modality,
+        content_hash=prepared.content_hash,
+        labels_hash=hash_array(classes),
+    )
+
+
+def _map_array(path: Path, values: NDArray) -> NDArray:
+    np.save(path, values, allow_pickle=False)
+    return np.load(path, mmap_mode="r", allow_pickle=False)

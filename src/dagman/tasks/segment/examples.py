@@ -1,0 +1,116 @@
+"""What the report shows of single scans: small pieces around the structures, kept beside the results, best to worst."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from dagman.encoder.encoder import Encoder
+from dagman.errors import TaskError
+from dagman.records.files import write_whole
+from dagman.scans.scan import reorient_scan
+from dagman.tables.structures import Structure
+from dagman.tasks.segment.cases import Case, load_classes
+
+MARGIN_MM = 30.0
+"""Shown around the structures."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Example:
+    """A piece of a scan (X Y Z, RAS+, its own spacing in mm) with the reader's and the model's classes, and where to cut it."""
+
+    item: str
+    voxels: NDArray[np.int16] = field(repr=False)
+    truth: NDArray[np.uint8] = field(repr=False)
+    predicted: NDArray[np.uint8] = field(repr=False)
+    spacing: tuple[float, float, float]
+    point: tuple[int, int, int]
+    modality: str
+
+
+def write_examples(
+    out: Path, cases: Sequence[Case], rows: pd.DataFrame, structures: Sequence[Structure], ranking: Sequence[str], encoder: Encoder
+) -> dict[str, dict[str, object]]:
+    """Write `examples/{best,median,worst}.npz` from the maps in `predictions/`; for each its item and Dice."""
+    if not ranking:
+        return {}
+    places = {"best": 0, "median": len(ranking) // 2, "worst": len(ranking) - 1}
+    by_name = {case.item.name: case for case in cases}
+    # Few scans: the same one is not shown twice.
+    chosen = {ranking[place]: name for name, place in places.items()}
+    found: dict[str, dict[str, object]] = {}
+    for item, name in chosen.items():
+        example = _cut_example(out, by_name[item], structures, encoder)
+        with write_whole(out / "examples" / f"{name}.npz") as path:
+            np.savez_compressed(
+                path,
+                voxels=example.voxels,
+                truth=example.truth,
+                predicted=example.predicted,
+                spacing=example.spacing,
+                point=example.point,
+                modality=example.modality,
+            )
+        scores = rows[rows["item"] == item]
+        found[name] = {"item": item, "dice": dict(zip(scores["label"], scores["dice"].astype(float), strict=True))}
+    return {name: found[name] for name in places if name in found}
+
+
+def read_examples(out: Path, about: Mapping[str, Mapping[str, object]]) -> dict[str, Example]:
+    """The examples of a results folder by name; raises TaskError if one is missing or damaged."""
+    examples = {}
+    for name in about:
+        path = out / "examples" / f"{name}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                x, y, z = (float(value) for value in kept["spacing"])
+                i, j, k = (int(value) for value in kept["point"])
+                examples[name] = Example(
+                    item=str(about[name]["item"]),
+                    voxels=kept["voxels"],
+                    truth=kept["truth"],
+                    predicted=kept["predicted"],
+                    spacing=(x, y, z),
+                    point=(i, j, k),
+                    modality=str(kept["modality"]),
+                )
+        except (OSError, ValueError, KeyError) as error:
+            raise TaskError(f"cannot be read ({error})", where=path, do="Repeat the task") from None
+    return examples
+
+
+def _cut_example(out: Path, case: Case, structures: Sequence[Structure], encoder: Encoder) -> Example:
+    scan = encoder.read(case.item.scan)
+    written: Any = nib.load(out / "predictions" / f"{case.item.name}.nii.gz")
+    values = np.asanyarray(written.dataobj)
+    predicted = np.zeros(values.shape, dtype=np.int16)
+    for code, structure in enumerate(structures, start=1):
+        predicted[values == structure.values[0]] = code
+    truth = load_classes(case.item, scan, structures).astype(np.int16)
+    upright, drawn, said = (reorient_scan(replace(scan, voxels=one)) for one in (scan.voxels, truth, predicted))
+    (box,) = ndimage.find_objects(((drawn.voxels > 0) | (said.voxels > 0)).astype(np.uint8))
+    margins = [int(np.ceil(MARGIN_MM / mm)) for mm in upright.spacing]
+    box = tuple(slice(max(part.start - more, 0), part.stop + more) for part, more in zip(box, margins, strict=True))
+    cut = drawn.voxels[box]
+    inside = np.argwhere(cut > 0)
+    # The reader's own slices: through the voxel of the structures that lies nearest to their middle.
+    i, j, k = (int(v) for v in inside[np.argmin(((inside - inside.mean(axis=0)) ** 2).sum(axis=1))])
+    limits = np.iinfo(np.int16)
+    return Example(
+        item=case.item.name,
+        voxels=np.clip(np.rint(upright.voxels[box]), limits.min, limits.max).astype(np.int16),
+        truth=cut.astype(np.uint8),
+        predicted=said.voxels[box].astype(np.uint8),
+        spacing=upright.spacing,
+        point=(i, j, k),
+        modality=scan.modality,
+    )

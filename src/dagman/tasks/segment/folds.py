@@ -1,0 +1,167 @@
+"""One training of a segmentation after another: each split, share and model once, kept in a journal, so that a repeat goes on.
+
+Several models are given the same scans, splits and draws; each prepares scans in its own way and is tested on the masks' grids.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dagman.encoder.encoder import Encoder
+from dagman.evaluation.segmentation_scores import METHOD, score_scan
+from dagman.evaluation.splits import Indices, Split, draw_subset
+from dagman.evaluation.subsets import Subset
+from dagman.randomness import address
+from dagman.records.hashes import hash_bytes
+from dagman.records.journal import append_row, read_rows
+from dagman.scans.label_files import write_dicom_labels, write_label_map
+from dagman.scans.scan import Scan
+from dagman.tables.structures import Structure
+from dagman.tasks.finetuning import hold_out
+from dagman.tasks.segment.cases import Case, load_classes
+from dagman.tasks.segment.model import SegmentationModel, save_model, start_model
+from dagman.tasks.segment.training import Fitting, fit_model
+
+LEAST_TO_HOLD = 5
+"""Training patients from which on a fifth is held out to choose the best weights."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Contender:
+    """A model that is compared: its name, its encoder as adapted to the task, and all scans as it prepares them."""
+
+    name: str
+    encoder: Encoder = field(repr=False)
+    cases: tuple[Case, ...] = field(repr=False)
+
+
+@dataclass(kw_only=True, eq=False)
+class FoldRunner:
+    """Trains and tests; `tell` is told what is being done. Maps and model of the first contender are written to `out`."""
+
+    contenders: tuple[Contender, ...]
+    structures: tuple[Structure, ...]
+    splits: Sequence[Split]
+    subsets: Sequence[Subset]
+    fitting: Fitting
+    tolerance: float
+    out: Path
+    tell: Callable[[str], None]
+    given: bool
+    "Whether the split was given: then what is kept is trained on its training part alone."
+
+    def __post_init__(self) -> None:
+        cases = self.contenders[0].cases
+        self.patients: NDArray[np.str_] = np.array([case.item.patient for case in cases], dtype=str)
+        self.journal = self.out / "scores.jsonl"
+        self.kept = {row["key"]: row["rows"] for row in read_rows(self.journal)}
+        draws = sum(subset.draws for subset in self.subsets)
+        self.total = len(self.contenders) * len(self.splits) * draws + (not self.given)
+        self.done = 0
+        self.remarks: list[str] = []
+
+    def run(self) -> list[dict[str, Any]]:
+        """Rows of predictions.csv: a row a contender, subset, split, draw, tested scan and structure; `out/model` is written."""
+        rows: list[dict[str, Any]] = []
+        for contender in self.contenders:
+            for subset in self.subsets:
+                for split in self.splits:
+                    for draw in range(subset.draws):
+                        rows += self._run_once(contender, subset, split, draw)
+        self._keep_final()
+        return rows
+
+    def _run_once(self, contender: Contender, subset: Subset, split: Split, draw: int) -> list[dict[str, Any]]:
+        chosen = draw_subset(
+            split,
+            np.zeros(len(self.patients)),
+            self.patients,
+            share=subset.share,
+            per_class=subset.per_class,
+            seed=self.fitting.seed,
+            draw=draw,
+        )
+        shown = contender is self.contenders[0] and split.repeat == 0 and subset is self.subsets[-1] and draw == 0
+        final = shown and self.given and subset.share == 1
+        fitting = replace(self.fitting, seed=address(self.fitting.seed, "segment", split.repeat, split.fold, draw) % 2**31)
+        key = self._name_job(contender, fitting, chosen, split.val, split.test)
+        maps = [self._map_path(contender.cases[index]) for index in split.test] if shown else []
+        there = all(path.is_file() for path in maps) and (not final or (self.out / "model").is_dir())
+        if key not in self.kept or not there:
+            what = f"{contender.name}, {subset.name} of the labels, fold {split.fold + 1} of repeat {split.repeat + 1}"
+            model = self._fit(contender, fitting, chosen, split.val, what)
+            rows = [row for index in split.test for row in self._test(model, contender.cases[index], what, shown=shown)]
+            if final:
+                self._save(model, contender, [*chosen, *split.val])
+            self.kept[key] = rows
+            append_row(self.journal, {"key": key, "rows": rows})
+        self.done += 1
+        about = {"repeat": split.repeat, "fold": split.fold, "draw": draw, "subset": subset.name}
+        return [{**row, **about, "model": contender.name, "method": METHOD} for row in self.kept[key]]
+
+    def _keep_final(self) -> None:
+        """The model that is kept: of the first contender, trained on all scans, or on the training part of a given split."""
+        contender, everything = self.contenders[0], np.arange(len(self.patients))
+        train, val = (self.splits[0].train, self.splits[0].val) if self.given else (everything, everything[:0])
+        fitting = replace(self.fitting, seed=address(self.fitting.seed, "segment", "final") % 2**31)
+        key = self._name_job(contender, fitting, train, val, everything[:0])
+        saved = self.given and self.subsets[-1].share == 1
+        if saved or (key in self.kept and (self.out / "model").is_dir()):
+            return
+        self._save(self._fit(contender, fitting, train, val, f"{contender.name}, the model that is kept"), contender, train)
+        append_row(self.journal, {"key": key, "rows": []})
+
+    def _fit(self, contender: Contender, fitting: Fitting, chosen: Indices, val: Indices, what: str) -> SegmentationModel:
+        fit, held = chosen, val
+        if not len(val) and len(set(self.patients[chosen].tolist())) >= LEAST_TO_HOLD:
+            fit, held = hold_out(self.patients, np.zeros(len(self.patients)), chosen, seed=fitting.seed)
+        model = start_model(contender.encoder, self.structures, mirrored=fitting.mirror, seed=fitting.seed)
+        began = time.monotonic()
+
+        def say(step: int, loss: float) -> None:
+            left = (time.monotonic() - began) / step * (fitting.steps - step)
+            self.tell(
+                f"training {self.done + 1} of {self.total} ({what}): step {step} of {fitting.steps}, loss {loss:.2f}, "
+                f"{left / 60:.1f} minutes left in it"
+            )
+
+        fit_model(model, [contender.cases[i] for i in fit], [contender.cases[i] for i in held], fitting, say)
+        return model
+
+    def _test(self, model: SegmentationModel, case: Case, what: str, *, shown: bool) -> list[dict[str, Any]]:
+        """Scores of one scan, on the grid of its mask; its map is written if it is shown."""
+        self.tell(f"testing ({what}): {case.item.name}")
+        scan = model.encoder.read(case.item.scan)
+        predicted = model.label_scan(scan, mirror=self.fitting.mirror)
+        truth = load_classes(case.item, scan, self.structures)
+        if shown:
+            self._write_maps(model, predicted, scan, case)
+        scores = score_scan(predicted, truth, self.structures, scan.spacing, self.tolerance)
+        return [{"item": case.item.name, "patient": case.item.patient, **row} for row in scores]
+
+    def _write_maps(self, model: SegmentationModel, predicted: NDArray[np.uint8], scan: Scan, case: Case) -> None:
+        values, path = model.to_values(predicted), self._map_path(case)
+        write_label_map(path, values, scan)
+        remark = write_dicom_labels(path.with_name(f"{case.item.name}.dcm"), values, model.names, case.item.scan)
+        if remark and remark not in self.remarks:
+            self.remarks.append(remark)
+
+    def _map_path(self, case: Case) -> Path:
+        return self.out / "predictions" / f"{case.item.name}.nii.gz"
+
+    def _save(self, model: SegmentationModel, contender: Contender, chosen: Sequence[int] | Indices) -> None:
+        hashes = tuple(sorted({contender.cases[index].content_hash for index in chosen}))
+        save_model(replace(model, trained_on=hashes), self.out / "model")
+
+    def _name_job(self, contender: Contender, fitting: Fitting, *parts: Indices) -> str:
+        """A hash of all that decides a training and its test."""
+        said = [[(case.item.name, case.labels_hash, case.content_hash) for case in (contender.cases[i] for i in p)] for p in parts]
+        values = f"1|{contender.encoder.digest}|{contender.encoder.precision}|{fitting}|{self.structures}|{self.tolerance}|{said}"
+        return hash_bytes(values.encode())

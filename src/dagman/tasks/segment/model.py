@@ -1,0 +1,211 @@
+"""A segmentation model: an encoder with its preprocessing, a decoder, and the structures it names. Its one writer and reader.
+
+`model/`: `segmentation.json` (structures, scans trained on), `decoder.safetensors`, and `encoder/`, an encoder folder as any
+other, with the weights as trained here. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dagman.devices import choose_precision
+from dagman.encoder.encoder import Encoder
+from dagman.errors import TaskError
+from dagman.model import to_unit_range
+from dagman.randomness import address
+from dagman.records.files import write_whole
+from dagman.records.hashes import hash_array, hash_bytes
+from dagman.scans.scan import Modality, Scan
+from dagman.store.preparation import SCALED_RANGE, PreparedScan, prepare_scan, restore_to_scan_grid
+from dagman.tables.structures import Structure
+from dagman.tasks.models import load_saved_encoder, save_encoder
+from dagman.tasks.segment.sliding_window import mirror_forward, slide_windows
+from dagman.tasks.segment.unet import SegmentationNetwork
+
+FORMAT = 1
+FILE = "segmentation.json"
+MOST_MEMORY = 2**30
+"""Bytes above which the chances of a scan are kept in float16."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SegmentationModel:
+    """A network with everything it needs to take a scan as it is.
+
+    Attributes:
+        encoder: Preprocessing, device, precision; its spacing is that of the training, its view the window's side.
+        network: Class 0 is background, class i is structures[i - 1].
+        mirrored: Whether it was trained on mirrored crops.
+        trained_on: Content hashes of the scans trained on.
+    """
+
+    encoder: Encoder
+    network: SegmentationNetwork = field(repr=False)
+    structures: tuple[Structure, ...]
+    mirrored: bool = False
+    trained_on: tuple[str, ...] = field(default=(), repr=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of all that decides what it predicts."""
+        decoder = [f"{name}:{hash_array(value.cpu().numpy())}" for name, value in sorted(self.network.decoder.state_dict().items())]
+        return hash_bytes(f"{self.encoder.digest}|{self.structures}|{decoder}".encode())
+
+    @property
+    def side(self) -> int:
+        """Side of a window in voxels."""
+        return self.encoder.config.view
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Name of each value in a label map it writes."""
+        return {structure.values[0]: structure.name for structure in self.structures}
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """Where a forward pass runs: bfloat16 if the encoder's precision says so."""
+        kind = torch.device(self.encoder.device).type
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.encoder.precision == "bf16")
+
+    def scale_view(self, values: Tensor, modality: Modality) -> Tensor:
+        """Stored values to the network's intensities in [0, 1], on its device."""
+        config = self.encoder.config
+        low, high = SCALED_RANGE if modality == "MR" else (config.low, config.high)
+        return to_unit_range(values.to(self.encoder.device), low, high)
+
+    @torch.inference_mode()
+    def weigh_classes(self, prepared: PreparedScan, *, mirror: bool = False) -> Float[Tensor, "K X Y Z"]:
+        """Chances of the classes at each voxel of a prepared scan; `mirror` averages over the 8 mirrored forms of each window."""
+
+        def forward(windows: Float[Tensor, "B 1 S S S"]) -> Float[Tensor, "B K S S S"]:
+            with self.autocast():
+                logits = self.network(self.scale_view(windows, prepared.modality))
+            return logits.float().softmax(dim=1)
+
+        size = 4 * self.network.classes * int(np.prod(prepared.shape))
+        return slide_windows(
+            mirror_forward(forward) if mirror else forward,
+            prepared.voxels,
+            self.side,
+            fill=self.encoder.pad_value(prepared.modality),
+            batch=1 if self.encoder.device == "cpu" else 4,
+            dtype=torch.float16 if size > MOST_MEMORY else torch.float32,
+        )
+
+    def label_scan(self, scan: Scan, *, mirror: bool = False) -> NDArray[np.uint8]:
+        """The class at each voxel of a scan as read, on its own grid (X Y Z); the scan has passed `encoder.read`."""
+        prepared = prepare_scan(scan, self.encoder.preparation)
+        return label_on_scan_grid(self.weigh_classes(prepared, mirror=mirror), prepared, scan)
+
+    def to_values(self, classes: NDArray[np.uint8]) -> NDArray:
+        """Classes as the structures' own values in a label map, in the smallest unsigned type."""
+        values = [0, *(structure.values[0] for structure in self.structures)]
+        kind = np.uint8 if max(values) < 256 else np.uint16
+        return np.array(values, dtype=kind)[classes]
+
+
+def label_on_scan_grid(chances: Tensor, prepared: PreparedScan, scan: Scan) -> NDArray[np.uint8]:
+    """The likeliest class at each voxel of the scan, X Y Z; chances (K X Y Z) are interpolated, not labels: edges stay smooth.
+
+    Class by class: memory is that of three maps on the scan's grid, whatever K is. Outside the prepared grid it is background.
+    """
+    most = restore_to_scan_grid(chances[0].float().numpy(), prepared, scan)
+    classes = np.zeros(most.shape, dtype=np.uint8)
+    for code in range(1, len(chances)):
+        other = restore_to_scan_grid(chances[code].float().numpy(), prepared, scan)
+        better = other > most
+        classes[better] = code
+        np.copyto(most, other, where=better)
+    return classes
+
+
+def adapt_encoder(encoder: Encoder, *, side: int, spacing: float) -> Encoder:
+    """An encoder that prepares scans at `spacing` (mm) and is given windows of `side` voxels."""
+    return replace(encoder, config=replace(encoder.config, spacing=spacing, view=side))
+
+
+def start_model(encoder: Encoder, structures: Sequence[Structure], *, mirrored: bool = False, seed: int = 0) -> SegmentationModel:
+    """A model to be trained: an adapted encoder's weights, copied, and a fresh decoder drawn by the seed."""
+    backbone = copy.deepcopy(encoder.network).requires_grad_(True)
+    # It reads stages that change now, and is not trained along.
+    backbone.semantic_attention = None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(address(seed, "decoder") % 2**32)
+        network = SegmentationNetwork(backbone.encoder, encoder.config.shape, len(structures) + 1)
+    return SegmentationModel(
+        encoder=replace(encoder, network=backbone, config=replace(encoder.config, semantic=None)),
+        network=network.to(encoder.device),
+        structures=tuple(structures),
+        mirrored=mirrored,
+    )
+
+
+def save_model(model: SegmentationModel, folder: str | Path) -> None:
+    """Write the folder whole."""
+    decoder = {name: value.detach().cpu().contiguous() for name, value in model.network.decoder.state_dict().items()}
+    values = {
+        "format": FORMAT,
+        "task": "segment",
+        "structures": [asdict(structure) for structure in model.structures],
+        "mirrored": model.mirrored,
+        "trained_on": list(model.trained_on),
+    }
+    with write_whole(folder) as temporary:
+        temporary.mkdir()
+        save_file(decoder, temporary / "decoder.safetensors", metadata={"format": "pt"})
+        save_encoder(model.encoder, temporary / "encoder")
+        (temporary / FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def load_model(folder: str | Path, *, device: str = "auto") -> SegmentationModel:
+    """The model of `OUT/model`, or of OUT itself; raises TaskError when there is none, or it is damaged."""
+    path = Path(folder)
+    path = path / "model" if (path / "model" / FILE).is_file() else path
+    values = _read_values(path)
+    encoder = load_segmenting(load_saved_encoder, path / "encoder", device=device)
+    try:
+        structures = tuple(Structure(name=one["name"], values=tuple(one["values"])) for one in values["structures"])
+        model = start_model(encoder, structures, mirrored=bool(values["mirrored"]))
+        model.network.decoder.load_state_dict(load_file(path / "decoder.safetensors", device=encoder.device))
+        trained_on = tuple(values["trained_on"])
+    except (KeyError, TypeError, OSError, SafetensorError, RuntimeError) as error:
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TaskError(f"the model is damaged ({what})", where=path, do="Repeat dagman segment") from None
+    model.network.requires_grad_(False).eval()
+    return replace(model, trained_on=trained_on)
+
+
+def load_segmenting(load: Callable[..., Encoder], source: Any, *, device: str = "auto") -> Encoder:
+    """An encoder, by a loader of `dagman.tasks.models`, in the arithmetic that segmentation uses: bf16 where that is safe."""
+    encoder = load(source, device=device)
+    if encoder.device == "cpu" and encoder.config.backbone != "swin":
+        # See SegmentationNetwork.forward: a backbone of convolutions has the same fault.
+        return encoder
+    return replace(encoder, precision=choose_precision("auto", encoder.device).value)
+
+
+def _read_values(path: Path) -> dict[str, Any]:
+    do = "Give the --out folder of dagman segment"
+    try:
+        values: dict[str, Any] = json.loads((path / FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TaskError(f"holds no segmentation model (no {FILE})", where=path, do=do) from None
+    except ValueError as error:
+        raise TaskError(f"{FILE} is damaged ({error})", where=path, do="Repeat dagman segment") from None
+    if values.get("format") != FORMAT:
+        raise TaskError(f"{FILE} is of another format", where=path, do="Repeat dagman segment with this version")
+    return values

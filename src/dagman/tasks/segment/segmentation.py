@@ -1,0 +1,315 @@
+"""Task 2 of the paper: segment structures by a decoder on the encoder; full- and few-shot, by patient, with intervals.
+
+Whole scans are tested, on their own grids. What is trained is kept in a journal: the same command repeated goes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dagman.encoder.encoder import Encoder
+from dagman.errors import SettingsError, TaskError
+from dagman.evaluation.results import Comparison, Results, Summary, write_inputs, write_predictions, write_summary
+from dagman.evaluation.segmentation_scores import METHOD, agree_volumes, average_items, rank_items, summarize_scores
+from dagman.evaluation.splits import Split, find_largest_count, name_overlap, plan_splits, write_splits
+from dagman.evaluation.statistics import bootstrap_difference, correct_holm
+from dagman.evaluation.subsets import list_subsets
+from dagman.records.counts import count_noun
+from dagman.records.files import write_whole
+from dagman.records.hashes import hash_file
+from dagman.records.lock import hold_lock
+from dagman.tables.labelled_scans import LabelledScans
+from dagman.tables.structures import Structure
+from dagman.tasks.classifier import describe_source
+from dagman.tasks.models import ModelSpec, load_network, name_models
+from dagman.tasks.segment.cases import Case, RefusedScan, find_structures, prepare_cases
+from dagman.tasks.segment.examples import write_examples
+from dagman.tasks.segment.folds import Contender, FoldRunner
+from dagman.tasks.segment.model import adapt_encoder, load_segmenting
+from dagman.tasks.segment.training import Fitting
+from dagman.tasks.segment.unet import STRIDE
+
+STEPS_CPU, STEPS_GPU = 250, 3000
+"""Optimiser steps of a training where none are asked for."""
+LEAST_SPACING, MOST_SPACING = 0.1, 20.0
+"""mm; beyond them a scan has no voxels left, or more than any memory."""
+RATE_SHORT, RATE_LONG, LONG = 3e-3, 1e-3, 1000
+"""AdamW moves a weight by about its rate a step: a hundred steps at 1e-3 end long before the decoder has learnt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationSettings:
+    """How a segmentation is trained and judged."""
+
+    folds: int = 5
+    repeats: int = 1
+    shares: tuple[float, ...] = (1.0,)
+    "Parts of the training patients that are labelled; a training each."
+    per_class: tuple[int, ...] = ()
+    "Numbers of labelled patients."
+    draws: int = 1
+    "Few-shot draws in each repeat and fold."
+    seed: int = 0
+    steps: int | None = None
+    "Optimiser steps of a training; None: 250 on a CPU, 3000 on a GPU. [ours]"
+    batch: int = 2
+    "Crops a step. [ours; SwinUNETR 1 to 2]"
+    side: int | None = None
+    "Of a crop in voxels; None: the encoder's view, or less where every scan is smaller."
+    rate: float | None = None
+    "Largest learning rate; None: 3e-3 for a training of fewer than 1,000 steps, else 1e-3. [ours; docs/experiments.md]"
+    layer_decay: float = 0.75
+    "Factor of the rate from layer to layer downwards; a fresh encoder has nothing to keep, and gets 1. [ours]"
+    spacing: float | None = None
+    "mm; None: the encoder's own."
+    mirror: bool = False
+    "Mirrored crops in training, and averages over mirrored windows in testing."
+    tolerance: float = 2.0
+    "Of the surface Dice, mm. [ours]"
+    resamples: int = 2000
+    "Of the bootstrap."
+    device: str = "auto"
+    notes: tuple[str, ...] = ()
+    "The user's own sentences for the report, such as who drew the labels."
+
+    def __post_init__(self) -> None:
+        for name, value in (("steps", self.steps), ("batch", self.batch)):
+            if value is not None and value < 1:
+                raise SettingsError(f"--{name} is {value}", do="Give 1 or more")
+        if self.side is not None and (self.side < STRIDE or self.side % STRIDE):
+            raise SettingsError(f"--side is {self.side} voxels", do=f"Give a multiple of {STRIDE}")
+        if not 0 <= self.tolerance < math.inf:
+            raise SettingsError(f"--tolerance is {self.tolerance:g} mm", do="Give 0 or more")
+        if self.spacing is not None and not LEAST_SPACING <= self.spacing <= MOST_SPACING:
+            do = f"Give between {LEAST_SPACING:g} and {MOST_SPACING:g}"
+            raise SettingsError(f"--spacing is {self.spacing:g} mm", do=do)
+
+
+def segment_scans(
+    models: Sequence[ModelSpec],
+    data: LabelledScans,
+    out: str | Path,
+    settings: SegmentationSettings | None = None,
+    *,
+    on_part: Callable[[str], None] | None = None,
+) -> Results:
+    """Train and test each model on labelled scans, and write the results folder (all but the report).
+
+    data: see `read_labelled_scans`. Several models are given the same scans, splits and draws; equal seeds give equal splits.
+    The first model, trained on all scans (on the training part of a given split), is kept in `out/model`. on_part is told what
+    is being done.
+
+    Raises TaskError and SettingsError for what cannot be meant; a scan that cannot be used is refused in `out/rejected.csv`.
+    """
+    settings, out = settings or SegmentationSettings(), Path(out)
+    tell = on_part or (lambda text: None)
+    # Refuses what cannot be split before hours of reading.
+    _plan(data, [item.index for item in data.items], settings)
+    encoders = [load_segmenting(load_network, spec, device=settings.device) for spec in models]
+    structures = data.structures or tuple(find_structures(data.items))
+    with hold_lock(out, TaskError), tempfile.TemporaryDirectory(prefix=".prepared-", dir=out, ignore_cleanup_errors=True) as folder:
+        prepared, refused = _prepare_all(encoders, data, structures, settings, Path(folder), tell)
+        contenders = tuple(
+            Contender(name=name, encoder=_fit_side(encoder, cases, settings), cases=tuple(cases))
+            for name, encoder, cases in zip(name_models(models), encoders, prepared, strict=True)
+        )
+        cases = contenders[0].cases
+        splits = _plan(data, [case.item.index for case in cases], settings)
+        patients = np.array([case.item.patient for case in cases], dtype=str)
+        largest = find_largest_count(splits, np.zeros(len(cases)), patients)
+        subsets, said = list_subsets(settings.shares, settings.per_class, settings.draws, largest)
+        names = [case.item.name for case in cases]
+        write_splits(out / "splits.csv", splits, names, patients)
+        runner = FoldRunner(
+            contenders=contenders,
+            structures=structures,
+            splits=splits,
+            subsets=subsets,
+            fitting=_choose_fitting(encoders, contenders, settings),
+            tolerance=settings.tolerance,
+            out=out,
+            tell=tell,
+            given=data.splits is not None,
+        )
+        rows = pd.DataFrame(runner.run())
+        tell("intervals")
+        shown = rows[(rows["model"] == contenders[0].name) & (rows["subset"] == subsets[-1].name) & (rows["draw"] == 0)]
+        first = shown[shown["repeat"] == 0]
+        examples = write_examples(out, cases, first, structures, rank_items(first), contenders[0].encoder)
+    notes = [*settings.notes, *data.notes, *_note_refused(refused), *said, *_note_encoders(encoders, contenders, splits)]
+    notes += [*_note_runs(runner, settings), *_note_missed(rows), *runner.remarks]
+    _write_rejected(out, refused)
+    write_predictions(out, rows)
+    summary = Summary(
+        task="segment",
+        classes=tuple(one.name for one in structures),
+        measurements=tuple(summarize_scores(rows, structures, resamples=settings.resamples, seed=settings.seed)),
+        comparisons=tuple(_compare(rows, settings)),
+        notes=tuple(notes),
+        extra={
+            "structures": [asdict(one) for one in structures],
+            "patients": len(set(patients.tolist())),
+            "scans": len(cases),
+            "tolerance_mm": settings.tolerance,
+            "agreement_ml": {one.name: agree_volumes(shown[shown["label"] == one.name]) for one in structures},
+            "examples": examples,
+            "shown": {"model": contenders[0].name, "subset": subsets[-1].name},
+        },
+    )
+    write_summary(out, summary)
+    write_inputs(
+        out,
+        "segment",
+        # As they were resolved: None says nothing to a reader of the methods.
+        settings=asdict(replace(settings, steps=runner.fitting.steps, rate=runner.fitting.rate)),
+        inputs={"models": [describe_source(spec) for spec in models], "table": hash_file(data.path), "scans": len(cases)},
+    )
+    return Results(out)
+
+
+def _plan(data: LabelledScans, indices: Sequence[int], settings: SegmentationSettings) -> list[Split]:
+    return plan_splits(
+        [data.items[index].patient for index in indices],
+        folds=settings.folds,
+        repeats=settings.repeats,
+        seed=settings.seed,
+        given=None if data.splits is None else data.splits[list(indices)],
+    )
+
+
+def _prepare_all(
+    encoders: Sequence[Encoder],
+    data: LabelledScans,
+    structures: Sequence[Structure],
+    settings: SegmentationSettings,
+    folder: Path,
+    tell: Callable[[str], None],
+) -> tuple[list[list[Case]], list[RefusedScan]]:
+    """The scans as each encoder prepares them, once for those that do it alike; a scan that one refuses is left out for all."""
+    found: dict[object, list[Case]] = {}
+    refused: dict[str, RefusedScan] = {}
+    keys = []
+    for encoder in encoders:
+        adapted = adapt_encoder(encoder, side=encoder.config.view, spacing=settings.spacing or encoder.config.spacing)
+        key = (adapted.preparation, adapted.config.modalities)
+        keys.append(key)
+        if key not in found:
+            place = folder / str(len(found))
+            place.mkdir()
+            found[key], without = prepare_cases(adapted, data.items, structures, place, seed=settings.seed, tell=tell)
+            refused |= {one.item.name: one for one in without}
+    left = {key: [case for case in cases if case.item.name not in refused] for key, cases in found.items()}
+    if not all(left.values()):
+        raise TaskError("no scan can be used by all models", where=data.path, do="Compare models of one modality")
+    return [left[key] for key in keys], list(refused.values())
+
+
+def _fit_side(encoder: Encoder, cases: Sequence[Case], settings: SegmentationSettings) -> Encoder:
+    """The encoder's own view side, or the smallest multiple of 32 that holds every scan whole."""
+    longest = max(max(case.voxels.shape) for case in cases)
+    side = settings.side or min(encoder.config.view, -(-longest // STRIDE) * STRIDE)
+    return adapt_encoder(encoder, side=side, spacing=settings.spacing or encoder.config.spacing)
+
+
+def _choose_fitting(encoders: Sequence[Encoder], contenders: Sequence[Contender], settings: SegmentationSettings) -> Fitting:
+    steps = settings.steps or (STEPS_CPU if encoders[0].device == "cpu" else STEPS_GPU)
+    return Fitting(
+        steps=steps,
+        batch=settings.batch,
+        rate=settings.rate or (RATE_SHORT if steps < LONG else RATE_LONG),
+        decay=settings.layer_decay,
+        mirror=settings.mirror,
+        seed=settings.seed,
+    )
+
+
+def _compare(rows: pd.DataFrame, settings: SegmentationSettings) -> list[Comparison]:
+    """Mean Dice of every two models on the same scans, from one subset."""
+    found = []
+    for subset, group in rows.groupby("subset", sort=False):
+        means = {model: average_items(part).set_index("item") for model, part in group.groupby("model", sort=False)}
+        for second, first in itertools.combinations(means, 2):
+            a, b = means[first], means[second].loc[means[first].index]
+            known = a["dice"].notna() & b["dice"].notna()
+            difference = bootstrap_difference(
+                _mean_of_second,
+                np.zeros(int(known.sum())),
+                a["dice"][known],
+                b["dice"][known],
+                patients=a["patient"][known],
+                draws=settings.resamples,
+                seed=settings.seed,
+            )
+            found.append((str(first), str(second), str(subset), difference))
+    corrected = correct_holm([difference.p for *_, difference in found])
+    return [
+        Comparison(name="dice", first=first, second=second, method=METHOD, subset=subset, difference=difference, corrected=p)
+        for (first, second, subset, difference), p in zip(found, corrected, strict=True)
+    ]
+
+
+def _mean_of_second(labels: np.ndarray, values: np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+def _note_refused(refused: Sequence[RefusedScan]) -> list[str]:
+    if not refused:
+        return []
+    count = count_noun(len(refused), "scan was", "scans were")
+    return [f"{count} left out (all are in rejected.csv); the first: {refused[0].reason}"]
+
+
+def _note_encoders(encoders: Sequence[Encoder], contenders: Sequence[Contender], splits: Sequence[Split]) -> list[str]:
+    notes = []
+    tested = sorted({int(index) for split in splits for index in split.test})
+    for encoder, contender in zip(encoders, contenders, strict=True):
+        used, own = contender.encoder.config.spacing, encoder.config.spacing
+        if used != own:
+            notes.append(
+                f"{contender.name}: scans are prepared at {used:g} mm, but the encoder was trained at {own:g} mm: all that it sees "
+                "has another size than it learnt, and its features may be worth less"
+            )
+        names, hashes = zip(*((contender.cases[i].item.name, contender.cases[i].content_hash) for i in tested), strict=True)
+        overlap = name_overlap(names, hashes, encoder.config.scans_seen)
+        if overlap:
+            notes.append(f"{contender.name}: {overlap}")
+    return notes
+
+
+def _note_runs(runner: FoldRunner, settings: SegmentationSettings) -> list[str]:
+    first, fitting = runner.contenders[0].encoder, runner.fitting
+    notes = [
+        f"{count_noun(runner.total, 'training')} of {count_noun(fitting.steps, 'step')}, {count_noun(fitting.batch, 'crop')} of "
+        f"{first.config.view}^3 voxels at {first.config.spacing:g} mm each ({first.precision} on {first.device.partition(':')[0]})",
+        f"surface Dice (nsd) has a tolerance of {settings.tolerance:g} mm; all is measured on the masks' own grids",
+    ]
+    trained = "the training part of the given split" if runner.given else f"all {len(runner.patients)} scans"
+    notes.append(f"model/ holds {runner.contenders[0].name}, trained on {trained}")
+    if settings.mirror:
+        notes.append("crops were mirrored in training and testing: not for structures that differ by side alone")
+    return notes
+
+
+def _note_missed(rows: pd.DataFrame) -> list[str]:
+    missed = int(np.isinf(rows["hd95_mm"].astype(float)).sum())
+    if not missed:
+        return []
+    count = count_noun(missed, f"of {len(rows)} tested structures was", f"of {len(rows)} tested structures were")
+    return [
+        f"{count} missed as a whole, or predicted where there is none: HD95 is the median of the others, their Dice and surface "
+        "Dice are 0"
+    ]
+
+
+def _write_rejected(out: Path, refused: Sequence[RefusedScan]) -> None:
+    rows = [(one.item.name, str(one.item.scan), one.reason) for one in refused]
+    with write_whole(out / "rejected.csv") as path:
+        pd.DataFrame(rows, columns=["item", "scan", "reason"]).to_csv(path, index=False)

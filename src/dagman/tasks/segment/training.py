@@ -1,0 +1,225 @@
+"""How a segmentation network learns: crops around structures, Dice and cross-entropy, the best weights of an inner validation.
+
+Letters: B views, K classes (background first), X Y Z sides of a crop in voxels.
+Every draw has an address (seed, purpose, step, slot): the order of cases changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dagman.method.schedules import learning_rate
+from dagman.randomness import generator
+from dagman.tasks.layer_rates import scale_rates
+from dagman.tasks.segment.cases import Case
+from dagman.tasks.segment.model import SegmentationModel
+
+Triple = tuple[int, int, int]
+FOREGROUND = 0.67
+"""Share of crops that are centred on a voxel of a structure; the others lie anywhere. nnU-Net's third is for longer training."""
+LOOKS = 12
+"""Parts of a training; in the last third each ends with a look at the validation crops."""
+VALIDATION_CROPS = 12
+LEAST_WINDOW = 0.05
+"""Least margin of the structures' window, in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """How one network is trained.
+
+    steps, batch: optimiser steps, and crops in each. rate: largest learning rate (AdamW, cosine).
+    decay: factor of the rate from layer to layer of the encoder downwards. mirror: crops are mirrored along all axes.
+    """
+
+    steps: int
+    batch: int = 2
+    rate: float = 1e-3
+    decay: float = 0.75
+    mirror: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropDraw:
+    """One training crop: of which case, its first voxel (may be negative), mirrored axes, and how the intensity is changed."""
+
+    case: int
+    start: Triple
+    flips: tuple[bool, bool, bool]
+    gain: float
+    offset: float
+
+
+def draw_crop(cases: Sequence[Case], side: int, fitting: Fitting, *address: int | str) -> CropDraw:
+    """The crop of `side` voxels at an address: a case, then around a voxel of one of its structures, or anywhere."""
+    rng = generator(fitting.seed, "segmentation crop", *address)
+    case = int(rng.integers(len(cases)))
+    present = [places for places in cases[case].places if len(places)]
+    shape = cases[case].voxels.shape
+    jitter = rng.integers(-side // 4, side // 4 + 1, size=3)
+    if present and rng.random() < FOREGROUND:
+        places = present[int(rng.integers(len(present)))]
+        center = places[int(rng.integers(len(places)))] + jitter
+    else:
+        center = np.floor(rng.random(3) * shape).astype(int)
+    flips = rng.random(3) < 0.5 if fitting.mirror else np.zeros(3, dtype=bool)
+    return CropDraw(
+        case=case,
+        start=place_crop(center, shape, side),
+        flips=(bool(flips[0]), bool(flips[1]), bool(flips[2])),
+        gain=float(rng.uniform(0.9, 1.1)),
+        offset=float(rng.uniform(-0.05, 0.05)),
+    )
+
+
+def place_crop(center: Sequence[int] | NDArray, shape: Sequence[int], side: int) -> Triple:
+    """The first voxel of a crop around a voxel, moved so that it stays inside; in the middle where the scan is smaller."""
+    x, y, z = (
+        min(max(int(middle) - side // 2, 0), size - side) if size >= side else -((side - size) // 2)
+        for middle, size in zip(center, shape, strict=True)
+    )
+    return x, y, z
+
+
+def cut_padded(values: NDArray, start: Triple, side: int, fill: int) -> NDArray:
+    """`side`^3 values from `start`, `fill` where the array ends; dtype as given."""
+    crop = np.full((side,) * 3, fill, dtype=values.dtype)
+    source = tuple(slice(max(first, 0), min(first + side, size)) for first, size in zip(start, values.shape, strict=True))
+    target = tuple(slice(part.start - first, part.stop - first) for part, first in zip(source, start, strict=True))
+    crop[target] = values[source]
+    return crop
+
+
+def take_batch(
+    cases: Sequence[Case], draws: Sequence[CropDraw], model: SegmentationModel
+) -> tuple[Float[Tensor, "B 1 X Y Z"], Int[Tensor, "B X Y Z"]]:
+    """Crops with intensities in [0, 1] and their classes, on the model's device."""
+    side, views, labels = model.side, [], []
+    for draw in draws:
+        case = cases[draw.case]
+        axes = [axis for axis in range(3) if draw.flips[axis]]
+        view = torch.from_numpy(cut_padded(case.voxels, draw.start, side, model.encoder.pad_value(case.modality)))
+        label = torch.from_numpy(cut_padded(case.labels, draw.start, side, 0))
+        unit = model.scale_view(view, case.modality) * draw.gain + draw.offset
+        views.append(torch.flip(unit, axes).clamp(0.0, 1.0))
+        labels.append(torch.flip(label.to(model.encoder.device).long(), axes))
+    return torch.stack(views)[:, None], torch.stack(labels)
+
+
+def measure_loss(logits: Float[Tensor, "B K X Y Z"], labels: Int[Tensor, "B X Y Z"]) -> Float[Tensor, ""]:
+    """Soft Dice of the structures over the whole batch (1 minus their mean), plus cross-entropy.
+
+    Over the batch, not each view: most crops lack most structures. float32: sums over millions of voxels do not fit bfloat16.
+    """
+    logits = logits.float()
+    chances = logits.softmax(dim=1)
+    truth = F.one_hot(labels, logits.shape[1]).movedim(-1, 1).to(chances.dtype)
+    over = (0, 2, 3, 4)
+    overlap, total = (chances * truth).sum(over)[1:], (chances + truth).sum(over)[1:]
+    dice = (2 * overlap + 1) / (total + 1)
+    return 1 - dice.mean() + F.cross_entropy(logits, labels)
+
+
+def measure_window(cases: Sequence[Case], model: SegmentationModel) -> tuple[float, float]:
+    """Where the structures' intensities lie in [0, 1]: their 0.5 and 99.5 percentiles (as nnU-Net), half as wide again."""
+    values = [
+        model.scale_view(torch.from_numpy(case.voxels[tuple(places.T)]), case.modality).cpu().numpy()
+        for case in cases
+        for places in case.places
+        if len(places)
+    ]
+    if not values:
+        return 0.0, 1.0
+    low, high = np.percentile(np.concatenate(values), (0.5, 99.5))
+    more = max((high - low) / 2, LEAST_WINDOW)
+    return float(max(low - more, 0.0)), float(min(high + more, 1.0))
+
+
+def measure_shares(cases: Sequence[Case], classes: int) -> NDArray[np.float64]:
+    """Share of the cases' voxels in each class, background first; at least one voxel in ten million, so that it has a logarithm."""
+    counts = sum((np.bincount(case.labels.ravel(), minlength=classes) for case in cases), np.zeros(classes, dtype=np.int64))
+    shares: NDArray[np.float64] = np.maximum(counts / counts.sum(), 1e-7)
+    return shares
+
+
+def fit_model(
+    model: SegmentationModel,
+    cases: Sequence[Case],
+    held: Sequence[Case],
+    fitting: Fitting,
+    tell: Callable[[int, float], None],
+) -> list[dict[str, float]]:
+    """Train a model's network in place on `cases`; the weights that did best on crops of `held` stay, or the last ones without any.
+
+    tell: is given each step and its loss. Returns the looks (step, dice).
+    """
+    network = model.network
+    network.decoder.window.copy_(torch.tensor(measure_window(cases, model)))
+    # A fresh decoder that calls every class as likely spends its first hundred steps on learning that most voxels are background.
+    network.decoder.set_shares(measure_shares(cases, network.classes))
+    # Fresh weights need the full rate in every layer.
+    decay = 1.0 if model.encoder.config.fresh else fitting.decay
+    groups = scale_rates(network.encoder, network.decoder, rate=fitting.rate, decay=decay, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    best: tuple[float, dict[str, Tensor]] | None = None
+    looks: list[dict[str, float]] = []
+    every = max(1, fitting.steps // LOOKS)
+    for step in range(fitting.steps):
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = learning_rate(step, fitting.steps, peak=peak, end=peak / 100, warmup=0.05)
+        network.train()
+        draws = [draw_crop(cases, model.side, fitting, step, slot) for slot in range(fitting.batch)]
+        views, labels = take_batch(cases, draws, model)
+        with model.autocast():
+            logits = network(views)
+        loss = measure_loss(logits, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+        tell(step + 1, loss.item())
+        # The last third alone: earlier weights are learnt at a rate too high to be the best by more than luck.
+        late = 3 * (step + 1) > 2 * fitting.steps and (step + 1) % every == 0
+        if held and (late or step + 1 == fitting.steps):
+            dice = look_at_crops(model, held, fitting)
+            looks.append({"step": step + 1, "dice": dice})
+            if best is None or dice >= best[0]:
+                best = dice, {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+    if best is not None:
+        network.load_state_dict(best[1])
+    network.eval()
+    return looks
+
+
+@torch.inference_mode()
+def look_at_crops(model: SegmentationModel, cases: Sequence[Case], fitting: Fitting) -> float:
+    """Dice on fixed crops of cases, counted over all of them and averaged over structures; half of the crops lie anywhere."""
+    network = model.network.eval()
+    overlap = torch.zeros(network.classes, dtype=torch.float64)
+    total = torch.zeros(network.classes, dtype=torch.float64)
+    plain = Fitting(steps=1, seed=fitting.seed)
+    a_case = max(2, math.ceil(VALIDATION_CROPS / len(cases)))
+    for number in range(min(len(cases) * a_case, 2 * VALIDATION_CROPS)):
+        case = cases[number % len(cases)]
+        draw = draw_crop([case], model.side, plain, "validation", number)
+        draw = CropDraw(case=0, start=draw.start, flips=(False, False, False), gain=1.0, offset=0.0)
+        views, labels = take_batch([case], [draw], model)
+        with model.autocast():
+            guess = network(views).argmax(dim=1)
+        for code in range(1, network.classes):
+            said, true = guess == code, labels == code
+            overlap[code] += int((said & true).sum())
+            total[code] += int(said.sum()) + int(true.sum())
+    seen = total[1:] > 0
+    return float((2 * overlap[1:][seen] / total[1:][seen]).mean()) if seen.any() else 0.0

@@ -1,0 +1,68 @@
+"""Proves the measures of classification against scikit-learn, and that they are NaN where they are undefined."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from dagman.evaluation import classification_metrics as ours
+
+_RANDOM = np.random.default_rng(0)
+_LABELS = _RANDOM.integers(0, 2, 200)
+_SCORES = np.round(np.clip(0.3 * _LABELS + 0.7 * _RANDOM.random(200), 0, 1), 2)
+_GUESSES = (_SCORES > 0.5).astype(int)
+_MANY = _RANDOM.integers(0, 4, 200)
+_CHANCES = _RANDOM.dirichlet(np.ones(4), 200) + 0.3 * np.eye(4)[_MANY]
+_CHANCES /= _CHANCES.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [
+        (ours.measure_auc(_LABELS, _SCORES), metrics.roc_auc_score(_LABELS, _SCORES)),
+        (ours.measure_macro_auc(_MANY, _CHANCES), metrics.roc_auc_score(_MANY, _CHANCES, multi_class="ovr")),
+        (ours.measure_accuracy(_LABELS, _GUESSES), metrics.accuracy_score(_LABELS, _GUESSES)),
+        (ours.measure_balanced_accuracy(_MANY, _MANY[::-1]), metrics.balanced_accuracy_score(_MANY, _MANY[::-1])),
+        (ours.measure_sensitivity(_LABELS, _GUESSES), metrics.recall_score(_LABELS, _GUESSES)),
+        (ours.measure_specificity(_LABELS, _GUESSES), metrics.recall_score(_LABELS, _GUESSES, pos_label=0)),
+        (ours.measure_brier(_LABELS, _SCORES), metrics.brier_score_loss(_LABELS, _SCORES)),
+        (ours.measure_brier(_MANY, _CHANCES), np.mean(np.sum((np.eye(4)[_MANY] - _CHANCES) ** 2, axis=1))),
+    ],
+)
+def test_a_measure_is_scikit_learns(found, wanted):
+    assert found == pytest.approx(wanted)
+
+
+def test_the_confusion_matrix_is_scikit_learns():
+    assert np.array_equal(ours.count_confusions(_MANY, _MANY[::-1], 4), metrics.confusion_matrix(_MANY, _MANY[::-1]))
+    assert ours.count_confusions([0], [2], 3).shape == (3, 3)
+
+
+def test_the_roc_curve_is_scikit_learns():
+    false_rate, true_rate, _ = metrics.roc_curve(_LABELS, _SCORES, drop_intermediate=False)
+    found = ours.trace_roc(_LABELS, _SCORES)
+    np.testing.assert_allclose(found[0], false_rate)
+    np.testing.assert_allclose(found[1], true_rate)
+
+
+def test_reliability_of_a_hand_worked_case():
+    found = ours.bin_reliability([0, 1, 1, 1], [0.1, 0.1, 0.9, 1.0], bins=5)
+    np.testing.assert_allclose(found.predicted, [0.1, 0.95])
+    np.testing.assert_allclose(found.observed, [0.5, 1.0])
+    assert found.counts.tolist() == [2, 2]
+    assert found.error == pytest.approx((2 * 0.4 + 2 * 0.05) / 4)
+
+
+@pytest.mark.parametrize("labels", [[], [1, 1]])
+def test_a_measure_of_one_class_is_undefined(labels):
+    scores = np.linspace(0, 1, len(labels))
+    assert np.isnan(ours.measure_auc(labels, scores))
+    assert np.isnan(ours.trace_roc(labels, scores)[0]).all()
+    assert np.isnan(ours.measure_specificity(labels, labels))
+    assert np.isnan(ours.measure_macro_auc(np.array(labels, dtype=int), np.zeros((len(labels), 2))))
+
+
+@pytest.mark.parametrize("measure", [ours.measure_accuracy, ours.measure_balanced_accuracy, ours.measure_brier])
+def test_no_items_have_no_measure(measure):
+    assert np.isnan(measure([], []))

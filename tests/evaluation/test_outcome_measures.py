@@ -1,0 +1,147 @@
+"""Proves the measures of out-of-fold risks: equal to the whole-table ones in one fold, never across folds, groups by hand."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+
+from dagman.evaluation import survival
+from dagman.evaluation.outcome_metrics import (
+    OutOfFold,
+    compare_outcome,
+    describe_auc,
+    describe_calibration,
+    describe_groups,
+    explain_left_out,
+    measure_outcome,
+    prepare_measure,
+)
+
+with warnings.catch_warnings():
+    # scikit-survival warns on import with newer pandas or numpy; that is its own.
+    warnings.simplefilter("ignore")
+    pytest.importorskip("sksurv.metrics")
+
+
+def _predicted(seed: int = 0, items: int = 80, columns: int = 1, folds: int = 1) -> OutOfFold:
+    random = np.random.default_rng(seed)
+    truth = random.normal(size=items)
+    lived, followed = np.ceil(12 * random.exponential(np.exp(-truth))), np.ceil(random.uniform(1, 30, items))
+    time, event = np.minimum(lived, followed), lived <= followed
+    risk = np.round(truth[:, None] + random.normal(size=(items, columns)), 1)
+    times = survival.choose_times(time, time, event)
+    return OutOfFold(
+        patients=np.array([f"p{i:03d}" for i in range(items)]),
+        time=time,
+        event=event,
+        fold=random.integers(folds, size=(items, columns)),
+        risk=risk,
+        high=risk > 0,
+        uncensored=np.repeat(survival.estimate_uncensored(time, event, time)[:, None], columns, axis=1),
+        times=times,
+        survival=np.exp(-times * np.exp(risk)[..., None] / 12),
+    )
+
+
+def test_in_one_fold_every_measure_is_that_of_the_whole_table():
+    found = _predicted()
+    rows = np.arange(len(found.time))
+    time, event, risk = found.time, found.event, found.risk[:, 0]
+    areas, mean = survival.measure_dynamic_auc(time, event, time, event, risk, found.times)
+    wanted = {
+        "harrell_c": survival.measure_concordance(time, event, risk),
+        "uno_c": survival.measure_uno_concordance(time, event, time, event, risk, found.horizon),
+        "dynamic_auc": mean,
+        "integrated_brier": survival.measure_integrated_brier(time, event, time, event, found.survival[:, 0], found.times),
+    }
+    assert {name: prepare_measure(name, found)(rows) for name in wanted} == pytest.approx(wanted)
+    assert describe_auc(found)["auc"] == pytest.approx(areas)
+
+
+def test_a_resample_counts_a_patient_as_often_as_it_is_drawn():
+    found = _predicted(items=30)
+    rows = np.random.default_rng(1).integers(30, size=30)
+    wanted = survival.measure_concordance(found.time[rows], found.event[rows], found.risk[rows, 0])
+    assert prepare_measure("harrell_c", found)(rows) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("name", ["harrell_c", "uno_c", "dynamic_auc"])
+def test_a_fold_with_another_scale_changes_nothing(name):
+    found = _predicted(columns=2, folds=3)
+    shifted = found.risk * (1 + found.fold) + 100.0 * found.fold
+    moved = OutOfFold(**{**vars(found), "risk": shifted})
+    rows = np.arange(len(found.time))
+    assert prepare_measure(name, moved)(rows) == pytest.approx(prepare_measure(name, found)(rows))
+
+
+def test_intervals_hold_their_value_and_no_events_in_time_leave_two_measures():
+    found = _predicted(items=40, columns=2, folds=2)
+    measured = measure_outcome(found, draws=100)
+    assert set(measured) == {"harrell_c", "uno_c", "dynamic_auc", "integrated_brier"}
+    assert all(interval.low <= interval.value <= interval.high for interval in measured.values())
+    none = OutOfFold(**{**vars(found), "times": found.times[:0], "survival": found.survival[:, :, :0]})
+    assert set(measure_outcome(none, draws=20)) == {"harrell_c", "uno_c"}
+    assert describe_calibration(none) is None
+
+
+def test_a_measure_that_the_patients_do_not_allow_is_left_out_and_explained_never_nan():
+    found = _predicted(items=40, columns=2, folds=2)
+    assert explain_left_out(found) == []
+    # Half have the event on the day on which the others are lost: the order of such a pair is known, weights of censoring are not.
+    time, event = np.full(40, 12.0), np.arange(40) % 2 == 0
+    equal = OutOfFold(
+        **{
+            **vars(found),
+            "time": time,
+            "event": event,
+            "uncensored": np.repeat(survival.estimate_uncensored(time, event, time)[:, None], 2, axis=1),
+            "times": survival.choose_times(time, time, event),
+            "survival": found.survival[:, :, :0],
+        }
+    )
+    measured = measure_outcome(equal, draws=20)
+    assert set(measured) == {"harrell_c"}
+    assert 0 <= measured["harrell_c"].value <= 1
+    assert explain_left_out(equal) == [
+        "left out: Uno's C, the time-dependent AUC, the integrated Brier score, as all times are equal (12)"
+    ]
+    none = OutOfFold(**{**vars(found), "times": found.times[:1], "survival": found.survival[:, :, :1]})
+    assert explain_left_out(none) == [
+        "left out: the time-dependent AUC, as no two times can be judged",
+        "left out: the integrated Brier score, as no two times can be judged",
+    ]
+
+
+def test_a_model_against_itself_differs_by_nothing_and_against_the_truth_by_much():
+    found = _predicted()
+    assert compare_outcome("harrell_c", found, found, draws=50).value == 0
+    best = OutOfFold(**{**vars(found), "risk": -found.time[:, None]})
+    assert compare_outcome("harrell_c", best, found, draws=200).low > 0
+
+
+def test_groups_are_kaplan_meier_by_hand():
+    # Low: events at 4 and 8 of three patients. High: events at 1 and 2, the third censored at 3.
+    found = OutOfFold(
+        patients=np.arange(6).astype(str),
+        time=np.array([4, 6, 8, 1, 2, 3.0]),
+        event=np.array([1, 0, 1, 1, 1, 0], dtype=bool),
+        fold=np.zeros((6, 1), dtype=np.int64),
+        risk=np.array([[-1], [-1], [-1], [1], [1], [1.0]]),
+        high=np.array([[0], [0], [0], [1], [1], [1]], dtype=bool),
+        uncensored=np.ones((6, 1)),
+        times=np.array([2.0, 4.0]),
+        survival=np.ones((6, 1, 2)),
+    )
+    described = describe_groups(found)
+    low, high = described["groups"]
+    assert (low["name"], low["patients"], low["events"], high["events"]) == ("low risk", 3, 2, 2)
+    assert low["times"].tolist() == [0, 4, 6, 8]
+    assert low["survival"] == pytest.approx([1, 2 / 3, 2 / 3, 0])
+    assert high["survival"] == pytest.approx([1, 2 / 3, 1 / 3, 1 / 3])
+    assert described["ticks"].tolist() == [0, 2, 4, 6, 8]
+    assert low["at_risk"].tolist() == [3, 3, 3, 2, 1]
+    assert high["at_risk"].tolist() == [3, 2, 0, 0, 0]
+    test = survival.compare_survival(found.time, found.event, found.high[:, 0])
+    assert (described["p"], described["p_all"]) == (test.p, [test.p])

@@ -1,0 +1,99 @@
+"""Proves that a folder of results gives back what was written, NaN and leading noughts included, and says when it cannot."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from dagman.errors import TaskError
+from dagman.evaluation.results import Comparison, Measurement, Results, Summary, write_inputs, write_predictions, write_summary
+from dagman.evaluation.splits import plan_splits, write_splits
+from dagman.evaluation.statistics import bootstrap_difference, bootstrap_interval
+
+
+def _summary() -> Summary:
+    interval = bootstrap_interval(np.mean, np.arange(6.0), patients=range(6), draws=50)
+    undefined = bootstrap_interval(np.mean, [1.0], patients=[1], draws=5)
+    difference = bootstrap_difference(lambda a, b: float(np.mean(b)), [0, 1], [1.0, 2], [2.0, 3], patients=[1, 2], draws=9)
+    measured = {"name": "auc", "method": "linear", "subset": "25%"}
+    return Summary(
+        task="classify",
+        classes=("benign", "malignant"),
+        measurements=tuple(Measurement(**measured, model=model, interval=i) for model, i in (("a", interval), ("b", undefined))),
+        comparisons=(Comparison(**measured, first="a", second="b", difference=difference, corrected=float("nan")),),
+        notes=("2 rows left out",),
+        extra={"confusion": np.array([[1, 2], [3, 4]]), "curve": (np.float32(0.5), float("inf"))},
+    )
+
+
+def test_a_summary_survives_its_file(tmp_path):
+    wrote = _summary()
+    write_summary(tmp_path, wrote)
+    read = Results(tmp_path).summary
+    assert read.measurements[0] == wrote.measurements[0]
+    assert np.isnan(read.measurements[1].interval.low)
+    assert read.measurements[1].interval.how == "no interval: too few patients to resample (1)"
+    assert read.comparisons[0].difference.value == -1
+    assert np.isnan(read.comparisons[0].corrected)
+    assert (read.task, read.classes, read.notes) == (wrote.task, wrote.classes, wrote.notes)
+    assert read.extra == {"confusion": [[1, 2], [3, 4]], "curve": [0.5, None]}
+
+
+def test_a_summarys_file_is_plain_json(tmp_path):
+    write_summary(tmp_path, _summary())
+    text = (tmp_path / "metrics.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["format"] == 1
+
+
+def test_predictions_and_splits_survive_their_files(tmp_path):
+    write_summary(tmp_path, Summary(task="classify"))
+    row = {"item": "scan 7", "patient": "007", "repeat": 0, "fold": 1, "draw": 0, "subset": "100%"}
+    row |= {"model": "scratch:tiny", "method": "linear", "label": "1"}
+    write_predictions(tmp_path, [{"score": 0.25, **row}, {"score": 0.75, **row, "label": "None"}])
+    write_splits(tmp_path / "splits.csv", plan_splits(["007", "008"], folds=2), ["a", "b"], ["007", "008"])
+    results = Results(tmp_path)
+    assert results.predictions.columns.tolist() == [*row, "score"]
+    assert results.predictions["patient"].tolist() == ["007", "007"]
+    assert results.predictions["label"].tolist() == ["1", "None"]
+    assert results.predictions["score"].tolist() == [0.25, 0.75]
+    assert set(results.splits["patient"]) == {"007", "008"}
+    assert set(results.splits["part"]) == {"train", "test"}
+
+
+def test_a_row_without_its_patient_is_a_fault_of_ours(tmp_path):
+    with pytest.raises(ValueError, match="predictions lack"):
+        write_predictions(tmp_path, [{"item": "a", "score": 1}])
+
+
+def test_how_the_folder_came_to_be_is_beside_it(tmp_path):
+    write_summary(tmp_path, Summary(task="cluster"))
+    write_inputs(tmp_path, "cluster", settings={"folds": np.int64(5)}, inputs={"table": "abc"})
+    results = Results(tmp_path)
+    assert results.command["settings"] == {"folds": 5}
+    assert results.command["inputs"] == {"table": "abc"}
+    assert results.model == tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "holds no results (no metrics.json). Give the --out folder of a task that ended."),
+        ("{", "metrics.json is damaged"),
+        ('{"format": 0}', "metrics.json is of another format. Repeat the task with this version of dagman."),
+    ],
+)
+def test_a_folder_that_cannot_be_read_says_so(tmp_path, content, says):
+    if content:
+        (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(TaskError) as caught:
+        Results(tmp_path).summary  # noqa: B018 - read when asked
+    assert says in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path}: ")
+
+
+def test_a_missing_file_of_results_is_named(tmp_path):
+    write_summary(tmp_path, Summary(task="cluster"))
+    with pytest.raises(TaskError, match=r"predictions\.csv is missing"):
+        Results(tmp_path).predictions  # noqa: B018 - read when asked
