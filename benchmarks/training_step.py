@@ -13,13 +13,14 @@ import time
 import torch
 
 from dagman.devices import peak_memory_gib, tune_allocator
-from dagman.method import Pair, Targets, pretraining_step
+from dagman.method import Targets, ViewPair
 from dagman.method.masking import DRAWS
 from dagman.method.networks import unit_grid
 from dagman.method.noise import count_noise_draws
 from dagman.method.teacher import update_teacher
 from dagman.settings import load_settings, resolve_settings
 from dagman.training import assembly
+from dagman.training.accumulation import accumulate_gradients
 
 
 def main() -> None:
@@ -49,14 +50,12 @@ def main() -> None:
     grid = unit_grid((side,) * 3)
     units, dropped = grid[0] * grid[1] * grid[2], count_noise_draws(grid, settings.teacher.granularity)
 
-    def draw() -> Pair:
-        views = torch.rand(2, micro // 2, 1, side, side, side, device=device)
-        return Pair(
-            u=views[0],
-            v=views[1],
-            masking=torch.rand(micro, units, DRAWS, device=device),
-            noise=torch.rand(micro, dropped, device=device),
-            drop=torch.rand(student.encoder.shape.branches, micro, device=device),
+    def draw() -> ViewPair:
+        return ViewPair(
+            views=torch.rand(micro // 2, 2, 1, side, side, side, device=device),
+            masking=torch.rand(micro // 2, 2, units, DRAWS, device=device),
+            noise=torch.rand(micro // 2, 2, dropped, device=device),
+            drop_path=torch.rand(student.encoder.shape.branches, micro // 2, 2, device=device),
         )
 
     pairs = [draw() for _ in range(settings.train.batch // micro)]
@@ -64,7 +63,7 @@ def main() -> None:
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=arguments.precision == "bf16"):
-            pretraining_step(student, teacher, pairs, method, targets, 0.05)
+            accumulate_gradients(student, teacher, pairs, method, targets, 0.05)
         torch.nn.utils.clip_grad_norm_(student.parameters(), 3.0)
         optimizer.step()
         if teacher is not None:

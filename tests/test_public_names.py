@@ -17,7 +17,8 @@ _PROMISED = [
     "dagman.prepare",
     "dagman.pretrain",
     "dagman.read",
-    "dagman.method.pretraining_step",
+    "dagman.method.teacher_forward",
+    "dagman.method.student_losses",
     "dagman.model.SwinEncoder",
     "dagman.scans.phantom.write_cohort",
 ]

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.loading import load_encoder
-from dagman.method import Pair, Targets, pretraining_step
+from dagman.method import Targets, ViewPair
 from dagman.settings import load_settings, resolve_settings
 from dagman.store.manifest import Store
 from dagman.store.preparation import Preparation
@@ -31,6 +31,7 @@ from dagman.tasks.segment.cases import Case
 from dagman.tasks.segment.model import adapt_encoder, start_model
 from dagman.tasks.segment.training import Fitting, fit_model
 from dagman.training import assembly
+from dagman.training.accumulation import accumulate_gradients
 from dagman.training.pretraining import pretrain
 from dagman.training.run import Run
 
@@ -89,14 +90,14 @@ def both(run: Path) -> dict[str, Encoder]:
     return {name: load_encoder(run, device=name, precision="fp32") for name in (DEVICE, "cpu")}
 
 
-def _draw_pair(branches: int, pairs: int = 2) -> Pair:
+def _draw_pair(branches: int, pairs: int = 2) -> ViewPair:
     random = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.rand(shape, generator=random)
 
-    u, v = draw(2, pairs, 1, SIDE, SIDE, SIDE).unbind()
-    return Pair(u=u, v=v, masking=draw(2 * pairs, 64, 8), noise=draw(2 * pairs, 64), drop=draw(branches, 2 * pairs))
+    views = draw(pairs, 2, 1, SIDE, SIDE, SIDE)
+    return ViewPair(views=views, masking=draw(pairs, 2, 64, 8), noise=draw(pairs, 2, 64), drop_path=draw(branches, pairs, 2))
 
 
 def test_a_step_in_fp32_gives_the_losses_and_gradients_of_the_cpu():
@@ -110,8 +111,8 @@ def test_a_step_in_fp32_gives_the_losses_and_gradients_of_the_cpu():
             assembly.compose_rules(settings), int(settings.projector.prototypes), assembly.name_projectors(settings), name
         )
         drawn = _draw_pair(student.encoder.shape.branches)
-        pair = Pair(**{key: getattr(drawn, key).to(name) for key in ("u", "v", "masking", "noise", "drop")})
-        losses[name] = pretraining_step(student, teacher, [pair], method, targets, 0.05).parts
+        pair = ViewPair(**{key: getattr(drawn, key).to(name) for key in ("views", "masking", "noise", "drop_path")})
+        losses[name] = accumulate_gradients(student, teacher, [pair], method, targets, 0.05).parts
         gradients[name] = torch.cat([p.grad.flatten().cpu() for p in student.parameters() if p.grad is not None])
     for key, value in losses["cpu"].items():
         assert losses[DEVICE][key].item() == pytest.approx(value.item(), rel=1e-4), key

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.special import log_softmax, softmax
 
-from dagman.method.centering import TEMPERATURE_FLOOR, balance, entropy, move_center, sharpen, solve_temperature
+from dagman.method.centering import TEMPERATURE_FLOOR, center_and_sharpen, entropy, sinkhorn_knopp, solve_temperature, update_center
 from dagman.method.losses import cross_entropy, masked_l1
 from dagman.method.targets import TargetRules, Targets
 
@@ -24,14 +24,14 @@ def _logits(rows, prototypes, seed=0, scale=1.0):
 @pytest.mark.parametrize("tau_t", [0.04, 0.5])
 def test_cross_entropy_equals_the_formula_in_float64(rows, prototypes, tau_s, tau_t):
     teacher, student, center = _logits(rows, prototypes, 1), _logits(rows, prototypes, 2), _logits(1, prototypes, 3)[0]
-    targets = sharpen(teacher, center, tau_t)
+    targets = center_and_sharpen(teacher, center, tau_t)
     p = softmax((teacher.double().numpy() - center.double().numpy()) / tau_t, axis=1)
     expected = -(p * log_softmax(student.double().numpy() / tau_s, axis=1)).sum(axis=1).mean()
     assert cross_entropy(targets, student, tau_s).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_cross_entropy_has_the_gradient_of_the_formula_and_none_for_the_targets():
-    targets = sharpen(_logits(3, 5, 1), torch.zeros(5), 0.1).double().requires_grad_()
+    targets = center_and_sharpen(_logits(3, 5, 1), torch.zeros(5), 0.1).double().requires_grad_()
     student = _logits(3, 5, 2).double().requires_grad_()
     cross_entropy(targets, student, 0.5).backward()
     expected = (torch.softmax(student.detach() / 0.5, dim=1) - targets.detach()) / 0.5 / 3
@@ -59,7 +59,7 @@ def test_masked_l1_gradient_is_the_sign_over_the_count():
 def test_the_centre_follows_the_mean_logit_by_its_momentum():
     center, logits = torch.zeros(4), _logits(6, 4)
     for _ in range(3):
-        center = move_center(center, logits, 0.9)
+        center = update_center(center, logits, 0.9)
     torch.testing.assert_close(center, logits.mean(dim=0) * (1 - 0.9**3))
 
 
@@ -67,7 +67,7 @@ def test_the_centre_follows_the_mean_logit_by_its_momentum():
 @pytest.mark.parametrize("temperature", [1.0, 0.05, 5e-4])
 def test_sinkhorn_equals_the_plain_form_in_float64_where_that_does_not_underflow(rows, prototypes, temperature):
     logits = _logits(rows, prototypes, scale=0.1)
-    ours = balance(logits, temperature)
+    ours = sinkhorn_knopp(logits, temperature)
     assert torch.isfinite(ours).all()
     torch.testing.assert_close(ours.sum(dim=1), torch.ones(rows))
     if temperature < 0.01:
@@ -80,7 +80,7 @@ def test_sinkhorn_equals_the_plain_form_in_float64_where_that_does_not_underflow
 
 
 def test_sinkhorn_uses_prototypes_equally_when_rows_are_many():
-    probabilities = balance(_logits(4000, 8), 0.2, rounds=30)
+    probabilities = sinkhorn_knopp(_logits(4000, 8), 0.2, rounds=30)
     torch.testing.assert_close(probabilities.mean(dim=0), torch.full((8,), 1 / 8), atol=1e-3, rtol=0)
 
 
@@ -102,21 +102,21 @@ def test_entropy_of_certain_and_uniform_answers():
 def test_temperature_is_smoothed_over_steps_in_its_logarithm():
     targets = Targets(TargetRules(centering="sinkhorn", target_entropy=0.5), 64, ("ampd",))
     first, second = _logits(30, 64, 1, scale=1.0), _logits(30, 64, 2, scale=3.0)
-    _, tau_1 = targets.sharpen("ampd", first, 0.04)
-    _, tau_2 = targets.sharpen("ampd", second, 0.04)
+    _, tau_1 = targets.update("ampd", first, 0.04)
+    _, tau_2 = targets.update("ampd", second, 0.04)
     assert tau_1 == pytest.approx(solve_temperature(first, 0.5))
     assert math.log(tau_2) == pytest.approx(0.9 * math.log(tau_1) + 0.1 * math.log(solve_temperature(second, 0.5)))
 
 
 def test_temperature_never_falls_below_its_floor():
     targets = Targets(TargetRules(centering="sinkhorn", target_entropy=0.5), 64, ("ampd",))
-    assert targets.sharpen("ampd", _logits(30, 64, scale=1e-9), 0.04)[1] >= TEMPERATURE_FLOOR
+    assert targets.update("ampd", _logits(30, 64, scale=1e-9), 0.04)[1] >= TEMPERATURE_FLOOR
 
 
 def test_scheduled_temperature_is_taken_when_none_is_solved():
     targets = Targets(TargetRules(), 16, ("gitd",))
     logits = _logits(5, 16)
-    probabilities, temperature = targets.sharpen("gitd", logits, 0.05)
+    probabilities, temperature = targets.update("gitd", logits, 0.05)
     assert temperature == 0.05
     torch.testing.assert_close(probabilities, torch.softmax(logits / 0.05, dim=1))
     torch.testing.assert_close(targets.centers["gitd"], 0.1 * logits.mean(dim=0))
@@ -126,10 +126,10 @@ def test_the_queue_keeps_the_newest_rows_less_the_mean_of_their_step_and_widens_
     targets = Targets(TargetRules(centering="sinkhorn", queue=6), 16, ("aitd", "ampd"))
     batches = [_logits(4, 16, seed) + seed for seed in range(3)]
     for batch in batches:
-        probabilities, _ = targets.sharpen("aitd", batch, 0.1)
+        probabilities, _ = targets.update("aitd", batch, 0.1)
     centred = [batch - batch.mean(dim=0) for batch in batches]
     torch.testing.assert_close(targets.queues["aitd"], torch.cat(centred)[-6:])
-    torch.testing.assert_close(probabilities, balance(torch.cat([torch.cat(centred[:2])[-6:], centred[2]]), 0.1)[-4:])
+    torch.testing.assert_close(probabilities, sinkhorn_knopp(torch.cat([torch.cat(centred[:2])[-6:], centred[2]]), 0.1)[-4:])
     assert "ampd" not in targets.queues
 
 
@@ -137,10 +137,10 @@ def test_state_is_restored_whole():
     rules = TargetRules(centering="sinkhorn", target_entropy=0.5, queue=8)
     one, other = Targets(rules, 16), Targets(rules, 16)
     for name in ("ampd", "aitd", "gitd"):
-        one.sharpen(name, _logits(5, 16), 0.04)
+        one.update(name, _logits(5, 16), 0.04)
     other.restore(*one.state())
     again = _logits(5, 16, 9)
     for name in ("ampd", "aitd", "gitd"):
-        ours, theirs = one.sharpen(name, again, 0.04), other.sharpen(name, again, 0.04)
+        ours, theirs = one.update(name, again, 0.04), other.update(name, again, 0.04)
         assert torch.equal(ours[0], theirs[0])
         assert ours[1] == theirs[1]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dagman.method.masking import DRAWS, MASKINGS, count_share, count_units, expand_units, rank_units
-from dagman.method.noise import count_noise_draws, drop_input, share_dropped
+from dagman.method.noise import count_noise_draws, patch_dropout, share_dropped
 from dagman.training.draws import draw_masking, draw_noise
 
 GRIDS = [(4, 4, 4), (2, 2, 2), (3, 5, 2), (8, 8, 8), (1, 1, 1)]
@@ -138,7 +138,7 @@ def test_units_expand_to_the_voxels_they_cover():
 def test_noise_drops_the_exact_share_and_each_view_its_own(granularity, share):
     grid = (2, 3, 4)
     count = count_noise_draws(grid, granularity)
-    dropped = drop_input(draw_noise(0, 0, range(4), count), grid, share, granularity)
+    dropped = patch_dropout(draw_noise(0, 0, range(4), count), grid, share, granularity)
     exact = math.floor(share * count + 1e-9) / count
     assert torch.allclose(share_dropped(dropped), torch.full((4,), exact))
     if share < 1:
@@ -146,4 +146,4 @@ def test_noise_drops_the_exact_share_and_each_view_its_own(granularity, share):
 
 
 def test_a_clean_teacher_drops_nothing():
-    assert drop_input(draw_noise(0, 0, range(2), 8), (2, 2, 2), 0.0, "unit") is None
+    assert patch_dropout(draw_noise(0, 0, range(2), 8), (2, 2, 2), 0.0, "unit") is None

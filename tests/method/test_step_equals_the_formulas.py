@@ -7,6 +7,7 @@ ranking, hints, noise, centring or Sinkhorn, crossed rows, cross entropies, mean
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -14,11 +15,12 @@ import pytest
 import torch
 from scipy.special import log_softmax, logsumexp, softmax
 
-from dagman.method import Method, Network, Pair, Targets, copy_student, pretraining_step
+from dagman.method import Method, Network, Targets, ViewPair, copy_student
 from dagman.method.masking import MASKINGS, count_units
 from dagman.method.networks import ProjectorShape, SemanticShape
 from dagman.method.targets import TargetRules
 from dagman.model import SwinShape
+from dagman.training.accumulation import accumulate_gradients
 
 SIDE, UNITS, PROTOTYPES = 32, 8, 12
 WEIGHTS = {"amip": 1.0, "ampd": 0.1, "aitd": 0.2, "gitd": 0.3}
@@ -55,34 +57,23 @@ def _compose(**changes) -> Method:
     return Method(**(values | changes))
 
 
-def _draw_pair(pairs: int, seed: int = 0) -> Pair:
+def _draw_pair(pairs: int, seed: int = 0) -> ViewPair:
     random = torch.Generator().manual_seed(seed)
-    views = 2 * pairs
 
     def draw(*shape):
         return torch.rand(shape, generator=random)
 
-    coarse = draw(2, pairs, 1, 4, 4, 4).repeat_interleave(8, 3).repeat_interleave(8, 4).repeat_interleave(8, 5)
-    u, v = (0.8 * coarse + 0.2 * draw(2, pairs, 1, SIDE, SIDE, SIDE)).unbind()
-    return Pair(u=u, v=v, masking=draw(views, UNITS, 8), noise=draw(views, UNITS), drop=draw(8, views))
+    coarse = draw(pairs, 2, 1, 4, 4, 4).repeat_interleave(8, 3).repeat_interleave(8, 4).repeat_interleave(8, 5)
+    views = 0.8 * coarse + 0.2 * draw(pairs, 2, 1, SIDE, SIDE, SIDE)
+    return ViewPair(views=views, masking=draw(pairs, 2, UNITS, 8), noise=draw(pairs, 2, UNITS), drop_path=draw(8, pairs, 2))
 
 
-def _cut(pair: Pair, pairs: int) -> list[Pair]:
-    """The same pairs in micro-batches; rows of u and of v keep their draws."""
-    whole, cut = len(pair.u), []
-    for first in range(0, whole, pairs):
-        rows = [*range(first, first + pairs), *range(whole + first, whole + first + pairs)]
-        part = slice(first, first + pairs)
-        cut.append(
-            Pair(
-                u=pair.u[part],
-                v=pair.v[part],
-                masking=pair.masking[rows],
-                noise=pair.noise[rows],
-                drop=pair.drop[:, rows].contiguous(),
-            )
-        )
-    return cut
+def _cut(pair: ViewPair, pairs: int) -> list[ViewPair]:
+    """The same pairs in micro-batches of `pairs`; the last may be smaller."""
+    parts = [slice(first, first + pairs) for first in range(0, len(pair.views), pairs)]
+    return [
+        ViewPair(views=pair.views[p], masking=pair.masking[p], noise=pair.noise[p], drop_path=pair.drop_path[:, p]) for p in parts
+    ]
 
 
 def _spread(units: np.ndarray, factor: int) -> torch.Tensor:
@@ -115,37 +106,38 @@ def _aim(logits: np.ndarray, centering: str) -> np.ndarray:
     return np.exp(scores)
 
 
-def _compute_losses(student, teacher, pair: Pair, centering: str, *, symmetric: bool) -> tuple[dict[str, float], torch.Tensor]:
+def _compute_losses(student, teacher, pair: ViewPair, centering: str, *, symmetric: bool) -> tuple[dict[str, float], torch.Tensor]:
     """The losses in float64, and the total as a tensor whose gradient is that of the plain computation."""
-    count = len(pair.u)
-    views = [*pair.u, *pair.v]
-    hidden, told = [], []
+    views, draws, noise, drop = (
+        pair.views.flatten(0, 1),
+        pair.masking.flatten(0, 1),
+        pair.noise.flatten(0, 1),
+        pair.drop_path.flatten(1),
+    )
+    hidden, taught = [], []
     for row, view in enumerate(views):
         with torch.no_grad():
-            hidden.append(_choose_hidden(teacher.attend(view[None])[0].numpy(), pair.masking[row].numpy()))
-            dropped = _spread(_choose_dropped(pair.noise[row].numpy()), 8)
-            told.append(teacher(view[None], dropped, torch.from_numpy(hidden[row])[None]))
-    seen = range(2 * count if symmetric else count)
-    said = [
-        student(views[row][None], _spread(hidden[row], 8), torch.from_numpy(hidden[row])[None], pair.drop[:, row : row + 1])
+            hidden.append(_choose_hidden(teacher.attend(view[None])[0].numpy(), draws[row].numpy()))
+            dropped = _spread(_choose_dropped(noise[row].numpy()), 8)
+            taught.append(teacher(view[None], dropped, torch.from_numpy(hidden[row])[None]).projections)
+    seen = range(0, len(views), 1 if symmetric else 2)
+    answers = {
+        row: student(views[row][None], _spread(hidden[row], 8), torch.from_numpy(hidden[row])[None], drop[:, row : row + 1])
         for row in seen
-    ]
-    aims = {
-        "ampd": _aim(torch.cat([told[row].patches for row in seen]).numpy(), centering).reshape(len(seen), -1, PROTOTYPES),
-        "aitd": _aim(torch.cat([look.cls for look in told]).numpy(), centering),
-        "gitd": _aim(torch.cat([look.image for look in told]).numpy(), centering),
     }
+    patches = _aim(torch.cat([taught[row]["ampd"] for row in seen]).numpy(), centering).reshape(len(seen), -1, PROTOTYPES)
+    aims = {name: _aim(torch.cat([p[name] for p in taught]).numpy(), centering) for name in ("aitd", "gitd")}
     losses = dict.fromkeys(WEIGHTS, 0.0)
     total = torch.zeros((), dtype=torch.float64)
-    for row in seen:
-        other = row + count if row < count else row - count
+    for number, row in enumerate(seen):
+        other, answer = row ^ 1, answers[row]
         voxels = _spread(hidden[row], 16)[0]
-        error = (said[row].reconstruction[0, 0].double() - views[row][0].double()).abs()[voxels].mean()
-        crossed = {"ampd": (aims["ampd"][row], said[row].patches)}
-        crossed |= {"aitd": (aims["aitd"][other][None], said[row].cls), "gitd": (aims["gitd"][other][None], said[row].image)}
+        error = (answer.reconstruction[0, 0].double() - views[row][0].double()).abs()[voxels].mean()
+        crossed = {"ampd": patches[number], "aitd": aims["aitd"][other][None], "gitd": aims["gitd"][other][None]}
         losses["amip"] += error.item() / len(seen)
         total = total + WEIGHTS["amip"] * error / len(seen)
-        for name, (target, logits) in crossed.items():
+        for name, target in crossed.items():
+            logits = answer.projections[name]
             plain = -(target * log_softmax(logits.detach().double().numpy() / TAU_S, axis=1)).sum(axis=1).mean()
             losses[name] += plain / len(seen)
             again = -(torch.from_numpy(target) * (logits.double() / TAU_S).log_softmax(dim=1)).sum(dim=1).mean()
@@ -160,7 +152,7 @@ def test_losses_and_gradients_equal_a_plain_computation_view_by_view(centering, 
     pair = _draw_pair(2)
     other = copy.deepcopy(student)
     targets = Targets(TargetRules(centering=centering), PROTOTYPES)
-    losses = pretraining_step(student, teacher, [pair], _compose(symmetric=symmetric), targets, TAU_T)
+    losses = accumulate_gradients(student, teacher, [pair], _compose(symmetric=symmetric), targets, TAU_T)
 
     expected, total = _compute_losses(other, teacher, pair, centering, symmetric=symmetric)
     assert {name: value.item() for name, value in losses.parts.items()} == pytest.approx(expected, rel=2e-5)
@@ -175,16 +167,16 @@ def test_centres_move_to_the_mean_logit_of_the_whole_step_and_sharpen_the_next()
     student, teacher = _build_networks()
     targets = Targets(TargetRules(centering="mean", center_momentum=0.9), PROTOTYPES)
     pair = _draw_pair(2)
-    pretraining_step(student, teacher, _cut(pair, 1), _compose(), targets, TAU_T)
+    accumulate_gradients(student, teacher, _cut(pair, 1), _compose(), targets, TAU_T)
     with torch.no_grad():
         logits = []
-        for row, view in enumerate([*pair.u, *pair.v]):
-            logits.append(teacher(view[None], _spread(_choose_dropped(pair.noise[row].numpy()), 8)).image)
+        for view, noise in zip(pair.views.flatten(0, 1), pair.noise.flatten(0, 1), strict=True):
+            logits.append(teacher(view[None], _spread(_choose_dropped(noise.numpy()), 8)).projections["gitd"])
     torch.testing.assert_close(targets.centers["gitd"], 0.1 * torch.cat(logits).mean(dim=0), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("rules", [TargetRules(), TargetRules(centering="sinkhorn", target_entropy=0.5, queue=10)])
-@pytest.mark.parametrize("pairs", [1, 2])
+@pytest.mark.parametrize("pairs", [1, 2, 3])
 def test_a_step_in_micro_batches_is_the_step_in_one_piece(rules, pairs):
     outcomes = []
     for cut in (4, pairs):
@@ -192,7 +184,7 @@ def test_a_step_in_micro_batches_is_the_step_in_one_piece(rules, pairs):
         targets = Targets(rules, PROTOTYPES)
         for seed in range(2):
             student.zero_grad()
-            losses = pretraining_step(student, teacher, _cut(_draw_pair(4, seed), cut), _compose(), targets, TAU_T)
+            losses = accumulate_gradients(student, teacher, _cut(_draw_pair(4, seed), cut), _compose(), targets, TAU_T)
         gradient = torch.cat([p.grad.flatten() for p in student.parameters()])
         outcomes.append((losses, gradient, targets.state()))
     (whole, gradient, (tensors, temperatures)), (parts, summed, (their_tensors, their_temperatures)) = outcomes
@@ -211,7 +203,7 @@ def _record_input(student, teacher, method) -> tuple[torch.Tensor, ...]:
     """What the student is given in a step: views, blanked patch tokens, units, draws of stochastic depth."""
     seen: list[tuple[torch.Tensor, ...]] = []
     handle = student.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
-    pretraining_step(student, teacher, [_draw_pair(2)], method, Targets(TargetRules(), PROTOTYPES), TAU_T)
+    accumulate_gradients(student, teacher, [_draw_pair(2)], method, Targets(TargetRules(), PROTOTYPES), TAU_T)
     handle.remove()
     (inputs,) = seen
     return inputs
@@ -223,13 +215,13 @@ def test_the_teachers_noise_never_reaches_the_student(granularity):
     clean = _record_input(student, teacher, _compose(noise=0.0))
     pair = _draw_pair(2)
     if granularity == "patch":
-        pair = Pair(u=pair.u, v=pair.v, masking=pair.masking, noise=torch.rand(4, UNITS * 512), drop=pair.drop)
+        pair = dataclasses.replace(pair, noise=torch.rand(2, 2, UNITS * 512))
     seen: list[tuple[torch.Tensor, ...]] = []
     dimmed: list[tuple[torch.Tensor, ...]] = []
     student.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
     teacher.encoder.register_forward_pre_hook(lambda module, inputs: dimmed.append(inputs))
     method = _compose(noise=0.7, granularity=granularity)
-    pretraining_step(student, teacher, [pair], method, Targets(TargetRules(), PROTOTYPES), TAU_T)
+    accumulate_gradients(student, teacher, [pair], method, Targets(TargetRules(), PROTOTYPES), TAU_T)
     assert all(torch.equal(a, b) for a, b in zip(clean, seen[0], strict=True))
     (_, dropped), (_, clean_input) = dimmed
     assert clean_input is None
@@ -241,12 +233,12 @@ def test_the_teachers_noise_never_reaches_the_student(granularity):
 def test_masks_come_from_the_clean_view_unless_the_noisy_pass_is_asked_for():
     student, teacher = _build_networks()
     pair = _draw_pair(2)
-    dropped = torch.cat([_spread(_choose_dropped(draws.numpy()), 8) for draws in pair.noise])
-    views = torch.cat([pair.u, pair.v])
+    dropped = torch.cat([_spread(_choose_dropped(draws.numpy()), 8) for draws in pair.noise.flatten(0, 1)])
+    views = pair.views.flatten(0, 1)
     for source, noise in (("clean", None), ("noisy", dropped)):
         with torch.no_grad():
             attention = teacher.attend(views, noise)
-        expected = [_choose_hidden(a.numpy(), d.numpy()) for a, d in zip(attention, pair.masking, strict=True)]
+        expected = [_choose_hidden(a.numpy(), d.numpy()) for a, d in zip(attention, pair.masking.flatten(0, 1), strict=True)]
         _, blanked, units, _ = _record_input(student, teacher, _compose(attention_from=source))
         assert units.tolist() == np.stack(expected).tolist()
         assert torch.equal(blanked, torch.cat([_spread(hidden, 8) for hidden in expected]))
@@ -265,7 +257,7 @@ def test_where_attention_and_targets_read_one_input_the_teacher_passes_once(chan
     student, teacher = _build_networks()
     seen = []
     teacher.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
-    pretraining_step(student, teacher, [_draw_pair(2)], _compose(**changes), Targets(TargetRules(), PROTOTYPES), TAU_T)
+    accumulate_gradients(student, teacher, [_draw_pair(2)], _compose(**changes), Targets(TargetRules(), PROTOTYPES), TAU_T)
     assert len(seen) == passes
 
 
@@ -275,9 +267,9 @@ def test_what_noise_drops_is_zero_though_masked_tokens_hold_a_learned_one():
         student.encoder.mask_token.copy_(torch.linspace(-5, 5, 8))
         teacher, view = copy_student(student), torch.rand(1, 1, SIDE, SIDE, SIDE)
         dropped = _spread(np.arange(UNITS) < 5, 8)
-        learned, noisy = (network(view, dropped).image for network in (student, teacher))
+        learned, noisy = (network(view, dropped).projections["gitd"] for network in (student, teacher))
         student.encoder.mask_token.zero_()
-        torch.testing.assert_close(noisy, student(view, dropped).image)
+        torch.testing.assert_close(noisy, student(view, dropped).projections["gitd"])
     assert not torch.allclose(learned, noisy)
     # The token moves with the student's all the same: it is part of the encoder that is kept.
     assert "encoder.mask_token" in teacher.state_dict()
@@ -286,7 +278,7 @@ def test_what_noise_drops_is_zero_though_masked_tokens_hold_a_learned_one():
 def test_gradients_of_float32_islands_are_not_rounded_under_autocast():
     student, teacher = _build_networks(layers=1)
     with torch.autocast("cpu", torch.bfloat16):
-        pretraining_step(student, teacher, [_draw_pair(2)], _compose(), Targets(TargetRules(), PROTOTYPES), TAU_T)
+        accumulate_gradients(student, teacher, [_draw_pair(2)], _compose(), Targets(TargetRules(), PROTOTYPES), TAU_T)
     for projector in student.projectors.values():
         gradient = projector.last.weight.grad
         assert not torch.equal(gradient, gradient.bfloat16().float())
@@ -295,7 +287,9 @@ def test_gradients_of_float32_islands_are_not_rounded_under_autocast():
 def test_no_gradient_reaches_the_teacher_and_no_step_changes_it():
     student, teacher = _build_networks()
     before = copy.deepcopy(teacher.state_dict())
-    pretraining_step(student, teacher.requires_grad_(True), [_draw_pair(2)], _compose(), Targets(TargetRules(), PROTOTYPES), TAU_T)
+    accumulate_gradients(
+        student, teacher.requires_grad_(True), [_draw_pair(2)], _compose(), Targets(TargetRules(), PROTOTYPES), TAU_T
+    )
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
 
@@ -317,7 +311,7 @@ def test_a_loss_without_weight_is_not_computed_and_the_others_stay(left_out):
     weights = WEIGHTS | {left_out: 0.0}
     names = tuple(name for name in ("ampd", "aitd", "gitd") if weights[name])
     student, teacher = _build_networks()
-    reference = pretraining_step(student, teacher, [_draw_pair(2)], _compose(), Targets(TargetRules(), PROTOTYPES), TAU_T)
+    reference = accumulate_gradients(student, teacher, [_draw_pair(2)], _compose(), Targets(TargetRules(), PROTOTYPES), TAU_T)
     student.zero_grad()
     for network in (student, teacher):
         if left_out in network.projectors:
@@ -325,7 +319,7 @@ def test_a_loss_without_weight_is_not_computed_and_the_others_stay(left_out):
     if left_out == "amip":
         student.reconstruction = None
     targets = Targets(TargetRules(), PROTOTYPES, names)
-    losses = pretraining_step(student, teacher, [_draw_pair(2)], _compose(weights=weights), targets, TAU_T)
+    losses = accumulate_gradients(student, teacher, [_draw_pair(2)], _compose(weights=weights), targets, TAU_T)
     assert set(losses.parts) == set(WEIGHTS) - {left_out}
     assert set(losses.temperatures) == set(names)
     for name, value in losses.parts.items():

@@ -5,14 +5,17 @@ Networks and methods are put together as a run does, from presets; views are dra
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from dagman.method import Pair, Targets, pretraining_step
+from dagman.method import Targets, ViewPair
 from dagman.method.masking import MASKINGS
 from dagman.method.teacher import update_teacher
 from dagman.settings import list_presets, load_settings, resolve_settings
 from dagman.training import assembly
+from dagman.training.accumulation import accumulate_gradients
 
 TINY = (
     "view.side=32",
@@ -41,15 +44,18 @@ def _settle(method: str, *assignments: str):
     return resolve_settings(load_settings("tiny", method, assignments=[*TINY, *assignments])[0])[0]
 
 
-def _draw_pair(student, seed: int, pairs: int = 2) -> Pair:
+def _draw_pair(student, seed: int, pairs: int = 2) -> ViewPair:
     random = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
         return torch.rand(shape, generator=random)
 
-    u, v = draw(2, pairs, 1, 32, 32, 32).unbind()
-    drop = draw(student.encoder.shape.branches, 2 * pairs)
-    return Pair(u=u, v=v, masking=draw(2 * pairs, 8, 8), noise=draw(2 * pairs, 8), drop=drop)
+    return ViewPair(
+        views=draw(pairs, 2, 1, 32, 32, 32),
+        masking=draw(pairs, 2, 8, 8),
+        noise=draw(pairs, 2, 8),
+        drop_path=draw(student.encoder.shape.branches, pairs, 2),
+    )
 
 
 def _make_targets(settings) -> Targets:
@@ -78,7 +84,7 @@ def test_a_preset_is_composed_as_the_table_says_and_takes_a_step(name):
         assert set(teacher.projectors) == losses - {"amip"}
     # All presets hide as many units, so that they compare.
     assert method.counts.hidden == 5
-    told = pretraining_step(student, teacher, [_draw_pair(student, 0)], method, _make_targets(settings), 0.04)
+    told = accumulate_gradients(student, teacher, [_draw_pair(student, 0)], method, _make_targets(settings), 0.04)
     assert set(told.parts) == losses
     assert torch.isfinite(told.total)
     assert told.total.item() == pytest.approx(sum(method.weights[key] * value.item() for key, value in told.parts.items()))
@@ -92,7 +98,7 @@ def test_every_weight_gets_a_gradient_or_is_listed_with_the_reason(name):
     reached = dict.fromkeys((key for key, _ in student.named_parameters()), False)
     for step in range(3):
         student.zero_grad()
-        pretraining_step(student, teacher, [_draw_pair(student, step)], method, targets, 0.04)
+        accumulate_gradients(student, teacher, [_draw_pair(student, step)], method, targets, 0.04)
         for key, parameter in student.named_parameters():
             reached[key] |= parameter.grad is not None and bool((parameter.grad != 0).any())
     untrained = assembly.list_untrained(settings)
@@ -104,7 +110,9 @@ def test_every_weight_gets_a_gradient_or_is_listed_with_the_reason(name):
 def test_semantic_attention_without_its_loss_is_listed_as_untrained():
     settings = _settle("dagman", "losses.aitd=0", "losses.gitd=0", "losses.amip=0")
     student, teacher = assembly.build_networks(settings)
-    pretraining_step(student, teacher, [_draw_pair(student, 0)], assembly.compose_method(settings), _make_targets(settings), 0.04)
+    accumulate_gradients(
+        student, teacher, [_draw_pair(student, 0)], assembly.compose_method(settings), _make_targets(settings), 0.04
+    )
     missed = {key for key, parameter in student.named_parameters() if parameter.grad is None}
     assert missed == {key for key, _ in student.named_parameters() if key.startswith(tuple(assembly.list_untrained(settings)))}
     assert set(assembly.list_untrained(settings)) == {"encoder.stages.3.", "semantic_attention."}
@@ -129,7 +137,7 @@ def test_bfloat16_leaves_weights_losses_and_centres_in_float32(name):
     student, teacher = assembly.build_networks(settings)
     targets = _make_targets(settings)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = pretraining_step(student, teacher, [_draw_pair(student, 0)], assembly.compose_method(settings), targets, 0.04)
+        losses = accumulate_gradients(student, teacher, [_draw_pair(student, 0)], assembly.compose_method(settings), targets, 0.04)
     assert {value.dtype for value in losses.parts.values()} == {torch.float32}
     assert {parameter.grad.dtype for parameter in student.parameters()} == {torch.float32}
     assert {value.dtype for value in targets.state()[0].values()} <= {torch.float32}
@@ -143,12 +151,12 @@ def test_one_volume_is_overfitted():
     x, y, z = torch.meshgrid(*[torch.linspace(-1, 1, 32)] * 3, indexing="ij")
     volume = (0.1 + 0.8 * (x.square() + y.square() + z.square() < 0.8) - 0.5 * ((x - 0.3).square() + z.square() < 0.1))[None, None]
     drawn = _draw_pair(student, 0, pairs=1)
-    pair = Pair(u=volume, v=volume.clone(), masking=drawn.masking, noise=drawn.noise, drop=drawn.drop)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=5e-3)
+    pair = replace(drawn, views=volume.expand(1, 2, -1, -1, -1, -1))
+    optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3)
     errors = []
     for _ in range(40):
         optimizer.zero_grad()
-        errors.append(pretraining_step(student, teacher, [pair], method, targets, 0.04).parts["amip"].item())
+        errors.append(accumulate_gradients(student, teacher, [pair], method, targets, 0.04).parts["amip"].item())
         optimizer.step()
         if teacher is not None:
             update_teacher(teacher, student, 0.99)

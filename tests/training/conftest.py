@@ -105,7 +105,7 @@ def make_trainer(make_dataset: Callable[[Settings], ViewDataset]) -> Callable[..
             precision=settings.train.precision,
             workers=workers,
             state={"store": "none"},
-            tell=lambda name, values: None,
+            on_event=lambda name, values: None,
         )
 
     return make

@@ -128,7 +128,9 @@ def test_the_run_folder_is_read_as_it_was_written(finished, make_settings):
     assert (run.last_step, [row["step"] for row in run.steps], [row["step"] for row in run.monitors]) == (3, [1, 2, 3], [0, 2, 3])
     assert set(run.steps[0]) >= {"total", "amip", "ampd", "aitd", "gitd", "lr", "momentum", "tau_ampd", "grad_norm"}
     assert set(run.timings[0]) == {"step", "seconds", "views_per_s", "voxels_per_s", "waiting_share", "memory_gib"}
-    assert set(run.monitors[0]) == {"step", "attention", "reconstruction", "projectors", "features", "diversity"}
+    assert set(run.monitors[0]) == {"step", "attention", "reconstruction", "projectors", "features", "diversity", "student"}
+    assert set(run.monitors[0]["student"]) == {"attention", "features", "diversity"}
+    assert set(run.monitors[0]["reconstruction"]) >= {"student", "teacher", "ratio", "teacher_ratio", "best"}
     assert run.command["command"] == "pretrain"
     assert any(line.startswith("masking: attention-high, 5 of 8 units hidden") for line in run.choices)
     assert any(line.startswith("left out: 1 scan smaller than 16 voxels") for line in run.choices)
@@ -136,7 +138,7 @@ def test_the_run_folder_is_read_as_it_was_written(finished, make_settings):
     assert "step=3" in repr(run)
 
 
-def test_the_gallery_holds_what_was_looked_at(finished):
+def test_the_gallery_holds_the_validation_views(finished):
     run = Run(finished)
     assert run.gallery_steps == [0, 2, 3]
     gallery = run.gallery(2)
@@ -241,7 +243,7 @@ def test_the_reconstruction_starts_at_the_mean_intensity_of_the_first_views(stor
     out = tmp_path / "run"
     told = []
     options = [*tiny, "optim.lr=1e-12", "optim.min_lr=0"]
-    pretrain(store.path, out, assignments=options, tell=lambda name, values: told.append(values.get("text", "")))
+    pretrain(store.path, out, assignments=options, on_event=lambda name, values: told.append(values.get("text", "")))
     dataset = make_dataset(Run(out).settings)
     views = torch.cat([(dataset[step]["u"].float() + 1000) / 1500 for step in range(6)]).clamp(0, 1)
     bias = _fill_trainer(out, make_trainer).student.reconstruction.linear.bias

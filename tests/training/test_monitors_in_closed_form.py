@@ -15,12 +15,12 @@ from dagman.model.swin import StageAttention
 from dagman.training.monitoring.monitors import (
     average_units,
     fill_from_visible,
-    watch_attention,
-    watch_cls_heads,
-    watch_features,
-    watch_reconstruction,
-    watch_targets,
-    watch_window_heads,
+    measure_attention,
+    measure_cls_heads,
+    measure_features,
+    measure_reconstruction,
+    measure_targets,
+    measure_window_heads,
 )
 
 TAU = 0.1
@@ -33,7 +33,7 @@ def _predict(targets: torch.Tensor) -> torch.Tensor:
 
 def test_uniform_targets_have_full_entropy_and_tell_nothing_apart():
     targets = torch.full((6, 16), 1 / 16)
-    found = watch_targets(targets, torch.randn(6, 16, generator=torch.Generator().manual_seed(0)), TAU)
+    found = measure_targets(targets, torch.randn(6, 16, generator=torch.Generator().manual_seed(0)), TAU)
     assert found["H"] == pytest.approx(1)
     assert found["Hx"] == pytest.approx(1)
     assert found["MI"] == pytest.approx(0, abs=1e-6)
@@ -43,14 +43,14 @@ def test_uniform_targets_have_full_entropy_and_tell_nothing_apart():
 
 def test_collapsed_targets_have_no_entropy_of_either_kind():
     targets = torch.eye(16)[[3] * 6]
-    found = watch_targets(targets, _predict(targets), TAU)
+    found = measure_targets(targets, _predict(targets), TAU)
     assert [found[key] for key in ("H", "Hx", "MI", "gain", "ce")] == pytest.approx([0] * 5, abs=1e-6)
 
 
 @pytest.mark.parametrize(("rows", "prototypes"), [(4, 16), (16, 16), (32, 16)])
 def test_one_hot_targets_spread_over_prototypes_tell_all_apart(rows, prototypes):
     targets = torch.eye(prototypes)[torch.arange(rows) % prototypes]
-    found = watch_targets(targets, _predict(targets), TAU)
+    found = measure_targets(targets, _predict(targets), TAU)
     assert found["H"] == 0
     assert found["Hx"] == pytest.approx(math.log(min(rows, prototypes)) / math.log(prototypes))
     assert found["MI"] == pytest.approx(1)
@@ -60,15 +60,15 @@ def test_one_hot_targets_spread_over_prototypes_tell_all_apart(rows, prototypes)
 def test_gain_is_one_for_the_targets_themselves_and_zero_for_their_mean():
     targets = torch.softmax(3 * torch.randn(9, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     mean = targets.mean(dim=0, keepdim=True).expand_as(targets)
-    assert watch_targets(targets, _predict(targets), TAU)["gain"] == pytest.approx(1, abs=1e-5)
-    assert watch_targets(targets, _predict(mean), TAU)["gain"] == pytest.approx(0, abs=1e-5)
-    assert watch_targets(targets, _predict(targets.flip(1)), TAU)["gain"] < 0
+    assert measure_targets(targets, _predict(targets), TAU)["gain"] == pytest.approx(1, abs=1e-5)
+    assert measure_targets(targets, _predict(mean), TAU)["gain"] == pytest.approx(0, abs=1e-5)
+    assert measure_targets(targets, _predict(targets.flip(1)), TAU)["gain"] < 0
 
 
 def test_targets_in_general_equal_the_formulas_in_float64():
     random = np.random.default_rng(0)
     targets, logits = random.dirichlet(np.full(10, 0.3), size=7), random.normal(size=(7, 10))
-    found = watch_targets(torch.tensor(targets).float(), torch.tensor(logits).float(), TAU)
+    found = measure_targets(torch.tensor(targets).float(), torch.tensor(logits).float(), TAU)
     mean_entropy, entropy_of_mean = entropy_of(targets, axis=1).mean(), entropy_of(targets.mean(axis=0))
     cross = -(targets * log_softmax(logits / TAU, axis=1)).sum(axis=1).mean()
     assert found["MI"] == pytest.approx((entropy_of_mean - mean_entropy) / math.log(7), rel=1e-5)
@@ -97,7 +97,7 @@ def test_push_pull_leaves_visible_voxels_and_fills_a_constant_exactly(side):
 
 def test_push_pull_continues_a_ramp_better_than_the_visible_mean():
     ramp = torch.linspace(0, 1, 64)[None, None, :, None, None].expand(2, 1, 64, 64, 64)
-    found = watch_reconstruction(ramp, ramp, _hide(64, 0.6), 0.5)
+    found = measure_reconstruction({"student": ramp}, ramp, _hide(64, 0.6), 0.5)
     assert found["push_pull"] < 0.5 * min(found["visible_mean"], found["training_median"])
     assert found["best"] == found["push_pull"]
     assert (found["student"], found["ratio"]) == (0, 0)
@@ -122,7 +122,7 @@ def test_reconstruction_is_measured_on_masked_voxels_against_the_best_trivial_an
     random = torch.Generator().manual_seed(2)
     view, answer = (torch.rand(2, 1, 32, 32, 32, generator=random) for _ in range(2))
     hidden = _hide(32, 0.5)
-    found = watch_reconstruction(answer, view, hidden, 0.4)
+    found = measure_reconstruction({"student": answer}, view, hidden, 0.4)
     v, a, h = view[:, 0].double().numpy(), answer[:, 0].double().numpy(), hidden.numpy()
     means = np.array([v[i][~h[i]].mean() for i in range(2)])[:, None, None, None]
     assert found["student"] == pytest.approx(np.abs(a - v)[h].mean(), rel=1e-5)
@@ -136,22 +136,22 @@ def test_reconstruction_is_measured_on_masked_voxels_against_the_best_trivial_an
 def test_effective_rank_of_equal_directions_is_their_number(rank):
     basis = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))[0][:rank]
     features = torch.cat([basis, -basis])
-    assert watch_features(features)["effective_rank"] == pytest.approx(rank, rel=1e-4)
+    assert measure_features(features)["effective_rank"] == pytest.approx(rank, rel=1e-4)
 
 
 def test_effective_rank_and_deviation_of_unequal_directions_follow_the_formula():
     features = torch.tensor([[3.0, 0], [-3, 0], [0, 1], [0, -1]])
-    found = watch_features(features)
+    found = measure_features(features)
     assert found["effective_rank"] == pytest.approx(math.exp(entropy_of([3, 1])))
     assert found["std"] == pytest.approx(np.std(features.numpy(), axis=0, ddof=1).mean())
-    assert watch_features(torch.ones(5, 3))["std"] == 0
+    assert measure_features(torch.ones(5, 3))["std"] == 0
 
 
 def test_attention_is_compared_with_brightness_by_ranks_with_ties():
     random = np.random.default_rng(0)
     attention, brightness = random.dirichlet(np.ones(27), size=3), random.random((3, 27))
     brightness[:, :12] = 0  # air
-    found = watch_attention(torch.tensor(0.9 * attention).float(), torch.tensor(brightness).float())
+    found = measure_attention(torch.tensor(0.9 * attention).float(), torch.tensor(brightness).float())
     assert found["brightness"] == pytest.approx(
         np.mean([spearmanr(a, b).statistic for a, b in zip(attention, brightness, strict=True)]), abs=1e-5
     )
@@ -163,12 +163,12 @@ def test_attention_is_compared_with_brightness_by_ranks_with_ties():
 
 def test_uniform_attention_has_full_entropy_and_no_order():
     brightness = torch.linspace(0, 1, 8)[None]
-    found = watch_attention(torch.full((1, 8), 1 / 9), brightness)
+    found = measure_attention(torch.full((1, 8), 1 / 9), brightness)
     assert found["entropy"] == pytest.approx(1)
     assert found["brightness"] == 0
     assert found["body_share"] == pytest.approx(found["body_units"])
-    assert watch_attention(brightness + 0.01, brightness)["brightness"] == pytest.approx(1)
-    assert watch_attention(1.01 - brightness, brightness)["brightness"] == pytest.approx(-1)
+    assert measure_attention(brightness + 0.01, brightness)["brightness"] == pytest.approx(1)
+    assert measure_attention(1.01 - brightness, brightness)["brightness"] == pytest.approx(-1)
 
 
 def test_units_are_averaged_in_the_order_of_their_grid():
@@ -182,7 +182,7 @@ _PLACES = torch.tensor([[0.0, 0, 0], [2, 0, 0], [0, 2, 0], [2, 2, 0]])
 def _watch(probabilities: torch.Tensor, valid: torch.Tensor | None = None) -> dict[str, float]:
     """Heads of one window of four places two voxels apart, at 3 mm a voxel."""
     valid = torch.ones(len(probabilities), 4, dtype=torch.bool) if valid is None else valid
-    return watch_window_heads(StageAttention(probabilities=probabilities, positions=_PLACES, valid=valid), 3.0)
+    return measure_window_heads(StageAttention(probabilities=probabilities, positions=_PLACES, valid=valid), 3.0)
 
 
 def test_heads_that_look_at_themselves_have_no_entropy_and_no_reach():
@@ -224,12 +224,12 @@ def test_padded_queries_are_left_out():
 def test_cls_heads_are_measured_about_their_own_centroid():
     everywhere, somewhere = torch.full((1, 1, 4), 0.2), torch.tensor([[[0.0, 0.9, 0, 0]]])
     places = 3 * _PLACES
-    found = watch_cls_heads(everywhere, places)
+    found = measure_cls_heads(everywhere, places)
     assert found["entropy"] == pytest.approx(math.log(4))
     assert found["distance_mm"] == pytest.approx(3 * math.sqrt(2))
-    found = watch_cls_heads(somewhere, places)
+    found = measure_cls_heads(somewhere, places)
     assert (found["entropy"], found["distance_mm"]) == (0, pytest.approx(0, abs=1e-3))
-    both = watch_cls_heads(torch.eye(4)[None, :2], places)
+    both = measure_cls_heads(torch.eye(4)[None, :2], places)
     assert both["js"] == pytest.approx(math.log(2))
 
 
@@ -245,12 +245,12 @@ def test_autocast_rounds_no_monitor():
 
     def watch() -> list[dict[str, float]]:
         return [
-            watch_cls_heads(attention, places),
-            watch_window_heads(window, 1.7),
-            watch_attention(attention[:, 0], attention[:, 1]),
-            watch_features(attention[0]),
-            watch_reconstruction(1 - view, view, hidden, 0.4),
-            watch_targets(attention[0].softmax(dim=-1), attention[1], TAU),
+            measure_cls_heads(attention, places),
+            measure_window_heads(window, 1.7),
+            measure_attention(attention[:, 0], attention[:, 1]),
+            measure_features(attention[0]),
+            measure_reconstruction({"student": 1 - view}, view, hidden, 0.4),
+            measure_targets(attention[0].softmax(dim=-1), attention[1], TAU),
         ]
 
     plain = watch()

@@ -107,7 +107,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_space(store, 
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        text = _refuse(RunError, store.path, out, assignments=options, tell=tell)
+        text = _refuse(RunError, store.path, out, assignments=options, on_event=tell)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert text == (
@@ -130,7 +130,7 @@ def test_a_resume_on_other_arithmetic_says_so(begun, store, tmp_path):
     path = tmp_path / "run" / "checkpoints" / "step-000002" / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"threads": 64, "precision": "bf16"}))
     told = []
-    pretrain(store.path, tmp_path / "run", resume=True, tell=lambda name, values: told.append((name, values.get("text"))))
+    pretrain(store.path, tmp_path / "run", resume=True, on_event=lambda name, values: told.append((name, values.get("text"))))
     warnings = [text for name, text in told if name == "warning"]
     assert warnings == [
         "precision: fp32, but bf16 up to here, so the weights will differ from a run in one go.",
@@ -185,8 +185,8 @@ def test_scans_given_are_prepared_first_and_give_the_run_of_their_store(scans, s
         sources,
         tmp_path / "run",
         assignments=options,
-        tell=lambda name, values: told.append(values.get("text")),
-        tell_preparing=prepared.append,
+        on_event=lambda name, values: told.append(values.get("text")),
+        on_preparation=prepared.append,
     )
     assert [row.id for row in Store(run.path / "store").rows] == [row.id for row in store.rows]
     assert f"store: 4 scans prepared, 1 rejected: see {run.path / 'store' / 'rejected.csv'}" in told
@@ -197,7 +197,7 @@ def test_scans_given_are_prepared_first_and_give_the_run_of_their_store(scans, s
     assert weights[0] == weights[1]
     # Repeated with --resume, nothing is prepared twice.
     again = []
-    pretrain(sources, tmp_path / "run", resume=True, tell_preparing=again.append)
+    pretrain(sources, tmp_path / "run", resume=True, on_preparation=again.append)
     assert (again[0].series, again[0].done) == (0, 4)
 
 
@@ -209,7 +209,7 @@ def test_settings_without_effect_are_warned_of_once_and_kept_in_the_notes(store,
         tmp_path / "run",
         method="dagman-random-mask",
         assignments=options,
-        tell=lambda name, values: told.append((name, values.get("text"))),
+        on_event=lambda name, values: told.append((name, values.get("text"))),
     )
     idle = [text for name, text in told if name == "warning" and "has no effect" in text]
     assert idle == [

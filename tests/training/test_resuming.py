@@ -53,7 +53,7 @@ def test_a_run_killed_after_its_checkpoint_at_any_step_goes_on_bit_for_bit(whole
     (out / "encoder").rename(out / ".0a1b2c3d.old.encoder")
 
     told = []
-    run = pretrain(store.path, out, resume=True, tell=lambda name, values: told.append((name, values)))
+    run = pretrain(store.path, out, resume=True, on_event=lambda name, values: told.append((name, values)))
 
     assert [values["step"] for name, values in told if name == "step"] == list(range(step + 1, STEPS + 1))
     assert _read_result(out) == _read_result(whole)
@@ -73,7 +73,7 @@ def test_a_run_stopped_by_ctrl_c_goes_on_bit_for_bit(whole, store, tiny, tmp_pat
             os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    run = pretrain(store.path, out, assignments=[*tiny, "train.checkpoint_every=3", "train.keep_checkpoints=9"], tell=interrupt)
+    run = pretrain(store.path, out, assignments=[*tiny, "train.checkpoint_every=3", "train.keep_checkpoints=9"], on_event=interrupt)
     assert run.last_step == step
     assert signal.getsignal(signal.SIGINT) is before
     # checkpoint_every changes no weight, so a resume may change it.

@@ -38,7 +38,7 @@ def pretrain_command(
     from dagman.training.pretraining import pretrain
 
     console = Console(stderr=as_json)
-    with show_preparing(console) as tell_preparing, show_training(console) as tell:
+    with show_preparing(console) as on_preparation, show_training(console) as on_event:
         run = pretrain(
             source,
             out,
@@ -47,8 +47,8 @@ def pretrain_command(
             config=config,
             assignments=assignments or (),
             resume=resume,
-            tell=tell,
-            tell_preparing=tell_preparing,
+            on_event=on_event,
+            on_preparation=on_preparation,
         )
     done, steps = run.last_step, run.settings.train.steps
     outcome: dict[str, Any] = {"run": str(out), "step": done, "steps": steps, "warnings": [w["text"] for w in run.warnings]}

@@ -16,17 +16,17 @@ _ROWS = 2048
 _HALVINGS = 24
 
 
-def sharpen(logits: Float[Tensor, "R K"], center: Float[Tensor, "K"], temperature: float) -> Float[Tensor, "R K"]:
+def center_and_sharpen(logits: Float[Tensor, "R K"], center: Float[Tensor, "K"], temperature: float) -> Float[Tensor, "R K"]:
     """P_t = softmax((t - center) / tau_t)."""
     return torch.softmax((logits.float() - center) / temperature, dim=-1)
 
 
-def move_center(center: Float[Tensor, "K"], logits: Float[Tensor, "R K"], momentum: float) -> Float[Tensor, "K"]:
+def update_center(center: Float[Tensor, "K"], logits: Float[Tensor, "R K"], momentum: float) -> Float[Tensor, "K"]:
     """The centre after a step: EMA of the mean logit over the rows."""
     return center * momentum + logits.float().mean(dim=0) * (1 - momentum)
 
 
-def balance(logits: Float[Tensor, "R K"], temperature: float, rounds: int = 3) -> Float[Tensor, "R K"]:
+def sinkhorn_knopp(logits: Float[Tensor, "R K"], temperature: float, rounds: int = 3) -> Float[Tensor, "R K"]:
     """Sinkhorn-Knopp [SwAV, DINOv2] in the log domain: prototypes are used equally, each row sums to 1.
 
     The plain form divides by sums of exp(t / tau) that underflow to 0 when rows are few and tau is small.
@@ -47,7 +47,7 @@ def solve_temperature(logits: Float[Tensor, "R K"], target: float) -> float:
     """tau_t at which the batch-centred logits have mean normalised entropy H(P_t)/ln K = `target`, by bisection [ours].
 
     Entropy grows with the temperature, so that log tau is halved between the floor and the ceiling. At most 2,048 rows,
-    evenly spaced, are looked at.
+    evenly spaced, are used.
     """
     centred = logits.float() - logits.float().mean(dim=0, keepdim=True)
     centred = centred[:: max(1, math.ceil(len(centred) / _ROWS))]

@@ -44,12 +44,10 @@ class ProjectorShape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """What a network says of B views; None where it has no such head or was not asked."""
+class Outputs:
+    """What a network gives for B views: logits by loss (`ampd` R K, `aitd` and `gitd` B K), and the student's restoration."""
 
-    patches: Float[Tensor, "R K"] | None = None
-    cls: Float[Tensor, "B K"] | None = None
-    image: Float[Tensor, "B K"] | None = None
+    projections: dict[str, Tensor]
     reconstruction: Float[Tensor, "B 1 X Y Z"] | None = None
 
 
@@ -93,9 +91,9 @@ class Network(nn.Module):
         """Att (Eq. 1): the [CLS] query's attention to the N units, averaged over heads, in float32."""
         if self.semantic is None or self.semantic_attention is None:
             raise ValueError("this network has no semantic attention")
-        return self.attend_to(self.encoder(view, dropped, stages=self.semantic.stage))
+        return self.attend_stages(self.encoder(view, dropped, stages=self.semantic.stage))
 
-    def attend_to(self, stages: list[Float[Tensor, "B _ _ _ _"]]) -> Float[Tensor, "B N"]:
+    def attend_stages(self, stages: list[Float[Tensor, "B _ _ _ _"]]) -> Float[Tensor, "B N"]:
         """`attend` from feature maps that are there already, x1 first, at least up to the stage the semantic attention reads."""
         if self.semantic is None or self.semantic_attention is None:
             raise ValueError("this network has no semantic attention")
@@ -108,32 +106,31 @@ class Network(nn.Module):
         view: Float[Tensor, "B 1 X Y Z"],
         blanked: Bool[Tensor, "B x y z"] | None = None,
         units: Bool[Tensor, "B N"] | None = None,
-        drop: Float[Tensor, "L B"] | None = None,
-    ) -> Look:
+        drop_path: Float[Tensor, "L B"] | None = None,
+    ) -> Outputs:
         """Logits (and the reconstruction) of views.
 
         Args:
             view: Intensities in [0, 1].
             blanked: Patch tokens that are masked (the student) or dropped by noise (the teacher). True = blanked.
             units: Units whose patch logits are wanted, usually the masked ones. True = wanted.
-            drop: Uniform draws for stochastic depth; None for none.
+            drop_path: Uniform draws for stochastic depth; None for none.
         """
-        return self.say(self.encoder(view, blanked, drop=drop), units)
+        stages = self.encoder(view, blanked, drop=drop_path)
+        restored = self.reconstruction(stages[3]) if self.reconstruction is not None else None
+        return Outputs(projections=self.project(stages, units), reconstruction=restored)
 
-    def say(self, stages: list[Float[Tensor, "B _ _ _ _"]], units: Bool[Tensor, "B N"] | None = None) -> Look:
-        """`forward` from feature maps [x1, x2, x3, x4] that are there already."""
-        patches = cls = image = reconstruction = None
+    def project(self, stages: list[Float[Tensor, "B _ _ _ _"]], units: Bool[Tensor, "B N"] | None = None) -> dict[str, Tensor]:
+        """Logits by loss from feature maps [x1, x2, x3, x4]: `ampd` of the `units` wanted, `aitd` and `gitd` of each view."""
+        projections = {}
         if "ampd" in self.projectors and units is not None:
             tokens = stages[UNIT_STAGE - 1].flatten(2).transpose(1, 2)
-            patches = self.projectors["ampd"](tokens[units])
+            projections["ampd"] = self.projectors["ampd"](tokens[units])
         if "aitd" in self.projectors and self.semantic is not None and self.semantic_attention is not None:
-            semantics = self.semantic_attention(stages[self.semantic.stage - 1])
-            cls = self.projectors["aitd"](semantics.cls)
+            projections["aitd"] = self.projectors["aitd"](self.semantic_attention(stages[self.semantic.stage - 1]).cls)
         if "gitd" in self.projectors:
-            image = self.projectors["gitd"](stages[3].flatten(2).mean(dim=2))
-        if self.reconstruction is not None:
-            reconstruction = self.reconstruction(stages[3])
-        return Look(patches=patches, cls=cls, image=image, reconstruction=reconstruction)
+            projections["gitd"] = self.projectors["gitd"](stages[3].flatten(2).mean(dim=2))
+        return projections
 
 
 def copy_student(student: Network) -> Network:

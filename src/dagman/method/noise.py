@@ -30,7 +30,7 @@ def count_noise_draws(grid: Grid, granularity: str) -> int:
     return units if granularity == "unit" else units * PATCHES_PER_UNIT**3
 
 
-def drop_input(draws: Tensor, grid: Grid, share: float, granularity: str) -> Bool[Tensor, "B X Y Z"] | None:
+def patch_dropout(draws: Tensor, grid: Grid, share: float, granularity: str) -> Bool[Tensor, "B X Y Z"] | None:
     """The teacher's dropped patch tokens, or None for a clean teacher (share 0)."""
     if share == 0:
         return None

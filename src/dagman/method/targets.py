@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dagman.method.centering import TEMPERATURE_FLOOR, balance, move_center, sharpen, solve_temperature
+from dagman.method.centering import TEMPERATURE_FLOOR, center_and_sharpen, sinkhorn_knopp, solve_temperature, update_center
 
 PROJECTORS = ("ampd", "aitd", "gitd")
 SMOOTHING = 0.9
@@ -35,7 +35,7 @@ class TargetRules:
 
 
 class Targets:
-    """Centres, temperatures and queues; `sharpen` turns a whole step's logits into P_t and moves them on."""
+    """Centres, temperatures and queues; `update` turns a whole step's logits into P_t and moves them on."""
 
     def __init__(
         self,
@@ -49,25 +49,25 @@ class Targets:
         self.queues = {name: torch.zeros(0, prototypes, device=device) for name in projectors if name != "ampd"}
         self.log_temperatures: dict[str, float | None] = dict.fromkeys(projectors)
 
-    def sharpen(self, name: str, logits: Tensor, scheduled: float) -> tuple[Tensor, float]:
+    def update(self, name: str, logits: Tensor, scheduled: float) -> tuple[Tensor, float]:
         """P_t (R x K) of a projector from all rows of a step, and the tau_t used; then the state moves on.
 
         `scheduled` is tau_t of the schedule, taken unless the rules solve it for an entropy.
         """
         temperature = self._find_temperature(name, logits, scheduled)
-        probabilities = self.apply(name, logits, temperature)
+        probabilities = self.compute(name, logits, temperature)
         if self.rules.target_entropy is not None:
             self.log_temperatures[name] = math.log(temperature)
-        self.centers[name] = move_center(self.centers[name], logits, self.rules.center_momentum)
+        self.centers[name] = update_center(self.centers[name], logits, self.rules.center_momentum)
         if name in self.queues and self.rules.queue:
             self.queues[name] = self._with_queue(name, logits)[-self.rules.queue :]
         return probabilities, temperature
 
-    def apply(self, name: str, logits: Tensor, temperature: float) -> Tensor:
+    def compute(self, name: str, logits: Tensor, temperature: float) -> Tensor:
         """P_t (R x K) at a temperature, without moving the state."""
         if self.rules.centering == "sinkhorn":
-            return balance(self._with_queue(name, logits), temperature)[-len(logits) :]
-        return sharpen(logits, self.centers[name], temperature)
+            return sinkhorn_knopp(self._with_queue(name, logits), temperature)[-len(logits) :]
+        return center_and_sharpen(logits, self.centers[name], temperature)
 
     def temperature(self, name: str, logits: Tensor, scheduled: float) -> float:
         """The tau_t last used; before the first step, what these logits (R x K) would be given."""

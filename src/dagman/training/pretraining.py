@@ -43,8 +43,8 @@ def pretrain(
     config: str | Path | None = None,
     assignments: Iterable[str] = (),
     resume: bool = False,
-    tell: Event | None = None,
-    tell_preparing: Callable[..., None] | None = None,
+    on_event: Event | None = None,
+    on_preparation: Callable[..., None] | None = None,
 ) -> Run:
     """Pretrain an encoder; gives the run, whose encoder `dagman.load` reads.
 
@@ -53,15 +53,15 @@ def pretrain(
         out: The run folder.
         size, method, config, assignments: As in `dagman.settings.load_settings`.
         resume: Go on with the run in `out`; without one there, begin.
-        tell: Called with each event's name ("choice", "warning", "begin", "step", "monitor", "checkpoint") and values.
-        tell_preparing: Passed to `prepare_store` as `on_event`.
+        on_event: Called with each event's name ("choice", "warning", "begin", "step", "monitor", "checkpoint") and values.
+        on_preparation: Passed to `prepare_store` as `on_event`.
 
     Raises:
         RunError: `out` exists already, the settings or the store differ from the run's, or no scan is large enough.
         SettingsError, StoreError, ScanError: From the settings, the store, the scans.
     """
     out = Path(out)
-    tell = tell or (lambda name, values: None)
+    on_event = on_event or (lambda name, values: None)
     settings, given = load_settings(size, method, config=config, assignments=assignments)
     exists = (out / "settings.toml").exists()
     if out.exists() and not out.is_dir():
@@ -78,12 +78,12 @@ def pretrain(
     idle = [] if exists else list_idle_settings(settings, given)
     out.mkdir(parents=True, exist_ok=True)
     with hold_lock(out, RunError):
-        store, prepared = _open_store(source, out, settings, tell_preparing)
+        store, prepared = _open_store(source, out, settings, on_preparation)
         settings = _settle_spacing(settings, store, asked=exists or "view.spacing" in given)
-        return _train(store, out, settings, prepared + reasons, idle, exists, tell)
+        return _train(store, out, settings, prepared + reasons, idle, exists, on_event)
 
 
-def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle: list[str], exists: bool, tell: Event) -> Run:
+def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle: list[str], exists: bool, on_event: Event) -> Run:
     usable, left_out = find_usable({row.id: row.shape for row in store.rows}, settings.view)
     fingerprint = hash_bytes("\n".join(usable).encode())
     device = devices.choose_device(settings.train.device)
@@ -108,7 +108,7 @@ def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle
     workers = (0 if device.value == "cpu" else 4) if settings.train.workers == "auto" else int(settings.train.workers)
     dataset = ViewDataset(store, usable, settings.view, settings.train.batch, settings.seed, settings.train.steps)
     trainer = Trainer(
-        settings, dataset, out, device=device.value, precision=precision.value, workers=workers, state=state, tell=tell
+        settings, dataset, out, device=device.value, precision=precision.value, workers=workers, state=state, on_event=on_event
     )
     warnings = [*idle, *_list_other_arithmetic(before, state)]
     lines = [*reasons, *devices.describe_choices(choices), *describe_run(settings, trainer.student, store, usable, left_out)]
@@ -122,12 +122,12 @@ def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle
         for warning in idle:
             write_note(out, 0, f"idle: {warning}", warning)
     for line in lines:
-        tell("choice", {"text": line})
+        on_event("choice", {"text": line})
     for warning in warnings:
-        tell("warning", {"step": trainer.step, "key": "idle", "text": warning})
+        on_event("warning", {"step": trainer.step, "key": "idle", "text": warning})
     inputs = {"store": store.path.name, "scans": fingerprint, "count": len(usable), "left_out": left_out}
     write_command(out, "pretrain", settings=settings.model_dump(mode="json"), inputs=inputs)
-    tell("begin", {"step": trainer.step, "steps": settings.train.steps})
+    on_event("begin", {"step": trainer.step, "steps": settings.train.steps})
     with _stop_kindly(trainer), _explain_full_disk(out):
         trainer.train()
     return Run(out)

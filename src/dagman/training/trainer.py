@@ -1,8 +1,9 @@
-"""The loop: reads views, calls the step, moves the weights, and once in a while looks, saves and tells."""
+"""The loop: reads views, accumulates gradients, moves the weights; from time to time evaluates, saves and reports."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +19,14 @@ from dagman.errors import RunError
 from dagman.method.networks import unit_grid
 from dagman.method.noise import count_noise_draws
 from dagman.method.schedules import freeze_last_layer, learning_rate, teacher_momentum, teacher_temperature
-from dagman.method.step import Losses, Pair, pretraining_step
+from dagman.method.step import ViewPair
 from dagman.method.targets import Targets
 from dagman.method.teacher import update_teacher
 from dagman.model.intensity import to_unit_ranges
 from dagman.records.journal import append_row
 from dagman.settings import Settings
 from dagman.training import assembly
+from dagman.training.accumulation import StepLosses, accumulate_gradients
 from dagman.training.arithmetic import describe_pace
 from dagman.training.augmentation import augment_views, is_active
 from dagman.training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
@@ -49,7 +51,7 @@ class Trainer:
         folder: The run folder.
         device, precision, workers: As chosen by `dagman.devices`.
         state: What is saved beside the weights (fingerprint of the store, ...).
-        tell: Called with an event's name and values ("step", "warning", "checkpoint").
+        on_event: Called with an event's name and values ("step", "warning", "checkpoint").
     """
 
     def __init__(
@@ -62,10 +64,16 @@ class Trainer:
         precision: str,
         workers: int,
         state: dict[str, Any],
-        tell: Event,
+        on_event: Event,
     ) -> None:
         self.settings, self.dataset, self.folder = settings, dataset, folder
-        self.device, self.precision, self.workers, self.state, self.tell = torch.device(device), precision, workers, state, tell
+        self.device, self.precision, self.workers, self.state, self.on_event = (
+            torch.device(device),
+            precision,
+            workers,
+            state,
+            on_event,
+        )
         self.student, self.teacher = assembly.build_networks(settings)
         self.student.to(self.device).train()
         if self.teacher is not None:
@@ -106,7 +114,7 @@ class Trainer:
             step = self.step
             # ------------------------------------------------------- once in a while
             if step % train.monitor_every == 0:
-                self._look(validation, curves)
+                self._evaluate(validation, curves)
 
             # ------------------------------------------------------- a step
             began = time.perf_counter()
@@ -123,21 +131,21 @@ class Trainer:
             curves.add(self.step, row | timing)
             waits.append(timing["waiting_share"])
             self._warn(judge_waiting(list(waits)))
-            self.tell("step", row | timing)
+            self.on_event("step", row | timing)
             if first < self.step <= first + PACED_STEPS:
                 paces.append(seconds)
                 if len(paces) == PACED_STEPS:
-                    self.tell("choice", {"text": describe_pace(paces[1:], train.steps - self.step, timing["memory_gib"])})
+                    self.on_event("choice", {"text": describe_pace(paces[1:], train.steps - self.step, timing["memory_gib"])})
             if self.step % train.checkpoint_every == 0 and self.step < train.steps and not self.stop:
                 self._save()
         if self.step == train.steps:
-            self._look(validation, curves)
+            self._evaluate(validation, curves)
         if list_checkpoints(self.folder)[-1:] != [self.step]:
             self._save()
         curves.close()
         return self.step
 
-    def _advance(self, pairs: Sequence[Pair], step: int) -> dict[str, Any]:
+    def _advance(self, pairs: Sequence[ViewPair], step: int) -> dict[str, Any]:
         """One optimiser step; the row for `metrics.jsonl`."""
         s, steps = self.settings, self.settings.train.steps
         lr = learning_rate(step, steps, peak=float(s.optim.lr), end=s.optim.min_lr, warmup=s.optim.warmup)
@@ -147,7 +155,7 @@ class Trainer:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            losses = pretraining_step(self.student, self.teacher, pairs, self.method, self.targets, scheduled)
+            losses = accumulate_gradients(self.student, self.teacher, pairs, self.method, self.targets, scheduled)
         if freeze_last_layer(step, steps, epochs=s.train.freeze_epochs):
             for parameter in assembly.list_frozen(self.student):
                 parameter.grad = None
@@ -166,30 +174,28 @@ class Trainer:
             "grad_norm": norm.item(),
         }
 
-    def _draw_pairs(self, batch: dict[str, Any], step: int) -> list[Pair]:
-        """The step's micro-batches; row i of a step has the same draws however it is cut."""
+    def _draw_pairs(self, batch: dict[str, Any], step: int) -> list[ViewPair]:
+        """The step's micro-batches; pair i of a step has the same draws however it is cut."""
         settings, seed = self.settings, self.settings.seed
-        views = [to_unit_ranges(batch[name].to(self.device, non_blocking=True), batch["range"]) for name in ("u", "v")]
+        stored = torch.stack([batch["u"], batch["v"]], dim=1).to(self.device, non_blocking=True)
+        ranges = batch["range"].repeat_interleave(2, dim=0)
+        views = to_unit_ranges(stored.flatten(0, 1), ranges)
+        if is_active(settings.view):
+            views = augment_views(views, settings.view, seed, step, range(len(views)))
+        views = views.unflatten(0, (-1, 2))
         grid = unit_grid((settings.view.side,) * 3)
-        units = grid[0] * grid[1] * grid[2]
-        noise = count_noise_draws(grid, settings.teacher.granularity)
-        half = int(settings.train.micro_batch) // 2
-        pairs = []
-        for first in range(0, len(views[0]), half):
-            rows = range(first, first + half)
-            numbers = [[2 * row + which for row in rows] for which in (0, 1)]
-            u, v = (view[first : first + half] for view in views)
-            if is_active(settings.view):
-                u, v = (augment_views(x, settings.view, seed, step, n) for x, n in zip((u, v), numbers, strict=True))
-            every = numbers[0] + numbers[1]
-            drawn = (
-                draw_masking(seed, step, every, units),
-                draw_noise(seed, step, every, noise),
-                draw_drop_path(seed, step, every, self.student.encoder.shape.branches),
-            )
-            masking, dropped, drop = (d.to(self.device, non_blocking=True) for d in drawn)
-            pairs.append(Pair(u=u, v=v, masking=masking, noise=dropped, drop=drop))
-        return pairs
+        numbers = range(2 * len(views))
+        drawn = {
+            "masking": draw_masking(seed, step, numbers, math.prod(grid)).unflatten(0, (-1, 2)),
+            "noise": draw_noise(seed, step, numbers, count_noise_draws(grid, settings.teacher.granularity)).unflatten(0, (-1, 2)),
+        }
+        drop_path = draw_drop_path(seed, step, numbers, self.student.encoder.shape.branches).unflatten(1, (-1, 2)).to(self.device)
+        drawn = {name: values.to(self.device, non_blocking=True) for name, values in drawn.items()}
+        size = int(settings.train.micro_batch) // 2
+        return [
+            ViewPair(views=views[part], drop_path=drop_path[:, part], **{name: values[part] for name, values in drawn.items()})
+            for part in (slice(first, first + size) for first in range(0, len(views), size))
+        ]
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
@@ -203,9 +209,9 @@ class Trainer:
             step, self.settings.train.steps, start=t.temperature_start, end=t.temperature_end, warmup=t.temperature_warmup
         )
 
-    def _look(self, validation: Validation, curves: Curves) -> None:
+    def _evaluate(self, validation: Validation, curves: Curves) -> None:
         with self.autocast():
-            row, gallery = validation.look(self.student, self.teacher, self.targets, self._scheduled_temperature(self.step))
+            row, gallery = validation.evaluate(self.student, self.teacher, self.targets, self._scheduled_temperature(self.step))
         row = {"step": self.step, **row}
         append_row(self.folder / "monitors.jsonl", row)
         write_gallery(self.folder, self.step, gallery)
@@ -213,14 +219,14 @@ class Trainer:
         progress = self.step / self.settings.train.steps
         if progress >= FRESH:
             self._warn(judge_monitors(row, early=progress < EARLY))
-        self.tell("monitor", row)
+        self.on_event("monitor", row)
 
     def _warn(self, warnings: list[tuple[str, str]]) -> None:
         for key, text in warnings:
             if key not in self.warned:
                 self.warned.add(key)
                 write_note(self.folder, self.step, key, text)
-                self.tell("warning", {"step": self.step, "key": key, "text": text})
+                self.on_event("warning", {"step": self.step, "key": key, "text": text})
 
     def _save(self) -> None:
         # The encoder first: whoever finds a checkpoint finds an encoder that is not older.
@@ -236,7 +242,7 @@ class Trainer:
             {**self.state, "warned": sorted(self.warned)},
             self.settings.train.keep_checkpoints,
         )
-        self.tell("checkpoint", {"step": self.step})
+        self.on_event("checkpoint", {"step": self.step})
 
     def _time(self, seconds: float, waited: float) -> dict[str, Any]:
         views = self.settings.train.batch
@@ -249,7 +255,7 @@ class Trainer:
             "memory_gib": round(peak_memory_gib(self.device.type), 3),
         }
 
-    def _refuse_nonfinite(self, losses: Losses, norm: Tensor, step: int) -> None:
+    def _refuse_nonfinite(self, losses: StepLosses, norm: Tensor, step: int) -> None:
         if torch.isfinite(losses.total) and torch.isfinite(norm):
             return
         scans = sorted({pair[0].scan for pair in self.dataset.places(step)})

@@ -1,4 +1,4 @@
-"""What is watched on fixed validation views (METHOD, What is watched): pure formulas over what the networks say.
+"""What the monitors measure on fixed validation views (METHOD, What is watched): pure formulas over the networks' outputs.
 
 n views or rows, K prototypes, N units, H heads. Entropies in nats unless said; a run that fails silently costs weeks.
 """
@@ -6,6 +6,7 @@ n views or rows, K prototypes, N units, H heads. Entropies in nats unless said; 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ BODY = 1 / 30
 """Mean intensity in [0, 1] above which a unit is taken for body: -950 HU in the default range; air outside is 0."""
 
 
-def watch_targets(targets: Tensor, logits: Tensor, student_temperature: float) -> dict[str, float]:
+def measure_targets(targets: Tensor, logits: Tensor, student_temperature: float) -> dict[str, float]:
     """H, Hx, MI, gain and cross entropy of one projector.
 
     Args:
@@ -65,10 +66,13 @@ def _pull(weighted: Tensor, weight: Tensor) -> Tensor:
     return torch.where(weight > 0, known, filled)
 
 
-def watch_reconstruction(reconstruction: Tensor, view: Tensor, hidden: Tensor, training_median: float) -> dict[str, float]:
-    """L1 over masked voxels of the student and of three trivial answers, and the ratio to the best of them.
+def measure_reconstruction(
+    restored: Mapping[str, Tensor], view: Tensor, hidden: Tensor, training_median: float
+) -> dict[str, float]:
+    """L1 over masked voxels of each network and of three trivial answers, and the student's ratio to the best of them.
 
-    `reconstruction` and `view` are n 1 X Y Z, `hidden` n X Y Z on voxels.
+    `restored` holds the views (n 1 X Y Z) as restored by the student and, if there is one, by the teacher (key `teacher`, and
+    `teacher_ratio` in the result); `view` is n 1 X Y Z, `hidden` n X Y Z on voxels.
     """
     view = view.float()
     masked = hidden[:, None]
@@ -82,12 +86,13 @@ def watch_reconstruction(reconstruction: Tensor, view: Tensor, hidden: Tensor, t
         "training_median": measure(torch.full_like(view, training_median)),
         "push_pull": measure(fill_from_visible(view, hidden)),
     }
-    student = measure(reconstruction)
-    best = min(trivial.values())
-    return {"student": student, **trivial, "best": best, "ratio": student / max(best, 1e-12)}
+    errors = {name: measure(answer) for name, answer in restored.items()}
+    best = max(min(trivial.values()), 1e-12)
+    ratios = {"ratio": errors["student"] / best} | ({"teacher_ratio": errors["teacher"] / best} if "teacher" in errors else {})
+    return {**errors, **trivial, "best": min(trivial.values()), **ratios}
 
 
-def watch_features(features: Tensor) -> dict[str, float]:
+def measure_features(features: Tensor) -> dict[str, float]:
     """Mean standard deviation over rows, and effective rank (exponential of the singular values' entropy), of n x C features."""
     centred = features.float() - features.float().mean(dim=0)
     singular = torch.linalg.svdvals(centred)
@@ -95,7 +100,7 @@ def watch_features(features: Tensor) -> dict[str, float]:
     return {"std": centred.std(dim=0).mean().item(), "effective_rank": math.exp(entropy(shares).item())}
 
 
-def watch_attention(attention: Tensor, brightness: Tensor) -> dict[str, float]:
+def measure_attention(attention: Tensor, brightness: Tensor) -> dict[str, float]:
     """How Att (n N) is spread: entropy / ln N, rank correlation with the units' mean intensity (n N), share inside the body.
 
     `body_units` is the share of units that lie in the body, what uniform attention would give.
@@ -128,7 +133,7 @@ def average_units(view: Tensor, unit: int) -> Tensor:
     return F.avg_pool3d(view.float(), unit)[:, 0].flatten(1)
 
 
-def watch_window_heads(attention: StageAttention, spacing: float) -> dict[str, float]:
+def measure_window_heads(attention: StageAttention, spacing: float) -> dict[str, float]:
     """Diversity of a stage's heads [Xie et al., CVPR 2023]: entropy (nats) and mean distance (mm) of each head's attention,
     their spread over heads, and the generalised Jensen-Shannon divergence between heads.
     """
@@ -143,7 +148,7 @@ def watch_window_heads(attention: StageAttention, spacing: float) -> dict[str, f
     return _describe_heads(entropies, reach, mixed[valid].mean().item())
 
 
-def watch_cls_heads(attention: Tensor, places: Tensor) -> dict[str, float]:
+def measure_cls_heads(attention: Tensor, places: Tensor) -> dict[str, float]:
     """The same for the semantic attention's [CLS] row (n H N); distance is from the attention's own centroid.
 
     `places` are the units' centres in mm, N x 3.

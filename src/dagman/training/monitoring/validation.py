@@ -1,7 +1,8 @@
-"""A look at the fixed validation views: runs the networks as the step does, without learning, and measures them."""
+"""Evaluation on fixed validation views: the step's own forward passes, without learning, and what the monitors measure of them."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from dagman.method.masking import expand_units
 from dagman.method.networks import UNIT, Network, unit_grid
-from dagman.method.noise import PATCHES_PER_UNIT, count_noise_draws, drop_input
-from dagman.method.step import Method
+from dagman.method.noise import PATCHES_PER_UNIT, count_noise_draws
+from dagman.method.step import Method, ViewPair, teacher_forward
 from dagman.method.targets import Targets
 from dagman.model.intensity import to_unit_ranges
 from dagman.settings import Settings
@@ -20,86 +21,109 @@ from dagman.training.monitoring import monitors
 from dagman.training.views import ViewDataset, sample_intensities, validation_places
 
 SHOWN = 4
-"""Views kept in the gallery, and looked at for head diversity."""
+"""Views kept in the gallery and used for head diversity."""
 
 
 class Validation:
-    """Fixed views, masks and noise, drawn once for a run."""
+    """Fixed pairs of views, masks and noise, drawn once for a run."""
 
     def __init__(self, settings: Settings, dataset: ViewDataset, method: Method, device: torch.device) -> None:
         self.settings, self.method = settings, method
         self.spacing = float(dataset.store.preparation.spacing)
-        views = settings.train.monitor_views
-        item = dataset.read(validation_places(dataset, views))
-        # u and v of one scan side by side, as in the step: rows i and i + n/2 are a pair.
-        self.views = torch.cat([to_unit_ranges(item[name], item["range"]) for name in ("u", "v")]).to(device)
+        count = settings.train.monitor_views
+        item = dataset.read(validation_places(dataset, count))
+        stored = torch.stack([item["u"], item["v"]], dim=1).flatten(0, 1)
+        self.views = to_unit_ranges(stored, item["range"].repeat_interleave(2, dim=0)).to(device)
         self.grid = unit_grid((settings.view.side,) * 3)
-        units = self.grid[0] * self.grid[1] * self.grid[2]
-        self.masking = draw_masking(settings.seed, "validation", range(views), units).to(device)
-        noise = draw_noise(settings.seed, "validation", range(views), count_noise_draws(self.grid, settings.teacher.granularity))
-        self.dropped = drop_input(noise.to(device), self.grid, method.noise, method.granularity)
+        masking = draw_masking(settings.seed, "validation", range(count), math.prod(self.grid)).to(device)
+        noise = draw_noise(settings.seed, "validation", range(count), count_noise_draws(self.grid, settings.teacher.granularity))
+        self.pair = ViewPair(
+            views=self.views.unflatten(0, (-1, 2)),
+            masking=masking.unflatten(0, (-1, 2)),
+            noise=noise.to(device).unflatten(0, (-1, 2)),
+            drop_path=torch.ones(0, count // 2, 2, device=device),
+        )
         self.brightness = monitors.average_units(self.views, UNIT)
         self.median = sample_intensities(dataset).median().item()
         x, y, z = (torch.arange(side, device=device) for side in self.grid)
         self.places = (torch.cartesian_prod(x, y, z).float() + 0.5) * UNIT * self.spacing
 
     @torch.no_grad()
-    def look(
+    def evaluate(
         self, student: Network, teacher: Network | None, targets: Targets, scheduled: float
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """A row for `monitors.jsonl` and the arrays of the gallery."""
-        views, method = self.views, self.method
-        keeper = teacher if teacher is not None else student
-        row: dict[str, Any] = {}
-        gallery: dict[str, Any] = {"view": views[:SHOWN], "spacing": torch.tensor([self.spacing])}
-        attention = None
-        if keeper.semantic_attention is not None:
-            attention = torch.cat([keeper.attend(v[None]) for v in views])
-            row["attention"] = monitors.watch_attention(attention, self.brightness)
-            gallery["attention"] = attention[:SHOWN]
-        hidden = method.masking(attention if method.needs_attention else None, self.grid, method.counts, self.masking)
-        gallery["hidden"] = hidden[:SHOWN].to(torch.uint8)
-        student_says = student(views, expand_units(hidden, self.grid, PATCHES_PER_UNIT), hidden)
-        if student_says.reconstruction is not None:
-            voxels = expand_units(hidden, self.grid, UNIT)
-            row["reconstruction"] = monitors.watch_reconstruction(student_says.reconstruction, views, voxels, self.median)
-            gallery["reconstruction"] = student_says.reconstruction[:SHOWN].float()
-        if teacher is not None and len(teacher.projectors):
-            teacher_says = teacher(views, self.dropped, hidden)
-            row["projectors"] = {}
-            crossed = torch.arange(len(views), device=views.device).roll(-(len(views) // 2))
-            for name, field in (("ampd", "patches"), ("aitd", "cls"), ("gitd", "image")):
-                logits = getattr(teacher_says, field)
-                if logits is None:
-                    continue
-                goals = targets.apply(name, logits.float(), targets.temperature(name, logits, scheduled))
-                goals = goals if name == "ampd" else goals[crossed]
-                tau = method.student_temperature
-                row["projectors"][name] = monitors.watch_targets(goals, getattr(student_says, field), tau)
-        clean = torch.cat([keeper.encoder(v[None])[3] for v in views])
-        row["features"] = monitors.watch_features(clean.flatten(2).transpose(1, 2).flatten(0, 1))
-        row["diversity"], heads = self._compare_heads(keeper)
-        if heads is not None:
-            gallery["attention_heads"] = heads
+        """A row for `monitors.jsonl` and the arrays of the gallery.
+
+        `attention`, `features` and `diversity` are the teacher's, and the student's under `student`; without a teacher they are the
+        student's. `reconstruction` holds the errors of both through the student's reconstruction head.
+        """
+        views = self.views
+        outputs = teacher_forward(teacher, self.pair, self.method)
+        masked = outputs.masked.flatten(0, 1)
+        row, gallery = self._describe(teacher if teacher is not None else student)
+        if teacher is not None:
+            row["student"], _ = self._describe(student)
+        gallery |= {
+            "view": views[self.shown],
+            "hidden": masked[self.shown].to(torch.uint8),
+            "spacing": torch.tensor([self.spacing]),
+        }
+        patches, voxels = (expand_units(masked, self.grid, factor) for factor in (PATCHES_PER_UNIT, UNIT))
+        answers = student(views, patches, masked)
+        if answers.reconstruction is not None and student.reconstruction is not None:
+            restored = {"student": answers.reconstruction}
+            if teacher is not None:
+                restored["teacher"] = student.reconstruction(teacher.encoder(views, patches)[3])
+            row["reconstruction"] = monitors.measure_reconstruction(restored, views, voxels, self.median)
+            gallery["reconstruction"] = answers.reconstruction[self.shown].float()
+        for name, logits in outputs.projections.items():
+            flat = logits.flatten(0, -2).float()
+            target = targets.compute(name, flat, targets.temperature(name, flat, scheduled)).view_as(logits)
+            if name != "ampd":
+                target = target.flip(1).flatten(0, 1)
+            measured = monitors.measure_targets(target, answers.projections[name], self.method.student_temperature)
+            row.setdefault("projectors", {})[name] = measured
         return row, {
             name: value.detach().cpu().float().numpy() if value.is_floating_point() else value.cpu().numpy()
             for name, value in gallery.items()
         }
 
+    @property
+    def shown(self) -> list[int]:
+        """The views of the gallery: u of each pair first, so that they come from as many scans as possible."""
+        count = len(self.views)
+        return [*range(0, count, 2), *range(1, count, 2)][:SHOWN]
+
+    def _describe(self, network: Network) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Attention, features and diversity of the heads of one network on clean views, and its attention for the gallery."""
+        row: dict[str, Any] = {}
+        gallery: dict[str, Tensor] = {}
+        if network.semantic_attention is not None:
+            attention = torch.cat([network.attend(v[None]) for v in self.views])
+            row["attention"] = monitors.measure_attention(attention, self.brightness)
+            gallery["attention"] = attention[self.shown]
+        clean = torch.cat([network.encoder(v[None])[3] for v in self.views])
+        row["features"] = monitors.measure_features(clean.flatten(2).transpose(1, 2).flatten(0, 1))
+        row["diversity"], heads = self._compare_heads(network)
+        if heads is not None:
+            gallery["attention_heads"] = heads
+        return row, gallery
+
     def _compare_heads(self, network: Network) -> tuple[dict[str, Any], Tensor | None]:
         diversity: dict[str, dict[str, float]] = {}
-        for view in self.views[:SHOWN]:
+        shown = self.views[self.shown]
+        for view in shown:
             for stage, attention in enumerate(network.encoder.attention_of(view[None]), start=1):
-                found = monitors.watch_window_heads(attention, self.spacing)
+                found = monitors.measure_window_heads(attention, self.spacing)
                 mean = diversity.setdefault(f"stage{stage}", dict.fromkeys(found, 0.0))
                 for key, value in found.items():
-                    mean[key] += value / min(SHOWN, len(self.views))
+                    mean[key] += value / len(shown)
         if network.semantic is None or network.semantic_attention is None:
             return diversity, None
-        features = network.encoder(self.views[:SHOWN], stages=network.semantic.stage)[-1]
+        features = network.encoder(shown, stages=network.semantic.stage)[-1]
         heads = network.semantic_attention.attend(features)
         places = self.places if network.semantic.stage == 3 else _place_tokens(features, self.settings.view.side * self.spacing)
-        diversity["sa"] = monitors.watch_cls_heads(heads.float(), places)
+        diversity["sa"] = monitors.measure_cls_heads(heads.float(), places)
         return diversity, heads.float() if network.semantic.stage == 3 else None
 
 
