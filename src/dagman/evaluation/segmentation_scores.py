@@ -35,20 +35,29 @@ MEASURES = {
 """Measures of a structure by their names in metrics.json, and as words."""
 
 
+_UNKNOWN = dict.fromkeys(("dice", "hd95_mm", "nsd", "lesions", "found", "false_positives", "true_volume_ml"), math.nan)
+
+
 def score_scan(
     predicted: NDArray[np.uint8],
     truth: NDArray[np.uint8],
     structures: Sequence[Structure],
     spacing: Sequence[float],
     tolerance: float,
+    *,
+    contoured: Sequence[bool] | None = None,
 ) -> list[dict[str, Any]]:
     """Scores of each structure of a scan; classes on the scan's own grid (X Y Z), spacing and tolerance in mm.
 
-    Both empty: NaN. One empty: Dice and surface Dice 0, HD95 infinite.
+    Both empty: NaN. One empty: Dice and surface Dice 0, HD95 infinite. contoured: whether each structure was drawn (None: all);
+    where it was not, every score is NaN but the predicted volume.
     """
+    known = [True] * len(structures) if contoured is None else contoured
     return [
         _score_structure(predicted == code, truth == code, structure.name, spacing, tolerance)
-        for code, structure in enumerate(structures, start=1)
+        if drawn
+        else {"label": structure.name, **_UNKNOWN, "volume_ml": measure_volume(predicted == code, spacing)}
+        for code, (structure, drawn) in enumerate(zip(structures, known, strict=True), start=1)
     ]
 
 
@@ -92,7 +101,7 @@ def summarize_scores(
 
 def agree_volumes(rows: pd.DataFrame) -> dict[str, float]:
     """Bland and Altman's bias and limits of agreement in ml, predicted minus true, each scan once (mean of its repeats)."""
-    means = rows.groupby(["item", "label"])[["volume_ml", "true_volume_ml"]].mean()
+    means = rows.groupby(["item", "label"])[["volume_ml", "true_volume_ml"]].mean().dropna()
     agreement = measure_agreement(means["volume_ml"], means["true_volume_ml"])
     return {"bias": agreement.bias, "low": agreement.low, "high": agreement.high}
 
@@ -112,6 +121,8 @@ def average_items(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _list_metrics(part: pd.DataFrame) -> list[tuple[str, Any, dict[str, NDArray]]]:
     """(name, metric, arrays a scan), repeats averaged first so that each scan counts once."""
+    # Where a structure was not contoured there is nothing to score: such a patient is none of the interval's.
+    part = part[part["true_volume_ml"].notna()]
     part = part.assign(hd95_mm=part["hd95_mm"].replace(math.inf, math.nan), bias=part["volume_ml"] - part["true_volume_ml"])
     columns = ["dice", "hd95_mm", "nsd", "lesions", "found", "false_positives", "bias"]
     means = part.groupby(["item", "patient"])[columns].mean().reset_index()

@@ -40,6 +40,8 @@ class Item:
     "The structure's value in the mask; None: everything that is not 0."
     center_mm: tuple[float, float, float] | None = None
     "A point in RAS millimetres."
+    contoured: frozenset[str] | None = None
+    "Structures drawn in the mask, by value or name; any other is unknown here, not absent. None: all of them."
     label: str | None = None
     time: float | None = None
     event: bool | None = None

@@ -1,6 +1,7 @@
 """Labelled scans of a segmentation: a table, or a `dataset.json` as the Medical Segmentation Decathlon and nnU-Net v2 write it.
 
-A table has a row a scan with its `mask`; rows of one scan (a row a structure, with `label_value`) are joined.
+A table has a row a scan with its `mask`; rows of one scan (a row a structure, with `label_value`) are joined. A column `contoured`
+lists the structures drawn in each mask: any other is unknown in that scan, which is not to say that it is absent.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dagman.records.counts import count_noun
 from dagman.scans.label_files import name_outputs
 from dagman.tables.columns import Columns, list_some
 from dagman.tables.items import Item
-from dagman.tables.structures import Structure
+from dagman.tables.structures import Structure, list_contoured, read_contoured
 from dagman.tables.table import Table, read_table
 
 
@@ -50,12 +51,13 @@ def read_labelled_scans(
     mask_label: int | None = None,
     patient: str = "patient",
     split: str = "split",
+    contoured: str = "contoured",
 ) -> LabelledScans:
     """Read a table (CSV, Parquet), a dataset.json, or a folder that holds one.
 
     labels: structures and their values, such as "liver=5,kidneys=7+8". mask_label: the one value that counts. Without either:
-    the file's own structures, else every value found in the masks. patient, split: the table's columns; `split` is used where it
-    exists.
+    the file's own structures, else every value found in the masks. patient, split, contoured: the table's columns; `split` and
+    `contoured` are used where they exist.
 
     Raises TableError, one line: files that are absent (all at once), several channels, labels that cannot be meant.
     """
@@ -71,8 +73,13 @@ def read_labelled_scans(
     if listed and split != "split":
         do = "Leave --split out: cases with a label under 'test' (labelsTs in nnU-Net's layout) are the test part"
         raise TableError(f"a dataset.json has no column '{split}'", where=path, do=do)
-    data = _read_dataset(path) if listed else _read_rows(path, patient, split)
-    return replace(data, structures=given) if given else data
+    if listed and contoured != "contoured":
+        raise TableError(f"a dataset.json has no column '{contoured}'", where=path, do="Leave --contoured out, or give a table")
+    data = _read_dataset(path) if listed else _read_rows(path, patient, split, contoured)
+    if given:
+        data = replace(data, structures=given)
+    _refuse_undrawn(data)
+    return data
 
 
 def parse_structures(text: str) -> tuple[Structure, ...]:
@@ -93,7 +100,7 @@ def parse_structures(text: str) -> tuple[Structure, ...]:
     return tuple(structures)
 
 
-def _read_rows(path: Path, patient: str, split: str) -> LabelledScans:
+def _read_rows(path: Path, patient: str, split: str, contoured: str) -> LabelledScans:
     table = read_table(path, patient=patient, split=split)
     if "mask" not in table.columns:
         raise TableError("has no column 'mask'", where=path, do="Name each scan's label map in a column 'mask'")
@@ -116,12 +123,46 @@ def _read_rows(path: Path, patient: str, split: str) -> LabelledScans:
     if not first:
         raise TableError("no row has a mask", where=path, do="Name each scan's label map in the column 'mask'")
     names = name_outputs([str(scan) for scan in first])
+    drawn = _join_contoured(table, contoured)
     items = tuple(
-        replace(item, index=index, name=name, label_value=None, label=None, center_mm=None)
-        for index, (item, name) in enumerate(zip(first.values(), names, strict=True))
+        replace(item, index=index, name=name, label_value=None, label=None, center_mm=None, contoured=drawn.get(scan))
+        for index, ((scan, item), name) in enumerate(zip(first.items(), names, strict=True))
     )
+    if drawn:
+        known = sum(item.contoured is None for item in items)
+        notes.append(
+            f"column '{contoured}' lists the structures drawn in each scan: any other is unknown there, left out of its loss and "
+            f"scores ({count_noun(known, 'scan has', 'scans have')} all of them)"
+        )
     structures, said = _join_values(table)
     return LabelledScans(path=table.path, items=items, structures=structures, notes=(*notes, *said))
+
+
+def _join_contoured(table: Table, column: str) -> dict[Path, frozenset[str] | None]:
+    """The structures drawn in each scan, over all its rows; nothing where the table has no such column."""
+    columns = Columns(table.path)
+    if column == "contoured" and column not in columns:
+        return {}
+    listed = read_contoured(columns, column)
+    joined: dict[Path, frozenset[str] | None] = {}
+    for item in table.items:
+        if isinstance(item.scan, Path):
+            entries, before = listed[item.index], joined.get(item.scan, frozenset())
+            joined[item.scan] = None if entries is None or before is None else before | entries
+    return joined
+
+
+def _refuse_undrawn(data: LabelledScans) -> None:
+    """A structure that no scan lists is most likely a slip of the pen."""
+    if not data.structures or all(item.contoured is None for item in data.items):
+        return
+    drawn = [list_contoured(item.contoured, data.structures) for item in data.items]
+    for number, structure in enumerate(data.structures):
+        if not any(row[number] for row in drawn):
+            listed = list_some(sorted({entry for item in data.items for entry in item.contoured or ()}))
+            values = "+".join(map(str, structure.values))
+            what = f"structure '{structure.name}' (value {values}) is listed as contoured in no scan (listed are {listed})"
+            raise TableError(what, where=data.path, do="Write its value, or its name as --labels gives it, into 'contoured'")
 
 
 def _join_values(table: Table) -> tuple[tuple[Structure, ...], list[str]]:

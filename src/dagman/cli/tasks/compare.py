@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from dagman.evaluation.results import Summary
 
 app = typer.Typer(add_completion=False)
 
@@ -65,7 +59,7 @@ def run_comparison(
     """
     from rich.console import Console
 
-    from dagman.cli.tasks.task_options import format_results, print_measures, split_counts, split_names, split_numbers
+    from dagman.cli.tasks.task_options import format_results, print_differences, print_measures, split_counts, split_names, split_numbers
     from dagman.reports.tasks.comparison import write_comparison_report
     from dagman.tasks.comparison import ComparisonRequest, compare_models
     from dagman.tasks.models import parse_model
@@ -107,28 +101,4 @@ def run_comparison(
         typer.echo(format_results(out, page))
         return
     print_measures(console, results.summary, page)
-    _print_differences(console, results.summary)
-
-
-def _print_differences(console: Console, summary: Summary) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Column, Table
-
-    from dagman.cli.tasks.task_options import escape_markup
-    from dagman.reports.names import format_p, name_measure
-
-    if not summary.comparisons:
-        return
-    columns = (Column("first - second", min_width=18, overflow="fold"), "method", "measure", Column("value", no_wrap=True))
-    shown = Table(*columns, "p", "p (Holm)", box=SIMPLE_HEAD)
-    for row in summary.comparisons:
-        low, high = row.difference.low, row.difference.high
-        value = f"{row.difference.value:+.3f}\n{f'{low:+.2f} to {high:+.2f}' if math.isfinite(low + high) else '–'}"
-        names = escape_markup(f"{row.first}\n- {row.second}")
-        p, corrected = format_p(row.difference.p), format_p(row.corrected)
-        shown.add_row(names, f"{row.method}\n{row.subset}", name_measure(row.name), value, p, corrected)
-    console.print(shown)
-    if len(summary.comparisons) == 1:
-        console.print("1 paired comparison: p (Holm) is p.")
-    else:
-        console.print(f"{len(summary.comparisons)} paired comparisons; p (Holm) is corrected for their number.")
+    print_differences(console, results.summary)

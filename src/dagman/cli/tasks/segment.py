@@ -9,16 +9,18 @@ import typer
 
 app = typer.Typer(add_completion=False)
 
-_EXAMPLE = "Example: dagman segment runs/first tumours.csv --shares 25,50,100 --out tumours"
+_EXAMPLE = "Example: dagman segment runs/first scratch:tiny tumours.csv --shots 4,8,16 --draws 3 --out tumours"
 
 
 @app.command(epilog=_EXAMPLE)
 def run_segmentation(
-    model: Annotated[
-        str, typer.Argument(metavar="ENCODER", help="A run, an encoder folder, scratch:SIZE, resnet3d:SIZE, or monai:PATH.")
-    ],
-    table: Annotated[
-        Path, typer.Argument(help="CSV or Parquet with columns scan and mask, or a dataset.json (Decathlon, nnU-Net v2).")
+    models_and_table: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ENCODER... TABLE",
+            help="One or more of: a run, an encoder folder, scratch:SIZE, resnet3d:SIZE, monai:PATH; then the table: CSV or Parquet "
+            "with columns scan and mask, or a dataset.json (Decathlon, nnU-Net v2).",
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of results.")],
     labels: Annotated[
@@ -27,18 +29,32 @@ def run_segmentation(
     mask_label: Annotated[int | None, typer.Option(help="The one value of the masks that counts.")] = None,
     folds: Annotated[int, typer.Option(help="Folds by patient; a column 'split' takes their place.")] = 5,
     repeats: Annotated[int, typer.Option(help="Repeats with other folds.")] = 1,
-    shares: Annotated[str, typer.Option(help="Shares of the training patients, such as 25,50,100 (percent).")] = "100",
-    per_class: Annotated[str, typer.Option(help="Numbers of labelled patients, such as 1,5,10.")] = "",
+    shares: Annotated[
+        str | None,
+        typer.Option(help="Shares of the training patients, such as 25,50,100 (percent). Default: 100; none where --shots is given."),
+    ] = None,
+    shots: Annotated[str, typer.Option("--shots", "--per-class", help="Numbers of labelled patients, such as 4,8,16.")] = "",
     draws: Annotated[int, typer.Option(min=1, help="Few-shot draws in each repeat and fold.")] = 1,
     steps: Annotated[
         int | None, typer.Option(help="Optimiser steps of each training. Default: 250 on a CPU, 3000 on a GPU.")
     ] = None,
+    batch: Annotated[int, typer.Option(help="Crops a step.")] = 2,
+    rate: Annotated[
+        float | None, typer.Option(help="Largest learning rate. Default: 3e-3 below 1,000 steps, else 1e-3.", show_default=False)
+    ] = None,
+    layer_decay: Annotated[
+        float, typer.Option(help="Factor of the rate from layer to layer downwards, for every model; 1: one rate for all layers.")
+    ] = 1.0,
     side: Annotated[int | None, typer.Option(help="Side of a crop in voxels, a multiple of 32. Default: the encoder's.")] = None,
     spacing: Annotated[float | None, typer.Option(help="Voxel size in mm. Default: the encoder's; another costs it.")] = None,
     mirror: Annotated[bool, typer.Option("--mirror", help="Mirror crops in training and windows in testing.")] = False,
     tolerance: Annotated[float, typer.Option(help="Of the surface Dice, in mm.")] = 2.0,
     patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
     split: Annotated[str, typer.Option(help="The table's column of train, val, test, if it has one.")] = "split",
+    contoured: Annotated[
+        str, typer.Option(help="The table's column of the structures drawn in each scan, if it has one; others are unknown there.")
+    ] = "contoured",
+    keep: Annotated[bool, typer.Option(help="Train a model on all scans for OUT/model.")] = True,
     note: Annotated[
         list[str] | None, typer.Option(help="A sentence for the report, such as who drew the labels; repeatable.")
     ] = None,
@@ -49,40 +65,62 @@ def run_segmentation(
     """Train and evaluate a segmentation network: a decoder from scratch on the encoder, by patient, full- and few-shot.
 
     Dice, HD95, surface Dice, lesions and volumes with 95 % intervals, on the masks' own grids. OUT/predictions holds label maps on
-    the scans' grids (DICOM SEG too where they came as DICOM), OUT/model a model for `dagman predict`.
+    the scans' grids (DICOM SEG too where they came as DICOM), OUT/model a model for `dagman predict`. Several encoders are compared
+    on the same scans, splits and draws, with paired differences of Dice.
     """
     from rich.console import Console
 
-    from dagman.cli.tasks.task_options import escape_markup, format_results, print_measures, split_counts, split_numbers
+    from dagman.cli.tasks.task_options import (
+        escape_markup,
+        format_results,
+        print_differences,
+        print_measures,
+        split_counts,
+        split_numbers,
+    )
     from dagman.devices import tune_allocator
+    from dagman.errors import SettingsError
+    from dagman.reports.tasks.comparison import write_comparison_report
     from dagman.reports.tasks.segmentation import write_segmentation_report
     from dagman.tables.labelled_scans import read_labelled_scans
     from dagman.tasks.models import parse_model
     from dagman.tasks.segment.segmentation import SegmentationSettings, segment_scans
 
-    spec = parse_model(model)
+    *models, table = models_and_table
+    if not models:
+        raise SettingsError("segment takes an encoder and a table", do=f"Name an encoder before {table}, such as scratch:tiny")
+    specs = [parse_model(text) for text in models]
+    counts = split_counts("shots", shots)
+    if shares is None:
+        shares = "" if counts else "100"
     settings = SegmentationSettings(
         folds=folds,
         repeats=repeats,
         shares=tuple(share / 100 for share in split_numbers("shares", shares)),
-        per_class=split_counts("per-class", per_class),
+        per_class=counts,
         draws=draws,
         seed=seed,
         steps=steps,
+        batch=batch,
+        rate=rate,
+        layer_decay=layer_decay,
         side=side,
         spacing=spacing,
         mirror=mirror,
         tolerance=tolerance,
+        keep=keep,
         device=device,
         notes=tuple(note or ()),
     )
-    data = read_labelled_scans(table, labels=labels, mask_label=mask_label, patient=patient, split=split)
+    columns = {"patient": patient, "split": split, "contoured": contoured}
+    data = read_labelled_scans(table, labels=labels, mask_label=mask_label, **columns)
     tune_allocator()
     console = Console(stderr=as_json, soft_wrap=True, highlight=False)
     with console.status("reading") as status:
-        results = segment_scans([spec], data, out, settings, on_part=lambda text: status.update(escape_markup(text)))
-        page = write_segmentation_report(results)
+        results = segment_scans(specs, data, out, settings, on_part=lambda text: status.update(escape_markup(text)))
+        page = write_segmentation_report(results) if len(specs) == 1 else write_comparison_report(results)
     if as_json:
         typer.echo(format_results(out, page))
     else:
         print_measures(console, results.summary, page)
+        print_differences(console, results.summary)

@@ -73,6 +73,30 @@ def print_measures(console: Console, summary: Summary, page: Path) -> None:
     console.print(f"written: {page}", markup=False)
 
 
+def print_differences(console: Console, summary: Summary) -> None:
+    """Each paired difference with its interval and p, and for how many comparisons it is corrected; nothing for one model."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Column, Table
+
+    from dagman.reports.names import format_p, name_measure
+
+    if not summary.comparisons:
+        return
+    columns = (Column("first - second", min_width=18, overflow="fold"), "method", "measure", Column("value", no_wrap=True))
+    shown = Table(*columns, "p", "p (Holm)", box=SIMPLE_HEAD)
+    for row in summary.comparisons:
+        low, high = row.difference.low, row.difference.high
+        value = f"{row.difference.value:+.3f}\n{f'{low:+.2f} to {high:+.2f}' if math.isfinite(low + high) else '–'}"
+        names = escape_markup(f"{row.first}\n- {row.second}")
+        p, corrected = format_p(row.difference.p), format_p(row.corrected)
+        shown.add_row(names, f"{row.method}\n{row.subset}", name_measure(row.name), value, p, corrected)
+    console.print(shown)
+    if len(summary.comparisons) == 1:
+        console.print("1 paired comparison: p (Holm) is p.")
+    else:
+        console.print(f"{len(summary.comparisons)} paired comparisons; p (Holm) is corrected for their number.")
+
+
 def _tabulate_beside(summary: Summary) -> Table:
     from rich.table import Column, Table
 

@@ -181,7 +181,7 @@ def _outline(example: Example, names: Sequence[str]) -> list[Contour]:
 def _show_volumes(rows: pd.DataFrame, extra: dict[str, Any]) -> list[Block]:
     figures, few = [], []
     for name, limits in extra["agreement_ml"].items():
-        means = rows[rows["label"] == name].groupby("item")[["volume_ml", "true_volume_ml"]].mean()
+        means = rows[rows["label"] == name].groupby("item")[["volume_ml", "true_volume_ml"]].mean().dropna()
         if int((means["true_volume_ml"] > 0).sum()) < _FEWEST:
             few.append(f"`{name}`")
             continue

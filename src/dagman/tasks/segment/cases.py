@@ -17,7 +17,7 @@ from dagman.scans.scan import Modality, Scan
 from dagman.store.preparation import prepare_mask, prepare_scan
 from dagman.tables.columns import list_some
 from dagman.tables.items import Item, align_mask, read_mask
-from dagman.tables.structures import Structure
+from dagman.tables.structures import Structure, list_contoured
 
 PLACES = 500
 """Voxels of a structure that are remembered as centres of crops."""
@@ -28,6 +28,7 @@ class Case:
     """An item ready for training, on the prepared grid (X Y Z, RAS+).
 
     voxels, labels: memory maps; labels are classes (0 background). places: of each structure, some of its voxels (n x 3).
+    contoured: whether each structure was drawn; one that was not is unknown, and may be anything that is labelled 0. None: all.
     """
 
     item: Item
@@ -37,6 +38,13 @@ class Case:
     modality: Modality
     content_hash: str
     labels_hash: str
+    contoured: tuple[bool, ...] | None = None
+
+    def knows(self, code: int) -> bool:
+        """Whether the class `code` was drawn; background (0) is known wherever all structures are."""
+        if self.contoured is None:
+            return True
+        return all(self.contoured) if code == 0 else self.contoured[code - 1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +82,17 @@ def prepare_cases(
         if not any(len(case.places[code]) for case in cases):
             values = "+".join(map(str, structure.values))
             raise TaskError(f"structure '{structure.name}' (value {values}) is in no mask", do="Correct --labels, or leave it out")
+        if not any(case.knows(code + 1) for case in cases):
+            what = f"structure '{structure.name}' is listed as contoured in no scan that can be used"
+            raise TaskError(what, do="Correct the column 'contoured', or leave the structure out of --labels")
     return cases, refused
 
 
 def load_classes(item: Item, scan: Scan, structures: Sequence[Structure]) -> NDArray[np.uint8]:
     """An item's mask as classes on the grid of its scan, X Y Z.
 
-    Raises TableError if the mask is no label map, is on another grid, is empty, or holds none of the structures.
+    Raises TableError if the mask is no label map, is on another grid, is empty, or holds none of the structures; and if none of
+    them was contoured.
     """
     if item.mask is None:
         raise TableError("has no mask", where=item.name, do="Fill the column 'mask'")
@@ -88,6 +100,9 @@ def load_classes(item: Item, scan: Scan, structures: Sequence[Structure]) -> NDA
     classes = np.zeros(values.shape, dtype=np.uint8)
     for code, structure in enumerate(structures, start=1):
         classes[np.isin(values, structure.values)] = code
+    if not any(list_contoured(item.contoured, structures)):
+        names = list_some(structure.name for structure in structures)
+        raise TableError(f"has none of the structures contoured ({names})", where=item.name, do="Drop the row")
     if not classes.any():
         found = list_some(int(value) for value in np.unique(values) if value)
         wanted = ", ".join("+".join(map(str, structure.values)) for structure in structures)
@@ -133,6 +148,7 @@ def _prepare_case(encoder: Encoder, item: Item, structures: Sequence[Structure],
         if len(found) > PLACES:
             found = generator(seed, "places", item.name, code).choice(found, PLACES, replace=False)
         places.append(np.stack(np.unravel_index(np.sort(found), labels.shape), axis=1))
+    contoured = list_contoured(item.contoured, structures)
     return Case(
         item=item,
         voxels=_map_array(path.with_suffix(".voxels.npy"), prepared.voxels),
@@ -141,6 +157,7 @@ def _prepare_case(encoder: Encoder, item: Item, structures: Sequence[Structure],
         modality=prepared.modality,
         content_hash=prepared.content_hash,
         labels_hash=hash_array(classes),
+        contoured=None if all(contoured) else contoured,
     )
 
 

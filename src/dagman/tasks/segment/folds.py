@@ -56,6 +56,8 @@ class FoldRunner:
     tell: Callable[[str], None]
     given: bool
     "Whether the split was given: then what is kept is trained on its training part alone."
+    keep: bool = True
+    "Whether a model is kept at all."
 
     def __post_init__(self) -> None:
         cases = self.contenders[0].cases
@@ -63,7 +65,7 @@ class FoldRunner:
         self.journal = self.out / "scores.jsonl"
         self.kept = {row["key"]: row["rows"] for row in read_rows(self.journal)}
         draws = sum(subset.draws for subset in self.subsets)
-        self.total = len(self.contenders) * len(self.splits) * draws + (not self.given)
+        self.total = len(self.contenders) * len(self.splits) * draws + (self.keep and not self.given)
         self.done = 0
         self.remarks: list[str] = []
 
@@ -75,7 +77,8 @@ class FoldRunner:
                 for split in self.splits:
                     for draw in range(subset.draws):
                         rows += self._run_once(contender, subset, split, draw)
-        self._keep_final()
+        if self.keep:
+            self._keep_final()
         return rows
 
     def _run_once(self, contender: Contender, subset: Subset, split: Split, draw: int) -> list[dict[str, Any]]:
@@ -89,13 +92,14 @@ class FoldRunner:
             draw=draw,
         )
         shown = contender is self.contenders[0] and split.repeat == 0 and subset is self.subsets[-1] and draw == 0
-        final = shown and self.given and subset.share == 1
+        final = shown and self.keep and self.given and subset.share == 1
         fitting = replace(self.fitting, seed=address(self.fitting.seed, "segment", split.repeat, split.fold, draw) % 2**31)
         key = self._name_job(contender, fitting, chosen, split.val, split.test)
         maps = [self._map_path(contender.cases[index]) for index in split.test] if shown else []
         there = all(path.is_file() for path in maps) and (not final or (self.out / "model").is_dir())
         if key not in self.kept or not there:
-            what = f"{contender.name}, {subset.name} of the labels, fold {split.fold + 1} of repeat {split.repeat + 1}"
+            drawn = f", draw {draw + 1}" if subset.draws > 1 else ""
+            what = f"{contender.name}, {subset.name} of the labels{drawn}, fold {split.fold + 1} of repeat {split.repeat + 1}"
             model = self._fit(contender, fitting, chosen, split.val, what)
             rows = [row for index in split.test for row in self._test(model, contender.cases[index], what, shown=shown)]
             if final:
@@ -132,8 +136,16 @@ class FoldRunner:
                 f"{left / 60:.1f} minutes left in it"
             )
 
-        fit_model(model, [contender.cases[i] for i in fit], [contender.cases[i] for i in held], fitting, say)
+        cases = [contender.cases[index] for index in fit]
+        self._remark_unseen(cases, what)
+        fit_model(model, cases, [contender.cases[index] for index in held], fitting, say)
         return model
+
+    def _remark_unseen(self, cases: Sequence[Case], what: str) -> None:
+        """A few patients may lack a structure: then it cannot be learnt, whatever the model."""
+        names = [one.name for code, one in enumerate(self.structures, start=1) if not any(len(c.places[code - 1]) for c in cases)]
+        if names:
+            self.remarks.append(f"{what}: no scan trained on holds {', '.join(names)}")
 
     def _test(self, model: SegmentationModel, case: Case, what: str, *, shown: bool) -> list[dict[str, Any]]:
         """Scores of one scan, on the grid of its mask; its map is written if it is shown."""
@@ -143,7 +155,7 @@ class FoldRunner:
         truth = load_classes(case.item, scan, self.structures)
         if shown:
             self._write_maps(model, predicted, scan, case)
-        scores = score_scan(predicted, truth, self.structures, scan.spacing, self.tolerance)
+        scores = score_scan(predicted, truth, self.structures, scan.spacing, self.tolerance, contoured=case.contoured)
         return [{"item": case.item.name, "patient": case.item.patient, **row} for row in scores]
 
     def _write_maps(self, model: SegmentationModel, predicted: NDArray[np.uint8], scan: Scan, case: Case) -> None:
@@ -162,6 +174,12 @@ class FoldRunner:
 
     def _name_job(self, contender: Contender, fitting: Fitting, *parts: Indices) -> str:
         """A hash of all that decides a training and its test."""
-        said = [[(case.item.name, case.labels_hash, case.content_hash) for case in (contender.cases[i] for i in p)] for p in parts]
+        said = [[self._name_case(contender.cases[index]) for index in part] for part in parts]
         values = f"1|{contender.encoder.digest}|{contender.encoder.precision}|{fitting}|{self.structures}|{self.tolerance}|{said}"
         return hash_bytes(values.encode())
+
+    @staticmethod
+    def _name_case(case: Case) -> tuple[object, ...]:
+        # Where all is known nothing is added: journals from before structures could be unknown stay valid.
+        known = () if case.contoured is None else (case.contoured,)
+        return case.item.name, case.labels_hash, case.content_hash, *known

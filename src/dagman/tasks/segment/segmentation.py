@@ -66,8 +66,8 @@ class SegmentationSettings:
     "Of a crop in voxels; None: the encoder's view, or less where every scan is smaller."
     rate: float | None = None
     "Largest learning rate; None: 3e-3 for a training of fewer than 1,000 steps, else 1e-3. [ours; docs/experiments.md]"
-    layer_decay: float = 0.75
-    "Factor of the rate from layer to layer downwards; a fresh encoder has nothing to keep, and gets 1. [ours]"
+    layer_decay: float = 1.0
+    "Factor of the rate from layer to layer downwards, the same for every model; 1 is one rate for all layers. [ours]"
     spacing: float | None = None
     "mm; None: the encoder's own."
     mirror: bool = False
@@ -76,6 +76,8 @@ class SegmentationSettings:
     "Of the surface Dice, mm. [ours]"
     resamples: int = 2000
     "Of the bootstrap."
+    keep: bool = True
+    "Whether a model is trained for `out/model` on all scans, or on the training part of a given split."
     device: str = "auto"
     notes: tuple[str, ...] = ()
     "The user's own sentences for the report, such as who drew the labels."
@@ -86,6 +88,8 @@ class SegmentationSettings:
                 raise SettingsError(f"--{name} is {value}", do="Give 1 or more")
         if self.side is not None and (self.side < STRIDE or self.side % STRIDE):
             raise SettingsError(f"--side is {self.side} voxels", do=f"Give a multiple of {STRIDE}")
+        if not 0 < self.layer_decay <= 1:
+            raise SettingsError(f"--layer-decay is {self.layer_decay:g}", do="Give more than 0, at most 1")
         if not 0 <= self.tolerance < math.inf:
             raise SettingsError(f"--tolerance is {self.tolerance:g} mm", do="Give 0 or more")
         if self.spacing is not None and not LEAST_SPACING <= self.spacing <= MOST_SPACING:
@@ -104,8 +108,8 @@ def segment_scans(
     """Train and test each model on labelled scans, and write the results folder (all but the report).
 
     data: see `read_labelled_scans`. Several models are given the same scans, splits and draws; equal seeds give equal splits.
-    The first model, trained on all scans (on the training part of a given split), is kept in `out/model`. on_part is told what
-    is being done.
+    The first model, trained on all scans (on the training part of a given split), is kept in `out/model`, unless the settings say
+    not to. on_part is told what is being done.
 
     Raises TaskError and SettingsError for what cannot be meant; a scan that cannot be used is refused in `out/rejected.csv`.
     """
@@ -138,6 +142,7 @@ def segment_scans(
             out=out,
             tell=tell,
             given=data.splits is not None,
+            keep=settings.keep,
         )
         rows = pd.DataFrame(runner.run())
         tell("intervals")
@@ -291,8 +296,11 @@ def _note_runs(runner: FoldRunner, settings: SegmentationSettings) -> list[str]:
         f"{first.config.view}^3 voxels at {first.config.spacing:g} mm each ({first.precision} on {first.device.partition(':')[0]})",
         f"surface Dice (nsd) has a tolerance of {settings.tolerance:g} mm; all is measured on the masks' own grids",
     ]
-    trained = "the training part of the given split" if runner.given else f"all {len(runner.patients)} scans"
-    notes.append(f"model/ holds {runner.contenders[0].name}, trained on {trained}")
+    rate = "one learning rate for all layers" if fitting.decay == 1 else f"learning rates fall by {fitting.decay:g} a layer"
+    notes.append(f"{rate} of every model, {fitting.rate:g} at most (AdamW, cosine)")
+    if runner.keep:
+        trained = "the training part of the given split" if runner.given else f"all {len(runner.patients)} scans"
+        notes.append(f"model/ holds {runner.contenders[0].name}, trained on {trained}")
     if settings.mirror:
         notes.append("crops were mirrored in training and testing: not for structures that differ by side alone")
     return notes

@@ -1,5 +1,6 @@
 """How a segmentation network learns: crops around structures, Dice and cross-entropy, the best weights of an inner validation.
 
+A structure that was not contoured in a scan is unknown there: a voxel labelled 0 may then be background or any such structure.
 Letters: B views, K classes (background first), X Y Z sides of a crop in voxels.
 Every draw has an address (seed, purpose, step, slot): the order of cases changes nothing.
 """
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -38,13 +39,14 @@ class Fitting:
     """How one network is trained.
 
     steps, batch: optimiser steps, and crops in each. rate: largest learning rate (AdamW, cosine).
-    decay: factor of the rate from layer to layer of the encoder downwards. mirror: crops are mirrored along all axes.
+    decay: factor of the rate from layer to layer of the encoder downwards, whatever its weights; 1 is one rate for all layers.
+    mirror: crops are mirrored along all axes.
     """
 
     steps: int
     batch: int = 2
     rate: float = 1e-3
-    decay: float = 0.75
+    decay: float = 1.0
     mirror: bool = False
     seed: int = 0
 
@@ -116,18 +118,49 @@ def take_batch(
     return torch.stack(views)[:, None], torch.stack(labels)
 
 
-def measure_loss(logits: Float[Tensor, "B K X Y Z"], labels: Int[Tensor, "B X Y Z"]) -> Float[Tensor, ""]:
+def list_known(cases: Sequence[Case], draws: Sequence[CropDraw], classes: int) -> Bool[Tensor, "B K"]:
+    """Whether each class is known in the case of each crop, background first."""
+    return torch.tensor([[cases[draw.case].knows(code) for code in range(classes)] for draw in draws])
+
+
+def measure_loss(
+    logits: Float[Tensor, "B K X Y Z"], labels: Int[Tensor, "B X Y Z"], known: Bool[Tensor, "B K"] | None = None
+) -> Float[Tensor, ""]:
     """Soft Dice of the structures over the whole batch (1 minus their mean), plus cross-entropy.
 
     Over the batch, not each view: most crops lack most structures. float32: sums over millions of voxels do not fit bfloat16.
+    known: which classes each view's labels tell; None: all. With unknown ones the loss is marginal (Shi et al., Medical Image
+    Analysis 2021): a voxel labelled 0 has the summed probability of background and every unknown structure as its likelihood, and
+    a structure's Dice is taken over the views in which it is known.
     """
     logits = logits.float()
+    if known is not None and not bool(known.all()):
+        return _measure_marginal_loss(logits, labels, known.to(logits.device))
     chances = logits.softmax(dim=1)
     truth = F.one_hot(labels, logits.shape[1]).movedim(-1, 1).to(chances.dtype)
     over = (0, 2, 3, 4)
     overlap, total = (chances * truth).sum(over)[1:], (chances + truth).sum(over)[1:]
     dice = (2 * overlap + 1) / (total + 1)
     return 1 - dice.mean() + F.cross_entropy(logits, labels)
+
+
+def _measure_marginal_loss(
+    logits: Float[Tensor, "B K X Y Z"], labels: Int[Tensor, "B X Y Z"], known: Bool[Tensor, "B K"]
+) -> Float[Tensor, ""]:
+    log_probabilities = logits.log_softmax(dim=1)
+    structures = known[:, 1:]
+    # Background stands for itself and for all that was not contoured.
+    merged = torch.cat([torch.ones_like(structures[:, :1]), ~structures], dim=1)
+    unlabelled = log_probabilities.masked_fill(~merged[:, :, None, None, None], -math.inf).logsumexp(dim=1)
+    labelled = log_probabilities.gather(1, labels[:, None])[:, 0]
+    entropy = -torch.where(labels == 0, unlabelled, labelled).mean()
+    probabilities = log_probabilities.exp()
+    truth = F.one_hot(labels, logits.shape[1]).movedim(-1, 1).to(probabilities.dtype)
+    space = (2, 3, 4)
+    overlap = ((probabilities * truth).sum(space)[:, 1:] * structures).sum(0)
+    total = ((probabilities + truth).sum(space)[:, 1:] * structures).sum(0)
+    dice = ((2 * overlap + 1) / (total + 1))[structures.any(0)]
+    return entropy + (1 - dice.mean() if len(dice) else 0)
 
 
 def measure_window(cases: Sequence[Case], model: SegmentationModel) -> tuple[float, float]:
@@ -146,10 +179,17 @@ def measure_window(cases: Sequence[Case], model: SegmentationModel) -> tuple[flo
 
 
 def measure_shares(cases: Sequence[Case], classes: int) -> NDArray[np.float64]:
-    """Share of the cases' voxels in each class, background first; at least one voxel in ten million, so that it has a logarithm."""
-    counts = sum((np.bincount(case.labels.ravel(), minlength=classes) for case in cases), np.zeros(classes, dtype=np.int64))
-    shares: NDArray[np.float64] = np.maximum(counts / counts.sum(), 1e-7)
-    return shares
+    """Share of the cases' voxels in each class, background first; at least one voxel in ten million, so that it has a logarithm.
+
+    A structure's share is that in the cases where it was contoured, and background has the rest.
+    """
+    counts = np.stack([np.bincount(case.labels.ravel(), minlength=classes) for case in cases])
+    known = np.array([[True, *(case.knows(code) for code in range(1, classes))] for case in cases])
+    sizes = (counts.sum(axis=1, keepdims=True) * known).sum(axis=0)
+    shares: NDArray[np.float64] = (counts * known).sum(axis=0) / np.maximum(sizes, 1)
+    if not known.all():
+        shares[0] = 1 - shares[1:].sum()
+    return np.maximum(shares, 1e-7)
 
 
 def fit_model(
@@ -167,9 +207,7 @@ def fit_model(
     network.decoder.window.copy_(torch.tensor(measure_window(cases, model)))
     # A fresh decoder that calls every class as likely spends its first hundred steps on learning that most voxels are background.
     network.decoder.set_shares(measure_shares(cases, network.classes))
-    # Fresh weights need the full rate in every layer.
-    decay = 1.0 if model.encoder.config.fresh else fitting.decay
-    groups = scale_rates(network.encoder, network.decoder, rate=fitting.rate, decay=decay, weight_decay=0.01)
+    groups = scale_rates(network.encoder, network.decoder, rate=fitting.rate, decay=fitting.decay, weight_decay=0.01)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
     peaks = [group["lr"] for group in optimizer.param_groups]
     best: tuple[float, dict[str, Tensor]] | None = None
@@ -183,7 +221,7 @@ def fit_model(
         views, labels = take_batch(cases, draws, model)
         with model.autocast():
             logits = network(views)
-        loss = measure_loss(logits, labels)
+        loss = measure_loss(logits, labels, list_known(cases, draws, network.classes))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
@@ -204,7 +242,10 @@ def fit_model(
 
 @torch.inference_mode()
 def look_at_crops(model: SegmentationModel, cases: Sequence[Case], fitting: Fitting) -> float:
-    """Dice on fixed crops of cases, counted over all of them and averaged over structures; half of the crops lie anywhere."""
+    """Dice on fixed crops of cases, counted over all of them and averaged over structures; a third of the crops lie anywhere.
+
+    A structure is counted in the cases in which it was contoured.
+    """
     network = model.network.eval()
     overlap = torch.zeros(network.classes, dtype=torch.float64)
     total = torch.zeros(network.classes, dtype=torch.float64)
@@ -217,7 +258,7 @@ def look_at_crops(model: SegmentationModel, cases: Sequence[Case], fitting: Fitt
         views, labels = take_batch([case], [draw], model)
         with model.autocast():
             guess = network(views).argmax(dim=1)
-        for code in range(1, network.classes):
+        for code in filter(case.knows, range(1, network.classes)):
             said, true = guess == code, labels == code
             overlap[code] += int((said & true).sum())
             total[code] += int(said.sum()) + int(true.sum())
