@@ -247,6 +247,31 @@ def test_a_dataset_json_is_segmented_with_its_own_structures(call_dagman, bodies
     assert set(Results(tmp_path / "out").predictions["item"]) == {"ball_0", "ball_1", "ball_2"}
 
 
+def test_few_labelled_patients_of_a_given_split_with_unknown_structures(call_dagman, bodies, encoder, tmp_path):
+    rows = pd.read_csv(bodies.table).head(4)
+    for column in ("scan", "mask"):
+        rows[column] = [str(bodies.folder / name) for name in rows[column]]
+    rows["split"] = ["train", "train", "train", "test"]
+    rows["contoured"] = ["1 2 3", "1;3", "1;2;3", "1;3"]
+    rows.to_csv(tmp_path / "t.csv", index=False)
+    labels = ("--labels", "right=1,left=2,ball=3")
+    command = ("segment", encoder, "scratch:tiny", tmp_path / "t.csv", *labels, "--shots", "1,2", "--draws", 2, "--no-keep", *FAST)
+    code, printed, errors = call_dagman(*command, "--spacing", 5, "--layer-decay", 0.9, "--out", tmp_path / "out", "--json")
+    assert code == 0, errors
+    said = json.loads(printed)
+    assert any("unknown there" in note for note in said["notes"])
+    assert any("learning rates fall by 0.9 a layer of every model" in note for note in said["notes"])
+    assert {row["subset"] for row in said["comparisons"]} == {"k=1", "k=2"}
+    scores = Results(tmp_path / "out").predictions
+    assert set(scores["item"]) == {"ct_3"}
+    assert len(scores) == 2 * 2 * 2 * 3
+    unknown = scores[scores["label"] == "left"]
+    assert unknown["dice"].isna().all()
+    assert scores[scores["label"] != "left"]["dice"].notna().all()
+    assert not (tmp_path / "out" / "model").exists()
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
 def test_a_killed_segmentation_goes_on_where_it_was(call_dagman, bodies, encoder, tmp_path, monkeypatch):
     fit, fitted = folds.fit_model, []
 
@@ -314,6 +339,9 @@ def test_a_mask_that_cannot_be_used_is_refused_by_name_and_the_others_go_on(call
         ({}, ("--folds", 9), "9"),
         ({}, ("--spacing", 0), "--spacing is 0 mm. Give between"),
         ({}, ("--tolerance", -1), "--tolerance is -1 mm"),
+        ({}, ("--layer-decay", 0), "--layer-decay is 0. Give more than 0, at most 1"),
+        ({}, ("--contoured", "drawn"), "has no column 'drawn'"),
+        ({}, ("--shots", "9"), "9 patients a class are left out"),
     ],
 )
 def test_bad_input_is_one_line_with_what_to_do(call_dagman, bodies, encoder, tmp_path, change, arguments, said):

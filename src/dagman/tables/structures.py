@@ -24,8 +24,8 @@ class Structure:
 def read_contoured(columns: Columns, name: str) -> list[frozenset[str] | None]:
     """For each row the structures drawn in its mask, by value or name, or None where the cell says `all`.
 
-    Entries stand between semicolons ("1;2;7", "cord;left parotid"); values may also stand between spaces or commas. Raises TableError
-    for empty cells: they may mean all structures or none.
+    Entries stand between semicolons ("1;2;7", "cord;left parotid"); values may also stand between spaces or commas.
+    Raises TableError for empty cells: they may mean all structures or none.
     """
     texts = columns.text(name)
     empty = [row for row, text in enumerate(texts) if text is None]

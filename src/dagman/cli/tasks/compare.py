@@ -59,7 +59,14 @@ def run_comparison(
     """
     from rich.console import Console
 
-    from dagman.cli.tasks.task_options import format_results, print_differences, print_measures, split_counts, split_names, split_numbers
+    from dagman.cli.tasks.task_options import (
+        format_results,
+        print_differences,
+        print_measures,
+        split_counts,
+        split_names,
+        split_numbers,
+    )
     from dagman.reports.tasks.comparison import write_comparison_report
     from dagman.tasks.comparison import ComparisonRequest, compare_models
     from dagman.tasks.models import parse_model

@@ -18,8 +18,8 @@ def run_segmentation(
         list[str],
         typer.Argument(
             metavar="ENCODER... TABLE",
-            help="One or more of: a run, an encoder folder, scratch:SIZE, resnet3d:SIZE, monai:PATH; then the table: CSV or Parquet "
-            "with columns scan and mask, or a dataset.json (Decathlon, nnU-Net v2).",
+            help="One or more of: a run, an encoder folder, scratch:SIZE, resnet3d:SIZE, monai:PATH; then the table: CSV or "
+            "Parquet with columns scan and mask, or a dataset.json (Decathlon, nnU-Net v2).",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of results.")],
@@ -31,7 +31,7 @@ def run_segmentation(
     repeats: Annotated[int, typer.Option(help="Repeats with other folds.")] = 1,
     shares: Annotated[
         str | None,
-        typer.Option(help="Shares of the training patients, such as 25,50,100 (percent). Default: 100; none where --shots is given."),
+        typer.Option(help="Shares of the training patients, such as 25,50,100 (percent). Default: 100 without --shots."),
     ] = None,
     shots: Annotated[str, typer.Option("--shots", "--per-class", help="Numbers of labelled patients, such as 4,8,16.")] = "",
     draws: Annotated[int, typer.Option(min=1, help="Few-shot draws in each repeat and fold.")] = 1,
