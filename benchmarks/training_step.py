@@ -55,7 +55,7 @@ def main() -> None:
             views=torch.rand(micro // 2, 2, 1, side, side, side, device=device),
             masking=torch.rand(micro // 2, 2, units, DRAWS, device=device),
             noise=torch.rand(micro // 2, 2, dropped, device=device),
-            drop_path=torch.rand(student.encoder.shape.branches, micro // 2, 2, device=device),
+            drop_path=torch.rand(student.encoder.branches, micro // 2, 2, device=device),
         )
 
     pairs = [draw() for _ in range(settings.train.batch // micro)]

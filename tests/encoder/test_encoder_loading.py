@@ -97,7 +97,10 @@ def test_a_truncated_file_is_one_line(damaged: Path):
     ("name", "text"),
     [
         ("scratch:smal", "scratch:smal: unknown size preset 'smal'. Nearest: small."),
-        ("scratch:tiny:x", "scratch:tiny:x: is no fresh encoder. Write scratch:SIZE or scratch:SIZE:SEED, such as scratch:tiny:1."),
+        (
+            "scratch:tiny:x",
+            "scratch:tiny:x: is not a fresh encoder. Write scratch:SIZE or scratch:SIZE:SEED, such as scratch:tiny:1.",
+        ),
         ("absent", "absent: does not exist. Give a run, an encoder folder, or scratch:tiny."),
     ],
 )

@@ -110,7 +110,7 @@ def test_a_step_in_fp32_gives_the_losses_and_gradients_of_the_cpu():
         targets = Targets(
             assembly.compose_rules(settings), int(settings.projector.prototypes), assembly.name_projectors(settings), name
         )
-        drawn = _draw_pair(student.encoder.shape.branches)
+        drawn = _draw_pair(student.encoder.branches)
         pair = ViewPair(**{key: getattr(drawn, key).to(name) for key in ("views", "masking", "noise", "drop_path")})
         losses[name] = accumulate_gradients(student, teacher, [pair], method, targets, 0.05).parts
         gradients[name] = torch.cat([p.grad.flatten().cpu() for p in student.parameters() if p.grad is not None])

@@ -54,7 +54,7 @@ def _draw_pair(student, seed: int, pairs: int = 2) -> ViewPair:
         views=draw(pairs, 2, 1, 32, 32, 32),
         masking=draw(pairs, 2, 8, 8),
         noise=draw(pairs, 2, 8),
-        drop_path=draw(student.encoder.shape.branches, pairs, 2),
+        drop_path=draw(student.encoder.branches, pairs, 2),
     )
 
 

@@ -25,7 +25,7 @@ from dagman.tasks.finetuning import (
     pool_maps,
 )
 from dagman.tasks.inputs.item_crops import ItemCrop
-from dagman.tasks.layer_rates import name_layer, scale_rates
+from dagman.tasks.layer_rates import scale_rates
 
 cross_entropy = torch.nn.functional.cross_entropy
 QUICK = FinetuneSettings(epochs=1, rate=1e-3, least_steps=1)
@@ -203,22 +203,6 @@ def test_rates_fall_from_layer_to_layer_downwards(small_encoder):
     assert rate_of[id(named["patch_projection.weight"])] == 0.5**8
     assert all(len(p.shape) > 1 or group["weight_decay"] == 0 for group in groups for p in group["params"])
     assert len(rate_of) == len(named) + 2
-
-
-@pytest.mark.parametrize(
-    ("parameter", "layer"),
-    [
-        ("stages.2.blocks.1.attention.qkv.weight", "stages.2.blocks.1"),
-        ("stages.2.merging.reduction.weight", "stages.2.merging"),
-        ("swin.layers3.0.blocks.5.mlp.linear1.bias", "swin.layers3.0.blocks.5"),
-        ("swin.layers3.0.downsample.norm.weight", "swin.layers3.0.downsample"),
-        ("layers.1.0.downsample.0.weight", "layers.1.0"),
-        ("stem.0.weight", "stem"),
-        ("patch_projection.bias", "patch_projection"),
-    ],
-)
-def test_every_backbone_names_its_layers(parameter, layer):
-    assert name_layer(parameter) == layer
 
 
 def test_an_inner_split_holds_out_whole_patients_of_every_class():

@@ -9,16 +9,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from dagman.encoder.folder import write_encoder
+from dagman.encoder.loading import load_encoder
 from dagman.errors import EncoderError, TableError, TaskError
 from dagman.tasks.inputs.descriptors import describe_histogram, describe_pixels, describe_size, measure_size
 from dagman.tasks.inputs.item_crops import ItemCrop
 from dagman.tasks.models import (
     load_network,
     load_reader,
-    load_saved_encoder,
     name_models,
     parse_model,
-    save_encoder,
 )
 
 
@@ -27,7 +27,7 @@ from dagman.tasks.models import (
     [
         ("scratch:tiny", "scratch", True),
         ("scratch:small:3", "scratch", True),
-        ("resnet3d:18", "resnet3d", True),
+        ("resnet3d:18", "backbone", True),
         ("radiomics:size", "radiomics", False),
         ("pixels", "pixels", False),
         ("histogram", "histogram", False),
@@ -108,11 +108,19 @@ def test_a_resnet_trains_one_item_at_a_time_as_it_would_a_batch():
 def test_a_resnet_is_saved_and_loaded_again(tmp_path):
     pytest.importorskip("monai")
     encoder = load_network(parse_model("resnet3d:10:5"), device="cpu")
-    save_encoder(encoder, tmp_path / "model")
-    again = load_saved_encoder(tmp_path / "model", device="cpu")
+    encoder.save(tmp_path / "model")
+    again = load_encoder(tmp_path / "model", device="cpu")
     view = torch.zeros((1, 1, 32, 32, 32))
     assert torch.equal(encoder.features(view)[3], again.features(view)[3])
     assert load_network(parse_model(tmp_path / "model"), device="cpu").config.backbone == "resnet3d:10"
+
+
+def test_a_resnet_folder_written_when_its_stages_were_called_layers_is_read(tmp_path):
+    pytest.importorskip("monai")
+    encoder = load_encoder("resnet3d:10:5", device="cpu")
+    state = {n.replace("encoder.stages.", "encoder.layers."): value for n, value in encoder.network.state_dict().items()}
+    write_encoder(tmp_path / "encoder", encoder.config, state)
+    assert load_encoder(tmp_path, device="cpu").digest == encoder.digest
 
 
 @pytest.fixture
@@ -158,7 +166,9 @@ def test_missing_weights_are_counted_and_the_first_named(monai_swin, tmp_path):
     state = {name: value.contiguous() for name, value in monai_swin.state_dict().items()}
     del state["layers2.0.blocks.0.norm2.weight"]
     save_file(state, tmp_path / "part.safetensors")
-    with pytest.raises(EncoderError, match=r"1 of \d+ weights is missing, layers2\.0\.blocks\.0\.norm2\.weight"):
+    with pytest.raises(
+        EncoderError, match=r"\d+ of \d+ weights fit; 1 is missing: encoder\.swin\.layers2\.0\.blocks\.0\.norm2\.weight"
+    ):
         load_network(parse_model(f"monai:{tmp_path / 'part.safetensors'}"), device="cpu")
 
 

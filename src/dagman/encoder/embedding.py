@@ -90,13 +90,13 @@ def embed_scan(
 
 def list_columns(encoder: Encoder, pooling: Pooling) -> list[str]:
     """Names of the features that this encoder and pooling give."""
-    return name_columns(pooling, encoder.config.shape.widths)
+    return name_columns(pooling, encoder.network.encoder.widths)
 
 
 def list_stage_ends(encoder: Encoder, pooling: Pooling | None = None) -> tuple[int, ...]:
     """How many of the features come from the first stage, from the first two, ...; the last is all of them."""
     pooling = pooling or Pooling()
-    counts = [len(pooling.pools) * encoder.config.shape.widths[stage - 1] for stage in pooling.stages]
+    counts = [len(pooling.pools) * encoder.network.encoder.widths[stage - 1] for stage in pooling.stages]
     return tuple(itertools.accumulate(counts))
 
 
@@ -128,7 +128,7 @@ def map_scan(encoder: Encoder, scan: ScanLike, stages: Sequence[int] = (1, 2, 3,
     prepared = encoder.prepare(scan)
     tiling = _plan(encoder, prepared)
     padded = prepared.affine.crop([-before for before in tiling.offset])
-    strides = [encoder.config.shape.strides[stage - 1] for stage in stages]
+    strides = [encoder.network.encoder.strides[stage - 1] for stage in stages]
     return FeatureMaps(
         maps=tuple(_map_prepared(encoder, prepared, tiling, stages)),
         affines=tuple(padded.rescale((stride,) * 3) for stride in strides),

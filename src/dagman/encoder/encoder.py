@@ -14,7 +14,7 @@ from jaxtyping import Float, Num
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from dagman.encoder.folder import EncoderConfig
+from dagman.encoder.folder import EncoderConfig, write_encoder
 from dagman.errors import EncoderError, ScanError
 from dagman.method.networks import Network
 from dagman.model import to_unit_range
@@ -39,7 +39,7 @@ class Encoder:
     """An encoder with the preprocessing it was trained with; made by `load_encoder`, in evaluation mode, without gradients.
 
     Attributes:
-        network: Holds `encoder` (Swin) and `semantic_attention` (or None); copy it to train it further.
+        network: Holds `encoder` (a backbone) and `semantic_attention` (or None); copy it to train it further.
         config: Its sizes and preprocessing.
         device: What `features` computes on, such as "cpu" or "cuda:0".
         precision: "fp32" or "bf16" (autocast).
@@ -67,6 +67,10 @@ class Encoder:
             f"method {c.method}, {c.step} steps" if c.step else "fresh weights, not trained" if c.fresh else f"{c.method} weights"
         )
         return f"{c.size} encoder, {trained}"
+
+    def save(self, folder: str | Path) -> None:
+        """Write an encoder folder, whatever the backbone; `load_encoder` reads it."""
+        write_encoder(folder, self.config, self.network.state_dict())
 
     @property
     def preparation(self) -> Preparation:

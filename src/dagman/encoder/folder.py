@@ -30,7 +30,8 @@ class EncoderConfig:
     """What an encoder needs besides its weights.
 
     Attributes:
-        shape: Size of the Swin encoder.
+        shape: Sizes of the backbone, in the terms of a Swin encoder.
+        backbone: Its name in `dagman.model.BACKBONES`, with its variant, such as swin or resnet3d:18.
         semantic: Place and size of the semantic attention, or None.
         size, method: Names of the presets it was trained with.
         spacing: Voxel size in mm it was trained at.

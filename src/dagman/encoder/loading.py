@@ -1,43 +1,59 @@
-"""From a run, an encoder folder, or `scratch:SIZE` to an encoder; all weights in place, or a refusal that says which are not."""
+"""From a name to an encoder of any backbone: a run, an encoder folder, fresh weights, or MONAI's.
+
+All weights find their place, or a refusal says which do not.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 from dagman.devices import choose_device, choose_precision
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.folder import EncoderConfig, read_config, read_weights
 from dagman.errors import EncoderError, SettingsError
 from dagman.method.networks import Network, ProjectorShape, SemanticShape
-from dagman.model import SwinShape
+from dagman.model import BACKBONES, SwinShape
 from dagman.randomness import address
 from dagman.records.counts import count_noun
 from dagman.settings import Settings
 from dagman.settings.presets import load_settings
 
 _NAMED = 5
+_REWRITE = "Use the config.json these weights were written with"
+_CONVERT = (
+    "Convert it once, where you trust it: "
+    "safetensors.torch.save_file({k: v.contiguous() for k, v in model.swinViT.state_dict().items()}, 'weights.safetensors')"
+)
 
 
 def load_encoder(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> Encoder:
-    """Load an encoder (`dagman.load`).
+    """Load an encoder (`dagman.load`), in evaluation mode, without gradients.
 
-    path: a run folder, an encoder folder, or `scratch:SIZE[:SEED]`, fresh weights of a size preset: those a run of that seed
-    starts from. device: auto, cpu, cuda or cuda:N. precision: fp32, bf16, or auto.
+    path: a run folder, an encoder folder (of any backbone), or a name: `scratch:SIZE[:SEED]`, fresh weights of a size preset, those
+    a run of that seed starts from; `resnet3d:SIZE[:SEED]`, a fresh 3D ResNet; `monai:FILE`, a Swin's weights that MONAI wrote.
+    device: auto, cpu, cuda or cuda:N. precision: fp32, bf16, or auto.
 
     Raises:
         EncoderError: Nothing there, damaged, weights missing or left over, or an unknown size (the nearest is named).
+        MissingExtraError: The backbone is MONAI's, and MONAI is not installed.
     """
     chosen = choose_device(device).value
-    if str(path).startswith("scratch:"):
+    head, _, rest = str(path).partition(":")
+    if head == "scratch":
         config, network = _make_fresh(str(path))
+    elif head == "monai" and rest:
+        config, network = _read_monai(Path(rest))
+    elif head in BACKBONES and rest:
+        config, network = _make_variant(str(path))
     else:
         folder = _find_folder(Path(path))
         config = read_config(folder)
         network = _build_network(config)
-        _fill_network(network, read_weights(folder), folder)
+        _fill_weights(network, _rename_old(read_weights(folder), config), folder / "model.safetensors", _REWRITE)
     network = network.to(chosen).requires_grad_(False).eval()
     arithmetic = choose_precision(precision, chosen).value
     return Encoder(network=network, config=config, device=chosen, precision=arithmetic, source=str(path))
@@ -63,10 +79,7 @@ def _find_folder(path: Path) -> Path:
 
 
 def _make_fresh(name: str) -> tuple[EncoderConfig, Network]:
-    _, size, *rest = name.split(":")
-    if len(rest) > 1 or (rest and not rest[0].isdigit()):
-        raise EncoderError("is no fresh encoder", where=name, do="Write scratch:SIZE or scratch:SIZE:SEED, such as scratch:tiny:1")
-    seed = int(rest[0]) if rest else 0
+    size, seed = _split_name(name, "scratch:tiny:1")
     try:
         settings, _ = load_settings(size)
     except SettingsError as error:
@@ -85,19 +98,72 @@ def _make_fresh(name: str) -> tuple[EncoderConfig, Network]:
         mask_fill=settings.masking.mask_fill,
         seed=seed,
     )
+    return config, _draw_network(config)
+
+
+def _make_variant(name: str) -> tuple[EncoderConfig, Network]:
+    head = name.partition(":")[0]
+    variants = BACKBONES[head].variants
+    size, seed = _split_name(name, f"{head}:{next(iter(variants), 'SIZE')}:1")
+    if size not in variants:
+        listed = " or ".join(f"{head}:{variant}" for variant in variants) or "a run or an encoder folder"
+        raise EncoderError(f"there is no {head} of size {size!r}", where=name, do=f"Give {listed}")
+    config = _describe_foreign(f"{head}:{size}", variants[size], method="scratch", seed=seed)
+    return config, _draw_network(config)
+
+
+def _split_name(name: str, example: str) -> tuple[str, int]:
+    head, size, *rest = name.split(":")
+    if len(rest) > 1 or (rest and not rest[0].isdigit()):
+        raise EncoderError("is not a fresh encoder", where=name, do=f"Write {head}:SIZE or {head}:SIZE:SEED, such as {example}")
+    return size, int(rest[0]) if rest else 0
+
+
+def _describe_foreign(backbone: str, shape: SwinShape, *, method: str, seed: int = 0) -> EncoderConfig:
+    # The preparation is dagman's own, so that every model is given the same voxels.
+    return EncoderConfig(
+        shape=shape,
+        semantic=None,
+        size=backbone,
+        method=method,
+        spacing=2.0,
+        low=-1000.0,
+        high=500.0,
+        view=64,
+        seed=seed,
+        backbone=backbone,
+    )
+
+
+def _draw_network(config: EncoderConfig) -> Network:
     # The same draw, in the same order, as a run's first weights.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(address(seed, "weights") % 2**32)
-        return config, _build_network(config)
+        torch.manual_seed(address(config.seed, "weights") % 2**32)
+        return _build_network(config)
 
 
 def _build_network(config: EncoderConfig) -> Network:
-    return Network(config.shape, config.semantic, ProjectorShape(names=()), reconstruct=False, mask_fill=config.mask_fill)
+    return Network(
+        config.shape,
+        config.semantic,
+        ProjectorShape(names=()),
+        reconstruct=False,
+        mask_fill=config.mask_fill,
+        backbone=config.backbone,
+    )
 
 
-def _fill_network(network: Network, state: dict[str, Tensor], folder: Path) -> None:
-    wanted = network.state_dict()
-    missing = sorted(wanted.keys() - state.keys())
+def _rename_old(state: dict[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
+    """The stages of a ResNet were called layers when the first of its folders were written."""
+    if not config.backbone.startswith("resnet3d"):
+        return state
+    return {name.replace("encoder.layers.", "encoder.stages.", 1): value for name, value in state.items()}
+
+
+def _fill_weights(module: nn.Module, state: dict[str, Tensor], where: Path, do: str) -> None:
+    wanted = module.state_dict()
+    # MONAI recomputes it from the window, and some files leave it out.
+    missing = sorted(name for name in wanted.keys() - state.keys() if not name.endswith("relative_position_index"))
     surplus = sorted(state.keys() - wanted.keys())
     unfit = sorted(name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape)
     reasons = (
@@ -110,5 +176,52 @@ def _fill_network(network: Network, state: dict[str, Tensor], folder: Path) -> N
             listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
             matched = len(wanted.keys() & state.keys()) - len(unfit)
             text = f"{matched} of {len(wanted)} weights fit; {count_noun(len(names), one, many)}: {listed}"
-            raise EncoderError(text, where=folder / "model.safetensors", do="Use the config.json these weights were written with")
-    network.load_state_dict(state)
+            raise EncoderError(text, where=where, do=do)
+    module.load_state_dict(state, strict=False)
+
+
+def _read_monai(path: Path) -> tuple[EncoderConfig, Network]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise EncoderError(
+            f"is not a safetensors file ({error}); others are not read, as they may run code", where=path, do=_CONVERT
+        ) from None
+    state = {_strip(name): tensor.float() for name, tensor in state.items()}
+    state = {name: tensor for name, tensor in state.items() if name.startswith(("patch_embed.", "layers"))}
+    if "patch_embed.proj.weight" not in state:
+        raise EncoderError("holds no SwinTransformer of MONAI (no patch_embed.proj.weight)", where=path, do=_CONVERT)
+    shape = _read_shape(state, path)
+    merging = metadata.get("downsample", "merging")
+    config = _describe_foreign(f"monai-swin:{merging}", shape, method="monai")
+    network = _build_network(config)
+    _fill_weights(network, {f"encoder.swin.{name}": tensor for name, tensor in state.items()}, path, "Use this model's weights")
+    return config, network
+
+
+def _strip(name: str) -> str:
+    for prefix in ("module.", "swinViT.", "swin."):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _read_shape(state: dict[str, Tensor], path: Path) -> SwinShape:
+    blocks = [
+        [name for name in state if name.startswith(f"layers{stage}.0.blocks.") and name.endswith("norm1.weight")]
+        for stage in range(1, 5)
+    ]
+    tables = [state.get(f"layers{stage}.0.blocks.0.attn.relative_position_bias_table") for stage in range(1, 5)]
+    if state["patch_embed.proj.weight"].shape[1] != 1:
+        raise EncoderError("was trained on several channels", where=path, do="Give weights for one channel")
+    found = [table for table in tables if table is not None]
+    if len(found) < 4:
+        raise EncoderError("lacks stages of a SwinTransformer", where=path, do=_CONVERT)
+    return SwinShape(
+        embed=state["patch_embed.proj.weight"].shape[0],
+        depths=tuple(len(names) for names in blocks),
+        heads=tuple(table.shape[1] for table in found),
+        # A table has a row for each of (2 w - 1)^3 offsets.
+        window=(round(found[0].shape[0] ** (1 / 3)) + 1) // 2,
+    )

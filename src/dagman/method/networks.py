@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dagman.method.masking import Grid
-from dagman.model import Projector, ReconstructionHead, SemanticAttention, SwinEncoder, SwinShape
+from dagman.model import Projector, ReconstructionHead, SemanticAttention, SwinShape, build_backbone
+from dagman.model.backbone import MaskFill
 
 UNIT = 16
 """Side of a unit in voxels."""
@@ -61,12 +62,13 @@ class Network(nn.Module):
         projectors: ProjectorShape,
         *,
         reconstruct: bool = True,
-        mask_fill: Literal["zero", "token"] = "zero",
+        mask_fill: MaskFill = "zero",
+        backbone: str = "swin",
     ) -> None:
         super().__init__()
         self.semantic = semantic
-        self.encoder = SwinEncoder(shape, mask_fill=mask_fill)
-        widths = shape.widths
+        self.encoder = build_backbone(backbone, shape, mask_fill=mask_fill)
+        widths = self.encoder.widths
         self.semantic_attention = None
         if semantic is not None:
             self.semantic_attention = SemanticAttention(

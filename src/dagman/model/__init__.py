@@ -1,5 +1,7 @@
 """The networks: tensors in, tensors out; torch (and jaxtyping) alone."""
 
+from dagman.model.backbone import BACKBONES, Backbone, BackboneKind, build_backbone, find_backbone, register_backbone
+from dagman.model.foreign import MonaiSwin, ResNetStages
 from dagman.model.intensity import to_unit_range, to_unit_ranges
 from dagman.model.projector import Projector
 from dagman.model.reconstruction import ReconstructionHead
@@ -8,15 +10,23 @@ from dagman.model.swin import StageAttention, SwinEncoder, SwinShape, normalise_
 from dagman.model.window_attention import attend_windows
 
 __all__ = [
+    "BACKBONES",
+    "Backbone",
+    "BackboneKind",
+    "MonaiSwin",
     "Projector",
     "ReconstructionHead",
+    "ResNetStages",
     "SemanticAttention",
     "Semantics",
     "StageAttention",
     "SwinEncoder",
     "SwinShape",
     "attend_windows",
+    "build_backbone",
+    "find_backbone",
     "normalise_features",
+    "register_backbone",
     "to_unit_range",
     "to_unit_ranges",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dagman.errors import SettingsError
+from dagman.model.backbone import Backbone, BackboneKind, MaskFill, register_backbone
 from dagman.model.window_attention import WindowAttention
 from dagman.model.windows import Triple, plan_windows
 
@@ -83,7 +84,7 @@ class StageAttention:
     valid: Bool[Tensor, "W n"]
 
 
-class SwinEncoder(nn.Module):
+class SwinEncoder(Backbone):
     """A view to feature maps x1..x4, each taken after its stage's patch merging (METHOD, "Shapes").
 
     mask_fill: what a masked patch token becomes after the projection, "zero" or a learned "token".
@@ -92,9 +93,10 @@ class SwinEncoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, shape: SwinShape | None = None, *, mask_fill: Literal["zero", "token"] = "zero") -> None:
+    def __init__(self, shape: SwinShape | None = None, *, mask_fill: MaskFill = "zero") -> None:
         super().__init__()
         self.shape = shape = shape or SwinShape()
+        self.widths, self.strides, self.branches = shape.widths, shape.strides, shape.branches
         self.register_buffer("mean", torch.tensor(shape.mean))
         self.register_buffer("std", torch.tensor(shape.std))
         # A convolution whose stride is its kernel, as one matrix product straight into channels-last tokens.
@@ -116,7 +118,7 @@ class SwinEncoder(nn.Module):
         """Feature maps [x1, x2, x3, x4] of views with intensities in [0, 1]; sides that do not divide are padded at their far end.
 
         hidden: True = masked, on the grid of patch tokens (sides of the view / 2, rounded up).
-        drop: uniform draws in [0, 1) that decide stochastic depth, a row for each residual branch (`shape.branches`);
+        drop: uniform draws in [0, 1) that decide stochastic depth, a row for each residual branch (`branches`);
         a branch is left out for a view where its draw is below its rate. None: no stochastic depth, in training mode too;
         so that nothing here ever draws a random number.
         stages: how many stages to run, all by default; the teacher's attention needs no stage after the one it reads.
@@ -128,6 +130,12 @@ class SwinEncoder(nn.Module):
             tokens, grid = stage(tokens, grid, scales)
             features.append(tokens.unflatten(1, grid).permute(0, 4, 1, 2, 3))
         return features
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        """The patch projection (with the mask token), then each block and each merging."""
+        first = [*self.patch_projection.parameters(), *([self.mask_token] if self.mask_token is not None else [])]
+        parts = [part for stage in self.stages for part in (*cast(SwinStage, stage).blocks, cast(SwinStage, stage).merging)]
+        return [first, *(list(part.parameters()) for part in parts)]
 
     @torch.no_grad()
     def attention_of(self, view: Float[Tensor, "B channels X Y Z"]) -> list[StageAttention]:
@@ -259,5 +267,12 @@ def normalise_features(features: list[Float[Tensor, "B _ _ _ _"]]) -> list[Float
     return [F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1) for x in features]
 
 
+def _build(shape: SwinShape, variant: str, mask_fill: MaskFill) -> SwinEncoder:
+    return SwinEncoder(shape, mask_fill=mask_fill)
+
+
 def _add_branch(x: Tensor, branch: Tensor, scales: Iterator[Tensor] | None) -> Tensor:
     return x + branch if scales is None else x + branch * next(scales).to(branch.dtype)
+
+
+register_backbone("swin", BackboneKind(build=_build, mask_fills=("zero", "token")))

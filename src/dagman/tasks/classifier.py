@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.items import RefusedItem
+from dagman.encoder.loading import load_encoder
 from dagman.errors import TaskError
 from dagman.records.files import write_whole
 from dagman.store.manifest import Store
@@ -22,7 +23,7 @@ from dagman.tables.items import Item
 from dagman.tasks.finetuning import FinetunedModel, LinearHead
 from dagman.tasks.inputs.features import extract_features
 from dagman.tasks.inputs.item_crops import cut_items
-from dagman.tasks.models import ModelSpec, load_saved_encoder, parse_model, save_encoder
+from dagman.tasks.models import ModelSpec, parse_model
 from dagman.tasks.probes import LinearProbe
 
 FORMAT = 1
@@ -95,7 +96,7 @@ def save_classifier(classifier: Classifier, folder: str | Path) -> None:
         arrays = {"mean": head.mean, "scale": head.scale, "weights": head.weights, "bias": head.bias}
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary / "head.safetensors")
         if classifier.encoder is not None:
-            save_encoder(classifier.encoder, temporary / "encoder")
+            classifier.encoder.save(temporary / "encoder")
         values = {
             "format": FORMAT,
             "task": "classify",
@@ -120,7 +121,7 @@ def load_classifier(folder: str | Path, *, device: str = "auto", precision: str 
         raise TaskError(f"head.safetensors is damaged or missing ({error})", where=path, do="Repeat dagman classify") from None
     encoder = None
     if (path / "encoder").is_dir():
-        encoder = load_saved_encoder(path / "encoder", device=device, precision=precision)
+        encoder = load_encoder(path / "encoder", device=device, precision=precision)
     return Classifier(
         classes=tuple(values["classes"]),
         method=values["method"],

@@ -132,7 +132,7 @@ def finetune(
     """
     settings = settings or FinetuneSettings()
     values = torch.from_numpy(np.asarray(targets))
-    network: nn.Module = copy.deepcopy(encoder.network.encoder).requires_grad_(True).train()
+    network = copy.deepcopy(encoder.network.encoder).requires_grad_(True).train()
     head = _HeadLayer(start or _measure_start(encoder, [crops[i] for i in train], outputs)).to(encoder.device)
     batch = max(1, min(settings.batch, math.ceil(len(train) / settings.least_steps)))
     decay = 1.0 if encoder.config.fresh else settings.layer_decay
@@ -314,7 +314,7 @@ def _cut_pieces(encoder: Encoder, views: Sequence[_View]) -> list[list[int]]:
         alike.setdefault(view.voxels.shape[1], []).append(index)
     pieces = []
     for side, indices in sorted(alike.items()):
-        count = max(1, budget // (side**3 * encoder.config.shape.embed))
+        count = max(1, budget // (side**3 * encoder.network.encoder.widths[0] // 2))
         pieces += [indices[first : first + count] for first in range(0, len(indices), count)]
     return pieces
 

@@ -189,7 +189,7 @@ class Trainer:
             "masking": draw_masking(seed, step, numbers, math.prod(grid)).unflatten(0, (-1, 2)),
             "noise": draw_noise(seed, step, numbers, count_noise_draws(grid, settings.teacher.granularity)).unflatten(0, (-1, 2)),
         }
-        drop_path = draw_drop_path(seed, step, numbers, self.student.encoder.shape.branches).unflatten(1, (-1, 2)).to(self.device)
+        drop_path = draw_drop_path(seed, step, numbers, self.student.encoder.branches).unflatten(1, (-1, 2)).to(self.device)
         drawn = {name: values.to(self.device, non_blocking=True) for name, values in drawn.items()}
         size = int(settings.train.micro_batch) // 2
         return [

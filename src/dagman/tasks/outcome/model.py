@@ -15,13 +15,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from dagman.encoder.encoder import Encoder
+from dagman.encoder.loading import load_encoder
 from dagman.errors import TaskError
 from dagman.records.files import write_whole
 from dagman.tables.clinical import ClinicalColumn, ClinicalDesign
 from dagman.tables.items import Item
 from dagman.tables.patients import pool_patients
 from dagman.tasks.inputs.features import extract_features
-from dagman.tasks.models import load_saved_encoder, parse_model, save_encoder
+from dagman.tasks.models import parse_model
 from dagman.tasks.outcome.cox import CoxModel
 from dagman.tasks.survival_models import Design, Projection
 
@@ -102,7 +103,7 @@ def save_outcome_model(model: OutcomeModel, folder: str | Path) -> None:
         save_file(arrays, temporary / "arrays.safetensors")
         (temporary / FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         if model.encoder is not None:
-            save_encoder(model.encoder, temporary / "encoder")
+            model.encoder.save(temporary / "encoder")
 
 
 def load_outcome_model(folder: str | Path, *, device: str = "auto") -> OutcomeModel:
@@ -138,7 +139,7 @@ def load_outcome_model(folder: str | Path, *, device: str = "auto") -> OutcomeMo
             times=np.array(values["times"], dtype=np.float64),
             crop_mm=values["crop_mm"],
             crop_spacing=values["crop_spacing"],
-            encoder=load_saved_encoder(inner, device=device) if inner.is_dir() else None,
+            encoder=load_encoder(inner, device=device) if inner.is_dir() else None,
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise TaskError(f"is damaged ({error})", where=path, do="Repeat the task") from None

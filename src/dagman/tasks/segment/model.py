@@ -25,6 +25,7 @@ from torch import Tensor
 
 from dagman.devices import choose_precision
 from dagman.encoder.encoder import Encoder
+from dagman.encoder.loading import load_encoder
 from dagman.errors import TaskError
 from dagman.model import to_unit_range
 from dagman.randomness import address
@@ -33,7 +34,6 @@ from dagman.records.hashes import hash_array, hash_bytes
 from dagman.scans.scan import Modality, Scan
 from dagman.store.preparation import SCALED_RANGE, PreparedScan, prepare_scan, restore_to_scan_grid
 from dagman.tables.structures import Structure
-from dagman.tasks.models import load_saved_encoder, save_encoder
 from dagman.tasks.segment.sliding_window import mirror_forward, slide_windows
 from dagman.tasks.segment.unet import SegmentationNetwork
 
@@ -145,7 +145,7 @@ def start_model(encoder: Encoder, structures: Sequence[Structure], *, mirrored: 
     backbone.semantic_attention = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(address(seed, "decoder") % 2**32)
-        network = SegmentationNetwork(backbone.encoder, encoder.config.shape, len(structures) + 1)
+        network = SegmentationNetwork(backbone.encoder, len(structures) + 1)
     return SegmentationModel(
         encoder=replace(encoder, network=backbone, config=replace(encoder.config, semantic=None)),
         network=network.to(encoder.device),
@@ -167,7 +167,7 @@ def save_model(model: SegmentationModel, folder: str | Path) -> None:
     with write_whole(folder) as temporary:
         temporary.mkdir()
         save_file(decoder, temporary / "decoder.safetensors", metadata={"format": "pt"})
-        save_encoder(model.encoder, temporary / "encoder")
+        model.encoder.save(temporary / "encoder")
         (temporary / FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
@@ -176,7 +176,7 @@ def load_model(folder: str | Path, *, device: str = "auto") -> SegmentationModel
     path = Path(folder)
     path = path / "model" if (path / "model" / FILE).is_file() else path
     values = _read_values(path)
-    encoder = load_segmenting(load_saved_encoder, path / "encoder", device=device)
+    encoder = load_segmenting(load_encoder, path / "encoder", device=device)
     try:
         structures = tuple(Structure(name=one["name"], values=tuple(one["values"])) for one in values["structures"])
         model = start_model(encoder, structures, mirrored=bool(values["mirrored"]))
@@ -190,7 +190,7 @@ def load_model(folder: str | Path, *, device: str = "auto") -> SegmentationModel
 
 
 def load_segmenting(load: Callable[..., Encoder], source: Any, *, device: str = "auto") -> Encoder:
-    """An encoder, by a loader of `dagman.tasks.models`, in the arithmetic that segmentation uses: bf16 where that is safe."""
+    """An encoder, by `load_encoder` or `load_network`, in the arithmetic that segmentation uses: bf16 where that is safe."""
     encoder = load(source, device=device)
     if encoder.device == "cpu" and encoder.config.backbone != "swin":
         # See SegmentationNetwork.forward: a backbone of convolutions has the same fault.

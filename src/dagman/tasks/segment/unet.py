@@ -18,7 +18,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dagman.model import SwinShape, normalise_features
+from dagman.model import Backbone, normalise_features
 
 STRIDE = 32
 """Sides of a view are multiples of it."""
@@ -26,13 +26,13 @@ _LEAK = 0.01
 
 
 class SegmentationNetwork(nn.Module):
-    """Views to logits of K classes at full resolution; `encoder` gives feature maps at strides 4, 8, 16, 32 and has a `shape`."""
+    """Views to logits of K classes at full resolution, from the encoder's feature maps at strides 4, 8, 16, 32."""
 
-    def __init__(self, encoder: nn.Module, shape: SwinShape, classes: int) -> None:
+    def __init__(self, encoder: Backbone, classes: int) -> None:
         super().__init__()
         self.classes = classes
         self.encoder = encoder
-        self.decoder = Decoder(shape, classes)
+        self.decoder = Decoder(encoder.widths, classes)
 
     def forward(self, view: Float[Tensor, "B 1 X Y Z"]) -> Float[Tensor, "B K X Y Z"]:
         """Logits of views with intensities in [0, 1]; raises ValueError for sides that are no multiples of 32."""
@@ -46,7 +46,7 @@ class SegmentationNetwork(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A view and its feature maps to logits; it works with half of each map's channels, a third of `embed` at full resolution.
+    """A view and its feature maps to logits; it works with half of each map's channels, a sixth of x1's at full resolution.
 
     `window` (low, high) is the part of [0, 1] in which the structures' intensities lie: the stem is given the view once more,
     stretched over it. Liver and tumour differ by 2 % of the range that shows lungs and bones too.
@@ -54,14 +54,15 @@ class Decoder(nn.Module):
 
     window: Tensor
 
-    def __init__(self, shape: SwinShape, classes: int) -> None:
+    def __init__(self, channels: tuple[int, ...], classes: int) -> None:
         super().__init__()
         self.register_buffer("window", torch.tensor([0.0, 1.0]))
-        fine, half = max(8, shape.embed // 3), max(8, 2 * shape.embed // 3)
-        self.stem = ResidualBlock(2 * shape.in_channels, fine)
+        embed = channels[0] // 2
+        fine, half = max(8, embed // 3), max(8, 2 * embed // 3)
+        self.stem = ResidualBlock(2, fine)
         self.halve = nn.Conv3d(fine, half, kernel_size=2, stride=2)
         self.halved = ResidualBlock(half, half)
-        *skips, deepest = shape.widths
+        *skips, deepest = channels
         widths = [fine, half, *(width // 2 for width in skips)]
         self.joins = nn.ModuleList(
             Join(coarse, skip, width)

@@ -1,0 +1,105 @@
+"""The network that turns views into feature maps: what one offers, and those there are, by name.
+
+Letters: B views, C channels, X Y Z sides of a view in voxels, R residual branches that stochastic depth may drop.
+
+A backbone is added by writing a `Backbone` and registering how it is built; it can then be pretrained (`model.backbone`), is read
+back from its encoder folder, and takes part in every task.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from dagman.errors import EncoderError
+
+if TYPE_CHECKING:
+    from dagman.model.swin import StageAttention, SwinShape
+
+MaskFill = Literal["zero", "token"]
+STRIDES = (4, 8, 16, 32)
+"""Voxels along a token of each feature map: crops, decoders and the method's units (x3) rely on them."""
+
+
+class Backbone(nn.Module):
+    """Views to four feature maps x1..x4.
+
+    widths: channels of each map. strides: voxels along a token of each map. branches: residual branches that stochastic depth
+    may drop (R), 0 for none. mask_fill: what stands in a masked patch token, "zero" or a learned "token".
+    """
+
+    widths: tuple[int, ...]
+    strides: tuple[int, ...] = STRIDES
+    branches: int = 0
+    mask_fill: MaskFill = "zero"
+
+    @abstractmethod
+    def forward(
+        self,
+        view: Float[Tensor, "B 1 X Y Z"],
+        hidden: Bool[Tensor, "B x y z"] | None = None,
+        drop: Float[Tensor, "R B"] | None = None,
+        stages: int | None = None,
+    ) -> list[Float[Tensor, "B _ _ _ _"]]:
+        """Feature maps of views with intensities in [0, 1]; nothing here draws a random number.
+
+        hidden: True = masked, on the grid of patch tokens of 2^3 voxels. drop: uniform draws in [0, 1) for stochastic depth.
+        stages: how many maps are wanted, all by default.
+        """
+
+    @abstractmethod
+    def layers(self) -> list[list[nn.Parameter]]:
+        """All parameters, layer by layer from the input on, so that fine-tuning can give each layer its own learning rate."""
+
+    def attention_of(self, view: Float[Tensor, "B 1 X Y Z"]) -> list[StageAttention]:
+        """The window attention of each stage, for monitors; empty without any."""
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneKind:
+    """How a kind of backbone is built, and whether it can be pretrained.
+
+    Attributes:
+        build: From sizes, the variant (what follows the colon in its name), and the fill of masked tokens.
+        mask_fills: Fills of masked patch tokens that it knows; empty where it takes no masks, and so cannot be pretrained.
+        no_masks: Why it takes none.
+        variants: Sizes of the variants that can be named as fresh baselines, such as "18" of `resnet3d:18`.
+    """
+
+    build: Callable[[SwinShape, str, MaskFill], Backbone]
+    mask_fills: tuple[MaskFill, ...] = ()
+    no_masks: str = ""
+    variants: Mapping[str, SwinShape] = field(default_factory=dict)
+
+
+BACKBONES: dict[str, BackboneKind] = {}
+"""Every kind of backbone by its name; see `register_backbone`."""
+
+
+def register_backbone(name: str, kind: BackboneKind) -> None:
+    """Add a kind of backbone; a name taken is an error, so that two packages cannot mean different networks by it."""
+    if name in BACKBONES:
+        raise ValueError(f"the backbone {name!r} is registered already")
+    BACKBONES[name] = kind
+
+
+def find_backbone(name: str) -> BackboneKind:
+    """The kind that a name such as "swin" or "resnet3d:18" belongs to; raises EncoderError for an unknown one."""
+    kind = BACKBONES.get(name.partition(":")[0])
+    if kind is None:
+        raise EncoderError(f"there is no backbone {name!r}", do=f"Use one of {', '.join(BACKBONES)}")
+    return kind
+
+
+def build_backbone(name: str, shape: SwinShape, *, mask_fill: MaskFill = "zero") -> Backbone:
+    """A backbone by its name, with fresh weights drawn from torch's generator.
+
+    Raises EncoderError for an unknown name or variant, MissingExtraError where its library is not installed.
+    """
+    return find_backbone(name).build(shape, name.partition(":")[2], mask_fill)
