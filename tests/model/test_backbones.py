@@ -18,7 +18,7 @@ def named(request):
     if name != "swin":
         pytest.importorskip("monai")
     kind = BACKBONES[name.partition(":")[0]]
-    shape = kind.variants.get(name.partition(":")[2], TINY)
+    shape = kind.baselines.get(name.partition(":")[2], TINY)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return kind, build_backbone(name, shape).eval()

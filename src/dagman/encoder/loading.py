@@ -103,7 +103,7 @@ def _make_fresh(name: str) -> tuple[EncoderConfig, Network]:
 
 def _make_variant(name: str) -> tuple[EncoderConfig, Network]:
     head = name.partition(":")[0]
-    variants = BACKBONES[head].variants
+    variants = BACKBONES[head].baselines
     size, seed = _split_name(name, f"{head}:{next(iter(variants), 'SIZE')}:1")
     if size not in variants:
         listed = " or ".join(f"{head}:{variant}" for variant in variants) or "a run or an encoder folder"

@@ -69,13 +69,15 @@ class BackboneKind:
         build: From sizes, the variant (what follows the colon in its name), and the fill of masked tokens.
         mask_fills: Fills of masked patch tokens that it knows; empty where it takes no masks, and so cannot be pretrained.
         no_masks: Why it takes none.
-        variants: Sizes of the variants that can be named as fresh baselines, such as "18" of `resnet3d:18`.
+        variants: What may follow the colon in its name; "" where the name may stand alone.
+        baselines: Sizes of the variants that the tasks take as fresh baselines, such as "18" of `resnet3d:18`.
     """
 
     build: Callable[[SwinShape, str, MaskFill], Backbone]
     mask_fills: tuple[MaskFill, ...] = ()
     no_masks: str = ""
-    variants: Mapping[str, SwinShape] = field(default_factory=dict)
+    variants: tuple[str, ...] = ("",)
+    baselines: Mapping[str, SwinShape] = field(default_factory=dict)
 
 
 BACKBONES: dict[str, BackboneKind] = {}
@@ -91,15 +93,22 @@ def register_backbone(name: str, kind: BackboneKind) -> None:
 
 def find_backbone(name: str) -> BackboneKind:
     """The kind that a name such as "swin" or "resnet3d:18" belongs to; raises EncoderError for an unknown one."""
-    kind = BACKBONES.get(name.partition(":")[0])
-    if kind is None:
-        raise EncoderError(f"there is no backbone {name!r}", do=f"Use one of {', '.join(BACKBONES)}")
+    head, _, variant = name.partition(":")
+    kind = BACKBONES.get(head)
+    if kind is None or variant not in kind.variants:
+        raise EncoderError(f"there is no backbone {name!r}", do=f"Use one of {', '.join(list_backbones(head))}")
     return kind
+
+
+def list_backbones(head: str = "") -> list[str]:
+    """Names of all backbones with their variants; those of one kind where `head` is its name."""
+    kinds = {head: BACKBONES[head]} if head in BACKBONES else BACKBONES
+    return [f"{name}:{variant}".removesuffix(":") for name, kind in kinds.items() for variant in kind.variants]
 
 
 def build_backbone(name: str, shape: SwinShape, *, mask_fill: MaskFill = "zero") -> Backbone:
     """A backbone by its name, with fresh weights drawn from torch's generator.
 
-    Raises EncoderError for an unknown name or variant, MissingExtraError where its library is not installed.
+    Raises EncoderError for an unknown name, MissingExtraError where its library is not installed.
     """
     return find_backbone(name).build(shape, name.partition(":")[2], mask_fill)

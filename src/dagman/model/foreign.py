@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from dagman.errors import EncoderError, MissingExtraError
+from dagman.errors import MissingExtraError
 from dagman.model.backbone import Backbone, BackboneKind, MaskFill, register_backbone
 from dagman.model.swin import SwinShape
 
@@ -88,8 +88,6 @@ class MonaiSwin(Backbone):
 
 def build_resnet(shape: SwinShape, size: str, mask_fill: MaskFill) -> ResNetStages:
     """A fresh ResNet of 10, 18, 34 or 50 layers, with group norm."""
-    if size not in RESNETS:
-        raise EncoderError(f"there is no backbone 'resnet3d:{size}'", do=f"Use resnet3d:{', resnet3d:'.join(RESNETS)}")
     try:
         from monai.networks.nets.resnet import ResNet
     except ImportError:
@@ -108,8 +106,6 @@ def build_resnet(shape: SwinShape, size: str, mask_fill: MaskFill) -> ResNetStag
 
 def build_monai_swin(shape: SwinShape, merging: str, mask_fill: MaskFill = "zero") -> MonaiSwin:
     """A fresh Swin of MONAI; `merging` is one of `MERGINGS`, the first by default."""
-    if merging and merging not in MERGINGS:
-        raise EncoderError(f"there is no backbone 'monai-swin:{merging}'", do=f"Use monai-swin:{' or monai-swin:'.join(MERGINGS)}")
     try:
         from monai.networks.nets.swin_unetr import SwinTransformer
     except ImportError:
@@ -145,7 +141,8 @@ register_backbone(
     BackboneKind(
         build=build_resnet,
         no_masks="its first convolution mixes masked and visible voxels before there are tokens",
-        variants={size: _shape_resnet(size) for size in RESNETS},
+        variants=tuple(RESNETS),
+        baselines={size: _shape_resnet(size) for size in RESNETS},
     ),
 )
-register_backbone("monai-swin", BackboneKind(build=build_monai_swin, mask_fills=("zero",)))
+register_backbone("monai-swin", BackboneKind(build=build_monai_swin, mask_fills=("zero",), variants=("", *MERGINGS)))

@@ -56,7 +56,7 @@ def _tell_views(settings: Settings, scans: int | None) -> list[str]:
 def _tell_method(settings: Settings) -> list[str]:
     masking, teacher, weights = settings.masking, settings.teacher, settings.losses
     used = {name: getattr(weights, name) for name in ("amip", "ampd", "aitd", "gitd") if getattr(weights, name)}
-    hints = f", of which the {masking.hints:.0%} most attended were given back" if masking.kind == "attention-high" else ""
+    hints = f", of which the {masking.hints:.0%} most attended were given back" if masking.choice.gives_hints else ""
     told = [
         f"Of the units of a crop {masking.ratio:.0%} were masked by `{masking.kind}`{hints}.",
         f"The loss was {' + '.join(f'{value:g} {name.upper()}' for name, value in used.items())}.",

@@ -72,10 +72,10 @@ def list_idle_settings(settings: Settings, given: Iterable[str]) -> list[str]:
         warnings.extend(f"{key} has no effect: {because}." for key in keys if when and key in given)
 
     masking, teacher = settings.masking, settings.teacher
-    attends = masking.kind.startswith("attention")
+    attends = masking.choice.needs_attention
     dims = settings.distils or (attends and masking.attention_from == "noisy")
-    idle(["masking.hint_pool"], masking.kind != "attention-high", f'masking.kind is "{masking.kind}"')
-    idle(["masking.hint_pool"], masking.kind == "attention-high" and masking.hints == 0, "masking.hints is 0")
+    idle(["masking.hint_pool"], not masking.choice.gives_hints, f'masking.kind is "{masking.kind}"')
+    idle(["masking.hint_pool"], masking.choice.gives_hints and masking.hints == 0, "masking.hints is 0")
     idle(["masking.attention_from"], not attends, f'masking.kind is "{masking.kind}"')
     idle(["masking.attention_from"], attends and teacher.noise == 0, "teacher.noise is 0")
     idle(["teacher.granularity"], teacher.noise == 0, "teacher.noise is 0")

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from dagman.settings.choices import MASKINGS, MaskingChoice, check_masking
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -58,8 +60,10 @@ class ViewSettings(Section):
 
 
 class ModelSettings(Section):
-    """The Swin encoder and its semantic attention (METHOD, Shapes and Semantic attention)."""
+    """The backbone and its semantic attention (METHOD, Shapes and Semantic attention)."""
 
+    backbone: str = "swin"
+    """Network that makes the feature maps: swin, monai-swin, or one registered that takes masks. [ours]"""
     embed: Positive = 48
     """Channels of a patch token. App. A."""
     depths: tuple[Positive, Positive, Positive, Positive] = (2, 2, 8, 2)
@@ -111,7 +115,7 @@ class ProjectorSettings(Section):
 class MaskingSettings(Section):
     """What is hidden from the student (METHOD, Masking the student)."""
 
-    kind: Literal["attention-high", "attention-low", "random", "block"] = "attention-high"
+    kind: Annotated[str, BeforeValidator(check_masking)] = "attention-high"
     """Which units are masked. 3.1."""
     ratio: Share = 0.7
     """Share r of units masked before hints are given back. 3.1."""
@@ -123,6 +127,11 @@ class MaskingSettings(Section):
     """What stands in a masked patch token: zero, or a learned token [SMIT]."""
     attention_from: Literal["clean", "noisy"] = "clean"
     """Teacher pass the attention is read from; noisy saves a pass. Fig. 1C."""
+
+    @property
+    def choice(self) -> MaskingChoice:
+        """What is known of this kind of masking."""
+        return MASKINGS[self.kind]
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -258,7 +267,7 @@ class Settings(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         attends = self.model.semantic_attention
-        if not attends and self.masking.kind.startswith("attention"):
+        if not attends and self.masking.choice.needs_attention:
             raise ValueError(f'masking.kind = "{self.masking.kind}" needs model.semantic_attention = true')
         if not attends and self.losses.aitd > 0:
             raise ValueError("losses.aitd needs model.semantic_attention = true; set losses.aitd = 0")
@@ -279,4 +288,4 @@ class Settings(Section):
     @property
     def needs_teacher(self) -> bool:
         """Whether a teacher is kept at all: for targets, or for attention."""
-        return self.distils or self.masking.kind.startswith("attention")
+        return self.distils or self.masking.choice.needs_attention

@@ -100,7 +100,7 @@ def _list_choices() -> list[str]:
     fresh = [f"scratch:{size}" for size in list_presets("sizes")]
     return [
         *fresh,
-        *(f"{name}:{variant}" for name, kind in BACKBONES.items() for variant in kind.variants),
+        *(f"{name}:{variant}" for name, kind in BACKBONES.items() for variant in kind.baselines),
         "radiomics:size",
         "pixels",
         "histogram",

@@ -5,15 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from torch import nn
-
+from dagman.method.networks import Network
 from dagman.records.counts import count_noun
 from dagman.settings import Settings
 from dagman.store.manifest import Store
 from dagman.training.assembly import count_masked, list_untrained
 
 
-def describe_run(settings: Settings, student: nn.Module, store: Store, usable: Sequence[str], left_out: Sequence[str]) -> list[str]:
+def describe_run(settings: Settings, student: Network, store: Store, usable: Sequence[str], left_out: Sequence[str]) -> list[str]:
     """Lines on scans, views, steps, masking, rates and size."""
     train, view = settings.train, settings.view
     units, counts = count_masked(settings)
@@ -36,7 +35,11 @@ def describe_run(settings: Settings, student: nn.Module, store: Store, usable: S
         f"size: {encoder / 1e6:.2f} M weights in the encoder, {size / 1e6:.2f} M with heads; "
         + f"checkpoints of about {(16 if settings.needs_teacher else 12) * size / 2**20:.0f} MiB",
     ]
-    lines += [f"not trained: {part}*, as {reason}" for part, reason in list_untrained(settings).items()]
+    names = [name for name, _ in student.named_parameters()]
+    untrained = {part: reason for part, reason in list_untrained(settings).items() if any(n.startswith(part) for n in names)}
+    if settings.model.drop_path and not student.encoder.branches:
+        lines.append(f"model.drop_path has no effect: the backbone {settings.model.backbone} has no stochastic depth")
+    lines += [f"not trained: {part}*, as {reason}" for part, reason in untrained.items()]
     if left_out:
         named = ", ".join(left_out[:5]) + (" ..." if len(left_out) > 5 else "")
         lines.append(

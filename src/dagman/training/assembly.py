@@ -7,14 +7,45 @@ from torch import nn
 
 from dagman.encoder.folder import EncoderConfig
 from dagman.encoder.loading import describe_shapes
-from dagman.method.masking import MASKINGS, Counts, count_units
+from dagman.errors import EncoderError, SettingsError
+from dagman.method.masking import MASKINGS, Counts, Masking, count_units
 from dagman.method.networks import UNIT_STAGE, Network, ProjectorShape, copy_student, unit_grid
 from dagman.method.step import Method
 from dagman.method.targets import PROJECTORS, TargetRules
+from dagman.model.backbone import find_backbone, list_backbones
 from dagman.randomness import address
-from dagman.settings import Settings
+from dagman.records.names import suggest_name
+from dagman.settings import Settings, choices
+from dagman.settings.choices import MaskingChoice
 from dagman.settings.tree import STAGES
 from dagman.training.views import ViewDataset
+
+
+def register_masking(name: str, masking: Masking, choice: MaskingChoice) -> None:
+    """Add a masking: its function, and what the settings and the pages need to know of it."""
+    if name in MASKINGS:
+        raise ValueError(f"the masking {name!r} is registered already")
+    MASKINGS[name], choices.MASKINGS[name] = masking, choice
+
+
+def check_backbone(settings: Settings) -> None:
+    """Refuse a backbone that cannot be pretrained; raises SettingsError with the reason."""
+    name = settings.model.backbone
+    try:
+        kind = find_backbone(name)
+    except EncoderError as error:
+        raise SettingsError(f"model.backbone: {error.what}", do=suggest_name(name, list_backbones())) from None
+    if not kind.mask_fills:
+        raise SettingsError(
+            f"model.backbone = {name!r} cannot be pretrained, as it takes no masks: {kind.no_masks}",
+            do="Pretrain swin, and name this one as a baseline of the tasks",
+        )
+    fill = settings.masking.mask_fill
+    if fill not in kind.mask_fills:
+        raise SettingsError(
+            f"masking.mask_fill = {fill!r} is not known to the backbone {name!r}",
+            do=f"Set it to {' or '.join(kind.mask_fills)}",
+        )
 
 
 def name_projectors(settings: Settings) -> tuple[str, ...]:
@@ -32,7 +63,14 @@ def build_networks(settings: Settings) -> tuple[Network, Network | None]:
     # The initial weights are the one draw that torch makes; its state is lent and given back.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(address(settings.seed, "weights") % 2**32)
-        student = Network(shape, semantic, projectors, reconstruct=settings.losses.amip > 0, mask_fill=settings.masking.mask_fill)
+        student = Network(
+            shape,
+            semantic,
+            projectors,
+            reconstruct=settings.losses.amip > 0,
+            mask_fill=settings.masking.mask_fill,
+            backbone=settings.model.backbone,
+        )
     return student, copy_student(student) if settings.needs_teacher else None
 
 
@@ -49,7 +87,7 @@ def compose_method(settings: Settings) -> Method:
     return Method(
         masking=MASKINGS[settings.masking.kind],
         counts=count_masked(settings)[1],
-        needs_attention=settings.masking.kind.startswith("attention"),
+        needs_attention=settings.masking.choice.needs_attention,
         attention_from=settings.masking.attention_from,
         noise=settings.teacher.noise,
         granularity=settings.teacher.granularity,
@@ -117,4 +155,5 @@ def describe_encoder(settings: Settings, dataset: ViewDataset, step: int) -> Enc
         seed=settings.seed,
         modalities=tuple(sorted({row.modality for row in seen})),
         scans_seen=tuple(sorted({row.content_hash for row in seen})),
+        backbone=settings.model.backbone,
     )

@@ -25,6 +25,7 @@ from dagman.store.manifest import Store
 from dagman.store.preparation import Preparation
 from dagman.store.writer import prepare_store
 from dagman.training.arithmetic import describe_run
+from dagman.training.assembly import check_backbone
 from dagman.training.checkpoints import list_checkpoints, read_state
 from dagman.training.run import Run, write_note, write_settings
 from dagman.training.trainer import Event, Trainer
@@ -63,6 +64,7 @@ def pretrain(
     out = Path(out)
     on_event = on_event or (lambda name, values: None)
     settings, given = load_settings(size, method, config=config, assignments=assignments)
+    check_backbone(settings)
     exists = (out / "settings.toml").exists()
     if out.exists() and not out.is_dir():
         raise RunError("is a file", where=out, do="Choose another folder for --out")

@@ -58,7 +58,7 @@ def show_masks(gallery: Gallery, settings: Settings) -> list[Block]:
     for number, view in enumerate(views, start=1):
         hidden = gallery["hidden"][number - 1].astype(bool)
         hints = None
-        if settings.masking.kind == "attention-high" and "attention" in gallery:
+        if settings.masking.choice.gives_hints and "attention" in gallery:
             hints = find_hints(hidden, gallery["attention"][number - 1], settings.masking.hints)
         framed = int(hints.sum()) if hints is not None else 0
         picture = draw_masks(
@@ -214,11 +214,10 @@ def show_course(run: Galleries) -> list[Block]:
 
 def _explain_masking(settings: Settings) -> str:
     masking = settings.masking
-    if masking.kind == "attention-high":
+    if masking.choice.gives_hints:
         hints = f" except for hints (framed yellow), {masking.hints:.0%} of all units" if masking.hints else ""
         return f"Masked are the {masking.ratio:.0%} of units that the teacher attends to most,{hints}.".replace(",.", ".")
-    kinds = {"attention-low": "those the teacher attends to least", "random": "drawn at random", "block": "boxes at random places"}
-    return f"Masked units are {kinds[masking.kind]}."
+    return f"Masked units are {masking.choice.description}."
 
 
 def measure_uniformity(attention: NDArray) -> float:

@@ -69,7 +69,7 @@ def judge_run(run: Run) -> list[Verdict]:
         if last.get("features") and first.get("features"):
             found.append(verdicts.judge_features(last["features"], first["features"]))
         if last.get("attention"):
-            found.append(verdicts.judge_attention(last["attention"], settings.masking.kind.startswith("attention")))
+            found.append(verdicts.judge_attention(last["attention"], settings.masking.choice.needs_attention))
     return [*found, verdicts.judge_waiting([row["waiting_share"] for row in run.timings])]
 
 
