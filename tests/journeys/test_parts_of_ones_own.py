@@ -1,4 +1,4 @@
-"""Proves that the registries are open: a masking and a backbone of one's own go through the commands, and their pages are drawn."""
+"""Proves that the registries are open: a masking, a backbone and a measure of one's own go through commands and onto pages."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from dagman.cli import application
 from dagman.encoder.loading import load_encoder
+from dagman.evaluation.classification_measures import METRICS, ClassMetric, register_metric
+from dagman.evaluation.measures import MEASURES, Measure
 from dagman.method import masking
 from dagman.model import BACKBONES, Backbone, BackboneKind, SwinShape, register_backbone
 from dagman.settings import choices
@@ -78,13 +80,18 @@ def _mask_first(attention: Tensor | None, grid: masking.Grid, counts: masking.Co
     return torch.arange(draws.shape[1]).expand(draws.shape[:2]) < counts.hidden
 
 
+def _average_certainty(labels: np.ndarray, scores: np.ndarray) -> float:
+    return float(scores.max(axis=2).mean())
+
+
 @pytest.fixture
 def own_parts() -> Iterator[None]:
-    """The masking `first` and the backbone `averages`, for one test."""
+    """The masking `first`, the backbone `averages` and the measure `certainty`, for one test."""
     register_masking("first", _mask_first, choices.MaskingChoice(description="the first in order"))
     register_backbone("averages", BackboneKind(build=_build, mask_fills=("zero",)))
+    register_metric("certainty", ClassMetric(measure=_average_certainty, compared=True), Measure(label="mean certainty"))
     yield
-    del masking.MASKINGS["first"], choices.MASKINGS["first"], BACKBONES["averages"]
+    del masking.MASKINGS["first"], choices.MASKINGS["first"], BACKBONES["averages"], METRICS["certainty"], MEASURES["certainty"]
 
 
 @pytest.fixture
@@ -141,12 +148,14 @@ def test_a_masking_and_a_backbone_of_ones_own_are_pretrained_read_back_and_compa
         "compare", "classify", *models, place / "points.csv", "--label", "dense", *fast, "--method", "linear", "--out", out
     )
     assert code == 0, errors
-    assert "<html" in (out / "report.html").read_text(encoding="utf-8")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count("mean certainty") > 3
     tuned = tmp_path / "tuned"
     code, _, errors = call_dagman(
         "classify", run, place / "points.csv", "--label", "dense", *fast, "--method", "finetune", "--epochs", 2, "--out", tuned
     )
     assert code == 0, errors
+    assert "mean certainty" in (tuned / "report.html").read_text(encoding="utf-8")
     code, _, errors = call_dagman("predict", tuned, place / "points.csv", "--out", tmp_path / "predicted", "--device", "cpu")
     assert code == 0, errors
 

@@ -5,7 +5,7 @@ Letters: n items, R repeats and draws, K classes. Scores are n R K, NaN for an i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from dagman.evaluation.classification_metrics import bin_reliability, count_confusions
+from dagman.evaluation.measures import Measure, register_measure
 from dagman.evaluation.results import Comparison, Measurement
 from dagman.evaluation.statistics import (
     Interval,
@@ -26,11 +27,6 @@ from dagman.evaluation.statistics import (
 )
 
 Floats = NDArray[np.float64]
-
-BINARY = ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "brier")
-SEVERAL = ("auc", "accuracy", "balanced_accuracy", "brier")
-COMPARED = ("auc", "balanced_accuracy")
-"""Measures whose differences between models are tested."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,9 +57,11 @@ class Scored:
 def measure_scores(scored: Scored, *, resamples: int = 2000, seed: int = 0) -> list[Measurement]:
     """Every measure, as the mean over repeats, with its BCa interval over patients; AUC of several classes is macro."""
     measurements = []
-    for name in BINARY if scored.classes == 2 else SEVERAL:
+    for name, metric in METRICS.items():
+        if metric.binary_only and scored.classes != 2:
+            continue
         interval = bootstrap_interval(
-            METRICS[name], scored.labels, scored.scores, patients=scored.patients, draws=resamples, seed=seed
+            metric.measure, scored.labels, scored.scores, patients=scored.patients, draws=resamples, seed=seed
         )
         measurements.append(
             Measurement(name=name, model=scored.model, method=scored.method, subset=scored.subset, interval=interval)
@@ -82,7 +80,7 @@ def compare_scores(found: Sequence[Scored], *, resamples: int = 2000, seed: int 
     for first in (scored for scored in found if scored.model == found[0].model):
         for second in found:
             if second.model != first.model and (second.method, second.subset) == (first.method, first.subset):
-                made += [(name, first, second, _compare(name, first, second, resamples, seed)) for name in COMPARED]
+                made += [(name, first, second, _compare(name, first, second, resamples, seed)) for name in _list_compared()]
     corrected = correct_holm([difference.p for *_, difference in made])
     return [
         Comparison(
@@ -167,20 +165,42 @@ def _measure_brier(labels: NDArray, scores: NDArray) -> float:
     return float(np.mean(np.sum((scores - truth) ** 2, axis=2)))
 
 
-METRICS: Mapping[str, Metric] = {
-    "auc": measure_mean_auc,
-    "accuracy": _measure_accuracy,
-    "balanced_accuracy": _measure_balanced,
-    "sensitivity": _measure_sensitivity,
-    "specificity": _measure_specificity,
-    "brier": _measure_brier,
+@dataclass(frozen=True, kw_only=True)
+class ClassMetric:
+    """How a measure is computed: of (labels n, scores n R K), the mean over the R columns.
+
+    binary_only: whether it needs two classes. compared: whether differences between models are tested.
+    """
+
+    measure: Metric
+    binary_only: bool = False
+    compared: bool = False
+
+
+METRICS: dict[str, ClassMetric] = {
+    "auc": ClassMetric(measure=measure_mean_auc, compared=True),
+    "accuracy": ClassMetric(measure=_measure_accuracy),
+    "balanced_accuracy": ClassMetric(measure=_measure_balanced, compared=True),
+    "sensitivity": ClassMetric(measure=_measure_sensitivity, binary_only=True),
+    "specificity": ClassMetric(measure=_measure_specificity, binary_only=True),
+    "brier": ClassMetric(measure=_measure_brier),
 }
-"""Measures of (labels n, scores n R K), each the mean over the R columns."""
+"""The measures of a classification, in the order of the tables."""
+
+
+def register_metric(name: str, metric: ClassMetric, about: Measure) -> None:
+    """Add a measure of classifications: how it is computed, and what readers need to know of it."""
+    register_measure(name, about)
+    METRICS[name] = metric
+
+
+def _list_compared() -> list[str]:
+    return [name for name, metric in METRICS.items() if metric.compared]
 
 
 def _compare(name: str, first: Scored, second: Scored, resamples: int, seed: int) -> Any:
     if name == "auc" and first.classes == 2:
         return compare_auc(first.labels, first.mean_scores[:, 1], second.mean_scores[:, 1], patients=first.patients)
     return bootstrap_difference(
-        METRICS[name], first.labels, first.scores, second.scores, patients=first.patients, draws=resamples, seed=seed
+        METRICS[name].measure, first.labels, first.scores, second.scores, patients=first.patients, draws=resamples, seed=seed
     )

@@ -34,7 +34,6 @@ _NAMES = {
     "dynamic_auc": "the time-dependent AUC",
     "integrated_brier": "the integrated Brier score",
 }
-HIGHER_IS_BETTER = {"harrell_c": True, "uno_c": True, "dynamic_auc": True, "integrated_brier": False}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -24,15 +24,8 @@ from dagman.evaluation.statistics import bootstrap_interval
 from dagman.tables.structures import Structure
 
 METHOD = "finetune"
-MEASURES = {
-    "dice": "Dice",
-    "hd95_mm": "HD95 (mm)",
-    "nsd": "surface Dice",
-    "lesion_sensitivity": "lesions found",
-    "false_positives": "false positives a scan",
-    "volume_bias_ml": "volume bias (ml)",
-}
-"""Measures of a structure by their names in metrics.json, and as words."""
+MEASURES = ("dice", "hd95_mm", "nsd", "lesion_sensitivity", "false_positives", "volume_bias_ml")
+"""Measures of a structure by their names in metrics.json."""
 
 
 _UNKNOWN = dict.fromkeys(("dice", "hd95_mm", "nsd", "lesions", "found", "false_positives", "true_volume_ml"), math.nan)

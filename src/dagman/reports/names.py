@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from dagman.evaluation.measures import find_measure
+
 METHODS = {
     "linear": "linear probe",
     "knn": "k-NN",
@@ -17,22 +19,6 @@ METHODS = {
     "umap": "UMAP",
     "pca": "principal components",
 }
-MEASURES = {
-    "auc": "AUC",
-    "brier": "Brier score",
-    "harrell_c": "Harrell's C",
-    "uno_c": "Uno's C",
-    "dynamic_auc": "time-dependent AUC",
-    "integrated_brier": "integrated Brier score",
-    "dice": "Dice",
-    "hd95_mm": "HD95 (mm)",
-    "nsd": "surface Dice",
-    "lesion_sensitivity": "lesions found",
-    "false_positives": "false positives a scan",
-    "volume_bias_ml": "volume bias (ml)",
-    "ari": "adjusted Rand index",
-    "nmi": "normalised mutual information",
-}
 
 
 def name_method(method: str) -> str:
@@ -42,9 +28,8 @@ def name_method(method: str) -> str:
 
 def name_measure(name: str) -> str:
     """A measure as readers know it; "dice:liver" is that of one structure."""
-    measure, _, structure = name.partition(":")
-    known = MEASURES.get(measure, measure.replace("_", " "))
-    return f"{known}, {structure}" if structure else known
+    label, structure = find_measure(name).label, name.partition(":")[2]
+    return f"{label}, {structure}" if structure else label
 
 
 def format_p(p: float) -> str:

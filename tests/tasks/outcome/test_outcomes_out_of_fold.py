@@ -13,8 +13,7 @@ import pytest
 from dagman.encoder.loading import load_encoder
 from dagman.errors import MissingExtraError, TableError, TaskError
 from dagman.evaluation.outcome_metrics import OutOfFold, prepare_measure
-from dagman.evaluation.splits import Split, plan_splits
-from dagman.evaluation.subsets import Subset
+from dagman.evaluation.splits import Split, Subset, plan_splits
 from dagman.tables.items import Item
 from dagman.tables.patients import PooledPatients, pool_patients
 from dagman.tasks.finetuning import FinetuneSettings, pool_crops

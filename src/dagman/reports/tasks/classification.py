@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dagman.evaluation.measures import find_chance
 from dagman.evaluation.results import Measurement, Results, Summary
 from dagman.records.files import write_text
 from dagman.reports.figures.classification import (
@@ -17,20 +18,12 @@ from dagman.reports.figures.classification import (
 from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.planes import CONVENTION
 from dagman.reports.methods import TITLE, quote_results
-from dagman.reports.names import format_interval, name_method
+from dagman.reports.names import format_interval, name_measure, name_method
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, Verdict, render_page
 from dagman.reports.provenance import find_option, tabulate_settings
 from dagman.reports.style import FULL_WIDTH
 from dagman.tasks.classify.examples import read_examples
 
-MEASURES = {
-    "auc": "AUC",
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "brier": "Brier score",
-}
 _LONG = 240
 """Letters of a note that leads the page."""
 _WARNING_WORDS = ("seen in pretraining", "left out", "fall outside")
@@ -108,7 +101,7 @@ def judge_models(summary: Summary) -> list[Block]:
 def tabulate_measures(summary: Summary, subset: str | None = None) -> list[Block]:
     """Every measure of each model and method with all labels (or another subset)."""
     rows = list_measurements(summary, subset=subset or find_last_subset(summary))
-    names = [name for name in MEASURES if any(row.name == name for row in rows)]
+    names = list(dict.fromkeys(row.name for row in rows))
     keys = list(dict.fromkeys((row.model, row.method) for row in rows))
     held = {(row.model, row.method, row.name): row for row in rows}
     cells = [
@@ -122,7 +115,7 @@ def tabulate_measures(summary: Summary, subset: str | None = None) -> list[Block
     how = rows[0].interval.how if rows else ""
     several = " Of several classes AUC is the mean of each against the rest." if len(summary.classes) > 2 else ""
     text = f"AUC: 0.5 is chance, 1 is perfect. Brier score: 0 is perfect.{several} Intervals: {how}."
-    return [DataTable(["model", "method", *(MEASURES[name] for name in names)], cells), Text(text)]
+    return [DataTable(["model", "method", *(name_measure(name) for name in names)], cells), Text(text)]
 
 
 def show_curves(summary: Summary) -> list[Block]:
@@ -178,10 +171,11 @@ def show_subsets(summary: Summary) -> list[Block]:
             if row.name == name:
                 values = (row.interval.value, row.interval.low, row.interval.high)
                 series.setdefault(f"{row.model}, {name_method(row.method)}", {})[row.subset] = values
-        chance = 0.5 if name == "auc" else 1 / len(summary.classes)
-        drawn = draw_label_curve(subsets, series, y=MEASURES[name], reference=chance, width=FULL_WIDTH)
+        drawn = draw_label_curve(
+            subsets, series, y=name_measure(name), reference=find_chance(name, len(summary.classes)), width=FULL_WIDTH
+        )
         caption = "k: labelled patients a class. A larger subset contains the smaller ones. Bars: 95 % intervals; dotted: chance."
-        blocks.append(Figure(encode_png(drawn), caption, f"{MEASURES[name]} against labels"))
+        blocks.append(Figure(encode_png(drawn), caption, f"{name_measure(name)} against labels"))
     return blocks
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from dagman.evaluation.measures import MEASURES
 from dagman.evaluation.results import Measurement, Results, Summary
 from dagman.records.counts import count_noun
 from dagman.records.files import write_text
@@ -15,7 +16,7 @@ from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.scatter import draw_scatter
 from dagman.reports.hover_map import MapPoint, TileSheet, render_hover_map
 from dagman.reports.methods import TITLE, quote_results
-from dagman.reports.names import format_interval
+from dagman.reports.names import format_interval, name_measure
 from dagman.reports.page import Block, DataTable, Embedded, Figure, FigureGrid, Level, Listing, Section, Text, Verdict, render_page
 from dagman.reports.provenance import tabulate_settings
 from dagman.reports.tasks.classification import show_warnings
@@ -23,15 +24,6 @@ from dagman.tasks.cluster.clustering import SHEET
 
 _MAPS = {"umap": "UMAP", "pca": "principal components"}
 _WHERE = {"features": "feature space", "kmeans": "k-means", "hdbscan": "HDBSCAN", "umap": "UMAP map", "pca": "PCA map"}
-_MEASURES = {
-    "neighbour_accuracy": "accuracy of neighbours",
-    "silhouette": "silhouette",
-    "nmi": "normalised mutual information",
-    "ari": "adjusted Rand index",
-    "purity": "purity",
-    "intra_distance": "intra-cluster distance",
-    "inter_distance": "inter-cluster distance",
-}
 
 
 def write_clustering_report(results: Results) -> Path:
@@ -135,10 +127,10 @@ def _load_sheet(results: Results) -> TileSheet | None:
 
 def _tabulate(summary: Summary, models: Sequence[str]) -> list[Block]:
     held = {(row.name, row.method, row.model): row for row in summary.measurements}
-    keys = sorted({(row.name, row.method) for row in summary.measurements}, key=lambda key: (list(_MEASURES).index(key[0]), key[1]))
+    keys = sorted({(row.name, row.method) for row in summary.measurements}, key=lambda key: (list(MEASURES).index(key[0]), key[1]))
     rows = [
         [
-            _MEASURES[name],
+            name_measure(name),
             _WHERE[method],
             *(_state(held[name, method, model]) if (name, method, model) in held else None for model in models),
         ]
@@ -161,7 +153,7 @@ def _tabulate_differences(summary: Summary) -> list[Block]:
     rows = [
         [
             f"{row.first} − {row.second}",
-            _MEASURES[row.name],
+            name_measure(row.name),
             format_interval(row.difference.value, row.difference.low, row.difference.high, sign=True),
             f"{row.difference.p:.3f}",
             f"{row.corrected:.3f}",

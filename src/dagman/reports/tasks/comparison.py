@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dagman.evaluation.measures import find_chance, find_measure
 from dagman.evaluation.results import Comparison, Results, Summary
 from dagman.evaluation.statistics import Interval
 from dagman.records.files import write_text
@@ -18,8 +19,6 @@ from dagman.reports.provenance import tabulate_settings
 from dagman.reports.style import FULL_WIDTH
 from dagman.reports.tasks.classification import show_warnings
 
-_CHANCE = {"auc": 0.5, "harrell_c": 0.5, "uno_c": 0.5, "dynamic_auc": 0.5}
-_LESS_IS_BETTER = ("brier", "integrated_brier", "hd95", "intra")
 _SIGNIFICANT = 0.05
 _FIGURES = 4
 _COLUMNS = 4
@@ -62,7 +61,7 @@ def judge_differences(comparisons: Sequence[Comparison]) -> list[Block]:
     found: list[Block] = []
     for row in comparisons:
         if row.corrected < _SIGNIFICANT:
-            ahead = (row.difference.value > 0) != row.name.startswith(_LESS_IS_BETTER)
+            ahead = (row.difference.value > 0) != (find_measure(row.name).higher_is_better is False)
             better, worse = (row.first, row.second) if ahead else (row.second, row.first)
             by = f"{name_measure(row.name)} by {abs(row.difference.value):.3f}, p {format_p(row.corrected)} after Holm"
             found.append(Verdict("ok", f"`{better}` is better than `{worse}` ({name_method(row.method)}, {row.subset}): {by}."))
@@ -129,7 +128,9 @@ def _draw_models(summary: Summary) -> list[Block]:
             series.setdefault(name_method(row.method), {})[row.model] = _triple(row.interval)
         models = list(dict.fromkeys(row.model for row in rows))
         if models:
-            drawn = draw_intervals(models, series, x=name_measure(name), reference=_CHANCE.get(name), title=name_measure(name))
+            drawn = draw_intervals(
+                models, series, x=name_measure(name), reference=find_chance(name, len(summary.classes)), title=name_measure(name)
+            )
             figures.append(Figure(encode_png(drawn), f"{largest} of the labels.", f"{name_measure(name)} of each model"))
     return [FigureGrid(figures)] if figures else []
 
@@ -148,7 +149,12 @@ def _draw_labels(summary: Summary) -> list[Block]:
             if series:
                 title = name_method(method)
                 drawn = draw_label_curve(
-                    subsets, series, y=name_measure(name), reference=_CHANCE.get(name), title=title, width=FULL_WIDTH
+                    subsets,
+                    series,
+                    y=name_measure(name),
+                    reference=find_chance(name, len(summary.classes)),
+                    title=title,
+                    width=FULL_WIDTH,
                 )
                 caption = "A larger subset contains the smaller ones; all models are given the same. Bars: 95 % intervals."
                 blocks.append(Figure(encode_png(drawn), caption, f"{name_measure(name)} against labels, {title}"))

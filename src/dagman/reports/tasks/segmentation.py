@@ -18,7 +18,7 @@ from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.intervals import draw_intervals
 from dagman.reports.figures.planes import CONVENTION, Contour, draw_three_planes
 from dagman.reports.methods import TITLE, quote_results
-from dagman.reports.names import format_interval, format_p
+from dagman.reports.names import format_interval, format_p, name_measure
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, render_page
 from dagman.reports.provenance import tabulate_settings
 from dagman.reports.style import CYCLE, FULL_WIDTH, GREEN, ORANGE
@@ -96,7 +96,7 @@ def _tabulate(measurements: Sequence[Measurement]) -> list[Block]:
     absent = [structure for *_, structure in keys if structure and not _is_scored(measurements, structure)]
     if absent:
         text += f" No tested scan holds {', '.join(f'`{name}`' for name in dict.fromkeys(absent))}."
-    columns = ["model", "labels", "structure", *MEASURES.values()]
+    columns = ["model", "labels", "structure", *map(name_measure, MEASURES)]
     if not any(structure for *_, structure in keys):
         # A lone structure needs no column, and the page is narrow.
         columns, rows = [columns[0], columns[1], *columns[3:]], [[row[0], row[1], *row[3:]] for row in rows]

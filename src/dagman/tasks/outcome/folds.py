@@ -13,8 +13,7 @@ from torch import Tensor
 from dagman.encoder.encoder import Encoder
 from dagman.errors import TaskError
 from dagman.evaluation.outcome_metrics import OutOfFold
-from dagman.evaluation.splits import Split, draw_subset
-from dagman.evaluation.subsets import Subset
+from dagman.evaluation.splits import Split, Subset, draw_subset
 from dagman.evaluation.survival import estimate_survival, estimate_uncensored, tally_pairs
 from dagman.randomness import address
 from dagman.records.counts import count_noun

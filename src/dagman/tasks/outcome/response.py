@@ -13,8 +13,16 @@ from numpy.typing import NDArray
 from dagman.errors import TaskError
 from dagman.evaluation.classification_measures import Scored, compare_scores, describe_curves, measure_scores
 from dagman.evaluation.results import Results, Summary, write_inputs, write_predictions, write_summary
-from dagman.evaluation.splits import Indices, Split, draw_subset, find_largest_count, plan_splits, write_splits
-from dagman.evaluation.subsets import Subset, list_subsets
+from dagman.evaluation.splits import (
+    Indices,
+    Split,
+    Subset,
+    draw_subset,
+    find_largest_count,
+    list_subsets,
+    plan_splits,
+    write_splits,
+)
 from dagman.records.hashes import hash_file
 from dagman.records.lock import hold_lock
 from dagman.store.manifest import Store

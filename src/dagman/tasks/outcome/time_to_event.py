@@ -23,9 +23,8 @@ from dagman.evaluation.outcome_metrics import (
     measure_outcome,
 )
 from dagman.evaluation.results import Comparison, Measurement, Results, Summary, write_inputs, write_predictions, write_summary
-from dagman.evaluation.splits import Split, find_largest_count, plan_splits, write_splits
+from dagman.evaluation.splits import Split, Subset, find_largest_count, list_subsets, plan_splits, write_splits
 from dagman.evaluation.statistics import Interval, correct_holm
-from dagman.evaluation.subsets import Subset, list_subsets
 from dagman.evaluation.survival import choose_times
 from dagman.records.hashes import hash_file
 from dagman.records.lock import hold_lock

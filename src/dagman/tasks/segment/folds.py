@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from dagman.encoder.encoder import Encoder
 from dagman.evaluation.segmentation_scores import METHOD, score_scan
-from dagman.evaluation.splits import Indices, Split, draw_subset
-from dagman.evaluation.subsets import Subset
+from dagman.evaluation.splits import Indices, Split, Subset, draw_subset
 from dagman.randomness import address
 from dagman.records.hashes import hash_bytes
 from dagman.records.journal import append_row, read_rows

@@ -19,9 +19,8 @@ from dagman.encoder.encoder import Encoder
 from dagman.errors import SettingsError, TaskError
 from dagman.evaluation.results import Comparison, Results, Summary, write_inputs, write_predictions, write_summary
 from dagman.evaluation.segmentation_scores import METHOD, agree_volumes, average_items, rank_items, summarize_scores
-from dagman.evaluation.splits import Split, find_largest_count, name_overlap, plan_splits, write_splits
+from dagman.evaluation.splits import Split, find_largest_count, list_subsets, name_overlap, plan_splits, write_splits
 from dagman.evaluation.statistics import bootstrap_difference, correct_holm
-from dagman.evaluation.subsets import list_subsets
 from dagman.records.counts import count_noun
 from dagman.records.files import write_whole
 from dagman.records.hashes import hash_file
