@@ -79,7 +79,7 @@ def test_single_ct_slices_decode_to_hu(quirks, name, low, high):
         ("missing-slice-5mm", ["slices are 5 mm apart, but 10 mm after slice 3", "1 slice is missing"]),
         ("missing-slice", ["tilted by 15.5 degrees", "0.7497 mm apart, but 1.499 mm after slice 3", "1 slice is missing"]),
         ("unequal-spacing-tilt", ["tilted by 18.5 degrees", "4.002 mm apart, but 1.081 mm after slice 4"]),
-        ("same-position", ["lie at the same position"]),
+        ("same-position", ["2 slices lie at 1 position "]),
         ("truncated", ["MR_truncated.dcm", "pixel data are cut short"]),
         ("mixed-planes", ["holds no usable series; 3 refused, the first: is one slice"]),
     ],

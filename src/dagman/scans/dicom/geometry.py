@@ -1,7 +1,7 @@
 """Planes of a series to one affine, or a reason why they are no volume. Pure arithmetic; LPS in, RAS out.
 
-Gaps are measured along the normal of the planes, so that a tilted gantry is not taken for a wider spacing. Nothing is
-sheared, filled or guessed.
+Places are measured along the normal of the planes, so that a tilted gantry is not taken for a wider spacing, and are judged
+against the even grid that fits them best: headers hold rounded numbers. Nothing is sheared, filled or guessed.
 """
 
 from __future__ import annotations
@@ -13,15 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dagman.errors import ScanError
+from dagman.records.counts import count_noun
 from dagman.scans.affine import LPS_TO_RAS, Affine
 
-_GAP_TOLERANCE_MM = 0.1
-_GAP_TOLERANCE_SHARE = 0.01
+_OFF_GRID_MM = 0.1
+_OFF_GRID_SHARE = 0.01
+_OFF_GRID_MOST = 0.2
+"""How far a slice may lie off the even grid: 0.1 mm or a hundredth of the step, but never more than a fifth of the step."""
+_WHOLE_MM = 0.5
+"""Half a unit of numbers written in whole mm."""
+_RECURRING = 4
+"""Odd gaps that speak for numbers rounded to whole mm: a grid of 1 mm with a slice missing has one."""
 _TILT_TOLERANCE_DEGREES = 0.5
 _DRIFT_TOLERANCE_MM = 0.1
 _STRAY_TOLERANCE_MM = 0.5
 _SAME_POSITION_MM = 0.01
 _SAME_DIRECTION = 1e-3
+_EXACT_MM = 1e-3
+"""Slices nearer to the line from the first to the last are placed by these two alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +56,11 @@ class Plane:
 
     def fits(self, other: Plane) -> bool:
         """Whether both can be slices of one volume: same directions, pixel size and matrix."""
+        rounding = _round_directions(self) + _round_directions(other)
         return (
             (self.rows, self.columns) == (other.rows, other.columns)
             and bool(np.allclose(self.pixel_spacing, other.pixel_spacing, rtol=0, atol=1e-3))
-            and bool(np.allclose(self.orientation, other.orientation, rtol=0, atol=_SAME_DIRECTION))
+            and bool(np.allclose(self.orientation, other.orientation, rtol=0, atol=max(_SAME_DIRECTION, rounding)))
         )
 
 
@@ -67,24 +77,30 @@ def order_planes(planes: Sequence[Plane]) -> tuple[list[int], Affine]:
     if len(planes) < 2:
         raise ScanError("is one slice", do="Give a volume of at least 2 slices")
     positions = np.array([plane.position for plane in planes])
-    distances = positions @ first.normal
-    order = np.argsort(distances, kind="stable")
-    positions, distances = positions[order], distances[order]
-    problems = _find_equal(distances) or _find_tilt(positions, distances, first.normal) + _find_uneven(distances)
+    order = np.argsort(positions @ first.normal, kind="stable")
+    positions = positions[order]
+    equal = _find_equal(positions @ first.normal)
+    if equal:
+        raise ScanError(equal, do="Give one volume a series, each slice once")
+    problems = _find_tilt(positions, first) + _find_uneven(positions, first.normal)
     if problems:
         raise ScanError("; ".join(problems), do="Export the complete, straight series, or leave it out")
-    matrix = np.eye(4)
-    matrix[:3, 0] = np.array(first.orientation[:3]) * first.pixel_spacing[1]
-    matrix[:3, 1] = np.array(first.orientation[3:]) * first.pixel_spacing[0]
-    matrix[:3, 2] = (positions[-1] - positions[0]) / (len(planes) - 1)
-    matrix[:3, 3] = positions[0]
-    return [int(index) for index in order], Affine(LPS_TO_RAS @ matrix)
+    return [int(index) for index in order], Affine(LPS_TO_RAS @ _build_matrix(positions, first))
 
 
 def have_equal_positions(planes: Sequence[Plane]) -> bool:
     """Whether two of the planes lie at one place along their normal."""
     distances = np.sort([plane.distance for plane in planes])
     return bool((np.diff(distances) < _SAME_POSITION_MM).any())
+
+
+def are_even(planes: Sequence[Plane]) -> bool:
+    """Whether the planes (all like the first) lie evenly along their normal, each at a place of its own."""
+    positions = np.array([plane.position for plane in planes])
+    if len(planes) < 2 or not np.isfinite(positions).all() or have_equal_positions(planes):
+        return False
+    normal = planes[0].normal
+    return not _find_uneven(positions[np.argsort(positions @ normal, kind="stable")], normal)
 
 
 def _check_plane(plane: Plane) -> None:
@@ -95,45 +111,149 @@ def _check_plane(plane: Plane) -> None:
         found = " x ".join(f"{value:.4g}" for value in plane.pixel_spacing)
         raise ScanError(f"the pixel spacing is {found} mm; both need more than 0", do="Mend the header, or leave the series out")
     row, column = np.array(plane.orientation[:3]), np.array(plane.orientation[3:])
-    unit = np.allclose([row @ row, column @ column], 1.0, atol=1e-2)
-    if not unit or abs(row @ column) > 1e-2:
+    # A product of two directions is off by up to 2 sqrt(3) times what each number is.
+    tolerance = 1e-2 + 4 * _round_directions(plane)
+    unit = np.allclose([row @ row, column @ column], 1.0, rtol=0, atol=tolerance)
+    if not unit or abs(row @ column) > tolerance:
         raise ScanError("the directions of rows and columns are not perpendicular", do="Mend the header, or leave the series out")
 
 
-def _find_equal(distances: NDArray[np.float64]) -> list[str]:
+def _find_half_unit(values: NDArray[np.float64]) -> float:
+    """Half a unit of the last decimal that any of the numbers needs, at most 4 of them; 0 where they need more."""
+    for decimals in range(5):
+        # Numbers that went through float32 are a little off.
+        if (abs(values - np.round(values, decimals)) <= 1e-6 + 1e-7 * abs(values)).all():
+            return 0.5 * 10.0**-decimals
+    return 0.0
+
+
+def _round_directions(plane: Plane) -> float:
+    """By how much the directions' numbers may be rounded: half a unit; 0 where they are exact, or too coarse to be believed."""
+    values = np.array(plane.orientation)
+    norms = np.array([values[:3] @ values[:3], values[3:] @ values[3:], 1.0 + values[:3] @ values[3:]])
+    half = 0.0 if np.allclose(norms, 1.0, rtol=0, atol=1e-6) else _find_half_unit(values)
+    return half if half <= 0.005 else 0.0
+
+
+def _round_positions(positions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """By how much each coordinate may be rounded (half a unit, mm); 0 where it is the same in all slices."""
+    return np.array([0.0 if np.ptp(values) == 0 else _find_half_unit(values) for values in positions.T])
+
+
+def _find_equal(distances: NDArray[np.float64]) -> str:
     same = np.flatnonzero(np.diff(distances) < _SAME_POSITION_MM)
     if not len(same):
-        return []
-    return [f"{len(same) + 1} of {len(distances)} slices lie at the same position as another (first: slice {same[0] + 1})"]
+        return ""
+    shared = f"the first shared by slices {same[0] + 1} and {same[0] + 2}"
+    return f"{len(distances)} slices lie at {count_noun(len(distances) - len(same), 'position')} ({shared})"
 
 
-def _find_tilt(positions: NDArray[np.float64], distances: NDArray[np.float64], normal: NDArray[np.float64]) -> list[str]:
-    along = distances - distances[0]
-    sideways = positions - positions[0] - along[:, None] * normal
-    drift = along @ sideways / (along @ along)
-    stray = np.linalg.norm(sideways - along[:, None] * drift, axis=1).max()
-    if stray > _STRAY_TOLERANCE_MM:
+def _find_tilt(positions: NDArray[np.float64], plane: Plane) -> list[str]:
+    along, drift, stray = _measure_drift(positions, plane.normal)
+    rounding = _round_positions(positions)
+    # Whole millimetres are too coarse to excuse a slice beside the line.
+    aside = 2 * float(np.linalg.norm(np.where(rounding < _WHOLE_MM, rounding, 0.0)))
+    if stray > max(_STRAY_TOLERANCE_MM, aside):
         return [f"slices do not lie in one line (up to {stray:.1f} mm beside it)"]
     angle = float(np.degrees(np.arctan(np.linalg.norm(drift))))
-    if angle > _TILT_TOLERANCE_DEGREES and np.linalg.norm(drift) * along[-1] > _DRIFT_TOLERANCE_MM:
+    excused = max(_TILT_TOLERANCE_DEGREES, _turn_by_rounding(plane))
+    if angle > excused and np.linalg.norm(drift) * along > max(_DRIFT_TOLERANCE_MM, aside):
         return [f"the gantry is tilted by {angle:.1f} degrees (slices are shifted against each other)"]
     return []
 
 
-def _find_uneven(distances: NDArray[np.float64]) -> list[str]:
+def _turn_by_rounding(plane: Plane) -> float:
+    """Degrees by which rounded directions may turn the normal."""
+    return float(np.degrees(_round_directions(plane) * np.sqrt(6)))
+
+
+def _measure_drift(positions: NDArray[np.float64], normal: NDArray[np.float64]) -> tuple[float, NDArray[np.float64], float]:
+    """Length along the normal (mm), drift beside it (mm a mm), and how far the worst slice lies beside the line (mm)."""
+    along = (positions - positions[0]) @ normal
+    sideways = positions - positions[0] - along[:, None] * normal
+    drift = along @ sideways / (along @ along)
+    stray = np.linalg.norm(sideways - along[:, None] * drift, axis=1).max()
+    return float(along[-1]), drift, float(stray)
+
+
+def _find_uneven(positions: NDArray[np.float64], normal: NDArray[np.float64]) -> list[str]:
+    distances = positions @ normal
     gaps = np.diff(distances)
-    usual = float(np.median(gaps))
-    tolerance = max(_GAP_TOLERANCE_MM, _GAP_TOLERANCE_SHARE * usual)
-    # The median of few gaps may itself be a hole; a hole is never the smallest gap.
-    usual = usual if abs(gaps - usual).min() <= tolerance else float(gaps.min())
-    odd = np.flatnonzero(abs(gaps - usual) > tolerance)
-    if not len(odd):
+    step, off = _fit_grid(distances)
+    tolerance = max(min(_OFF_GRID_MM, _OFF_GRID_MOST * step), _OFF_GRID_SHARE * step)
+    rounding = _round_positions(positions)
+    fine = float(abs(normal) @ np.where(rounding < _WHOLE_MM, rounding, 0.0))
+    if off <= max(tolerance, fine) + 1e-6:
         return []
+    slack = max(_OFF_GRID_MM, _OFF_GRID_SHARE * step, 2 * fine)
+    usual = float(np.median(gaps))
+    # The median of few gaps may itself be a hole; a hole is never the smallest gap.
+    usual = usual if abs(gaps - usual).min() <= slack else float(gaps.min())
+    odd = np.flatnonzero(abs(gaps - usual) > slack)
+    if off <= float(abs(normal) @ rounding) + 1e-6 and len(odd) >= _RECURRING:
+        return []
+    return [_name_uneven(gaps, odd, usual, slack, f"wanted: within {tolerance:.2g} mm of even", off)]
+
+
+def _fit_grid(distances: NDArray[np.float64]) -> tuple[float, float]:
+    """Step of the even grid whose farthest slice is nearest, and how far that one lies off it (mm)."""
+    count = np.arange(len(distances))
+    gaps = np.diff(distances)
+    low, high = float(gaps.min()), float(gaps.max())
+
+    def spread(step: float) -> float:
+        return float(np.ptp(distances - step * count))
+
+    # The spread is convex in the step: each third that cannot hold the least is dropped.
+    while high - low > 1e-9 * max(1.0, high):
+        left, right = low + (high - low) / 3, high - (high - low) / 3
+        low, high = (low, right) if spread(left) <= spread(right) else (left, high)
+    step = (low + high) / 2
+    return step, spread(step) / 2
+
+
+def _name_uneven(gaps: NDArray[np.float64], odd: NDArray[np.intp], usual: float, slack: float, wanted: str, off: float) -> str:
+    jumps = np.flatnonzero(abs(np.diff(gaps)) > slack)
+    if len(jumps) == 1 and 2 <= jumps[0] + 1 <= len(gaps) - 2:
+        place = int(jumps[0]) + 1
+        before, after = gaps[:place].mean(), gaps[place:].mean()
+        return f"spacing changes from {before:.4g} to {after:.4g} mm after slice {place + 1}"
+    if not len(odd):
+        return f"slices are about {usual:.4g} mm apart, but lie up to {off:.2g} mm off an even grid ({wanted})"
     first = int(odd[0])
-    wanted = f"wanted: equal within {tolerance:.2g} mm"
     text = f"slices are {usual:.4g} mm apart, but {gaps[first]:.4g} mm after slice {first + 1} ({wanted})"
     multiples = gaps[odd] / usual
-    if (abs(multiples - np.rint(multiples)) * usual <= tolerance * 2).all() and (multiples > 1.5).all():
+    if (abs(multiples - np.rint(multiples)) * usual <= slack * 2).all() and (multiples > 1.5).all():
         lost = int(np.rint(multiples).sum()) - len(odd)
-        return [f"{text}: {lost} {'slice is' if lost == 1 else 'slices are'} missing"]
-    return [f"{text}, {len(odd)} such gaps in all"] if len(odd) > 1 else [text]
+        return f"{text}: {lost} {'slice is' if lost == 1 else 'slices are'} missing"
+    return f"{text}, {len(odd)} such gaps in all" if len(odd) > 1 else text
+
+
+def _build_matrix(positions: NDArray[np.float64], plane: Plane) -> NDArray[np.float64]:
+    """Voxels (column, row, slice) to LPS mm, for planes that were found straight and even."""
+    row, column = np.array(plane.orientation[:3]), np.array(plane.orientation[3:])
+    count = np.arange(len(positions)) - (len(positions) - 1) / 2
+    step, start = (positions[-1] - positions[0]) / (len(positions) - 1), positions[0]
+    if abs(start + (count - count[0])[:, None] * step - positions).max() > _EXACT_MM:
+        step = count @ positions / (count @ count)
+        start = positions.mean(axis=0) + count[0] * step
+    along = float(step @ plane.normal)
+    angle = np.degrees(np.arctan2(np.linalg.norm(step - along * plane.normal), along))
+    if _TILT_TOLERANCE_DEGREES < angle <= _turn_by_rounding(plane):
+        # Positions say the normal better than directions of two decimals do.
+        across = step / np.linalg.norm(step)
+        row, column = row - (row @ across) * across, column - (column @ across) * across
+    elif angle > _TILT_TOLERANCE_DEGREES:
+        # A few slices, whose places were rounded.
+        step = along * plane.normal
+        start = positions.mean(axis=0) + count[0] * step
+    if _round_directions(plane):
+        row = row / np.linalg.norm(row)
+        column = column - (column @ row) * row
+        column = column / np.linalg.norm(column)
+    matrix = np.eye(4)
+    matrix[:3, 0] = row * plane.pixel_spacing[1]
+    matrix[:3, 1] = column * plane.pixel_spacing[0]
+    matrix[:3, 2] = step
+    matrix[:3, 3] = start
+    return matrix
