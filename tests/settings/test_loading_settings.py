@@ -188,7 +188,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, content, text):
         (["losses.amip=0", "losses.ampd=0", "losses.aitd=0", "losses.gitd=0"], "losses: all weights are 0"),
         (["model.semantic_attention=false"], 'masking.kind = "attention-high" needs model.semantic_attention = true'),
         (["model.semantic_attention=false", "masking.kind=random"], "losses.aitd needs model.semantic_attention = true"),
-        (["train.micro_batch=4", "train.batch=6"], "train.micro_batch = 4 must divide train.batch = 6"),
+        (["train.micro_batch=8", "train.batch=6"], "train.micro_batch = 8 is larger than train.batch = 6"),
         (
             ["view.side=32", "masking.ratio=0.12", "masking.hints=0.05"],
             "masking.ratio = 0.12 hides none of the 8 units of view.side = 32",

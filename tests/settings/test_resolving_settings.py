@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from dagman.settings import load_settings, resolve_settings
@@ -19,15 +21,16 @@ def test_auto_switches_at_32_views_a_step_and_says_why(batch, recipe):
     settings, lines, _ = _resolve(f"train.batch={batch}")
     teacher, small = settings.teacher, recipe == "R"
     assert settings.train.recipe == recipe
-    assert settings.projector.prototypes == (1024 if small else 8192)
-    assert teacher.momentum == (0.99 if small else 0.996)
+    assert settings.projector.prototypes == {2: 1024, 30: 2624, 32: 2880, 64: 8192}[batch]
+    assert (teacher.momentum, teacher.momentum_end) == pytest.approx((0.996, 1.0), abs=5e-5)
     assert teacher.centering == ("sinkhorn" if small else "mean")
     assert teacher.temperature == ("entropy" if small else "schedule")
     assert teacher.queue == (256 if small else 0)
-    assert settings.optim.lr == pytest.approx(3e-4 if small else 8e-4 * (batch / 64) ** 0.5)
+    rates = {2: 3e-4, 30: 3e-4 * (8 / 3) ** (math.log(30 / 16) / math.log(4)), 32: 3e-4 * (8 / 3) ** 0.5, 64: 8e-4}
+    assert settings.optim.lr == pytest.approx(rates[batch])
     assert lines[0] == f"recipe {recipe}: {batch} views a step, {'fewer' if small else 'not fewer'} than 32"
-    keys = ["projector.prototypes", "teacher.momentum", "teacher.centering", "teacher.temperature", "teacher.queue", "optim.lr"]
-    assert [line.split(" = ")[0] for line in lines[1:7]] == keys
+    keys = ["projector.prototypes", *(f"teacher.{key}" for key in ("momentum", "momentum_end", "centering", "temperature", "queue"))]
+    assert [line.split(" = ")[0] for line in lines[1:8]] == [*keys, "optim.lr"]
     assert all(": " in line for line in lines)
 
 
@@ -38,8 +41,8 @@ def test_what_was_given_is_kept_and_not_reported():
     assert not [line for line in lines if line.startswith(("recipe", "optim.lr", "teacher.queue", "projector"))]
 
 
-@pytest.mark.parametrize(("batch", "micro"), [(2, 2), (4, 4), (16, 16), (18, 6), (22, 2), (64, 16)])
-def test_micro_batches_are_even_divide_the_step_and_hold_at_most_sixteen_views(batch, micro):
+@pytest.mark.parametrize(("batch", "micro"), [(2, 2), (4, 4), (16, 16), (18, 10), (22, 12), (34, 12), (38, 14), (62, 16), (64, 16)])
+def test_micro_batches_are_pairs_of_nearly_equal_parts_and_hold_at_most_sixteen_views(batch, micro):
     settings, lines, _ = _resolve(f"train.batch={batch}")
     assert settings.train.micro_batch == micro
     assert any(line.startswith("train.micro_batch") for line in lines) is (micro < batch)

@@ -1,6 +1,6 @@
 """The encoder folder: weights with the preprocessing they were trained with. Its one writer and reader.
 
-`model.safetensors` holds the teacher's (without one, the student's) `encoder.*` and `semantic_attention.*`;
+`model.safetensors` holds the `encoder.*` and `semantic_attention.*` of the teacher or of the student;
 `config.json` is an `EncoderConfig`.
 """
 
@@ -42,6 +42,9 @@ class EncoderConfig:
         seed: Seed of the run.
         modalities: Modalities of the scans seen.
         scans_seen: Content hashes of the scans seen in pretraining.
+        weights: Whose they are: the EMA teacher's, or the student's (the only ones where a method has no teacher).
+        first_weights: Share of the teacher's first, random weights that is left in it; 0 for a student, None where it is not known.
+        average_age: Average age in steps of what the weights average; 0 for a student, None where it is not known.
     """
 
     shape: SwinShape
@@ -61,6 +64,9 @@ class EncoderConfig:
     orientation: str = "RAS"
     axes: str = "B C X Y Z"
     backbone: str = "swin"
+    weights: Literal["teacher", "student"] = "teacher"
+    first_weights: float | None = None
+    average_age: float | None = None
 
     @property
     def fresh(self) -> bool:

@@ -6,23 +6,31 @@ temperatures left every target at ln K or collapsed it. The paper's values are k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
+from dagman.settings.momentum import LONG_END, LONG_START, solve_momentum
 from dagman.settings.tree import Settings
 
 QUEUE = 256
 """Views the queue holds with recipe R. [ours]"""
 FEW_VIEWS = 32
 """Below this many views a step, `auto` means recipe R. [ours]"""
-PAPER_LR, PAPER_BATCH, SMALL_LR = 8e-4, 64, 3e-4
+MICRO_BATCH = 16
+"""Views held at once at most, unless told otherwise. [ours]"""
+SMALL_BATCH, PAPER_BATCH = 16, 64
+"""Views a step of recipe R and of App. A; the rate and the prototypes change steadily from one to the other. [ours]"""
+SMALL_LR, PAPER_LR = 3e-4, 8e-4
+SMALL_PROTOTYPES, PAPER_PROTOTYPES = 1024, 8192
 
 
 def resolve_settings(settings: Settings) -> tuple[Settings, list[str]]:
     """Settings without `auto` (machine choices excepted), and one line for each choice with its reason."""
-    batch = settings.train.batch
+    batch, steps = settings.train.batch, settings.train.steps
     recipe = settings.train.recipe
     lines = []
+    place = {"R": 0.0, "paper": 1.0}.get(recipe, _place_batch(batch))
     if recipe == "auto":
         recipe = "R" if batch < FEW_VIEWS else "paper"
         lines.append(f"recipe {recipe}: {batch} views a step, {'fewer' if recipe == 'R' else 'not fewer'} than {FEW_VIEWS}")
@@ -34,10 +42,14 @@ def resolve_settings(settings: Settings) -> tuple[Settings, list[str]]:
             changes.setdefault(section, {})[key] = value
             lines.append(f"{section}.{key} = {value}: {reason}")
 
-    settle("projector", "prototypes", 1024 if small else 8192, "recipe R" if small else "iBOT, SMIT")
-    settle(
-        "teacher", "momentum", 0.99 if small else 0.996, "recipe R: a short run needs a quicker teacher" if small else "iBOT, SMIT"
-    )
+    between = f"{batch} views a step lie between recipe R ({SMALL_BATCH}) and App. A ({PAPER_BATCH})"
+    settle("projector", "prototypes", _round_prototypes(place), _explain(place, "recipe R", between, "iBOT, SMIT"))
+    given = settings.teacher.momentum
+    start, end = solve_momentum(steps, settings.teacher.average_age, None if given == "auto" else given)
+    long = (start, end) == (LONG_START, LONG_END)
+    why = "iBOT, SMIT" if long else f"a teacher {settings.teacher.average_age:.0%} of the {steps} steps old on average"
+    settle("teacher", "momentum", start, why)
+    settle("teacher", "momentum_end", end, why)
     settle(
         "teacher", "centering", "sinkhorn" if small else "mean", "recipe R: an EMA centre left targets at ln K" if small else "iBOT"
     )
@@ -50,17 +62,36 @@ def resolve_settings(settings: Settings) -> tuple[Settings, list[str]]:
         QUEUE if small else 0,
         "few views a step get prototypes at random without one" if small else "many views a step",
     )
-    lr = SMALL_LR if small else PAPER_LR * (batch / PAPER_BATCH) ** 0.5
-    settle("optim", "lr", lr, "recipe R" if small else f"8e-4 * sqrt({batch} / {PAPER_BATCH}), App. A")
+    rate = PAPER_LR * (batch / PAPER_BATCH) ** 0.5 if place == 1 else SMALL_LR * (PAPER_LR / SMALL_LR) ** place
+    settle("optim", "lr", rate, _explain(place, "recipe R", between, f"8e-4 * sqrt({batch} / {PAPER_BATCH}), App. A"))
     if settings.train.micro_batch == "auto":
-        micro = next(m for m in range(min(batch, 16), 0, -1) if batch % m == 0 and m % 2 == 0)
+        micro = _cut_evenly(batch)
         changes["train"]["micro_batch"] = micro
         if micro < batch:
-            lines.append(f"train.micro_batch = {micro}: {batch} views a step in {batch // micro} parts")
+            lines.append(f"train.micro_batch = {micro}: {batch} views a step in {math.ceil(batch / micro)} parts")
     values = settings.model_dump()
     for section, change in changes.items():
         values[section].update(change)
     return Settings.model_validate(values), lines
+
+
+def _place_batch(batch: int) -> float:
+    """Where a step's views lie between recipe R (0) and App. A (1), on a logarithmic scale."""
+    return min(1.0, max(0.0, math.log(batch / SMALL_BATCH) / math.log(PAPER_BATCH / SMALL_BATCH)))
+
+
+def _round_prototypes(place: float) -> int:
+    return 64 * round(SMALL_PROTOTYPES * (PAPER_PROTOTYPES / SMALL_PROTOTYPES) ** place / 64)
+
+
+def _explain(place: float, small: str, between: str, paper: str) -> str:
+    return small if place == 0 else paper if place == 1 else between
+
+
+def _cut_evenly(batch: int) -> int:
+    """Views of a micro-batch, in pairs: as few parts as `MICRO_BATCH` allows, of nearly equal size."""
+    pairs = batch // 2
+    return 2 * math.ceil(pairs / math.ceil(batch / MICRO_BATCH))
 
 
 def list_idle_settings(settings: Settings, given: Iterable[str]) -> list[str]:
@@ -80,7 +111,9 @@ def list_idle_settings(settings: Settings, given: Iterable[str]) -> list[str]:
     idle(["masking.attention_from"], attends and teacher.noise == 0, "teacher.noise is 0")
     idle(["teacher.granularity"], teacher.noise == 0, "teacher.noise is 0")
     idle(["teacher.noise", "teacher.granularity"], not dims and teacher.noise > 0, "no loss has a teacher")
-    idle(["teacher.momentum", "teacher.momentum_end"], not settings.needs_teacher, "this method has no teacher")
+    momenta = ["teacher.momentum", "teacher.momentum_end", "teacher.average_age"]
+    idle(momenta, not settings.needs_teacher, "this method has no teacher")
+    idle(["teacher.average_age"], {"teacher.momentum", "teacher.momentum_end"} <= given, "both momenta are given")
     idle(
         ["teacher.centering", "teacher.temperature", "teacher.queue", "losses.student_temperature", "train.freeze_epochs"],
         not settings.distils,

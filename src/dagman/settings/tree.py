@@ -109,7 +109,7 @@ class ProjectorSettings(Section):
     bottleneck: Positive = 256
     """Width of the normalised bottleneck. [iBOT]"""
     prototypes: Positive | Auto = "auto"
-    """Outputs K of each projector: 8192, or 1024 with recipe R."""
+    """Outputs K of each projector: 1024 up to 16 views a step (recipe R), 8192 from 64 on [iBOT]."""
 
 
 class MaskingSettings(Section):
@@ -150,9 +150,11 @@ class TeacherSettings(Section):
     granularity: Literal["unit", "patch"] = "unit"
     """What is dropped: 16^3 units, or single 2^3 patch tokens. Fig. 1."""
     momentum: Share | Auto = "auto"
-    """EMA momentum at the start: 0.996 [iBOT], or 0.99 with recipe R."""
-    momentum_end: Share = 1.0
-    """EMA momentum at the end, by a cosine over all steps. [iBOT]"""
+    """EMA momentum at the start: 0.996 [iBOT], or less in runs too short for it, so that the average age is met."""
+    momentum_end: Share | Auto = "auto"
+    """EMA momentum at the end, by a cosine over all steps: 1 [iBOT], or less where the average age would exceed average_age."""
+    average_age: Annotated[float, Field(gt=0, le=0.5)] = 0.2
+    """Average age of the weights in the teacher at the end that `auto` momenta meet, in shares of the run. [ours]"""
     temperature: Literal["auto", "schedule", "entropy"] = "auto"
     """schedule: tau_t rises linearly [iBOT]; entropy: tau_t is solved to meet target_entropy [ours, recipe R]."""
     temperature_start: Annotated[float, Field(gt=0)] = 0.04
@@ -198,7 +200,7 @@ class OptimSettings(Section):
     """AdamW and its schedule (METHOD, Training)."""
 
     lr: Annotated[float, Field(gt=0)] | Auto = "auto"
-    """Peak learning rate: 8e-4 * sqrt(batch / 64) [App. A], or 3e-4 with recipe R."""
+    """Peak learning rate: 3e-4 up to 16 views a step (recipe R), 8e-4 * sqrt(batch / 64) from 64 on [App. A]."""
     min_lr: Weight = 1e-6
     """Learning rate at the end of the cosine. App. A."""
     warmup: Share = 80 / 800
@@ -227,7 +229,7 @@ class TrainSettings(Section):
     batch: Annotated[int, Field(ge=2, multiple_of=2)] = 4
     """Views a step; they come in pairs of one scan."""
     micro_batch: Annotated[int, Field(ge=2, multiple_of=2)] | Auto = "auto"
-    """Views held at once; gradients of a step are accumulated."""
+    """Views held at once at most; the gradients of a step are accumulated over parts of nearly equal size."""
     freeze_epochs: Weight = 1.0
     """Epochs (800 a run) in which the projectors' last layers stay frozen. [iBOT]"""
     checkpoint_every: Positive = 50
@@ -276,8 +278,8 @@ class Settings(Section):
             raise ValueError(
                 f"masking.ratio = {self.masking.ratio:g} hides none of the {units} units of view.side = {self.view.side}"
             )
-        if self.train.micro_batch != "auto" and self.train.batch % self.train.micro_batch:
-            raise ValueError(f"train.micro_batch = {self.train.micro_batch} must divide train.batch = {self.train.batch}")
+        if self.train.micro_batch != "auto" and self.train.micro_batch > self.train.batch:
+            raise ValueError(f"train.micro_batch = {self.train.micro_batch} is larger than train.batch = {self.train.batch}")
         return self
 
     @property

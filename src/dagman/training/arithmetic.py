@@ -1,15 +1,17 @@
-"""The arithmetic of a run, printed before its first step."""
+"""What a run will do in numbers, printed before its first step, and what in them deserves a warning."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
 from dagman.method.networks import Network
 from dagman.records.counts import count_noun
 from dagman.settings import Settings
+from dagman.settings.momentum import LARGEST_SHARE
 from dagman.store.manifest import Store
-from dagman.training.assembly import count_masked, list_untrained
+from dagman.training.assembly import count_masked, list_untrained, measure_teacher
 
 
 def describe_run(settings: Settings, student: Network, store: Store, usable: Sequence[str], left_out: Sequence[str]) -> list[str]:
@@ -17,7 +19,7 @@ def describe_run(settings: Settings, student: Network, store: Store, usable: Seq
     train, view = settings.train, settings.view
     units, counts = count_masked(settings)
     pairs = train.steps * train.batch // 2
-    parts = train.batch // int(train.micro_batch)
+    parts = math.ceil(train.batch / int(train.micro_batch))
     patients = len({row.patient for row in store.rows if row.id in set(usable)})
     size = sum(p.numel() for p in student.parameters())
     encoder = sum(p.numel() for name, p in student.named_parameters() if name.startswith(("encoder.", "semantic_attention.")))
@@ -26,12 +28,13 @@ def describe_run(settings: Settings, student: Network, store: Store, usable: Seq
     lines = [
         f"scans: {len(usable)} of {count_noun(patients, 'patient')} at {store.preparation.spacing:g} mm",
         f"views: {view.side}^3 voxels ({view.side * store.preparation.spacing:g} mm), {train.batch} a step"
-        + (f" = {train.micro_batch} x {parts} accumulated" if parts > 1 else "")
+        + (f" in {parts} parts of {train.micro_batch} at most" if parts > 1 else "")
         + f"; {train.steps} steps = {pairs} pairs = {pairs / len(usable):.1f} a scan",
         f"masking: {settings.masking.kind}, {counts.hidden} of {units} units hidden; {dropped}",
         f"rates: lr {float(settings.optim.lr):.3g} to {settings.optim.min_lr:g}, "
         + f"{round(settings.optim.warmup * train.steps)} warm-up steps"
-        + (f"; EMA {settings.teacher.momentum} to {settings.teacher.momentum_end:g}" if settings.needs_teacher else ""),
+        + (f"; EMA {settings.teacher.momentum} to {settings.teacher.momentum_end}" if settings.needs_teacher else ""),
+        *([_describe_memory(settings)] if settings.needs_teacher else []),
         f"size: {encoder / 1e6:.2f} M weights in the encoder, {size / 1e6:.2f} M with heads; "
         + f"checkpoints of about {(16 if settings.needs_teacher else 12) * size / 2**20:.0f} MiB",
     ]
@@ -47,6 +50,39 @@ def describe_run(settings: Settings, student: Network, store: Store, usable: Seq
             "view.padding"
         )
     return lines
+
+
+def list_run_warnings(settings: Settings) -> dict[str, str]:
+    """Warnings by key that the settings alone call for, in the run's own numbers."""
+    warnings = {}
+    memory = measure_teacher(settings, settings.train.steps)
+    if settings.needs_teacher and memory.first_weights > LARGEST_SHARE:
+        warnings["settings: memory"] = (
+            f"{memory.first_weights:.0%} of the teacher will still be its first random weights after {settings.train.steps} steps. "
+            "Leave teacher.momentum and teacher.momentum_end at auto, or train longer."
+        )
+    units, counts = count_masked(settings)
+    masking = settings.masking
+    if masking.kind == "attention-high" and masking.hints > 0 and counts.hints == 0:
+        warnings["settings: hints"] = (
+            f"no hints are given: masking.hints = {masking.hints:g} of the {units} units of a view is less than one. "
+            f"Raise view.side, or set masking.hints={1 / units:.3g} or more."
+        )
+    if settings.optim.warmup > 0 and round(settings.optim.warmup * settings.train.steps) == 0:
+        warnings["settings: warm-up"] = (
+            f"the learning rate starts at its peak: optim.warmup = {settings.optim.warmup:g} of {settings.train.steps} steps "
+            "is less than half a step."
+        )
+    return warnings
+
+
+def _describe_memory(settings: Settings) -> str:
+    steps = settings.train.steps
+    memory = measure_teacher(settings, steps)
+    return (
+        f"teacher: {memory.first_weights:.2g} of its first weights left at the end; {memory.age:.0f} steps old on average, "
+        f"{memory.age / steps:.0%} of the run"
+    )
 
 
 def describe_pace(seconds: Sequence[float], left: int, memory_gib: float) -> str:

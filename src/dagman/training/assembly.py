@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import nn
 
@@ -17,6 +19,7 @@ from dagman.randomness import address
 from dagman.records.names import suggest_name
 from dagman.settings import Settings, choices
 from dagman.settings.choices import MaskingChoice
+from dagman.settings.momentum import Memory, list_momenta, measure_memory
 from dagman.settings.tree import STAGES
 from dagman.training.views import ViewDataset
 
@@ -123,6 +126,12 @@ def list_frozen(student: Network) -> list[nn.Parameter]:
     return [p for projector in student.projectors.values() for p in projector.last_layer_parameters()]  # type: ignore[operator]
 
 
+def measure_teacher(settings: Settings, step: int) -> Memory:
+    """What the teacher of a run remembers after `step` steps."""
+    teacher = settings.teacher
+    return measure_memory(list_momenta(settings.train.steps, float(teacher.momentum), float(teacher.momentum_end))[:step])
+
+
 def list_untrained(settings: Settings) -> dict[str, str]:
     """Prefixes of the student's weights that no loss reaches, with the reason; they stay as they were drawn."""
     losses = settings.losses
@@ -134,12 +143,13 @@ def list_untrained(settings: Settings) -> dict[str, str]:
     return untrained
 
 
-def describe_encoder(settings: Settings, dataset: ViewDataset, step: int) -> EncoderConfig:
-    """What is written beside the encoder's weights."""
+def describe_encoder(settings: Settings, dataset: ViewDataset, step: int, weights: Literal["teacher", "student"]) -> EncoderConfig:
+    """What is written beside the weights of an encoder: the teacher's or the student's."""
     shape, semantic = describe_shapes(settings)
     rows = {row.id: row for row in dataset.store.rows}
     seen = [rows[i] for i in dataset.usable]
     preparation = dataset.store.preparation
+    memory = measure_teacher(settings, step) if weights == "teacher" else Memory(first_weights=0.0, age=0.0)
     return EncoderConfig(
         shape=shape,
         semantic=semantic,
@@ -156,4 +166,7 @@ def describe_encoder(settings: Settings, dataset: ViewDataset, step: int) -> Enc
         modalities=tuple(sorted({row.modality for row in seen})),
         scans_seen=tuple(sorted({row.content_hash for row in seen})),
         backbone=settings.model.backbone,
+        weights=weights,
+        first_weights=memory.first_weights,
+        average_age=memory.age,
     )

@@ -24,8 +24,8 @@ from dagman.settings.resolution import list_idle_settings
 from dagman.store.manifest import Store
 from dagman.store.preparation import Preparation
 from dagman.store.writer import prepare_store
-from dagman.training.arithmetic import describe_run
 from dagman.training.assembly import check_backbone
+from dagman.training.arithmetic import describe_run, list_run_warnings
 from dagman.training.checkpoints import list_checkpoints, read_state
 from dagman.training.run import Run, write_note, write_settings
 from dagman.training.trainer import Event, Trainer
@@ -112,7 +112,8 @@ def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle
     trainer = Trainer(
         settings, dataset, out, device=device.value, precision=precision.value, workers=workers, state=state, on_event=on_event
     )
-    warnings = [*idle, *_list_other_arithmetic(before, state)]
+    noted = {} if exists else {**{f"idle: {text}": text for text in idle}, **list_run_warnings(settings)}
+    warnings = [*noted.values(), *_list_other_arithmetic(before, state)]
     lines = [*reasons, *devices.describe_choices(choices), *describe_run(settings, trainer.student, store, usable, left_out)]
     if exists:
         trainer.resume()
@@ -121,8 +122,8 @@ def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle
         write_settings(out, settings)
         for line in lines:
             write_note(out, 0, "choice", line)
-        for warning in idle:
-            write_note(out, 0, f"idle: {warning}", warning)
+        for key, warning in noted.items():
+            write_note(out, 0, key, warning)
     for line in lines:
         on_event("choice", {"text": line})
     for warning in warnings:

@@ -143,7 +143,7 @@ def rewind_run(folder: Path, step: int, warned: Collection[str]) -> None:
         if (folder / name).exists():
             keep_rows(folder / name, partial(_is_until, last))
     if (folder / "notes.jsonl").exists():
-        keep_rows(folder / "notes.jsonl", lambda row: row["key"] in warned or row["key"].startswith(("choice", "idle")))
+        keep_rows(folder / "notes.jsonl", lambda row: row["key"] in warned or row["key"].startswith(("choice", "idle", "settings")))
     for path in (folder / "gallery").glob("step-*.safetensors"):
         if int(path.stem.removeprefix("step-")) >= step:
             path.unlink()

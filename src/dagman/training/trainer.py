@@ -149,7 +149,7 @@ class Trainer:
         """One optimiser step; the row for `metrics.jsonl`."""
         s, steps = self.settings, self.settings.train.steps
         lr = learning_rate(step, steps, peak=float(s.optim.lr), end=s.optim.min_lr, warmup=s.optim.warmup)
-        momentum = teacher_momentum(step, steps, start=float(s.teacher.momentum), end=s.teacher.momentum_end)
+        momentum = teacher_momentum(step, steps, start=float(s.teacher.momentum), end=float(s.teacher.momentum_end))
         scheduled = self._scheduled_temperature(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -230,8 +230,7 @@ class Trainer:
 
     def _save(self) -> None:
         # The encoder first: whoever finds a checkpoint finds an encoder that is not older.
-        config = assembly.describe_encoder(self.settings, self.dataset, self.step)
-        write_encoder(self.folder / "encoder", config, (self.teacher or self.student).state_dict())
+        self._export()
         save_checkpoint(
             self.folder,
             self.step,
@@ -243,6 +242,17 @@ class Trainer:
             self.settings.train.keep_checkpoints,
         )
         self.on_event("checkpoint", {"step": self.step})
+
+    def _export(self) -> None:
+        """Write the teacher to `encoder/` and the student to `encoder-student/`; without a teacher the student to `encoder/`."""
+        if self.teacher is None:
+            config = assembly.describe_encoder(self.settings, self.dataset, self.step, "student")
+            write_encoder(self.folder / "encoder", config, self.student.state_dict())
+            return
+        config = assembly.describe_encoder(self.settings, self.dataset, self.step, "student")
+        write_encoder(self.folder / "encoder-student", config, self.student.state_dict())
+        config = assembly.describe_encoder(self.settings, self.dataset, self.step, "teacher")
+        write_encoder(self.folder / "encoder", config, self.teacher.state_dict())
 
     def _time(self, seconds: float, waited: float) -> dict[str, Any]:
         views = self.settings.train.batch
