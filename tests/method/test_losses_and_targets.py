@@ -44,7 +44,8 @@ def test_masked_l1_counts_masked_voxels_alone(share):
     random = torch.Generator().manual_seed(0)
     prediction, view = (torch.rand(2, 1, 4, 5, 6, generator=random) for _ in range(2))
     hidden = torch.rand(2, 4, 5, 6, generator=random) < share
-    expected = np.abs(prediction.double().numpy() - view.double().numpy())[:, 0][hidden.numpy()].mean()
+    error = np.abs(prediction.double().numpy() - view.double().numpy())[:, 0]
+    expected = np.mean([row[mask].mean() for row, mask in zip(error, hidden.numpy(), strict=True)])
     assert masked_l1(prediction, view, hidden).item() == pytest.approx(expected, rel=1e-5)
     changed = torch.where(hidden[:, None], prediction, prediction + 9)
     assert masked_l1(changed, view, hidden).item() == pytest.approx(expected, rel=1e-5)

@@ -16,7 +16,7 @@ import torch
 from scipy.special import log_softmax, logsumexp, softmax
 
 from dagman.method import Method, Network, Targets, ViewPair, copy_student
-from dagman.method.masking import MASKINGS, count_units
+from dagman.method.masking import MASKINGS, MaskingShares
 from dagman.method.networks import ProjectorShape, SemanticShape
 from dagman.method.targets import TargetRules
 from dagman.model import SwinShape
@@ -45,7 +45,7 @@ def _compose(**changes) -> Method:
     """DAGMaN with hints, so that every part is at work."""
     values = {
         "masking": MASKINGS["attention-high"],
-        "counts": count_units(UNITS, 0.7, 0.25, 0.5),
+        "shares": MaskingShares(ratio=0.7, hints=0.25, hint_pool=0.5),
         "needs_attention": True,
         "attention_from": "clean",
         "noise": 0.7,

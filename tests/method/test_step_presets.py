@@ -83,7 +83,7 @@ def test_a_preset_is_composed_as_the_table_says_and_takes_a_step(name):
         assert teacher.reconstruction is None
         assert set(teacher.projectors) == losses - {"amip"}
     # All presets hide as many units, so that they compare.
-    assert method.counts.hidden == 5
+    assert method.shares.count(8).hidden == 5
     told = accumulate_gradients(student, teacher, [_draw_pair(student, 0)], method, _make_targets(settings), 0.04)
     assert set(told.parts) == losses
     assert torch.isfinite(told.total)

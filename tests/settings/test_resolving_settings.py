@@ -29,7 +29,10 @@ def test_auto_switches_at_32_views_a_step_and_says_why(batch, recipe):
     rates = {2: 3e-4, 30: 3e-4 * (8 / 3) ** (math.log(30 / 16) / math.log(4)), 32: 3e-4 * (8 / 3) ** 0.5, 64: 8e-4}
     assert settings.optim.lr == pytest.approx(rates[batch])
     assert lines[0] == f"recipe {recipe}: {batch} views a step, {'fewer' if small else 'not fewer'} than 32"
-    keys = ["projector.prototypes", *(f"teacher.{key}" for key in ("momentum", "momentum_end", "centering", "temperature", "queue"))]
+    keys = [
+        "projector.prototypes",
+        *(f"teacher.{key}" for key in ("momentum", "momentum_end", "centering", "temperature", "queue")),
+    ]
     assert [line.split(" = ")[0] for line in lines[1:8]] == [*keys, "optim.lr"]
     assert all(": " in line for line in lines)
 

@@ -11,18 +11,25 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def cross_entropy(targets: Float[Tensor, "R K"], logits: Float[Tensor, "R K"], temperature: float) -> Float[Tensor, ""]:
-    """CE(t, s) = -sum_k P_t[k] log P_s[k], P_s = softmax(s / tau_s), averaged over the rows (Eq. 2, 4, 5).
+def cross_entropy(
+    targets: Float[Tensor, "R K"], logits: Float[Tensor, "R K"], temperature: float, weights: Float[Tensor, "R"] | None = None
+) -> Float[Tensor, ""]:
+    """CE(t, s) = -sum_k P_t[k] log P_s[k], P_s = softmax(s / tau_s), averaged over the rows, or summed by `weights` (Eq. 2, 4, 5).
 
     `targets` are the teacher's probabilities P_t; no gradient reaches them.
     """
     log_probabilities = functional.log_softmax(logits.float() / temperature, dim=-1)
-    return -(targets.detach().float() * log_probabilities).sum(dim=-1).mean()
+    rows = -(targets.detach().float() * log_probabilities).sum(dim=-1)
+    return rows.mean() if weights is None else (rows * weights).sum()
 
 
 def masked_l1(
     prediction: Float[Tensor, "B 1 X Y Z"], view: Float[Tensor, "B 1 X Y Z"], hidden: Bool[Tensor, "B X Y Z"]
 ) -> Float[Tensor, ""]:
-    """Mean absolute error over masked voxels, intensities in [0, 1] (Eq. 3)."""
+    """Mean absolute error over the masked voxels of each view, then over the views; intensities in [0, 1] (Eq. 3).
+
+    A view without masked voxels counts as 0.
+    """
     error = (prediction.float() - view.float()).abs()[:, 0]
-    return torch.where(hidden, error, 0.0).sum() / hidden.sum()
+    counts = hidden.flatten(1).sum(dim=1)
+    return (torch.where(hidden, error, 0.0).flatten(1).sum(dim=1) / counts.clamp_min(1)).mean()

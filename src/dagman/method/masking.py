@@ -55,6 +55,51 @@ def count_units(n: int, ratio: float, hints: float, hint_pool: float | None = No
 Masking = Callable[[Tensor | None, Grid, Counts, Tensor], Tensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class MaskingShares:
+    """Shares of a view's units (METHOD, Masking the student): ratio r, hints s, and the pool of hints (default s)."""
+
+    ratio: float
+    hints: float
+    hint_pool: float | None = None
+
+    def count(self, n: int) -> Counts:
+        """The counts for n units."""
+        return count_units(n, self.ratio, self.hints, self.hint_pool)
+
+
+def mask_units(
+    masking: Masking,
+    attention: Float[Tensor, "B N"] | None,
+    grid: Grid,
+    shares: MaskingShares,
+    draws: Float[Tensor, "B N D"],
+    inside: Int[Tensor, "B 2 3"] | None = None,
+) -> Bool[Tensor, "B N"]:
+    """The masked units of each view, by any masking, among the units that lie in the scan.
+
+    inside: First and last + 1 unit of the box of each view that lies in the scan (on the CPU); None where all of every view does.
+    A masking sees that box alone, so that the shares hold for it and what lies outside is never masked.
+    """
+    whole = torch.tensor([[0, 0, 0], list(grid)])
+    padded = [] if inside is None else (inside != whole).flatten(1).any(dim=1).nonzero()[:, 0].tolist()
+    if inside is None or not padded:
+        return masking(attention, grid, shares.count(math.prod(grid)), draws)
+    masked = torch.zeros(draws.shape[:2], dtype=torch.bool, device=draws.device)
+    full = [row for row in range(len(draws)) if row not in padded]
+    if full:
+        seen = None if attention is None else attention[full]
+        masked[full] = masking(seen, grid, shares.count(math.prod(grid)), draws[full])
+    for row in padded:
+        box = tuple(slice(*ends) for ends in inside[row].T.tolist())
+        view = masked[row].view(grid)[box]
+        x, y, z = view.shape
+        part = draws[row].unflatten(0, grid)[box].flatten(0, 2)[None]
+        seen = None if attention is None else attention[row].view(grid)[box].flatten()[None]
+        view.copy_(masking(seen, (x, y, z), shares.count(x * y * z), part).view(x, y, z))
+    return masked
+
+
 def rank_units(attention: Float[Tensor, "B N"], draws: Float[Tensor, "B N D"]) -> Int[Tensor, "B N"]:
     """Units from the most to the least attended; ties in random order, so that constant attention ranks uniformly."""
     shuffled = draws[..., 0].argsort(dim=1, stable=True)

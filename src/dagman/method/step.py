@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dagman.method.losses import cross_entropy, masked_l1
-from dagman.method.masking import Counts, Masking, expand_units
+from dagman.method.masking import Masking, MaskingShares, expand_units, mask_units
 from dagman.method.networks import UNIT, Network, unit_grid
 from dagman.method.noise import PATCHES_PER_UNIT, patch_dropout
 
@@ -23,7 +23,7 @@ class Method:
     """A method preset, composed (METHOD, Method presets): what is masked, what the teacher is denied, how losses are weighted."""
 
     masking: Masking
-    counts: Counts
+    shares: MaskingShares
     needs_attention: bool
     attention_from: str
     noise: float
@@ -35,12 +35,17 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewPair:
-    """P pairs of overlapping crops u = views[:, 0] and v = views[:, 1], and all that is drawn for them."""
+    """P pairs of overlapping crops u = views[:, 0] and v = views[:, 1], and all that is drawn for them.
+
+    `inside` holds the first and last + 1 voxel of the box of each view that lies in the scan, on the CPU; the rest is padding,
+    which is neither masked nor restored. None: all views lie in their scans.
+    """
 
     views: Float[Tensor, "P 2 1 X Y Z"]
     masking: Float[Tensor, "P 2 N D"]
     noise: Float[Tensor, "P 2 M"]
     drop_path: Float[Tensor, "L P 2"]
+    inside: Int[Tensor, "P 2 2 3"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +69,8 @@ def teacher_forward(teacher: Network | None, pair: ViewPair, method: Method) -> 
         # Where both are taken from the same input, one pass serves both.
         shared = stages is not None and source is dropped
         attention = teacher.attend_stages(stages) if shared and stages is not None else teacher.attend(views, source)  # Eq. 1
-    masked = method.masking(attention, grid, method.counts, pair.masking.flatten(0, 1)).unflatten(0, (-1, 2))
+    box = None if pair.inside is None else find_inside_units(pair.inside.flatten(0, 1))
+    masked = mask_units(method.masking, attention, grid, method.shares, pair.masking.flatten(0, 1), box).unflatten(0, (-1, 2))
     if teacher is None or stages is None:
         return TeacherOutputs(masked=masked, projections={})
     # AMPD has targets for the views that the student sees: both, or u alone.
@@ -90,11 +96,35 @@ def student_losses(
     other = {name: p.flip(1)[:, :seen].flatten(0, 1) for name, p in targets.items() if name != "ampd"}
     losses = {}
     if s.reconstruction is not None:
-        losses["amip"] = masked_l1(s.reconstruction, views, expand_units(units, grid, UNIT))  # Eq. 3
+        voxels = expand_units(units, grid, UNIT)
+        if pair.inside is not None:
+            voxels = voxels & find_inside_voxels(pair.inside[:, :seen].flatten(0, 1), voxels)
+        losses["amip"] = masked_l1(s.reconstruction, views, voxels)  # Eq. 3
     if "ampd" in targets:
-        losses["ampd"] = cross_entropy(targets["ampd"], s.projections["ampd"], tau)  # Eq. 4
+        losses["ampd"] = cross_entropy(targets["ampd"], s.projections["ampd"], tau, weigh_rows(units))  # Eq. 4
     if "aitd" in targets:
         losses["aitd"] = cross_entropy(other["aitd"], s.projections["aitd"], tau)  # Eq. 2
     if "gitd" in targets:
         losses["gitd"] = cross_entropy(other["gitd"], s.projections["gitd"], tau)  # Eq. 5
     return losses
+
+
+def weigh_rows(units: Bool[Tensor, "B N"]) -> Float[Tensor, "R"]:
+    """Weights of the rows of masked units that give the mean over the units of each view, then over the views."""
+    counts = units.sum(dim=1, keepdim=True).clamp_min(1)
+    return (1.0 / (len(units) * counts)).expand_as(units)[units]
+
+
+def find_inside_units(inside: Int[Tensor, "B 2 3"]) -> Int[Tensor, "B 2 3"]:
+    """The box of units that hold any voxel of the scan, from the box of voxels that do."""
+    return torch.stack([inside[:, 0] // UNIT, -(-inside[:, 1] // UNIT)], dim=1)
+
+
+def find_inside_voxels(inside: Int[Tensor, "B 2 3"], like: Bool[Tensor, "B X Y Z"]) -> Bool[Tensor, "B X Y Z"]:
+    """Which voxels of each view lie in its scan, on the device of `like`."""
+    box = inside.to(like.device, non_blocking=True)
+    axes = []
+    for axis, side in enumerate(like.shape[1:]):
+        places = torch.arange(side, device=like.device)
+        axes.append((places >= box[:, 0, axis, None]) & (places < box[:, 1, axis, None]))
+    return axes[0][:, :, None, None] & axes[1][:, None, :, None] & axes[2][:, None, None, :]

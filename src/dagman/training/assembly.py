@@ -10,7 +10,7 @@ from torch import nn
 from dagman.encoder.folder import EncoderConfig
 from dagman.encoder.loading import describe_shapes
 from dagman.errors import EncoderError, SettingsError
-from dagman.method.masking import MASKINGS, Counts, Masking, count_units
+from dagman.method.masking import MASKINGS, Counts, Masking, MaskingShares
 from dagman.method.networks import UNIT_STAGE, Network, ProjectorShape, copy_student, unit_grid
 from dagman.method.step import Method
 from dagman.method.targets import PROJECTORS, TargetRules
@@ -80,8 +80,13 @@ def build_networks(settings: Settings) -> tuple[Network, Network | None]:
 def count_masked(settings: Settings) -> tuple[int, Counts]:
     """Units of a view, and how many are masked."""
     x, y, z = unit_grid((settings.view.side,) * 3)
+    return x * y * z, describe_masking(settings).count(x * y * z)
+
+
+def describe_masking(settings: Settings) -> MaskingShares:
+    """Shares of the units that are masked and given back as hints."""
     masking = settings.masking
-    return x * y * z, count_units(x * y * z, masking.ratio, masking.hints, masking.hint_pool)
+    return MaskingShares(ratio=masking.ratio, hints=masking.hints, hint_pool=masking.hint_pool)
 
 
 def compose_method(settings: Settings) -> Method:
@@ -89,7 +94,7 @@ def compose_method(settings: Settings) -> Method:
     losses = settings.losses
     return Method(
         masking=MASKINGS[settings.masking.kind],
-        counts=count_masked(settings)[1],
+        shares=describe_masking(settings),
         needs_attention=settings.masking.choice.needs_attention,
         attention_from=settings.masking.attention_from,
         noise=settings.teacher.noise,

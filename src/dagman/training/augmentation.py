@@ -35,3 +35,9 @@ def augment_views(views: Tensor, settings: ViewSettings, seed: int, step: int, n
         normal = torch.sqrt(-2 * torch.log1p(-a)) * torch.cos(2 * torch.pi * b)
         result = result + settings.noise * normal.to(result.device)
     return result.clamp(0, 1)
+
+
+def mirror_boxes(boxes: Tensor, side: int, settings: ViewSettings, seed: int, step: int, numbers: Sequence[int]) -> Tensor:
+    """Boxes in views (B 2 3: first and last + 1 voxel) after the mirroring of `augment_views`."""
+    mirrored = draw_uniform(seed, "augmentation", step, numbers, (5,))[:, None, :3] < settings.flip
+    return torch.where(mirrored, side - boxes.flip(1), boxes)

@@ -28,7 +28,7 @@ from dagman.settings import Settings
 from dagman.training import assembly
 from dagman.training.accumulation import StepLosses, accumulate_gradients
 from dagman.training.arithmetic import describe_pace
-from dagman.training.augmentation import augment_views, is_active
+from dagman.training.augmentation import augment_views, is_active, mirror_boxes
 from dagman.training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from dagman.training.draws import draw_drop_path, draw_masking, draw_noise
 from dagman.training.monitoring.curves import Curves
@@ -179,9 +179,11 @@ class Trainer:
         settings, seed = self.settings, self.settings.seed
         stored = torch.stack([batch["u"], batch["v"]], dim=1).to(self.device, non_blocking=True)
         ranges = batch["range"].repeat_interleave(2, dim=0)
-        views = to_unit_ranges(stored.flatten(0, 1), ranges)
+        views, inside = to_unit_ranges(stored.flatten(0, 1), ranges), batch["inside"]
         if is_active(settings.view):
             views = augment_views(views, settings.view, seed, step, range(len(views)))
+            boxes = mirror_boxes(inside.flatten(0, 1), settings.view.side, settings.view, seed, step, range(len(views)))
+            inside = boxes.unflatten(0, (-1, 2))
         views = views.unflatten(0, (-1, 2))
         grid = unit_grid((settings.view.side,) * 3)
         numbers = range(2 * len(views))
@@ -193,7 +195,12 @@ class Trainer:
         drawn = {name: values.to(self.device, non_blocking=True) for name, values in drawn.items()}
         size = int(settings.train.micro_batch) // 2
         return [
-            ViewPair(views=views[part], drop_path=drop_path[:, part], **{name: values[part] for name, values in drawn.items()})
+            ViewPair(
+                views=views[part],
+                drop_path=drop_path[:, part],
+                inside=inside[part],
+                **{name: values[part] for name, values in drawn.items()},
+            )
             for part in (slice(first, first + size) for first in range(0, len(views), size))
         ]
 

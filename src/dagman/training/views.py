@@ -99,8 +99,16 @@ def read_crop(store: Store, crop: Crop, shape: Triple, side: int, fill: int) -> 
     return whole
 
 
+def find_inside(crop: Crop, shape: Triple, side: int) -> tuple[Triple, Triple]:
+    """First and last + 1 voxel of the box of a crop that lies in its scan, counted from the crop's corner."""
+    first = tuple(max(0, -start) for start in crop.start)
+    last = tuple(min(side, extent - start) for start, extent in zip(crop.start, shape, strict=True))
+    return first, last  # type: ignore[return-value]
+
+
 class ViewDataset(torch.utils.data.Dataset):
-    """Steps of a run: item `step` is that step's views as int16 (u: P 1 X Y Z, v alike) with the range that becomes [0, 1]."""
+    """Steps of a run: item `step` is that step's views as int16 (u: P 1 X Y Z, v alike), the range that becomes [0, 1] (P 2), and
+    the box of each view that lies in its scan (inside: P 2 2 3)."""
 
     def __init__(self, store: Store, usable: Sequence[str], view: ViewSettings, batch: int, seed: int, steps: int) -> None:
         self.store, self.usable, self.view, self.batch, self.seed, self.steps = store, list(usable), view, batch, seed, steps
@@ -131,7 +139,8 @@ class ViewDataset(torch.utils.data.Dataset):
             voxels = [read_crop(self.store, c, self.shapes[c.scan], self.view.side, self._fill(c.scan)) for c in crops]
             sides.append(torch.from_numpy(np.stack(voxels)[:, None]))
         ranges = [self._range(pair[0].scan) for pair in places]
-        return {"u": sides[0], "v": sides[1], "range": torch.tensor(ranges, dtype=torch.float32)}
+        boxes = [[find_inside(crop, self.shapes[crop.scan], self.view.side) for crop in pair] for pair in places]
+        return {"u": sides[0], "v": sides[1], "range": torch.tensor(ranges, dtype=torch.float32), "inside": torch.tensor(boxes)}
 
     def _range(self, scan: str) -> tuple[float, float]:
         return SCALED_RANGE if self.modalities[scan] == "MR" else (self.view.low, self.view.high)

@@ -67,24 +67,26 @@ def _pull(weighted: Tensor, weight: Tensor) -> Tensor:
 
 
 def measure_reconstruction(
-    restored: Mapping[str, Tensor], view: Tensor, hidden: Tensor, training_median: float
+    restored: Mapping[str, Tensor], view: Tensor, hidden: Tensor, training_median: float, inside: Tensor | None = None
 ) -> dict[str, float]:
     """L1 over masked voxels of each network and of three trivial answers, and the student's ratio to the best of them.
 
     `restored` holds the views (n 1 X Y Z) as restored by the student and, if there is one, by the teacher (key `teacher`, and
-    `teacher_ratio` in the result); `view` is n 1 X Y Z, `hidden` n X Y Z on voxels.
+    `teacher_ratio` in the result); `view` is n 1 X Y Z, `hidden` n X Y Z on voxels. `inside` (n X Y Z) are the voxels of the
+    scan, default all: padding is neither measured nor filled from.
     """
     view = view.float()
-    masked = hidden[:, None]
+    outside = torch.zeros_like(hidden) if inside is None else ~inside
+    masked, unseen = (hidden & ~outside)[:, None], (hidden | outside)[:, None]
 
     def measure(answer: Tensor) -> float:
         return (answer.float() - view).abs()[masked].mean().item()
 
-    visible_mean = torch.where(masked, 0.0, view).sum(dim=(1, 2, 3, 4)) / (~masked).sum(dim=(1, 2, 3, 4)).clamp_min(1)
+    visible_mean = torch.where(unseen, 0.0, view).sum(dim=(1, 2, 3, 4)) / (~unseen).sum(dim=(1, 2, 3, 4)).clamp_min(1)
     trivial = {
         "visible_mean": measure(visible_mean[:, None, None, None, None].expand_as(view)),
         "training_median": measure(torch.full_like(view, training_median)),
-        "push_pull": measure(fill_from_visible(view, hidden)),
+        "push_pull": measure(fill_from_visible(view, unseen[:, 0])),
     }
     errors = {name: measure(answer) for name, answer in restored.items()}
     best = max(min(trivial.values()), 1e-12)

@@ -12,7 +12,7 @@ from torch import Tensor
 from dagman.method.masking import expand_units
 from dagman.method.networks import UNIT, Network, unit_grid
 from dagman.method.noise import PATCHES_PER_UNIT, count_noise_draws
-from dagman.method.step import Method, ViewPair, teacher_forward
+from dagman.method.step import Method, ViewPair, find_inside_voxels, teacher_forward
 from dagman.method.targets import Targets
 from dagman.model.intensity import to_unit_ranges
 from dagman.settings import Settings
@@ -42,7 +42,9 @@ class Validation:
             masking=masking.unflatten(0, (-1, 2)),
             noise=noise.to(device).unflatten(0, (-1, 2)),
             drop_path=torch.ones(0, count // 2, 2, device=device),
+            inside=item["inside"],
         )
+        self.inside = item["inside"].flatten(0, 1)
         self.brightness = monitors.average_units(self.views, UNIT)
         self.median = sample_intensities(dataset).median().item()
         x, y, z = (torch.arange(side, device=device) for side in self.grid)
@@ -74,7 +76,8 @@ class Validation:
             restored = {"student": answers.reconstruction}
             if teacher is not None:
                 restored["teacher"] = student.reconstruction(teacher.encoder(views, patches)[3])
-            row["reconstruction"] = monitors.measure_reconstruction(restored, views, voxels, self.median)
+            inside = find_inside_voxels(self.inside, voxels)
+            row["reconstruction"] = monitors.measure_reconstruction(restored, views, voxels, self.median, inside)
             gallery["reconstruction"] = answers.reconstruction[self.shown].float()
         for name, logits in outputs.projections.items():
             flat = logits.flatten(0, -2).float()
