@@ -10,12 +10,16 @@ from dagman.method.networks import Network
 from dagman.records.counts import count_noun
 from dagman.settings import Settings
 from dagman.settings.momentum import LARGEST_SHARE
-from dagman.store.manifest import Store
 from dagman.training.assembly import count_masked, list_untrained, measure_teacher
+from dagman.training.views import ViewDataset, find_inside
+
+PLACES_COUNTED = 32
+"""Steps whose crops are drawn to estimate the share of padding."""
 
 
-def describe_run(settings: Settings, student: Network, store: Store, usable: Sequence[str], left_out: Sequence[str]) -> list[str]:
+def describe_run(settings: Settings, student: Network, dataset: ViewDataset, left_out: Sequence[str]) -> list[str]:
     """Lines on scans, views, steps, masking, rates and size."""
+    store, usable = dataset.store, dataset.usable
     train, view = settings.train, settings.view
     units, counts = count_masked(settings)
     pairs = train.steps * train.batch // 2
@@ -31,6 +35,8 @@ def describe_run(settings: Settings, student: Network, store: Store, usable: Seq
         + (f" in {parts} parts of {train.micro_batch} at most" if parts > 1 else "")
         + f"; {train.steps} steps = {pairs} pairs = {pairs / len(usable):.1f} a scan",
         f"masking: {settings.masking.kind}, {counts.hidden} of {units} units hidden; {dropped}",
+        f"padding: {_measure_padding(dataset):.1%} of the views' voxels lie outside their scans, "
+        "and are neither masked nor restored",
         f"rates: lr {float(settings.optim.lr):.3g} to {settings.optim.min_lr:g}, "
         + f"{round(settings.optim.warmup * train.steps)} warm-up steps"
         + (f"; EMA {settings.teacher.momentum} to {settings.teacher.momentum_end}" if settings.needs_teacher else ""),
@@ -50,6 +56,17 @@ def describe_run(settings: Settings, student: Network, store: Store, usable: Seq
             "view.padding"
         )
     return lines
+
+
+def _measure_padding(dataset: ViewDataset) -> float:
+    """Share of the voxels of the first steps' views that lie outside their scans."""
+    side = dataset.view.side
+    shares = []
+    for step in range(min(PLACES_COUNTED, dataset.steps)):
+        for crop in (crop for pair in dataset.places(step) for crop in pair):
+            first, last = find_inside(crop, dataset.shapes[crop.scan], side)
+            shares.append(1 - math.prod(b - a for a, b in zip(first, last, strict=True)) / side**3)
+    return statistics.fmean(shares)
 
 
 def list_run_warnings(settings: Settings) -> dict[str, str]:

@@ -24,8 +24,8 @@ from dagman.settings.resolution import list_idle_settings
 from dagman.store.manifest import Store
 from dagman.store.preparation import Preparation
 from dagman.store.writer import prepare_store
-from dagman.training.assembly import check_backbone
 from dagman.training.arithmetic import describe_run, list_run_warnings
+from dagman.training.assembly import check_backbone
 from dagman.training.checkpoints import list_checkpoints, read_state
 from dagman.training.run import Run, write_note, write_settings
 from dagman.training.trainer import Event, Trainer
@@ -114,7 +114,7 @@ def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle
     )
     noted = {} if exists else {**{f"idle: {text}": text for text in idle}, **list_run_warnings(settings)}
     warnings = [*noted.values(), *_list_other_arithmetic(before, state)]
-    lines = [*reasons, *devices.describe_choices(choices), *describe_run(settings, trainer.student, store, usable, left_out)]
+    lines = [*reasons, *devices.describe_choices(choices), *describe_run(settings, trainer.student, dataset, left_out)]
     if exists:
         trainer.resume()
         lines.append(f"resumed at step {trainer.step} of {settings.train.steps}")

@@ -57,20 +57,26 @@ def draw_targets(rows: _Rows) -> list[Figure]:
 
 
 def draw_reconstruction(rows: _Rows) -> list[Figure]:
-    """The student's error beside three trivial answers."""
+    """The errors of student and teacher beside three trivial answers."""
     names = {
         "student": ("student", INK),
+        "teacher": ("teacher", MUTED),
         "push_pull": ("smooth fill", ORANGE),
         "training_median": ("training median", BLUE),
         "visible_mean": ("visible mean", GREEN),
     }
-    series = {name: _collect(rows, ("reconstruction", key), color, dashed=key != "student") for key, (name, color) in names.items()}
+    series = {
+        name: _collect(rows, ("reconstruction", key), color, dashed=key not in ("student", "teacher"))
+        for key, (name, color) in names.items()
+    }
     caption = (
         "**Reconstruction against trivial answers.** Mean absolute error over masked voxels of fixed validation views, for "
-        "the student and for three answers that need no network: the mean of the view's visible voxels, the median of the "
+        "the student, for the teacher's encoder under the student's reconstruction head, and for three answers that "
+        "need no network: the mean of the view's visible voxels, the median of the "
         "training intensities, and a smooth fill from the visible voxels. **Normal:** the student falls below all three "
-        "within 30 to 90 steps. **Look out for:** a student above the lowest dashed line later than that. The dashed lines "
-        "move because the masks follow the attention."
+        "within 30 to 90 steps, and the teacher follows behind it. **Look out for:** a student above the lowest dashed line later "
+        "than that; a teacher far above the student at the end: it still holds old weights. The dashed lines move because the "
+        "masks follow the attention."
     )
     return _draw(series, "Reconstruction against trivial answers", "mean absolute error", caption)
 
@@ -78,14 +84,20 @@ def draw_reconstruction(rows: _Rows) -> list[Figure]:
 def draw_features(rows: _Rows) -> list[Figure]:
     """Standard deviation and effective rank of x4."""
     std = _draw(
-        {"standard deviation": _collect(rows, ("features", "std"), BLUE)},
+        {
+            "teacher": _collect(rows, ("features", "std"), BLUE),
+            "student": _collect(rows, ("student", "features", "std"), INK),
+        },
         "Spread of the features",
         "standard deviation",
         "**Spread of the features.** Mean standard deviation of the last stage's features over tokens of the validation "
         "views. **Normal:** level, or a slow change. **Look out for:** a fall to 0: all tokens become alike (collapse).",
     )
     rank = _draw(
-        {"effective rank": _collect(rows, ("features", "effective_rank"), GREEN)},
+        {
+            "teacher": _collect(rows, ("features", "effective_rank"), GREEN),
+            "student": _collect(rows, ("student", "features", "effective_rank"), INK),
+        },
         "Effective rank of the features",
         "directions",
         "**Effective rank of the features.** How many directions the same features fill. **Normal:** a fall in the first "
@@ -97,7 +109,10 @@ def draw_features(rows: _Rows) -> list[Figure]:
 def draw_attention_course(rows: _Rows) -> list[Figure]:
     """Entropy of the semantic attention, and what it follows."""
     entropy = _draw(
-        {"entropy": _collect(rows, ("attention", "entropy"), BLUE)},
+        {
+            "teacher": _collect(rows, ("attention", "entropy"), BLUE),
+            "student": _collect(rows, ("student", "attention", "entropy"), INK),
+        },
         "Entropy of the attention",
         "share of ln N",
         "**Entropy of the attention.** 1 is uniform attention over all N units of a view. **Normal:** near 0.998 in "
@@ -114,7 +129,8 @@ def draw_attention_course(rows: _Rows) -> list[Figure]:
         },
         "What the attention follows",
         "correlation, share",
-        "**What the attention follows.** Rank correlation of attention and mean intensity over the units of a view, and "
+        "**What the attention follows.** Rank correlation of the teacher's attention and mean intensity over the units "
+        "of a view, and "
         "how much of the attention lies inside the body (dashed: how much would if it were uniform). **Normal:** with a "
         "noisy teacher, a correlation that changes and stays between -0.7 and 0.7. **Look out for:** more than that, "
         "either way: the masks then always hide the densest, or the lightest, tissue. 0.8 to 0.9 was seen with clean "
@@ -124,13 +140,14 @@ def draw_attention_course(rows: _Rows) -> list[Figure]:
 
 
 def draw_diversity(rows: _Rows) -> list[Figure]:
-    """How different the heads of each stage and of the semantic attention are."""
+    """How different the teacher's heads of each stage and of the semantic attention are."""
     stages = {f"stage{stage}": f"stage {stage}" for stage in range(1, 5)} | {"sa": "semantic attention"}
     kinds = {
         "js": (
             "Divergence between heads",
             "nats",
-            "Generalised Jensen-Shannon divergence between the heads of a stage: 0 means all heads look at the same tokens.",
+            "Generalised Jensen-Shannon divergence between the teacher's heads of a stage: 0 means all heads look at "
+            "the same tokens.",
             "small at first (fresh heads are nearly uniform, so alike), and slowly rising.",
             "a fall to 0 in all stages: the heads have become copies.",
             None,
@@ -138,7 +155,8 @@ def draw_diversity(rows: _Rows) -> list[Figure]:
         "entropy": (
             "Entropy of the heads",
             "nats",
-            "How widely a head looks, mean over heads; the band is one standard deviation between them. Stages 1 to 4 look "
+            "How widely a head of the teacher attends, mean over heads; the band is one standard deviation between "
+            "them. Stages 1 to 4 look "
             "within windows of 4^3 tokens, at most ln 64 = 4.16; the semantic attention over all units.",
             "near its maximum in short runs, falling slowly, with a band that widens as heads specialise.",
             "a sudden fall with a vanishing band.",
@@ -147,7 +165,8 @@ def draw_diversity(rows: _Rows) -> list[Figure]:
         "distance_mm": (
             "Reach of the heads",
             "mm",
-            "Mean distance a head looks over, weighted by its attention; the band is one standard deviation between heads. "
+            "Mean distance a head of the teacher attends over, weighted by its attention; the band is one standard "
+            "deviation between heads. "
             "The semantic attention's is measured from its own centroid.",
             "level, longer in later stages, whose tokens are larger.",
             "a collapse of all heads of a stage to one reach.",
@@ -165,29 +184,29 @@ def draw_diversity(rows: _Rows) -> list[Figure]:
 
 
 def tabulate_diversity(rows: _Rows) -> list[DataTable]:
-    """First and last look at the heads, as numbers."""
-    looks = [row for row in rows if row.get("diversity")]
-    if not looks:
+    """The heads at the first and the last evaluation as numbers, the student's apart from the teacher's."""
+    evaluated = [row for row in rows if row.get("diversity")]
+    if not evaluated:
         return []
-    columns = [
-        "place",
-        *(
-            f"{what}, step {row['step']}"
-            for row in (looks[0], looks[-1])
-            for what in ("divergence (nats)", "entropy (nats)", "reach (mm)")
-        ),
-    ]
-    places = looks[-1]["diversity"]
+    ends = (evaluated[0], evaluated[-1])
+    measures = {
+        "js": "divergence (nats)",
+        "entropy": "entropy (nats)",
+        "entropy_spread": "its spread over heads",
+        "distance_mm": "reach (mm)",
+    }
+    columns = ["heads of", "place", *(f"{what}, step {row['step']}" for row in ends for what in measures.values())]
+    owners = (
+        {"student": ("student", "diversity"), "teacher": ("diversity",)} if "student" in ends[-1] else {"student": ("diversity",)}
+    )
     body = [
         [
+            owner,
             "semantic attention" if place == "sa" else place.replace("stage", "stage "),
-            *(
-                row["diversity"].get(place, {}).get(key)
-                for row in (looks[0], looks[-1])
-                for key in ("js", "entropy", "distance_mm")
-            ),
+            *(_reach(row, (*path, place, key)) for row in ends for key in measures),
         ]
-        for place in places
+        for owner, path in owners.items()
+        for place in ends[-1]["diversity"]
     ]
     return [DataTable(columns, body)]
 
