@@ -44,7 +44,7 @@ def test_every_series_gets_a_verdict_and_the_files_are_written(scans, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "9 series of 9 patients can be used; 2 refused." in done.stdout
     assert "mr[1].nii.gz" in done.stdout
-    assert "is no NIfTI file" in done.stdout
+    assert "is not a NIfTI file" in done.stdout
     with open(tmp_path / "out" / "inspect.csv", newline="") as file:
         rows = {Path(row["source"]).name: row for row in csv.DictReader(file)}
     assert rows["mr[1].nii.gz"]["verdict"] == "refused"

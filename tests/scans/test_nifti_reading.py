@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import tracemalloc
 from pathlib import Path
 
 import nibabel
@@ -66,7 +67,7 @@ def test_headers_of_rubbish_are_refused_in_silence(tmp_path, write_nifti, ct, pl
     raw = bytearray(gzip.decompress(path.read_bytes()))
     raw[place] = content
     path.write_bytes(gzip.compress(raw))
-    with pytest.raises(ScanError, match=r"is no NIfTI file|is truncated or damaged|affine holds NaN"):
+    with pytest.raises(ScanError, match=r"is not a NIfTI file|is truncated or damaged|affine holds NaN"):
         read_scan(path)
     assert capfd.readouterr() == ("", "")
 
@@ -87,11 +88,11 @@ def test_the_header_is_never_read_as_voxels(tmp_path, ct, kind, place, layout, s
 def test_a_size_that_no_memory_holds_is_said_and_not_called_damage(tmp_path, write_nifti, ct, monkeypatch):
     path = write_nifti(tmp_path / "a.nii", ct)
 
-    def refuse(path):
+    def refuse(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(nibabel, "load", refuse)
-    with pytest.raises(ScanError, match=r"its 16 x 14 x 9 voxels do not fit into the memory\. Check the size"):
+    monkeypatch.setattr(np, "fromfile", refuse)
+    with pytest.raises(ScanError, match=r"does not fit into the memory\. Check the size in its header"):
         read_scan(path)
 
 
@@ -203,14 +204,63 @@ def test_a_file_of_several_gzip_members_is_read_whole(tmp_path, write_nifti, ct)
     assert np.array_equal(read_scan(tmp_path / "b.nii.gz").voxels, ct)
 
 
+def write_declared(path, voxels, declared, behind=b""):
+    """A NIfTI file of all `voxels` whose header declares another shape."""
+    header = nibabel.Nifti1Image(np.zeros(declared, voxels.dtype), np.eye(4)).header
+    header["vox_offset"] = 352
+    raw = header.binaryblock + bytes(4) + voxels.tobytes(order="F") + behind
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("declared", [(13, 14, 9), (16, 14, 8), (16, 13, 9)])
+def test_more_voxels_than_the_header_claims_are_refused_and_both_sizes_named(tmp_path, ct, name, declared):
+    path = write_declared(tmp_path / name, ct, declared)
+    text = f"holds {ct.nbytes} bytes of voxels, but its header claims {np.prod(declared) * 2}: a size or type in it is wrong"
+    with pytest.raises(ScanError, match=text):
+        read_nifti(path)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_zeros_that_fill_up_a_block_are_allowed_behind_the_voxels_and_nothing_else_is(tmp_path, ct, name):
+    assert np.array_equal(read_nifti(write_declared(tmp_path / name, ct, ct.shape, bytes(200))).values, ct)
+    for behind in (b"\0\1", bytes(512), bytes(14 * 9 * 2)):
+        with pytest.raises(ScanError, match="but its header claims 4032"):
+            read_nifti(write_declared(tmp_path / name, ct, ct.shape, behind))
+
+
+def test_a_bomb_is_unpacked_no_further_than_its_header_claims(tmp_path):
+    path = write_declared(tmp_path / "a.nii", np.zeros((2, 2, 2), np.int16), (20, 20, 20))
+    bomb = path.read_bytes() + bytes(300 << 20)
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(gzip.compress(bomb, 1))
+    del bomb
+    tracemalloc.start()
+    with pytest.raises(ScanError, match="but its header claims 16000"):
+        read_nifti(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 << 20
+
+
+def test_a_size_that_compressed_data_cannot_hold_is_refused_before_memory_is_taken(tmp_path, ct):
+    path = write_declared(tmp_path / "a.nii.gz", ct, (2, 2, 2))
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    raw[42:48] = struct.pack("<3h", 30000, 30000, 30000)
+    path.write_bytes(gzip.compress(raw))
+    with pytest.raises(ScanError, match=r"its header claims 5\d{13} bytes, which \d+ compressed bytes cannot hold"):
+        read_nifti(path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
         ("a.nii", b"", "is empty or cut off in its header"),
         ("a.nii.gz", b"", "is empty or cut off in its header"),
-        ("a.nii.gz", b"this is text", "is no NIfTI file"),
-        ("a.nii", b"this is text " * 100, "is no NIfTI file"),
-        ("a.nii.gz", gzip.compress(b"\0" * 1000, mtime=0), "is no NIfTI file"),
+        ("a.nii.gz", b"this is text", "is not a NIfTI file"),
+        ("a.nii", b"this is text " * 100, "is not a NIfTI file"),
+        ("a.nii.gz", gzip.compress(b"\0" * 1000, mtime=0), "is not a NIfTI file"),
     ],
 )
 def test_what_is_no_nifti_is_refused_under_its_name(tmp_path: Path, name, content, text):

@@ -1,0 +1,50 @@
+"""The one boundary between other libraries' exceptions and ours: whatever is raised while a file is read is that file's reason.
+
+pydicom, nibabel, numpy and the decoders raise many kinds on damaged bytes; none of them may end the work on other files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from dagman.errors import DagmanError, ScanError
+
+_SOURCE = Path(__file__).parents[1]
+OWN_FAULT = "a fault of dagman, please report it"
+"""Stands in the reason where the exception comes from dagman's own lines, so that no test takes it for a damaged file."""
+
+
+@contextlib.contextmanager
+def explain_faults(what: str, *, where: object, do: str) -> Iterator[None]:
+    """Raise ScanError for anything but our own errors: `what` is wrong with `where`, and `do` mends it.
+
+    An exception raised by a line of dagman itself, not of a library that it calls, is named as a fault of dagman.
+    """
+    try:
+        yield
+    except DagmanError as error:
+        if error.where is not None or not isinstance(error, ScanError):
+            raise
+        raise ScanError(error.what, where=where, do=error.do) from error
+    except (FileNotFoundError, PermissionError) as error:
+        raise ScanError("cannot be read", where=where, do="Check the path and its permissions") from error
+    except MemoryError as error:
+        raise ScanError(
+            "does not fit into the memory",
+            where=where,
+            do="Check the size in its header, or read fewer scans at once (--workers 1)",
+        ) from error
+    except Exception as error:
+        raise ScanError(f"{what} ({_describe(error)})", where=where, do=do) from error
+
+
+def _describe(error: Exception) -> str:
+    """One line of the library's own words, or the place in dagman."""
+    innermost = traceback.extract_tb(error.__traceback__)[-1]
+    if Path(innermost.filename).is_relative_to(_SOURCE):
+        return f"{OWN_FAULT}: {type(error).__name__} in {Path(innermost.filename).name}, line {innermost.lineno}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:100]}" if lines else type(error).__name__
