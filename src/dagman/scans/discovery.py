@@ -5,17 +5,26 @@ Headers alone are read here. The result depends on the files, not on the order i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from dagman.errors import DagmanError, ScanError
 from dagman.scans import itk, nifti
-from dagman.scans.dicom import DicomGroup, group_headers
+from dagman.scans.dicom import (
+    NamedGroup,
+    SeriesName,
+    group_headers,
+    list_by_uid,
+    name_groups,
+    name_selected,
+    parse_name,
+    read_series_uid,
+)
 from dagman.scans.dicom import headers as dicom_headers
 from dagman.scans.pseudonyms import name_patients
 from dagman.scans.scan import Modality
@@ -29,9 +38,9 @@ _UNREAD = (".hdr", ".img", ".img.gz", ".hdr.gz", ".mgz", ".mgh", ".mnc", ".gipl"
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One volume that may be a scan; `source` is a path that `read_scan` takes, unique among all series found.
+    """One volume that may be a scan; `source` names it to every command (see `dicom.naming`), unique among all series found.
 
-    `modality` is None where the file does not say it; `patient` is a pseudonym.
+    `modality` is None where the file does not say it; `patient` is a pseudonym; `notes` say what finding it had to decide.
     """
 
     kind: Kind
@@ -40,6 +49,7 @@ class Series:
     modality: Modality | None = None
     patient: str | None = field(default=None, repr=False)
     uid: str | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +76,14 @@ class Discovery:
 
 
 def find_series(paths: str | Path | Iterable[str | Path], *, modality: Modality | None = None) -> Discovery:
-    """Find all series in files and folders, at any depth, formats mixed.
+    """Find all series in files and folders, at any depth, formats mixed; a DICOM file means the volume it is a slice of.
 
-    `modality` overrides what files say. Raises ScanError when a path does not exist or when nothing at all was found.
+    `folder#uid` means that series alone. `modality` overrides what files say. Raises ScanError when a path does not exist, when
+    a folder holds no such series, or when nothing at all was found.
     """
     given = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
-    files, refused = _list_files(given)
+    names = {path: name for path in given if (name := parse_name(path)) is not None}
+    files, refused = _list_files([path for path in given if path not in names])
     series: list[Series] = []
     headers: list[dicom_headers.Header] = []
     for path, root in files.items():
@@ -93,20 +105,72 @@ def find_series(paths: str | Path | Iterable[str | Path], *, modality: Modality 
         if kind in ("nifti", "itk"):
             series.append(Series(kind=kind, files=(path,), source=str(path), modality=modality))
     series = _name_files(series, files)
-    for source, group in _name_groups(group_headers(headers, any_modality=modality is not None)):
-        if group.reason:
+    single = {header.path: header.series_uid for header in headers if files[header.path] == header.path}
+    whole = {path for path in files if path not in single}
+    beside = _read_beside(single, names, known={header.path for header in headers})
+    for one in _select(name_groups(group_headers([*headers, *beside], any_modality=modality is not None)), whole, single, names):
+        if one.group.reason:
             # A row a folder, by its first file: who looks for a folder must find it.
-            firsts = {path.parent: path for path in reversed(group.files)}
-            refused.extend(Refusal(source=str(path), reason=group.reason) for path in firsts.values())
+            firsts = {path.parent: path for path in reversed(one.group.files)}
+            refused.extend(Refusal(source=str(path), reason=one.group.reason) for path in firsts.values())
         else:
-            series.append(_build_dicom_series(source, group, modality))
+            series.append(_build_dicom_series(one, modality))
     if not series and not refused:
-        names = ", ".join(str(path) for path in given[:3])
-        raise ScanError("holds no scans", where=names, do="Give files or folders with NIfTI, NRRD, MetaImage or DICOM")
+        shown = ", ".join(str(path) for path in given[:3])
+        raise ScanError("holds no scans", where=shown, do="Give files or folders with NIfTI, NRRD, MetaImage or DICOM")
     return Discovery(
         series=tuple(sorted(series, key=lambda one: one.source)),
         refused=tuple(sorted(refused, key=lambda one: (one.source, one.reason))),
     )
+
+
+def _read_beside(
+    single: Mapping[Path, str], names: Mapping[Path, SeriesName], known: Collection[Path]
+) -> list[dicom_headers.Header]:
+    """Headers of the files that belong to series given by one file, or by name, and are not known already."""
+    wanted: list[Path] = []
+    for folder in dict.fromkeys(path.parent for path in single):
+        found = list_by_uid(folder)
+        uids = {uid for path, uid in single.items() if path.parent == folder}
+        wanted += [path for uid in sorted(uids) for path in found.get(uid, ())]
+    for name in names.values():
+        below = (path for path in _walk_folder(name.folder, set(), []) if os.path.isfile(path))
+        wanted += [path for path in below if read_series_uid(path) == name.uid]
+    headers = []
+    for path in dict.fromkeys(wanted):
+        if path not in known:
+            with contextlib.suppress(ScanError):
+                headers.append(dicom_headers.read_header(path))
+    return headers
+
+
+def _select(
+    found: Sequence[NamedGroup], whole: Collection[Path], single: Mapping[Path, str], names: Mapping[Path, SeriesName]
+) -> list[NamedGroup]:
+    """The groups that were asked for: those with a file below a given folder, those of a given file, those of a given name.
+
+    A series that was given by a file, or by a name that means it alone, keeps that name. Raises ScanError for a name of nothing.
+    """
+    chosen: dict[int, NamedGroup] = {}
+    for index, one in enumerate(found):
+        if any(path in whole for path in (*one.group.files, *one.group.copies)):
+            chosen[index] = one
+    for path in single:
+        for index, one in enumerate(found):
+            if path in one.group.files or path in one.group.copies:
+                chosen.setdefault(index, replace(one, source=str(path)) if not one.group.reason else one)
+    for path, name in names.items():
+        meant = [index for index, one in enumerate(found) if name.names(one)]
+        volumes = [index for index in meant if not found[index].group.reason]
+        if not meant:
+            do = f"See the names that dagman inspect {name.folder} prints"
+            raise ScanError(f"there is no series #{path.name.rpartition('#')[2]}", where=name.folder, do=do)
+        for index in volumes or meant:
+            one = found[index]
+            if not one.group.reason:
+                one = replace(one, source=str(path) if len(volumes) == 1 else name_selected(one))
+            chosen.setdefault(index, one)
+    return [chosen[index] for index in sorted(chosen)]
 
 
 def _list_files(given: Sequence[Path]) -> tuple[dict[Path, Path], list[Refusal]]:
@@ -217,26 +281,15 @@ def _name_files(series: Sequence[Series], files: dict[Path, Path]) -> list[Serie
     ]
 
 
-def _name_groups(groups: Sequence[DicomGroup]) -> list[tuple[str, DicomGroup]]:
-    """Each group's source: its folder where no other volume lies in or below it, else its first file."""
-    folders = [Path(os.path.commonpath([path.parent for path in group.files])) for group in groups]
-    volumes = (folder for folder, group in zip(folders, groups, strict=True) if not group.reason)
-    # Counted upwards, once a volume: comparing every two folders took over an hour for ten thousand series.
-    held = Counter(place for folder in volumes for place in (folder, *folder.parents))
-    named = []
-    for folder, group in zip(folders, groups, strict=True):
-        several = len(group.files) > 1 and not group.reason
-        named.append((str(folder if held[folder] == 1 and several else group.files[0]), group))
-    return named
-
-
-def _build_dicom_series(source: str, group: DicomGroup, modality: Modality | None) -> Series:
+def _build_dicom_series(one: NamedGroup, modality: Modality | None) -> Series:
+    group = one.group
     stated: Modality = group.modality if group.modality in ("CT", "MR") else "other"  # type: ignore[assignment]
     return Series(
         kind="dicom",
         files=group.files,
-        source=source,
+        source=one.source,
         modality=modality or stated,
         patient=group.patient,
         uid=group.uid or None,
+        notes=group.notes,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ def name_outputs(sources: Sequence[str]) -> list[str]:
     """
     parts = []
     for source in map(Path, sources):
-        own = source.name if source.is_dir() else name_file(source)
+        named = dicom.parse_name(source)
+        own = re.sub("[#:=,]", "_", source.name) if named else source.name if source.is_dir() else name_file(source)
         parts.append([*(part for part in source.parent.parts if part not in ("/", "..", ".")), own])
     for depth in range(1, max(map(len, parts), default=1) + 1):
         names = ["_".join(part[-depth:]) for part in parts]
@@ -85,11 +87,11 @@ def find_dicom_files(source: str | Path) -> tuple[Path, ...]:
     Raises ScanError when the series cannot be told from others: the folder holds another one by now.
     """
     source = Path(source)
-    if not source.exists() or source.name.lower().endswith((*nifti.SUFFIXES, *itk.SUFFIXES)):
+    if not dicom.source_exists(source) or source.name.lower().endswith((*nifti.SUFFIXES, *itk.SUFFIXES)):
         return ()
-    found = find_series(dicom.find_siblings(source) if source.is_file() else [source]).series
+    found = find_series(source).series
     if len(found) > 1:
-        raise ScanError(f"holds {len(found)} series", where=source, do="Predict it again, by the path of one of its files")
+        raise ScanError(f"holds {len(found)} series", where=source, do="Predict it again, by the name of one of them")
     return found[0].files if found and found[0].kind == "dicom" else ()
 
 

@@ -21,23 +21,21 @@ _SKEW_TOLERANCE_DEGREES = 0.5
 
 
 def read_scan(path: str | Path, *, modality: Modality | None = None) -> Scan:
-    """Read a file, or a folder that holds exactly one usable series (`dagman.read`).
+    """Read one series: a file, a folder that holds exactly one usable series, or `folder#uid` (`dagman.read`).
 
-    A DICOM file stands for its whole series: the files of the same series in its folder are read with it. `modality`
+    A DICOM file stands for its whole volume: the files of the same series in its folder are read with it. `modality`
     overrides what the file says. Raises ScanError, naming the series when there are several.
     """
     path = Path(path)
-    # Not path.is_file(), which raises where a folder on the way is closed.
-    is_file = os.path.isfile(path)
-    given = dicom.find_siblings(path) if is_file else [path]
-    found = find_series(given, modality=modality)
+    found = find_series(path, modality=modality)
     if len(found.series) == 1:
         return read_series(found.series[0])
     if found.series:
         names = ", ".join(series.source for series in found.series[:5])
         more = f" and {len(found.series) - 5} more" if len(found.series) > 5 else ""
-        raise ScanError(f"holds {len(found.series)} series: {names}{more}", where=path, do="Give the path of one of them")
-    if len(found.refused) == 1 or is_file:
+        raise ScanError(f"holds {len(found.series)} series: {names}{more}", where=path, do="Give the name of one of them")
+    # Not path.is_file(), which raises where a folder on the way is closed.
+    if len(found.refused) == 1 or os.path.isfile(path):
         raise ScanError(found.refused[0].reason, where=found.refused[0].source)
     first = found.refused[0]
     raise ScanError(f"holds no usable series; {len(found.refused)} refused, the first: {first.reason}", where=path)
@@ -55,7 +53,7 @@ def read_series(series: Series) -> Scan:
     _check_finite(raw.values, series.source)
     voxels = narrow_voxels(raw.values)
     modality = series.modality or judge_modality(voxels)
-    notes = raw.notes
+    notes = (*series.notes, *raw.notes)
     if modality == "CT":
         voxels, clipped = clip_padding(voxels)
         notes = (*notes, *clipped)

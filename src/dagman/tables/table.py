@@ -19,6 +19,7 @@ import numpy as np
 
 from dagman.errors import TableError
 from dagman.records.counts import count_noun
+from dagman.scans.dicom import source_exists
 from dagman.tables.columns import Columns, list_some
 from dagman.tables.items import Item
 
@@ -355,7 +356,7 @@ def _refuse_absent_files(table: Table) -> None:
     counts, names = [], []
     for what, paths in (("scan", [item.scan for item in table.items]), ("mask", [item.mask for item in table.items])):
         unique = dict.fromkeys(path for path in paths if isinstance(path, Path))
-        absent = [os.path.relpath(path, table.path.parent) for path in unique if not path.exists()]
+        absent = [os.path.relpath(path, table.path.parent) for path in unique if not source_exists(path)]
         if absent:
             counts.append(count_noun(len(absent), what))
             names.append(list_some(absent))

@@ -2,7 +2,29 @@
 
 from __future__ import annotations
 
-from dagman.scans.dicom.series import DicomGroup, find_siblings, group_headers
+from dagman.scans.dicom.naming import (
+    NamedGroup,
+    SeriesName,
+    list_by_uid,
+    name_groups,
+    name_selected,
+    parse_name,
+    read_series_uid,
+    source_exists,
+)
+from dagman.scans.dicom.series import DicomGroup, group_headers
 from dagman.scans.dicom.volume import read_volume
 
-__all__ = ["DicomGroup", "find_siblings", "group_headers", "read_volume"]
+__all__ = [
+    "DicomGroup",
+    "NamedGroup",
+    "SeriesName",
+    "group_headers",
+    "list_by_uid",
+    "name_groups",
+    "name_selected",
+    "parse_name",
+    "read_series_uid",
+    "read_volume",
+    "source_exists",
+]

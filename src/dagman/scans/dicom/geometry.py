@@ -88,16 +88,18 @@ def order_planes(planes: Sequence[Plane]) -> tuple[list[int], Affine]:
     return [int(index) for index in order], Affine(LPS_TO_RAS @ _build_matrix(positions, first))
 
 
-def have_equal_positions(planes: Sequence[Plane]) -> bool:
-    """Whether two of the planes lie at one place along their normal."""
-    distances = np.sort([plane.distance for plane in planes])
-    return bool((np.diff(distances) < _SAME_POSITION_MM).any())
+def find_shared_places(planes: Sequence[Plane], *, alone: bool = False) -> list[list[int]]:
+    """Indices of planes (all alike) that lie at one place along their normal, a list a place, in order; `alone`: of all places."""
+    distances = np.array([plane.position for plane in planes]) @ planes[0].normal
+    order = np.argsort(distances, kind="stable")
+    starts = np.flatnonzero(~(np.diff(distances[order]) < _SAME_POSITION_MM)) + 1
+    return [[int(index) for index in place] for place in np.split(order, starts) if alone or len(place) > 1]
 
 
 def are_even(planes: Sequence[Plane]) -> bool:
     """Whether the planes (all like the first) lie evenly along their normal, each at a place of its own."""
     positions = np.array([plane.position for plane in planes])
-    if len(planes) < 2 or not np.isfinite(positions).all() or have_equal_positions(planes):
+    if len(planes) < 2 or not np.isfinite(positions).all() or find_shared_places(planes):
         return False
     normal = planes[0].normal
     return not _find_uneven(positions[np.argsort(positions @ normal, kind="stable")], normal)

@@ -40,6 +40,7 @@ _TAGS: list[Any] = [
     "EchoTime",
     "TemporalPositionIdentifier",
     "TriggerTime",
+    "NominalPercentageOfCardiacPhase",
     "DiffusionBValue",
     "ConvolutionKernel",
     "AcquisitionTime",
@@ -68,6 +69,7 @@ class Header:
     samples: int
     is_image: bool
     is_truncated: bool
+    frames: int
     planes: tuple[Plane, ...]
     volume_keys: tuple[tuple[str, str], ...]
 
@@ -160,6 +162,7 @@ def _summarise(path: Path, data: Dataset, left: int) -> Header:
     keys = (
         ("acquisition", data.get("AcquisitionNumber")),
         ("echo", data.get("EchoNumbers") or data.get("EchoTime")),
+        ("cardiac phase", data.get("NominalPercentageOfCardiacPhase")),
         ("time point", data.get("TemporalPositionIdentifier")),
         ("trigger time", data.get("TriggerTime")),
         ("b-value", data.get("DiffusionBValue")),
@@ -180,6 +183,7 @@ def _summarise(path: Path, data: Dataset, left: int) -> Header:
         samples=int(data.get("SamplesPerPixel") or 1),
         is_image=is_image,
         is_truncated=left < needed,
+        frames=int(data.get("NumberOfFrames") or 1),
         planes=read_planes(data) if is_image else (),
         volume_keys=tuple((name, str(value)) for name, value in keys),
     )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import filecmp
-import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dagman.errors import ScanError
-from dagman.scans.dicom.geometry import Plane, have_equal_positions
-from dagman.scans.dicom.headers import Header, looks_like_dicom, read_header
+from dagman.scans.dicom.geometry import Plane
+from dagman.scans.dicom.headers import Header
+from dagman.scans.dicom.partition import Volume, part_slices
 from dagman.scans.pseudonyms import name_patient
 
 _NAMED = {"CT", "MR"}
@@ -25,6 +24,11 @@ class DicomGroup:
     patient: str = field(repr=False)
     uid: str = field(repr=False)
     reason: str = ""
+    part: str = ""
+    'What tells it from other volumes of its series, such as "acquisition=2".'
+    copies: tuple[Path, ...] = ()
+    "Files that show a slice of `files` again."
+    notes: tuple[str, ...] = ()
 
 
 def group_headers(headers: Iterable[Header], *, any_modality: bool = False) -> list[DicomGroup]:
@@ -38,27 +42,6 @@ def group_headers(headers: Iterable[Header], *, any_modality: bool = False) -> l
         uid = header.series_uid or header.path.parent.as_posix()
         series.setdefault((header.patient_id, header.study_uid, uid), []).append(header)
     return [group for members in series.values() for group in _split_series(members, any_modality)]
-
-
-def find_siblings(path: Path) -> list[Path]:
-    """The files of the same folder and series as a DICOM file; the path alone when it is no DICOM, or cannot be read."""
-    uid = _read_series_uid(path)
-    if uid is None:
-        return [path]
-    try:
-        beside = sorted(path.parent.iterdir())
-    except PermissionError:
-        return [path]
-    siblings = [one for one in beside if not one.name.startswith(".") and os.path.isfile(one) and _read_series_uid(one) == uid]
-    return siblings or [path]
-
-
-def _read_series_uid(path: Path) -> str | None:
-    """None where the file is no DICOM, or cannot be read, which reading it will explain."""
-    try:
-        return read_header(path).series_uid if looks_like_dicom(path) else None
-    except (OSError, ScanError):
-        return None
 
 
 def _split_series(headers: Sequence[Header], any_modality: bool) -> list[DicomGroup]:
@@ -112,12 +95,15 @@ def _judge_file(header: Header, any_modality: bool) -> str:
         return "holds colours (RGB), not one value a pixel: give the scan itself, not a rendering"
     if header.modality not in _NAMED and not any_modality:
         return f"modality {header.modality or 'not given'}, neither CT nor MR: leave it out, or say --modality ct or mr"
+    if header.frames > 1 and len(header.planes) == 1:
+        advice = "export it as enhanced CT, or with a file a slice"
+        return f"holds {header.frames} frames, but the position of the first alone, so their places are not known: {advice}"
     if not header.planes:
         return "says nothing of its place in the patient (position, orientation or pixel spacing is missing): export it again"
     return ""
 
 
-def _split_slices(headers: Sequence[Header]) -> list[list[Header]]:
+def _split_slices(headers: Sequence[Header]) -> list[Volume]:
     volumes: list[list[Header]] = []
     for header in headers:
         # A multi-frame file is a volume of its own.
@@ -128,37 +114,18 @@ def _split_slices(headers: Sequence[Header]) -> list[list[Header]]:
             volumes.append([header])
         else:
             home.append(header)
-    return [part for volume in volumes for part in _split_repeated(volume)]
+    return [part for volume in volumes for part in part_slices(volume)]
 
 
-def _split_repeated(volume: list[Header]) -> list[list[Header]]:
-    """Split slices that share positions by the first tag (acquisition, echo, time point, ...) that tells them apart.
-
-    Each part must be a volume without repeats; where no tag does that, the slices stay together and reading refuses them.
-    """
-    if len(volume) < 2 or not _repeats(volume):
-        return [volume]
-    for index in range(len(volume[0].volume_keys)):
-        parts: dict[str, list[Header]] = {}
-        for header in volume:
-            parts.setdefault(header.volume_keys[index][1], []).append(header)
-        if len(parts) > 1 and all(len(part) > 1 and not _repeats(part) for part in parts.values()):
-            return list(parts.values())
-    return [volume]
-
-
-def _repeats(volume: Sequence[Header]) -> bool:
-    return len(volume) > 1 and have_equal_positions([plane for header in volume for plane in header.planes])
-
-
-def _judge_volume(volume: Sequence[Header]) -> DicomGroup:
-    cut = [header.path.name for header in volume if header.is_truncated]
+def _judge_volume(volume: Volume) -> DicomGroup:
+    cut = [header.path.name for header in volume.headers if header.is_truncated]
     if cut:
         more = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
-        return _group(volume, f"{cut[0]}{more}: pixel data are cut short: copy or export the series again")
-    if sum(len(header.planes) for header in volume) < 2:
-        return _group(volume, "is one slice: give a volume of at least 2 slices")
-    return _group(volume)
+        return _group(volume.headers, f"{cut[0]}{more}: pixel data are cut short: copy or export the series again")
+    if sum(len(header.planes) for header in volume.headers) < 2:
+        return _group(volume.headers, "is one slice: give a volume of at least 2 slices")
+    copies = tuple(header.path for header in volume.copies)
+    return replace(_group(volume.headers), part=volume.part, copies=copies, notes=volume.notes)
 
 
 def _group(headers: Sequence[Header], reason: str = "") -> DicomGroup:
