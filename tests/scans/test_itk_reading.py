@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -11,6 +14,8 @@ import SimpleITK
 
 from dagman.errors import ScanError
 from dagman.scans.affine import LPS_TO_RAS
+from dagman.scans.itk import check_itk, child, read_itk
+from dagman.scans.itk.child import read_with_itk
 from dagman.scans.reading import read_scan
 from dagman.scans.scan import hash_scan
 
@@ -55,7 +60,7 @@ def test_truncated_data_are_refused_in_silence(tmp_path, ct, name, compress, cap
     path = write_itk(tmp_path / name, ct, np.eye(4), compress=compress)
     data = max(tmp_path.iterdir(), key=lambda file: file.stat().st_size)
     data.write_bytes(data.read_bytes()[:-300])
-    with pytest.raises(ScanError, match="is truncated or damaged, or its data file is missing"):
+    with pytest.raises(ScanError, match="is truncated or damaged"):
         read_scan(path)
     assert capfd.readouterr() == ("", "")
 
@@ -72,11 +77,11 @@ def test_damaged_compressed_data_are_refused_and_not_read_as_zeros(tmp_path, ct,
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("sizes", ["16 15 9", "16 12 9"])
-def test_a_size_that_does_not_fit_compressed_data_is_refused(tmp_path, ct, name, sizes):
+@pytest.mark.parametrize(("sizes", "text"), [("16 15 9", "is truncated or damaged"), ("16 12 9", "its header claims 3456")])
+def test_a_size_that_does_not_fit_compressed_data_is_refused(tmp_path, ct, name, sizes, text):
     path = write_itk(tmp_path / name, ct, np.eye(4), compress=True)
     path.write_bytes(path.read_bytes().replace(b"16 14 9", sizes.encode()))
-    with pytest.raises(ScanError, match="is truncated or damaged"):
+    with pytest.raises(ScanError, match=text):
         read_scan(path)
 
 
@@ -88,7 +93,7 @@ def test_a_wrong_size_of_compressed_data_gives_the_voxels_or_is_refused(tmp_path
     if name == "a.mhd" and b"10" not in line:
         assert np.array_equal(read_scan(path).voxels, ct)
     else:
-        with pytest.raises(ScanError, match=r"is truncated or damaged|is no MetaImage file, or damaged in its header"):
+        with pytest.raises(ScanError, match=r"is truncated or damaged|is not a MetaImage file, or its header is damaged"):
             read_scan(path)
     assert capfd.readouterr() == ("", "")
 
@@ -177,7 +182,7 @@ def test_a_header_cut_short_is_refused_in_silence(tmp_path, ct, key, capfd):
     path = write_itk(tmp_path / "a.mha", ct, np.eye(4))
     raw = path.read_bytes()
     path.write_bytes(raw[: raw.index(key.encode())])
-    with pytest.raises(ScanError, match="is no MetaImage file, or damaged in its header"):
+    with pytest.raises(ScanError, match="is not a MetaImage file, or its header is damaged"):
         read_scan(path)
     assert capfd.readouterr() == ("", "")
 
@@ -186,5 +191,95 @@ def test_a_header_cut_short_is_refused_in_silence(tmp_path, ct, key, capfd):
 @pytest.mark.parametrize("content", [b"", b"no image at all", b"\0" * 500])
 def test_what_is_no_image_is_refused_under_its_name(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ScanError, match=r"is empty|is no (NRRD|MetaImage) file, or damaged in its header"):
+    with pytest.raises(ScanError, match=r"is empty|is not an? (NRRD|MetaImage) file, or its header is damaged"):
         read_scan(tmp_path / name)
+
+
+def change_header(path, old, new):
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "text"),
+    [
+        ("a.nrrd", b"space origin: (", b"space origin: (" + b"0" * 100_000, r"line \d+ has 1000\d\d characters"),
+        ("a.nrrd", b"type: short", b"type: short\nfoo: " + b"a" * 100_000, "line 5 has 100005 characters"),
+        ("a.nrrd", b"dimension: 3", b"dimension: 4294967296", "dimension is 4294967296"),
+        ("a.nrrd", b"sizes: 16 14 9", b"sizes: 16 14 -9", "its sizes are 16 x 14 x -9"),
+        ("a.nrrd", b"sizes: 16 14 9", b"sizes: 99999999 99999999 99999999", "its sizes are 99999999 x"),
+        ("a.mha", b"NDims = 3", b"NDims = -1", "NDims is -1"),
+        ("a.mha", b"NDims = 3", b"NDims = 100", "NDims is 100"),
+        ("a.mha", b"NDims = 3", b"NDims = 4294967296", "NDims is 4294967296"),
+        ("a.mha", b"NDims = 3", b"NDims = three", "not whole numbers"),
+        ("a.mha", b"DimSize = 16", b"DimSize = 16 16", r"its sizes are 16 x 16 x 14 x 9, its NDims 3"),
+        ("a.mha", b"ElementType = MET_SHORT", b"ElementType = MET_SHORT\nElementNumberOfChannels = -5", "its sizes are"),
+    ],
+)
+def test_headers_that_end_a_process_are_refused_before_the_library_reads_them(tmp_path, ct, name, old, new, text):
+    path = change_header(write_itk(tmp_path / name, ct, np.eye(4)), old, new)
+    with pytest.raises(ScanError, match=text):
+        check_itk(path)
+
+
+@pytest.mark.parametrize("count", ["-1", "100", "4294967296"])
+def test_a_file_that_ends_the_reading_process_has_its_reason_and_the_next_is_read(tmp_path, ct, count):
+    good = write_itk(tmp_path / "good.mha", ct, np.eye(4))
+    bad = change_header(write_itk(tmp_path / "bad.mha", ct, np.eye(4)), b"NDims = 3", f"NDims = {count}".encode())
+    # Past the check, as a header that nobody thought of would be.
+    with pytest.raises(ScanError, match="ends the process that reads it, with signal"):
+        read_with_itk(bad, voxels=False)
+    assert np.array_equal(read_itk(good).values, ct)
+
+
+def test_a_file_that_holds_up_the_reading_process_is_given_up(tmp_path, ct, monkeypatch):
+    good = write_itk(tmp_path / "good.mha", ct, np.eye(4))
+    os.mkfifo(tmp_path / "pipe.mha")
+    monkeypatch.setattr(child, "_PATIENCE_SECONDS", 3.0)
+    with pytest.raises(ScanError, match="could not be read in a reasonable time"):
+        read_with_itk(tmp_path / "pipe.mha", voxels=False)
+    assert np.array_equal(read_itk(good).values, ct)
+
+
+def test_one_process_reads_many_files(tmp_path, ct):
+    paths = [write_itk(tmp_path / name, ct, np.eye(4)) for name in NAMES]
+    read_itk(paths[0])
+    before = child._child
+    assert all(np.array_equal(read_itk(path).values, ct) for path in paths)
+    assert child._child is before
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_more_voxels_than_the_header_claims_are_refused(tmp_path, ct, name, compress):
+    path = change_header(write_itk(tmp_path / name, ct, np.eye(4), compress=compress), b"16 14 9", b"13 14 9")
+    with pytest.raises(ScanError, match=r"holds (at least )?\d+ bytes of voxels, but its header claims 3276"):
+        read_itk(path)
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mha"])
+def test_a_bomb_is_unpacked_no_further_than_its_header_claims(tmp_path, ct, name):
+    path = write_itk(tmp_path / name, np.zeros((20, 20, 20), np.int16), np.eye(4), compress=True)
+    start = path.read_bytes()
+    packed = gzip.compress(bytes(300 << 20), 1) if name == "a.nrrd" else zlib.compress(bytes(300 << 20), 1)
+    end = re.search(rb"\n\n|LOCAL\n", start).end()
+    path.write_bytes(re.sub(rb"DataSize = \d+", b"DataSize = %d" % len(packed), start[:end]) + packed)
+    tracemalloc.start()
+    with pytest.raises(ScanError, match="holds at least 16512 bytes of voxels, but its header claims 16000"):
+        read_itk(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 << 20
+
+
+def test_raw_data_at_the_end_of_a_file_are_found(tmp_path, ct):
+    path = write_itk(tmp_path / "a.nhdr", ct, np.eye(4))
+    raw = tmp_path / "a.raw"
+    raw.write_bytes(b"some words first" + raw.read_bytes())
+    change_header(path, b"encoding: raw", b"encoding: raw\nbyte skip: -1")
+    assert np.array_equal(read_itk(path).values, ct)
+    change_header(path, b"byte skip: -1", b"byte skip: 16")
+    assert np.array_equal(read_itk(path).values, ct)
+    change_header(path, b"byte skip: 16", b"byte skip: 10")
+    with pytest.raises(ScanError, match="holds 4038 bytes of voxels, but its header claims 4032"):
+        read_itk(path)

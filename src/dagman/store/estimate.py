@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pydicom
-import SimpleITK
 from pydicom.errors import InvalidDicomError
 
 from dagman.errors import ScanError
 from dagman.scans.dicom.headers import quiet_pydicom
 from dagman.scans.discovery import Series
+from dagman.scans.itk import measure_itk
 from dagman.scans.nifti import read_header
 from dagman.store.preparation import Preparation
 from dagman.store.resampling import MOST_VOXELS
@@ -79,10 +79,7 @@ def _measure_nifti(series: Series) -> tuple[Sequence[int], Sequence[float]]:
 
 
 def _measure_itk(series: Series) -> tuple[Sequence[int], Sequence[float]]:
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(series.files[0]))
-    reader.ReadImageInformation()
-    return reader.GetSize(), reader.GetSpacing()
+    return measure_itk(series.files[0])
 
 
 def _measure_dicom(series: Series) -> tuple[Sequence[int], Sequence[float]]:

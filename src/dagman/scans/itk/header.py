@@ -1,0 +1,169 @@
+"""The text of an NRRD or MetaImage header, judged before SimpleITK sees the file.
+
+SimpleITK's readers end the process, or take what they like, for lines, dimensions and sizes that no scan has.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from dagman.errors import ScanError
+
+Number = TypeVar("Number", int, float)
+
+_MOST_BYTES = 1 << 20
+_LONGEST_LINE = 16_384
+_MOST_AXES = 8
+_MOST_VALUES = 1 << 40
+"""A cube of 10,000 voxels a side."""
+_HEADER_END = {
+    "NRRD": re.compile(rb"\r?\n[ \t]*\r?\n"),
+    "MetaImage": re.compile(rb"^[ \t]*ElementDataFile[ \t]*[=:][^\n]*(?:\n|\Z)", re.MULTILINE),
+}
+_META_KEYS = ("NDims", "DimSize", "ElementType", "ElementDataFile")
+_SPACE_DIRECTION = re.compile(r"\(([^)]*)\)|none")
+_MEND = "Correct the header, or convert the scan again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """The fields of a header by their name in lower case, and the byte at which data in the same file begin."""
+
+    format: str
+    fields: dict[str, str]
+    end: int
+
+    @property
+    def data_file(self) -> str:
+        """The name of the data file as it stands in the header; LOCAL: this one."""
+        return self.fields.get("elementdatafile") or self.fields.get("data file") or self.fields.get("datafile") or "LOCAL"
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers of voxels along the axes, the fastest first; NRRD may count an axis of components among them."""
+        return _read_numbers(self.fields.get("sizes" if self.format == "NRRD" else "dimsize", ""), int)
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Distances between voxels (mm), as they are stated; empty where they are not."""
+        if directions := self.fields.get("space directions"):
+            vectors = [
+                _read_numbers(match[1].replace(",", " "), float) for match in _SPACE_DIRECTION.finditer(directions) if match[1]
+            ]
+            return tuple(math.hypot(*vector) for vector in vectors)
+        names = ("spacings",) if self.format == "NRRD" else ("elementspacing", "elementsize")
+        return _read_numbers(next((self.fields[name] for name in names if name in self.fields), ""), float)
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether the voxels are packed by gzip (NRRD) or zlib (MetaImage)."""
+        if self.format == "NRRD":
+            return self.fields.get("encoding", "").lower() in ("gz", "gzip")
+        return self.fields.get("compresseddata", "").lower() == "true"
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether the voxels stand in the file as they are."""
+        if self.format == "NRRD":
+            return self.fields.get("encoding", "").lower() == "raw"
+        return not self.is_compressed and self.fields.get("binarydata", "true").lower() != "false"
+
+    @property
+    def names_directions(self) -> bool:
+        """Whether the header says how the patient lies."""
+        if self.format == "NRRD":
+            return re.match(r"left|right|LPS|RAS|LAS", self.fields.get("space", ""), re.IGNORECASE) is not None
+        return any(name in self.fields for name in ("transformmatrix", "rotation", "orientation"))
+
+    def find_number(self, *names: str) -> int:
+        """The whole number of the first of these fields that there is, else 0; ValueError where it is none."""
+        return int(next((self.fields[name] for name in names if name in self.fields), "0"))
+
+
+def read_header(path: Path) -> Header:
+    """Read and judge the header. Raises ScanError: no such header, lines, dimensions, sizes or spacing that no scan has."""
+    kind = "NRRD" if path.suffix.lower() in (".nrrd", ".nhdr") else "MetaImage"
+    try:
+        with open(path, "rb") as file:
+            start = file.read(_MOST_BYTES)
+    except OSError as error:
+        raise ScanError("cannot be read", where=path, do="Check the path and its permissions") from error
+    if not start:
+        raise ScanError("is empty", where=path, do="Copy or convert the scan again")
+    header = _parse_header(start, kind, path)
+    _check_axes(header, path)
+    _check_spacing(header, path)
+    return header
+
+
+def _parse_header(start: bytes, kind: str, path: Path) -> Header:
+    match = _HEADER_END[kind].search(start)
+    detached = len(start) < _MOST_BYTES and path.suffix.lower() == ".nhdr"
+    if kind == "NRRD" and not start.startswith(b"NRRD00"):
+        raise _refuse(kind, "it does not begin with NRRD00", path)
+    if match is None and not detached:
+        raise _refuse(kind, "it has no end" if kind == "NRRD" else "it lacks ElementDataFile", path)
+    end = match.end() if match else len(start)
+    fields: dict[str, str] = {}
+    # Read byte by byte: only names of files may be in another encoding.
+    for number, line in enumerate(start[:end].decode("latin-1").splitlines(), start=1):
+        # Comments and a writer's own keys (":=") may be long.
+        if len(line) > _LONGEST_LINE and not (kind == "NRRD" and (line.startswith("#") or ":=" in line)):
+            raise _refuse(kind, f"line {number} has {len(line)} characters", path)
+        found = re.match(r"\s*([^:=#][^:=]*?)\s*(?::=|[:=])\s*(.*?)\s*$", line)
+        if found:
+            fields.setdefault(found[1].lower(), found[2])
+    return Header(format=kind, fields=fields, end=end)
+
+
+def _check_axes(header: Header, path: Path) -> None:
+    wanted = [name for name in _META_KEYS if not header.fields.get(name.lower())]
+    if header.format == "NRRD":
+        wanted = [name for name in ("dimension", "type", "encoding", "sizes") if not header.fields.get(name)]
+    elif header.is_compressed and header.data_file.upper() == "LOCAL" and header.fields.get("compresseddatasize", "0") == "0":
+        # Without it SimpleITK reads what the memory held before, or ends the process.
+        wanted.append("CompressedDataSize")
+    if wanted:
+        raise _refuse(header.format, f"it lacks {', '.join(wanted)}", path)
+    name = "dimension" if header.format == "NRRD" else "NDims"
+    try:
+        axes, sizes = int(header.fields[name.lower()]), header.sizes
+        components = header.find_number("elementnumberofchannels")
+    except ValueError as error:
+        raise _refuse(header.format, "its dimensions or sizes are not whole numbers", path) from error
+    if not 1 <= axes <= _MOST_AXES:
+        raise _refuse(header.format, f"{name} is {axes}", path)
+    if len(sizes) != axes or min(sizes) < 1 or not 0 <= components <= 1024 or math.prod(sizes) > _MOST_VALUES:
+        raise _refuse(header.format, f"its sizes are {' x '.join(map(str, sizes[:_MOST_AXES]))}, its {name} {axes}", path)
+
+
+def _check_spacing(header: Header, path: Path) -> None:
+    try:
+        spacing = header.spacing
+    except ValueError as error:
+        stated = next(header.fields[name] for name in _SPACING_FIELDS if name in header.fields)
+        raise ScanError(f"the spacing is {stated[:60]!r}, not numbers", where=path, do="Mend the header") from error
+    if not spacing:
+        # SimpleITK would take 1 mm in silence.
+        raise ScanError("says nothing of its spacing", where=path, do="Mend the header, or convert the scan again")
+    stated_plainly = "space directions" not in header.fields
+    if stated_plainly and not all(math.isfinite(number) and number > 0 for number in spacing):
+        found = " x ".join(f"{number:.4g}" for number in spacing)
+        raise ScanError(f"the spacing is {found} mm; every axis needs more than 0", where=path, do="Mend the header")
+
+
+_SPACING_FIELDS = ("space directions", "spacings", "elementspacing", "elementsize")
+
+
+def _refuse(kind: str, why: str, path: Path) -> ScanError:
+    article = "an NRRD" if kind == "NRRD" else "a MetaImage"
+    return ScanError(f"is not {article} file, or its header is damaged: {why}", where=path, do=_MEND)
+
+
+def _read_numbers(text: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:
+    return tuple(kind(word) for word in text.split())

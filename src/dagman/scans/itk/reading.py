@@ -1,0 +1,128 @@
+"""NRRD and MetaImage files to values and an affine: the header is judged first, then the data, then SimpleITK reads both.
+
+SimpleITK turns a negative spacing into a flip, fills damaged compressed data with zeros, and gives what the memory held before
+where a header names the wrong size; all are looked for here.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dagman.errors import ScanError
+from dagman.scans.affine import LPS_TO_RAS, Affine
+from dagman.scans.faults import explain_faults
+from dagman.scans.inflating import GZIP, GZIP_OR_ZLIB, check_length, find_smallest_error, inflate
+from dagman.scans.itk.child import ItkImage, UnreadableError, count_bytes, read_with_itk
+from dagman.scans.itk.header import Header, read_header
+from dagman.scans.scan import RawImage
+
+SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+
+_CONVERT_AGAIN = "Convert the scan again, or leave it out"
+_DAMAGED = "is truncated or damaged, or its data file is missing"
+_MOST_SKIPPED = 1 << 20
+
+
+def check_itk(path: Path) -> None:
+    """Read the header alone and raise ScanError when the file cannot be a volume."""
+    with explain_faults(_DAMAGED, where=path, do=_CONVERT_AGAIN):
+        read_header(path)
+
+
+def measure_itk(path: Path) -> tuple[Sequence[int], Sequence[float]]:
+    """Shape and spacing (mm) by the header alone."""
+    header = read_header(path)
+    return header.sizes, header.spacing
+
+
+def read_itk(path: Path) -> RawImage:
+    """Values X Y Z and the affine, turned from ITK's LPS to RAS mm."""
+    with explain_faults(_DAMAGED, where=path, do=_CONVERT_AGAIN):
+        header = read_header(path)
+        image = _read_image(path, header)
+        stored = image.voxels
+        assert stored is not None
+        direction = np.array(image.direction).reshape(len(image.size), -1)[:3, :3]
+        matrix = np.eye(4)
+        matrix[:3, :3] = direction * np.array(image.spacing)[:3]
+        matrix[:3, 3] = image.origin[:3]
+        values: NDArray = stored.T
+        notes = () if header.names_directions else ("the file does not say how the patient lies; its axes were taken as L P S",)
+        return RawImage(values.reshape(values.shape[:3], order="F"), Affine(LPS_TO_RAS @ matrix), notes)
+
+
+def _read_image(path: Path, header: Header) -> ItkImage:
+    try:
+        stated = read_with_itk(path, voxels=False)
+        _check_volume(stated)
+        claimed = count_bytes(stated)
+        checksum = _check_data(path, header, stated, claimed)
+        image = read_with_itk(path, voxels=True, claimed=claimed)
+    except UnreadableError as error:
+        if "determinant is 0" in str(error):
+            raise ScanError("two of its axes point the same way, or one nowhere", do="Mend the header") from error
+        raise ScanError(_DAMAGED, do=_CONVERT_AGAIN) from error
+    if checksum is not None and image.voxels is not None:
+        orders = (image.voxels, image.voxels.byteswap())
+        if checksum not in (zlib.crc32(order.data.cast("B")) for order in orders):
+            raise ScanError(_DAMAGED, do=_CONVERT_AGAIN)
+    return image
+
+
+def _check_volume(image: ItkImage) -> None:
+    size = image.size
+    while len(size) > 3 and size[-1] == 1:
+        size = size[:-1]
+    found = " x ".join(map(str, size))
+    if "complex" in image.pixel:
+        raise ScanError("holds complex numbers", do="Give the magnitude image")
+    if image.components > 1:
+        what = f"holds {image.components} values a voxel (colours or vectors)"
+        raise ScanError(what, do="Give an image of one value a voxel")
+    if len(size) > 3:
+        raise ScanError(f"has {len(size)} axes ({found})", do="Give one 3D volume a file")
+    if len(size) < 3 or min(size) == 1:
+        raise ScanError(f"is one slice ({found})", do="Give a volume of at least 2 slices")
+
+
+def _check_data(path: Path, header: Header, image: ItkImage, claimed: int) -> int | None:
+    """Judge the data before SimpleITK does: it reads damaged compressed data as zeros, and longer ones scrambled.
+
+    The checksum of the voxels where they are compressed, for what SimpleITK makes of them; else None.
+    """
+    name = header.data_file
+    if "%" in name:
+        # A pattern for several files, which SimpleITK gives to printf as it is: it may end the process, or do as the file says.
+        raise ScanError("names its data files by a pattern (%)", do="Convert the scan to one file")
+    if name.upper().startswith("LIST") or not (header.is_raw or header.is_compressed):
+        return None
+    # The header was read byte by byte; a file's name is in the system's encoding.
+    local = name.upper() == "LOCAL"
+    data = path if local else path.parent / os.fsdecode(name.encode("latin-1"))
+    try:
+        with open(data, "rb") as file:
+            file.seek(header.end if local else 0)
+            for _ in range(header.find_number("line skip", "lineskip")):
+                file.readline(_MOST_SKIPPED)
+            skipped = header.find_number("byte skip", "byteskip", "headersize")
+            smallest = find_smallest_error(image.size, max(1, claimed // max(1, int(np.prod(image.size)))))
+            if header.is_compressed:
+                wrapper = GZIP if header.format == "NRRD" else GZIP_OR_ZLIB
+                unpacked = inflate(file, claimed + max(skipped, 0), wrapper=wrapper)[max(skipped, 0) :]
+                check_length(len(unpacked), claimed, unpacked[claimed:], smallest, complete=False)
+                return zlib.crc32(unpacked[:claimed].data)
+            held = os.fstat(file.fileno()).st_size - file.tell() - max(skipped, 0)
+            if skipped < 0:
+                # The data are the last bytes of the file, whatever stands before them.
+                held = min(held, claimed)
+            file.seek(max(skipped, 0) + min(claimed, max(held, 0)), os.SEEK_CUR)
+            check_length(held, claimed, np.frombuffer(file.read(512), np.uint8), smallest)
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte, a number that is none.
+        raise ScanError(_DAMAGED, do=_CONVERT_AGAIN) from error
+    return None
