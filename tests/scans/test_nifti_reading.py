@@ -277,3 +277,32 @@ def test_voxels_that_are_no_numbers_are_counted_and_refused(tmp_path, write_nift
     path = write_nifti(tmp_path / "a.nii.gz", voxels)
     with pytest.raises(ScanError, match=f"{count} of 2016 voxels are NaN or infinite"):
         read_scan(path)
+
+
+def test_two_placements_that_disagree_are_noted_with_both(tmp_path, ct, placement):
+    image = nibabel.Nifti1Image(ct, placement)
+    image.set_sform(placement, code=1)
+    image.set_qform(placement, code=1)
+    nibabel.save(image, tmp_path / "same.nii")
+    assert read_nifti(tmp_path / "same.nii").notes == ()
+    other = placement.copy()
+    other[2, 3] += 7.5
+    image.set_qform(other, code=1)
+    nibabel.save(image, tmp_path / "moved.nii")
+    read = read_nifti(tmp_path / "moved.nii")
+    assert read.affine.matrix == pytest.approx(placement)
+    assert read.notes == (
+        "sform (0.8 0 0 -30 0 0.9 0 12 0 0 2.5 100) and qform (0.8 0 0 -30 0 0.9 0 12 0 0 2.5 108) place voxels up to 7.5 mm apart; "
+        "the sform was used",
+    )
+
+
+def test_a_spacing_that_disagrees_with_the_placement_is_noted_with_both(tmp_path, ct, placement):
+    image = nibabel.Nifti1Image(ct, placement)
+    image.set_sform(placement, code=1)
+    image.header["qform_code"] = 0
+    image.header["pixdim"][3] = 5
+    nibabel.save(image, tmp_path / "a.nii")
+    read = read_nifti(tmp_path / "a.nii")
+    assert read.affine.spacing == pytest.approx((0.8, 0.9, 2.5))
+    assert read.notes == ("the sform's spacing is 0.8 x 0.9 x 2.5, pixdim says 0.8 x 0.9 x 5; the sform was used",)

@@ -11,7 +11,7 @@ import pytest
 from dagman.errors import TableError
 from dagman.scans.affine import Affine
 from dagman.scans.scan import Scan
-from dagman.tables.items import Item, check_points, load_mask
+from dagman.tables.items import Item, align_mask, check_points, load_mask, read_mask
 
 _SHAPE = (6, 7, 8)
 _AFFINE = np.array([[-0.7, 0.1, 0, 40], [0.1, 0.7, 0, -90], [0, 0, 2.5, -400], [0, 0, 0, 1.0]])
@@ -46,18 +46,42 @@ def test_a_mask_in_any_axis_order_lands_on_its_scans_voxels(tmp_path, scan, axes
     assert np.array_equal(found, _labels() > 0 if label_value is None else _labels() == label_value)
 
 
+@pytest.mark.parametrize("axes", ["LAS", "PSR"])
+@pytest.mark.parametrize(("low", "high"), [((1, 1, 2), (5, 7, 8)), ((-2, 0, -1), (6, 9, 8)), ((0, 2, 3), (9, 8, 11))])
+def test_a_mask_that_was_cropped_or_grown_is_placed_exactly(tmp_path, scan, axes, low, high):
+    low, high = np.array(low), np.array(high)
+    inner = tuple(slice(max(0, a), min(n, b)) for a, b, n in zip(low, high, _SHAPE, strict=True))
+    expected = np.zeros(_SHAPE, np.uint8)
+    expected[inner] = _labels()[inner]
+    labels = np.zeros(high - low, np.uint8)
+    labels[tuple(slice(s.start - a, s.stop - a) for s, a in zip(inner, low, strict=True))] = expected[inner]
+    image = nibabel.Nifti1Image(labels, Affine(_AFFINE).crop(low).matrix)
+    turn = nibabel.orientations.ornt_transform(nibabel.io_orientation(_AFFINE), nibabel.orientations.axcodes2ornt(tuple(axes)))
+    turned = image.as_reoriented(turn)
+    item = _item(tmp_path, np.asarray(turned.dataobj), turned.affine)
+    assert np.array_equal(align_mask(item, read_mask(item), scan), expected)
+
+
 @pytest.mark.parametrize(
     ("change", "label_value", "says"),
     [
         (
-            lambda labels, affine: (labels[:-1], affine),
+            lambda labels, affine: (labels, affine + np.eye(4, k=3)),
             None,
-            "is on another grid: 5 x 7 x 8 at 0.707 x 0.707 x 2.5 mm, its scan 6 x 7 x 8 at 0.707 x 0.707 x 2.5 mm. "
-            "Resample it (nearest neighbour) to the scan it was drawn on.",
+            "is on another grid: first voxel at 41, -90, -400 against 40, -90, -400 mm, not a whole number of voxels away "
+            "(mask against scan). Resample it (nearest neighbour) to the scan it was drawn on.",
         ),
-        (lambda labels, affine: (labels, affine + np.eye(4, k=3)), None, "is on another grid: "),
-        (lambda labels, affine: (labels, affine @ np.diag([1.1, 1, 1, 1])), None, "is on another grid: "),
-        (lambda labels, affine: (labels, np.eye(4)), None, "is on another grid: "),
+        (
+            lambda labels, affine: (labels, affine @ np.diag([1.0004, 1, 1, 1]) + 0.5 * np.eye(4, k=3)),
+            None,
+            "is on another grid: spacing 0.7074 x 0.7071 x 2.5 against 0.7071 x 0.7071 x 2.5 mm; first voxel at ",
+        ),
+        (lambda labels, affine: (labels, np.eye(4)), None, "is on another grid: spacing 1 x 1 x 1 against 0.707 x 0.707 x 2.5 mm"),
+        (
+            lambda labels, affine: (labels, Affine(affine).crop((20, 0, 0)).matrix),
+            None,
+            "marks voxels outside its scan only. Check that it was drawn on this scan.",
+        ),
         (lambda labels, affine: (0 * labels, affine), None, "is empty. Correct the mask or label_value, or drop the row."),
         (lambda labels, affine: (labels, affine), 3, "holds no 3 (it holds 2, 5). "),
     ],

@@ -6,7 +6,7 @@ World coordinates are RAS everywhere in dagman; `LPS_TO_RAS` is used by the read
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import nibabel.orientations
@@ -23,6 +23,28 @@ _FARTHEST_MM = 1e9
 
 _DEGENERATE = 1e-6
 """Smallest volume of a voxel relative to the product of its edges; below it two axes point the same way."""
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """How a grid lies on another: transpose by `order`, flip the axes marked True; its first voxel is then the other's `start`."""
+
+    order: tuple[int, int, int]
+    flips: tuple[bool, bool, bool]
+    start: tuple[int, int, int]
+
+    def place(self, voxels: NDArray, shape: Sequence[int]) -> NDArray:
+        """The voxels on the other grid, of `shape`: 0 where they do not reach, cut where they reach beyond."""
+        turned = np.flip(voxels.transpose(self.order), tuple(axis for axis in range(3) if self.flips[axis]))
+        if turned.shape == tuple(shape) and not any(self.start):
+            return turned
+        placed = np.zeros(tuple(shape), dtype=voxels.dtype)
+        spans = list(zip(self.start, turned.shape, shape, strict=True))
+        if all(start < whole and start + size > 0 for start, size, whole in spans):
+            inner = tuple(slice(max(0, start), min(whole, start + size)) for start, size, whole in spans)
+            outer = tuple(slice(max(0, -start), min(size, whole - start)) for start, size, whole in spans)
+            placed[inner] = turned[outer]
+        return placed
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +139,26 @@ class Affine:
         """Whether both place voxels alike: each entry within `tolerance` (mm)."""
         return bool(np.allclose(self.matrix, other.matrix, rtol=0.0, atol=tolerance))
 
+    def find_on(self, shape: Sequence[int], other: Affine, slack: float) -> Lattice | None:
+        """Where a grid of `shape` lies on the lattice of another affine; None if its voxels are not voxels of that lattice.
+
+        `slack`: voxels by which its corners may lie off.
+        """
+        steps = np.linalg.inv(self.matrix) @ other.matrix
+        signs = np.rint(steps[:3, :3]).astype(np.int64)
+        if not np.array_equal(np.abs(signs) @ np.abs(signs).T, np.eye(3)):
+            return None
+        corners = np.array(list(np.ndindex(2, 2, 2))) * (np.asarray(shape) - 1)
+        offsets = corners - other.to_voxel(self.to_world(corners)) @ signs.T
+        start = np.rint(offsets.mean(axis=0))
+        if np.abs(offsets - start).max() > slack:
+            return None
+        order = np.abs(signs).argmax(axis=0)
+        flips = [bool(signs[axis, place] < 0) for place, axis in enumerate(order)]
+        ends = [start[axis] - (shape[axis] - 1) if flip else -start[axis] for axis, flip in zip(order, flips, strict=True)]
+        x, y, z = (int(axis) for axis in order)
+        return Lattice(order=(x, y, z), flips=(flips[0], flips[1], flips[2]), start=(int(ends[0]), int(ends[1]), int(ends[2])))
+
     def _orientation(self) -> NDArray[np.float64]:
         return nibabel.orientations.io_orientation(self.matrix)
 
@@ -130,6 +172,34 @@ class Affine:
         spacing = " x ".join(f"{value:.4g}" for value in self.spacing)
         origin = ", ".join(f"{value:.4g}" for value in self.origin)
         return f"Affine({self.axis_codes}, {spacing} mm, origin {origin} mm)"
+
+
+def describe_difference(one: Affine, other: Affine) -> str:
+    """What tells the lattices of two affines apart, along the axes nearest to R, A, S, with as many digits as that takes."""
+    first, second = (affine.permute(affine.nearest_ras()[0]) for affine in (one, other))
+    said = []
+    if not np.allclose(first.spacing, second.spacing, rtol=1e-6, atol=0):
+        said.append("spacing {} against {} mm".format(*show_apart(first.spacing, second.spacing, " x ")))
+    # Axes that run the other way are no other lattice.
+    cosines = np.abs(np.sum(first.matrix[:3, :3] * second.matrix[:3, :3], axis=0)) / np.array(first.spacing) / second.spacing
+    angle = float(np.degrees(np.arccos(np.clip(cosines, 0, 1))).max())
+    if angle > 0.001:
+        said.append(f"axes turned by {angle:.3g} degrees")
+    offset = second.to_voxel([first.origin])[0]
+    if np.abs(offset - np.rint(offset)).max() > 0.001:
+        origins = show_apart(first.origin, second.origin, ", ")
+        said.append("first voxel at {} against {} mm, not a whole number of voxels away".format(*origins))
+    return "; ".join(said) or "affine {} against {}".format(*show_apart(first.matrix[:3].ravel(), second.matrix[:3].ravel(), " "))
+
+
+def show_apart(one: Iterable[float], other: Iterable[float], between: str) -> tuple[str, str]:
+    """Two lists of numbers as text, with the fewest digits (at least 3) that show them to differ."""
+    first, second = list(one), list(other)
+    for digits in range(3, 18):
+        texts = [between.join(f"{value:.{digits}g}" for value in values) for values in (first, second)]
+        if texts[0] != texts[1]:
+            break
+    return texts[0], texts[1]
 
 
 def _check_matrix(matrix: NDArray[np.float64]) -> None:

@@ -24,7 +24,7 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from dagman.errors import ScanError
-from dagman.scans.affine import Affine
+from dagman.scans.affine import Affine, show_apart
 from dagman.scans.faults import explain_faults
 from dagman.scans.inflating import GZIP, check_length, find_smallest_error, inflate
 from dagman.scans.scan import RawImage
@@ -180,6 +180,24 @@ def _build_affine(matrix: NDArray[np.float64], path: Path) -> Affine:
 
 
 def _judge_placement(header: Nifti1Header) -> tuple[str, ...]:
-    if int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0:
+    """What is to be said where the header places its voxels not at all, or in two ways."""
+    coded = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
+    if not any(coded):
+        return ("the file does not say how the patient lies (no sform, no qform); its axes were taken as L A S",)
+    if not coded[0]:
         return ()
-    return ("the file does not say how the patient lies (no sform, no qform); its axes were taken as L A S",)
+    sform = np.array(header.get_sform(), dtype=np.float64)
+    spacing, stated = np.linalg.norm(sform[:3, :3], axis=0), np.array(header["pixdim"][1:4], dtype=np.float64)
+    if not np.allclose(spacing, stated, rtol=1e-3, atol=0):
+        first, second = show_apart(spacing, stated, " x ")
+        return (f"the sform's spacing is {first}, pixdim says {second}; the sform was used",)
+    try:
+        qform = np.array(header.get_qform(), dtype=np.float64) if coded[1] else sform
+    except Exception:  # nibabel raises several kinds for quaternions that are no rotation.
+        return ("the qform is no rotation; the sform was used",)
+    corners = np.column_stack([np.array(list(np.ndindex(2, 2, 2))) * (np.array(header.get_data_shape()[:3]) - 1), np.ones(8)])
+    apart = float(np.linalg.norm(corners @ (sform - qform).T, axis=1).max())
+    if not apart > 0.1 * spacing.min():
+        return ()
+    first, second = show_apart(sform[:3].ravel(), qform[:3].ravel(), " ")
+    return (f"sform ({first}) and qform ({second}) place voxels up to {apart:.3g} mm apart; the sform was used",)

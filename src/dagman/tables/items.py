@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dagman.errors import TableError
 from dagman.records.counts import count_noun
-from dagman.scans.affine import Affine
+from dagman.scans.affine import Affine, describe_difference
 from dagman.scans.reading import read_scan
 from dagman.scans.scan import Scan
 from dagman.tables.columns import list_some
@@ -52,7 +52,7 @@ class Item:
 def load_mask(item: Item, scan: Scan) -> NDArray[np.bool_]:
     """The item's structure on the grid of its scan, X Y Z bool, True inside.
 
-    The mask may store its axes in another order or direction than the scan; its voxels must be the same ones.
+    The mask may store its axes in another order or direction than the scan, and hold less or more of it (see `align_mask`).
     Raises TableError naming the item if the mask is on another grid, or holds nothing of the structure.
     """
     return select_structure(item, align_mask(item, read_mask(item), scan))
@@ -80,13 +80,23 @@ def refuse_fractions(item: Item, labels: NDArray) -> None:
 
 
 def align_mask(item: Item, mask: Scan, scan: Scan) -> NDArray:
-    """The labels of an item's mask on the grid of its scan, X Y Z; raises TableError if they are on another grid."""
-    voxels = _match_grid(mask, scan)
-    if voxels is None:
+    """The labels of an item's mask on the grid of its scan, X Y Z.
+
+    The mask may be smaller or larger than the scan, as programs crop them to what is drawn: its voxels must be voxels of the
+    scan's lattice, beyond the mask labels are 0. Raises TableError, naming what differs, if they are not.
+    """
+    lattice = mask.affine.find_on(mask.shape, scan.affine, _SLACK)
+    if lattice is None:
         do = "Resample it (nearest neighbour) to the scan it was drawn on"
-        what = f"mask {_name_mask(item)}is on another grid: {_describe_grid(mask)}, its scan {_describe_grid(scan)}"
+        if mask.shape == scan.shape and np.array_equal(np.abs(mask.affine.matrix), np.eye(4)):
+            do = "Its header seems to be lost: give it the scan's, if its voxels are the scan's"
+        what = f"mask {_name_mask(item)}is on another grid: {describe_difference(mask.affine, scan.affine)} (mask against scan)"
         raise TableError(what, where=_locate(item), do=do)
-    return voxels
+    labels = lattice.place(mask.voxels, scan.shape)
+    if mask.voxels.any() and not labels.any():
+        what = f"mask {_name_mask(item)}marks voxels outside its scan only"
+        raise TableError(what, where=_locate(item), do="Check that it was drawn on this scan")
+    return labels
 
 
 def select_structure(item: Item, labels: NDArray) -> NDArray[np.bool_]:
@@ -140,27 +150,3 @@ def _locate(item: Item) -> str:
 def _is_inside(point: tuple[float, float, float], shape: tuple[int, int, int], affine: Affine) -> bool:
     voxel = affine.to_voxel([point])[0]
     return bool(np.all(voxel >= -0.5) and np.all(voxel <= np.asarray(shape) - 0.5))
-
-
-def _describe_grid(scan: Scan) -> str:
-    return f"{' x '.join(map(str, scan.shape))} at {' x '.join(f'{mm:.3g}' for mm in scan.spacing)} mm"
-
-
-def _match_grid(mask: Scan, scan: Scan) -> NDArray | None:
-    """The mask's voxels in the scan's order of axes; None if they are not the scan's voxels."""
-    # Scan indices to mask indices: a signed permutation if the grids are one, else anything.
-    steps = np.linalg.inv(mask.affine.matrix) @ scan.affine.matrix
-    signs = np.rint(steps[:3, :3]).astype(np.int64)
-    if not np.array_equal(np.abs(signs) @ np.abs(signs).T, np.eye(3)):
-        return None
-    order = np.abs(signs).argmax(axis=0)
-    voxels: NDArray = mask.voxels.transpose(order)
-    if voxels.shape != scan.voxels.shape:
-        return None
-    voxels = np.flip(voxels, tuple(axis for axis in range(3) if signs[order[axis], axis] < 0))
-    far = np.asarray(scan.shape) - 1
-    corners = np.array([[0, 0, 0], far])
-    wanted = np.where(signs.sum(axis=1) > 0, 0, np.asarray(mask.shape) - 1)
-    placed = corners @ steps[:3, :3].T + steps[:3, 3]
-    expected = np.array([wanted, np.asarray(mask.shape) - 1 - wanted])
-    return voxels if np.abs(placed - expected).max() <= _SLACK else None
