@@ -14,10 +14,11 @@ from scipy import ndimage
 from dagman.evaluation.results import Measurement
 from dagman.evaluation.segmentation_metrics import (
     detect_lesions,
+    find_hausdorff,
+    find_surface_dice,
     measure_agreement,
     measure_dice,
-    measure_hausdorff,
-    measure_surface_dice,
+    measure_surface_distances,
     measure_volume,
 )
 from dagman.evaluation.statistics import bootstrap_interval
@@ -46,32 +47,41 @@ def score_scan(
     where it was not, every score is NaN but the predicted volume.
     """
     known = [True] * len(structures) if contoured is None else contoured
-    return [
-        _score_structure(predicted == code, truth == code, structure.name, spacing, tolerance)
-        if drawn
-        else {"label": structure.name, **_UNKNOWN, "volume_ml": measure_volume(predicted == code, spacing)}
-        for code, (structure, drawn) in enumerate(zip(structures, known, strict=True), start=1)
-    ]
+    # One pass each for all structures: nothing beyond the box around both masks changes a score, and the cost is by the voxel.
+    boxes = [ndimage.find_objects(classes, len(structures)) for classes in (predicted, truth)]
+    rows = []
+    for code, (structure, drawn, *pair) in enumerate(zip(structures, known, *boxes, strict=True), start=1):
+        box = _join_boxes([found for found in pair if found is not None])
+        masks = predicted[box] == code, truth[box] == code
+        if drawn:
+            rows.append({"label": structure.name, **_score_structure(*masks, spacing, tolerance)})
+        else:
+            rows.append({"label": structure.name, **_UNKNOWN, "volume_ml": measure_volume(masks[0], spacing)})
+    return rows
+
+
+def _join_boxes(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
+    """The box around all boxes; around none, one of no voxels."""
+    if not boxes:
+        return (slice(0, 0),) * 3
+    return tuple(slice(min(part.start for part in parts), max(part.stop for part in parts)) for parts in zip(*boxes, strict=True))
 
 
 def _score_structure(
-    predicted: NDArray[np.bool_], truth: NDArray[np.bool_], name: str, spacing: Sequence[float], tolerance: float
+    predicted: NDArray[np.bool_], truth: NDArray[np.bool_], spacing: Sequence[float], tolerance: float
 ) -> dict[str, Any]:
-    volumes = {"volume_ml": measure_volume(predicted, spacing), "true_volume_ml": measure_volume(truth, spacing)}
-    found = ndimage.find_objects((predicted | truth).astype(np.uint8))
-    # Nothing beyond the box around both changes a score, and the cost is by the voxel.
-    box = found[0] if found else (slice(0, 1),) * 3
-    predicted, truth = predicted[box], truth[box]
     lesions = detect_lesions(predicted, truth)
+    # Both measures of surfaces from one set of distances.
+    distances = measure_surface_distances(predicted, truth, spacing)
     return {
-        "label": name,
         "dice": measure_dice(predicted, truth),
-        "hd95_mm": measure_hausdorff(predicted, truth, spacing),
-        "nsd": measure_surface_dice(predicted, truth, spacing, tolerance),
+        "hd95_mm": find_hausdorff(distances),
+        "nsd": find_surface_dice(distances, tolerance),
         "lesions": lesions.lesions,
         "found": lesions.found,
         "false_positives": lesions.false_positives,
-        **volumes,
+        "volume_ml": measure_volume(predicted, spacing),
+        "true_volume_ml": measure_volume(truth, spacing),
     }
 
 
