@@ -135,7 +135,7 @@ def detect_lesions(predicted: Mask, truth: Mask, overlap: float = 0.0) -> Detect
 def _label_parts(mask: Mask) -> tuple[NDArray[np.int32], int, tuple[slice, ...]]:
     """Connected components in the box around a mask, their number, and the box."""
     found = ndimage.find_objects(mask.view(np.uint8))
-    box = found[0] if found else (slice(0, 0),) * 3
+    box = found[0] if found else (slice(0, 1),) * 3
     parts, count = ndimage.label(mask[box], structure=np.ones((3, 3, 3), dtype=bool))
     return parts, count, box
 

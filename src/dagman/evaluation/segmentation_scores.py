@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from dagman.errors import TaskError
 from dagman.evaluation.results import Measurement
 from dagman.evaluation.segmentation_metrics import (
     detect_lesions,
@@ -22,14 +24,30 @@ from dagman.evaluation.segmentation_metrics import (
     measure_volume,
 )
 from dagman.evaluation.statistics import bootstrap_interval
+from dagman.records.names import suggest_name
 from dagman.tables.structures import Structure
 
 METHOD = "finetune"
 MEASURES = ("dice", "hd95_mm", "nsd", "lesion_sensitivity", "false_positives", "volume_bias_ml")
 """Measures of a structure by their names in metrics.json."""
+_SURFACE, _LESIONS = {"hd95_mm", "nsd"}, {"lesion_sensitivity", "false_positives"}
+
+_COLUMNS = ("dice", "hd95_mm", "nsd", "lesions", "found", "false_positives", "volume_ml", "true_volume_ml")
+_UNKNOWN = dict.fromkeys(_COLUMNS, math.nan)
 
 
-_UNKNOWN = dict.fromkeys(("dice", "hd95_mm", "nsd", "lesions", "found", "false_positives", "true_volume_ml"), math.nan)
+def parse_measures(text: str) -> tuple[str, ...]:
+    """Measures from names between commas, such as "dice,hd95_mm", or "all"; Dice is always among them.
+
+    Raises TaskError, naming the nearest, for a name that is none of MEASURES.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if names == ["all"]:
+        return MEASURES
+    for name in names:
+        if name not in MEASURES:
+            raise TaskError(f"--measures {name!r} is not a measure of a segmentation", do=suggest_name(name, ("all", *MEASURES)))
+    return tuple(name for name in MEASURES if name == "dice" or name in names)
 
 
 def score_scan(
@@ -40,11 +58,13 @@ def score_scan(
     tolerance: float,
     *,
     contoured: Sequence[bool] | None = None,
+    measures: Collection[str] = MEASURES,
 ) -> list[dict[str, Any]]:
     """Scores of each structure of a scan; classes on the scan's own grid (X Y Z), spacing and tolerance in mm.
 
     Both empty: NaN. One empty: Dice and surface Dice 0, HD95 infinite. contoured: whether each structure was drawn (None: all);
-    where it was not, every score is NaN but the predicted volume.
+    where it was not, every score is NaN but the predicted volume. measures: those of MEASURES that are wanted; the others are NaN
+    where they would cost time.
     """
     known = [True] * len(structures) if contoured is None else contoured
     # One pass each for all structures: nothing beyond the box around both masks changes a score, and the cost is by the voxel.
@@ -54,46 +74,52 @@ def score_scan(
         box = _join_boxes([found for found in pair if found is not None])
         masks = predicted[box] == code, truth[box] == code
         if drawn:
-            rows.append({"label": structure.name, **_score_structure(*masks, spacing, tolerance)})
+            rows.append({"label": structure.name, **_score_structure(*masks, spacing, tolerance, measures)})
         else:
             rows.append({"label": structure.name, **_UNKNOWN, "volume_ml": measure_volume(masks[0], spacing)})
     return rows
 
 
 def _join_boxes(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
-    """The box around all boxes; around none, one of no voxels."""
+    """The box around all boxes; around none, that of one voxel, which holds none of it either."""
     if not boxes:
-        return (slice(0, 0),) * 3
+        return (slice(0, 1),) * 3
     return tuple(slice(min(part.start for part in parts), max(part.stop for part in parts)) for parts in zip(*boxes, strict=True))
 
 
 def _score_structure(
-    predicted: NDArray[np.bool_], truth: NDArray[np.bool_], spacing: Sequence[float], tolerance: float
+    predicted: NDArray[np.bool_],
+    truth: NDArray[np.bool_],
+    spacing: Sequence[float],
+    tolerance: float,
+    measures: Collection[str],
 ) -> dict[str, Any]:
-    lesions = detect_lesions(predicted, truth)
-    # Both measures of surfaces from one set of distances.
-    distances = measure_surface_distances(predicted, truth, spacing)
-    return {
-        "dice": measure_dice(predicted, truth),
-        "hd95_mm": find_hausdorff(distances),
-        "nsd": find_surface_dice(distances, tolerance),
-        "lesions": lesions.lesions,
-        "found": lesions.found,
-        "false_positives": lesions.false_positives,
-        "volume_ml": measure_volume(predicted, spacing),
-        "true_volume_ml": measure_volume(truth, spacing),
-    }
+    scores: dict[str, Any] = {**_UNKNOWN, "dice": measure_dice(predicted, truth)}
+    if not _SURFACE.isdisjoint(measures):
+        # Both measures of surfaces from one set of distances.
+        distances = measure_surface_distances(predicted, truth, spacing)
+        scores |= {"hd95_mm": find_hausdorff(distances), "nsd": find_surface_dice(distances, tolerance)}
+    if not _LESIONS.isdisjoint(measures):
+        scores |= asdict(detect_lesions(predicted, truth))
+    return {**scores, "volume_ml": measure_volume(predicted, spacing), "true_volume_ml": measure_volume(truth, spacing)}
 
 
 def summarize_scores(
-    rows: pd.DataFrame, structures: Sequence[Structure], *, resamples: int = 2000, seed: int = 0
+    rows: pd.DataFrame,
+    structures: Sequence[Structure],
+    *,
+    measures: Collection[str] = MEASURES,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> list[Measurement]:
-    """Every measure for each model and subset: `dice` over all structures, then `dice:NAME` and the others for each of several."""
+    """The measures of each model and subset: `dice` over all structures, then `dice:NAME` and the others for each of several."""
     measurements = []
     for (model, subset), group in rows.groupby(["model", "subset"], sort=False):
         parts = {f":{one.name}": group[group["label"] == one.name] for one in structures} if len(structures) > 1 else {}
         for suffix, part in {"": group, **parts}.items():
             for name, metric, values in _list_metrics(part):
+                if name not in measures:
+                    continue
                 patients = values.pop("patient")
                 interval = bootstrap_interval(metric, *values.values(), patients=patients, draws=resamples, seed=seed)
                 measurements.append(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -225,13 +226,24 @@ def _rows_of_patients(patients: ArrayLike) -> list[NDArray[np.int64]]:
 
 
 def _draw_samples(inputs: list[NDArray], rows: list[NDArray], draws: int, seed: int) -> Iterator[list[NDArray]]:
-    random = generator(seed, "bootstrap")
-    for _ in range(draws):
-        picked = np.concatenate([rows[i] for i in random.integers(len(rows), size=len(rows))])
+    patients = _draw_patients(len(rows), draws, seed)
+    # With a row a patient, a draw of patients is one of rows; to join rows one by one would be most of the time.
+    single = np.concatenate(rows) if all(len(row) == 1 for row in rows) else None
+    for drawn in patients:
+        picked = np.concatenate([rows[i] for i in drawn]) if single is None else single[drawn]
         yield [array[picked] for array in inputs]
 
 
+@lru_cache(maxsize=4)
+def _draw_patients(count: int, draws: int, seed: int) -> NDArray[np.int64]:
+    """Patients of each resample, `draws` `count`; kept, as a table has hundreds of measures of the same patients."""
+    return generator(seed, "bootstrap").integers(count, size=(draws, count))
+
+
 def _resample(metric: Metric, inputs: list[NDArray], rows: list[NDArray], draws: int, seed: int) -> Floats:
+    if len(rows) < FEWEST_PATIENTS:
+        # There will be no interval: see `_bound`.
+        return np.full(0, np.nan)
     return np.array([metric(*sample) for sample in _draw_samples(inputs, rows, draws, seed)], dtype=np.float64)
 
 

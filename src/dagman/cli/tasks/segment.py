@@ -49,6 +49,9 @@ def run_segmentation(
     spacing: Annotated[float | None, typer.Option(help="Voxel size in mm. Default: the encoder's; another costs it.")] = None,
     mirror: Annotated[bool, typer.Option("--mirror", help="Mirror crops in training and windows in testing.")] = False,
     tolerance: Annotated[float, typer.Option(help="Of the surface Dice, in mm.")] = 2.0,
+    measures: Annotated[
+        str, typer.Option(help="What is measured: all, or names such as dice,hd95_mm; dice alone is for a quick look.")
+    ] = "all",
     patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
     split: Annotated[str, typer.Option(help="The table's column of train, val, test, if it has one.")] = "split",
     contoured: Annotated[
@@ -80,6 +83,7 @@ def run_segmentation(
     )
     from dagman.devices import tune_allocator
     from dagman.errors import SettingsError
+    from dagman.evaluation.segmentation_scores import parse_measures
     from dagman.reports.tasks.comparison import write_comparison_report
     from dagman.reports.tasks.segmentation import write_segmentation_report
     from dagman.tables.labelled_scans import read_labelled_scans
@@ -108,6 +112,7 @@ def run_segmentation(
         spacing=spacing,
         mirror=mirror,
         tolerance=tolerance,
+        measures=parse_measures(measures),
         keep=keep,
         device=device,
         notes=tuple(note or ()),

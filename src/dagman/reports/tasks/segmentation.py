@@ -82,8 +82,9 @@ def choose_window(voxels: NDArray[np.int16], *, hounsfield: bool) -> tuple[float
 def _tabulate(measurements: Sequence[Measurement]) -> list[Block]:
     held = {(m.model, m.subset, *_part_name(m.name)): m for m in measurements}
     keys = list(dict.fromkeys((model, subset, structure) for model, subset, _, structure in held))
+    measured = [name for name in MEASURES if any(measure == name for _, _, measure, _ in held)]
     rows = [
-        [model, subset, structure or "all", *(_state(held[model, subset, name, structure]) for name in MEASURES)]
+        [model, subset, structure or "all", *(_state(held[model, subset, name, structure]) for name in measured)]
         for model, subset, structure in keys
     ]
     hows = list(dict.fromkeys(m.interval.how for m in measurements))
@@ -96,7 +97,7 @@ def _tabulate(measurements: Sequence[Measurement]) -> list[Block]:
     absent = [structure for *_, structure in keys if structure and not _is_scored(measurements, structure)]
     if absent:
         text += f" No tested scan holds {', '.join(f'`{name}`' for name in dict.fromkeys(absent))}."
-    columns = ["model", "labels", "structure", *map(name_measure, MEASURES)]
+    columns = ["model", "labels", "structure", *map(name_measure, measured)]
     if not any(structure for *_, structure in keys):
         # A lone structure needs no column, and the page is narrow.
         columns, rows = [columns[0], columns[1], *columns[3:]], [[row[0], row[1], *row[3:]] for row in rows]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dagman.encoder.encoder import Encoder
-from dagman.evaluation.segmentation_scores import METHOD, score_scan
+from dagman.evaluation.segmentation_scores import MEASURES, METHOD, score_scan
 from dagman.evaluation.splits import Indices, Split, Subset, draw_subset
 from dagman.randomness import address
 from dagman.records.hashes import hash_bytes
@@ -57,6 +57,7 @@ class FoldRunner:
     "Whether the split was given: then what is kept is trained on its training part alone."
     keep: bool = True
     "Whether a model is kept at all."
+    measures: tuple[str, ...] = MEASURES
 
     def __post_init__(self) -> None:
         cases = self.contenders[0].cases
@@ -154,7 +155,9 @@ class FoldRunner:
         truth = load_classes(case.item, scan, self.structures)
         if shown:
             self._write_maps(model, predicted, scan, case)
-        scores = score_scan(predicted, truth, self.structures, scan.spacing, self.tolerance, contoured=case.contoured)
+        scores = score_scan(
+            predicted, truth, self.structures, scan.spacing, self.tolerance, contoured=case.contoured, measures=self.measures
+        )
         return [{"item": case.item.name, "patient": case.item.patient, **row} for row in scores]
 
     def _write_maps(self, model: SegmentationModel, predicted: NDArray[np.uint8], scan: Scan, case: Case) -> None:
@@ -175,7 +178,8 @@ class FoldRunner:
         """A hash of all that decides a training and its test."""
         said = [[self._name_case(contender.cases[index]) for index in part] for part in parts]
         values = f"1|{contender.encoder.digest}|{contender.encoder.precision}|{fitting}|{self.structures}|{self.tolerance}|{said}"
-        return hash_bytes(values.encode())
+        # Nothing is added where all is measured, as before there was a choice: older journals stay valid.
+        return hash_bytes((values if self.measures == MEASURES else f"{values}|{self.measures}").encode())
 
     @staticmethod
     def _name_case(case: Case) -> tuple[object, ...]:

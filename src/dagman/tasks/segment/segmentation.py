@@ -18,7 +18,7 @@ import pandas as pd
 from dagman.encoder.encoder import Encoder
 from dagman.errors import SettingsError, TaskError
 from dagman.evaluation.results import Comparison, Results, Summary, write_inputs, write_predictions, write_summary
-from dagman.evaluation.segmentation_scores import METHOD, agree_volumes, average_items, rank_items, summarize_scores
+from dagman.evaluation.segmentation_scores import MEASURES, METHOD, agree_volumes, average_items, rank_items, summarize_scores
 from dagman.evaluation.splits import Split, find_largest_count, list_subsets, name_overlap, plan_splits, write_splits
 from dagman.evaluation.statistics import bootstrap_difference, correct_holm
 from dagman.records.counts import count_noun
@@ -73,6 +73,8 @@ class SegmentationSettings:
     "Mirrored crops in training, and averages over mirrored windows in testing."
     tolerance: float = 2.0
     "Of the surface Dice, mm. [ours]"
+    measures: tuple[str, ...] = MEASURES
+    "What is measured of each structure; Dice alone costs next to nothing."
     resamples: int = 2000
     "Of the bootstrap."
     keep: bool = True
@@ -142,6 +144,7 @@ def segment_scans(
             tell=tell,
             given=data.splits is not None,
             keep=settings.keep,
+            measures=settings.measures,
         )
         rows = pd.DataFrame(runner.run())
         tell("intervals")
@@ -155,7 +158,9 @@ def segment_scans(
     summary = Summary(
         task="segment",
         classes=tuple(one.name for one in structures),
-        measurements=tuple(summarize_scores(rows, structures, resamples=settings.resamples, seed=settings.seed)),
+        measurements=tuple(
+            summarize_scores(rows, structures, measures=settings.measures, resamples=settings.resamples, seed=settings.seed)
+        ),
         comparisons=tuple(_compare(rows, settings)),
         notes=tuple(notes),
         extra={
