@@ -20,6 +20,7 @@ from dagman.records.provenance import write_command
 from dagman.reports.demo_report import DemoTask, write_demo_report
 from dagman.reports.run.run_page import write_run_report
 from dagman.scans.phantom import write_cohort
+from dagman.store.crops import CropSpec
 from dagman.store.manifest import Store
 from dagman.store.writer import prepare_store
 from dagman.tables.table import Table, read_table
@@ -41,16 +42,15 @@ class Probe:
     title: str
     table: str
     measure: str
-    crop_mm: float
-    crop_spacing: float
+    crop: CropSpec
     stages: tuple[int, ...] = (1, 2, 3, 4)
     patients: int | None = None
 
 
 # Nodules are read from x1 alone: a cell of x2 is as wide as a small nodule, and x3 and x4 were at chance (docs/experiments.md).
 PROBES = (
-    Probe(title="Nodule malignancy", table="nodules.csv", measure="AUC", crop_mm=64.0, crop_spacing=1.0, stages=(1,)),
-    Probe(title="Organ", table="organs.csv", measure="balanced accuracy", crop_mm=128.0, crop_spacing=2.0, patients=ORGAN_PATIENTS),
+    Probe(title="Nodule malignancy", table="nodules.csv", measure="AUC", crop=CropSpec(64.0, 1.0), stages=(1,)),
+    Probe(title="Organ", table="organs.csv", measure="balanced accuracy", crop=CropSpec(128.0, 2.0), patients=ORGAN_PATIENTS),
 )
 Tell = Callable[[str, dict[str, Any]], None]
 
@@ -129,12 +129,12 @@ def _probe(probe: Probe, table: Table, runs: Sequence[Run], seeds: Sequence[int]
     items = [table.items[i] for i in kept]
 
     def describe(model: str) -> NDArray[np.float32]:
-        return extract_features(parse_model(model), items, crop_mm=probe.crop_mm, crop_spacing=probe.crop_spacing).values
+        return extract_features(parse_model(model), items, crop=probe.crop).values
 
     def read(model: str) -> NDArray[np.float32]:
         pooling = Pooling(stages=probe.stages)
         encoder = load_encoder(model)
-        return embed_items(encoder, items, pooling=pooling, crop_mm=probe.crop_mm, crop_spacing=probe.crop_spacing).values
+        return embed_items(encoder, items, pooling=pooling, crop=probe.crop).values
 
     named = (("raw pixels", "pixels"), ("intensity histogram", "histogram"), ("size alone", "radiomics:size"))
     fixed = {name: describe(spec) for name, spec in named}

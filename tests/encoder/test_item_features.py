@@ -13,15 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dagman.encoder import items as items_module
-from dagman.encoder.cropping import choose_crop, cut_structure, cut_surroundings
 from dagman.encoder.embedding import list_columns
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.feature_file import read_features, write_features, write_refused
 from dagman.encoder.items import OpenItem, RefusedItem, embed_items, list_scans, list_seen, list_stored, open_items, stream_features
 from dagman.encoder.pooling import Pooling
+from dagman.encoder.reader import ScanReader
 from dagman.errors import SettingsError, TableError
 from dagman.scans.reading import read_scan
 from dagman.scans.scan import Scan, hash_scan
+from dagman.store.crops import CropSpec, choose_crop, cut_structure, cut_surroundings
 from dagman.store.manifest import Store
 from dagman.store.preparation import Preparation
 from dagman.store.writer import prepare_store
@@ -74,22 +75,22 @@ def test_a_chosen_crop_shows_the_structure_and_what_is_around_it(extent: float, 
         (None, {}, (64, 1.0)),
         ([10.0, 15.0, 50.0], {}, (128, 0.7)),
         (100.0, {}, (96, 2.0)),
-        (15.0, {"crop_mm": 44.8, "crop_spacing": 0.7}, (64, 0.7)),
-        (15.0, {"crop_mm": 60.0}, (96, 0.625)),
-        (15.0, {"crop_spacing": 0.5}, (64, 0.5)),
+        (15.0, {"mm": 44.8, "spacing": 0.7}, (64, 0.7)),
+        (15.0, {"mm": 60.0}, (96, 0.625)),
+        (15.0, {"spacing": 0.5}, (64, 0.5)),
     ],
 )
 def test_crops_of_known_sizes(extent, asked: dict, expected: tuple[int, float]):
-    assert choose_crop(extent, **asked) == pytest.approx(expected)
+    assert choose_crop(extent, CropSpec(**asked)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
     ("asked", "text"),
     [
-        ({"crop_mm": -1.0}, "crop-mm is -1 mm. Give more than 0."),
-        ({"crop_spacing": float("nan")}, "crop-spacing is nan mm. Give more than 0."),
+        ({"mm": -1.0}, "crop-mm is -1 mm. Give more than 0."),
+        ({"spacing": float("nan")}, "crop-spacing is nan mm. Give more than 0."),
         (
-            {"crop_mm": 500.0, "crop_spacing": 0.5},
+            {"mm": 500.0, "spacing": 0.5},
             "a crop of 500 mm at 0.5 mm has 1024 voxels a side; the most is 256. "
             "Give a smaller --crop-mm or a coarser --crop-spacing.",
         ),
@@ -97,7 +98,7 @@ def test_crops_of_known_sizes(extent, asked: dict, expected: tuple[int, float]):
 )
 def test_a_crop_that_cannot_be_is_refused(asked: dict, text: str):
     with pytest.raises(SettingsError) as error:
-        choose_crop(10.0, **asked)
+        choose_crop(10.0, CropSpec(**asked))
     assert str(error.value) == text
 
 
@@ -105,7 +106,7 @@ def test_a_crop_holds_its_structure_where_the_scan_shows_it(body: Scan):
     inside = np.zeros(body.shape, dtype=bool)
     inside[20:24, 20:26, 10:18] = True
     marked = dataclasses.replace(body, voxels=np.where(inside, 1000, body.voxels).astype(np.int16))
-    crop = cut_structure(marked, inside, choose_crop(40.0, crop_spacing=2.5))
+    crop = cut_structure(marked, inside, choose_crop(40.0, CropSpec(spacing=2.5)))
     # Each voxel of 5 mm is two of 2.5 mm along each axis.
     assert crop.inside.sum() == inside.sum() * 8
     assert crop.voxels[crop.inside].mean() > 850
@@ -115,7 +116,7 @@ def test_a_crop_holds_its_structure_where_the_scan_shows_it(body: Scan):
 def test_a_structure_thinner_than_the_spacing_is_still_pooled(body: Scan):
     inside = np.zeros(body.shape, dtype=bool)
     inside[20, 20, 20] = True
-    crop = cut_structure(body, inside, choose_crop(None, crop_mm=640.0, crop_spacing=20.0))
+    crop = cut_structure(body, inside, choose_crop(None, CropSpec(640.0, 20.0)))
     assert 1 <= crop.inside.sum() <= 8
 
 
@@ -146,7 +147,7 @@ def test_the_order_of_rows_changes_nothing(encoder: Encoder, table: Table):
 
 
 def test_an_item_s_features_are_those_of_the_encoder_alone(encoder: Encoder, cohort: Path, table: Table):
-    features = embed_items(encoder, table.items[:4], crop_spacing=2.0)
+    features = embed_items(encoder, table.items[:4], crop=CropSpec(spacing=2.0))
     labels = read_scan(cohort / "labels.nii.gz").voxels
     scans = [cohort / f"scan-{number}.nii.gz" for number in (1, 2)]
     alone = [
@@ -180,12 +181,12 @@ def test_an_absent_scan_costs_its_own_rows_alone(encoder: Encoder, table: Table)
 def test_a_scan_is_decoded_once_for_its_rows(encoder: Encoder, table: Table, monkeypatch: pytest.MonkeyPatch):
     read: list[str] = []
 
-    def count(self: Encoder, scan: object) -> Scan:
+    def count(self: ScanReader, scan: object) -> Scan:
         read.append(str(scan))
         return original(self, scan)  # type: ignore[arg-type]
 
-    original = Encoder.read
-    monkeypatch.setattr(Encoder, "read", count)
+    original = ScanReader.read
+    monkeypatch.setattr(ScanReader, "read", count)
     embed_items(encoder, table.items)
     assert len(read) == len(set(read)) == 2
 
@@ -238,7 +239,7 @@ def test_a_table_of_stored_scans_takes_masks_of_the_files(encoder: Encoder, coho
     ]
     (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
     table = read_table(tmp_path / "table.csv", known_ids=[scan_id])
-    features = embed_items(encoder, table.items, store=store, crop_spacing=4.0)
+    features = embed_items(encoder, table.items, store=store, crop=CropSpec(spacing=4.0))
     assert len(features) == 1
     assert "holds no 3" in features.refused[0].reason
     # The stored scan was resampled once already, so crops of it are close to those of the file, not equal.
@@ -300,11 +301,11 @@ def test_reasons_with_commas_stay_one_field(tmp_path: Path):
 
 def test_one_spacing_serves_a_table_and_is_measured_on_few_masks(encoder: Encoder, table: Table, monkeypatch: pytest.MonkeyPatch):
     # The structures that can be measured: 20 mm, 50 mm, and (the mask of another grid) 20 mm.
-    assert items_module.choose_item_spacing(table.items, encoder) == pytest.approx(0.7)
+    assert items_module.choose_item_crop(table.items, encoder.reader).spacing == pytest.approx(0.7)
     monkeypatch.setattr(items_module, "MEASURED", 0)
-    assert items_module.choose_item_spacing(table.items, encoder) is None
-    assert items_module.choose_item_spacing(table.items, encoder, crop_mm=50) is None
-    assert items_module.choose_item_spacing(table.items, encoder, crop_spacing=0.9) == 0.9
+    assert items_module.choose_item_crop(table.items, encoder.reader).spacing is None
+    assert items_module.choose_item_crop(table.items, encoder.reader, CropSpec(mm=50)).spacing is None
+    assert items_module.choose_item_crop(table.items, encoder.reader, CropSpec(spacing=0.9)).spacing == 0.9
 
 
 def test_real_nodules_are_embedded(encoder: Encoder, shared_data: Path):

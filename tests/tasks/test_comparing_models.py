@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dagman.errors import TaskError
+from dagman.store.crops import CropSpec
 from dagman.tasks import comparison
 from dagman.tasks.comparison import ComparisonRequest, compare_models
 from dagman.tasks.models import parse_model
@@ -30,11 +31,11 @@ def _request(table: Path, **options: object) -> ComparisonRequest:
 def test_clusters_are_asked_for_without_the_tables_split(table, monkeypatch):
     asked = {}
     monkeypatch.setattr(comparison, "cluster_structures", lambda models, read, out, settings, **rest: asked.update(locals()))
-    compare_models("cluster", _request(table, label="label", coordinates="lps", crop_mm=32.0, crop_spacing=1.0, seed=5))
+    compare_models("cluster", _request(table, label="label", coordinates="lps", crop=CropSpec(32.0, 1.0), seed=5))
     assert asked["models"] == _MODELS
     assert asked["read"].splits is None
     assert asked["read"].items[3].center_mm == (-3.0, -2.0, 3.0)
-    assert (asked["settings"].crop_mm, asked["settings"].crop_spacing, asked["settings"].seed) == (32.0, 1.0, 5)
+    assert (asked["settings"].crop, asked["settings"].seed) == (CropSpec(32.0, 1.0), 5)
 
 
 def test_what_was_not_said_is_left_to_the_task(table, monkeypatch):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from dagman.encoder.cropping import Crop
 from dagman.encoder.embedding import pool_crops as pool_for_probes
 from dagman.encoder.pooling import Pooling
 from dagman.errors import TaskError
 from dagman.evaluation.classification_metrics import measure_auc
+from dagman.store.crops import Crop
 from dagman.tasks import finetuning
 from dagman.tasks.finetuning import (
     FinetuneSettings,

@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 
 from dagman.encoder.folder import write_encoder
 from dagman.encoder.loading import load_encoder
+from dagman.encoder.reader import ANY_SCAN
 from dagman.errors import EncoderError, TableError, TaskError
 from dagman.tasks.inputs.descriptors import describe_histogram, describe_pixels, describe_size, measure_size
 from dagman.tasks.inputs.item_crops import ItemCrop
 from dagman.tasks.models import (
     load_network,
-    load_reader,
     name_models,
     parse_model,
 )
@@ -81,7 +81,8 @@ def test_a_baseline_without_weights_cannot_be_loaded_as_a_network():
 
 
 def test_the_reader_takes_any_modality():
-    assert load_reader().config.modalities == ("CT", "MR", "other")
+    assert ANY_SCAN.modalities == ("CT", "MR", "other")
+    assert ANY_SCAN.preparation == load_encoder("scratch:tiny", device="cpu").preparation
 
 
 def test_a_resnet_gives_four_maps_at_the_strides_of_an_encoder():

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dagman.cli.tasks.task_options import CropMm, CropSpacing
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -26,8 +28,8 @@ def embed_sources(
     encoder: Annotated[str, typer.Argument(help="A run, an encoder folder, or scratch:SIZE.")],
     sources: Annotated[list[Path], typer.Argument(help="Scans (files, folders), one table (CSV, Parquet), or one store.")],
     out: Annotated[Path, typer.Option(help="Parquet file to write.")],
-    crop_mm: Annotated[float | None, typer.Option(help="Side in mm of crops around structures. Default: from their size.")] = None,
-    crop_spacing: Annotated[float | None, typer.Option(help="Voxel size in mm of these crops. Default: from their size.")] = None,
+    crop_mm: CropMm = None,
+    crop_spacing: CropSpacing = None,
     stages: Annotated[str, typer.Option(help="Stages to pool.")] = "1,2,3,4",
     pools: Annotated[str, typer.Option(help="What is pooled of each stage.")] = "mean,std,max",
     store: Annotated[Path | None, typer.Option(help="Store that holds the scans which a table names by id.")] = None,
@@ -49,15 +51,17 @@ def embed_sources(
     from dagman.encoder.loading import load_encoder
     from dagman.errors import SettingsError
     from dagman.records.provenance import write_command
+    from dagman.store.crops import CropSpec
 
     if out.suffix.lower() not in (".parquet", ".pq"):
         raise SettingsError("features are written as Parquet", where=out, do="Name it something.parquet")
     pooling = _read_pooling(stages, pools)
     loaded = load_encoder(encoder, device=device, precision=precision)
     items, opened, refused, notes = _list_items(sources, store, patient, mask_label, coordinates)
-    rows = stream_features(loaded, items, store=opened, pooling=pooling, crop_mm=crop_mm, crop_spacing=crop_spacing, cache=cache)
+    crop = CropSpec(crop_mm, crop_spacing)
+    rows = stream_features(loaded, items, store=opened, pooling=pooling, crop=crop, cache=cache)
     columns = list_columns(loaded, pooling)
-    settings = {**describe_pooling(pooling, crop_mm, crop_spacing), "sources": [str(source) for source in sources]}
+    settings = {**describe_pooling(pooling, crop), "sources": [str(source) for source in sources]}
     count, left_out = write_features(out, _show_progress(rows, len(items), quiet=as_json), loaded, columns, settings)
     reasons = [*((one.source, one.reason) for one in refused), *((one.item.name, one.reason) for one in left_out)]
     rejected = out.with_name(f"{out.name}.rejected.csv")

@@ -17,7 +17,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dagman.encoder.encoder import Encoder, ScanLike
+from dagman.encoder.encoder import Encoder
+from dagman.encoder.reader import ScanLike
 from dagman.encoder.tiling import Tiling, map_tiles, plan_tiles
 from dagman.errors import EncoderError
 from dagman.records.files import write_whole

@@ -17,14 +17,15 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from dagman.encoder.cropping import Crop, choose_crop, cut_structure, cut_surroundings, measure_extent
-from dagman.encoder.encoder import Encoder, ScanLike
+from dagman.encoder.encoder import Encoder
 from dagman.encoder.pooling import Pooling, name_columns, pool_features
+from dagman.encoder.reader import ScanLike
 from dagman.encoder.tiling import Tiling, choose_side, map_tiles, mark_scan, plan_tiles
 from dagman.errors import ScanError
 from dagman.records.names import suggest_name
 from dagman.scans.affine import Affine
 from dagman.scans.scan import Scan
+from dagman.store.crops import FROM_SIZE, Crop, CropSpec, choose_crop, cut_structure, cut_surroundings, measure_extent
 from dagman.store.preparation import PreparedScan
 from dagman.tables.items import Item, align_mask, read_mask, refuse_fractions, select_structure
 
@@ -65,8 +66,7 @@ def embed_scan(
     points: ArrayLike | None = None,
     *,
     pooling: Pooling | None = None,
-    crop_mm: float | None = None,
-    crop_spacing: float | None = None,
+    crop: CropSpec = FROM_SIZE,
 ) -> Embedding:
     """Features of a scan, of a structure in it, or around points: what `Encoder.embed` gives, and how it is said there."""
     pooling = pooling or Pooling()
@@ -80,10 +80,10 @@ def embed_scan(
     coarsest = encoder.config.spacing
     if mask is not None:
         inside = _place_mask(mask, opened)
-        shape = choose_crop(measure_extent(inside, opened.spacing), crop_mm=crop_mm, crop_spacing=crop_spacing, coarsest=coarsest)
+        shape = choose_crop(measure_extent(inside, opened.spacing), crop, coarsest=coarsest)
         crops = [cut_structure(opened, inside, shape)]
     else:
-        shape = choose_crop(None, crop_mm=crop_mm, crop_spacing=crop_spacing, coarsest=coarsest)
+        shape = choose_crop(None, crop, coarsest=coarsest)
         crops = [cut_surroundings(opened, point, shape) for point in np.reshape(np.asarray(points, dtype=np.float64), (-1, 3))]
     return Embedding(values=pool_crops(encoder, crops, pooling), columns=columns)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,23 +15,19 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from dagman.encoder.folder import EncoderConfig, write_encoder
-from dagman.errors import EncoderError, ScanError
+from dagman.encoder.reader import ScanLike, ScanReader
+from dagman.errors import EncoderError
 from dagman.method.networks import Network
 from dagman.model import to_unit_range
 from dagman.records.hashes import hash_array, hash_bytes
-from dagman.scans.reading import read_scan
 from dagman.scans.scan import Modality, Scan
-from dagman.scans.verdict import judge_scan
-from dagman.store.manifest import Store
-from dagman.store.preparation import AIR, SCALED_RANGE, Preparation, PreparedScan, prepare_scan
+from dagman.store.crops import CropSpec
+from dagman.store.preparation import AIR, SCALED_RANGE, Preparation, PreparedScan
 
 if TYPE_CHECKING:
     from dagman.encoder.attention import Attention
     from dagman.encoder.embedding import Embedding
     from dagman.encoder.pooling import Pooling
-
-ScanLike = str | Path | Scan | PreparedScan | tuple[Store, str]
-"""A scan's path (file, or folder of one series), a scan, a prepared one, or a store with an id."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,7 +71,7 @@ class Encoder:
     @property
     def preparation(self) -> Preparation:
         """How scans are prepared for it."""
-        return Preparation(spacing=self.config.spacing, crop_body=self.config.crop_body)
+        return self.reader.preparation
 
     @property
     def batch(self) -> int:
@@ -115,42 +111,22 @@ class Encoder:
         """What lies outside a scan, as in training: air, or the lowest of the range."""
         return SCALED_RANGE[0] if modality == "MR" else AIR
 
+    @cached_property
+    def reader(self) -> ScanReader:
+        """What reads and prepares scans for it."""
+        preparation = Preparation(spacing=self.config.spacing, crop_body=self.config.crop_body)
+        return ScanReader(preparation=preparation, modalities=self.config.modalities)
+
     def read(self, scan: ScanLike) -> Scan:
         """The scan as read, in its own grid, judged fit for this encoder (a stored one: as prepared).
 
         Raises ScanError when it cannot be used, EncoderError when the encoder was not trained on such scans.
         """
-        if isinstance(scan, tuple):
-            scan = scan[0].read(scan[1])
-        if isinstance(scan, PreparedScan):
-            self._check_prepared(scan)
-            return Scan(voxels=scan.voxels, affine=scan.affine, modality=scan.modality, patient=scan.patient, source=scan.source)
-        if not isinstance(scan, Scan):
-            scan = read_scan(scan)
-        if scan.modality == "other" and self.config.modalities == ("MR",):
-            # A NIfTI does not say what it shows; an encoder that knows MR alone is given MR.
-            scan = replace(scan, modality="MR")
-        verdict = judge_scan(scan)
-        if not verdict.accepted:
-            reason, _, advice = verdict.reason.rpartition(": ")
-            if "--modality" not in advice:
-                raise ScanError(verdict.reason, where=scan.source)
-            do = f"This encoder was trained on {' and '.join(self.config.modalities)}: give such a scan"
-            raise ScanError(reason, where=scan.source, do=do)
-        self._check_modality(scan.modality, scan.source)
-        return scan
+        return self.reader.read(scan)
 
     def prepare(self, scan: ScanLike) -> PreparedScan:
-        """A scan as this encoder was trained on: upright, at its spacing, cropped to the body, int16.
-
-        A stored scan must have been prepared alike. Raises as `read`.
-        """
-        if isinstance(scan, tuple):
-            scan = scan[0].read(scan[1])
-        if isinstance(scan, PreparedScan):
-            self._check_prepared(scan)
-            return scan
-        return prepare_scan(self.read(scan), self.preparation)
+        """A scan as this encoder was trained on: upright, at its spacing, cropped to the body, int16. Raises as `read`."""
+        return self.reader.prepare(scan)
 
     def embed(
         self,
@@ -170,23 +146,10 @@ class Encoder:
         """
         from dagman.encoder.embedding import embed_scan
 
-        return embed_scan(self, scan, mask, points, pooling=pooling, crop_mm=crop_mm, crop_spacing=crop_spacing)
+        return embed_scan(self, scan, mask, points, pooling=pooling, crop=CropSpec(crop_mm, crop_spacing))
 
     def attention(self, scan: ScanLike) -> Attention:
         """What the [CLS] token attends to all over a scan, of each head and on average; see `Attention`."""
         from dagman.encoder.attention import attend_scan
 
         return attend_scan(self, scan)
-
-    def _check_modality(self, modality: Modality, source: str) -> None:
-        if modality not in self.config.modalities:
-            what = f"is {modality}; this encoder was trained on {' and '.join(self.config.modalities)}"
-            raise EncoderError(what, where=source, do="Use an encoder trained on such scans")
-
-    def _check_prepared(self, scan: PreparedScan) -> None:
-        self._check_modality(scan.modality, scan.source)
-        wanted = self.config.spacing
-        if not np.allclose(scan.spacing, wanted, rtol=1e-3):
-            what = f"is prepared at {scan.spacing[0]:g} mm; this encoder was trained at {wanted:g} mm"
-            do = f"Prepare a store with --spacing {wanted:g}, or give the scans themselves"
-            raise EncoderError(what, where=scan.source, do=do)

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dagman.encoder.cropping import Crop
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.pooling import Pooling
 from dagman.encoder.tiling import LARGEST
 from dagman.records.files import write_whole
 from dagman.records.hashes import hash_array, hash_bytes
+from dagman.store.crops import Crop
 from dagman.store.preparation import PreparedScan
 
 

@@ -19,6 +19,7 @@ from dagman.encoder.items import FeatureRow, RefusedItem
 from dagman.encoder.pooling import Pooling
 from dagman.errors import TableError
 from dagman.records.files import write_whole
+from dagman.store.crops import CropSpec
 
 FORMAT = 1
 ROWS_AT_ONCE = 64
@@ -93,9 +94,9 @@ def read_features(path: str | Path) -> FeatureFile:
     return FeatureFile(items=items, values=values, columns=columns, provenance=provenance)
 
 
-def describe_pooling(pooling: Pooling, crop_mm: float | None, crop_spacing: float | None) -> dict[str, Any]:
+def describe_pooling(pooling: Pooling, crop: CropSpec) -> dict[str, Any]:
     """Settings for the provenance; None for the crop means: chosen from the structures' sizes."""
-    return {"stages": list(pooling.stages), "pools": list(pooling.pools), "crop_mm": crop_mm, "crop_spacing_mm": crop_spacing}
+    return {"stages": list(pooling.stages), "pools": list(pooling.pools), "crop_mm": crop.mm, "crop_spacing_mm": crop.spacing}
 
 
 def _group_rows(rows: Iterable[FeatureRow | RefusedItem], refused: list[RefusedItem]) -> Iterator[list[FeatureRow]]:

@@ -13,16 +13,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dagman.encoder.cropping import Crop, CropShape, choose_crop, cut_structure, cut_surroundings, measure_extent
 from dagman.encoder.embedding import list_columns, pool_crops, pool_scan
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.feature_cache import FeatureCache, name_input
 from dagman.encoder.pooling import Pooling
+from dagman.encoder.reader import ScanReader
 from dagman.errors import DagmanError, StoreError, TableError
 from dagman.scans.affine import Affine
 from dagman.scans.discovery import Refusal, find_series
 from dagman.scans.pseudonyms import name_file
 from dagman.scans.scan import Scan, hash_scan
+from dagman.store.crops import FROM_SIZE, Crop, CropShape, CropSpec, choose_crop, cut_structure, cut_surroundings, measure_extent
 from dagman.store.manifest import Store
 from dagman.store.preparation import PreparedScan, prepare_mask, prepare_scan
 from dagman.tables.items import Item, align_mask, check_points, read_mask, select_structure
@@ -34,7 +35,7 @@ __all__ = [
     "OpenItem",
     "RefusedItem",
     "choose_crop",
-    "choose_item_spacing",
+    "choose_item_crop",
     "embed_items",
     "list_scans",
     "list_seen",
@@ -115,17 +116,14 @@ def embed_items(
     *,
     store: Store | None = None,
     pooling: Pooling | None = None,
-    crop_mm: float | None = None,
-    crop_spacing: float | None = None,
+    crop: CropSpec = FROM_SIZE,
     cache: str | Path | None = None,
 ) -> FeatureTable:
     """Features of a table's items (`table.items`), in its order; see `stream_features`."""
     pooling = pooling or Pooling()
     rows: list[FeatureRow] = []
     refused: list[RefusedItem] = []
-    for row in stream_features(
-        encoder, items, store=store, pooling=pooling, crop_mm=crop_mm, crop_spacing=crop_spacing, cache=cache
-    ):
+    for row in stream_features(encoder, items, store=store, pooling=pooling, crop=crop, cache=cache):
         if isinstance(row, FeatureRow):
             rows.append(row)
         else:
@@ -148,23 +146,22 @@ def stream_features(
     *,
     store: Store | None = None,
     pooling: Pooling | None = None,
-    crop_mm: float | None = None,
-    crop_spacing: float | None = None,
+    crop: CropSpec = FROM_SIZE,
     cache: str | Path | None = None,
 ) -> Iterator[FeatureRow | RefusedItem]:
     """Features of items as they come, scan by scan; what is held does not grow with their number.
 
     store: holds the scans that items give as an id; a table's masks and points then refer to the stored scan's place.
-    crop_mm, crop_spacing: of the crops around structures and points; None: from the structures' size (`choose_crop`), one
-    spacing for all items. cache: folder of a `FeatureCache`.
+    crop: of the crops around structures and points; by default from the structures' size (`choose_crop`), one spacing for
+    all items. cache: folder of a `FeatureCache`.
 
     Raises TableError when most points lie outside their scans, saying whether they look like LPS.
     """
     pooling = pooling or Pooling()
     kept = FeatureCache(cache) if cache else None
     items = list(items)
-    spacing = choose_item_spacing(items, encoder, crop_mm=crop_mm, crop_spacing=crop_spacing)
-    for found in _open_scans(encoder, items, store):
+    crop = choose_item_crop(items, encoder.reader, crop)
+    for found in _open_scans(encoder.reader, items, store):
         if isinstance(found, RefusedItem):
             yield found
             continue
@@ -173,7 +170,7 @@ def stream_features(
             given: list[tuple[Item, Crop | PreparedScan]] = []
             for item in group[first : first + encoder.batch]:
                 try:
-                    given.append((item, _take_input(opened, item, encoder, crop_mm, spacing)))
+                    given.append((item, _take_input(opened, item, encoder.reader, crop)))
                 except DagmanError as error:
                     yield RefusedItem(item=item, reason=_explain(error, item))
             vectors = _compute_vectors(encoder, [one for _, one in given], pooling, kept)
@@ -181,12 +178,12 @@ def stream_features(
                 yield FeatureRow(item=item, values=values, content_hash=opened.content_hash)
 
 
-def open_items(encoder: Encoder, items: Iterable[Item], *, store: Store | None = None) -> Iterator[OpenItem | RefusedItem]:
+def open_items(reader: ScanReader, items: Iterable[Item], *, store: Store | None = None) -> Iterator[OpenItem | RefusedItem]:
     """Items as they come, scan by scan, for those who cut or measure themselves; one scan is held at a time.
 
     Raises TableError when most points lie outside their scans, saying whether they look like LPS.
     """
-    for found in _open_scans(encoder, list(items), store):
+    for found in _open_scans(reader, list(items), store):
         if isinstance(found, RefusedItem):
             yield found
             continue
@@ -200,17 +197,15 @@ def open_items(encoder: Encoder, items: Iterable[Item], *, store: Store | None =
             yield OpenItem(item=item, scan=opened.scan, inside=inside, content_hash=opened.content_hash)
 
 
-def choose_item_spacing(
-    items: Sequence[Item], encoder: Encoder, *, crop_mm: float | None = None, crop_spacing: float | None = None
-) -> float | None:
-    """The spacing (mm) of all crops of a table: as asked for, or from the sizes of up to 64 of its structures.
+def choose_item_crop(items: Sequence[Item], reader: ScanReader, asked: CropSpec = FROM_SIZE) -> CropSpec:
+    """What all crops of a table have in common: as asked for, or one spacing from the sizes of up to 64 of its structures.
 
-    None where it is left to each item: nothing could be measured, or crop_mm alone was asked for.
+    The spacing is None where it is left to each item: nothing could be measured, or a side in mm alone was asked for.
     """
     # Refuses what cannot be before a scan is read.
-    choose_crop(None, crop_mm=crop_mm, crop_spacing=crop_spacing)
-    if crop_spacing is not None or crop_mm is not None:
-        return crop_spacing
+    choose_crop(None, asked)
+    if asked != FROM_SIZE:
+        return asked
     masked = sorted((item for item in items if item.mask is not None), key=lambda item: item.name)
     places = np.linspace(0, len(masked) - 1, min(MEASURED, len(masked))).round().astype(int)
     extents = []
@@ -221,7 +216,7 @@ def choose_item_spacing(
         except DagmanError:
             # It is refused by name when its turn comes.
             continue
-    return choose_crop(extents, coarsest=encoder.config.spacing).spacing if extents else None
+    return CropSpec(spacing=choose_crop(extents, coarsest=reader.spacing).spacing) if extents else FROM_SIZE
 
 
 def list_seen(encoder: Encoder, names: Sequence[str], hashes: Sequence[str]) -> list[str]:
@@ -242,18 +237,18 @@ class _OpenedScan:
     mask: tuple[Path, NDArray] | None = None
 
     @classmethod
-    def open(cls, encoder: Encoder, scan: Path | str, store: Store | None) -> _OpenedScan:
+    def open(cls, reader: ScanReader, scan: Path | str, store: Store | None) -> _OpenedScan:
         if isinstance(scan, str):
             if store is None:
                 raise StoreError(f"{scan!r} is the id of a stored scan, but no store was given", do="Say --store STORE")
-            prepared = encoder.prepare((store, scan))
-            return cls(scan=encoder.read(prepared), prepared=prepared, content_hash=prepared.content_hash, stored=True)
-        opened = encoder.read(scan)
+            prepared = reader.prepare((store, scan))
+            return cls(scan=reader.read(prepared), prepared=prepared, content_hash=prepared.content_hash, stored=True)
+        opened = reader.read(scan)
         return cls(scan=opened, prepared=None, content_hash=hash_scan(opened), stored=False)
 
-    def prepare(self, encoder: Encoder) -> PreparedScan:
+    def prepare(self, reader: ScanReader) -> PreparedScan:
         if self.prepared is None:
-            self.prepared = prepare_scan(self.scan, encoder.preparation)
+            self.prepared = prepare_scan(self.scan, reader.preparation)
         return self.prepared
 
     def find_structure(self, item: Item) -> NDArray[np.bool_]:
@@ -267,13 +262,13 @@ class _OpenedScan:
 
 
 def _open_scans(
-    encoder: Encoder, items: Sequence[Item], store: Store | None
+    reader: ScanReader, items: Sequence[Item], store: Store | None
 ) -> Iterator[tuple[_OpenedScan, list[Item]] | RefusedItem]:
     """Each scan, read once, with its items; items of scans that cannot be used are refused. In the end points are judged."""
     grids: list[tuple[Item, tuple[int, int, int], Affine]] = []
     for group in _group_by_scan(items):
         try:
-            opened = _OpenedScan.open(encoder, group[0].scan, store)
+            opened = _OpenedScan.open(reader, group[0].scan, store)
         except DagmanError as error:
             yield from (RefusedItem(item=item, reason=_explain(error, item)) for item in group)
             continue
@@ -295,18 +290,15 @@ def _group_by_scan(items: Sequence[Item]) -> list[list[Item]]:
     return [sorted(group, key=lambda item: str(item.mask)) for group in groups.values()]
 
 
-def _take_input(
-    opened: _OpenedScan, item: Item, encoder: Encoder, crop_mm: float | None, spacing: float | None
-) -> Crop | PreparedScan:
-    coarsest = encoder.config.spacing
+def _take_input(opened: _OpenedScan, item: Item, reader: ScanReader, crop: CropSpec) -> Crop | PreparedScan:
     if item.mask is not None:
         inside = opened.find_structure(item)
         extent = measure_extent(inside, opened.scan.spacing)
-        return cut_structure(opened.scan, inside, choose_crop(extent, crop_mm=crop_mm, crop_spacing=spacing, coarsest=coarsest))
+        return cut_structure(opened.scan, inside, choose_crop(extent, crop, coarsest=reader.spacing))
     if item.center_mm is not None:
-        shape = choose_crop(None, crop_mm=crop_mm, crop_spacing=spacing, coarsest=coarsest)
+        shape = choose_crop(None, crop, coarsest=reader.spacing)
         return cut_surroundings(opened.scan, item.center_mm, shape)
-    return opened.prepare(encoder)
+    return opened.prepare(reader)
 
 
 def _compute_vectors(

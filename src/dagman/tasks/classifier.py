@@ -18,6 +18,7 @@ from dagman.encoder.items import RefusedItem
 from dagman.encoder.loading import load_encoder
 from dagman.errors import TaskError
 from dagman.records.files import write_whole
+from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.manifest import Store
 from dagman.tables.items import Item
 from dagman.tasks.finetuning import FinetunedModel, LinearHead
@@ -48,7 +49,7 @@ class Classifier:
         encoder: Its encoder; None for a model without weights.
         spec: Text of the model it was made from.
         head: Mean, scale, weights and bias.
-        crop_mm, crop_spacing: How its crops are cut.
+        crop: How its crops are cut.
     """
 
     classes: tuple[str, ...]
@@ -56,20 +57,19 @@ class Classifier:
     spec: str
     encoder: Encoder | None = field(repr=False)
     head: LinearHead = field(repr=False)
-    crop_mm: float | None = None
-    crop_spacing: float | None = None
+    crop: CropSpec = FROM_SIZE
 
     def score_items(self, items: Iterable[Item], *, store: Store | None = None) -> ScoredItems:
         """Probabilities of each class for items of a table; raises TaskError when no item can be used."""
         items = tuple(items)
         if self.method == "finetune" and self.encoder is not None:
-            cut = cut_items(self.encoder, items, store=store, crop_mm=self.crop_mm, crop_spacing=self.crop_spacing)
+            cut = cut_items(self.encoder.reader, items, store=store, crop=self.crop)
             if not len(cut):
                 raise TaskError(f"no item can be used: {cut.refused[0].reason}" if cut.refused else "there are no items")
             outputs = FinetunedModel(encoder=self.encoder, head=self.head).predict(cut.crops)
             return ScoredItems(items=cut.items, scores=to_probabilities(outputs), refused=cut.refused)
         model = self.encoder or parse_model(self.spec)
-        features = extract_features(model, items, store=store, crop_mm=self.crop_mm, crop_spacing=self.crop_spacing)
+        features = extract_features(model, items, store=store, crop=self.crop)
         outputs = (features.values - self.head.mean) / self.head.scale @ self.head.weights.T + self.head.bias
         return ScoredItems(items=features.items, scores=to_probabilities(outputs), refused=features.refused)
 
@@ -103,8 +103,8 @@ def save_classifier(classifier: Classifier, folder: str | Path) -> None:
             "method": classifier.method,
             "model": classifier.spec,
             "classes": classifier.classes,
-            "crop_mm": classifier.crop_mm,
-            "crop_spacing": classifier.crop_spacing,
+            "crop_mm": classifier.crop.mm,
+            "crop_spacing": classifier.crop.spacing,
         }
         (temporary / "classifier.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
@@ -128,8 +128,7 @@ def load_classifier(folder: str | Path, *, device: str = "auto", precision: str 
         spec=values["model"],
         encoder=encoder,
         head=head,
-        crop_mm=values["crop_mm"],
-        crop_spacing=values["crop_spacing"],
+        crop=CropSpec(values["crop_mm"], values["crop_spacing"]),
     )
 
 

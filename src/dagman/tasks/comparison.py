@@ -13,6 +13,7 @@ from typing import Any
 from dagman.errors import TaskError
 from dagman.evaluation.results import Results
 from dagman.records.names import suggest_name
+from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.manifest import Store
 from dagman.tables.labelled_scans import read_labelled_scans
 from dagman.tables.table import read_table
@@ -52,8 +53,7 @@ class ComparisonRequest:
     draws: int | None = None
     epochs: int | None = None
     steps: int | None = None
-    crop_mm: float | None = None
-    crop_spacing: float | None = None
+    crop: CropSpec = FROM_SIZE
     store: Path | None = None
     cache: Path | None = None
     seed: int = 0
@@ -61,7 +61,7 @@ class ComparisonRequest:
 
 
 _ALWAYS = ("models", "table", "out", "patient", "mask_label", "seed", "device")
-_ITEMS = (*_ALWAYS, "coordinates", "crop_mm", "crop_spacing", "store", "cache")
+_ITEMS = (*_ALWAYS, "coordinates", "crop", "store", "cache")
 _SPLITS = ("folds", "repeats", "shares", "per_class", "draws")
 
 
@@ -78,7 +78,7 @@ def compare_models(task: str, request: ComparisonRequest, *, on_part: Tell | Non
     run, known = TASKS[task]
     idle = [one.name for one in fields(request) if one.name not in known and getattr(request, one.name) != one.default]
     if idle:
-        options = ", ".join(_name_option(name) for name in idle)
+        options = ", ".join(option for name in idle for option in _name_options(request, name))
         raise TaskError(f"{options} has no meaning for {task}", do="Leave it out")
     return run(request, on_part)
 
@@ -88,7 +88,7 @@ def _classify(request: ComparisonRequest, tell: Tell | None) -> Results:
         raise TaskError("classify needs a label", do="Say --label COL")
     store, ids = _open_store(request)
     table = read_table(request.table, label=request.label, known_ids=ids, split=request.split or "split", **_read_columns(request))
-    settings = ClassificationSettings(**_choose(request, "methods", *_SPLITS, "crop_mm", "crop_spacing"), **_tune(request))
+    settings = ClassificationSettings(**_choose(request, "methods", *_SPLITS, "crop"), **_tune(request))
     return classify_items(request.models, table, request.out, settings, store=store, cache=request.cache, on_part=tell)
 
 
@@ -108,7 +108,7 @@ def _predict_outcome(request: ComparisonRequest, tell: Tell | None) -> Results:
         split=request.split or "split",
         **_read_columns(request),
     )
-    settings = OutcomeSettings(**_choose(request, "methods", *_SPLITS, "crop_mm", "crop_spacing"), **_tune(request))
+    settings = OutcomeSettings(**_choose(request, "methods", *_SPLITS, "crop"), **_tune(request))
     predict = predict_response if request.label else predict_outcome
     return predict(request.models, table, request.out, settings, store=store, cache=request.cache, on_part=tell)
 
@@ -116,7 +116,7 @@ def _predict_outcome(request: ComparisonRequest, tell: Tell | None) -> Results:
 def _cluster(request: ComparisonRequest, tell: Tell | None) -> Results:
     store, ids = _open_store(request)
     table = read_table(request.table, label=request.label, known_ids=ids, split=None, **_read_columns(request))
-    settings = ClusteringSettings(**_choose(request, "crop_mm", "crop_spacing"))
+    settings = ClusteringSettings(**_choose(request, "crop"))
     return cluster_structures(request.models, table, request.out, settings, store=store, cache=request.cache, on_part=tell)
 
 
@@ -160,5 +160,9 @@ def _tune(request: ComparisonRequest) -> dict[str, Any]:
     return {"finetuning": FinetuneSettings(epochs=request.epochs)} if request.epochs else {}
 
 
-def _name_option(field: str) -> str:
-    return {"methods": "--method"}.get(field, "--" + field.replace("_", "-"))
+def _name_options(request: ComparisonRequest, field: str) -> list[str]:
+    """The options of the command line that set a field."""
+    if field == "crop":
+        given = {"--crop-mm": request.crop.mm, "--crop-spacing": request.crop.spacing}
+        return [option for option, value in given.items() if value is not None]
+    return [{"methods": "--method"}.get(field, "--" + field.replace("_", "-"))]

@@ -8,7 +8,7 @@ same way and fine-tuned by the same loop; what else is compared (radiomics:size,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
@@ -88,12 +88,6 @@ def load_network(spec: ModelSpec, *, device: str = "auto", precision: str = "fp3
     if spec.has_network:
         return load_encoder(spec.text, device=device, precision=precision)
     raise TaskError("has no weights", where=spec.text, do="Give a run, an encoder folder, scratch:SIZE, or resnet3d:SIZE")
-
-
-def load_reader() -> Encoder:
-    """An encoder that merely reads and prepares scans, of any modality, for models that have none."""
-    fresh = load_encoder("scratch:tiny", device="cpu")
-    return replace(fresh, config=replace(fresh.config, modalities=("CT", "MR", "other")))
 
 
 def _list_choices() -> list[str]:

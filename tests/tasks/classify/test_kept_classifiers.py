@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dagman.errors import TaskError
+from dagman.store.crops import CropSpec
 from dagman.tables.table import read_table
 from dagman.tasks.classifier import Classifier, load_classifier, make_head, save_classifier, to_probabilities
 from dagman.tasks.finetuning import pool_crops
@@ -53,7 +54,7 @@ def test_a_baseline_is_kept_without_weights_and_scores_a_table(ball_cohort, tmp_
 
 def test_a_tuned_encoder_is_kept_with_its_head_and_its_crops(small_encoder, ball_cohort, tmp_path):
     table = read_table(ball_cohort / "table.csv")
-    crops = cut_items(small_encoder, table.items, crop_mm=160, crop_spacing=5)
+    crops = cut_items(small_encoder.reader, table.items, crop=CropSpec(160, 5))
     probe = _fit(2, width=pool_crops(small_encoder, crops.crops[:1]).shape[1])
     kept = Classifier(
         classes=("no", "yes"),
@@ -61,8 +62,7 @@ def test_a_tuned_encoder_is_kept_with_its_head_and_its_crops(small_encoder, ball
         spec="encoder",
         encoder=small_encoder,
         head=make_head(probe),
-        crop_mm=160.0,
-        crop_spacing=5.0,
+        crop=CropSpec(160.0, 5.0),
     )
     save_classifier(kept, tmp_path / "model")
     again = load_classifier(tmp_path / "model", device="cpu")

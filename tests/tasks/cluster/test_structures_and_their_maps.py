@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dagman.errors import MissingExtraError, TableError, TaskError
+from dagman.store.crops import CropSpec
 from dagman.tables.label_maps import expand_label_maps, read_label_names
 from dagman.tables.table import read_table
 from dagman.tasks.cluster.clustering import (
@@ -200,7 +201,7 @@ def test_models_are_compared_on_the_same_structures(table):
 
 def test_label_maps_are_clustered_end_to_end_with_a_picture_of_each(cohort, tmp_path):
     table = expand_label_maps(read_table(cohort / "maps.csv"), read_label_names(cohort / "labels.csv"))
-    settings = ClusteringSettings(map="pca", resamples=50, crop_mm=128, crop_spacing=4)
+    settings = ClusteringSettings(map="pca", resamples=50, crop=CropSpec(128, 4))
     results = cluster_structures([parse_model("histogram")], table, tmp_path, settings)
     held = {(m.name, m.method): m.interval.value for m in results.summary.measurements}
     assert held["neighbour_accuracy", "features"] == 1

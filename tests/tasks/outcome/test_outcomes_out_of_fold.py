@@ -14,6 +14,7 @@ from dagman.encoder.loading import load_encoder
 from dagman.errors import MissingExtraError, TableError, TaskError
 from dagman.evaluation.outcome_metrics import OutOfFold, prepare_measure
 from dagman.evaluation.splits import Split, Subset, plan_splits
+from dagman.store.crops import CropSpec
 from dagman.tables.items import Item
 from dagman.tables.patients import PooledPatients, pool_patients
 from dagman.tasks.finetuning import FinetuneSettings, pool_crops
@@ -218,7 +219,7 @@ def test_a_kept_model_predicts_as_before_it_was_written(tmp_path: Path):
     patients, _ = _cohort()
     arm = Arm(name="clinical", clinical=True)
     design, cox = fit_frozen(arm, "cox", patients, np.arange(len(patients)), 0)
-    model = OutcomeModel(source="pixels", design=design, cox=cox, cut=0.1, times=TIMES, crop_mm=None, crop_spacing=1.5)
+    model = OutcomeModel(source="pixels", design=design, cox=cox, cut=0.1, times=TIMES, crop=CropSpec(spacing=1.5))
     save_outcome_model(model, tmp_path / "model")
     read = load_outcome_model(tmp_path / "model")
     assert read.predict(patients.items) == model.predict(patients.items)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dagman.cli.tasks.task_options import CropMm, CropSpacing
+
 app = typer.Typer(add_completion=False)
 
 _EXAMPLE = "Example: dagman classify runs/first nodules.csv --label label --repeats 10 --shares 25,50,100 --out malignancy"
@@ -34,8 +36,8 @@ def run_classification(
     split: Annotated[str, typer.Option(help="The table's column of train, val, test, if it has one.")] = "split",
     mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
     coordinates: Annotated[str, typer.Option(help="Of the table's points: ras or lps.")] = "ras",
-    crop_mm: Annotated[float | None, typer.Option(help="Side in mm of crops around structures. Default: from their size.")] = None,
-    crop_spacing: Annotated[float | None, typer.Option(help="Voxel size in mm of these crops. Default: from their size.")] = None,
+    crop_mm: CropMm = None,
+    crop_spacing: CropSpacing = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs of fine-tuning. Default: 20.")] = None,
     store: Annotated[Path | None, typer.Option(help="Store that holds the scans which the table names by id.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder in which vectors are kept by content. Default: OUT/features.")] = None,
@@ -52,6 +54,7 @@ def run_classification(
 
     from dagman.cli.tasks.task_options import format_results, open_store, print_measures, split_counts, split_names, split_numbers
     from dagman.reports.tasks.classification import write_classification_report
+    from dagman.store.crops import CropSpec
     from dagman.tables.table import read_table
     from dagman.tasks.classify.classification import ClassificationSettings, classify_items
     from dagman.tasks.finetuning import FinetuneSettings
@@ -66,8 +69,7 @@ def run_classification(
         per_class=split_counts("per-class", per_class),
         draws=draws,
         seed=seed,
-        crop_mm=crop_mm,
-        crop_spacing=crop_spacing,
+        crop=CropSpec(crop_mm, crop_spacing),
         device=device,
         finetuning=FinetuneSettings(epochs=epochs) if epochs else FinetuneSettings(),
     )

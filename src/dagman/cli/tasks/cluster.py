@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dagman.cli.tasks.task_options import CropMm, CropSpacing
+
 app = typer.Typer(add_completion=False)
 
 _EXAMPLE = "Example: dagman cluster runs/first organs.csv --label label --out organs"
@@ -30,8 +32,8 @@ def run_clustering(
     patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
     mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
     coordinates: Annotated[str, typer.Option(help="Of the table's points: ras or lps.")] = "ras",
-    crop_mm: Annotated[float | None, typer.Option(help="Side in mm of crops around structures. Default: from their size.")] = None,
-    crop_spacing: Annotated[float | None, typer.Option(help="Voxel size in mm of these crops. Default: from their size.")] = None,
+    crop_mm: CropMm = None,
+    crop_spacing: CropSpacing = None,
     store: Annotated[Path | None, typer.Option(help="Store that holds the scans which the table names by id.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder in which vectors are kept by content. Default: OUT/features.")] = None,
     seed: Annotated[int, typer.Option(help="Of maps and clusters.")] = 0,
@@ -48,6 +50,7 @@ def run_clustering(
     from dagman.cli.tasks.task_options import format_results, open_store, print_measures
     from dagman.errors import SettingsError
     from dagman.reports.tasks.clustering import write_clustering_report
+    from dagman.store.crops import CropSpec
     from dagman.tables.label_maps import expand_label_maps, read_label_names
     from dagman.tables.table import read_table
     from dagman.tasks.cluster.clustering import ClusteringSettings, cluster_structures
@@ -56,9 +59,7 @@ def run_clustering(
     if label and labels:
         raise SettingsError("both --label and --labels were given", do="Give a column of kinds, or names of label values")
     spec = parse_model(model)
-    settings = ClusteringSettings(
-        map=map, neighbours=neighbours, seed=seed, crop_mm=crop_mm, crop_spacing=crop_spacing, device=device
-    )
+    settings = ClusteringSettings(map=map, neighbours=neighbours, seed=seed, crop=CropSpec(crop_mm, crop_spacing), device=device)
     opened, ids = open_store(store)
     read = read_table(
         table, label=label, patient=patient, split=None, mask_label=mask_label, coordinates=coordinates, known_ids=ids

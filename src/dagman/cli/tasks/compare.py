@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dagman.cli.tasks.task_options import CropMm, CropSpacing
+
 app = typer.Typer(add_completion=False)
 
 _EXAMPLE = (
@@ -44,8 +46,8 @@ def run_comparison(
     split: Annotated[str | None, typer.Option(help="The table's column of train, val, test. Default: 'split'.")] = None,
     mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
     coordinates: Annotated[str | None, typer.Option(help="Of the table's points: ras (default) or lps.")] = None,
-    crop_mm: Annotated[float | None, typer.Option(help="Side in mm of crops around structures. Default: from their size.")] = None,
-    crop_spacing: Annotated[float | None, typer.Option(help="Voxel size in mm of these crops. Default: from their size.")] = None,
+    crop_mm: CropMm = None,
+    crop_spacing: CropSpacing = None,
     store: Annotated[Path | None, typer.Option(help="Store that holds the scans which the table names by id.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder in which vectors are kept by content. Default: OUT/features.")] = None,
     seed: Annotated[int, typer.Option(help="Of folds, draws and fits.")] = 0,
@@ -68,6 +70,7 @@ def run_comparison(
         split_numbers,
     )
     from dagman.reports.tasks.comparison import write_comparison_report
+    from dagman.store.crops import CropSpec
     from dagman.tasks.comparison import ComparisonRequest, compare_models
     from dagman.tasks.models import parse_model
 
@@ -93,8 +96,7 @@ def run_comparison(
         draws=draws,
         epochs=epochs,
         steps=steps,
-        crop_mm=crop_mm,
-        crop_spacing=crop_spacing,
+        crop=CropSpec(crop_mm, crop_spacing),
         store=store,
         cache=cache,
         seed=seed,

@@ -6,7 +6,9 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from dagman.evaluation.results import Measurement, Summary
     from dagman.evaluation.statistics import Interval
     from dagman.store.manifest import Store
+
+CropMm = Annotated[float | None, typer.Option(help="Side in mm of crops around structures. Default: from their size.")]
+CropSpacing = Annotated[float | None, typer.Option(help="Voxel size in mm of these crops. Default: from their size.")]
 
 _UNLIMITED = 10_000
 """Columns of a terminal in which any table fits."""

@@ -7,7 +7,7 @@ repeated goes on where it stopped.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,13 @@ from dagman.records.hashes import hash_bytes, hash_file
 from dagman.records.journal import append_row, read_rows
 from dagman.records.lock import hold_lock
 from dagman.records.names import suggest_name
+from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.manifest import Store
 from dagman.tables.table import Table
 from dagman.tasks.classifier import Classifier, describe_source, make_head, save_classifier, to_probabilities
 from dagman.tasks.classify.examples import write_examples
 from dagman.tasks.finetuning import FinetunedModel, FinetuneSettings, finetune, hold_out, pool_crops
-from dagman.tasks.inputs.model_inputs import ModelInput, TaskInputs, gather_inputs, warn_of_overlap
+from dagman.tasks.inputs.model_inputs import ModelInput, TaskInputs, gather_inputs, list_settings, warn_of_overlap
 from dagman.tasks.models import ModelSpec
 from dagman.tasks.probes import fit_linear_probe, linear_probe, neighbour_probe
 
@@ -65,8 +66,7 @@ class ClassificationSettings:
     draws: int = 1
     "Few-shot draws in each repeat and fold."
     seed: int = 0
-    crop_mm: float | None = None
-    crop_spacing: float | None = None
+    crop: CropSpec = FROM_SIZE
     resamples: int = 2000
     "Of the bootstrap."
     device: str = "auto"
@@ -109,8 +109,7 @@ def classify_items(
             embed=any(method in _PROBES for method in settings.methods),
             cut="finetune" in settings.methods,
             store=store,
-            crop_mm=settings.crop_mm,
-            crop_spacing=settings.crop_spacing,
+            crop=settings.crop,
             cache=cache or out / "features",
             device=settings.device,
             precision=settings.precision,
@@ -149,17 +148,17 @@ def _classify(
             "curves": curves,
             "counts": {name: int(np.sum(table.codes == code)) for code, name in enumerate(table.classes)},
             "patients": len(set(table.patients.tolist())),
-            "spacing": inputs.spacing,
+            "spacing": inputs.crop.spacing,
             "fresh": [model.name for model in inputs.models if model.encoder is not None and model.encoder.config.fresh],
             "sized": any(item.mask is not None for item in table.items),
         },
     )
-    write_examples(out, inputs, found, store=store, crop_mm=settings.crop_mm)
+    write_examples(out, inputs, found, store=store)
     write_summary(out, summary)
     write_inputs(
         out,
         "classify",
-        settings=asdict(settings),
+        settings=list_settings(settings),
         inputs={
             "models": [describe_source(model.spec) for model in inputs.models],
             "table": hash_file(table.path),
@@ -251,7 +250,7 @@ class _Jobs:
         names, codes = self.inputs.table.names, self.inputs.table.codes
         said = [f"{names[i]}={codes[i]}" for part in (train, split.val, split.test) for i in (*part, -1)]
         chosen = self.settings.finetuning if method == "finetune" else ""
-        crops = (self.settings.crop_mm, self.inputs.spacing)
+        crops = (self.inputs.crop.mm, self.inputs.crop.spacing)
         seed = _draw_seed(self.settings, split.repeat, split.fold, draw)
         key = hash_bytes(f"2|{model.digest}|{method}|{chosen}|{crops}|{seed}|{said}".encode())
         if key not in self.kept:
@@ -345,8 +344,7 @@ def _keep_model(inputs: TaskInputs, out: Path, settings: ClassificationSettings,
     about: dict[str, Any] = {
         "classes": table.classes,
         "spec": describe_source(model.spec),
-        "crop_mm": settings.crop_mm,
-        "crop_spacing": inputs.spacing,
+        "crop": inputs.crop,
     }
     if "finetune" in settings.methods and model.encoder is not None:
         # Of a given split this is the seed of what was scored, so that a run that went on keeps the same model.
@@ -372,8 +370,8 @@ def _explain(inputs: TaskInputs, settings: ClassificationSettings, splits: Seque
         notes.append("the table's own split is used; folds are not drawn")
     if len(table.classes) == 2:
         notes.append(f"the positive class is '{table.classes[1]}'; sensitivity and specificity are at a probability of 0.5")
-    if inputs.spacing is not None:
-        notes.append(f"crops have voxels of {inputs.spacing:.3g} mm")
+    if inputs.crop.spacing is not None:
+        notes.append(f"crops have voxels of {inputs.crop.spacing:.3g} mm")
     skipped = [model.name for model in inputs.models if not _can(model.spec, "finetune")]
     if "finetune" in settings.methods and skipped:
         notes.append(f"not fine-tuned, having no weights: {', '.join(skipped)}")

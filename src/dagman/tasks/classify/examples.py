@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from dagman.encoder.encoder import Encoder
+from dagman.encoder.reader import ANY_SCAN
 from dagman.evaluation.classification_measures import Scored
 from dagman.records.files import write_whole
 from dagman.store.manifest import Store
 from dagman.tasks.inputs.item_crops import ItemCrop, cut_items
 from dagman.tasks.inputs.model_inputs import TaskInputs
-from dagman.tasks.models import load_reader
 
 EACH = 3
 """Items shown of each of the four kinds."""
@@ -59,9 +59,7 @@ def choose_examples(labels: NDArray, scores: NDArray, each: int = EACH) -> list[
     return chosen
 
 
-def write_examples(
-    folder: str | Path, inputs: TaskInputs, found: Sequence[Scored], *, store: Store | None = None, crop_mm: float | None = None
-) -> None:
+def write_examples(folder: str | Path, inputs: TaskInputs, found: Sequence[Scored], *, store: Store | None = None) -> None:
     """Write examples.npz whole: items of the first model, by fine-tuning if it was, with all labels."""
     of_first = [scored for scored in found if scored.model == inputs.models[0].name]
     scored = next((s for s in reversed(of_first) if s.method == "finetune"), of_first[-1])
@@ -72,7 +70,7 @@ def write_examples(
     chosen = choose_examples(scored.labels, scored.mean_scores)
     encoder = inputs.models[0].encoder
     items = [tested[place] for place, _ in chosen]
-    cut = cut_items(encoder or load_reader(), items, store=store, crop_mm=crop_mm, crop_spacing=inputs.spacing)
+    cut = cut_items(encoder.reader if encoder else ANY_SCAN, items, store=store, crop=inputs.crop)
     crops = dict(zip([item.name for item in cut.items], cut.crops, strict=True))
     said: list[dict[str, Any]] = []
     arrays: dict[str, NDArray] = {}

@@ -7,7 +7,7 @@ found there, and maps are drawn of them. Names are used to judge, never to place
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,13 @@ from dagman.records.counts import count_noun
 from dagman.records.hashes import hash_file
 from dagman.records.lock import hold_lock
 from dagman.records.names import suggest_name
+from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.manifest import Store
 from dagman.tables.table import Table
 from dagman.tasks.classifier import describe_source
 from dagman.tasks.cluster.structure_maps import CLOSENESS, NEIGHBOURS, map_components, map_neighbours
 from dagman.tasks.cluster.thumbnails import COLUMNS, SIDE, draw_sheet, write_sheet
-from dagman.tasks.inputs.model_inputs import ModelInput, TaskInputs, gather_inputs, warn_of_overlap
+from dagman.tasks.inputs.model_inputs import ModelInput, TaskInputs, gather_inputs, list_settings, warn_of_overlap
 from dagman.tasks.models import ModelSpec
 from dagman.tasks.survival_models import fit_projection
 
@@ -60,8 +61,7 @@ class ClusteringSettings:
     neighbours: int = NEIGHBOURS
     "UMAP's."
     seed: int = 0
-    crop_mm: float | None = None
-    crop_spacing: float | None = None
+    crop: CropSpec = FROM_SIZE
     resamples: int = 1000
     "Of the bootstrap."
     device: str = "auto"
@@ -106,8 +106,7 @@ def cluster_structures(
             models,
             table,
             store=store,
-            crop_mm=settings.crop_mm,
-            crop_spacing=settings.crop_spacing,
+            crop=settings.crop,
             cache=cache or out / "features",
             device=settings.device,
             precision=settings.precision,
@@ -227,7 +226,7 @@ def _write(
     write_inputs(
         out,
         "cluster",
-        settings=asdict(settings),
+        settings=list_settings(settings),
         inputs={
             "models": [describe_source(model.spec) for model in inputs.models],
             "table": hash_file(table.path),
@@ -238,7 +237,7 @@ def _write(
 
 
 def _draw_crops(inputs: TaskInputs, out: Path, settings: ClusteringSettings, store: Store | None) -> tuple[str, ...]:
-    sheet = draw_sheet(inputs.table.items, store=store, crop_mm=settings.crop_mm, crop_spacing=inputs.spacing, seed=settings.seed)
+    sheet = draw_sheet(inputs.table.items, store=store, crop=inputs.crop, seed=settings.seed)
     write_sheet(out / SHEET, sheet)
     return sheet.names
 
@@ -284,8 +283,8 @@ def _explain(inputs: TaskInputs, found: Sequence[Clustered], settings: Clusterin
         notes.append(f"UMAP: {settings.neighbours} neighbours, least distance {CLOSENESS:g}, Euclidean, seed {settings.seed}")
     if not inputs.table.classes:
         notes.append("no labels were given: clusters are judged by their silhouette alone")
-    if inputs.spacing is not None:
-        notes.append(f"crops have voxels of {inputs.spacing:.3g} mm")
+    if inputs.crop.spacing is not None:
+        notes.append(f"crops have voxels of {inputs.crop.spacing:.3g} mm")
     return notes
 
 

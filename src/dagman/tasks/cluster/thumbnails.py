@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dagman.encoder.items import RefusedItem
+from dagman.encoder.reader import ANY_SCAN
 from dagman.randomness import address
 from dagman.records.files import write_whole
+from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.manifest import Store
 from dagman.tables.items import Item
 from dagman.tasks.inputs.item_crops import ItemCrop, stream_crops
-from dagman.tasks.models import load_reader
 
 SIDE = 56
 """Pixels of a tile."""
@@ -55,17 +56,16 @@ def draw_sheet(
     items: Iterable[Item],
     *,
     store: Store | None = None,
-    crop_mm: float | None = None,
-    crop_spacing: float | None = None,
+    crop: CropSpec = FROM_SIZE,
     seed: int = 0,
 ) -> Sheet:
     """Tiles of the items that can be cropped, of `MOST` of them at most."""
     chosen = sorted(items, key=lambda item: address(seed, "thumbnails", item.name))[:MOST]
     tiles: dict[str, NDArray[np.uint8]] = {}
-    for given in stream_crops(load_reader(), chosen, store=store, crop_mm=crop_mm, crop_spacing=crop_spacing):
+    for given in stream_crops(ANY_SCAN, chosen, store=store, crop=crop):
         if not isinstance(given, RefusedItem):
-            opened, crop = given
-            tiles[opened.item.name] = draw_tile(crop)
+            opened, taken = given
+            tiles[opened.item.name] = draw_tile(taken)
     names = tuple(sorted(tiles))
     rows = -(-len(names) // COLUMNS)
     pixels = np.zeros((max(rows, 1) * SIDE, COLUMNS * SIDE, 3), dtype=np.uint8)

@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 
 from dagman.encoder.encoder import Encoder
-from dagman.encoder.items import FeatureTable, RefusedItem, choose_item_spacing, embed_items
+from dagman.encoder.items import FeatureTable, RefusedItem, choose_item_crop, embed_items
+from dagman.encoder.reader import ANY_SCAN
 from dagman.errors import DagmanError, TaskError
+from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.manifest import Store
 from dagman.tables.columns import list_some
 from dagman.tables.items import Item
 from dagman.tables.table import Table
 from dagman.tasks.inputs.descriptors import DESCRIPTORS
 from dagman.tasks.inputs.item_crops import stream_crops
-from dagman.tasks.models import ModelSpec, load_network, load_reader
+from dagman.tasks.models import ModelSpec, load_network
 
 
 def extract_features(
@@ -24,13 +26,12 @@ def extract_features(
     table: Table | Sequence[Item],
     *,
     store: Store | None = None,
-    crop_mm: float | None = None,
-    crop_spacing: float | None = None,
+    crop: CropSpec = FROM_SIZE,
     cache: str | Path | None = None,
 ) -> FeatureTable:
     """A vector for each item that can be used, in the table's order; the others are in `refused`, each with its reason.
 
-    crop_mm, crop_spacing: as `encoder.items`; give `choose_table_spacing`'s to several models, and they see the same crops.
+    crop: as `encoder.items`; give `choose_table_crop`'s to several models, and they see the same crops.
     cache: folder of vectors that networks keep and find by content.
     Raises TableError when most points lie outside their scans, TaskError when nothing is left.
     """
@@ -38,20 +39,18 @@ def extract_features(
     if isinstance(model, ModelSpec) and model.has_network:
         model = load_network(model)
     if isinstance(model, Encoder):
-        features = embed_items(model, items, store=store, crop_mm=crop_mm, crop_spacing=crop_spacing, cache=cache)
+        features = embed_items(model, items, store=store, crop=crop, cache=cache)
     else:
-        features = _describe_items(model, items, store, crop_mm, crop_spacing)
+        features = _describe_items(model, items, store, crop)
     if not len(features):
         raise TaskError(f"no item can be used: {features.refused[0].reason}" if features.refused else "there are no items")
     return features
 
 
-def choose_table_spacing(
-    table: Table | Sequence[Item], *, crop_mm: float | None = None, crop_spacing: float | None = None
-) -> float | None:
-    """The spacing (mm) of the crops of all models, as asked for or from the structures' sizes; None leaves it to each item."""
+def choose_table_crop(table: Table | Sequence[Item], asked: CropSpec = FROM_SIZE) -> CropSpec:
+    """What the crops of all models have in common; see `choose_item_crop`."""
     items = table.items if isinstance(table, Table) else tuple(table)
-    return choose_item_spacing(items, load_reader(), crop_mm=crop_mm, crop_spacing=crop_spacing)
+    return choose_item_crop(items, ANY_SCAN, asked)
 
 
 def describe_refused(refused: Sequence[RefusedItem]) -> list[str]:
@@ -62,19 +61,17 @@ def describe_refused(refused: Sequence[RefusedItem]) -> list[str]:
     return [f"left out {list_some(names)}: {reason}" for reason, names in notes.items()]
 
 
-def _describe_items(
-    spec: ModelSpec, items: Sequence[Item], store: Store | None, crop_mm: float | None, crop_spacing: float | None
-) -> FeatureTable:
+def _describe_items(spec: ModelSpec, items: Sequence[Item], store: Store | None, crop: CropSpec) -> FeatureTable:
     describe, columns = DESCRIPTORS[spec.kind]
     found: list[tuple[Item, np.ndarray, str]] = []
     refused: list[RefusedItem] = []
-    for given in stream_crops(load_reader(), items, store=store, crop_mm=crop_mm, crop_spacing=crop_spacing):
+    for given in stream_crops(ANY_SCAN, items, store=store, crop=crop):
         if isinstance(given, RefusedItem):
             refused.append(given)
             continue
-        opened, crop = given
+        opened, taken = given
         try:
-            found.append((opened.item, describe(opened, crop), opened.content_hash))
+            found.append((opened.item, describe(opened, taken), opened.content_hash))
         except DagmanError as error:
             refused.append(RefusedItem(item=opened.item, reason=str(error)))
     found.sort(key=lambda one: one[0].index)

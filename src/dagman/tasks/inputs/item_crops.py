@@ -12,20 +12,22 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dagman.encoder.cropping import (
+from dagman.encoder.items import OpenItem, RefusedItem, choose_item_crop, open_items
+from dagman.encoder.reader import ScanReader
+from dagman.errors import DagmanError
+from dagman.scans.scan import Modality, Scan
+from dagman.store.crops import (
+    FROM_SIZE,
     LARGEST_SIDE,
     Crop,
     CropShape,
+    CropSpec,
     choose_crop,
+    cut_mask_crop,
     cut_structure,
     cut_surroundings,
     measure_extent,
 )
-from dagman.encoder.encoder import Encoder
-from dagman.encoder.items import OpenItem, RefusedItem, choose_item_spacing, open_items
-from dagman.errors import DagmanError
-from dagman.scans.scan import Modality, Scan
-from dagman.store.crops import cut_mask_crop
 from dagman.store.manifest import Store
 from dagman.tables.items import Item
 
@@ -53,27 +55,20 @@ class ItemCrops:
         return len(self.items)
 
 
-def cut_items(
-    encoder: Encoder,
-    items: Iterable[Item],
-    *,
-    store: Store | None = None,
-    crop_mm: float | None = None,
-    crop_spacing: float | None = None,
-) -> ItemCrops:
+def cut_items(reader: ScanReader, items: Iterable[Item], *, store: Store | None = None, crop: CropSpec = FROM_SIZE) -> ItemCrops:
     """The crop of each item, int16; about 0.8 MB for 64^3 voxels.
 
     Raises TableError when most points lie outside their scans, SettingsError for a crop that cannot be.
     """
     found: list[tuple[Item, ItemCrop, str]] = []
     refused: list[RefusedItem] = []
-    cut = stream_crops(encoder, items, store=store, crop_mm=crop_mm, crop_spacing=crop_spacing)
+    cut = stream_crops(reader, items, store=store, crop=crop)
     for given in cut:
         if isinstance(given, RefusedItem):
             refused.append(given)
         else:
-            opened, crop = given
-            found.append((opened.item, crop, opened.content_hash))
+            opened, taken = given
+            found.append((opened.item, taken, opened.content_hash))
     found.sort(key=lambda one: one[0].index)
     return ItemCrops(
         items=tuple(item for item, _, _ in found),
@@ -84,38 +79,30 @@ def cut_items(
 
 
 def stream_crops(
-    encoder: Encoder,
-    items: Iterable[Item],
-    *,
-    store: Store | None = None,
-    crop_mm: float | None = None,
-    crop_spacing: float | None = None,
+    reader: ScanReader, items: Iterable[Item], *, store: Store | None = None, crop: CropSpec = FROM_SIZE
 ) -> Iterator[tuple[OpenItem, ItemCrop] | RefusedItem]:
     """Each item with its crop, scan by scan; what is held does not grow with their number."""
     items = list(items)
-    spacing = choose_item_spacing(items, encoder, crop_mm=crop_mm, crop_spacing=crop_spacing)
-    cut = _prepare_cutter(encoder, crop_mm, spacing)
-    for opened in open_items(encoder, items, store=store):
+    cut = _prepare_cutter(reader, choose_item_crop(items, reader, crop))
+    for opened in open_items(reader, items, store=store):
         if isinstance(opened, RefusedItem):
             yield opened
             continue
         try:
-            crop, shape = cut(opened)
+            taken, shape = cut(opened)
         except DagmanError as error:
             yield RefusedItem(item=opened.item, reason=str(error))
             continue
-        voxels = np.rint(np.clip(crop.voxels, -32768, 32767)).astype(np.int16)
-        yield opened, ItemCrop(voxels=voxels, inside=crop.inside, modality=crop.modality, spacing=shape.spacing)
+        voxels = np.rint(np.clip(taken.voxels, -32768, 32767)).astype(np.int16)
+        yield opened, ItemCrop(voxels=voxels, inside=taken.inside, modality=taken.modality, spacing=shape.spacing)
 
 
-def _prepare_cutter(encoder: Encoder, crop_mm: float | None, spacing: float | None) -> Callable[[OpenItem], tuple[Crop, CropShape]]:
-    coarsest = encoder.config.spacing
-
+def _prepare_cutter(reader: ScanReader, asked: CropSpec) -> Callable[[OpenItem], tuple[Crop, CropShape]]:
     def cut(opened: OpenItem) -> tuple[Crop, CropShape]:
         extent = None if opened.inside is None else measure_extent(opened.inside, opened.scan.spacing)
         if opened.inside is None and opened.item.center_mm is None:
-            return _cut_whole(encoder, opened.scan)
-        shape = choose_crop(extent, crop_mm=crop_mm, crop_spacing=spacing, coarsest=coarsest)
+            return _cut_whole(reader, opened.scan)
+        shape = choose_crop(extent, asked, coarsest=reader.spacing)
         if opened.inside is not None:
             return cut_structure(opened.scan, opened.inside, shape), shape
         return cut_surroundings(opened.scan, opened.item.center_mm or (), shape), shape
@@ -123,11 +110,11 @@ def _prepare_cutter(encoder: Encoder, crop_mm: float | None, spacing: float | No
     return cut
 
 
-def _cut_whole(encoder: Encoder, scan: Scan) -> tuple[Crop, CropShape]:
+def _cut_whole(reader: ScanReader, scan: Scan) -> tuple[Crop, CropShape]:
     """All of a scan in one cube of at most 128 voxels a side: at the encoder's spacing if that is enough, else coarser."""
-    body = encoder.read(encoder.prepare(scan))
+    body = reader.read(reader.prepare(scan))
     extent = max(size * step for size, step in zip(body.shape, body.spacing, strict=True))
-    spacing = max(encoder.config.spacing, extent / LARGEST_SIDE)
+    spacing = max(reader.spacing, extent / LARGEST_SIDE)
     # A tolerance for 64.00000000000001 voxels.
     side = int(np.ceil(extent / spacing / 32 - 1e-6)) * 32
     shape = CropShape(side, spacing)

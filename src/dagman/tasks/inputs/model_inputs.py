@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,15 @@ from dagman.encoder.items import FeatureTable, RefusedItem
 from dagman.errors import TaskError
 from dagman.evaluation.splits import name_overlap
 from dagman.records.hashes import hash_array
+from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.manifest import Store
 from dagman.tables.table import Table
-from dagman.tasks.inputs.features import choose_table_spacing, describe_refused, extract_features
+from dagman.tasks.inputs.features import choose_table_crop, describe_refused, extract_features
 from dagman.tasks.inputs.item_crops import ItemCrop, cut_items
 from dagman.tasks.models import ModelSpec, load_network, name_models
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,8 +57,8 @@ class TaskInputs:
     hashes: tuple[str, ...] = field(repr=False)
     "Content hash of each item's scan."
     crops: tuple[ItemCrop, ...] = field(repr=False)
-    spacing: float | None
-    "Of the crops, mm; None: chosen for each item."
+    crop: CropSpec
+    "Of the crops of all items; what is None is chosen for each."
     notes: tuple[str, ...] = ()
 
 
@@ -64,8 +69,7 @@ def gather_inputs(
     embed: bool = True,
     cut: bool = False,
     store: Store | None = None,
-    crop_mm: float | None = None,
-    crop_spacing: float | None = None,
+    crop: CropSpec = FROM_SIZE,
     cache: str | Path | None = None,
     device: str = "auto",
     precision: str = "fp32",
@@ -77,7 +81,7 @@ def gather_inputs(
     """
     tell = tell or (lambda text: None)
     names = name_models(specs)
-    spacing = choose_table_spacing(table, crop_mm=crop_mm, crop_spacing=crop_spacing)
+    crop = choose_table_crop(table, crop)
     found: list[tuple[str, ModelSpec, Encoder | None, FeatureTable | None]] = []
     refused: list[RefusedItem] = []
     hashes: dict[str, str] = {}
@@ -86,7 +90,7 @@ def gather_inputs(
         features = None
         if embed:
             tell(f"{name}: features of {len(table)} items")
-            features = extract_features(encoder or spec, table, store=store, crop_mm=crop_mm, crop_spacing=spacing, cache=cache)
+            features = extract_features(encoder or spec, table, store=store, crop=crop, cache=cache)
             refused += features.refused
             hashes |= dict(zip(features.names, features.hashes, strict=True))
         found.append((name, spec, encoder, features))
@@ -94,7 +98,7 @@ def gather_inputs(
     trained = next((encoder for _, _, encoder, _ in found if encoder is not None), None)
     if cut and trained is not None:
         tell(f"crops of {len(table)} items")
-        crops = cut_items(trained, table.items, store=store, crop_mm=crop_mm, crop_spacing=spacing)
+        crops = cut_items(trained.reader, table.items, store=store, crop=crop)
         refused += crops.refused
         hashes |= dict(zip([item.name for item in crops.items], crops.hashes, strict=True))
     kept = _keep_items(table, refused)
@@ -114,9 +118,17 @@ def gather_inputs(
         table=kept,
         hashes=tuple(hashes[item.name] for item in kept.items),
         crops=() if crops is None else tuple(c for item, c in zip(crops.items, crops.crops, strict=True) if item.name in usable),
-        spacing=spacing,
+        crop=crop,
         notes=(*table.notes, *describe_refused(list(once.values()))),
     )
+
+
+def list_settings(settings: DataclassInstance) -> dict[str, Any]:
+    """A task's settings as command.json holds them, the crop by the names of its options."""
+    values: dict[str, Any] = {}
+    for name, value in asdict(settings).items():
+        values |= {"crop_mm": value["mm"], "crop_spacing": value["spacing"]} if name == "crop" else {name: value}
+    return values
 
 
 def warn_of_overlap(inputs: TaskInputs, tested: NDArray[np.int64]) -> list[str]:

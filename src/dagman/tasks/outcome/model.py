@@ -18,6 +18,7 @@ from dagman.encoder.encoder import Encoder
 from dagman.encoder.loading import load_encoder
 from dagman.errors import TaskError
 from dagman.records.files import write_whole
+from dagman.store.crops import CropSpec
 from dagman.tables.clinical import ClinicalColumn, ClinicalDesign
 from dagman.tables.items import Item
 from dagman.tables.patients import pool_patients
@@ -41,8 +42,7 @@ class OutcomeModel:
     cut: float
     "Median risk of the patients it was fitted to."
     times: NDArray[np.float64]
-    crop_mm: float | None
-    crop_spacing: float | None
+    crop: CropSpec
     encoder: Encoder | None = field(default=None, repr=False)
 
     @property
@@ -61,7 +61,7 @@ class OutcomeModel:
         values = None
         if self.design.projection is not None:
             model = self.encoder or parse_model(self.source)
-            features = extract_features(model, items, crop_mm=self.crop_mm, crop_spacing=self.crop_spacing)
+            features = extract_features(model, items, crop=self.crop)
             items, values = features.items, features.values
         patients = pool_patients(items)
         numbers = self.design.encode(None if values is None else patients.average(values), patients.clinical)
@@ -94,8 +94,8 @@ def save_outcome_model(model: OutcomeModel, folder: str | Path) -> None:
         "cut": model.cut,
         "times": model.times.tolist(),
         "penalty": model.cox.penalty,
-        "crop_mm": model.crop_mm,
-        "crop_spacing": model.crop_spacing,
+        "crop_mm": model.crop.mm,
+        "crop_spacing": model.crop.spacing,
         "clinical": None if clinical is None else [dataclasses.asdict(column) for column in clinical.columns],
     }
     with write_whole(folder) as temporary:
@@ -137,8 +137,7 @@ def load_outcome_model(folder: str | Path, *, device: str = "auto") -> OutcomeMo
             cox=cox,
             cut=values["cut"],
             times=np.array(values["times"], dtype=np.float64),
-            crop_mm=values["crop_mm"],
-            crop_spacing=values["crop_spacing"],
+            crop=CropSpec(values["crop_mm"], values["crop_spacing"]),
             encoder=load_encoder(inner, device=device) if inner.is_dir() else None,
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

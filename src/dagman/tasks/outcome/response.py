@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from dagman.tables.clinical import list_categorical
 from dagman.tables.patients import PooledPatients, pool_patients
 from dagman.tables.table import Table
 from dagman.tasks.classifier import Classifier, describe_source, make_head, save_classifier
-from dagman.tasks.inputs.model_inputs import TaskInputs, gather_inputs, warn_of_overlap
+from dagman.tasks.inputs.model_inputs import TaskInputs, gather_inputs, list_settings, warn_of_overlap
 from dagman.tasks.models import ModelSpec
 from dagman.tasks.outcome.folds import Arm
 from dagman.tasks.outcome.time_to_event import OutcomeSettings, list_arms, note_patients
@@ -66,8 +65,7 @@ def predict_response(
             models,
             table,
             store=store,
-            crop_mm=settings.crop_mm,
-            crop_spacing=settings.crop_spacing,
+            crop=settings.crop,
             cache=cache or out / "features",
             device=settings.device,
             precision=settings.precision,
@@ -133,7 +131,7 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, tell: Cal
     write_inputs(
         out,
         "outcome",
-        settings=asdict(settings),
+        settings=list_settings(settings),
         inputs={
             "models": [describe_source(model.spec) for model in inputs.models],
             "table": hash_file(table.path),
@@ -241,8 +239,7 @@ def _keep_model(
         spec=describe_source(first.spec),
         encoder=first.encoder,
         head=make_head(probe),
-        crop_mm=settings.crop_mm,
-        crop_spacing=inputs.spacing,
+        crop=inputs.crop,
     )
     save_classifier(classifier, out / "model")
     return f"model/ holds the linear probe on {first.name} alone, fitted to {len(train)} patients"

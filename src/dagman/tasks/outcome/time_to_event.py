@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,14 @@ from dagman.evaluation.survival import choose_times
 from dagman.records.hashes import hash_file
 from dagman.records.lock import hold_lock
 from dagman.records.names import suggest_name
+from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.manifest import Store
 from dagman.tables.clinical import count_missing
 from dagman.tables.patients import PooledPatients, pool_patients
 from dagman.tables.table import Table
 from dagman.tasks.classifier import describe_source
 from dagman.tasks.finetuning import FinetuneSettings
-from dagman.tasks.inputs.model_inputs import TaskInputs, gather_inputs, warn_of_overlap
+from dagman.tasks.inputs.model_inputs import TaskInputs, gather_inputs, list_settings, warn_of_overlap
 from dagman.tasks.models import ModelSpec
 from dagman.tasks.outcome.cox import CoxModel
 from dagman.tasks.outcome.folds import (
@@ -69,8 +70,7 @@ class OutcomeSettings:
     draws: int = 1
     "Few-shot draws in each repeat and fold."
     seed: int = 0
-    crop_mm: float | None = None
-    crop_spacing: float | None = None
+    crop: CropSpec = FROM_SIZE
     resamples: int = 2000
     "Of the bootstrap."
     device: str = "auto"
@@ -122,8 +122,7 @@ def predict_outcome(
             table,
             cut="finetune" in settings.methods,
             store=store,
-            crop_mm=settings.crop_mm,
-            crop_spacing=settings.crop_spacing,
+            crop=settings.crop,
             cache=cache or out / "features",
             device=settings.device,
             precision=settings.precision,
@@ -210,7 +209,7 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, tell: Cal
     write_inputs(
         out,
         "outcome",
-        settings=asdict(settings),
+        settings=list_settings(settings),
         inputs={
             "models": [describe_source(model.spec) for model in inputs.models],
             "table": hash_file(inputs.table.path),
@@ -333,8 +332,7 @@ def _keep_model(
             cox=model,
             cut=float(np.median(risk)),
             times=times,
-            crop_mm=settings.crop_mm,
-            crop_spacing=inputs.spacing,
+            crop=inputs.crop,
             encoder=first.encoder,
         ),
         out / "model",
