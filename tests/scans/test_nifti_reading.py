@@ -292,8 +292,8 @@ def test_two_placements_that_disagree_are_noted_with_both(tmp_path, ct, placemen
     read = read_nifti(tmp_path / "moved.nii")
     assert read.affine.matrix == pytest.approx(placement)
     assert read.notes == (
-        "sform (0.8 0 0 -30 0 0.9 0 12 0 0 2.5 100) and qform (0.8 0 0 -30 0 0.9 0 12 0 0 2.5 108) place voxels up to 7.5 mm apart; "
-        "the sform was used",
+        "sform (0.8 0 0 -30 0 0.9 0 12 0 0 2.5 100) and qform (0.8 0 0 -30 0 0.9 0 12 0 0 2.5 108) "
+        "place voxels up to 7.5 mm apart; the sform was used",
     )
 
 

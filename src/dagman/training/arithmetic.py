@@ -50,7 +50,9 @@ def describe_run(settings: Settings, student: Network, dataset: ViewDataset, lef
         lines.append(f"model.drop_path has no effect: the backbone {settings.model.backbone} has no stochastic depth")
     lines += [f"not trained: {part}*, as {reason}" for part, reason in untrained.items()]
     if left_out:
-        named = ", ".join(left_out[:5]) + (" ..." if len(left_out) > 5 else "")
+        rows = {row.id: row for row in store.rows}
+        shown = (f"{one} of {rows[one].patient}, {' x '.join(map(str, rows[one].shape))}" for one in left_out[:5])
+        named = "; ".join(shown) + ("; ..." if len(left_out) > 5 else "")
         lines.append(
             f"left out: {count_noun(len(left_out), 'scan')} smaller than {least} voxels along an axis ({named}); see view.side, "
             "view.padding"
