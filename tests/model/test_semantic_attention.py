@@ -99,3 +99,14 @@ def test_wrong_sizes_are_refused_in_words():
         SemanticAttention(24, heads=7)
     with pytest.raises(SettingsError, match="at least one block"):
         SemanticAttention(24, depth=0)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_summary_is_the_cls_token_of_the_whole_module_with_its_gradients(depth):
+    module = SemanticAttention(16, heads=4, depth=depth).double()
+    x = torch.randn(2, 16, 2, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    gradients = []
+    for cls in (module(x).cls, module.summarize(x)):
+        gradients.append((cls, *torch.autograd.grad(cls.square().sum(), [x, *module.parameters()])))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)

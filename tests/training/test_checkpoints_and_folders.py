@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from dagman.encoder.folder import read_config, read_weights, write_encoder
 from dagman.encoder.loading import load_encoder
 from dagman.errors import EncoderError, RunError, SettingsError
+from dagman.settings.momentum import list_momenta, measure_memory
 from dagman.training.checkpoints import list_checkpoints, load_checkpoint, read_state
 from dagman.training.pretraining import pretrain
 from dagman.training.run import Run
@@ -172,11 +173,40 @@ def test_the_encoder_is_the_teachers_and_says_what_it_was_trained_with(finished,
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
     assert not all(torch.equal(weights[name], trainer.student.state_dict()[name]) for name in weights)
     config = read_config(Run(finished).encoder_folder)
+    memory = measure_memory(list_momenta(3, *_read_momenta(finished)))
+    assert (config.weights, config.first_weights, config.average_age) == ("teacher", memory.first_weights, memory.age)
     assert (config.step, config.size, config.method, config.spacing, config.view) == (3, "tiny", "dagman", 4.0, 32)
     assert (config.low, config.high, config.orientation, config.modalities) == (-1000.0, 500.0, "RAS", ("CT",))
     seen = {row.content_hash for row in store.rows if min(row.shape) >= 16}
     assert set(config.scans_seen) == seen
     assert load_encoder(finished).config == config
+
+
+def _read_momenta(folder):
+    teacher = Run(folder).settings.teacher
+    return float(teacher.momentum), float(teacher.momentum_end)
+
+
+def test_the_student_is_kept_beside_the_teacher_and_either_is_loaded_by_name(finished, make_trainer):
+    trainer = _fill_trainer(finished, make_trainer)
+    for weights, network in (("student", trainer.student), ("teacher", trainer.teacher), ("auto", trainer.teacher)):
+        encoder = load_encoder(finished, device="cpu", weights=weights)
+        assert encoder.config.weights == ("student" if weights == "student" else "teacher")
+        for name, value in encoder.network.state_dict().items():
+            assert torch.equal(value, network.state_dict()[name]), name
+    assert read_config(finished / "encoder-student").first_weights == 0
+    with pytest.raises(EncoderError, match="holds the weights of the teacher, not of the student"):
+        load_encoder(finished / "encoder", device="cpu", weights="student")
+    with pytest.raises(EncoderError, match="'best' is not a choice of weights"):
+        load_encoder(finished, device="cpu", weights="best")
+
+
+def test_a_method_without_a_teacher_keeps_its_student_as_the_encoder(store, tiny, tmp_path):
+    run = pretrain(store.path, tmp_path / "run", method="simmim", assignments=[*tiny, "train.steps=1"])
+    assert not (run.path / "encoder-student").exists()
+    assert load_encoder(run.path, device="cpu", weights="student").config.weights == "student"
+    with pytest.raises(EncoderError, match="holds the weights of the student, not of the teacher"):
+        load_encoder(run.path, device="cpu", weights="teacher")
 
 
 def test_without_a_teacher_the_encoder_is_the_students(store, tiny, tmp_path, make_trainer):

@@ -18,6 +18,7 @@ def map_attention(
     encoder: Annotated[str, typer.Argument(help="A run, an encoder folder, or scratch:SIZE.")],
     scan: Annotated[Path, typer.Argument(help="One scan: a file, or a folder with one series.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
+    weights: Annotated[str, typer.Option(help="Whose weights of a run: teacher, student, or auto.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
@@ -33,7 +34,7 @@ def map_attention(
     from dagman.records.provenance import write_command
     from dagman.reports.figures.overlays import describe_range, draw_overlays
 
-    loaded = load_encoder(encoder, device=device)
+    loaded = load_encoder(encoder, device=device, weights=weights)
     opened = loaded.read(scan)
     attention = loaded.attention(opened)
     maps = write_attention(attention, opened, out)

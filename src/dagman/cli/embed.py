@@ -37,6 +37,7 @@ def embed_sources(
     mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
     coordinates: Annotated[str, typer.Option(help="Of the table's points: ras or lps.")] = "ras",
     cache: Annotated[Path | None, typer.Option(help="Folder in which vectors are kept by content and found again.")] = None,
+    weights: Annotated[str, typer.Option(help="Whose weights of a run: teacher, student, or auto.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto.")] = "fp32",
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
@@ -56,7 +57,7 @@ def embed_sources(
     if out.suffix.lower() not in (".parquet", ".pq"):
         raise SettingsError("features are written as Parquet", where=out, do="Name it something.parquet")
     pooling = _read_pooling(stages, pools)
-    loaded = load_encoder(encoder, device=device, precision=precision)
+    loaded = load_encoder(encoder, device=device, precision=precision, weights=weights)
     items, opened, refused, notes = _list_items(sources, store, patient, mask_label, coordinates)
     crop = CropSpec(crop_mm, crop_spacing)
     rows = stream_features(loaded, items, store=opened, pooling=pooling, crop=crop, cache=cache)

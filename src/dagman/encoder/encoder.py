@@ -59,9 +59,11 @@ class Encoder:
     def describe(self) -> str:
         """Size, method and training in words."""
         c = self.config
-        trained = (
-            f"method {c.method}, {c.step} steps" if c.step else "fresh weights, not trained" if c.fresh else f"{c.method} weights"
-        )
+        trained = f"{c.method} weights"
+        if c.step:
+            trained = f"method {c.method}, {c.step} steps, the {c.weights}'s weights"
+        elif c.fresh:
+            trained = "fresh weights, not trained"
         return f"{c.size} encoder, {trained}"
 
     def save(self, folder: str | Path) -> None:

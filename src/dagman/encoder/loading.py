@@ -6,6 +6,7 @@ All weights find their place, or a refusal says which do not.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,15 +31,21 @@ _CONVERT = (
 )
 
 
-def load_encoder(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> Encoder:
+Weights = Literal["auto", "teacher", "student"]
+"""Which weights of a run: the EMA teacher's, the student's, or (auto) those that it exports by default."""
+
+
+def load_encoder(path: str | Path, *, device: str = "auto", precision: str = "fp32", weights: str = "auto") -> Encoder:
     """Load an encoder (`dagman.load`), in evaluation mode, without gradients.
 
     path: a run folder, an encoder folder (of any backbone), or a name: `scratch:SIZE[:SEED]`, fresh weights of a size preset, those
     a run of that seed starts from; `resnet3d:SIZE[:SEED]`, a fresh 3D ResNet; `monai:FILE`, a Swin's weights that MONAI wrote.
-    device: auto, cpu, cuda or cuda:N. precision: fp32, bf16, or auto.
+    device: auto, cpu, cuda or cuda:N. precision: fp32, bf16, or auto. weights: of a run, teacher, student, or auto: the teacher's
+    where its method has a teacher. A name has no such choice.
 
     Raises:
-        EncoderError: Nothing there, damaged, weights missing or left over, or an unknown size (the nearest is named).
+        EncoderError: Nothing there, the run does not hold these weights, damaged, weights missing or left over, or an
+            unknown size (the nearest is named).
         MissingExtraError: The backbone is MONAI's, and MONAI is not installed.
     """
     chosen = choose_device(device).value
@@ -50,7 +57,7 @@ def load_encoder(path: str | Path, *, device: str = "auto", precision: str = "fp
     elif head in BACKBONES and rest:
         config, network = _make_variant(str(path))
     else:
-        folder = _find_folder(Path(path))
+        folder = find_folder(Path(path), weights)
         config = read_config(folder)
         network = _build_network(config)
         _fill_weights(network, _rename_old(read_weights(folder), config), folder / "model.safetensors", _REWRITE)
@@ -67,15 +74,24 @@ def describe_shapes(settings: Settings) -> tuple[SwinShape, SemanticShape | None
     return shape, semantic if m.semantic_attention else None
 
 
-def _find_folder(path: Path) -> Path:
+def find_folder(path: Path, weights: str = "auto") -> Path:
+    """The encoder folder of a run, or `path` itself where it is one; raises EncoderError as `load_encoder`."""
+    if weights not in get_args(Weights):
+        what = f"{weights!r} is not a choice of weights"
+        raise EncoderError(what, where=path, do=f"Choose one of {', '.join(get_args(Weights))}")
     if not path.is_dir():
         do = "Give a run, an encoder folder, or scratch:tiny"
-        raise EncoderError("is no folder" if path.exists() else "does not exist", where=path, do=do)
-    if (path / "encoder").is_dir():
-        return path / "encoder"
-    if (path / "settings.toml").exists() and not (path / "config.json").exists():
+        raise EncoderError("is not a folder" if path.exists() else "does not exist", where=path, do=do)
+    if (path / "settings.toml").exists() and not (path / "config.json").exists() and not (path / "encoder").is_dir():
         raise EncoderError("this run has not written an encoder yet", where=path, do="Let it reach its first checkpoint")
-    return path
+    folder = path / "encoder" if (path / "encoder").is_dir() else path
+    if weights == "student" and (path / "encoder-student").is_dir():
+        folder = path / "encoder-student"
+    held = read_config(folder).weights if weights != "auto" else "auto"
+    if held != weights:
+        do = "Leave --weights out, or pretrain again: runs keep both since 0.2" if folder != path else "Leave --weights out"
+        raise EncoderError(f"holds the weights of the {held}, not of the {weights}", where=path, do=do)
+    return folder
 
 
 def _make_fresh(name: str) -> tuple[EncoderConfig, Network]:

@@ -129,7 +129,7 @@ class Network(nn.Module):
             tokens = stages[UNIT_STAGE - 1].flatten(2).transpose(1, 2)
             projections["ampd"] = self.projectors["ampd"](tokens[units])
         if "aitd" in self.projectors and self.semantic is not None and self.semantic_attention is not None:
-            projections["aitd"] = self.projectors["aitd"](self.semantic_attention(stages[self.semantic.stage - 1]).cls)
+            projections["aitd"] = self.projectors["aitd"](self.semantic_attention.summarize(stages[self.semantic.stage - 1]))
         if "gitd" in self.projectors:
             projections["gitd"] = self.projectors["gitd"](stages[3].flatten(2).mean(dim=2))
         return projections

@@ -60,6 +60,11 @@ class SemanticAttention(nn.Module):
         z = last(z)
         return Semantics(tokens=z[:, :-1], cls=z[:, -1], attention=attention)
 
+    def summarize(self, x: Float[Tensor, "B C X Y Z"]) -> Float[Tensor, "B C"]:
+        """`forward(x).cls` alone: in the last block only the [CLS] token is computed."""
+        z, last = self._reach_last_block(x)
+        return last.forward_cls(z)
+
     def attend(self, x: Float[Tensor, "B C X Y Z"]) -> Float[Tensor, "B H N"]:
         """`forward(x).attention` alone: stops at the [CLS] row of the last block."""
         z, last = self._reach_last_block(x)
@@ -97,6 +102,16 @@ class GlobalBlock(nn.Module):
         attended = F.scaled_dot_product_attention(q, k, v)
         z = z + self.proj(attended.transpose(1, 2).flatten(2))
         return z + self.mlp(self.norm2(z))
+
+    def forward_cls(self, z: Float[Tensor, "B T C"]) -> Float[Tensor, "B C"]:
+        """`forward(z)[:, -1]`: one query over all keys, and the MLP of one token."""
+        normed, dim = self.norm1(z), z.shape[-1]
+        weight, bias = self.qkv.weight, self.qkv.bias
+        q = F.linear(normed[:, -1:], weight[:dim], bias[:dim]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = F.linear(normed, weight[dim:], bias[dim:]).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        attended = F.scaled_dot_product_attention(q, k, v)
+        cls = z[:, -1:] + self.proj(attended.transpose(1, 2).flatten(2))
+        return (cls + self.mlp(self.norm2(cls)))[:, 0]
 
     def attend_from_cls(self, z: Float[Tensor, "B T C"]) -> Float[Tensor, "B H N"]:
         """softmax(q_CLS k^T / sqrt(D)) over all T keys, without the last, which is [CLS] itself."""

@@ -30,13 +30,19 @@ class ModelSpec:
     kind: Kind
     argument: str
     text: str
+    weights: str = "auto"
 
     @property
     def name(self) -> str:
-        """How tables and figures call it: a folder or file by its own name, without its path; else what was written."""
+        """How tables and figures call it: a run, folder or file by its own name, without its path; else what was written."""
         if self.kind == "monai":
             return f"monai:{Path(self.argument).name}"
-        return Path(self.argument).resolve().name if self.kind == "encoder" else self.text
+        if self.kind != "encoder":
+            return self.text
+        folder = Path(self.argument).resolve()
+        inner = folder.name in ("encoder", "encoder-student") and (folder.parent / "settings.toml").exists()
+        run = folder.parent.name if inner else folder.name
+        return f"{run} (student)" if self.weights == "student" or (inner and folder.name == "encoder-student") else run
 
     @property
     def has_network(self) -> bool:
@@ -44,10 +50,10 @@ class ModelSpec:
         return self.kind in NETWORKS
 
 
-def parse_model(text: str | Path) -> ModelSpec:
+def parse_model(text: str | Path, *, weights: str = "auto") -> ModelSpec:
     """A run or encoder folder, `scratch:SIZE[:SEED]`, `monai:PATH`, `resnet3d:SIZE[:SEED]`, or one of `DESCRIPTORS` by name.
 
-    Nothing is loaded. Raises TaskError for anything else, naming the nearest.
+    weights: of a run, as in `load_encoder`. Nothing is loaded. Raises TaskError for anything else, naming the nearest.
     """
     text = str(text)
     head, _, rest = text.partition(":")
@@ -64,7 +70,7 @@ def parse_model(text: str | Path) -> ModelSpec:
     if text == "radiomics:size":
         return ModelSpec(kind="radiomics", argument="size", text=text)
     if Path(text).is_dir():
-        return ModelSpec(kind="encoder", argument=text, text=text)
+        return ModelSpec(kind="encoder", argument=text, text=text, weights=weights)
     nearest = nearest_name(text, [*choices, "monai:PATH"])
     advice = f"Nearest: {nearest}" if nearest else "Give a run or an encoder folder, or one of " + ", ".join(choices)
     raise TaskError("is neither a folder nor a known model", where=text, do=advice)
@@ -86,7 +92,7 @@ def load_network(spec: ModelSpec, *, device: str = "auto", precision: str = "fp3
     Raises TaskError for a model without weights, EncoderError for weights that do not fit, MissingExtraError without MONAI.
     """
     if spec.has_network:
-        return load_encoder(spec.text, device=device, precision=precision)
+        return load_encoder(spec.text, device=device, precision=precision, weights=spec.weights)
     raise TaskError("has no weights", where=spec.text, do="Give a run, an encoder folder, scratch:SIZE, or resnet3d:SIZE")
 
 
