@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,63 @@ def test_every_name_a_package_lists_is_there(package: str):
     module = importlib.import_module(package)
     listed = getattr(module, "__all__", [])
     assert [name for name in listed if not hasattr(module, name)] == []
+
+
+# What src itself does not call, and why it is there.
+_FOR_USERS = {
+    "load_mask",
+    "map_scan",
+    "read_features",
+    "read_splits",
+    "register_masking",
+    "register_metric",
+    "render_reference",  # `make docs`
+}
+_REFERENCES = {
+    # The definitions that tests hold the faster forms against.
+    "estimate_auc",
+    "measure_breslow_loss",
+    "measure_concordance",
+    "measure_dynamic_auc",
+    "measure_hausdorff",
+    "measure_integrated_brier",
+    "measure_neighbour_accuracy",
+    "measure_silhouette",
+    "measure_surface_dice",
+    "measure_uno_concordance",
+    "roll_into_tokens",
+    "roll_into_windows",
+    "share_dropped",
+}
+
+
+def _count_uses(trees: dict[Path, ast.Module]) -> Counter[str]:
+    """How often src reads each name; strings count, for names are looked up by them too."""
+    uses: Counter[str] = Counter()
+    for tree in trees.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name):
+                uses[node.id] += 1
+            elif isinstance(node, ast.Attribute):
+                uses[node.attr] += 1
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                uses[node.value] += 1
+    return uses
+
+
+def test_what_is_public_is_used_or_listed_here():
+    source = Path(dagman.__file__).parent
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in source.rglob("*.py")}
+    uses = _count_uses(trees)
+    # The functions of cli/ are called by their decorators.
+    unused = {
+        node.name
+        for path, tree in trees.items()
+        if "cli" not in path.relative_to(source).parts
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and not uses[node.name]
+    }
+    assert unused - _FOR_USERS - _REFERENCES == set()
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -7,6 +7,8 @@ import pytest
 from sklearn import metrics
 
 from dagman.evaluation import classification_metrics as ours
+from dagman.evaluation.classification_measures import METRICS
+from dagman.evaluation.measures import MEASURES
 
 _RANDOM = np.random.default_rng(0)
 _LABELS = _RANDOM.integers(0, 2, 200)
@@ -17,21 +19,41 @@ _CHANCES = _RANDOM.dirichlet(np.ones(4), 200) + 0.3 * np.eye(4)[_MANY]
 _CHANCES /= _CHANCES.sum(axis=1, keepdims=True)
 
 
+def _measure(name: str, labels: np.ndarray, scores: np.ndarray) -> float:
+    """A measure as a task computes it: of scores n R K, here of one repeat."""
+    scores = np.stack([1 - scores, scores], axis=1) if scores.ndim == 1 else scores
+    return METRICS[name].measure(labels, scores[:, None])
+
+
 @pytest.mark.parametrize(
     ("found", "wanted"),
     [
         (ours.measure_auc(_LABELS, _SCORES), metrics.roc_auc_score(_LABELS, _SCORES)),
-        (ours.measure_macro_auc(_MANY, _CHANCES), metrics.roc_auc_score(_MANY, _CHANCES, multi_class="ovr")),
-        (ours.measure_accuracy(_LABELS, _GUESSES), metrics.accuracy_score(_LABELS, _GUESSES)),
         (ours.measure_balanced_accuracy(_MANY, _MANY[::-1]), metrics.balanced_accuracy_score(_MANY, _MANY[::-1])),
-        (ours.measure_sensitivity(_LABELS, _GUESSES), metrics.recall_score(_LABELS, _GUESSES)),
-        (ours.measure_specificity(_LABELS, _GUESSES), metrics.recall_score(_LABELS, _GUESSES, pos_label=0)),
-        (ours.measure_brier(_LABELS, _SCORES), metrics.brier_score_loss(_LABELS, _SCORES)),
-        (ours.measure_brier(_MANY, _CHANCES), np.mean(np.sum((np.eye(4)[_MANY] - _CHANCES) ** 2, axis=1))),
+        (_measure("auc", _LABELS, _SCORES), metrics.roc_auc_score(_LABELS, _SCORES)),
+        (_measure("auc", _MANY, _CHANCES), metrics.roc_auc_score(_MANY, _CHANCES, multi_class="ovr")),
+        (_measure("accuracy", _LABELS, _SCORES), metrics.accuracy_score(_LABELS, _GUESSES)),
+        (_measure("balanced_accuracy", _MANY, _CHANCES), metrics.balanced_accuracy_score(_MANY, _CHANCES.argmax(axis=1))),
+        (_measure("sensitivity", _LABELS, _SCORES), metrics.recall_score(_LABELS, _GUESSES)),
+        (_measure("specificity", _LABELS, _SCORES), metrics.recall_score(_LABELS, _GUESSES, pos_label=0)),
+        (_measure("brier", _LABELS, _SCORES), metrics.brier_score_loss(_LABELS, _SCORES)),
+        (_measure("brier", _MANY, _CHANCES), np.mean(np.sum((np.eye(4)[_MANY] - _CHANCES) ** 2, axis=1))),
     ],
 )
 def test_a_measure_is_scikit_learns(found, wanted):
     assert found == pytest.approx(wanted)
+
+
+def test_a_measure_of_repeats_is_the_mean_over_them():
+    twice = np.stack([_CHANCES, _CHANCES[::-1]], axis=1)
+    for name, metric in METRICS.items():
+        if not metric.binary_only:
+            apart = [_measure(name, _MANY, twice[:, repeat]) for repeat in range(2)]
+            assert metric.measure(_MANY, twice) == pytest.approx(np.mean(apart))
+
+
+def test_every_measure_is_registered():
+    assert set(METRICS) <= set(MEASURES)
 
 
 def test_the_confusion_matrix_is_scikit_learns():
@@ -59,10 +81,9 @@ def test_a_measure_of_one_class_is_undefined(labels):
     scores = np.linspace(0, 1, len(labels))
     assert np.isnan(ours.measure_auc(labels, scores))
     assert np.isnan(ours.trace_roc(labels, scores)[0]).all()
-    assert np.isnan(ours.measure_specificity(labels, labels))
-    assert np.isnan(ours.measure_macro_auc(np.array(labels, dtype=int), np.zeros((len(labels), 2))))
+    assert np.isnan(METRICS["specificity"].measure(np.array(labels, dtype=int), np.zeros((len(labels), 1, 2))))
+    assert np.isnan(METRICS["auc"].measure(np.array(labels, dtype=int), np.zeros((len(labels), 1, 3))))
 
 
-@pytest.mark.parametrize("measure", [ours.measure_accuracy, ours.measure_balanced_accuracy, ours.measure_brier])
-def test_no_items_have_no_measure(measure):
-    assert np.isnan(measure([], []))
+def test_no_items_have_no_measure():
+    assert np.isnan(ours.measure_balanced_accuracy([], []))

@@ -17,7 +17,6 @@ from dagman.evaluation.classification_metrics import bin_reliability, count_conf
 from dagman.evaluation.measures import Measure, register_measure
 from dagman.evaluation.results import Comparison, Measurement
 from dagman.evaluation.statistics import (
-    Interval,
     Metric,
     bootstrap_difference,
     bootstrap_interval,
@@ -116,11 +115,6 @@ def describe_curves(scored: Scored, *, seed: int = 0) -> dict[str, Any]:
             "error": reliability.error,
         }
     return found
-
-
-def find_interval(measurements: Sequence[Measurement], **wanted: str) -> Interval | None:
-    """The interval of the measurement with these fields (name, model, method, subset); None if there is none."""
-    return next((m.interval for m in measurements if all(getattr(m, key) == value for key, value in wanted.items())), None)
 
 
 def measure_mean_auc(labels: NDArray, scores: NDArray) -> float:

@@ -25,45 +25,12 @@ def measure_auc(labels: ArrayLike, scores: ArrayLike) -> float:
     return float((ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
 
 
-def measure_macro_auc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Mean over classes of the one-against-the-rest AUC; scores are n x K. NaN if a class does not occur."""
-    labels, scores = np.asarray(labels), np.asarray(scores)
-    return float(np.mean([measure_auc(labels == code, scores[:, code]) for code in range(scores.shape[1])]))
-
-
-def measure_accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
-    """Share of items whose predicted class is right."""
-    labels = np.asarray(labels)
-    return float(np.mean(labels == np.asarray(predicted))) if len(labels) else float("nan")
-
-
-def measure_sensitivity(labels: ArrayLike, predicted: ArrayLike) -> float:
-    """Share of the positive items (class 1) that are predicted positive."""
-    return _recall(np.asarray(labels), np.asarray(predicted), 1)
-
-
-def measure_specificity(labels: ArrayLike, predicted: ArrayLike) -> float:
-    """Share of the negative items (class 0) that are predicted negative."""
-    return _recall(np.asarray(labels), np.asarray(predicted), 0)
-
-
 def measure_balanced_accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
     """Mean over the classes that occur of the share that is predicted right."""
     labels, predicted = np.asarray(labels), np.asarray(predicted)
     if not len(labels):
         return float("nan")
     return float(np.mean([_recall(labels, predicted, code) for code in np.unique(labels)]))
-
-
-def measure_brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
-    """Mean squared error of probabilities, 0 to 1 if binary (n); summed over classes, 0 to 2, if n x K (Brier 1950)."""
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
-    if not len(labels):
-        return float("nan")
-    if probabilities.ndim == 1:
-        return float(np.mean((probabilities - labels) ** 2))
-    truth = labels[:, None] == np.arange(probabilities.shape[1])
-    return float(np.mean(np.sum((probabilities - truth) ** 2, axis=1)))
 
 
 def count_confusions(labels: ArrayLike, predicted: ArrayLike, classes: int) -> NDArray[np.int64]:

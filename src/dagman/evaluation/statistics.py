@@ -209,15 +209,6 @@ def correct_holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def average_repeats(metric: Metric) -> Metric:
-    """The metric of (labels, scores with repeats on the second axis) as the mean over repeats of the metric of each."""
-
-    def average(labels: NDArray, scores: NDArray) -> float:
-        return float(np.mean([metric(labels, scores[:, repeat]) for repeat in range(scores.shape[1])]))
-
-    return average
-
-
 def _rows_of_patients(patients: ArrayLike) -> list[NDArray[np.int64]]:
     """Rows of each patient, patients in sorted order, so that the order of rows changes no draw."""
     values, places = np.unique(np.asarray(patients), return_inverse=True)

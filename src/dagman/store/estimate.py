@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pydicom
@@ -16,7 +15,7 @@ from dagman.errors import ScanError
 from dagman.scans.dicom.headers import quiet_pydicom
 from dagman.scans.discovery import Series
 from dagman.scans.itk import measure_itk
-from dagman.scans.nifti import read_header
+from dagman.scans.nifti import measure_nifti
 from dagman.store.preparation import Preparation
 from dagman.store.resampling import MOST_VOXELS
 
@@ -74,8 +73,7 @@ def _measure_series(series: Series) -> tuple[float, float] | None:
 
 
 def _measure_nifti(series: Series) -> tuple[Sequence[int], Sequence[float]]:
-    header: Any = read_header(series.files[0])
-    return header.get_data_shape(), header.get_zooms()
+    return measure_nifti(series.files[0])
 
 
 def _measure_itk(series: Series) -> tuple[Sequence[int], Sequence[float]]:
