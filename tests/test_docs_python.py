@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+import pytest
+import torch
 
-_ROOT = Path(__file__).parents[1]
+from dagman.evaluation.classification_measures import METRICS
+from dagman.evaluation.measures import MEASURES
+from dagman.method.masking import MASKINGS, count_units
+from dagman.model import BACKBONES, SwinShape, build_backbone
+from dagman.settings import choices, load_settings
+
+_GUIDES = Path(__file__).parents[1] / "docs" / "guides"
+_REGISTRIES: tuple[dict[str, Any], ...] = (METRICS, MEASURES, MASKINGS, BACKBONES, choices.MASKINGS)
+
+
+def _run_blocks(guide: str) -> dict[str, Any]:
+    """All Python of a guide, one block after the other; the names it leaves."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (_GUIDES / guide).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert blocks
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    return names
+
+
+@pytest.fixture
+def restored_registries() -> Iterator[None]:
+    """Registries as they were, once the test is over."""
+    before = [dict(registry) for registry in _REGISTRIES]
+    yield
+    for registry, held in zip(_REGISTRIES, before, strict=True):
+        registry.clear()
+        registry.update(held)
 
 
 def test_python_of_the_guides_runs(tmp_path, monkeypatch):
@@ -17,13 +47,23 @@ def test_python_of_the_guides_runs(tmp_path, monkeypatch):
     values[8:32, 8:32, 8:32] = 40
     nibabel.save(nibabel.Nifti1Image(values.astype(np.int16), np.diag([3.0, 3.0, 3.0, 1.0])), tmp_path / "scan.nii.gz")
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", (_ROOT / "docs" / "guides" / "python.md").read_text(), re.MULTILINE | re.DOTALL)
-    assert blocks
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(block, names)
-    features: Any = names["features"]
-    attention: Any = names["attention"]
+    names = _run_blocks("python.md")
+    features, attention = names["features"], names["attention"]
     assert features.values.shape == (1, len(features.columns))
     assert np.isfinite(features.values).all()
     assert len(attention.heads) > 1
+
+
+def test_parts_of_ones_own_are_what_their_guide_says(restored_registries):
+    _run_blocks("own-parts.md")
+    settings, _ = load_settings(assignments=["masking.kind=checkerboard", "model.backbone=averages"])
+    assert settings.masking.choice.description == "every second unit"
+    draws = torch.rand(2, 64, 8, generator=torch.Generator().manual_seed(0))
+    hidden = MASKINGS["checkerboard"](None, (4, 4, 4), count_units(64, 0.5, 0.0), draws)
+    assert hidden.sum(dim=1).tolist() == [32, 32]
+    assert torch.equal(hidden[0], hidden[1])
+    backbone = build_backbone("averages", SwinShape(embed=8))
+    maps = backbone(torch.rand(1, 1, 32, 32, 32))
+    assert [tuple(x.shape[1:3]) for x in maps] == [(16, 8), (32, 4), (64, 2), (128, 1)]
+    labels, scores = np.array([0, 1]), np.array([[[0.5, 0.5]], [[0.75, 0.25]]])
+    assert METRICS["log_loss"].measure(labels, scores) == pytest.approx((np.log(2) + np.log(4)) / 2)

@@ -44,9 +44,14 @@ def quote_results(results: Results) -> list[Block]:
 def _tell_views(settings: Settings, scans: int | None) -> list[str]:
     view, model = settings.view, settings.model
     data = f" on {count_noun(scans, 'scan')}" if scans else ""
+    network = f"A 3D backbone `{model.backbone}`"
+    if model.backbone == "swin":
+        network = (
+            f"A 3D Swin transformer (embedding {model.embed}, {_join(model.depths)} blocks and {_join(model.heads)} heads in four "
+            f"stages, windows of {model.window} tokens)"
+        )
     return [
-        f"A 3D Swin transformer (embedding {model.embed}, {_join(model.depths)} blocks and {_join(model.heads)} heads in four "
-        f"stages, windows of {model.window} tokens) was pretrained without labels{data} by the method `{settings.method}` "
+        f"{network} was pretrained without labels{data} by the method `{settings.method}` "
         f"as dagman implements it (DAGMaN: {PAPER}).",
         f"Scans were resampled to {view.spacing:g} mm; CT from {view.low:g} to {view.high:g} HU was scaled to 0 to 1. Each step "
         f"took pairs of overlapping crops of {view.side}^3 voxels ({view.side * view.spacing:g} mm).",
