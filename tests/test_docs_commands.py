@@ -79,7 +79,7 @@ def test_options_named_in_the_text_exist():
     known = set(_OTHERS)
 
     def visit(command: Any) -> None:
-        known.update(option for one in command.params for option in one.opts)
+        known.update(option for one in command.params for option in (*one.opts, *one.secondary_opts))
         for inner in getattr(command, "commands", {}).values():
             visit(inner)
 
