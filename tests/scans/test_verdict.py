@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from dagman.scans.affine import Affine
 from dagman.scans.nifti import read_nifti
@@ -23,7 +24,17 @@ def rng():
 
 
 SOFT = np.concatenate([rng().normal(-100, 15, 4000), rng().normal(50, 15, 8000)]).reshape(20, 20, 30).round()
-LUNG = rng().normal(-850, 40, (20, 20, 20)).round()
+
+
+def grainy(mean, spread, shape):
+    """Numbers whose neighbours are alike, as a scanner's are: its noise is blurred with its image."""
+    noise = gaussian_filter(rng().normal(size=shape), 0.7)
+    return (mean + noise / noise.std() * spread).round()
+
+
+LUNG = grainy(-850, 40, (20, 20, 20))
+LUNG[9:11, 9:11] = -50
+"A vessel."
 
 
 @pytest.mark.parametrize("values", [SOFT, LUNG, SOFT.astype(np.float32) + 0.25])
@@ -113,7 +124,7 @@ def test_ct_padded_with_a_thousand_is_accepted_when_the_user_says_ct():
 
 
 def test_a_crop_inside_one_organ_needs_a_tag_or_a_word():
-    liver = rng().normal(60, 25, (20, 20, 20)).round()
+    liver = grainy(60, 25, (20, 20, 20))
     assert not judge_scan(scan_of(liver)).accepted
     assert judge_scan(scan_of(liver, "CT")).accepted
 
@@ -219,3 +230,36 @@ def test_voxels_that_may_not_be_written_are_clipped_in_a_copy():
     clipped, _ = clip_padding(values)
     assert (values == -3024).all()
     assert (clipped == -1024).all()
+
+
+@pytest.mark.parametrize("modality", [None, "CT"])
+@pytest.mark.parametrize(
+    "air", [rng().normal(-1000, 15, (30, 30, 20)).clip(-1024), grainy(-1000, 30, (30, 30, 20)), grainy(-990, 60, (30, 30, 20))]
+)
+def test_air_alone_is_not_a_scan(air, modality):
+    assert judge_scan(scan_of(air.round(), modality)).reason == "holds nothing but air (no voxels of tissue): leave it out"
+
+
+@pytest.mark.parametrize("modality", [None, "CT"])
+@pytest.mark.parametrize(
+    "noise",
+    [
+        rng().normal(0, 100, (30, 30, 20)),
+        rng().normal(0, 400, (30, 30, 20)),
+        rng().uniform(-1000, 1000, (30, 30, 20)),
+        rng().permutation(np.concatenate([LUNG, SOFT[:, :, :20]]).ravel()).reshape(40, 20, 20),
+    ],
+)
+def test_noise_is_not_a_scan_whatever_its_range(noise, modality):
+    reason = judge_scan(scan_of(noise.round(), modality)).reason
+    assert reason.startswith("is noise, neighbouring voxels have nothing in common (correlation ")
+
+
+@pytest.mark.parametrize(("voxels", "accepted"), [(100, True), (2400, False)])
+def test_numbers_above_any_tissue_are_noted_and_refused_where_they_are_many(voxels, accepted):
+    values = np.copy(SOFT)
+    values.reshape(-1)[-voxels:] = 9000
+    verdict = judge_scan(scan_of(values, "CT"))
+    assert verdict.accepted is accepted
+    text = "0.8% of the voxels are above 4000 HU (metal?)" if accepted else "20.0% of its voxels are above 4000 HU, more than"
+    assert text in "; ".join((*verdict.notes, verdict.reason))

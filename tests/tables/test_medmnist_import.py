@@ -17,11 +17,17 @@ from dagman.tables.medmnist import NOMINAL_SPACING, import_medmnist
 from dagman.tables.table import read_table
 
 
+def _draw_images(rng, shape):
+    """Grey values in which neighbours are alike, as in images; each voxel alone, they would be taken for noise."""
+    coarse = rng.integers(0, 256, (shape[0], *(-(-side // 2) for side in shape[1:])), dtype=np.uint8)
+    return np.kron(coarse, np.ones((1, 2, 2, 2), np.uint8))[:, : shape[1], : shape[2], : shape[3]]
+
+
 def _write_set(path, *, side: int = 28, classes: int = 2, **changes):
     rng = np.random.default_rng(0)
     arrays = {}
     for split, count in (("train", 4), ("val", 2), ("test", 3)):
-        arrays[f"{split}_images"] = rng.integers(0, 256, (count, side, side, side), dtype=np.uint8)
+        arrays[f"{split}_images"] = _draw_images(rng, (count, side, side, side))
         arrays[f"{split}_labels"] = (np.arange(count) % classes)[:, None].astype(np.uint8)
     np.savez(path, **{name: value for name, value in {**arrays, **changes}.items() if value is not None})
     return arrays

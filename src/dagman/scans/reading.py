@@ -12,6 +12,7 @@ from dagman.errors import ScanError
 from dagman.scans import dicom, itk, nifti
 from dagman.scans.affine import Affine
 from dagman.scans.discovery import Series, find_series
+from dagman.scans.faults import explain_faults
 from dagman.scans.pseudonyms import name_file
 from dagman.scans.scan import Modality, RawImage, Scan, narrow_voxels
 from dagman.scans.verdict import clip_padding, judge_modality
@@ -48,6 +49,11 @@ def read_series(series: Series) -> Scan:
     what cannot be a volume: unreadable files, NaN, one slice, uneven slices, a tilted gantry, a sheared grid. Whether a scan
     is of use is another question: see `verdict.judge_scan`.
     """
+    with explain_faults("cannot be read", where=series.source, do="Convert or export it again, or leave it out"):
+        return _read_series(series)
+
+
+def _read_series(series: Series) -> Scan:
     raw = _decode_series(series)
     _check_straight(raw.affine, series.source)
     _check_finite(raw.values, series.source)

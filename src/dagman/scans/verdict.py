@@ -16,6 +16,21 @@ from dagman.scans.scan import Modality, Scan
 LOWEST_HU = -1024
 """Scanners write lower values (-2000, -3024) only outside their round field of view: padding, not tissue."""
 
+HIGHEST_TISSUE_HU = 4000
+"""More than bone, contrast and enamel; only metal is denser, and scanners of 12 bits end at 3071."""
+
+_MOST_BEYOND, _NOTED_BEYOND = 0.05, 0.001
+"""Shares of voxels above 4000 HU: refused, and noted. Metal in a patient is less than the first."""
+
+_LEAST_TISSUE = 0.001
+"""Share of voxels above -500 HU: 0.024 is the least of 203 real CTs, crops of 20 mm in the lung among them."""
+
+_LEAST_CORRELATION = 0.15
+"""Between neighbouring voxels: 0.84 is the least of the same scans along their best axis; noise has 0."""
+
+_CORRELATED_SIDE, _FEWEST_PAIRS = 64, 500
+"""Voxels along a side of the middle block in which neighbours are compared; fewer pairs than this say nothing."""
+
 _HIGHEST_HU = 65535
 """More than any scanner's numbers can hold; metal reaches 30000."""
 
@@ -36,6 +51,8 @@ class HuEvidence:
     air: below -300 HU (air, lung). fat: -200 to -20. soft tissue: -200 to 300. negative: -1000 to -30 (padding left out).
     raw tissue: 900 to 1180, among voxels of 200 and more: where tissue lies when 1024 was never subtracted. lowest: -700 and
     less; highest: 700 and more. muscle: 20 to 80; negated muscle: -80 to -20. bone: 300 to 700; dense bone: 1100 to 1900.
+    tissue: above -500, anything but air and lung. beyond: above 4000. neighbour correlation: of voxels one step apart, along
+    the axis where it is highest.
     """
 
     minimum: float
@@ -51,6 +68,9 @@ class HuEvidence:
     negated_muscle_share: float
     bone_share: float
     dense_bone_share: float
+    tissue_share: float
+    beyond_share: float
+    neighbour_correlation: float
 
     @property
     def has_air(self) -> bool:
@@ -116,8 +136,24 @@ def judge_scan(scan: Scan) -> Verdict:
     wrong = evidence.looks_raw or evidence.looks_negated
     plausible = evidence.is_hu or (not wrong and evidence.minimum < 0 and evidence.soft_tissue_share >= 0.5)
     if scan.modality == "CT" and plausible and evidence.maximum - evidence.minimum >= 50:
-        return Verdict(accepted=True, notes=notes, evidence=evidence)
+        if evidence.beyond_share >= _NOTED_BEYOND:
+            notes = (*notes, f"{evidence.beyond_share:.1%} of the voxels are above {HIGHEST_TISSUE_HU} HU (metal?)")
+        reason = _find_emptiness(evidence)
+        return Verdict(accepted=not reason, reason=reason, notes=notes, evidence=evidence)
     return Verdict(accepted=False, reason=_explain(scan, evidence), notes=notes, evidence=evidence)
+
+
+def _find_emptiness(evidence: HuEvidence) -> str:
+    """Why there is no patient in numbers that have CT's range, or nothing."""
+    if evidence.beyond_share > _MOST_BEYOND:
+        what = f"{evidence.beyond_share:.1%} of its voxels are above {HIGHEST_TISSUE_HU} HU, more than tissue or metal explain"
+        return f"{what}: correct its rescaling or padding value, or leave it out"
+    if evidence.tissue_share < _LEAST_TISSUE:
+        return "holds nothing but air (no voxels of tissue): leave it out"
+    if evidence.neighbour_correlation < _LEAST_CORRELATION:
+        what = f"neighbouring voxels have nothing in common (correlation {evidence.neighbour_correlation:.2f})"
+        return f"is noise, {what}: leave it out, or export it again"
+    return ""
 
 
 def judge_modality(voxels: NDArray) -> Modality:
@@ -145,7 +181,25 @@ def measure_hu(voxels: NDArray) -> HuEvidence:
         negated_muscle_share=_share(some, -80, -20),
         bone_share=_share(some, 300, 700),
         dense_bone_share=_share(some, 1100, 1900),
+        tissue_share=float(np.mean(some > -500)),
+        beyond_share=float(np.mean(some > HIGHEST_TISSUE_HU)),
+        neighbour_correlation=_correlate_neighbours(voxels),
     )
+
+
+def _correlate_neighbours(voxels: NDArray) -> float:
+    """Correlation of voxels one step apart in the middle of the scan, along the axis where it is highest; 1 where it is unknown."""
+    half = _CORRELATED_SIDE // 2
+    middle = voxels[tuple(slice(max(0, size // 2 - half), size // 2 + half) for size in voxels.shape)]
+    # Clipped: a few voxels of metal or padding would decide alone.
+    block = middle.astype(np.float32).clip(LOWEST_HU, 2000)
+    found = []
+    for axis in range(block.ndim):
+        along = np.moveaxis(block, axis, 0)
+        one, next_one = along[:-1].ravel(), along[1:].ravel()
+        if one.size >= _FEWEST_PAIRS and one.std() > 0 and next_one.std() > 0:
+            found.append(float(np.corrcoef(one, next_one)[0, 1]))
+    return max(found, default=1.0)
 
 
 def clip_padding(voxels: NDArray) -> tuple[NDArray, tuple[str, ...]]:

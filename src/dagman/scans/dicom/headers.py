@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import warnings
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pydicom
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.uid import UID
 
 from dagman.errors import ScanError
 from dagman.scans.dicom.geometry import Plane
+from dagman.scans.dicom.values import read_count, read_items, read_numbers, read_text, read_texts
+from dagman.scans.faults import explain_faults
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 
@@ -47,6 +52,11 @@ _TAGS: list[Any] = [
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
+_DAMAGED, _EXPORT_AGAIN = "is damaged or cut off in its DICOM header", "Export the series again"
+_META_BYTES, _META_START = 4096, 144
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_MOST_DEFLATED, _MOST_DEFLATED_RATIO = 64 << 20, 20
+"""Bytes, and bytes for one, that a deflated data set may take: a slice of 512 x 512 takes 0.5 MiB, an enhanced one more."""
 _COMPRESSED_OR_UNKNOWN = -1
 _PLAIN_SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 
@@ -99,20 +109,40 @@ def looks_like_dicom(path: Path) -> bool:
 
 
 def read_header(path: Path) -> Header:
-    """Read a header without pixels. Raises ScanError when the file is no DICOM or is cut off."""
-    try:
-        with quiet_pydicom(), open(path, "rb") as file:
-            data = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS)
-            left = os.fstat(file.fileno()).st_size - file.tell()
+    """Read a header without pixels. Raises ScanError when the file is not DICOM or is cut off."""
+    with explain_faults(_DAMAGED, where=path, do=_EXPORT_AGAIN), open(path, "rb") as file:
+        data = read_data_set(file, stop_before_pixels=True, specific_tags=_TAGS)
+        left = os.fstat(file.fileno()).st_size - file.tell()
+        with quiet_pydicom():
             return _summarise(path, data, left)
-    except Exception as error:  # pydicom raises many kinds on damaged bytes; each means that this file is damaged.
-        raise ScanError("is damaged or cut off in its DICOM header", where=path, do="Export the series again") from error
+
+
+def read_data_set(file: BinaryIO, **options: Any) -> FileDataset:
+    """An open file's data set by pydicom, in silence; `options` as for `pydicom.dcmread`.
+
+    Raises ScanError for a data set that is compressed as a whole and unpacks to more than any slice takes: pydicom would unpack
+    it without bound.
+    """
+    start = file.read(_META_BYTES)
+    place = start.find(_DEFLATED)
+    if place >= 0 and start[128:132] == b"DICM":
+        file.seek(_META_START + int.from_bytes(start[140:144], "little"))
+        packed = file.read()
+        most = max(_MOST_DEFLATED, _MOST_DEFLATED_RATIO * len(packed))
+        if len(zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, most + 1)) > most:
+            raise ScanError(f"unpacks to more than {most >> 20} MiB from {len(packed) >> 10} KiB", do="Leave it out")
+    file.seek(0)
+    with quiet_pydicom():
+        return pydicom.dcmread(file, force=True, **options)
 
 
 def read_planes(data: Dataset) -> tuple[Plane, ...]:
-    """One plane a frame, from the file's own tags (classic) or its functional groups (enhanced); empty where absent."""
-    frames = data.get("PerFrameFunctionalGroupsSequence")
-    shared = (data.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    """One plane a frame, from the file's own tags (classic) or its functional groups (enhanced); empty where absent.
+
+    Raises ScanError where a position, direction, spacing or size is not a number.
+    """
+    frames = read_items(data, "PerFrameFunctionalGroupsSequence")
+    shared = (read_items(data, "SharedFunctionalGroupsSequence") or [Dataset()])[0]
     if not frames:
         plane = _build_plane(data, data, data, data)
         return (plane,) if plane else ()
@@ -131,68 +161,73 @@ def read_planes(data: Dataset) -> tuple[Plane, ...]:
 
 
 def _functional_group(name: str, frame: Dataset, shared: Dataset) -> Dataset:
-    found = frame.get(name) or shared.get(name)
+    found = read_items(frame, name) or read_items(shared, name)
     return found[0] if found else Dataset()
 
 
 def _build_plane(position: Dataset, orientation: Dataset, measures: Dataset, data: Dataset) -> Plane | None:
-    where, axes, spacing = (
-        position.get("ImagePositionPatient"),
-        orientation.get("ImageOrientationPatient"),
-        measures.get("PixelSpacing"),
-    )
-    if not (where and axes and spacing) or (len(where), len(axes), len(spacing)) != (3, 6, 2):
+    where = read_numbers(position, "ImagePositionPatient")
+    axes = read_numbers(orientation, "ImageOrientationPatient")
+    spacing = read_numbers(measures, "PixelSpacing")
+    if (len(where), len(axes), len(spacing)) != (3, 6, 2):
         return None
+    if not all(map(math.isfinite, (*where, *axes, *spacing))):
+        raise ScanError("position, orientation or pixel spacing is not a number", do="Mend the header, or leave the series out")
     return Plane(
-        position=tuple(float(value) for value in where),
-        orientation=tuple(float(value) for value in axes),
-        pixel_spacing=(float(spacing[0]), float(spacing[1])),
-        rows=int(data.Rows),
-        columns=int(data.Columns),
+        position=where,
+        orientation=axes,
+        pixel_spacing=(spacing[0], spacing[1]),
+        rows=read_count(data, "Rows", 0),
+        columns=read_count(data, "Columns", 0),
     )
 
 
 def _summarise(path: Path, data: Dataset, left: int) -> Header:
     """`left`: bytes of the file from its pixel data on."""
-    if not data.get("SOPClassUID") and not data.get("Modality") and "Rows" not in data:
-        raise ScanError("is no DICOM file", where=path)
+    class_uid = read_text(data, "SOPClassUID")
+    if not class_uid and not read_text(data, "Modality") and "Rows" not in data:
+        raise ScanError("is not a DICOM file", where=path, do="Leave it out, or give it its own suffix")
     is_image = "Rows" in data and "Columns" in data
     needed = _count_pixel_bytes(data) if is_image else 0
-    kernel = data.get("ConvolutionKernel")
     keys = (
-        ("acquisition", data.get("AcquisitionNumber")),
-        ("echo", data.get("EchoNumbers") or data.get("EchoTime")),
-        ("cardiac phase", data.get("NominalPercentageOfCardiacPhase")),
-        ("time point", data.get("TemporalPositionIdentifier")),
-        ("trigger time", data.get("TriggerTime")),
-        ("b-value", data.get("DiffusionBValue")),
-        ("image type", "/".join(data.get("ImageType") or ())),
-        ("kernel", kernel),
-        ("acquisition time", data.get("AcquisitionTime")),
+        ("acquisition", read_text(data, "AcquisitionNumber")),
+        ("echo", read_text(data, "EchoNumbers") or read_text(data, "EchoTime")),
+        ("cardiac phase", read_text(data, "NominalPercentageOfCardiacPhase")),
+        ("time point", read_text(data, "TemporalPositionIdentifier")),
+        ("trigger time", read_text(data, "TriggerTime")),
+        ("b-value", read_text(data, "DiffusionBValue")),
+        ("image type", "/".join(read_texts(data, "ImageType"))),
+        ("kernel", read_text(data, "ConvolutionKernel")),
+        ("acquisition time", read_text(data, "AcquisitionTime")),
         ("folder", path.parent.as_posix()),
     )
     return Header(
         path=path,
-        patient_id=str(data.get("PatientID") or ""),
-        study_uid=str(data.get("StudyInstanceUID") or ""),
-        series_uid=str(data.get("SeriesInstanceUID") or ""),
-        instance_uid=str(data.get("SOPInstanceUID") or ""),
-        class_name=data.SOPClassUID.name if data.get("SOPClassUID") else "unknown object",
-        modality=str(data.get("Modality") or ""),
-        image_type=tuple(str(part).upper() for part in data.get("ImageType") or ()),
-        samples=int(data.get("SamplesPerPixel") or 1),
+        patient_id=read_text(data, "PatientID"),
+        study_uid=read_text(data, "StudyInstanceUID"),
+        series_uid=read_text(data, "SeriesInstanceUID"),
+        instance_uid=read_text(data, "SOPInstanceUID"),
+        class_name=UID(class_uid).name if class_uid else "unknown object",
+        modality=read_text(data, "Modality"),
+        image_type=tuple(part.upper() for part in read_texts(data, "ImageType")),
+        samples=read_count(data, "SamplesPerPixel", 1),
         is_image=is_image,
         is_truncated=left < needed,
-        frames=int(data.get("NumberOfFrames") or 1),
+        frames=read_count(data, "NumberOfFrames", 1),
         planes=read_planes(data) if is_image else (),
-        volume_keys=tuple((name, str(value)) for name, value in keys),
+        volume_keys=keys,
     )
 
 
 def _count_pixel_bytes(data: Dataset) -> int:
     """Bytes that uncompressed pixel data need; -1 where the file is compressed and nothing can be said."""
-    syntax = data.file_meta.get("TransferSyntaxUID") if hasattr(data, "file_meta") else None
-    if syntax is not None and str(syntax) not in _PLAIN_SYNTAXES:
+    if not is_uncompressed(data):
         return _COMPRESSED_OR_UNKNOWN
-    values = int(data.Rows) * int(data.Columns) * int(data.get("NumberOfFrames") or 1) * int(data.get("SamplesPerPixel") or 1)
-    return values * int(data.get("BitsAllocated") or 8) // 8
+    values = read_count(data, "Rows", 0) * read_count(data, "Columns", 0) * read_count(data, "NumberOfFrames", 1)
+    return values * read_count(data, "SamplesPerPixel", 1) * read_count(data, "BitsAllocated", 8) // 8
+
+
+def is_uncompressed(data: Dataset) -> bool:
+    """Whether the pixels stand in the file as they are; a file that does not say so is taken to be so."""
+    syntax = read_text(getattr(data, "file_meta", Dataset()), "TransferSyntaxUID")
+    return syntax in ("", *_PLAIN_SYNTAXES)

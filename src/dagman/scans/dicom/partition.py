@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 
 from dagman.errors import ScanError
 from dagman.records.counts import count_noun
 from dagman.scans.dicom.geometry import are_even, find_shared_places
-from dagman.scans.dicom.headers import Header, quiet_pydicom
+from dagman.scans.dicom.headers import Header, read_data_set
 from dagman.scans.dicom.pixels import decode_frames
+from dagman.scans.faults import explain_faults
 
 _TIMES = ("trigger time", "acquisition time")
 """Tags that may differ from slice to slice: at each place, the first is of the first phase."""
@@ -160,7 +160,7 @@ def _drop_copies(headers: Sequence[Header], alike: Callable[[Header], object]) -
 def _read_values(header: Header) -> NDArray | None:
     """Rescaled pixels; None where they cannot be read, which reading the series will explain."""
     try:
-        with quiet_pydicom():
-            return decode_frames(pydicom.dcmread(header.path, force=True))
-    except (ScanError, OSError, ValueError, AttributeError):
+        with explain_faults("cannot be read", where=header.path, do="Export it again"), open(header.path, "rb") as file:
+            return decode_frames(read_data_set(file)).values
+    except ScanError:
         return None

@@ -2,24 +2,59 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from scipy import ndimage
 
 from dagman.errors import ScanError
-from dagman.scans.dicom.headers import quiet_pydicom
+from dagman.scans.dicom.headers import is_uncompressed, quiet_pydicom
+from dagman.scans.dicom.values import read_count, read_items, read_number, read_numbers, read_text
+from dagman.scans.faults import explain_faults
+from dagman.scans.inflating import check_length, find_smallest_error
 from dagman.scans.scan import narrow_voxels
-from dagman.scans.verdict import LOWEST_HU
+from dagman.scans.verdict import HIGHEST_TISSUE_HU, LOWEST_HU
+
+_LARGE_AREA = 16
+"""Pixels of one area: that many neighbours of tissue do not have one number by chance."""
+_NEAR = 8
+"""Numbers on either side of the padding's."""
 
 
-def decode_frames(data: Dataset) -> NDArray:
-    """Rescaled values, frames x rows x columns, int16 where exact, else float32.
+@dataclass(frozen=True)
+class Frames:
+    """Rescaled values, frames x rows x columns, and of them how many are padding, and how many only have its number."""
 
-    In CT, pixels of the PixelPaddingValue become -1024 HU. Raises ScanError when the pixels are cut short or cannot be
-    decoded.
+    values: NDArray
+    padded: int = 0
+    kept: int = 0
+
+
+def decode_frames(data: Dataset) -> Frames:
+    """Rescaled values, int16 where exact, else float32.
+
+    In CT, pixels of the PixelPaddingValue become -1024 HU; where tissue may have that number too, only areas that touch the
+    border. Raises ScanError when the pixels are cut short, longer than the header claims, or cannot be decoded.
     """
     stored = _decode_stored(data)
-    return np.stack([narrow_voxels(_rescale(frame, data, index)) for index, frame in enumerate(stored)])
+    is_ct = read_text(data, "Modality") == "CT"
+    values, padded, kept = [], 0, 0
+    for index, frame in enumerate(stored):
+        slope, intercept = _find_rescale(data, index)
+        rescaled = _rescale(frame, slope, intercept)
+        padding = _find_padding(data, frame.dtype) if is_ct else None
+        if padding is not None:
+            low, high = padding
+            mask = (frame >= low) & (frame <= high)
+            outside = _lies_outside(sorted((low * slope + intercept, high * slope + intercept)))
+            inside = mask if outside else _keep_at_border(mask, frame, low, high)
+            rescaled[inside] = LOWEST_HU
+            padded += int(inside.sum())
+            kept += int(mask.sum() - inside.sum())
+        values.append(narrow_voxels(rescaled))
+    return Frames(np.stack(values), padded, kept)
 
 
 def _decode_stored(data: Dataset) -> NDArray:
@@ -27,45 +62,84 @@ def _decode_stored(data: Dataset) -> NDArray:
 
     pydicom corrects JPEG 2000 streams whose signedness disagrees with PixelRepresentation.
     """
-    try:
+    if "PixelData" not in data:
+        raise ScanError("pixel data are missing", do="Copy or export the series again")
+    with explain_faults("pixel data are cut short or cannot be decoded", where=None, do="Copy or export the series again"):
+        shape = read_count(data, "Rows", 0), read_count(data, "Columns", 0), read_count(data, "NumberOfFrames", 1)
+        _check_pixel_bytes(data, shape)
         with quiet_pydicom():
-            stored = data.pixel_array
-    except Exception as error:  # Decoders raise what they like; each means that this file cannot be decoded.
-        what = "pixel data are missing" if "PixelData" not in data else "pixel data are cut short or cannot be decoded"
-        raise ScanError(what, do="Copy or export the series again") from error
-    return stored.reshape(-1, int(data.Rows), int(data.Columns))
+            stored: NDArray = data.pixel_array
+        return stored.reshape(-1, *shape[:2])
 
 
-def _rescale(stored: NDArray, data: Dataset, index: int) -> NDArray:
-    slope, intercept = _find_rescale(data, index)
+def _check_pixel_bytes(data: Dataset, shape: tuple[int, int, int]) -> None:
+    """Refuse uncompressed pixels that are more than the header claims, of which pydicom takes the first, scrambled."""
+    bits = read_count(data, "BitsAllocated", 8)
+    if not is_uncompressed(data) or read_count(data, "SamplesPerPixel", 1) > 1 or bits % 8 or min(shape) < 1:
+        return
+    held, claimed = len(data.PixelData), int(np.prod(shape)) * bits // 8
+    if held > claimed + claimed % 2:
+        rest = np.frombuffer(data.PixelData[claimed : claimed + 512], np.uint8)
+        check_length(held, claimed, rest, find_smallest_error(shape, bits // 8))
+
+
+def _rescale(stored: NDArray, slope: float, intercept: float) -> NDArray:
     if not np.isfinite([slope, intercept]).all() or slope == 0:
         raise ScanError(f"rescale slope {slope:g} and intercept {intercept:g} make no sense", do="Export the series again")
     whole = slope == int(slope) and intercept == int(intercept)
-    values = stored.astype(np.int64) * int(slope) + int(intercept) if whole else stored * slope + intercept
-    padding = _find_padding(data)
-    if padding is not None and data.get("Modality") == "CT":
-        low, high = padding
-        values[(stored >= low) & (stored <= high)] = LOWEST_HU
-    return values
+    return stored.astype(np.int64) * int(slope) + int(intercept) if whole else stored * slope + intercept
 
 
 def _find_rescale(data: Dataset, index: int) -> tuple[float, float]:
     """Slope and intercept of a frame, from its functional group, the shared one, or the file itself."""
-    frames = data.get("PerFrameFunctionalGroupsSequence")
-    places = [frames[index]] if frames else []
-    places += list(data.get("SharedFunctionalGroupsSequence") or [])
-    for place in places:
-        found = place.get("PixelValueTransformationSequence")
+    frames = read_items(data, "PerFrameFunctionalGroupsSequence")
+    for place in (*frames[index : index + 1], *read_items(data, "SharedFunctionalGroupsSequence")):
+        found = read_items(place, "PixelValueTransformationSequence")
         if found:
-            return float(found[0].RescaleSlope), float(found[0].RescaleIntercept)
-    slope, intercept = data.get("RescaleSlope"), data.get("RescaleIntercept")
-    return float(1 if slope is None else slope), float(0 if intercept is None else intercept)
+            slope, intercept = read_number(found[0], "RescaleSlope"), read_number(found[0], "RescaleIntercept")
+            if slope is None or intercept is None:
+                missing = "RescaleSlope" if slope is None else "RescaleIntercept"
+                raise ScanError(f"the functional group of frame {index + 1} lacks {missing}", do="Export the series again")
+            return slope, intercept
+    slope, intercept = read_number(data, "RescaleSlope"), read_number(data, "RescaleIntercept")
+    return 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
 
 
-def _find_padding(data: Dataset) -> tuple[int, int] | None:
-    value = data.get("PixelPaddingValue")
-    if not isinstance(value, int):
+def _find_padding(data: Dataset, kind: np.dtype) -> tuple[int, int] | None:
+    """Lowest and highest stored number of the padding, in the pixels' own representation."""
+    values = [*read_numbers(data, "PixelPaddingValue")[:1], *read_numbers(data, "PixelPaddingRangeLimit")[:1]]
+    if not values or "PixelPaddingValue" not in data or kind.kind not in "iu":
         return None
-    limit = data.get("PixelPaddingRangeLimit")
-    other = limit if isinstance(limit, int) else value
-    return min(value, other), max(value, other)
+    numbers = [_represent(int(value), kind) for value in values if np.isfinite(value)]
+    return (min(numbers), max(numbers)) if numbers else None
+
+
+def _represent(value: int, kind: np.dtype) -> int:
+    """A number of the other signedness, such as -2000 of unsigned pixels, by the bits that it is stored as."""
+    limits = np.iinfo(kind)
+    if limits.min <= value <= limits.max:
+        return value
+    bits = value % (1 << limits.bits)
+    return bits if bits <= limits.max else bits - (1 << limits.bits)
+
+
+def _lies_outside(range_hu: list[float]) -> bool:
+    """Whether no tissue can have these HU: then every pixel of them is padding. Air at -1024 is changed by nothing."""
+    low, high = range_hu
+    return high <= LOWEST_HU or low > HIGHEST_TISSUE_HU
+
+
+def _keep_at_border(mask: NDArray[np.bool_], frame: NDArray, low: int, high: int) -> NDArray[np.bool_]:
+    """The areas of a frame's mask that touch the frame's border, without what tissue at the border has by chance."""
+    border = np.concatenate([frame[0], frame[-1], frame[1:-1, 0], frame[1:-1, -1]]).astype(np.int64)
+    hits = np.count_nonzero((border >= low) & (border <= high))
+    if not hits:
+        return np.zeros_like(mask)
+    areas, count = ndimage.label(mask)
+    touching = np.unique(np.concatenate([areas[0], areas[-1], areas[:, 0], areas[:, -1]]))
+    near = np.count_nonzero((border >= low - _NEAR) & (border <= high + _NEAR)) - hits
+    # Of tissue's own numbers, those beside the padding's are about as frequent.
+    by_chance = hits <= 4 * near / (2 * _NEAR) * (high - low + 1)
+    sizes = np.bincount(areas.ravel(), minlength=count + 1)
+    wanted = [area for area in touching if area and (sizes[area] >= _LARGE_AREA or not by_chance)]
+    return np.isin(areas, wanted)

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pydicom
-from numpy.typing import NDArray
 
 from dagman.errors import ScanError
 from dagman.scans.dicom.geometry import Plane, order_planes
-from dagman.scans.dicom.headers import quiet_pydicom, read_planes
-from dagman.scans.dicom.pixels import decode_frames
+from dagman.scans.dicom.headers import quiet_pydicom, read_data_set, read_planes
+from dagman.scans.dicom.pixels import Frames, decode_frames
+from dagman.scans.faults import explain_faults
 from dagman.scans.scan import RawImage
+
+_MOST_PADDED = 0.9
+"""Share of padded voxels above which nothing is left to look at; a round field of view leaves 21 %."""
 
 
 def read_volume(files: Sequence[Path], *, source: str) -> RawImage:
@@ -22,31 +24,40 @@ def read_volume(files: Sequence[Path], *, source: str) -> RawImage:
     Raises ScanError: a file that is cut short or cannot be decoded is named; for what is wrong with the geometry see
     `geometry.order_planes`.
     """
-    slices: list[NDArray] = []
+    parts: list[Frames] = []
     planes: list[Plane] = []
     for path in files:
         frames, places = _read_file(path)
-        slices.extend(frames)
+        parts.append(frames)
         planes.extend(places)
-    try:
+    with explain_faults("cannot be put together", where=source, do="Export the series again"):
         order, affine = order_planes(planes)
-    except ScanError as error:
-        raise ScanError(error.what, where=source, do=error.do) from error
-    values = np.stack([slices[index] for index in order])
-    return RawImage(values.transpose(2, 1, 0), affine)
+        slices = [frame for part in parts for frame in part.values]
+        values = np.stack([slices[index] for index in order])
+    return RawImage(values.transpose(2, 1, 0), affine, _note_padding(parts, values.size, source))
 
 
-def _read_file(path: Path) -> tuple[NDArray, tuple[Plane, ...]]:
-    try:
-        with quiet_pydicom():
-            data = pydicom.dcmread(path, force=True)
+def _read_file(path: Path) -> tuple[Frames, tuple[Plane, ...]]:
+    with explain_faults("is damaged or cut off in its DICOM header", where=path, do="Export the series again"):
+        with open(path, "rb") as file, quiet_pydicom():
+            data = read_data_set(file)
             planes = read_planes(data)
-    except Exception as error:  # pydicom raises many kinds on damaged bytes; each means that this file is damaged.
-        raise ScanError("is damaged or cut off in its DICOM header", where=path, do="Export the series again") from error
-    try:
         frames = decode_frames(data)
-    except ScanError as error:
-        raise ScanError(error.what, where=path, do=error.do) from error
-    if len(frames) != len(planes):
-        raise ScanError(f"holds {len(frames)} frames, but places for {len(planes)}", where=path, do="Export the series again")
+        if len(frames.values) != len(planes):
+            what = f"holds {len(frames.values)} frames, but places for {len(planes)}"
+            raise ScanError(what, do="Export the series again")
     return frames, planes
+
+
+def _note_padding(parts: Sequence[Frames], voxels: int, source: str) -> tuple[str, ...]:
+    padded, kept = sum(part.padded for part in parts), sum(part.kept for part in parts)
+    share = padded / voxels
+    if share > _MOST_PADDED:
+        what = f"{share:.0%} of its voxels are padding (PixelPaddingValue)"
+        raise ScanError(what, where=source, do="Export the series again, or leave it out")
+    notes = []
+    if padded:
+        notes.append(f"{padded} of {voxels} voxels ({share:.1%}) are padding (PixelPaddingValue), set to -1024 HU")
+    if kept:
+        notes.append(f"{kept} voxels within the image hold the padding's number, which tissue has too; they were kept")
+    return tuple(notes)
