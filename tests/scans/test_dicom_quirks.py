@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pydicom
 import pytest
 
 from dagman.errors import ScanError
+from dagman.scans.dicom.geometry import order_planes
+from dagman.scans.dicom.headers import read_header
 from dagman.scans.dicom.pixels import decode_frames
 from dagman.scans.discovery import find_series
 from dagman.scans.reading import read_scan, read_series
@@ -75,7 +79,6 @@ def test_single_ct_slices_decode_to_hu(quirks, name, low, high):
 @pytest.mark.parametrize(
     ("name", "texts"),
     [
-        ("gantry-tilt", ["tilted by 14.0 degrees"]),
         ("missing-slice-5mm", ["slices are 5 mm apart, but 10 mm after slice 3", "1 slice is missing"]),
         ("missing-slice", ["tilted by 15.5 degrees", "0.7497 mm apart, but 1.499 mm after slice 3", "1 slice is missing"]),
         ("unequal-spacing-tilt", ["tilted by 18.5 degrees", "4.002 mm apart, but 1.081 mm after slice 4"]),
@@ -91,6 +94,22 @@ def test_what_is_no_volume_is_refused_by_name(quirks, name, texts):
         assert text in str(caught.value)
 
 
+def test_a_tilted_gantry_keeps_each_pixel_at_its_place_in_the_patient(quirks):
+    scan = read_scan(quirks / "gantry-tilt")
+    assert any("tilted by 14.0 degrees" in note for note in scan.notes)
+    files = find_series(quirks / "gantry-tilt").series[0].files
+    order, affine = order_planes([read_header(path).planes[0] for path in files], tilted=True)
+    for place, index in enumerate(order):
+        pixels = decode_frames(pydicom.dcmread(files[index])).values[0].T.clip(-1024)
+        corner = scan.affine.to_voxel(affine.to_world([[0, 0, place]]))[0]
+        # Along rows nothing moved; along columns by a part of a voxel, which linear interpolation says again.
+        assert corner[[0, 2]] == pytest.approx([round(corner[0]), place], abs=1e-3)
+        row, share = int(np.floor(corner[1])), corner[1] % 1
+        below, above = (scan.voxels[:, row + i : row + i + pixels.shape[1] - 4, place].astype(float) for i in (2, 3))
+        # The pixels are noise, of which interpolation keeps little; a row beside them has nothing in common with them.
+        assert np.corrcoef((below * (1 - share) + above * share).ravel(), pixels[:, 2:-2].ravel())[0, 1] > 0.85
+
+
 def test_mixed_orientations_are_split(quirks):
     scans = [read_series(series) for series in find_series(quirks / "mixed-orientation").series]
     assert sorted(scan.shape for scan in scans) == [(288, 288, 2), (288, 288, 2)]
@@ -104,7 +123,10 @@ def test_two_series_a_localizer_and_a_capture_in_one_folder_are_told_apart(quirk
     straight, tilted = found.series
     assert read_series(straight).spacing[2] == pytest.approx(5)
     with pytest.raises(ScanError, match=r"tilted by 18\.5 degrees"):
-        read_series(tilted)
+        read_series(replace(tilted, tilt="refuse"))
+    scan = read_series(tilted)
+    assert scan.affine.skew < 0.1
+    assert scan.notes[-1] == "the gantry was tilted by 18.5 degrees; its slices were shifted onto a straight grid"
 
 
 def test_every_folder_is_named_in_a_test_above(quirks):

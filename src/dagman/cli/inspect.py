@@ -35,6 +35,13 @@ class ModalityChoice(StrEnum):
         return "CT" if self is ModalityChoice.ct else "MR" if self is ModalityChoice.mr else None
 
 
+class TiltChoice(StrEnum):
+    """What --tilt takes."""
+
+    resample = "resample"
+    refuse = "refuse"
+
+
 @app.command(epilog="Example: dagman inspect ~/scans --out checked")
 def inspect_scans(
     scans: Annotated[list[Path], typer.Argument(help="Files or folders; everything below is looked at, all formats mixed.")],
@@ -42,6 +49,9 @@ def inspect_scans(
     modality: Annotated[ModalityChoice, typer.Option(help="What the scans are; auto: what the file or its values say.")] = (
         ModalityChoice.auto
     ),
+    tilt: Annotated[
+        TiltChoice, typer.Option(help="Slices of a tilted gantry: shift them onto a straight grid, or refuse the scan.")
+    ] = TiltChoice.resample,
     workers: Annotated[int | None, typer.Option(help="Processes; default: by the number of series and cores.", min=1)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -51,7 +61,7 @@ def inspect_scans(
     """
     from dagman.scans.discovery import find_series
 
-    found = find_series(scans, modality=modality.modality)
+    found = find_series(scans, modality=modality.modality, tilt=tilt.value)
     rows = _inspect_all(found, workers)
     if as_json:
         typer.echo(json.dumps({"counts": _count(rows), "series": [row.to_row() for row in rows]}, indent=2))

@@ -22,6 +22,11 @@ _SHOWN = 10
 """Refusals printed; all are in rejected.csv."""
 
 
+class _Tilt(StrEnum):
+    resample = "resample"
+    refuse = "refuse"
+
+
 class _Modality(StrEnum):
     auto = "auto"
     ct = "ct"
@@ -35,6 +40,9 @@ def prepare_scans(
     spacing: Annotated[float, typer.Option(help="Distance between voxels in mm, the same along all axes.")] = 2.0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a core.")] = None,
     modality: Annotated[_Modality, typer.Option(help="What the scans are, if the files do not say it rightly.")] = _Modality.auto,
+    tilt: Annotated[_Tilt, typer.Option(help="Slices of a tilted gantry: shift them onto a straight grid, or refuse the scan.")] = (
+        _Tilt.resample
+    ),
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Turn scans into a store: resampled without aliasing, cropped to the body, int16, ready for training.
@@ -49,7 +57,15 @@ def prepare_scans(
 
     console = Console(stderr=as_json)
     with show_preparing(console) as tell:
-        summary = prepare_store(scans, out, Preparation(spacing=spacing), workers=workers, modality=modality.value, on_event=tell)
+        summary = prepare_store(
+            scans,
+            out,
+            Preparation(spacing=spacing),
+            workers=workers,
+            modality=modality.value,
+            tilt=tilt.value,
+            on_event=tell,
+        )
     if as_json:
         typer.echo(json.dumps(_list_outcome(summary)))
     else:

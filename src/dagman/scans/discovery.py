@@ -30,6 +30,7 @@ from dagman.scans.pseudonyms import name_patients
 from dagman.scans.scan import Modality
 
 Kind = Literal["nifti", "itk", "dicom"]
+Tilt = Literal["resample", "refuse"]
 
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 _UNREAD = (".hdr", ".img", ".img.gz", ".hdr.gz", ".mgz", ".mgh", ".mnc", ".gipl", ".nii.bz2", ".nii.zst")
@@ -50,6 +51,8 @@ class Series:
     patient: str | None = field(default=None, repr=False)
     uid: str | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
+    tilt: Tilt = "resample"
+    "What is done where the gantry was tilted."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +78,13 @@ class Discovery:
     refused: tuple[Refusal, ...]
 
 
-def find_series(paths: str | Path | Iterable[str | Path], *, modality: Modality | None = None) -> Discovery:
+def find_series(
+    paths: str | Path | Iterable[str | Path], *, modality: Modality | None = None, tilt: Tilt = "resample"
+) -> Discovery:
     """Find all series in files and folders, at any depth, formats mixed; a DICOM file means the volume it is a slice of.
 
-    `folder#uid` means that series alone. `modality` overrides what files say. Raises ScanError when a path does not exist, when
-    a folder holds no such series, or when nothing at all was found.
+    `folder#uid` means that series alone. `modality` overrides what files say; `tilt` says what is done with a tilted gantry. Raises
+    ScanError when a path does not exist, when a folder holds no such series, or when nothing at all was found.
     """
     given = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
     names = {path: name for path in given if (name := parse_name(path)) is not None}
@@ -119,7 +124,7 @@ def find_series(paths: str | Path | Iterable[str | Path], *, modality: Modality 
         shown = ", ".join(str(path) for path in given[:3])
         raise ScanError("holds no scans", where=shown, do="Give files or folders with NIfTI, NRRD, MetaImage or DICOM")
     return Discovery(
-        series=tuple(sorted(series, key=lambda one: one.source)),
+        series=tuple(sorted((replace(one, tilt=tilt) for one in series), key=lambda one: one.source)),
         refused=tuple(sorted(refused, key=lambda one: (one.source, one.reason))),
     )
 

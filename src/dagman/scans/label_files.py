@@ -46,7 +46,7 @@ def write_label_map(path: Path, labels: NDArray, scan: Scan) -> None:
     A scan that came as NIfTI gives its header's geometry: sform, qform, their codes, units, bit by bit. Others: both are
     the scan's affine, code 1 (scanner).
     """
-    header = _copy_geometry(Path(scan.source))
+    header = _copy_geometry(Path(scan.source), scan.shape)
     if header is None:
         image = nib.Nifti1Image(labels, scan.affine.matrix)
         image.set_sform(scan.affine.matrix, code=1)
@@ -95,10 +95,13 @@ def find_dicom_files(source: str | Path) -> tuple[Path, ...]:
     return found[0].files if found and found[0].kind == "dicom" else ()
 
 
-def _copy_geometry(source: Path) -> Nifti1Header | None:
+def _copy_geometry(source: Path, shape: tuple[int, ...]) -> Nifti1Header | None:
     if not source.name.lower().endswith(nifti.SUFFIXES) or not source.exists():
         return None
     old: Any = nib.load(source).header
+    if old.get_data_shape()[:3] != shape:
+        # The file of a tilted gantry: the scan lies on a straight grid, which grew.
+        return None
     header = (Nifti2Header if isinstance(old, Nifti2Header) else Nifti1Header)()
     for name in ("xyzt_units", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z"):
         header[name] = old[name]

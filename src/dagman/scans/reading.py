@@ -11,26 +11,30 @@ from numpy.typing import NDArray
 from dagman.errors import ScanError
 from dagman.scans import dicom, itk, nifti
 from dagman.scans.affine import Affine
-from dagman.scans.discovery import Series, find_series
+from dagman.scans.dicom.tilt import measure_tilt, straighten_grid
+from dagman.scans.discovery import Series, Tilt, find_series
 from dagman.scans.faults import explain_faults
 from dagman.scans.pseudonyms import name_file
 from dagman.scans.scan import Modality, RawImage, Scan, narrow_voxels
-from dagman.scans.verdict import clip_padding, judge_modality
+from dagman.scans.verdict import LOWEST_HU, clip_padding, judge_modality
 
 _SKEW_TOLERANCE_DEGREES = 0.5
 """As for DICOM, where the gantry's tilt is looked for."""
 
+_STEEPEST_DEGREES = 45.0
+"""No gantry tilts by more than 30 degrees; beyond, a header is damaged, and the straight grid might not fit into memory."""
 
-def read_scan(path: str | Path, *, modality: Modality | None = None) -> Scan:
+
+def read_scan(path: str | Path, *, modality: Modality | None = None, tilt: Tilt = "resample", labels: bool = False) -> Scan:
     """Read one series: a file, a folder that holds exactly one usable series, or `folder#uid` (`dagman.read`).
 
     A DICOM file stands for its whole volume: the files of the same series in its folder are read with it. `modality`
-    overrides what the file says. Raises ScanError, naming the series when there are several.
+    overrides what the file says; `tilt`, `labels`: see `read_series`. Raises ScanError, naming the series when there are several.
     """
     path = Path(path)
-    found = find_series(path, modality=modality)
+    found = find_series(path, modality=modality, tilt=tilt)
     if len(found.series) == 1:
-        return read_series(found.series[0])
+        return read_series(found.series[0], labels=labels)
     if found.series:
         names = ", ".join(series.source for series in found.series[:5])
         more = f" and {len(found.series) - 5} more" if len(found.series) > 5 else ""
@@ -42,30 +46,36 @@ def read_scan(path: str | Path, *, modality: Modality | None = None) -> Scan:
     raise ScanError(f"holds no usable series; {len(found.refused)} refused, the first: {first.reason}", where=path)
 
 
-def read_series(series: Series) -> Scan:
+def read_series(series: Series, *, labels: bool = False) -> Scan:
     """Decode a series into a Scan.
 
-    Voxels are int16 where that is exact, else float32; CT is in HU with padding clipped at -1024. Raises ScanError for
-    what cannot be a volume: unreadable files, NaN, one slice, uneven slices, a tilted gantry, a sheared grid. Whether a scan
-    is of use is another question: see `verdict.judge_scan`.
+    Voxels are int16 where that is exact, else float32; CT is in HU with padding clipped at -1024. Slices of a tilted gantry, or
+    a sheared grid as a converter makes of them, are shifted onto a straight grid and noted, unless `series.tilt` refuses them;
+    `labels` says that values must not be mixed then. Raises ScanError for what cannot be a volume: unreadable files, NaN, one
+    slice, uneven slices. Whether a scan is of use is another question: see `verdict.judge_scan`.
     """
     with explain_faults("cannot be read", where=series.source, do="Convert or export it again, or leave it out"):
-        return _read_series(series)
+        return _read_series(series, labels)
 
 
-def _read_series(series: Series) -> Scan:
+def _read_series(series: Series, labels: bool) -> Scan:
     raw = _decode_series(series)
-    _check_straight(raw.affine, series.source)
     _check_finite(raw.values, series.source)
-    voxels = narrow_voxels(raw.values)
+    tilted = _find_tilt(raw.affine, series)
+    voxels, affine = narrow_voxels(raw.values), raw.affine
     modality = series.modality or judge_modality(voxels)
     notes = (*series.notes, *raw.notes)
     if modality == "CT":
         voxels, clipped = clip_padding(voxels)
         notes = (*notes, *clipped)
+    if tilted:
+        axis, angle = tilted
+        fill = LOWEST_HU if modality == "CT" and not labels else min(0.0, float(voxels.min()))
+        voxels, affine = straighten_grid(voxels, affine, axis, fill=fill, nearest=labels)
+        notes = (*notes, f"the gantry was tilted by {angle:.1f} degrees; its slices were shifted onto a straight grid")
     return Scan(
         voxels=voxels,
-        affine=raw.affine,
+        affine=affine,
         modality=modality,
         patient=series.patient or name_file(series.files[0]),
         source=series.source,
@@ -78,14 +88,19 @@ def _decode_series(series: Series) -> RawImage:
         return nifti.read_nifti(series.files[0])
     if series.kind == "itk":
         return itk.read_itk(series.files[0])
-    return dicom.read_volume(series.files, source=series.source)
+    return dicom.read_volume(series.files, source=series.source, tilted=series.tilt == "resample")
 
 
-def _check_straight(affine: Affine, source: str) -> None:
-    """Refuse a sheared grid, as a converter makes of a tilted gantry: resampled along its axes it would show a slanted body."""
-    if affine.skew > _SKEW_TOLERANCE_DEGREES:
-        what = f"its axes are {affine.skew:.1f} degrees off the perpendicular (a tilted gantry?)"
-        raise ScanError(what, where=source, do="Resample it to a straight grid, or leave it out")
+def _find_tilt(affine: Affine, series: Series) -> tuple[int, float] | None:
+    """The axis across the slices of a tilted gantry and its angle, None for a straight grid; ScanError for what cannot be used."""
+    if affine.skew <= _SKEW_TOLERANCE_DEGREES:
+        return None
+    tilted = measure_tilt(affine)
+    if tilted is not None and series.tilt == "resample" and tilted[1] <= _STEEPEST_DEGREES:
+        return tilted
+    # Resampled along its axes it would show a slanted body.
+    what = f"its axes are {affine.skew:.1f} degrees off the perpendicular (a tilted gantry?)"
+    raise ScanError(what, where=series.source, do="Resample it to a straight grid, or leave it out")
 
 
 def _check_finite(values: NDArray, source: str) -> None:

@@ -62,7 +62,7 @@ def read_mask(item: Item) -> Scan:
     """The item's label map on its own grid; raises TableError if there is none, or if its values are not whole numbers."""
     if item.mask is None:
         raise TableError("has no mask", where=_locate(item), do="Fill the column 'mask'")
-    mask = read_scan(item.mask)
+    mask = read_scan(item.mask, labels=True)
     refuse_fractions(item, mask.voxels)
     return mask
 

@@ -64,9 +64,10 @@ class Plane:
         )
 
 
-def order_planes(planes: Sequence[Plane]) -> tuple[list[int], Affine]:
+def order_planes(planes: Sequence[Plane], *, tilted: bool = False) -> tuple[list[int], Affine]:
     """The order of the planes along their normal, and the affine (to RAS mm) of voxels (column, row, slice) in that order.
 
+    tilted: a tilted gantry is no fault; the affine is then sheared, as the slices are.
     Raises ScanError with all that is wrong: unlike planes, one plane alone, equal positions, tilt, uneven gaps.
     """
     first = planes[0]
@@ -82,10 +83,13 @@ def order_planes(planes: Sequence[Plane]) -> tuple[list[int], Affine]:
     equal = _find_equal(positions @ first.normal)
     if equal:
         raise ScanError(equal, do="Give one volume a series, each slice once")
-    problems = _find_tilt(positions, first) + _find_uneven(positions, first.normal)
+    stray, tilt = _find_stray(positions, first), _find_tilt(positions, first)
+    problems = stray + _find_uneven(positions, first.normal)
+    if problems or not tilted:
+        problems = [*([] if stray else tilt), *problems]
     if problems:
         raise ScanError("; ".join(problems), do="Export the complete, straight series, or leave it out")
-    return [int(index) for index in order], Affine(LPS_TO_RAS @ _build_matrix(positions, first))
+    return [int(index) for index in order], Affine(LPS_TO_RAS @ _build_matrix(positions, first, sheared=bool(tilt)))
 
 
 def find_shared_places(planes: Sequence[Plane], *, alone: bool = False) -> list[list[int]]:
@@ -150,18 +154,27 @@ def _find_equal(distances: NDArray[np.float64]) -> str:
     return f"{len(distances)} slices lie at {count_noun(len(distances) - len(same), 'position')} ({shared})"
 
 
-def _find_tilt(positions: NDArray[np.float64], plane: Plane) -> list[str]:
-    along, drift, stray = _measure_drift(positions, plane.normal)
-    rounding = _round_positions(positions)
-    # Whole millimetres are too coarse to excuse a slice beside the line.
-    aside = 2 * float(np.linalg.norm(np.where(rounding < _WHOLE_MM, rounding, 0.0)))
-    if stray > max(_STRAY_TOLERANCE_MM, aside):
+def _find_stray(positions: NDArray[np.float64], plane: Plane) -> list[str]:
+    stray = _measure_drift(positions, plane.normal)[2]
+    if stray > max(_STRAY_TOLERANCE_MM, _round_aside(positions)):
         return [f"slices do not lie in one line (up to {stray:.1f} mm beside it)"]
+    return []
+
+
+def _find_tilt(positions: NDArray[np.float64], plane: Plane) -> list[str]:
+    along, drift, _ = _measure_drift(positions, plane.normal)
     angle = float(np.degrees(np.arctan(np.linalg.norm(drift))))
     excused = max(_TILT_TOLERANCE_DEGREES, _turn_by_rounding(plane))
-    if angle > excused and np.linalg.norm(drift) * along > max(_DRIFT_TOLERANCE_MM, aside):
+    if angle > excused and np.linalg.norm(drift) * along > max(_DRIFT_TOLERANCE_MM, _round_aside(positions)):
         return [f"the gantry is tilted by {angle:.1f} degrees (slices are shifted against each other)"]
     return []
+
+
+def _round_aside(positions: NDArray[np.float64]) -> float:
+    """By how much rounding may move one end of the series against the other, mm."""
+    rounding = _round_positions(positions)
+    # Whole millimetres are too coarse to excuse a slice beside the line.
+    return 2 * float(np.linalg.norm(np.where(rounding < _WHOLE_MM, rounding, 0.0)))
 
 
 def _turn_by_rounding(plane: Plane) -> float:
@@ -231,8 +244,8 @@ def _name_uneven(gaps: NDArray[np.float64], odd: NDArray[np.intp], usual: float,
     return f"{text}, {len(odd)} such gaps in all" if len(odd) > 1 else text
 
 
-def _build_matrix(positions: NDArray[np.float64], plane: Plane) -> NDArray[np.float64]:
-    """Voxels (column, row, slice) to LPS mm, for planes that were found straight and even."""
+def _build_matrix(positions: NDArray[np.float64], plane: Plane, *, sheared: bool) -> NDArray[np.float64]:
+    """Voxels (column, row, slice) to LPS mm, for planes that were found even, and straight unless they are `sheared`."""
     row, column = np.array(plane.orientation[:3]), np.array(plane.orientation[3:])
     count = np.arange(len(positions)) - (len(positions) - 1) / 2
     step, start = (positions[-1] - positions[0]) / (len(positions) - 1), positions[0]
@@ -241,11 +254,11 @@ def _build_matrix(positions: NDArray[np.float64], plane: Plane) -> NDArray[np.fl
         start = positions.mean(axis=0) + count[0] * step
     along = float(step @ plane.normal)
     angle = np.degrees(np.arctan2(np.linalg.norm(step - along * plane.normal), along))
-    if _TILT_TOLERANCE_DEGREES < angle <= _turn_by_rounding(plane):
+    if not sheared and _TILT_TOLERANCE_DEGREES < angle <= _turn_by_rounding(plane):
         # Positions say the normal better than directions of two decimals do.
         across = step / np.linalg.norm(step)
         row, column = row - (row @ across) * across, column - (column @ across) * across
-    elif angle > _TILT_TOLERANCE_DEGREES:
+    elif not sheared and angle > _TILT_TOLERANCE_DEGREES:
         # A few slices, whose places were rounded.
         step = along * plane.normal
         start = positions.mean(axis=0) + count[0] * step

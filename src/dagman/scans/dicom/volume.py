@@ -18,9 +18,10 @@ _MOST_PADDED = 0.9
 """Share of padded voxels above which nothing is left to look at; a round field of view leaves 21 %."""
 
 
-def read_volume(files: Sequence[Path], *, source: str) -> RawImage:
+def read_volume(files: Sequence[Path], *, source: str, tilted: bool = False) -> RawImage:
     """Values (column, row, slice), rescaled slice by slice, and the affine to RAS mm; `files` in any order.
 
+    tilted: slices of a tilted gantry are given as they are, with a sheared affine.
     Raises ScanError: a file that is cut short or cannot be decoded is named; for what is wrong with the geometry see
     `geometry.order_planes`.
     """
@@ -31,7 +32,7 @@ def read_volume(files: Sequence[Path], *, source: str) -> RawImage:
         parts.append(frames)
         planes.extend(places)
     with explain_faults("cannot be put together", where=source, do="Export the series again"):
-        order, affine = order_planes(planes)
+        order, affine = order_planes(planes, tilted=tilted)
         slices = [frame for part in parts for frame in part.values]
         values = np.stack([slices[index] for index in order])
     return RawImage(values.transpose(2, 1, 0), affine, _note_padding(parts, values.size, source))
