@@ -39,7 +39,7 @@ def test_archives_and_unread_formats_are_named_and_not_passed_over(tmp_path, wri
     write_nifti(tmp_path / "good.nii.gz", ct)
     for name in ("old.tar.gz", "new.ZIP", "pair.img", "pair.hdr", "brain.mgz"):
         (tmp_path / name).write_bytes(b"something else")
-    unread = "is of a format that dagman does not read: convert it to NIfTI, NRRD or MetaImage"
+    unread = "is of a format that dagman does not read: convert it to NIfTI, NRRD, MetaImage or DICOM"
     assert {refusal.source.rsplit("/")[-1]: refusal.reason for refusal in find_series(tmp_path).refused} == {
         "brain.mgz": unread,
         "new.ZIP": "is an archive: unpack it first",
@@ -153,7 +153,7 @@ def test_bad_files_are_listed_beside_the_good_ones(tmp_path, write_nifti, ct):
     assert {refusal.source.rsplit("/")[-1]: refusal.reason for refusal in found.refused} == {
         "flat.nii.gz": "is one slice (5 x 5): give a volume of at least 2 slices",
         "gone.nii": "cannot be read: check the path and its permissions",
-        "text.dcm": "is no DICOM file, although its name says so: copy or export it again, or leave it out",
+        "text.dcm": "is not a DICOM file, although its name says so: copy or export it again, or leave it out",
         "text.nii": "is empty or cut off in its header: copy or convert the scan again",
         "zero.dcm": "is empty: copy or export the series again",
         "zero.nii.gz": "is empty or cut off in its header: copy or convert the scan again",
@@ -176,7 +176,7 @@ def test_nothing_to_read_is_one_line(tmp_path, make, text):
 
 def test_a_file_given_by_name_is_never_ignored(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG")
-    with pytest.raises(ScanError, match=r"a\.png: is of no format that dagman reads: give NIfTI, NRRD, MetaImage or DICOM\."):
+    with pytest.raises(ScanError, match=r"a\.png: is not of a format that dagman reads: give NIfTI, NRRD, MetaImage or DICOM\."):
         read_scan(tmp_path / "a.png")
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 from dagman.errors import DagmanError, ScanError
-from dagman.scans import itk, nifti
 from dagman.scans.dicom import (
     NamedGroup,
     SeriesName,
@@ -26,10 +25,11 @@ from dagman.scans.dicom import (
     read_series_uid,
 )
 from dagman.scans.dicom import headers as dicom_headers
+from dagman.scans.faults import explain_faults
+from dagman.scans.formats import DICOM, Format, find_format, list_titles
 from dagman.scans.pseudonyms import name_patients
 from dagman.scans.scan import Modality
 
-Kind = Literal["nifti", "itk", "dicom"]
 Tilt = Literal["resample", "refuse"]
 
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
@@ -41,10 +41,11 @@ _UNREAD = (".hdr", ".img", ".img.gz", ".hdr.gz", ".mgz", ".mgh", ".mnc", ".gipl"
 class Series:
     """One volume that may be a scan; `source` names it to every command (see `dicom.naming`), unique among all series found.
 
-    `modality` is None where the file does not say it; `patient` is a pseudonym; `notes` say what finding it had to decide.
+    `kind` is the name of its format (`formats.FORMATS`). `modality` is None where the file does not say it; `patient` is a
+    pseudonym; `notes` say what finding it had to decide.
     """
 
-    kind: Kind
+    kind: str
     files: tuple[Path, ...]
     source: str
     modality: Modality | None = None
@@ -93,22 +94,17 @@ def find_series(
     headers: list[dicom_headers.Header] = []
     for path, root in files.items():
         try:
-            kind = _find_kind(path)
-            if kind is not None:
-                _check_file(path, kind)
-            if kind == "nifti":
-                nifti.check_nifti(path)
-            elif kind == "itk":
-                itk.check_itk(path)
-            elif kind == "dicom":
-                headers.append(_read_dicom_header(path))
-            elif path == root:
-                raise ScanError("is of no format that dagman reads", where=path, do="Give NIfTI, NRRD, MetaImage or DICOM")
+            with explain_faults("cannot be read", where=path, do="Check the path and its permissions, or leave it out"):
+                known = _find_format(path)
+                if known is DICOM:
+                    headers.append(_read_dicom_header(path))
+                elif known is not None:
+                    known.check(path)
+                    series.append(Series(kind=known.name, files=(path,), source=str(path), modality=modality))
+                elif path == root:
+                    raise ScanError("is not of a format that dagman reads", where=path, do=f"Give {list_titles()}")
         except ScanError as error:
             refused.append(Refusal.from_error(show_path(path), error))
-            continue
-        if kind in ("nifti", "itk"):
-            series.append(Series(kind=kind, files=(path,), source=str(path), modality=modality))
     series = _name_files(series, files)
     single = {header.path: header.series_uid for header in headers if files[header.path] == header.path}
     whole = {path for path in files if path not in single}
@@ -122,7 +118,7 @@ def find_series(
             series.append(_build_dicom_series(one, modality))
     if not series and not refused:
         shown = ", ".join(str(path) for path in given[:3])
-        raise ScanError("holds no scans", where=shown, do="Give files or folders with NIfTI, NRRD, MetaImage or DICOM")
+        raise ScanError("holds no scans", where=shown, do=f"Give files or folders with {list_titles()}")
     return Discovery(
         series=tuple(sorted((replace(one, tilt=tilt) for one in series), key=lambda one: one.source)),
         refused=tuple(sorted(refused, key=lambda one: (one.source, one.reason))),
@@ -229,36 +225,31 @@ def _cannot_be_shown(sign: str) -> bool:
     return unicodedata.category(sign) in ("Cc", "Cs")
 
 
-def _find_kind(path: Path) -> Kind | Literal["unread"] | None:
-    name = path.name.lower()
-    if name.endswith(nifti.SUFFIXES):
-        return "nifti"
-    if name.endswith(itk.SUFFIXES):
-        return "itk"
-    if name.endswith(dicom_headers.SUFFIXES):
-        return "dicom"
-    if name.endswith(_ARCHIVES + _UNREAD):
-        return "unread"
+def _find_format(path: Path) -> Format | None:
+    """The format of a file by its name, or by its first bytes where that says nothing; None for what is passed over.
+
+    Raises ScanError for what no reader could open, before one hangs on a pipe or stumbles over a name.
+    """
+    name, known = path.name.lower(), find_format(path)
+    unread = known is None and name.endswith(_ARCHIVES + _UNREAD)
     # Not path.is_file(): below a folder that may be listed and not entered it raises.
-    if path.name == "DICOMDIR" or not os.path.isfile(path):
-        return None
-    try:
-        return "dicom" if dicom_headers.looks_like_dicom(path) else None
-    except OSError:
-        # It may be a slice without suffix: passed over, a series would end early in silence.
-        return "dicom"
-
-
-def _check_file(path: Path, kind: str) -> None:
-    """Refuse what no reader could open, before one hangs on a pipe or stumbles over a name."""
+    if known is None and not unread:
+        if path.name == "DICOMDIR" or not os.path.isfile(path):
+            return None
+        # Unreadable, it may be a slice without suffix: passed over, a series would end early in silence.
+        with contextlib.suppress(OSError):
+            if not dicom_headers.looks_like_dicom(path):
+                return None
+        known = DICOM
     if any(_cannot_be_shown(sign) for sign in str(path)):
         raise ScanError("its path holds signs that are not UTF-8 text, or line breaks", where=show_path(path), do="Rename it")
     if not os.path.isfile(path):
         raise ScanError("cannot be read", where=path, do="Check the path and its permissions")
-    if kind == "unread":
-        archive = path.name.lower().endswith(_ARCHIVES)
+    if unread:
+        archive = name.endswith(_ARCHIVES)
         what = "is an archive" if archive else "is of a format that dagman does not read"
-        raise ScanError(what, where=path, do="Unpack it first" if archive else "Convert it to NIfTI, NRRD or MetaImage")
+        raise ScanError(what, where=path, do="Unpack it first" if archive else f"Convert it to {list_titles()}")
+    return known
 
 
 def _read_dicom_header(path: Path) -> dicom_headers.Header:
@@ -269,7 +260,7 @@ def _read_dicom_header(path: Path) -> dicom_headers.Header:
     if path.stat().st_size == 0:
         raise ScanError("is empty", where=path, do="Copy or export the series again")
     if not known:
-        raise ScanError("is no DICOM file, although its name says so", where=path, do="Copy or export it again, or leave it out")
+        raise ScanError("is not a DICOM file, although its name says so", where=path, do="Copy or export it again, or leave it out")
     return dicom_headers.read_header(path)
 
 
@@ -290,7 +281,7 @@ def _build_dicom_series(one: NamedGroup, modality: Modality | None) -> Series:
     group = one.group
     stated: Modality = group.modality if group.modality in ("CT", "MR") else "other"  # type: ignore[assignment]
     return Series(
-        kind="dicom",
+        kind=DICOM.name,
         files=group.files,
         source=one.source,
         modality=modality or stated,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -15,9 +14,10 @@ from numpy.typing import NDArray
 
 from dagman.errors import DagmanError, MissingExtraError, ScanError
 from dagman.records.files import write_whole
-from dagman.scans import dicom, itk, nifti
+from dagman.scans import dicom, nifti
 from dagman.scans.dicom.segments import write_segments
 from dagman.scans.discovery import find_series
+from dagman.scans.formats import DICOM, find_format
 from dagman.scans.pseudonyms import name_file
 from dagman.scans.scan import Scan
 
@@ -87,18 +87,18 @@ def find_dicom_files(source: str | Path) -> tuple[Path, ...]:
     Raises ScanError when the series cannot be told from others: the folder holds another one by now.
     """
     source = Path(source)
-    if not dicom.source_exists(source) or source.name.lower().endswith((*nifti.SUFFIXES, *itk.SUFFIXES)):
+    if not dicom.source_exists(source) or ((known := find_format(source)) is not None and known.is_file):
         return ()
     found = find_series(source).series
     if len(found) > 1:
         raise ScanError(f"holds {len(found)} series", where=source, do="Predict it again, by the name of one of them")
-    return found[0].files if found and found[0].kind == "dicom" else ()
+    return found[0].files if found and found[0].kind == DICOM.name else ()
 
 
 def _copy_geometry(source: Path, shape: tuple[int, ...]) -> Nifti1Header | None:
     if not source.name.lower().endswith(nifti.SUFFIXES) or not source.exists():
         return None
-    old: Any = nib.load(source).header
+    old = nifti.read_header(source)
     if old.get_data_shape()[:3] != shape:
         # The file of a tilted gantry: the scan lies on a straight grid, which grew.
         return None

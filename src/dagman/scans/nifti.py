@@ -193,7 +193,7 @@ def _judge_placement(header: Nifti1Header) -> tuple[str, ...]:
         return (f"the sform's spacing is {first}, pixdim says {second}; the sform was used",)
     try:
         qform = np.array(header.get_qform(), dtype=np.float64) if coded[1] else sform
-    except Exception as error:  # nibabel raises several kinds for quaternions that are no rotation.
+    except Exception as error:  # nibabel raises several kinds for quaternions that are not a rotation.
         return (f"the qform is not a rotation ({type(error).__name__}); the sform was used",)
     corners = np.column_stack([np.array(list(np.ndindex(2, 2, 2))) * (np.array(header.get_data_shape()[:3]) - 1), np.ones(8)])
     apart = float(np.linalg.norm(corners @ (sform - qform).T, axis=1).max())

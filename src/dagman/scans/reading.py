@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dagman.errors import ScanError
-from dagman.scans import dicom, itk, nifti
 from dagman.scans.affine import Affine
 from dagman.scans.dicom.tilt import measure_tilt, straighten_grid
 from dagman.scans.discovery import Series, Tilt, find_series
 from dagman.scans.faults import explain_faults
+from dagman.scans.formats import FORMATS
 from dagman.scans.pseudonyms import name_file
-from dagman.scans.scan import Modality, RawImage, Scan, narrow_voxels
+from dagman.scans.scan import Modality, Scan, narrow_voxels
 from dagman.scans.verdict import LOWEST_HU, clip_padding, judge_modality
 
 _SKEW_TOLERANCE_DEGREES = 0.5
@@ -59,7 +59,7 @@ def read_series(series: Series, *, labels: bool = False) -> Scan:
 
 
 def _read_series(series: Series, labels: bool) -> Scan:
-    raw = _decode_series(series)
+    raw = FORMATS[series.kind].read(series)
     _check_finite(raw.values, series.source)
     tilted = _find_tilt(raw.affine, series)
     voxels, affine = narrow_voxels(raw.values), raw.affine
@@ -81,14 +81,6 @@ def _read_series(series: Series, labels: bool) -> Scan:
         source=series.source,
         notes=notes,
     )
-
-
-def _decode_series(series: Series) -> RawImage:
-    if series.kind == "nifti":
-        return nifti.read_nifti(series.files[0])
-    if series.kind == "itk":
-        return itk.read_itk(series.files[0])
-    return dicom.read_volume(series.files, source=series.source, tilted=series.tilt == "resample")
 
 
 def _find_tilt(affine: Affine, series: Series) -> tuple[int, float] | None:

@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pydicom
-from pydicom.errors import InvalidDicomError
 
 from dagman.errors import ScanError
-from dagman.scans.dicom.headers import quiet_pydicom
 from dagman.scans.discovery import Series
-from dagman.scans.itk import measure_itk
-from dagman.scans.nifti import measure_nifti
+from dagman.scans.faults import explain_faults
+from dagman.scans.formats import FORMATS
 from dagman.store.preparation import Preparation
 from dagman.store.resampling import MOST_VOXELS
 
@@ -63,31 +60,11 @@ def estimate_cost(series: Sequence[Series], done: int, store: Path, preparation:
 def _measure_series(series: Series) -> tuple[float, float] | None:
     """(voxels, mm^3) by the header; None where it does not say, which the preparation itself will explain."""
     try:
-        shape, spacing = _MEASURES[series.kind](series)
-    except (OSError, RuntimeError, ValueError, AttributeError, ScanError, InvalidDicomError):
+        with explain_faults("cannot be measured", where=series.source, do="Leave it out"):
+            shape, spacing = FORMATS[series.kind].measure(series)
+    except ScanError:
         return None
     voxels = float(np.prod(np.asarray(shape[:3], dtype=np.float64)))
     volume = voxels * float(np.prod(np.abs(np.asarray(spacing[:3], dtype=np.float64))))
     # One header of rubbish must not make terabytes of a cohort.
     return (voxels, volume) if voxels < MOST_VOXELS and volume < _MOST_MM3 else None
-
-
-def _measure_nifti(series: Series) -> tuple[Sequence[int], Sequence[float]]:
-    return measure_nifti(series.files[0])
-
-
-def _measure_itk(series: Series) -> tuple[Sequence[int], Sequence[float]]:
-    return measure_itk(series.files[0])
-
-
-def _measure_dicom(series: Series) -> tuple[Sequence[int], Sequence[float]]:
-    tags = ["Rows", "Columns", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "NumberOfFrames"]
-    with quiet_pydicom():
-        header = pydicom.dcmread(series.files[0], stop_before_pixels=True, specific_tags=tags)
-    depth = header.get("SpacingBetweenSlices") or header.get("SliceThickness") or 2.0
-    slices = len(series.files) * int(header.get("NumberOfFrames") or 1)
-    spacing = header.get("PixelSpacing") or (1.0, 1.0)
-    return (header.Columns, header.Rows, slices), (float(spacing[0]), float(spacing[1]), float(depth))
-
-
-_MEASURES = {"nifti": _measure_nifti, "itk": _measure_itk, "dicom": _measure_dicom}

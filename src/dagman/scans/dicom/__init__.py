@@ -13,7 +13,7 @@ from dagman.scans.dicom.naming import (
     source_exists,
 )
 from dagman.scans.dicom.series import DicomGroup, group_headers
-from dagman.scans.dicom.volume import read_volume
+from dagman.scans.dicom.volume import measure_volume, read_volume
 
 __all__ = [
     "DicomGroup",
@@ -21,6 +21,7 @@ __all__ = [
     "SeriesName",
     "group_headers",
     "list_by_uid",
+    "measure_volume",
     "name_groups",
     "name_selected",
     "parse_name",

@@ -11,6 +11,7 @@ from dagman.errors import ScanError
 from dagman.scans.dicom.geometry import Plane, order_planes
 from dagman.scans.dicom.headers import quiet_pydicom, read_data_set, read_planes
 from dagman.scans.dicom.pixels import Frames, decode_frames
+from dagman.scans.dicom.values import read_count, read_number, read_numbers
 from dagman.scans.faults import explain_faults
 from dagman.scans.scan import RawImage
 
@@ -36,6 +37,20 @@ def read_volume(files: Sequence[Path], *, source: str, tilted: bool = False) -> 
         slices = [frame for part in parts for frame in part.values]
         values = np.stack([slices[index] for index in order])
     return RawImage(values.transpose(2, 1, 0), affine, _note_padding(parts, values.size, source))
+
+
+def measure_volume(files: Sequence[Path]) -> tuple[Sequence[int], Sequence[float]]:
+    """Shape (columns, rows, slices) and spacing (mm) by the first file's header; 2 mm where it gives no depth."""
+    tags = ["Rows", "Columns", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "NumberOfFrames"]
+    with (
+        explain_faults("is damaged in its DICOM header", where=files[0], do="Export the series again"),
+        open(files[0], "rb") as file,
+    ):
+        data = read_data_set(file, stop_before_pixels=True, specific_tags=tags)
+        slices = len(files) * read_count(data, "NumberOfFrames", 1)
+        depth = read_number(data, "SpacingBetweenSlices") or read_number(data, "SliceThickness") or 2.0
+        row, column = read_numbers(data, "PixelSpacing") or (1.0, 1.0)
+        return (read_count(data, "Columns", 0), read_count(data, "Rows", 0), slices), (column, row, depth)
 
 
 def _read_file(path: Path) -> tuple[Frames, tuple[Plane, ...]]:
