@@ -38,13 +38,14 @@ def explain_faults(what: str, *, where: object, do: str) -> Iterator[None]:
             do="Check the size in its header, or read fewer scans at once (--workers 1)",
         ) from error
     except Exception as error:
-        raise ScanError(f"{what} ({_describe(error)})", where=where, do=do) from error
+        raise ScanError(f"{what}{_describe(error)}", where=where, do=do) from error
 
 
 def _describe(error: Exception) -> str:
-    """One line of the library's own words, or the place in dagman."""
+    """The library's own words where they are words, or the place in dagman; in brackets, one line."""
     innermost = traceback.extract_tb(error.__traceback__)[-1]
     if Path(innermost.filename).is_relative_to(_SOURCE):
-        return f"{OWN_FAULT}: {type(error).__name__} in {Path(innermost.filename).name}, line {innermost.lineno}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:100]}" if lines else type(error).__name__
+        return f" ({OWN_FAULT}: {type(error).__name__} in {Path(innermost.filename).name}, line {innermost.lineno})"
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    # Of a KeyError there is but the key.
+    return f" ({line[:100]})" if " " in line else ""
