@@ -235,6 +235,14 @@ def test_a_folder_without_readers_is_refused(tmp_path):
         import_lidc(tmp_path, tmp_path / "out")
 
 
+def test_readers_files_that_cannot_be_read_are_not_called_absent(tmp_path):
+    _write_series(tmp_path / "in")
+    (tmp_path / "in" / "torn.xml").write_text(_message(_sessions())[:-40])
+    with pytest.raises(TableError, match=r"but none that match; 1 XML file was refused, the first: .*torn\.xml: "):
+        import_lidc(tmp_path / "in", tmp_path / "out")
+    assert "torn.xml" in (tmp_path / "out" / "left_out.csv").read_text()
+
+
 def test_ranges_that_overlap_are_refused(tmp_path):
     with pytest.raises(TableError, match="are no two ranges of malignancy"):
         import_lidc(tmp_path, tmp_path / "out", benign=(1, 4))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+import zipfile
 
 import nibabel
 import numpy as np
@@ -134,3 +136,26 @@ def test_the_command_says_what_it_assumed(tmp_path):
     assert "9 items: 4 train, 2 val, 3 test." in run.stdout
     assert "0 to 255 were taken for -1000 to 400 HU, voxels for 1 mm" in run.stdout
     assert (tmp_path / "out" / "command.json").exists()
+
+
+@pytest.mark.parametrize("false_entry", [False, True])
+def test_a_set_that_claims_terabytes_is_refused_before_their_room_is_taken(tmp_path, false_entry):
+    path = tmp_path / "nodulemnist3d.npz"
+    _write_set(path)
+    shape = (20 * 2**10, 1024, 1024, 1024)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    entries["train_images.npy"] = header.getvalue() + bytes(100)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    if false_entry:
+        # The directory at the end says what the header does: 4 GiB and more need zip64, so a smaller lie is told.
+        small = bytearray(path.read_bytes())
+        entry = small.rindex(b"train_images.npy") - 46
+        small[entry + 24 : entry + 28] = (2**32 - 2).to_bytes(4, "little")
+        path.write_bytes(bytes(small))
+    with pytest.raises(TableError, match="claims 20480 x 1024 x 1024 x 1024 values"):
+        import_medmnist(path, tmp_path / "out")

@@ -247,8 +247,8 @@ _SURVIVAL = {"time": "days", "event": "dead"}
             {"rows": _PLAIN, "label": "label", "clinical": ["label"]},
             "column 'label' is both the label and clinical. Leave it out of --clinical: it would tell the label",
         ),
-        ({"rows": "scan,patient\na.nii.gz,1,2\nb.nii.gz,2,3"}, "has rows with more fields than the header. "),
-        ({"rows": "scan,patient\na.nii.gz,1\nb.nii.gz,2,3"}, "cannot be read as a table ("),
+        ({"rows": "scan,patient\na.nii.gz,1,2\nb.nii.gz,2,3"}, "has more fields than the header in rows 1, 2. "),
+        ({"rows": "scan,patient\na.nii.gz,1\nb.nii.gz,2,3"}, "has more fields than the header in row 2. Quote values that"),
     ],
 )
 def test_a_table_that_cannot_be_meant_is_refused_in_one_line(folder, asked, says):
@@ -270,8 +270,8 @@ def test_a_split_column_can_be_ignored(folder):
 
 
 def test_files_that_are_no_tables_are_refused(folder):
-    assert _refusal(folder / "none.csv").startswith("does not exist. Give a CSV or Parquet file.")
-    assert _refusal(folder).startswith("is not a file. Give a CSV")
+    assert _refusal(folder / "none.csv").startswith("does not exist. Give a table (.csv, ")
+    assert _refusal(folder).startswith("is not a file. Give a table")
     (folder / "broken.parquet").write_bytes(b"PAR1 is not all of it")
     assert "cannot be read as a table (" in _refusal(folder / "broken.parquet")
     (folder / "latin.csv").write_bytes("scan,patient\na.nii.gz,Müller\n".encode("latin-1"))

@@ -93,10 +93,9 @@ def _list_items(
     from dagman.errors import SettingsError
     from dagman.store.manifest import Store
     from dagman.tables.table import read_table
+    from dagman.tables.table_file import is_table
 
-    special = [
-        source for source in sources if source.suffix.lower() in (".csv", ".parquet", ".pq") or (source / "store.json").exists()
-    ]
+    special = [source for source in sources if is_table(source) or (source / "store.json").exists()]
     if special and len(sources) > 1:
         raise SettingsError("is a table or a store, and other sources were given beside it", where=special[0], do="Give it alone")
     if not special:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def count_noun(number: int, one: str, many: str | None = None) -> str:
     """The number with its noun, and a verb where one follows; `many` is `one` with an s unless it is given.
@@ -10,3 +12,14 @@ def count_noun(number: int, one: str, many: str | None = None) -> str:
     ('1 scan', '0 scans', '2 scans were')
     """
     return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+def list_some(names: Iterable[object], limit: int = 20) -> str:
+    """Names in a row, at most `limit` of them, then how many more there are.
+
+    >>> list_some(["a", "b", "c"], limit=2)
+    'a, b and 1 more'
+    """
+    texts = [str(name) for name in names]
+    more = len(texts) - limit
+    return ", ".join(texts[:limit]) + (f" and {more} more" if more > 0 else "")

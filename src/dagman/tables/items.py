@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dagman.errors import TableError
-from dagman.records.counts import count_noun
+from dagman.records.counts import count_noun, list_some
 from dagman.scans.affine import Affine, describe_difference
 from dagman.scans.reading import read_scan
 from dagman.scans.scan import Scan
-from dagman.tables.columns import list_some
 
 _SLACK = 0.1
 """Voxels by which the corners of two grids may differ: headers hold rounded numbers."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from dagman.errors import DagmanError, TableError
-from dagman.tables.columns import Columns, list_some
+from dagman.records.counts import list_some
+from dagman.tables.columns import Columns
 from dagman.tables.items import Item, read_mask
 from dagman.tables.table import Table
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from dagman.errors import TableError
-from dagman.records.counts import count_noun
+from dagman.records.counts import count_noun, list_some
 from dagman.scans.label_files import name_outputs
-from dagman.tables.columns import Columns, list_some
+from dagman.tables.columns import Columns
 from dagman.tables.items import Item
 from dagman.tables.structures import Structure, list_contoured, read_contoured
 from dagman.tables.table import Table, read_table
@@ -52,12 +52,13 @@ def read_labelled_scans(
     patient: str = "patient",
     split: str = "split",
     contoured: str = "contoured",
+    ids: str = "checked",
 ) -> LabelledScans:
     """Read a table (CSV, Parquet), a dataset.json, or a folder that holds one.
 
     labels: structures and their values, such as "liver=5,kidneys=7+8". mask_label: the one value that counts. Without either:
     the file's own structures, else every value found in the masks. patient, split, contoured: the table's columns; `split` and
-    `contoured` are used where they exist.
+    `contoured` are used where they exist. ids: as in `read_table`.
 
     Raises TableError, one line: files that are absent (all at once), several channels, labels that cannot be meant.
     """
@@ -75,7 +76,7 @@ def read_labelled_scans(
         raise TableError(f"a dataset.json has no column '{split}'", where=path, do=do)
     if listed and contoured != "contoured":
         raise TableError(f"a dataset.json has no column '{contoured}'", where=path, do="Leave --contoured out, or give a table")
-    data = _read_dataset(path) if listed else _read_rows(path, patient, split, contoured)
+    data = _read_dataset(path) if listed else _read_rows(path, patient, split, contoured, ids)
     if given:
         data = replace(data, structures=given)
     _refuse_undrawn(data)
@@ -100,8 +101,8 @@ def parse_structures(text: str) -> tuple[Structure, ...]:
     return tuple(structures)
 
 
-def _read_rows(path: Path, patient: str, split: str, contoured: str) -> LabelledScans:
-    table = read_table(path, patient=patient, split=split)
+def _read_rows(path: Path, patient: str, split: str, contoured: str, ids: str) -> LabelledScans:
+    table = read_table(path, patient=patient, split=split, ids=ids)
     if "mask" not in table.columns:
         raise TableError("has no column 'mask'", where=path, do="Name each scan's label map in a column 'mask'")
     masks: dict[Path, set[Path | None]] = {}

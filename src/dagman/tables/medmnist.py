@@ -9,7 +9,9 @@ fractures: 64 mm a side); organs were stretched from boxes of any size to a cube
 
 from __future__ import annotations
 
+import math
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,8 @@ import pandas as pd
 from dagman.errors import TableError
 from dagman.records.files import write_whole
 
+_DEFLATE = 1032
+"""Times that deflate can shrink data, at most."""
 SPLITS = ("train", "val", "test")
 
 
@@ -134,10 +138,21 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
     wanted = [f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels")]
     try:
         # Opened here, so that it is closed when numpy finds no archive in it.
+        _refuse_false_sizes(path)
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             absent = [name for name in wanted if name not in file.files]
             arrays = {name: file[name] for name in wanted if name not in absent}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        zipfile.BadZipFile,
+        AttributeError,
+        MemoryError,
+        NotImplementedError,
+        RuntimeError,
+        zlib.error,
+    ) as error:
         raise TableError("is no readable .npz file of arrays", where=path, do="Download it again from medmnist.com") from error
     if absent:
         raise TableError(f"lacks {', '.join(absent)}", where=path, do="Give a file of MedMNIST, with its official split")
@@ -152,6 +167,25 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
             )
         arrays[f"{split}_labels"] = labels.reshape(-1)
     return arrays
+
+
+def _refuse_false_sizes(path: Path) -> None:
+    """Raise TableError for an array that claims more than its entry can hold: its room would be taken before a byte is read."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as member:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, kind = read(member)
+                claimed = math.prod(shape) * kind.itemsize
+                held = entry.file_size - member.tell()
+            # Objects hold no numbers; numpy refuses them.
+            if kind.hasobject:
+                continue
+            if claimed != held or entry.file_size > _DEFLATE * (entry.compress_size + 1):
+                count = " x ".join(map(str, shape))
+                what = f"{entry.filename} claims {count} values ({claimed:.3g} bytes); its entry holds {held:.3g} bytes"
+                raise TableError(what, where=path, do="Download it again from medmnist.com")
 
 
 def _find_spacing(known: MedmnistSet, side: int) -> float:

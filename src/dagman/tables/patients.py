@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dagman.errors import TableError
+from dagman.records.counts import list_some
 from dagman.tables.clinical import merge_clinical
-from dagman.tables.columns import list_some
 from dagman.tables.items import Item
 
 Floats = NDArray[np.float64]

@@ -7,22 +7,25 @@ which is needed are left out and said in `Table.notes`; what cannot be meant is 
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dagman.errors import TableError
-from dagman.records.counts import count_noun
+from dagman.records.alike import find_alike
+from dagman.records.counts import count_noun, list_some
 from dagman.scans.dicom import source_exists
-from dagman.tables.columns import Columns, list_some
+from dagman.tables.columns import Columns
 from dagman.tables.items import Item
+from dagman.tables.paths import refuse_drives, tidy_path
 
+IDS = ("checked", "exact")
+"""How patients and labels are told apart; see `read_table`."""
 CENTER_COLUMNS = ("center_x_mm", "center_y_mm", "center_z_mm")
 _SPLITS = {
     "train": "train",
@@ -99,24 +102,34 @@ def read_table(
     mask_label: int | None = None,
     coordinates: str = "ras",
     known_ids: Collection[str] = (),
+    ids: str = "checked",
 ) -> Table:
-    """Read a CSV or Parquet table of items.
+    """Read a CSV, Parquet or Excel table of items.
 
     label, time, event, clinical, patient, split: names of columns; `split` is used where it exists, None ignores it.
     mask_label: the structure's value in every mask, in place of a column `label_value`.
     coordinates: the system of the center columns; "lps" is converted to RAS.
     known_ids: ids of stored scans, which `scan` may hold in place of a path.
+    ids: "checked" refuses patients, and labels, that differ only in leading zeros, case, blanks or dashes; "exact" takes them
+    as they are written.
 
     Raises TableError, one line, for anything that cannot be meant; see the checks below in their order.
     """
+    if ids not in IDS:
+        raise TableError(f"ids '{ids}' is unknown", where=path, do="Say --ids checked or exact")
     columns = Columns(path)
     reader = _Reader(columns)
-    scans = reader.need("scan")
+    root = columns.path.parent
+    scans = _tidy_paths(reader.need("scan"), columns, known_ids)
     labels = reader.need(label) if label else None
     times, events = _read_outcome(reader, time, event)
     splits = _read_splits(reader, split)
     patients = _read_patients(reader, patient)
-    masks = columns.text("mask") if "mask" in columns else [None] * columns.rows
+    if ids == "checked" and patient in columns and patient != "scan":
+        _refuse_alike(columns, patient, patients, "patient")
+    if ids == "checked" and labels is not None:
+        _refuse_alike(columns, str(label), labels, "label")
+    masks = _tidy_paths(columns.text("mask"), columns) if "mask" in columns else [None] * columns.rows
     values = _read_label_values(columns, mask_label)
     centers = _read_centers(columns, coordinates)
     clinicals = _read_clinicals(columns, clinical, told={"label": label, "time": time, "event": event})
@@ -127,7 +140,6 @@ def read_table(
     if labels is not None:
         labels = _tidy_labels(labels)
     names = _name_rows(rows, keys)
-    root = columns.path.parent
     items = tuple(
         Item(
             index=row,
@@ -146,7 +158,8 @@ def read_table(
         for row in rows
     )
     classes = _order_classes({str(item.label) for item in items}) if labels else ()
-    table = Table(path=columns.path, items=items, columns=columns.names, classes=classes, notes=tuple(reader.notes))
+    notes = (*reader.notes, *columns.notes, *_note_many_categories(clinicals, len({item.patient for item in items})))
+    table = Table(path=columns.path, items=items, columns=columns.names, classes=classes, notes=notes)
     _refuse_one_sided(table, label, event)
     _refuse_shared_patients(table)
     _refuse_absent_files(table)
@@ -178,6 +191,12 @@ class _Reader:
         if not rows:
             raise TableError(f"no row can be used: {'; '.join(self.notes)}", where=self.columns.path, do="Fill these columns")
         return rows
+
+
+def _tidy_paths(texts: Sequence[str | None], columns: Columns, known: Collection[str] = ()) -> list[str | None]:
+    refuse_drives(texts, columns.path)
+    root = columns.path.parent
+    return [text if text is None or text in known else tidy_path(text, root) for text in texts]
 
 
 def _read_outcome(reader: _Reader, time: str | None, event: str | None) -> tuple[np.ndarray | None, list[bool] | None]:
@@ -261,21 +280,28 @@ def _read_clinicals(columns: Columns, names: Sequence[str], *, told: dict[str, s
         if name in names:
             do = f"Leave it out of --clinical: it would tell the {what} that is to be predicted"
             raise TableError(f"column '{name}' is both the {what} and clinical", where=columns.path, do=do)
-    return {name: _read_clinical(columns, name) for name in names}
+    return {name: columns.numbers_or_words(name) for name in names}
 
 
-def _read_clinical(columns: Columns, name: str) -> list[float | str | None]:
-    texts = columns.text(name)
-    try:
-        numbers = [None if text is None else float(text) for text in texts]
-    except ValueError:
-        return list(texts)
-    endless = [row for row, number in enumerate(numbers) if number is not None and not math.isfinite(number)]
-    if endless:
-        raise columns.error(
-            f"clinical column '{name}' is not finite", endless, do="Write a plain number, or leave the cell empty", of=name
-        )
-    return list(numbers)
+def _note_many_categories(clinicals: Mapping[str, Sequence[float | str | None]], patients: int) -> list[str]:
+    """A column of free text becomes nearly a category a patient, which says nothing about others."""
+    notes = []
+    for name, values in clinicals.items():
+        words = {value for value in values if isinstance(value, str)}
+        if len(words) > max(10, patients // 4):
+            notes.append(f"clinical column '{name}' holds {len(words)} different words: each becomes a category of its own")
+    return notes
+
+
+def _refuse_alike(columns: Columns, name: str, texts: Sequence[str | None], what: str) -> None:
+    groups = find_alike(text for text in texts if text is not None)
+    if groups:
+        shown = list_some((" and ".join(f"'{one}'" for one in group) for group in groups), limit=5)
+        found = set(groups[0])
+        rows = list_some((row + 1 for row, text in enumerate(texts) if text in found), limit=6)
+        do = f"Write one {what} in one way, or say --ids exact if they differ"
+        told = "differ only in leading zeros, case, blanks or dashes"
+        raise TableError(f"values of column '{name}' {told}: {shown} (the first in rows {rows})", where=columns.path, do=do)
 
 
 def _drop_duplicates(

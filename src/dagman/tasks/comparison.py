@@ -45,6 +45,7 @@ class ComparisonRequest:
     split: str | None = None
     mask_label: int | None = None
     coordinates: str | None = None
+    ids: str = "checked"
     methods: tuple[str, ...] | None = None
     folds: int | None = None
     repeats: int | None = None
@@ -60,7 +61,7 @@ class ComparisonRequest:
     device: str = "auto"
 
 
-_ALWAYS = ("models", "table", "out", "patient", "mask_label", "seed", "device")
+_ALWAYS = ("models", "table", "out", "patient", "mask_label", "ids", "seed", "device")
 _ITEMS = (*_ALWAYS, "coordinates", "crop", "store", "cache")
 _SPLITS = ("folds", "repeats", "shares", "per_class", "draws")
 
@@ -127,6 +128,7 @@ def _segment(request: ComparisonRequest, tell: Tell | None) -> Results:
         mask_label=request.mask_label,
         patient=request.patient,
         split=request.split or "split",
+        ids=request.ids,
     )
     settings = SegmentationSettings(**_choose(request, *_SPLITS, "steps"))
     return segment_scans(request.models, data, request.out, settings, on_part=tell)
@@ -147,7 +149,12 @@ def _open_store(request: ComparisonRequest) -> tuple[Store | None, list[str]]:
 
 
 def _read_columns(request: ComparisonRequest) -> dict[str, Any]:
-    return {"patient": request.patient, "mask_label": request.mask_label, "coordinates": request.coordinates or "ras"}
+    return {
+        "patient": request.patient,
+        "mask_label": request.mask_label,
+        "coordinates": request.coordinates or "ras",
+        "ids": request.ids,
+    }
 
 
 def _choose(request: ComparisonRequest, *names: str) -> dict[str, Any]:

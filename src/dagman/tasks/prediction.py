@@ -23,6 +23,7 @@ from dagman.scans.label_files import name_outputs, write_dicom_labels, write_lab
 from dagman.scans.scan import Scan, hash_scan
 from dagman.tables.items import Item
 from dagman.tables.table import read_table
+from dagman.tables.table_file import is_table
 from dagman.tasks.classifier import load_classifier
 from dagman.tasks.outcome.model import load_outcome_model
 from dagman.tasks.segment.model import SegmentationModel, load_model
@@ -190,7 +191,7 @@ APPLIERS: dict[str, tuple[str, Callable[..., _Applied]]] = {
 def _list_items(scans: Sequence[str | Path], clinical: Sequence[str]) -> tuple[list[Item], list[Refusal]]:
     """Items of one table, or one for each series found; names are unique and can be file names."""
     first = Path(scans[0])
-    if len(scans) == 1 and first.suffix.lower() in (".csv", ".tsv", ".parquet"):
+    if len(scans) == 1 and is_table(first):
         return list(read_table(first, clinical=clinical).items), []
     items, refused = list_scans(list(scans))
     names = name_outputs([item.name for item in items])

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dagman.cli.tasks.task_options import CropMm, CropSpacing
+from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids
 
 app = typer.Typer(add_completion=False)
 
@@ -23,7 +23,7 @@ def run_classification(
             help="A run, an encoder folder, scratch:SIZE, resnet3d:SIZE, monai:PATH, radiomics:size, pixels, or histogram.",
         ),
     ],
-    table: Annotated[Path, typer.Argument(help="CSV or Parquet, a row a scan, a structure (mask) or a point (center_x_mm, ...).")],
+    table: Annotated[Path, typer.Argument(help="CSV, Parquet or Excel: a row a scan, a mask, or a point (center_x_mm, ...).")],
     label: Annotated[str, typer.Option(help="Column of the label; two or more classes.")],
     out: Annotated[Path, typer.Option(help="Folder of results.")],
     method: Annotated[str, typer.Option(help="Of linear, knn, finetune, comma-separated.")] = "linear,knn",
@@ -33,6 +33,7 @@ def run_classification(
     per_class: Annotated[str, typer.Option(help="Labelled patients a class, such as 1,5,10,20.")] = "",
     draws: Annotated[int, typer.Option(min=1, help="Few-shot draws in each repeat and fold.")] = 1,
     patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
+    ids: Ids = "checked",
     split: Annotated[str, typer.Option(help="The table's column of train, val, test, if it has one.")] = "split",
     mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
     coordinates: Annotated[str, typer.Option(help="Of the table's points: ras or lps.")] = "ras",
@@ -73,9 +74,16 @@ def run_classification(
         device=device,
         finetuning=FinetuneSettings(epochs=epochs) if epochs else FinetuneSettings(),
     )
-    opened, ids = open_store(store)
+    opened, stored_ids = open_store(store)
     read = read_table(
-        table, label=label, patient=patient, split=split, mask_label=mask_label, coordinates=coordinates, known_ids=ids
+        table,
+        label=label,
+        patient=patient,
+        split=split,
+        mask_label=mask_label,
+        coordinates=coordinates,
+        known_ids=stored_ids,
+        ids=ids,
     )
     console = Console(stderr=as_json, soft_wrap=True, highlight=False)
     with console.status("reading") as status:

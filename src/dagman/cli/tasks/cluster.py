@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dagman.cli.tasks.task_options import CropMm, CropSpacing
+from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids
 
 app = typer.Typer(add_completion=False)
 
@@ -20,7 +20,9 @@ def run_clustering(
         str,
         typer.Argument(metavar="ENCODER", help="A run, an encoder folder, scratch:SIZE, radiomics:size, pixels, or histogram."),
     ],
-    table: Annotated[Path, typer.Argument(help="CSV or Parquet, a row a structure (mask, label_value), a point, or a label map.")],
+    table: Annotated[
+        Path, typer.Argument(help="CSV, Parquet or Excel: a row a structure (mask, label_value), point, or label map.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of results.")],
     label: Annotated[str | None, typer.Option(help="Column of the kind; it judges the clusters, and never makes them.")] = None,
     labels: Annotated[
@@ -30,6 +32,7 @@ def run_clustering(
     map: Annotated[str, typer.Option(help="umap (needs the extra `cluster`) or pca.")] = "umap",
     neighbours: Annotated[int, typer.Option(min=2, help="UMAP's neighbours.")] = 15,
     patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
+    ids: Ids = "checked",
     mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
     coordinates: Annotated[str, typer.Option(help="Of the table's points: ras or lps.")] = "ras",
     crop_mm: CropMm = None,
@@ -60,9 +63,16 @@ def run_clustering(
         raise SettingsError("both --label and --labels were given", do="Give a column of kinds, or names of label values")
     spec = parse_model(model)
     settings = ClusteringSettings(map=map, neighbours=neighbours, seed=seed, crop=CropSpec(crop_mm, crop_spacing), device=device)
-    opened, ids = open_store(store)
+    opened, stored_ids = open_store(store)
     read = read_table(
-        table, label=label, patient=patient, split=None, mask_label=mask_label, coordinates=coordinates, known_ids=ids
+        table,
+        label=label,
+        patient=patient,
+        split=None,
+        mask_label=mask_label,
+        coordinates=coordinates,
+        known_ids=stored_ids,
+        ids=ids,
     )
     if labels:
         read = expand_label_maps(read, read_label_names(labels), minimum_voxels=minimum_voxels)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dagman.cli.tasks.task_options import CropMm, CropSpacing
+from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids
 
 app = typer.Typer(add_completion=False)
 
@@ -43,6 +43,7 @@ def run_comparison(
     epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs of fine-tuning (classify, outcome).")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of a training (segment).")] = None,
     patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
+    ids: Ids = "checked",
     split: Annotated[str | None, typer.Option(help="The table's column of train, val, test. Default: 'split'.")] = None,
     mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
     coordinates: Annotated[str | None, typer.Option(help="Of the table's points: ras (default) or lps.")] = None,
@@ -88,6 +89,7 @@ def run_comparison(
         split=split,
         mask_label=mask_label,
         coordinates=coordinates,
+        ids=ids,
         methods=split_names(method) or None,
         folds=folds,
         repeats=repeats,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dagman.cli.tasks.task_options import CropMm, CropSpacing
+from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids
 
 app = typer.Typer(add_completion=False)
 
@@ -17,7 +17,9 @@ _EXAMPLE = "Example: dagman outcome runs/first outcome.csv --time time --event e
 @app.command(epilog=_EXAMPLE)
 def run_outcome(
     model: Annotated[str, typer.Argument(metavar="ENCODER", help="A run, an encoder folder, scratch:SIZE, or radiomics:size.")],
-    table: Annotated[Path, typer.Argument(help="CSV or Parquet, a row a scan or a lesion; those of one patient are pooled.")],
+    table: Annotated[
+        Path, typer.Argument(help="CSV, Parquet or Excel, a row a scan or a lesion; those of one patient are pooled.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of results.")],
     time: Annotated[str | None, typer.Option(help="Column of the time from the scan to the event or the last look.")] = None,
     event: Annotated[str | None, typer.Option(help="Column: 1 where the event was seen, 0 where censored.")] = None,
@@ -31,6 +33,7 @@ def run_outcome(
     draws: Annotated[int, typer.Option(min=1, help="Few-shot draws in each repeat and fold.")] = 1,
     epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs of fine-tuning. Default: 20.")] = None,
     patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
+    ids: Ids = "checked",
     split: Annotated[str, typer.Option(help="The table's column of train, val, test, if it has one.")] = "split",
     mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
     coordinates: Annotated[str, typer.Option(help="Of the table's points: ras or lps.")] = "ras",
@@ -81,7 +84,7 @@ def run_outcome(
         device=device,
         finetuning=FinetuneSettings(epochs=epochs) if epochs else FinetuneSettings(),
     )
-    opened, ids = open_store(store)
+    opened, stored_ids = open_store(store)
     read = read_table(
         table,
         label=label,
@@ -92,7 +95,8 @@ def run_outcome(
         split=split,
         mask_label=mask_label,
         coordinates=coordinates,
-        known_ids=ids,
+        known_ids=stored_ids,
+        ids=ids,
     )
     console = Console(stderr=as_json, soft_wrap=True, highlight=False)
     with console.status("reading") as status:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dagman.cli.tasks.task_options import Ids
+
 app = typer.Typer(add_completion=False)
 
 _EXAMPLE = "Example: dagman segment runs/first scratch:tiny tumours.csv --shots 4,8,16 --draws 3 --out tumours"
@@ -53,6 +55,7 @@ def run_segmentation(
         str, typer.Option(help="What is measured: all, or names such as dice,hd95_mm; dice alone is for a quick look.")
     ] = "all",
     patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
+    ids: Ids = "checked",
     split: Annotated[str, typer.Option(help="The table's column of train, val, test, if it has one.")] = "split",
     contoured: Annotated[
         str, typer.Option(help="The table's column of the structures drawn in each scan, if it has one; others are unknown there.")
@@ -117,7 +120,7 @@ def run_segmentation(
         device=device,
         notes=tuple(note or ()),
     )
-    columns = {"patient": patient, "split": split, "contoured": contoured}
+    columns = {"patient": patient, "split": split, "contoured": contoured, "ids": ids}
     data = read_labelled_scans(table, labels=labels, mask_label=mask_label, **columns)
     tune_allocator()
     console = Console(stderr=as_json, soft_wrap=True, highlight=False)

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 CropMm = Annotated[float | None, typer.Option(help="Side in mm of crops around structures. Default: from their size.")]
 CropSpacing = Annotated[float | None, typer.Option(help="Voxel size in mm of these crops. Default: from their size.")]
+Ids = Annotated[
+    str,
+    typer.Option(
+        help="checked: refuse patients or labels that differ only in leading zeros, case, blanks or dashes; exact: take them so."
+    ),
+]
 
 _UNLIMITED = 10_000
 """Columns of a terminal in which any table fits."""

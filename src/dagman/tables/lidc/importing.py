@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from dagman.errors import DagmanError, TableError
+from dagman.records.counts import count_noun
 from dagman.records.files import write_whole
 from dagman.scans.discovery import Refusal, Series, find_series
 from dagman.tables.lidc.annotations import TRAITS, Message, read_message
@@ -71,10 +72,15 @@ def import_lidc(
     ]
     pairs = [(series[uid], message) for uid, message in messages.items() if uid in series]
     if not pairs:
+        _write_refusals(out, refusals)
         do = "Give the folder that holds both, as TCIA ships LIDC-IDRI (its XML may come as a separate archive)"
-        raise TableError(
-            f"holds {len(series)} series and {len(messages)} XML files of readers, but none that match", where=folder, do=do
-        )
+        told = f"holds {len(series)} series and {len(messages)} XML files of readers, but none that match"
+        broken = [one for one in refusals if Path(one.source).suffix.lower() == ".xml"]
+        if broken:
+            told += f"; {count_noun(len(broken), 'XML file was', 'XML files were')} refused, the first: {broken[0].source}: "
+            told += broken[0].reason.rstrip(".")
+            do = f"All reasons are in {out / 'left_out.csv'}. {do}"
+        raise TableError(told, where=folder, do=do)
     refusals += [
         Refusal(source=str(m.path), reason=f"its series is not here ({uid})") for uid, m in messages.items() if uid not in volumes
     ]
@@ -91,7 +97,7 @@ def import_lidc(
             counted.append(message)
         if on_scan:
             on_scan(done, len(pairs))
-    _write_rows(out / "left_out.csv", [{"source": one.source, "reason": one.reason} for one in refusals], ["source", "reason"])
+    _write_refusals(out, refusals)
     if not rows:
         raise TableError("holds no nodule of either class", where=folder, do=f"See the reasons in {out / 'left_out.csv'}")
     _write_rows(out / "table.csv", rows, list(rows[0]))
@@ -105,6 +111,10 @@ def import_lidc(
         others=sum(message.others for message in counted),
         left_out=tuple(refusals),
     )
+
+
+def _write_refusals(out: Path, refusals: Sequence[Refusal]) -> None:
+    _write_rows(out / "left_out.csv", [{"source": one.source, "reason": one.reason} for one in refusals], ["source", "reason"])
 
 
 def _check_ranges(benign: tuple[int, int], malignant: tuple[int, int]) -> None:

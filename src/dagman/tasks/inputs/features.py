@@ -11,9 +11,9 @@ from dagman.encoder.encoder import Encoder
 from dagman.encoder.items import FeatureTable, RefusedItem, choose_item_crop, embed_items
 from dagman.encoder.reader import ANY_SCAN
 from dagman.errors import DagmanError, TaskError
+from dagman.records.counts import list_some
 from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.manifest import Store
-from dagman.tables.columns import list_some
 from dagman.tables.items import Item
 from dagman.tables.table import Table
 from dagman.tasks.inputs.descriptors import DESCRIPTORS

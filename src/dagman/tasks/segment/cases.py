@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from dagman.encoder.encoder import Encoder
 from dagman.errors import DagmanError, TableError, TaskError
 from dagman.randomness import generator
+from dagman.records.counts import list_some
 from dagman.records.hashes import hash_array
 from dagman.scans.scan import Modality, Scan
 from dagman.store.preparation import prepare_mask, prepare_scan
-from dagman.tables.columns import list_some
 from dagman.tables.items import Item, align_mask, read_mask
 from dagman.tables.structures import Structure, list_contoured
 

@@ -1,0 +1,39 @@
+"""Paths as tables hold them: relative to the table, quoted, as file:// addresses, from the home folder, or with backslashes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from dagman.errors import TableError
+from dagman.records.counts import list_some
+from dagman.scans.dicom import source_exists
+
+_DRIVE = re.compile(r"([A-Za-z]:[\\/]|\\\\)")
+
+
+def tidy_path(text: str, root: Path) -> str:
+    """The path that a cell means, relative to `root` or absolute; as it stands where that exists."""
+    if source_exists(root / text):
+        return text
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        text = text[1:-1].strip()
+    if text.lower().startswith("file://"):
+        coded = re.sub(r"^file://(localhost)?", "", text, flags=re.IGNORECASE).encode()
+        text = re.sub(rb"%([0-9A-Fa-f]{2})", lambda code: bytes([int(code[1], 16)]), coded).decode(errors="replace")
+    if text.startswith(("~/", "~\\")):
+        text = str(Path.home() / text[2:])
+    if "\\" in text and not source_exists(root / text) and not _DRIVE.match(text):
+        text = text.replace("\\", "/")
+    return text
+
+
+def refuse_drives(texts: Sequence[str | None], where: Path) -> None:
+    """Raise TableError for paths of Windows drives and shares, which mean nothing on this machine."""
+    rows = [row for row, text in enumerate(texts) if text and _DRIVE.match(text) and not source_exists(where.parent / text)]
+    if rows:
+        first = texts[rows[0]]
+        named = f"row{'s' if len(rows) > 1 else ''} {list_some(row + 1 for row in rows)}"
+        do = "Write paths relative to the table's folder (either slash is read), or as this machine has them"
+        raise TableError(f"holds paths of a Windows drive or share in {named}, such as {first}", where=where, do=do)
