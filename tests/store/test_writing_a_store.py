@@ -259,10 +259,10 @@ def test_a_store_that_another_process_made_otherwise_in_the_meantime_is_refused(
 
     find = writer.find_series
 
-    def find_slowly(paths, modality, tilt):
+    def find_slowly(paths, **options):
         monkeypatch.setattr(writer, "find_series", find)
         prepare_store(cohort / "p1", tmp_path / "store", Preparation(spacing=3), workers=1)
-        return find(paths, modality=modality, tilt=tilt)
+        return find(paths, **options)
 
     monkeypatch.setattr(writer, "find_series", find_slowly)
     with pytest.raises(StoreError, match=r"was prepared with spacing 3\.0 \(not 2\.0\)"):

@@ -52,6 +52,10 @@ def inspect_scans(
     tilt: Annotated[
         TiltChoice, typer.Option(help="Slices of a tilted gantry: shift them onto a straight grid, or refuse the scan.")
     ] = TiltChoice.resample,
+    widest_gap: Annotated[
+        float,
+        typer.Option("--widest-gap", help="Widest gap in mm that is interpolated where slices are uneven or missing.", min=0.0),
+    ] = 3.0,
     workers: Annotated[int | None, typer.Option(help="Processes; default: by the number of series and cores.", min=1)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -61,7 +65,7 @@ def inspect_scans(
     """
     from dagman.scans.discovery import find_series
 
-    found = find_series(scans, modality=modality.modality, tilt=tilt.value)
+    found = find_series(scans, modality=modality.modality, tilt=tilt.value, widest_gap=widest_gap)
     rows = _inspect_all(found, workers)
     if as_json:
         typer.echo(json.dumps({"counts": _count(rows), "series": [row.to_row() for row in rows]}, indent=2))

@@ -43,6 +43,10 @@ def prepare_scans(
     tilt: Annotated[_Tilt, typer.Option(help="Slices of a tilted gantry: shift them onto a straight grid, or refuse the scan.")] = (
         _Tilt.resample
     ),
+    widest_gap: Annotated[
+        float,
+        typer.Option("--widest-gap", help="Widest gap in mm that is interpolated where slices are uneven or missing.", min=0.0),
+    ] = 3.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Turn scans into a store: resampled without aliasing, cropped to the body, int16, ready for training.
@@ -64,6 +68,7 @@ def prepare_scans(
             workers=workers,
             modality=modality.value,
             tilt=tilt.value,
+            widest_gap=widest_gap,
             on_event=tell,
         )
     if as_json:

@@ -32,6 +32,9 @@ from dagman.scans.scan import Modality
 
 Tilt = Literal["resample", "refuse"]
 
+WIDEST_GAP_MM = 3.0
+"""A gap that slices of common thickness bridge; a nodule of 6 mm cannot hide in it. [ours]"""
+
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 _UNREAD = (".hdr", ".img", ".img.gz", ".hdr.gz", ".mgz", ".mgh", ".mnc", ".gipl", ".nii.bz2", ".nii.zst")
 """Files that may hold scans all the same: they are named as refused, not passed over."""
@@ -54,6 +57,8 @@ class Series:
     notes: tuple[str, ...] = ()
     tilt: Tilt = "resample"
     "What is done where the gantry was tilted."
+    widest_gap: float = WIDEST_GAP_MM
+    "Distance between slices (mm) up to which uneven slices, or missing ones, are interpolated."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +85,15 @@ class Discovery:
 
 
 def find_series(
-    paths: str | Path | Iterable[str | Path], *, modality: Modality | None = None, tilt: Tilt = "resample"
+    paths: str | Path | Iterable[str | Path],
+    *,
+    modality: Modality | None = None,
+    tilt: Tilt = "resample",
+    widest_gap: float = WIDEST_GAP_MM,
 ) -> Discovery:
     """Find all series in files and folders, at any depth, formats mixed; a DICOM file means the volume it is a slice of.
 
-    `folder#uid` means that series alone. `modality` overrides what files say; `tilt` says what is done with a tilted gantry. Raises
+    `folder#uid` means that series alone. `modality` overrides what files say; `tilt`, `widest_gap`: see `Series`. Raises
     ScanError when a path does not exist, when a folder holds no such series, or when nothing at all was found.
     """
     given = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
@@ -120,7 +129,7 @@ def find_series(
         shown = ", ".join(str(path) for path in given[:3])
         raise ScanError("holds no scans", where=shown, do=f"Give files or folders with {list_titles()}")
     return Discovery(
-        series=tuple(sorted((replace(one, tilt=tilt) for one in series), key=lambda one: one.source)),
+        series=tuple(sorted((replace(one, tilt=tilt, widest_gap=widest_gap) for one in series), key=lambda one: one.source)),
         refused=tuple(sorted(refused, key=lambda one: (one.source, one.reason))),
     )
 

@@ -92,7 +92,9 @@ DICOM = register_format(
         title="DICOM",
         suffixes=dicom_headers.SUFFIXES,
         check=dicom_headers.read_header,
-        read=lambda series: dicom.read_volume(series.files, source=series.source, tilted=series.tilt == "resample"),
+        read=lambda series: dicom.read_volume(
+            series.files, source=series.source, tilted=series.tilt == "resample", widest_gap=series.widest_gap
+        ),
         measure=lambda series: dicom.measure_volume(series.files),
         is_file=False,
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dagman.errors import ScanError
 from dagman.scans.affine import Affine
 from dagman.scans.dicom.tilt import measure_tilt, straighten_grid
-from dagman.scans.discovery import Series, Tilt, find_series
+from dagman.scans.discovery import WIDEST_GAP_MM, Series, Tilt, find_series
 from dagman.scans.faults import explain_faults
 from dagman.scans.formats import FORMATS
 from dagman.scans.pseudonyms import name_file
@@ -25,14 +25,22 @@ _STEEPEST_DEGREES = 45.0
 """No gantry tilts by more than 30 degrees; beyond, a header is damaged, and the straight grid might not fit into memory."""
 
 
-def read_scan(path: str | Path, *, modality: Modality | None = None, tilt: Tilt = "resample", labels: bool = False) -> Scan:
+def read_scan(
+    path: str | Path,
+    *,
+    modality: Modality | None = None,
+    tilt: Tilt = "resample",
+    widest_gap: float = WIDEST_GAP_MM,
+    labels: bool = False,
+) -> Scan:
     """Read one series: a file, a folder that holds exactly one usable series, or `folder#uid` (`dagman.read`).
 
     A DICOM file stands for its whole volume: the files of the same series in its folder are read with it. `modality`
-    overrides what the file says; `tilt`, `labels`: see `read_series`. Raises ScanError, naming the series when there are several.
+    overrides what the file says; `tilt`, `widest_gap`, `labels`: see `read_series`. Raises ScanError, naming the series when
+    there are several.
     """
     path = Path(path)
-    found = find_series(path, modality=modality, tilt=tilt)
+    found = find_series(path, modality=modality, tilt=tilt, widest_gap=widest_gap)
     if len(found.series) == 1:
         return read_series(found.series[0], labels=labels)
     if found.series:
@@ -51,8 +59,9 @@ def read_series(series: Series, *, labels: bool = False) -> Scan:
 
     Voxels are int16 where that is exact, else float32; CT is in HU with padding clipped at -1024. Slices of a tilted gantry, or
     a sheared grid as a converter makes of them, are shifted onto a straight grid and noted, unless `series.tilt` refuses them;
-    `labels` says that values must not be mixed then. Raises ScanError for what cannot be a volume: unreadable files, NaN, one
-    slice, uneven slices. Whether a scan is of use is another question: see `verdict.judge_scan`.
+    `labels` says that values must not be mixed then. Uneven slices are interpolated to even ones, and noted, where no gap is
+    wider than `series.widest_gap`. Raises ScanError for what cannot be a volume: unreadable files, NaN, one slice, wider gaps.
+    Whether a scan is of use is another question: see `verdict.judge_scan`.
     """
     with explain_faults("cannot be read", where=series.source, do="Convert or export it again, or leave it out"):
         return _read_series(series, labels)

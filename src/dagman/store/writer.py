@@ -24,7 +24,7 @@ from dagman.records.hashes import hash_bytes
 from dagman.records.journal import append_row, read_rows
 from dagman.records.lock import hold_lock
 from dagman.records.provenance import write_command
-from dagman.scans.discovery import Refusal, Series, Tilt, find_series
+from dagman.scans.discovery import WIDEST_GAP_MM, Refusal, Series, Tilt, find_series
 from dagman.scans.scan import Modality
 from dagman.store.estimate import Estimate, estimate_cost
 from dagman.store.format import STAGING, locate_scan, read_info, read_preparation, write_info
@@ -71,19 +71,20 @@ def prepare_store(
     workers: int | None = None,
     modality: Literal["auto", "ct", "mr"] = "auto",
     tilt: Tilt = "resample",
+    widest_gap: float = WIDEST_GAP_MM,
     on_event: Callable[[Estimate | Progress], None] | None = None,
 ) -> StoreSummary:
     """Prepare all scans below `paths` into the store `out`; called again it goes on where it stopped.
 
-    `workers` processes (None: one a core); `modality` overrides what files say; `tilt`: see `read_series`. `on_event` hears an
-    Estimate before the work and a Progress after each series. One bad scan, or one killed process, never stops the others.
+    `workers` processes (None: one a core); `modality` overrides what files say; `tilt`, `widest_gap`: see `read_series`. `on_event`
+    hears an Estimate before the work and a Progress after each series. One bad scan, or one killed process, never stops the others.
     Raises ScanError when nothing was found, StoreError when nothing could be used, when `out` is another kind of folder or
     store, is being written by another process, or when the disk is full (what was done stays).
     """
     started = time.monotonic()
     out, preparation = Path(out), preparation or Preparation()
     _check_folder(out, preparation)
-    found = find_series(paths, modality=_MODALITIES[modality], tilt=tilt)
+    found = find_series(paths, modality=_MODALITIES[modality], tilt=tilt, widest_gap=widest_gap)
     tell = on_event or (lambda event: None)
     try:
         with hold_lock(out, StoreError), _stopping_on_sigterm():

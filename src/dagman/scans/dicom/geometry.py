@@ -64,11 +64,33 @@ class Plane:
         )
 
 
-def order_planes(planes: Sequence[Plane], *, tilted: bool = False) -> tuple[list[int], Affine]:
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """Planes as a volume: their `order` along the normal, and the affine (to RAS mm) of voxels (column, row, slice).
+
+    places: where the ordered planes lie on the affine's slices, in slices, if they are uneven; None if each is one slice.
+    """
+
+    order: tuple[int, ...]
+    affine: Affine
+    places: NDArray[np.float64] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def order_planes(planes: Sequence[Plane]) -> tuple[list[int], Affine]:
     """The order of the planes along their normal, and the affine (to RAS mm) of voxels (column, row, slice) in that order.
 
-    tilted: a tilted gantry is no fault; the affine is then sheared, as the slices are.
     Raises ScanError with all that is wrong: unlike planes, one plane alone, equal positions, tilt, uneven gaps.
+    """
+    stack = stack_planes(planes)
+    return list(stack.order), stack.affine
+
+
+def stack_planes(planes: Sequence[Plane], *, tilted: bool = False, widest_gap: float = 0.0) -> Stack:
+    """Planes as a volume; raises ScanError as `order_planes`, but for what is allowed.
+
+    tilted: a tilted gantry is no fault; the affine is then sheared, as the slices are. widest_gap: uneven slices are no fault if
+    none is farther from the next, in mm; the affine is then of even slices, a usual gap apart, to which `places` refers.
     """
     first = planes[0]
     for plane in planes:
@@ -83,13 +105,19 @@ def order_planes(planes: Sequence[Plane], *, tilted: bool = False) -> tuple[list
     equal = _find_equal(positions @ first.normal)
     if equal:
         raise ScanError(equal, do="Give one volume a series, each slice once")
-    stray, tilt = _find_stray(positions, first), _find_tilt(positions, first)
-    problems = stray + _find_uneven(positions, first.normal)
+    stray, tilt, uneven = _find_stray(positions, first), _find_tilt(positions, first), _find_uneven(positions, first.normal)
+    bridged = bool(uneven) and float(np.diff(positions @ first.normal).max()) <= widest_gap
+    problems = [*stray, *([] if bridged else uneven)]
     if problems or not tilted:
         problems = [*([] if stray else tilt), *problems]
     if problems:
         raise ScanError("; ".join(problems), do="Export the complete, straight series, or leave it out")
-    return [int(index) for index in order], Affine(LPS_TO_RAS @ _build_matrix(positions, first, sheared=bool(tilt)))
+    indices = tuple(int(index) for index in order)
+    if bridged:
+        matrix, places = _build_bridged(positions, first)
+        notes = tuple(f"{text}; values between slices were interpolated" for text in uneven)
+        return Stack(order=indices, affine=Affine(LPS_TO_RAS @ matrix), places=places, notes=notes)
+    return Stack(order=indices, affine=Affine(LPS_TO_RAS @ _build_matrix(positions, first, sheared=bool(tilt))))
 
 
 def find_shared_places(planes: Sequence[Plane], *, alone: bool = False) -> list[list[int]]:
@@ -242,6 +270,21 @@ def _name_uneven(gaps: NDArray[np.float64], odd: NDArray[np.intp], usual: float,
         lost = int(np.rint(multiples).sum()) - len(odd)
         return f"{text}: {lost} {'slice is' if lost == 1 else 'slices are'} missing"
     return f"{text}, {len(odd)} such gaps in all" if len(odd) > 1 else text
+
+
+def _build_bridged(positions: NDArray[np.float64], plane: Plane) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Voxels (column, row, slice) to LPS mm of even slices from the first plane to the last; and the planes' places, in slices."""
+    distances = positions @ plane.normal - positions[0] @ plane.normal
+    gaps = np.diff(distances)
+    usual = float(np.median(gaps))
+    usual = usual if abs(gaps - usual).min() <= _OFF_GRID_MM else float(gaps.min())
+    count = max(round(distances[-1] / usual), 1)
+    matrix = np.eye(4)
+    matrix[:3, 0] = np.array(plane.orientation[:3]) * plane.pixel_spacing[1]
+    matrix[:3, 1] = np.array(plane.orientation[3:]) * plane.pixel_spacing[0]
+    matrix[:3, 2] = (positions[-1] - positions[0]) / count
+    matrix[:3, 3] = positions[0]
+    return matrix, distances / distances[-1] * count
 
 
 def _build_matrix(positions: NDArray[np.float64], plane: Plane, *, sheared: bool) -> NDArray[np.float64]:

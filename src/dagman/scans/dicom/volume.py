@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dagman.errors import ScanError
-from dagman.scans.dicom.geometry import Plane, order_planes
+from dagman.scans.dicom.geometry import Plane, Stack, stack_planes
 from dagman.scans.dicom.headers import quiet_pydicom, read_data_set, read_planes
 from dagman.scans.dicom.pixels import Frames, decode_frames
 from dagman.scans.dicom.values import read_count, read_number, read_numbers
@@ -19,10 +20,11 @@ _MOST_PADDED = 0.9
 """Share of padded voxels above which nothing is left to look at; a round field of view leaves 21 %."""
 
 
-def read_volume(files: Sequence[Path], *, source: str, tilted: bool = False) -> RawImage:
+def read_volume(files: Sequence[Path], *, source: str, tilted: bool = False, widest_gap: float = 0.0) -> RawImage:
     """Values (column, row, slice), rescaled slice by slice, and the affine to RAS mm; `files` in any order.
 
-    tilted: slices of a tilted gantry are given as they are, with a sheared affine.
+    tilted: slices of a tilted gantry are given as they are, with a sheared affine. widest_gap: uneven slices are interpolated to
+    even ones if no two neighbours are farther apart (mm); a note says so.
     Raises ScanError: a file that is cut short or cannot be decoded is named; for what is wrong with the geometry see
     `geometry.order_planes`.
     """
@@ -33,10 +35,21 @@ def read_volume(files: Sequence[Path], *, source: str, tilted: bool = False) -> 
         parts.append(frames)
         planes.extend(places)
     with explain_faults("cannot be put together", where=source, do="Export the series again"):
-        order, affine = order_planes(planes, tilted=tilted)
+        stack = stack_planes(planes, tilted=tilted, widest_gap=widest_gap)
         slices = [frame for part in parts for frame in part.values]
-        values = np.stack([slices[index] for index in order])
-    return RawImage(values.transpose(2, 1, 0), affine, _note_padding(parts, values.size, source))
+        values = _even_out(np.stack([slices[index] for index in stack.order]), stack)
+    return RawImage(values.transpose(2, 1, 0), stack.affine, (*stack.notes, *_note_padding(parts, values.size, source)))
+
+
+def _even_out(slices: NDArray, stack: Stack) -> NDArray:
+    """Slices at the stack's even places: linear between neighbours, rounded where they were whole numbers."""
+    if stack.places is None:
+        return slices
+    wanted = np.arange(round(stack.places[-1]) + 1)
+    below = np.clip(np.searchsorted(stack.places, wanted + 1e-6) - 1, 0, len(slices) - 2)
+    shares = np.clip((wanted - stack.places[below]) / (stack.places[below + 1] - stack.places[below]), 0, 1)
+    mixed = [slices[at] * (1 - share) + slices[at + 1] * share for at, share in zip(below, shares, strict=True)]
+    return np.stack([(np.rint(one) if np.issubdtype(slices.dtype, np.integer) else one).astype(slices.dtype) for one in mixed])
 
 
 def measure_volume(files: Sequence[Path]) -> tuple[Sequence[int], Sequence[float]]:
