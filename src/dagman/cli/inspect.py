@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 
+_MOST_STYLED = 1000
+"""Rows that a terminal gets in colour and folded to its width."""
+_MOST_PICTURES = 600
+"""Of a page that a browser still opens."""
 _SERIES_A_PROCESS = 8
 """A further process costs about a second to start; fewer series than this do not earn it."""
 
@@ -66,7 +70,7 @@ def inspect_scans(
     from dagman.scans.discovery import find_series
 
     found = find_series(scans, modality=modality.modality, tilt=tilt.value, widest_gap=widest_gap)
-    rows = _inspect_all(found, workers)
+    rows = _inspect_all(found, workers, pictures=out is not None)
     if as_json:
         typer.echo(json.dumps({"counts": _count(rows), "series": [row.to_row() for row in rows]}, indent=2))
     else:
@@ -78,8 +82,9 @@ def inspect_scans(
         raise typer.Exit(2)
 
 
-def _inspect_all(found: Discovery, workers: int | None) -> list[Inspection]:
+def _inspect_all(found: Discovery, workers: int | None, *, pictures: bool) -> list[Inspection]:
     import os
+    from functools import partial
 
     from rich.console import Console
     from rich.progress import track
@@ -92,7 +97,7 @@ def _inspect_all(found: Discovery, workers: int | None) -> list[Inspection]:
     count = workers or max(1, min(cores, len(found.series) // _SERIES_A_PROCESS))
     rows = [inspect_refusal(refusal) for refusal in found.refused]
     screen = Console(stderr=True)
-    done = run_tasks(inspect_series, found.series, count)
+    done = run_tasks(partial(inspect_series, picture=pictures), found.series, count)
     for index, result in track(done, "Reading", len(found.series), console=screen, transient=True, disable=not screen.is_terminal):
         if isinstance(result, Lost):
             result = inspect_refusal(Refusal(source=found.series[index].source, reason=result.reason))
@@ -137,10 +142,15 @@ def _print_table(rows: Sequence[Inspection]) -> None:
     from rich.text import Text
 
     console = Console()
-    if not console.is_terminal:
-        # A pipe has no width; 80 would break every path.
-        console = Console(width=200)
     shown = ("source", "verdict", "modality", "size", "spacing_mm", "axes", "values", "reason")
+    if not console.is_terminal or len(rows) > _MOST_STYLED:
+        # A pipe has no width, and rich takes 2 ms a row, more than reading a small scan.
+        lines = [shown, *(tuple(str(_describe(row)[name]) for name in shown) for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        typer.echo(_say_counts(rows))
+        return
     table = Table(*shown, box=None, header_style="bold", pad_edge=False)
     for row in rows:
         cells = _describe(row)
@@ -171,6 +181,8 @@ def _render(rows: Sequence[Inspection], cells: Sequence[dict[str, Any]], scans: 
 
     accepted = [cell for cell, row in zip(cells, rows, strict=True) if row.accepted]
     refused = [cell for cell, row in zip(cells, rows, strict=True) if not row.accepted]
+    pictured = [row for row in rows if row.picture is not None]
+    cut = f" The first {_MOST_PICTURES} of {len(pictured)} are shown." if len(pictured) > _MOST_PICTURES else ""
     full = ["source", "format", "modality", "size", "spacing_mm", "axes", "values", "patient", "reason"]
     names = ["source", "format", "modality", "size", "spacing (mm)", "axes", "values", "patient", "notes"]
     sections = [
@@ -186,9 +198,9 @@ def _render(rows: Sequence[Inspection], cells: Sequence[dict[str, Any]], scans: 
             [
                 Text(
                     "The middle axial slice: the patient's left is on the image's right, the front on top. CT is shown from -1000 "
-                    "to 500 HU, other scans from their 1st to their 99th percentile."
+                    f"to 500 HU, other scans from their 1st to their 99th percentile.{cut}"
                 ),
-                FigureGrid([_draw_picture(row) for row in rows if row.picture is not None], narrow=True),
+                FigureGrid([_draw_picture(row) for row in pictured[:_MOST_PICTURES]], narrow=True),
             ]
             if accepted
             else [],

@@ -47,12 +47,12 @@ class Inspection:
         return row
 
 
-def inspect_series(series: Series) -> Inspection:
+def inspect_series(series: Series, *, picture: bool = True) -> Inspection:
     """Read and judge a series; a series that cannot be read is an Inspection with the reason, never an error."""
     try:
         scan = read_series(series)
         verdict = judge_scan(scan)
-        picture = take_picture(scan) if verdict.accepted else None
+        shown = take_picture(scan) if verdict.accepted and picture else None
     except ScanError as error:
         return inspect_refusal(Refusal.from_error(series.source, error), kind=series.kind, patient=series.patient)
     except Exception as error:
@@ -75,7 +75,7 @@ def inspect_series(series: Series) -> Inspection:
         accepted=verdict.accepted,
         reason=verdict.reason,
         notes=verdict.notes,
-        picture=picture,
+        picture=shown,
     )
 
 

@@ -6,6 +6,7 @@ of two marks is enough; numbers that only look like a range (0..255, 0..4095, la
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -158,11 +159,11 @@ def _find_emptiness(evidence: HuEvidence) -> str:
 
 def judge_modality(voxels: NDArray) -> Modality:
     """CT when the values are HU, else "other": a NIfTI, NRRD or MetaImage file does not say what it shows."""
-    return "CT" if measure_hu(voxels).is_hu else "other"
+    return "CT" if measure_hu(voxels, correlate=False).is_hu else "other"
 
 
-def measure_hu(voxels: NDArray) -> HuEvidence:
-    """Count what speaks for Hounsfield units in voxels of any shape."""
+def measure_hu(voxels: NDArray, *, correlate: bool = True) -> HuEvidence:
+    """Count what speaks for Hounsfield units in voxels of any shape; without `correlate` neighbours count as alike."""
     step = max(1, int(np.ceil((voxels.size / _LOOKED_AT) ** (1 / voxels.ndim))))
     # Gathered once: every count below would walk the whole scan's memory.
     some = voxels[tuple(slice(step // 2 if size > step // 2 else 0, None, step) for size in voxels.shape)].ravel(order="K")
@@ -183,7 +184,7 @@ def measure_hu(voxels: NDArray) -> HuEvidence:
         dense_bone_share=_share(some, 1100, 1900),
         tissue_share=float(np.mean(some > -500)),
         beyond_share=float(np.mean(some > HIGHEST_TISSUE_HU)),
-        neighbour_correlation=_correlate_neighbours(voxels),
+        neighbour_correlation=_correlate_neighbours(voxels) if correlate else 1.0,
     )
 
 
@@ -197,8 +198,12 @@ def _correlate_neighbours(voxels: NDArray) -> float:
     for axis in range(block.ndim):
         along = np.moveaxis(block, axis, 0)
         one, next_one = along[:-1].ravel(), along[1:].ravel()
-        if one.size >= _FEWEST_PAIRS and one.std() > 0 and next_one.std() > 0:
-            found.append(float(np.corrcoef(one, next_one)[0, 1]))
+        if one.size < _FEWEST_PAIRS:
+            continue
+        one, next_one = one - one.mean(), next_one - next_one.mean()
+        spread = float(one @ one) * float(next_one @ next_one)
+        if spread > 0:
+            found.append(float(one @ next_one) / math.sqrt(spread))
     return max(found, default=1.0)
 
 
