@@ -136,3 +136,21 @@ def test_a_fault_of_our_own_is_named_as_one():
 
     with pytest.raises(ScanError, match=rf"cannot be read \({OWN_FAULT}: AttributeError in reading\.py, line \d+\)"):
         fail()
+
+
+def test_a_series_that_cannot_be_put_together_costs_itself_alone(tmp_path, write_dicom, ct, placement, monkeypatch):
+    from dagman.scans.dicom import series
+
+    bad = write_dicom(tmp_path / "bad", ct, placement)
+    write_dicom(tmp_path / "good", ct, placement)
+    split = series._split_series
+
+    def fail(headers, any_modality):
+        if headers[0].path in bad:
+            np.empty((2, 2)).reshape(3)
+        return split(headers, any_modality)
+
+    monkeypatch.setattr(series, "_split_series", fail)
+    found = find_series(tmp_path)
+    assert len(found.series) == 1
+    assert [one.reason.partition(" (")[0] for one in found.refused] == ["its headers cannot be put together"]

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dagman.errors import ScanError
 from dagman.scans.dicom.geometry import Plane
 from dagman.scans.dicom.headers import Header
 from dagman.scans.dicom.partition import Volume, part_slices
+from dagman.scans.faults import explain_faults
 from dagman.scans.pseudonyms import name_patient
 
 _NAMED = {"CT", "MR"}
@@ -41,7 +43,16 @@ def group_headers(headers: Iterable[Header], *, any_modality: bool = False) -> l
         # Files without a series are told apart by folder.
         uid = header.series_uid or header.path.parent.as_posix()
         series.setdefault((header.patient_id, header.study_uid, uid), []).append(header)
-    return [group for members in series.values() for group in _split_series(members, any_modality)]
+    return [group for members in series.values() for group in _split_whatever_it_holds(members, any_modality)]
+
+
+def _split_whatever_it_holds(headers: Sequence[Header], any_modality: bool) -> list[DicomGroup]:
+    """The groups of a series; one refusal where its numbers cannot be reckoned with, which must not cost the other series."""
+    try:
+        with explain_faults("its headers cannot be put together", where=headers[0].path, do="Export it again"):
+            return _split_series(headers, any_modality)
+    except ScanError as error:
+        return [_group(headers, f"{error.what}: export it again, or leave it out")]
 
 
 def _split_series(headers: Sequence[Header], any_modality: bool) -> list[DicomGroup]:
