@@ -274,7 +274,8 @@ def test_features_are_written_with_how_they_came_to_be(
     expected = embed_items(encoder, table.items)
     seen = dataclasses.replace(encoder, config=dataclasses.replace(encoder.config, scans_seen=(expected.hashes[0],)))
     rows = stream_features(encoder, table.items)
-    count, refused = write_features(tmp_path / "f.parquet", rows, seen, expected.columns, {"stages": [1, 2, 3, 4]})
+    refused: list[RefusedItem] = []
+    count = write_features(tmp_path / "f.parquet", rows, seen, expected.columns, {"stages": [1, 2, 3, 4]}, refused)
     assert (count, len(refused)) == (4, 2)
     stored = read_features(tmp_path / "f.parquet")
     order = [expected.names.index(name) for name in stored.items["id"]]

@@ -69,7 +69,7 @@ def test_a_table_is_embedded(encoder_folder: Path, cohort: Cohort, tmp_path: Pat
     assert features.provenance["settings"]["crop_spacing_mm"] == 2.0
     assert f"{len(features.values)} items embedded, 48 features each; {len(refused)} refused" in run.stdout
     assert str(out) in run.stdout
-    assert json.loads((tmp_path / "command.json").read_text())["command"] == "embed"
+    assert json.loads((next(tmp_path.glob("*.parquet.command.json"))).read_text())["command"] == "embed"
 
 
 def test_files_and_their_store_give_the_same_numbers(encoder_folder: Path, cohort: Cohort, tmp_path: Path):
@@ -128,3 +128,15 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert line.startswith("dagman: ")
     assert text in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_embedding_nothing_is_an_error_that_spares_what_was_there(encoder_folder: Path, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.nii.gz").write_bytes(b"no scan")
+    (tmp_path / "f.parquet").write_bytes(b"earlier")
+    for source in ("empty", "broken.nii.gz"):
+        run = _run("embed", encoder_folder, tmp_path / source, "--out", tmp_path / "f.parquet")
+        assert run.returncode == 2
+        assert len(run.stderr.strip().splitlines()) == 1
+        assert "to embed" in run.stderr or "can be embedded" in run.stderr or "holds no" in run.stderr
+    assert (tmp_path / "f.parquet").read_bytes() == b"earlier"

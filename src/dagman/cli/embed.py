@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dagman.cli.tasks.task_options import CropMm, CropSpacing
+from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -34,6 +34,7 @@ def embed_sources(
     pools: Annotated[str, typer.Option(help="What is pooled of each stage.")] = "mean,std,max",
     store: Annotated[Path | None, typer.Option(help="Store that holds the scans which a table names by id.")] = None,
     patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
+    ids: Ids = "checked",
     mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
     coordinates: Annotated[str, typer.Option(help="Of the table's points: ras or lps.")] = "ras",
     cache: Annotated[Path | None, typer.Option(help="Folder in which vectors are kept by content and found again.")] = None,
@@ -44,13 +45,13 @@ def embed_sources(
 ) -> None:
     """Write one feature vector an item as Parquet: of whole scans, or pooled inside masks or around points.
 
-    Items that cannot be used are listed with their reason in OUT.rejected.csv.
+    Items that cannot be used are listed with their reason in OUT.rejected.csv; how OUT came to be is in OUT.command.json.
     """
     from dagman.encoder.embedding import list_columns
     from dagman.encoder.feature_file import describe_pooling, write_features, write_refused
     from dagman.encoder.items import stream_features
     from dagman.encoder.loading import load_encoder
-    from dagman.errors import SettingsError
+    from dagman.errors import SettingsError, TaskError
     from dagman.records.provenance import write_command
     from dagman.store.crops import CropSpec
 
@@ -58,18 +59,25 @@ def embed_sources(
         raise SettingsError("features are written as Parquet", where=out, do="Name it something.parquet")
     pooling = _read_pooling(stages, pools)
     loaded = load_encoder(encoder, device=device, precision=precision, weights=weights)
-    items, opened, refused, notes = _list_items(sources, store, patient, mask_label, coordinates)
+    items, opened, refused, notes = _list_items(sources, store, patient, mask_label, coordinates, ids)
     crop = CropSpec(crop_mm, crop_spacing)
     rows = stream_features(loaded, items, store=opened, pooling=pooling, crop=crop, cache=cache)
     columns = list_columns(loaded, pooling)
     settings = {**describe_pooling(pooling, crop), "sources": [str(source) for source in sources]}
-    count, left_out = write_features(out, _show_progress(rows, len(items), quiet=as_json), loaded, columns, settings)
-    reasons = [*((one.source, one.reason) for one in refused), *((one.item.name, one.reason) for one in left_out)]
     rejected = out.with_name(f"{out.name}.rejected.csv")
-    write_refused(rejected, reasons)
+    if not items:
+        write_refused(rejected, [(one.source, one.reason) for one in refused])
+        first = f": {refused[0].source}: {refused[0].reason}" if refused else ""
+        raise TaskError(f"there are no items to embed{first}", where=", ".join(map(str, sources)))
+    left_out: list[RefusedItem] = []
+    try:
+        count = write_features(out, _show_progress(rows, len(items), quiet=as_json), loaded, columns, settings, left_out)
+    finally:
+        reasons = [*((one.source, one.reason) for one in refused), *((one.item.name, one.reason) for one in left_out)]
+        write_refused(rejected, reasons)
     outcome = {"written": count, "refused": len(reasons), "columns": len(columns), "out": str(out), "rejected": str(rejected)}
     inputs = {"encoder": loaded.source, "encoder_digest": loaded.digest}
-    write_command(out.parent, "embed", settings=settings, inputs=inputs, outcome=outcome)
+    write_command(out.parent, "embed", name=f"{out.name}.command.json", settings=settings, inputs=inputs, outcome=outcome)
     _report(outcome, reasons, [loaded.describe(), *notes], as_json=as_json)
 
 
@@ -86,7 +94,7 @@ def _read_pooling(stages: str, pools: str) -> Any:
 
 
 def _list_items(
-    sources: list[Path], store: Path | None, patient: str, mask_label: int | None, coordinates: Any
+    sources: list[Path], store: Path | None, patient: str, mask_label: int | None, coordinates: Any, ids: str
 ) -> tuple[list[Item], Store | None, list[Refusal], list[str]]:
     """Items of one table, of one store, or of scans; the store, what was refused already, and what is to be said."""
     from dagman.encoder.items import list_scans, list_stored
@@ -105,8 +113,8 @@ def _list_items(
         opened = Store(special[0])
         return list_stored(opened), opened, [], []
     held = Store(store) if store else None
-    ids = [row.id for row in held.rows] if held else []
-    table = read_table(special[0], patient=patient, mask_label=mask_label, coordinates=coordinates, known_ids=ids)
+    stored = [row.id for row in held.rows] if held else []
+    table = read_table(special[0], patient=patient, mask_label=mask_label, coordinates=coordinates, known_ids=stored, ids=ids)
     return list(table.items), held, [], list(table.notes)
 
 

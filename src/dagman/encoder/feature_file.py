@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.items import FeatureRow, RefusedItem
 from dagman.encoder.pooling import Pooling
-from dagman.errors import TableError
+from dagman.errors import TableError, TaskError
+from dagman.records.counts import count_noun
 from dagman.records.files import write_whole
 from dagman.store.crops import CropSpec
 
@@ -46,11 +47,17 @@ class FeatureFile:
 
 
 def write_features(
-    path: str | Path, rows: Iterable[FeatureRow | RefusedItem], encoder: Encoder, columns: Sequence[str], settings: dict[str, Any]
-) -> tuple[int, list[RefusedItem]]:
-    """Write rows as they come; the number written, and what was refused.
+    path: str | Path,
+    rows: Iterable[FeatureRow | RefusedItem],
+    encoder: Encoder,
+    columns: Sequence[str],
+    settings: dict[str, Any],
+    refused: list[RefusedItem],
+) -> int:
+    """Write rows as they come, and return how many; what was refused is appended to `refused`.
 
     The provenance (dagman's version, the encoder's digest and configuration, `settings`) lies in the schema's metadata.
+    Raises TaskError, and leaves an earlier file as it is, when there is nothing to write.
     """
     from dagman import __version__
 
@@ -63,13 +70,15 @@ def write_features(
     fields = [*_ITEM_FIELDS, *((name, pa.float32()) for name in columns)]
     schema = pa.schema(fields, metadata={_KEY: json.dumps(provenance, default=str).encode()})
     seen = set(encoder.config.scans_seen)
-    refused: list[RefusedItem] = []
     count = 0
     with write_whole(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for group in _group_rows(rows, refused):
             writer.write_table(_build_table(group, schema, seen))
             count += len(group)
-    return count, refused
+        if not count:
+            first = f"; the first: {refused[0].item.name}: {refused[0].reason}" if refused else ""
+            raise TaskError(f"none of {count_noun(len(refused), 'item')} can be embedded{first}", where=path)
+    return count
 
 
 def write_refused(path: str | Path, refused: Sequence[tuple[str, str]]) -> None:
@@ -104,6 +113,9 @@ def _group_rows(rows: Iterable[FeatureRow | RefusedItem], refused: list[RefusedI
     for row in rows:
         if isinstance(row, RefusedItem):
             refused.append(row)
+            continue
+        if not np.isfinite(row.values).all():
+            refused.append(RefusedItem(item=row.item, reason="its features are not finite"))
             continue
         group.append(row)
         if len(group) == ROWS_AT_ONCE:

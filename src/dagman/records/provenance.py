@@ -32,12 +32,16 @@ def write_command(
     settings: dict[str, Any] | None = None,
     inputs: dict[str, Any] | None = None,
     outcome: dict[str, Any] | None = None,
+    name: str = "command.json",
 ) -> None:
-    """Write `folder/command.json`: version, command line, settings, fingerprints of the inputs, environment."""
+    """Write `folder/command.json`: version, command line, settings, fingerprints of the inputs, environment.
+
+    name: another one, where several outputs share a folder.
+    """
     from dagman import __version__
 
     write_json(
-        Path(folder) / "command.json",
+        Path(folder) / name,
         {
             "format": 1,
             "dagman": __version__,

@@ -162,7 +162,7 @@ def _tell_segmentation(results: Results, settings: Mapping[str, Any]) -> list[st
 def _tell_clustering(results: Results, settings: Mapping[str, Any]) -> list[str]:
     extra, rows = results.summary.extra, results.predictions
     structures = len(rows) // rows["model"].nunique()
-    umap = f", and mapped by UMAP ({settings['neighbours']} neighbours)" if extra["map"] == "umap" else ""
+    umap = f", and mapped by UMAP ({extra.get('neighbours', settings['neighbours'])} neighbours)" if extra["map"] == "umap" else ""
     return [
         f"{structures} structures of {extra['patients']} patients were described without fine-tuning. {_POOLED} They were "
         f"standardised, reduced to at most {COMPONENTS} principal components, grouped by k-means and HDBSCAN{umap}. Names judged "

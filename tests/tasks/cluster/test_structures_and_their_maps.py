@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
+from dagman.encoder.items import FeatureTable
 from dagman.errors import MissingExtraError, TableError, TaskError
 from dagman.store.crops import CropSpec
 from dagman.tables.label_maps import expand_label_maps, read_label_names
@@ -23,10 +25,10 @@ from dagman.tasks.cluster.clustering import (
     group_structures,
     measure_clustering,
 )
-from dagman.tasks.cluster.structure_maps import map_components, map_neighbours
+from dagman.tasks.cluster.structure_maps import count_neighbours, map_components, map_neighbours
 from dagman.tasks.cluster.thumbnails import SIDE, draw_tile
 from dagman.tasks.inputs.item_crops import ItemCrop
-from dagman.tasks.inputs.model_inputs import ModelInput
+from dagman.tasks.inputs.model_inputs import ModelInput, gather_inputs
 from dagman.tasks.models import parse_model
 
 
@@ -245,3 +247,29 @@ def test_umap_keeps_clear_kinds_apart_and_one_seed_gives_one_map():
     centres = np.stack([first[own == label].mean(axis=0) for label in "abc"])
     nearest = np.linalg.norm(first[:, None] - centres, axis=2).argmin(axis=1)
     assert (np.array(list("abc"))[nearest] == own).all()
+
+
+def test_umap_of_equal_points_is_refused_and_its_neighbours_are_those_used():
+    pytest.importorskip("umap")
+    with pytest.raises(TaskError, match="no map of 8 structures, of which 1 differ in their features"):
+        map_neighbours(np.ones((8, 5)))
+    assert count_neighbours(6, 15) == 5
+    assert count_neighbours(100, 15) == 15
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda values: np.ones_like(values), "features of all 4 items are equal, so nothing tells them apart"),
+        (lambda values: values + np.where(np.arange(4) == 2, np.nan, 0)[:, None], "features of 1 item are not finite"),
+    ],
+)
+def test_features_that_say_nothing_end_the_task(table, monkeypatch, change, said):
+    items = table[0].items[:4]
+    values = change(np.arange(20.0).reshape(4, 5)).astype(np.float32)
+    monkeypatch.setattr(
+        "dagman.tasks.inputs.model_inputs.extract_features",
+        lambda *asked, **named: FeatureTable(items=items, values=values, columns=tuple("abcde"), hashes=tuple("wxyz")),
+    )
+    with pytest.raises(TaskError, match=said):
+        gather_inputs([parse_model("histogram")], replace(table[0], items=items))

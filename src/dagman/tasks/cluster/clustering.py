@@ -35,7 +35,7 @@ from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.manifest import Store
 from dagman.tables.table import Table
 from dagman.tasks.classifier import describe_source
-from dagman.tasks.cluster.structure_maps import CLOSENESS, NEIGHBOURS, map_components, map_neighbours
+from dagman.tasks.cluster.structure_maps import CLOSENESS, NEIGHBOURS, count_neighbours, map_components, map_neighbours
 from dagman.tasks.cluster.thumbnails import COLUMNS, SIDE, draw_sheet, write_sheet
 from dagman.tasks.inputs.model_inputs import ModelInput, TaskInputs, gather_inputs, list_settings, warn_of_overlap
 from dagman.tasks.models import ModelSpec
@@ -216,6 +216,7 @@ def _write(
         notes=(*warn_of_overlap(inputs, np.arange(len(table))), *inputs.notes, *_explain(inputs, found, settings)),
         extra={
             "map": settings.map,
+            "neighbours": count_neighbours(len(table), settings.neighbours),
             "patients": len(set(table.patients.tolist())),
             "counts": {} if labels is None else {name: int(np.sum(labels == code)) for code, name in enumerate(table.classes)},
             "found": {one.model: _count_clusters(one) for one in found},
@@ -280,7 +281,9 @@ def _explain(inputs: TaskInputs, found: Sequence[Clustered], settings: Clusterin
         f"neighbour accuracy asks the {_ASKED} nearest structures of other patients",
     ]
     if settings.map == "umap":
-        notes.append(f"UMAP: {settings.neighbours} neighbours, least distance {CLOSENESS:g}, Euclidean, seed {settings.seed}")
+        used = count_neighbours(len(inputs.table), settings.neighbours)
+        fewer = "" if used == settings.neighbours else f" ({settings.neighbours} were asked for)"
+        notes.append(f"UMAP: {used} neighbours{fewer}, least distance {CLOSENESS:g}, Euclidean, seed {settings.seed}")
     if not inputs.table.classes:
         notes.append("no labels were given: clusters are judged by their silhouette alone")
     if inputs.crop.spacing is not None:

@@ -31,10 +31,15 @@ def map_components(points: ArrayLike) -> Floats:
     return found * np.where(signs == 0, 1, signs)
 
 
+def count_neighbours(structures: int, asked: int) -> int:
+    """The neighbours UMAP uses: no more than there are other structures."""
+    return min(asked, structures - 1)
+
+
 def map_neighbours(points: ArrayLike, *, neighbours: int = NEIGHBOURS, seed: int = 0) -> Floats:
     """UMAP of points (n p), n 2: Euclidean, started from principal components, one seed gives one map.
 
-    Raises MissingExtraError without umap-learn, TaskError for fewer than four points.
+    Raises MissingExtraError without umap-learn, TaskError for fewer than four points, or where UMAP's places are not finite.
     """
     points = np.asarray(points, dtype=np.float64)
     if len(points) < 4:
@@ -50,10 +55,15 @@ def map_neighbours(points: ArrayLike, *, neighbours: int = NEIGHBOURS, seed: int
         except ImportError:
             raise MissingExtraError("umap-learn", "cluster") from None
         model = UMAP(
-            n_neighbors=min(neighbours, len(points) - 1),
+            n_neighbors=count_neighbours(len(points), neighbours),
             min_dist=CLOSENESS,
             init="pca",
             random_state=address(seed, "umap") % 2**31,
             n_jobs=1,
         )
-        return np.asarray(model.fit_transform(points), dtype=np.float64)
+        placed = np.asarray(model.fit_transform(points), dtype=np.float64)
+    if not np.isfinite(placed).all():
+        distinct = len(np.unique(points, axis=0))
+        what = f"UMAP finds no map of {len(points)} structures, of which {distinct} differ in their features"
+        raise TaskError(what, do="Say --map pca, or leave copies out")
+    return placed

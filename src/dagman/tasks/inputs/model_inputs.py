@@ -15,6 +15,7 @@ from dagman.encoder.encoder import Encoder
 from dagman.encoder.items import FeatureTable, RefusedItem
 from dagman.errors import TaskError
 from dagman.evaluation.splits import name_overlap
+from dagman.records.counts import count_noun
 from dagman.records.hashes import hash_array
 from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.manifest import Store
@@ -112,6 +113,7 @@ def gather_inputs(
         )
         for name, spec, encoder, features in found
     )
+    notes = [note for model in models for note in _check_features(model)]
     once = {one.item.name: one for one in refused}
     return TaskInputs(
         models=models,
@@ -119,7 +121,7 @@ def gather_inputs(
         hashes=tuple(hashes[item.name] for item in kept.items),
         crops=() if crops is None else tuple(c for item, c in zip(crops.items, crops.crops, strict=True) if item.name in usable),
         crop=crop,
-        notes=(*table.notes, *describe_refused(list(once.values()))),
+        notes=(*table.notes, *describe_refused(list(once.values())), *notes),
     )
 
 
@@ -142,6 +144,25 @@ def warn_of_overlap(inputs: TaskInputs, tested: NDArray[np.int64]) -> list[str]:
         if warning:
             warnings.append(f"{model.name}: {warning}")
     return warnings
+
+
+def _check_features(model: ModelInput) -> list[str]:
+    """A note on items with equal features; raises TaskError where a value is not finite, or all items are equal."""
+    values = model.features
+    if values is None:
+        return []
+    if not np.isfinite(values).all():
+        broken = int(np.sum(~np.isfinite(values).all(axis=1)))
+        what = f"{model.name}: features of {count_noun(broken, 'item')} are not finite"
+        raise TaskError(what, do="Its weights are most likely damaged; pretrain again, or give another checkpoint")
+    distinct = len(np.unique(values, axis=0))
+    # Of equal crops a network may give values that differ in their last digits.
+    if len(values) > 1 and float(np.ptp(values, axis=0).max()) <= 1e-5 * float(np.abs(values).max()):
+        what = f"{model.name}: the features of all {len(values)} items are equal, so nothing tells them apart"
+        raise TaskError(what, do="Its pretraining has most likely collapsed (see dagman report), or the items are one scan")
+    if distinct < len(values):
+        return [f"{model.name}: {len(values)} items have {distinct} different vectors of features; the others are copies"]
+    return []
 
 
 def _keep_items(table: Table, refused: Sequence[RefusedItem]) -> Table:
