@@ -1,7 +1,8 @@
-"""Proves that a scan read in tiles gives what a pass over the whole would, and that tiles cover every voxel."""
+"""Proves that a scan read in tiles gives what one pass over the whole does, and that tiles cover every voxel."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from dagman.encoder.embedding import map_scan, pool_scan
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.pooling import Pooling
-from dagman.encoder.tiling import choose_side, map_tiles, mark_scan, plan_tiles
+from dagman.encoder.tiling import Tiling, estimate_bytes, mark_scan, plan_pass, plan_tiles, sliding_window_inference
+from dagman.model import SwinEncoder, SwinShape, swin, window_attention
 from dagman.randomness import generator
 from dagman.scans.affine import Affine
 from dagman.store.preparation import PreparedScan
@@ -48,27 +50,77 @@ def test_tiles_cover_the_scan_on_the_grid_of_the_coarsest_stage(shape: tuple[int
     assert int(mark_scan(tiling).sum()) == np.prod(shape)
 
 
-@given(_SIDES, st.sampled_from([32, 64, 96, 128, 160]))
-def test_tiles_are_as_large_as_reads_the_fewest_voxels(shape: tuple[int, int, int], view: int):
-    def count(side: int) -> int:
-        return len(plan_tiles(shape, side).starts) * side**3
-
-    side = choose_side(shape, view)
-    assert view <= side <= max(view, 128)
-    assert count(side) == min(count(other) for other in range(view, max(view, 128) + 1, 32))
+def _read(network: SwinEncoder, voxels: np.ndarray, tiling: Tiling) -> list[torch.Tensor]:
+    with torch.inference_mode():
+        return sliding_window_inference(lambda tiles: network(tiles / 500), voxels, tiling, fill=-1024)
 
 
-def test_a_large_scan_is_read_in_large_tiles_and_a_small_one_in_one_view():
-    assert choose_side((320, 320, 320), 64) == 128
-    assert choose_side((60, 50, 40), 64) == 64
-    assert choose_side((300, 300, 300), 192) == 192
+def _measure_x4(network: SwinEncoder, tiling: Tiling) -> float:
+    """How far x4 of tiles is from that of one pass, root mean square, as a share of its spread."""
+    voxels = generator(0, "long").integers(-1000, 500, tiling.shape).astype(np.int16)
+    once = plan_pass(voxels.shape, 64, network)
+    assert once.starts == ((0, 0, 0),)
+    *_, (tiled, whole) = zip(_read(network, voxels, tiling), _read(network, voxels, once), strict=True)
+    return float((tiled - whole).square().mean().sqrt() / whole.std())
+
+
+@pytest.mark.parametrize("depths", [(2, 2, 2, 2), (2, 2, 4, 2)])
+def test_tiles_on_the_grid_of_attention_windows_agree_with_one_pass(depths: tuple[int, ...]):
+    network = _draw_network(depths)
+    shape = (448, 64, 64)
+    tiling = plan_pass(shape, 64, network, memory=int(0.6 * np.prod(shape)) * estimate_bytes(network))
+    assert tiling.size == (256, 64, 64)
+    assert [x for x, _, _ in tiling.starts] == [0, 192]
+    aligned = _measure_x4(network, tiling)
+    assert aligned < 0.03
+    # Half a window off, windows hold other tokens: no overlap mends that.
+    assert _measure_x4(network, replace(tiling, starts=((0, 0, 0), (96, 0, 0), (192, 0, 0)))) > 2 * aligned
+
+
+def _draw_network(depths: tuple[int, ...]) -> SwinEncoder:
+    """Weights large enough that attention moves as much as the shortcut does: fresh ones hardly look around."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = SwinEncoder(SwinShape(embed=8, depths=depths, heads=(1, 2, 2, 4))).eval()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                if parameter.ndim == 2:
+                    parameter.normal_(std=1.5 * parameter.shape[1] ** -0.5)
+    return network
+
+
+@given(_SIDES, st.sampled_from([1.0, 0.5, 0.2]))
+def test_a_scan_beyond_the_memory_is_cut_along_its_longest_axes(shape: tuple[int, int, int], share: float):
+    network = SwinEncoder(SwinShape(embed=8, depths=(1, 1, 1, 1), heads=(1, 2, 2, 4)))
+    shape = (4 * shape[0], 4 * shape[1], 4 * shape[2])
+    memory = int(share * np.prod(plan_pass(shape, 64, network).padded)) * estimate_bytes(network)
+    tiling = plan_pass(shape, 64, network, memory=memory)
+    assert share < 1 or len(tiling.starts) == 1
+    assert np.prod(tiling.size) * estimate_bytes(network) <= memory or max(tiling.size) <= 128
+    for axis in range(3):
+        starts = sorted({start[axis] for start in tiling.starts})
+        assert all(start % 64 == 0 for start in starts)
+        assert starts[-1] + tiling.size[axis] == tiling.padded[axis] >= shape[axis]
+        assert all(b - a < tiling.size[axis] for a, b in pairwise(starts))
+
+
+def test_a_large_view_in_parts_is_the_view_at_once(monkeypatch: pytest.MonkeyPatch):
+    network = _draw_network((2, 2, 2, 2))
+    view = torch.rand(2, 1, 64, 96, 32)
+    with torch.no_grad():
+        whole = network(view)
+        monkeypatch.setattr(window_attention, "LARGE", 64)
+        monkeypatch.setattr(swin, "LARGE", 64)
+        monkeypatch.setattr(window_attention, "WINDOWS_AT_ONCE", 5)
+        for parts, at_once in zip(network(view), whole, strict=True):
+            torch.testing.assert_close(parts, at_once, rtol=1e-5, atol=1e-5)
 
 
 @given(st.tuples(*(st.integers(1, 80) for _ in range(3))), st.integers(1, 3))
 def test_tiles_of_a_local_network_equal_one_pass(shape: tuple[int, int, int], batch: int):
     voxels = generator(0, "voxels", *shape).integers(-1000, 500, shape).astype(np.int16)
     tiling = plan_tiles(shape, 32)
-    maps = map_tiles(lambda x: [F.avg_pool3d(x, s) for s in (4, 16)], voxels, tiling, fill=-1024, batch=batch)
+    maps = sliding_window_inference(lambda x: [F.avg_pool3d(x, s) for s in (4, 16)], voxels, tiling, fill=-1024, batch=batch)
     whole = torch.full(tiling.padded, -1024.0)
     whole[tiling.scan_box] = torch.from_numpy(voxels).float()
     for features, stride in zip(maps, (4, 16), strict=True):
@@ -102,5 +154,5 @@ def test_dense_features_know_where_their_cells_are(encoder: Encoder):
 
 
 def test_a_tile_must_fit_the_coarsest_stage():
-    with pytest.raises(ValueError, match="no multiple of 32"):
+    with pytest.raises(ValueError, match="not a multiple of 32"):
         plan_tiles((40, 40, 40), 48)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.reader import ScanLike
-from dagman.encoder.tiling import Tiling, map_tiles, plan_tiles
+from dagman.encoder.tiling import Tiling, plan_tiles, sliding_window_inference
 from dagman.errors import EncoderError
 from dagman.records.files import write_whole
 from dagman.scans.scan import Scan
@@ -75,7 +75,7 @@ def attend_scan(encoder: Encoder, scan: ScanLike) -> Attention:
 
     tiling = plan_tiles(prepared.shape, encoder.config.view)
     fill = encoder.pad_value(prepared.modality)
-    (heads,) = map_tiles(attend, prepared.voxels, tiling, fill=fill, batch=encoder.batch)
+    (heads,) = sliding_window_inference(attend, prepared.voxels, tiling, fill=fill, batch=encoder.batch)
     stride = tiling.padded[0] // heads.shape[1]
     return Attention(heads=heads, stride=stride, prepared=prepared, tiling=tiling, origin=encoder.describe())
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.pooling import Pooling, name_columns, pool_features
 from dagman.encoder.reader import ScanLike
-from dagman.encoder.tiling import Tiling, choose_side, map_tiles, mark_scan, plan_tiles
+from dagman.encoder.tiling import Tiling, mark_scan, plan_pass, sliding_window_inference
 from dagman.errors import ScanError
 from dagman.records.names import suggest_name
 from dagman.scans.affine import Affine
@@ -137,13 +137,13 @@ def map_scan(encoder: Encoder, scan: ScanLike, stages: Sequence[int] = (1, 2, 3,
 
 
 def _plan(encoder: Encoder, prepared: PreparedScan) -> Tiling:
-    return plan_tiles(prepared.shape, choose_side(prepared.shape, encoder.config.view))
+    return plan_pass(prepared.shape, encoder.config.view, encoder.network.encoder)
 
 
 def _map_prepared(
     encoder: Encoder, prepared: PreparedScan, tiling: Tiling, stages: Sequence[int]
 ) -> list[Float[Tensor, "C x y z"]]:
-    return map_tiles(
+    return sliding_window_inference(
         lambda tiles: encoder.features(tiles, modality=prepared.modality, stages=stages),
         prepared.voxels,
         tiling,

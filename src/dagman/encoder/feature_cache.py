@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.pooling import Pooling
-from dagman.encoder.tiling import LARGEST
 from dagman.records.files import write_whole
 from dagman.records.hashes import hash_array, hash_bytes
 from dagman.store.crops import Crop
@@ -42,5 +41,5 @@ class FeatureCache:
 def name_input(encoder: Encoder, given: Crop | PreparedScan, pooling: Pooling) -> str:
     """A key of all that decides a vector: the voxels the encoder is given, where they are pooled, the weights, what is read."""
     voxels = hash_array(given.voxels)
-    inside = hash_array(given.inside) if isinstance(given, Crop) else f"scan in tiles to {LARGEST}"
+    inside = hash_array(given.inside) if isinstance(given, Crop) else "scan in one pass"
     return hash_bytes(f"1|{encoder.digest}|{encoder.precision}|{given.modality}|{voxels}|{inside}|{pooling}".encode())

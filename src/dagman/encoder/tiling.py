@@ -1,15 +1,16 @@
-"""A whole scan through a network that sees one view at a time: overlapping tiles, blended with weights that favour their middle.
+"""The one sliding window of the project: a whole scan through a network that sees a part of it at a time.
 
-A token at a tile's border saw half of its surroundings; tiles overlap, and a Gaussian takes each place from the tile that saw
-most around it (as nnU-Net does for predictions). Tiles start at multiples of the coarsest stage's stride, so that the grids of
-neighbouring tiles fall on one grid at every stage. The scan lies in the middle of its padding, as small scans do in training.
+`plan_tiles` says where tiles lie, `sliding_window_inference` blends what the network makes of them by a Gaussian about each tile's
+middle, as nnU-Net and MONAI do: a place near a tile's border saw half of its surroundings. For features `plan_pass` takes the whole
+scan as one tile as far as memory allows (docs/decisions/0014-whole-scans-in-one-pass.md), and beyond it tiles that start where the
+network's attention windows do. The scan lies in the middle of its padding, as small scans do in training.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,30 +18,38 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dagman.model import SwinEncoder
+from dagman.model.backbone import Backbone
+
 Triple = tuple[int, int, int]
 Forward = Callable[[Float[Tensor, "B 1 S S S"]], Sequence[Float[Tensor, "B C s s s"]]]
 
 ALIGNMENT = 32
-"""Voxels along a token of x4."""
+"""Voxels along a token of x4: tiles of features start at multiples of it."""
 OVERLAP = 0.25
-"""Least share of a tile's side that the next one covers too; tiles of 128 overlap by 32 voxels, tiles of 64 and 96 by 32."""
-LARGEST = 128
-"""Voxels along a side of the largest tile that features are read from, unless a view is larger."""
+"""Least share of a tile's side that the next one covers too, where features or attention are blended."""
 SPREAD = 1 / 8
-"""Standard deviation of the Gaussian, in sides of a tile (nnU-Net's)."""
-LEAST_WEIGHT = 1e-3
-"""Floor of the Gaussian along each axis, so that a place which only a corner saw keeps its value to rounding."""
+"""Standard deviation of the Gaussian in sides of a tile (nnU-Net's, MONAI's)."""
+FLOOR, FLOOR_HALF = 1e-3, 0.05
+"""Least weight of the Gaussian along each axis: a place that only a corner saw keeps its value to rounding; in float16, whose least
+normal number is 6e-5, the cube of the second does."""
+MOST_MEMORY = 2**31
+"""Bytes that a pass may take beyond the weights; a larger scan is cut into tiles."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """Where tiles lie: cubes of `side` voxels at `starts` in a scan of `shape` voxels, padded to `padded`, `offset` before it."""
+    """Where tiles lie: boxes of `size` voxels at `starts` in a scan of `shape` voxels, padded to `padded`, `offset` before it.
+
+    floor: the least that a tile's Gaussian weight is along each axis.
+    """
 
     shape: Triple
     padded: Triple
     offset: Triple
-    side: int
+    size: Triple
     starts: tuple[Triple, ...]
+    floor: float = FLOOR
 
     @property
     def scan_box(self) -> tuple[slice, slice, slice]:
@@ -49,38 +58,58 @@ class Tiling:
         return x, y, z
 
 
-def plan_tiles(shape: Sequence[int], side: int) -> Tiling:
-    """Tiles that cover a scan of `shape` voxels; one if it is no larger than a tile. `side` is a multiple of 32."""
-    if side % ALIGNMENT:
-        raise ValueError(f"a tile of {side} voxels is no multiple of {ALIGNMENT}")
-    step = max(ALIGNMENT, int(side * (1 - OVERLAP)) // ALIGNMENT * ALIGNMENT)
-    padded = [max(side, -(-size // ALIGNMENT) * ALIGNMENT) for size in shape]
-    # The last tile ends where the padding ends: it is moved back, so that no more padding is needed.
-    axes = [[*range(0, size - side, step), size - side] for size in padded]
-    return Tiling(
-        shape=_triple(shape),
-        padded=_triple(padded),
-        offset=_triple([(whole - size) // 2 for whole, size in zip(padded, shape, strict=True)]),
-        side=side,
-        starts=tuple(itertools.product(*axes)),
-    )
+def plan_tiles(
+    shape: Sequence[int], side: int, *, overlap: float = OVERLAP, alignment: int = ALIGNMENT, floor: float = FLOOR
+) -> Tiling:
+    """Cubes of `side` voxels that cover a scan of `shape` voxels, evenly spread, overlapping by at least `overlap` of their side.
 
-
-def choose_side(shape: Sequence[int], view: int) -> int:
-    """The side of tiles, from that of a view to 128 voxels, that puts the fewest voxels of a scan of `shape` through a network.
-
-    Neighbours share 32 voxels at least: in a large scan tiles of 64 read each voxel eight times, tiles of 128 2.4 times.
+    Sides of the padded scan are multiples of `alignment`, and so are starts. Raises ValueError for a side that is not.
     """
-    sides = range(view, max(view, LARGEST) + 1, ALIGNMENT)
-    return min(sides, key=lambda side: len(plan_tiles(shape, side).starts) * side**3)
+    if side % alignment:
+        raise ValueError(f"a tile of {side} voxels is not a multiple of {alignment}")
+    padded = [max(side, -(-size // alignment) * alignment) for size in shape]
+    axes = [_spread(whole, side, int(side * (1 - overlap)), alignment) for whole in padded]
+    return replace(_place(shape, padded, [side] * 3, axes), floor=floor)
 
 
-def map_tiles(
-    forward: Forward, voxels: NDArray[np.int16], tiling: Tiling, *, fill: float, batch: int = 1
+def plan_pass(shape: Sequence[int], view: int, backbone: Backbone, *, memory: int = MOST_MEMORY) -> Tiling:
+    """How a scan of `shape` voxels is read for features: in one pass if `memory` (bytes) allows, else in tiles as large as it does.
+
+    No axis is shorter than a `view`, the smallest that the network was trained on. Tiles start at multiples of the backbone's
+    `alignment`, so that its attention windows are those of one pass; the longest axes are cut first.
+    """
+    most = memory // estimate_bytes(backbone)
+    padded = [max(view, -(-size // ALIGNMENT) * ALIGNMENT) for size in shape]
+    size, axes = padded, [[0], [0], [0]]
+    if int(np.prod(padded)) > most:
+        unit = backbone.alignment
+        padded = [max(view, -(-size // unit) * unit) for size in shape]
+        size = list(padded)
+        while int(np.prod(size)) > most and max(size) > max(view, 2 * unit):
+            size[int(np.argmax(size))] -= unit
+        axes = [_spread(whole, side, int(side * (1 - OVERLAP)), unit) for whole, side in zip(padded, size, strict=True)]
+    return _place(shape, padded, size, axes)
+
+
+def estimate_bytes(backbone: Backbone) -> int:
+    """Bytes a voxel that a pass without gradients takes: measured, 126 to 140 of `tiny`, 197 of `paper`; others: 12 a channel."""
+    embed = backbone.widths[0] // 2
+    return 80 + 5 * embed // 2 if isinstance(backbone, SwinEncoder) else 12 * embed
+
+
+def sliding_window_inference(
+    forward: Forward,
+    voxels: NDArray[np.int16],
+    tiling: Tiling,
+    *,
+    fill: float,
+    batch: int = 1,
+    dtype: torch.dtype = torch.float32,
 ) -> list[Float[Tensor, "C x y z"]]:
     """The network's maps of a whole scan (X Y Z), blended, on the grid of the padded scan; on the CPU, wherever `forward` works.
 
-    forward: tiles to maps whose sides divide the tile's. fill: what the padding holds. batch: tiles at once.
+    forward: tiles (the scan's own values) to maps whose sides divide the tile's. fill: what the padding holds. batch: tiles
+    at once. dtype: of the sums; float16 halves the memory, and costs about 1e-3 of a probability.
     Memory: the maps themselves and one batch of tiles, however large the scan.
     """
     sums: list[Tensor] = []
@@ -89,20 +118,33 @@ def map_tiles(
         starts = tiling.starts[first : first + batch]
         tiles = np.stack([_cut_tile(voxels, tiling, start, fill) for start in starts])
         maps = [features.float().cpu() for features in forward(torch.from_numpy(tiles)[:, None])]
+        if len(tiling.starts) == 1:
+            return [features[0].to(dtype) for features in maps]
         if not sums:
-            grids = [[size * features.shape[2] // tiling.side for size in tiling.padded] for features in maps]
-            sums = [torch.zeros(features.shape[1], *grid) for features, grid in zip(maps, grids, strict=True)]
+            grids = [_scale(tiling.padded, features, tiling) for features in maps]
+            sums = [torch.zeros(features.shape[1], *grid, dtype=dtype) for features, grid in zip(maps, grids, strict=True)]
             totals = [torch.zeros(grid) for grid in grids]
         for features, total, blended in zip(maps, totals, sums, strict=True):
-            cells = features.shape[2]
-            weights = _weigh_cells(cells)
+            weights = weight_tile(features.shape[2:], tiling.floor)
             for tile, start in zip(features, starts, strict=True):
-                place = tuple(slice(voxel * cells // tiling.side, voxel * cells // tiling.side + cells) for voxel in start)
-                blended[(slice(None), *place)] += tile * weights
+                place = tuple(slice(at, at + n) for at, n in zip(_scale(start, features, tiling), tile.shape[1:], strict=True))
+                blended[(slice(None), *place)] += (tile * weights).to(dtype)
                 total[place] += weights
     for blended, total in zip(sums, totals, strict=True):
-        blended /= total
+        for channel in range(len(blended)):
+            blended[channel] = blended[channel].float() / total
     return sums
+
+
+def mirror_forward(forward: Forward, axes: Sequence[int] = (0, 1, 2)) -> Forward:
+    """The mean of a network's answers over all mirrored forms of a tile, mirrored back (test-time mirroring)."""
+    subsets = [flips for count in range(len(axes) + 1) for flips in itertools.combinations([axis + 2 for axis in axes], count)]
+
+    def average(tiles: Tensor) -> list[Tensor]:
+        answers = [[torch.flip(one, flips) for one in forward(torch.flip(tiles, flips))] for flips in subsets]
+        return [sum(alike[1:], start=alike[0]) / len(subsets) for alike in zip(*answers, strict=True)]
+
+    return average
 
 
 def mark_scan(tiling: Tiling) -> Bool[Tensor, "X Y Z"]:
@@ -112,21 +154,44 @@ def mark_scan(tiling: Tiling) -> Bool[Tensor, "X Y Z"]:
     return inside
 
 
+def weight_tile(cells: Sequence[int], floor: float = FLOOR) -> Float[Tensor, "x y z"]:
+    """What each cell of a tile's map counts: a Gaussian about the middle, 1 there, of at least `floor` along each axis."""
+    places = [(torch.arange(count) + 0.5) / count - 0.5 for count in cells]
+    x, y, z = (torch.exp(-0.5 * (place / SPREAD) ** 2).clamp(min=floor) for place in places)
+    return x[:, None, None] * y[None, :, None] * z[None, None, :]
+
+
+def _spread(whole: int, size: int, step: int, alignment: int) -> list[int]:
+    """First voxels along an axis: from 0 to the last that fits, at most `step` apart, all multiples of `alignment`."""
+    units, stride = (whole - size) / alignment, max(1, step // alignment)
+    count = int(np.ceil(units / stride))
+    return [round(number * units / max(count, 1)) * alignment for number in range(count + 1)]
+
+
+def _place(shape: Sequence[int], padded: Sequence[int], size: Sequence[int], axes: Sequence[list[int]]) -> Tiling:
+    return Tiling(
+        shape=_triple(shape),
+        padded=_triple(padded),
+        offset=_triple([(whole - inside) // 2 for whole, inside in zip(padded, shape, strict=True)]),
+        size=_triple(size),
+        starts=tuple(_triple(start) for start in itertools.product(*axes)),
+    )
+
+
+def _scale(voxels: Sequence[int], features: Tensor, tiling: Tiling) -> list[int]:
+    """Places in voxels as places on the grid of a tile's map."""
+    return [place * cells // size for place, cells, size in zip(voxels, features.shape[2:], tiling.size, strict=True)]
+
+
 def _cut_tile(voxels: NDArray[np.int16], tiling: Tiling, start: Triple, fill: float) -> NDArray[np.float32]:
-    tile = np.full((tiling.side,) * 3, fill, dtype=np.float32)
+    tile = np.full(tiling.size, fill, dtype=np.float32)
     source, target = [], []
-    for first, before, size in zip(start, tiling.offset, tiling.shape, strict=True):
-        low, high = max(first, before), min(first + tiling.side, before + size)
+    for first, extent, before, size in zip(start, tiling.size, tiling.offset, tiling.shape, strict=True):
+        low, high = max(first, before), min(first + extent, before + size)
         source.append(slice(low - before, max(low, high) - before))
         target.append(slice(low - first, max(low, high) - first))
     tile[tuple(target)] = voxels[tuple(source)]
     return tile
-
-
-def _weigh_cells(cells: int) -> Float[Tensor, "s s s"]:
-    places = (torch.arange(cells) + 0.5) / cells - 0.5
-    axis = torch.exp(-0.5 * (places / SPREAD) ** 2).clamp(min=LEAST_WEIGHT)
-    return axis[:, None, None] * axis[None, :, None] * axis[None, None, :]
 
 
 def _triple(values: Sequence[int]) -> Triple:

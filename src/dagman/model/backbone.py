@@ -31,12 +31,14 @@ class Backbone(nn.Module):
 
     widths: channels of each map. strides: voxels along a token of each map. branches: residual branches that stochastic depth
     may drop (R), 0 for none. mask_fill: what stands in a masked patch token, "zero" or a learned "token".
+    alignment: a part of a larger view has that view's features, away from its ends, if it starts at a multiple of so many voxels.
     """
 
     widths: tuple[int, ...]
     strides: tuple[int, ...] = STRIDES
     branches: int = 0
     mask_fill: MaskFill = "zero"
+    alignment: int = STRIDES[-1]
 
     @abstractmethod
     def forward(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dagman.errors import SettingsError
 from dagman.model.backbone import Backbone, BackboneKind, MaskFill, register_backbone
-from dagman.model.window_attention import WindowAttention
+from dagman.model.window_attention import LARGE, WindowAttention
 from dagman.model.windows import Triple, plan_windows
 
 
@@ -66,6 +66,11 @@ class SwinShape:
         return tuple(self.patch << stage for stage in range(1, len(self.depths) + 1))
 
     @property
+    def alignment(self) -> int:
+        """Voxels along an attention window of the last stage: views that start at multiples of it share one grid of windows."""
+        return self.window * self.patch << (len(self.depths) - 1)
+
+    @property
     def branches(self) -> int:
         """Residual branches that stochastic depth may drop, R: two a block."""
         return 2 * sum(self.depths)
@@ -97,6 +102,7 @@ class SwinEncoder(Backbone):
         super().__init__()
         self.shape = shape = shape or SwinShape()
         self.widths, self.strides, self.branches = shape.widths, shape.strides, shape.branches
+        self.alignment = shape.alignment
         self.register_buffer("mean", torch.tensor(shape.mean))
         self.register_buffer("std", torch.tensor(shape.std))
         # A convolution whose stride is its kernel, as one matrix product straight into channels-last tokens.
@@ -239,8 +245,10 @@ class Mlp(nn.Module):
 
     def forward(self, x: Float[Tensor, "*tokens C"]) -> Float[Tensor, "*tokens C"]:
         """Each token by itself."""
-        # The exact GELU: the tanh form is three times slower on a CPU.
-        return self.linear2(F.gelu(self.linear1(x)))
+        if torch.is_grad_enabled() or x.shape[-2] <= LARGE:
+            # The exact GELU: the tanh form is three times slower on a CPU.
+            return self.linear2(F.gelu(self.linear1(x)))
+        return torch.cat([self.linear2(F.gelu(self.linear1(part))) for part in x.split(LARGE // 4, dim=-2)], dim=-2)
 
 
 class PatchMerging(nn.Module):

@@ -14,6 +14,11 @@ from torch import Tensor, nn
 
 from dagman.model.windows import Triple, WindowPlan, gather_tokens, gather_windows
 
+LARGE = 2**18
+"""Tokens of a view above which, without gradients, windows and tokens go through a block in parts: a whole scan then needs little
+more memory than its own tokens. Views of up to 128^3 voxels, and so all that is trained on, go through at once."""
+WINDOWS_AT_ONCE = 512
+
 
 def attention_probabilities(
     q: Float[Tensor, "M H n D"],
@@ -93,17 +98,27 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B L C"], plan: WindowPlan) -> Float[Tensor, "B L C"]:
         """Tokens after attention in the plan's windows."""
-        q, k, v = self._project(x, plan)
-        windows = attend_windows_in_place(q, k, v, self._bias(plan), plan.masked, self.scale)
-        return gather_tokens(self.proj(windows.transpose(1, 2).flatten(2)), plan)
+        windows, bias = gather_windows(x, plan), self._bias(plan)
+        if torch.is_grad_enabled() or plan.tokens <= LARGE:
+            return gather_tokens(self._attend(windows, bias, plan.masked), plan)
+        attended, count = torch.empty_like(windows), len(plan.valid)
+        for first in range(0, len(windows), WINDOWS_AT_ONCE):
+            rows = torch.arange(first, min(first + WINDOWS_AT_ONCE, len(windows)), device=windows.device)
+            mask = None if plan.masked is None else plan.masked[rows % count]
+            attended[rows] = self._attend(windows[rows], bias, mask).to(attended.dtype)
+        return gather_tokens(attended, plan)
 
     def probabilities(self, x: Float[Tensor, "B L C"], plan: WindowPlan) -> Float[Tensor, "M H n n"]:
         """What each place of each window attends to: rows sum to one."""
-        q, k, _ = self._project(x, plan)
+        q, k, _ = self._project(gather_windows(x, plan))
         return attention_probabilities(q, k, self._bias(plan), plan.masked, self.scale)
 
-    def _project(self, x: Tensor, plan: WindowPlan) -> tuple[Tensor, Tensor, Tensor]:
-        qkv = self.qkv(gather_windows(x, plan)).unflatten(-1, (3, self.heads, -1))
+    def _attend(self, windows: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+        attended = attend_windows_in_place(*self._project(windows), bias, mask, self.scale)
+        return self.proj(attended.transpose(1, 2).flatten(2))
+
+    def _project(self, windows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv = self.qkv(windows).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
         return q, k, v
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from dagman.devices import choose_precision
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.loading import load_encoder
+from dagman.encoder.tiling import FLOOR_HALF, mirror_forward, plan_tiles, sliding_window_inference
 from dagman.errors import TaskError
 from dagman.model import to_unit_range
 from dagman.randomness import address
@@ -34,11 +35,12 @@ from dagman.records.hashes import hash_array, hash_bytes
 from dagman.scans.scan import Modality, Scan
 from dagman.store.preparation import SCALED_RANGE, PreparedScan, prepare_scan, restore_to_scan_grid
 from dagman.tables.structures import Structure
-from dagman.tasks.segment.sliding_window import mirror_forward, slide_windows
 from dagman.tasks.segment.unet import SegmentationNetwork
 
 FORMAT = 1
 FILE = "segmentation.json"
+OVERLAP = 0.5
+"""Share of a window's side that the next one covers too (nnU-Net's)."""
 MOST_MEMORY = 2**30
 """Bytes above which the chances of a scan are kept in float16."""
 
@@ -91,20 +93,22 @@ class SegmentationModel:
     def weigh_classes(self, prepared: PreparedScan, *, mirror: bool = False) -> Float[Tensor, "K X Y Z"]:
         """Chances of the classes at each voxel of a prepared scan; `mirror` averages over the 8 mirrored forms of each window."""
 
-        def forward(windows: Float[Tensor, "B 1 S S S"]) -> Float[Tensor, "B K S S S"]:
+        def forward(windows: Float[Tensor, "B 1 S S S"]) -> list[Float[Tensor, "B K S S S"]]:
             with self.autocast():
                 logits = self.network(self.scale_view(windows, prepared.modality))
-            return logits.float().softmax(dim=1)
+            return [logits.float().softmax(dim=1)]
 
         size = 4 * self.network.classes * int(np.prod(prepared.shape))
-        return slide_windows(
+        tiling = plan_tiles(prepared.shape, self.side, overlap=OVERLAP, alignment=1, floor=FLOOR_HALF)
+        (probabilities,) = sliding_window_inference(
             mirror_forward(forward) if mirror else forward,
             prepared.voxels,
-            self.side,
+            tiling,
             fill=self.encoder.pad_value(prepared.modality),
             batch=1 if self.encoder.device == "cpu" else 4,
             dtype=torch.float16 if size > MOST_MEMORY else torch.float32,
         )
+        return probabilities[(slice(None), *tiling.scan_box)]
 
     def label_scan(self, scan: Scan, *, mirror: bool = False) -> NDArray[np.uint8]:
         """The class at each voxel of a scan as read, on its own grid (X Y Z); the scan has passed `encoder.read`."""

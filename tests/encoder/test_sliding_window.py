@@ -12,7 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dagman.tasks.segment.sliding_window import mirror_forward, plan_windows, slide_windows, weigh_window
+from dagman.encoder.tiling import FLOOR_HALF, Tiling, mirror_forward, plan_tiles, sliding_window_inference, weight_tile
+
+
+def slide_windows(forward, values: np.ndarray, side: int, *, fill: int, **options) -> Tensor:
+    """As a segmentation is predicted: half-overlapping windows on any voxel, K classes on the scan's own grid."""
+    tiling = plan_windows(values.shape, side, 0.5)
+    (blended,) = sliding_window_inference(lambda windows: [forward(windows)], values, tiling, fill=fill, **options)
+    return blended[(slice(None), *tiling.scan_box)]
+
+
+def plan_windows(shape: tuple[int, ...], side: int, overlap: float) -> Tiling:
+    return plan_tiles(shape, side, overlap=overlap, alignment=1, floor=FLOOR_HALF)
 
 
 def say_chances(windows: Tensor) -> Tensor:
@@ -28,7 +39,7 @@ def make_values(shape: tuple[int, int, int]) -> np.ndarray:
 
 @given(st.integers(32, 150), st.sampled_from([0.25, 0.5, 0.75]))
 def test_windows_cover_every_voxel_and_overlap_enough(size, overlap):
-    starts = sorted({x for x, _, _ in plan_windows((size, 32, 32), 32, overlap)})
+    starts = sorted({x for x, _, _ in plan_windows((size, 32, 32), 32, overlap).starts})
     assert starts[0] == 0
     assert starts[-1] + 32 == size
     assert all(after - before <= 32 * (1 - overlap) for before, after in itertools.pairwise(starts))
@@ -75,17 +86,18 @@ def test_what_lies_beyond_a_small_scan_is_filled():
 
 def test_a_network_blind_to_mirrors_is_unchanged_by_mirroring_and_another_is_averaged():
     windows = torch.from_numpy(make_values((32, 32, 32)).astype(np.float32))[None, None]
-    torch.testing.assert_close(mirror_forward(say_chances)(windows), say_chances(windows))
+    (averaged,) = mirror_forward(lambda tiles: [say_chances(tiles)])(windows)
+    torch.testing.assert_close(averaged, say_chances(windows))
 
-    def lean(windows: Tensor) -> Tensor:
+    def lean(windows: Tensor) -> list[Tensor]:
         slope = torch.linspace(0, 1, 32)[None, None, :, None, None].expand_as(windows)
-        return torch.cat([slope, 1 - slope], 1)
+        return [torch.cat([slope, 1 - slope], 1)]
 
-    torch.testing.assert_close(mirror_forward(lean)(windows), torch.full((1, 2, 32, 32, 32), 0.5))
+    torch.testing.assert_close(mirror_forward(lean)(windows)[0], torch.full((1, 2, 32, 32, 32), 0.5))
 
 
 def test_the_middle_of_a_window_counts_most():
-    weights = weigh_window(32)
+    weights = weight_tile((32, 32, 32), FLOOR_HALF)
     assert weights.argmax() == 15 * 32 * 32 + 15 * 32 + 15
     # The corner must be a normal number in float16.
     assert weights.min() > 6.2e-5
@@ -108,3 +120,21 @@ def test_memory_is_one_sum_and_does_not_hold_all_windows():
     assert len(alive) == 63
     assert max(alive) == 2
     assert held[-1] - held[1] < 2**18
+
+
+@pytest.mark.parametrize("length", [48, 80])
+def test_windows_blend_as_monais_do(length):
+    """MONAI spreads windows at a fixed step: these lengths are whole numbers of half windows, so that both place them alike."""
+    shape = (length, 32, 32)
+    inferers = pytest.importorskip("monai.inferers")
+    torch.manual_seed(0)
+    network = torch.nn.Conv3d(1, 2, 9, padding=4).eval()
+    values = make_values(shape)
+    with torch.inference_mode():
+        image = torch.from_numpy(values.astype(np.float32))[None, None]
+        theirs = inferers.sliding_window_inference(image, 32, 1, network, overlap=0.5, mode="gaussian", sigma_scale=0.125)[0]
+        tiling = plan_tiles(shape, 32, overlap=0.5, alignment=1)
+        (ours,) = sliding_window_inference(lambda windows: [network(windows)], values, tiling, fill=0)
+    # About the middle: their floor is one of the whole weight, ours one along each axis, which differ towards corners.
+    difference = (ours - theirs)[:, :, 12:20, 12:20]
+    assert float(difference.square().mean().sqrt()) < 2e-3 * float(theirs.std())
