@@ -26,6 +26,7 @@ _COMMANDS = {
     "predict": "Apply a trained model to scans.",
     "cluster": "Group structures by their features and draw the map.",
     "compare": "Run one task for several models on identical splits.",
+    "study": "Run a whole study from one file: methods, seeds, tasks, one page.",
     "import": "Turn a public data set into a table: lidc, medmnist.",
     "store": "Look after a store: verify.",
 }

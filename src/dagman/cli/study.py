@@ -1,0 +1,95 @@
+"""`dagman study`: methods x seeds x sizes x tasks from one file, on one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+_EXAMPLE = "Example: dagman study study.toml --out results --dry-run"
+
+
+@app.command(epilog=_EXAMPLE)
+def run_study(
+    study: Annotated[str, typer.Argument(help="A TOML file, or a built-in study: claims, paper.")],
+    out: Annotated[Path, typer.Option(help="Folder of runs, results and the page.")],
+    base: Annotated[
+        Path | None,
+        typer.Option(help="Folder that the study's paths are relative to. Default: the file's; for a built-in one, here."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every command that is not finished, and stop.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Estimate the cost of the pretrainings on this machine, and stop.")] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Write batch scripts for Slurm to OUT/slurm, and stop.")] = False,
+    devices: Annotated[str, typer.Option(help="Devices, comma-separated; one job runs on each at a time.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the jobs, or the differences, as JSON.")] = False,
+) -> None:
+    """Pretrain every method, size and seed of a study, run its tasks on identical splits, and write one page and CSV.
+
+    The same command repeated continues: finished runs and tasks are left alone. Tables are paired by seed; the study's primary
+    endpoint is tested alone, and everything else is corrected and called secondary.
+    """
+    import json
+
+    from rich.console import Console
+
+    from dagman.study.execution import run_jobs, write_slurm
+    from dagman.study.page import write_study
+    from dagman.study.plan import Job, describe_jobs, list_jobs, list_runs, read_study
+    from dagman.study.tables import collect_rows, compare_arms
+
+    read = read_study(study)
+    place = base or (Path(study).parent if Path(study).suffix == ".toml" else Path())
+    place, out = place.resolve(), out.resolve()
+    jobs = list_jobs(read, place, out)
+    console = Console(stderr=as_json, soft_wrap=True, highlight=False, markup=False)
+    if plan:
+        _print_plan(read, console, devices.split(",")[0])
+        return
+    if slurm:
+        for path in write_slurm([job for job in jobs if not job.finished], out):
+            typer.echo(path)
+        return
+    if dry_run:
+        typer.echo(describe_jobs(jobs) if as_json else "\n".join(job.command for job in jobs if not job.finished))
+        return
+
+    def report(job: Job, state: str) -> None:
+        console.print(f"{job.kind} {job.name}: {state}")
+
+    try:
+        run_jobs(jobs, out, devices=[device.strip() for device in devices.split(",") if device.strip()], on_job=report)
+    finally:
+        rows = collect_rows(read, jobs, list_runs(read, place, out))
+        differences = compare_arms(read, jobs, rows)
+        if rows:
+            page = write_study(read, jobs, rows, differences, out)
+            console.print(f"written: {page}")
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), "differences": [vars(row) for row in differences]}))
+
+
+def _print_plan(study: object, console: object, device: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from dagman.devices import choose_device
+    from dagman.study.cost import estimate_study, total_hours
+    from dagman.study.plan import Study
+
+    assert isinstance(study, Study)
+    assert isinstance(console, Console)
+    chosen = choose_device(device).value
+    costs = estimate_study(study, chosen)
+    table = Table("size", "method", "runs", "steps", "views", "PFLOP a run", f"hours on {chosen}")
+    for cost in costs:
+        cells = (cost.runs, cost.steps, cost.views, f"{cost.operations / 1e15:.3g}", f"{cost.hours:.3g}")
+        table.add_row(cost.size, cost.method, *map(str, cells))
+    console.print(table)
+    trainings = len(study.tasks) * len(study.sizes) * len(study.seeds)
+    console.print(
+        f"Pretraining: about {total_hours(costs):.3g} hours one after the other, from the operations of each size at the pace of "
+        f"`tiny` measured just now on {chosen}; {trainings} task commands are not in it."
+    )
