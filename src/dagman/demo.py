@@ -99,7 +99,7 @@ def run_demo(
     for number, seed in enumerate(seeds, start=1):
         clock.start("pretrain", f"pretraining, seed {seed} ({number} of {len(seeds)})")
         settings = [f"train.steps={steps}", f"seed={seed}", *assignments]
-        run = pretrain(store.path, out / "runs" / f"seed-{seed}", size="tiny", assignments=settings, resume=True, on_event=tell)
+        run = pretrain(store.path, out / "runs" / f"seed-{seed}", size="tiny", assignments=settings, on_event=tell)
         if run.last_step < steps:
             # Ctrl-C let the step end; the demo ends with it and goes on from there when repeated.
             raise KeyboardInterrupt

@@ -132,8 +132,8 @@ def test_a_run_killed_at_a_random_step_resumes_to_the_bytes_of_one_that_went_thr
     process.communicate(timeout=_DEADLINE_S)
     assert process.returncode == -signal.SIGKILL
     assert step <= len(read_rows(out / "metrics.jsonl")) < STEPS, f"killed at step {step}"
-    # The same command again, with --resume; nothing else is to be known.
-    arguments = ["pretrain", place / "store", "--out", out, "--config", place / "run.toml", "--resume"]
+    # The same command again; nothing else is to be known.
+    arguments = ["pretrain", place / "store", "--out", out, "--config", place / "run.toml"]
     assert _call(*arguments) == 0
     assert _read_result(out) == _read_result(whole), f"killed at step {step}"
 
@@ -147,7 +147,7 @@ def test_ctrl_c_in_a_terminal_ends_the_step_and_leaves_a_run_that_goes_on(place,
     assert process.returncode == 130, stderr
     assert stderr == ""
     (done,) = list_checkpoints(out)[-1:]
-    assert f"Stopped at step {done} of {STEPS}; repeat the command with --resume to go on." in " ".join(stdout.split())
+    assert f"Stopped at step {done} of {STEPS}; repeat the command to go on." in " ".join(stdout.split())
     assert 2 <= done < STEPS
     assert _call("pretrain", place / "store", "--out", out, "--resume", "--set", "train.workers=0") == 0
     assert _read_result(out) == _read_result(whole)
@@ -187,8 +187,8 @@ def test_the_command_tells_the_arithmetic_the_choices_and_what_comes_next(place,
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["{place}/store", "--out", "{place}/whole"], "whole: holds a run at step 12. Add --resume to go on"),
-        (["{place}/store", "--out", "{place}/scans"], "scans: exists and is no run"),
+        (["{place}/store", "--out", "{out}", "--resume"], "holds no run to resume"),
+        (["{place}/store", "--out", "{place}/scans"], "scans: exists and is not a run"),
         (["{place}/store", "--out", "{place}/run.toml"], "run.toml: is a file"),
         (["{place}/store", "--out", "{place}/whole", "--resume", "--set", "seed=3"], "seed is 0 in the run and 3 here"),
         (["{place}/store", "--out", "{out}", "--size", "tiney"], "unknown size preset 'tiney'. Nearest: tiny."),

@@ -1,4 +1,4 @@
-"""`dagman study`: one file becomes commands, one page and one CSV; a repeated study continues; mistakes are one line before any work."""
+"""`dagman study`: one file becomes commands, one page and one CSV; a repeated study continues; mistakes are one line."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_job_that_fails_is_named_with_its_command_and_costs_no_other(folder, t
     (folder / "broken.toml").write_text(text)
     done = _run("study", folder / "broken.toml", "--out", tmp_path / "out")
     assert done.returncode == 2
-    assert "1 job of the study failed, Kind of lesion-tiny-0 first" in done.stderr
+    assert "1 job of the study failed, kind-of-lesion-tiny-0 first" in done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "out" / "runs" / "tiny-simmim-0" / "encoder").is_dir()
 
@@ -158,7 +158,7 @@ def test_runs_that_are_there_are_taken_and_the_primary_arm_is_compared_first(tmp
     jobs = list_jobs(study, tmp_path, tmp_path / "out")
     assert [job.name for job in jobs] == ["tiny-simmim-3", "a-tiny-3"]
     words = list(jobs[1].words)
-    assert words[:4] == [
+    assert words[:5] == [
         "classify",
         str(tmp_path / "old" / "run"),
         str(tmp_path / "out" / "runs" / "tiny-simmim-3"),

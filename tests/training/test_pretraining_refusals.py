@@ -38,20 +38,28 @@ def _list_files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_folder_that_exists_is_refused_and_left_alone(begun, store):
+def test_a_repeated_pretraining_continues_its_run_and_refuses_other_settings_by_name(begun, store):
     before = _list_files(begun)
-    text = _refuse(RunError, store.path, begun)
-    assert text == f"{begun}: holds a run at step 2. Add --resume to go on, or choose another folder."
+    text = _refuse(RunError, store.path, begun, assignments=["seed=5"])
+    assert "seed is 0 in the run and 5 here" in text
     assert _list_files(begun) == before
+    assert pretrain(store.path, begun).last_step == 2
+    weights = "encoder/model.safetensors"
+    assert _list_files(begun)[weights] == before[weights]
 
 
-@pytest.mark.parametrize("resume", [False, True])
-def test_a_folder_or_file_that_is_no_run_is_refused_and_left_alone(store, tmp_path, resume):
+def test_resume_refuses_to_begin_a_run(store, tmp_path):
+    text = _refuse(RunError, store.path, tmp_path / "run", resume=True)
+    assert text == f"{tmp_path / 'run'}: holds no run to resume. Leave --resume out to begin one, or name the folder of a run."
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_or_file_that_is_not_a_run_is_refused_and_left_alone(store, tmp_path):
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "a.txt").write_text("dear")
-    text = _refuse(RunError, store.path, tmp_path / "letters", resume=resume)
-    assert text == f"{tmp_path / 'letters'}: exists and is no run. Choose another folder for --out."
-    text = _refuse(RunError, store.path, tmp_path / "letters" / "a.txt", resume=resume)
+    text = _refuse(RunError, store.path, tmp_path / "letters")
+    assert text == f"{tmp_path / 'letters'}: exists and is not a run. Choose another folder for --out."
+    text = _refuse(RunError, store.path, tmp_path / "letters" / "a.txt")
     assert text.endswith("a.txt: is a file. Choose another folder for --out.")
     assert [path.name for path in (tmp_path / "letters").iterdir()] == ["a.txt"]
 
@@ -110,9 +118,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_space(store, 
         text = _refuse(RunError, store.path, out, assignments=options, on_event=tell)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert text == (
-        f"{out}: there is no space left to write in. Free some, then repeat with --resume; the last checkpoint is whole."
-    )
+    assert text == (f"{out}: there is no space left to write in. Free some, then repeat the command; the last checkpoint is whole.")
     assert not list(out.rglob("*.partial.*"))
     assert pretrain(store.path, out, resume=True).last_step == 3
     for name in ("metrics.jsonl", "monitors.jsonl", "encoder/model.safetensors"):
@@ -195,7 +201,7 @@ def test_scans_given_are_prepared_first_and_give_the_run_of_their_store(scans, s
     assert (run.path / "metrics.jsonl").read_bytes() == (straight.path / "metrics.jsonl").read_bytes()
     weights = [(one.encoder_folder / "model.safetensors").read_bytes() for one in (run, straight)]
     assert weights[0] == weights[1]
-    # Repeated with --resume, nothing is prepared twice.
+    # Repeated, nothing is prepared twice.
     again = []
     pretrain(sources, tmp_path / "run", resume=True, on_preparation=again.append)
     assert (again[0].series, again[0].done) == (0, 4)

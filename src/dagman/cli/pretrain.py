@@ -22,12 +22,12 @@ def pretrain_command(
     method: Annotated[str | None, typer.Option(help="dagman, smit, ibot, ...; dagman without one.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings in a TOML file.")] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value, repeatable; see docs/settings.md.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT, and refuse to begin one.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Pretrain an encoder on a store, or on scans.
 
-    Ctrl-C lets the step end and leaves a run that --resume continues.
+    Repeated, the command continues its run; other settings than the run's are refused by name. Ctrl-C lets the step end first.
     """
     import json
 
@@ -55,7 +55,7 @@ def pretrain_command(
     if as_json:
         typer.echo(json.dumps(outcome))
     if done < steps:
-        console.print(f"Stopped at step {done} of {steps}; repeat the command with --resume to go on.")
+        console.print(f"Stopped at step {done} of {steps}; repeat the command to go on.")
         raise typer.Exit(130)
     if not as_json:
         text = f"{out}/encoder holds the encoder after {count_noun(done, 'step')}. Next: dagman report {out}"

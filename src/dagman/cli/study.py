@@ -53,7 +53,11 @@ def run_study(
             typer.echo(path)
         return
     if dry_run:
-        typer.echo(describe_jobs(jobs) if as_json else "\n".join(job.command for job in jobs if not job.finished))
+        if as_json:
+            typer.echo(describe_jobs(jobs))
+        for job in jobs if not as_json else ():
+            if not job.finished:
+                typer.echo(job.command)
         return
 
     def report(job: Job, state: str) -> None:

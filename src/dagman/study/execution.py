@@ -48,7 +48,7 @@ def run_jobs(
             row = {"name": job.name, "seconds": round(time.perf_counter() - began, 1), "code": done.returncode}
             append_row(out / JOURNAL, row)
             if done.returncode:
-                lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+                lines = [line.strip("│ ") for line in done.stderr.splitlines() if any(c.isalpha() for c in line)]
                 failed.append((job, lines[-1] if lines else f"exit code {done.returncode}"))
             report(job, "failed" if done.returncode else "finished")
         finally:

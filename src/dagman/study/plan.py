@@ -7,6 +7,7 @@ spread over devices, or handed to a scheduler as text.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import tomllib
 from dataclasses import dataclass
@@ -221,8 +222,10 @@ def _plan_task(
     # The first model is the one that the others are compared with.
     if study.primary is not None and study.primary.of == task.name:
         arms = {study.primary.first: arms[study.primary.first], **arms}
-    folder = out / "tasks" / f"{task.name}-{size}-{seed}"
-    words = [task.task, *(text for text, _ in arms.values()), str(base / task.table), "--out", str(folder)]
+    slug = re.sub(r"[^a-z0-9]+", "-", task.name.lower()).strip("-")
+    folder = out / "tasks" / f"{slug}-{size}-{seed}"
+    command = [task.task] if task.task == "segment" else ["compare", task.task]
+    words = [*command, *(text for text, _ in arms.values()), str(base / task.table), "--out", str(folder)]
     if study.weights != "auto":
         words += ["--weights", study.weights]
     for key, value in task.options.items():

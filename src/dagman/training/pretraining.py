@@ -53,7 +53,7 @@ def pretrain(
         source: A store, or scans (files or folders), which are prepared into `out/store` first.
         out: The run folder.
         size, method, config, assignments: As in `dagman.settings.load_settings`.
-        resume: Go on with the run in `out`; without one there, begin.
+        resume: Refuse to begin a run: there must be one in `out`. Without it, a run that is there is continued as well.
         on_event: Called with each event's name ("choice", "warning", "begin", "step", "monitor", "checkpoint") and values.
         on_preparation: Passed to `prepare_store` as `on_event`.
 
@@ -68,10 +68,10 @@ def pretrain(
     exists = (out / "settings.toml").exists()
     if out.exists() and not out.is_dir():
         raise RunError("is a file", where=out, do="Choose another folder for --out")
-    if exists and not resume:
-        raise RunError(f"holds a run at step {Run(out).last_step}", where=out, do="Add --resume to go on, or choose another folder")
+    if resume and not exists:
+        raise RunError("holds no run to resume", where=out, do="Leave --resume out to begin one, or name the folder of a run")
     if not exists and out.exists() and any(p.name not in {".lock", "store"} for p in out.iterdir()):
-        raise RunError("exists and is no run", where=out, do="Choose another folder for --out")
+        raise RunError("exists and is not a run", where=out, do="Choose another folder for --out")
     reasons: list[str] = []
     if exists:
         settings = _settle_with_run(out, settings, given)
@@ -227,7 +227,7 @@ def _explain_full_disk(out: Path) -> Iterator[None]:
         if number not in full and not any(f"os error {known})" in str(error) for known in full):
             raise
         raise RunError(
-            "there is no space left to write in", where=out, do="Free some, then repeat with --resume; the last checkpoint is whole"
+            "there is no space left to write in", where=out, do="Free some, then repeat the command; the last checkpoint is whole"
         ) from None
 
 

@@ -51,8 +51,7 @@ def judge_progress(done: int, wanted: int) -> Verdict:
         return Verdict("ok", f"**Complete**: all {wanted} steps are done.")
     return Verdict(
         "warn",
-        f"**Unfinished**: {done} of {wanted} steps are done. Repeat the command with `--resume` to go on; schedules span "
-        "all steps.",
+        f"**Unfinished**: {done} of {wanted} steps are done. Repeat the command to go on; schedules span all steps.",
     )
 
 
