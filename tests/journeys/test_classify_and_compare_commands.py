@@ -197,6 +197,17 @@ def test_the_kept_probe_scores_items_alone(probed, lesions):
     assert np.mean(scored.scores.argmax(axis=1) == table.codes) > 0.9
 
 
+def test_a_model_of_structures_refuses_whole_scans_and_says_which_items_it_was_trained_on(probed, lesions, tmp_path, call_dagman):
+    scan = next(iter(read_table(lesions / "masks.csv").items)).scan
+    code, _, errors = call_dagman("predict", probed[0], scan, "--out", tmp_path / "p", "--device", "cpu")
+    assert code == 2
+    assert "trained on structures (masks), but 1 item was given as whole scans" in errors
+    assert "Give a table with the columns scan and mask" in errors
+    code, printed, errors = call_dagman("predict", probed[0], lesions / "masks.csv", "--out", tmp_path / "p", "--device", "cpu")
+    assert code == 0, errors
+    assert "items are of scans the model was trained on" in printed
+
+
 def test_the_same_command_repeated_computes_nothing_again(probed, encoder, lesions, call_dagman):
     out, _ = probed
     before, journal = (out / "metrics.json").read_bytes(), (out / "scores.jsonl").read_bytes()

@@ -132,6 +132,25 @@ def test_the_kept_model_predicts_new_patients(predicted, tumours):
     assert rows[-1]["group"] == "high risk"
 
 
+def test_predicting_asks_for_what_the_model_needs_by_options_that_exist(predicted, tumours, tmp_path, call_dagman):
+    bare = pd.read_csv(tumours / "outcome.csv").drop(columns=["age", "sex"])
+    for column in ("scan", "mask"):
+        bare[column] = [str(tumours / name) for name in bare[column]]
+    scan = bare["scan"][0]
+    code, _, errors = call_dagman("predict", predicted[0], scan, "--out", tmp_path / "p", "--device", "cpu")
+    assert code == 2
+    assert "needs the clinical columns 'age', 'sex'. Give a table with a column scan and these columns" in errors
+    columns = ("--clinical", tumours / "outcome.csv")
+    code, _, errors = call_dagman("predict", predicted[0], scan, *columns, "--out", tmp_path / "p", "--device", "cpu")
+    assert code == 2
+    assert "has no patient " in errors
+    bare.rename(columns={"patient": "PatientID"}).assign(age=50, sex="f").to_csv(tmp_path / "t.csv", index=False)
+    table = (tmp_path / "t.csv", "--patient", "PatientID")
+    code, printed, errors = call_dagman("predict", predicted[0], *table, "--out", tmp_path / "p", "--device", "cpu")
+    assert code == 0, errors
+    assert "items are of scans the model was trained on" in printed
+
+
 def test_equal_times_leave_measures_out_in_words_and_print_no_nan(call_dagman, tumours, tmp_path):
     table = pd.read_csv(tumours / "outcome.csv").tail(12)
     for column in ("scan", "mask"):

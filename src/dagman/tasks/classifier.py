@@ -21,6 +21,7 @@ from dagman.records.files import write_whole
 from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.manifest import Store
 from dagman.tables.items import Item
+from dagman.tasks.contract import Contract, read_contract
 from dagman.tasks.finetuning import FinetunedModel, LinearHead
 from dagman.tasks.inputs.features import extract_features
 from dagman.tasks.inputs.item_crops import cut_items
@@ -36,6 +37,8 @@ class ScoredItems:
 
     items: tuple[Item, ...]
     scores: NDArray[np.float64] = field(repr=False)
+    hashes: tuple[str, ...] = field(default=(), repr=False)
+    "Content hash of each item's scan."
     refused: tuple[RefusedItem, ...] = ()
 
 
@@ -50,6 +53,7 @@ class Classifier:
         spec: Text of the model it was made from.
         head: Mean, scale, weights and bias.
         crop: How its crops are cut.
+        contract: What it was trained on; None for one that was kept before this was recorded.
     """
 
     classes: tuple[str, ...]
@@ -58,20 +62,26 @@ class Classifier:
     encoder: Encoder | None = field(repr=False)
     head: LinearHead = field(repr=False)
     crop: CropSpec = FROM_SIZE
+    contract: Contract | None = field(default=None, repr=False)
 
     def score_items(self, items: Iterable[Item], *, store: Store | None = None) -> ScoredItems:
-        """Probabilities of each class for items of a table; raises TaskError when no item can be used."""
+        """Probabilities of each class for items of a table.
+
+        Raises TaskError when no item can be used, or when they are of a kind that the model was not trained on.
+        """
         items = tuple(items)
+        if self.contract:
+            self.contract.refuse_other_units(items)
         if self.method == "finetune" and self.encoder is not None:
             cut = cut_items(self.encoder.reader, items, store=store, crop=self.crop)
             if not len(cut):
                 raise TaskError(f"no item can be used: {cut.refused[0].reason}" if cut.refused else "there are no items")
             outputs = FinetunedModel(encoder=self.encoder, head=self.head).predict(cut.crops)
-            return ScoredItems(items=cut.items, scores=to_probabilities(outputs), refused=cut.refused)
+            return ScoredItems(items=cut.items, scores=to_probabilities(outputs), hashes=cut.hashes, refused=cut.refused)
         model = self.encoder or parse_model(self.spec)
         features = extract_features(model, items, store=store, crop=self.crop)
         outputs = (features.values - self.head.mean) / self.head.scale @ self.head.weights.T + self.head.bias
-        return ScoredItems(items=features.items, scores=to_probabilities(outputs), refused=features.refused)
+        return ScoredItems(items=features.items, scores=to_probabilities(outputs), hashes=features.hashes, refused=features.refused)
 
 
 def to_probabilities(outputs: NDArray) -> NDArray[np.float64]:
@@ -105,6 +115,7 @@ def save_classifier(classifier: Classifier, folder: str | Path) -> None:
             "classes": classifier.classes,
             "crop_mm": classifier.crop.mm,
             "crop_spacing": classifier.crop.spacing,
+            "contract": classifier.contract.to_values() if classifier.contract else None,
         }
         (temporary / "classifier.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
@@ -129,6 +140,7 @@ def load_classifier(folder: str | Path, *, device: str = "auto", precision: str 
         encoder=encoder,
         head=head,
         crop=CropSpec(values["crop_mm"], values["crop_spacing"]),
+        contract=read_contract(values.get("contract")),
     )
 
 

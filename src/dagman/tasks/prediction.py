@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 from dagman.encoder.items import list_scans
-from dagman.errors import DagmanError, TaskError
+from dagman.errors import DagmanError, TableError, TaskError
 from dagman.evaluation.segmentation_metrics import measure_volume
-from dagman.records.counts import count_noun
+from dagman.records.counts import count_noun, list_some
 from dagman.records.files import write_whole
 from dagman.records.hashes import hash_bytes
 from dagman.records.journal import append_row, read_rows
@@ -21,6 +21,8 @@ from dagman.records.provenance import write_command
 from dagman.scans.discovery import Refusal
 from dagman.scans.label_files import name_outputs, write_dicom_labels, write_label_map
 from dagman.scans.scan import Scan, hash_scan
+from dagman.tables.clinical import merge_clinical
+from dagman.tables.columns import Columns
 from dagman.tables.items import Item
 from dagman.tables.table import read_table
 from dagman.tables.table_file import is_table
@@ -30,13 +32,21 @@ from dagman.tasks.segment.model import SegmentationModel, load_model
 
 Rows = list[dict[str, Any]]
 
+_OLD = "the model was kept by an earlier dagman, without a record of what it was trained on: whether these items fit is not checked"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionSettings:
-    """How a model is applied; `mirror` is for segmentation alone."""
+    """How a model is applied, and how its table is read (see `read_table`); `mirror` is for segmentation alone."""
 
     mirror: bool = False
     device: str = "auto"
+    clinical: Path | None = None
+    "Table with a column of patients and the model's clinical columns, where scans are given as files."
+    patient: str = "patient"
+    mask_label: int | None = None
+    coordinates: str = "ras"
+    ids: str = "checked"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +112,7 @@ def _apply_segmentation(
     folder: Path, scans: Sequence[str | Path], out: Path, settings: PredictionSettings, tell: Callable[[str], None]
 ) -> _Applied:
     model = load_model(folder, device=settings.device)
-    items, refused = _list_items(scans, ())
+    items, refused = _list_items(scans, (), settings)
     notes: list[str] = []
     if settings.mirror and not model.mirrored:
         notes.append("--mirror: the model was not trained on mirrored crops; structures that differ by side may be mixed up")
@@ -153,7 +163,7 @@ def _apply_classifier(
     folder: Path, scans: Sequence[str | Path], out: Path, settings: PredictionSettings, tell: Callable[[str], None]
 ) -> _Applied:
     classifier = load_classifier(folder, device=settings.device)
-    items, refused = _list_items(scans, ())
+    items, refused = _list_items(scans, (), settings)
     tell(count_noun(len(items), "item"))
     scored = classifier.score_items(items)
     rows = [
@@ -165,19 +175,22 @@ def _apply_classifier(
         }
         for item, chances in zip(scored.items, scored.scores, strict=True)
     ]
-    return _Applied(rows=rows, refused=(*refused, *(Refusal(source=one.item.name, reason=one.reason) for one in scored.refused)))
+    notes = classifier.contract.note_training_items(scored.hashes) if classifier.contract else [_OLD]
+    lost = [Refusal(source=one.item.name, reason=one.reason) for one in scored.refused]
+    return _Applied(rows=rows, refused=(*refused, *lost), notes=tuple(notes))
 
 
 def _apply_outcome(
     folder: Path, scans: Sequence[str | Path], out: Path, settings: PredictionSettings, tell: Callable[[str], None]
 ) -> _Applied:
     model = load_outcome_model(folder, device=settings.device)
-    items, refused = _list_items(scans, model.clinical)
+    items, refused = _list_items(scans, model.clinical, settings)
     tell(count_noun(len(items), "item"))
-    rows: Rows = [{"item": row["patient"], **row} for row in model.predict(items)]
+    predicted, notes = model.predict_noted(items)
+    rows: Rows = [{"item": row["patient"], **row} for row in predicted]
     found = {row["patient"] for row in rows}
     lost = [Refusal(source=item.name, reason="cannot be used (see dagman inspect)") for item in items if item.patient not in found]
-    return _Applied(rows=rows, refused=(*refused, *lost))
+    return _Applied(rows=rows, refused=(*refused, *lost), notes=tuple(notes if model.contract else [_OLD]))
 
 
 APPLIERS: dict[str, tuple[str, Callable[..., _Applied]]] = {
@@ -188,14 +201,48 @@ APPLIERS: dict[str, tuple[str, Callable[..., _Applied]]] = {
 """What applies a model, by the file that its folder holds."""
 
 
-def _list_items(scans: Sequence[str | Path], clinical: Sequence[str]) -> tuple[list[Item], list[Refusal]]:
+def _list_items(
+    scans: Sequence[str | Path], clinical: Sequence[str], settings: PredictionSettings
+) -> tuple[list[Item], list[Refusal]]:
     """Items of one table, or one for each series found; names are unique and can be file names."""
     first = Path(scans[0])
     if len(scans) == 1 and is_table(first):
-        return list(read_table(first, clinical=clinical).items), []
+        if settings.clinical is not None:
+            raise TaskError("--clinical was given beside a table of items", where=first, do="Write its columns into the table")
+        read = read_table(
+            first,
+            clinical=clinical,
+            patient=settings.patient,
+            mask_label=settings.mask_label,
+            coordinates=settings.coordinates,
+            ids=settings.ids,
+        )
+        return list(read.items), []
     items, refused = list_scans(list(scans))
     names = name_outputs([item.name for item in items])
-    return [replace(item, name=name) for item, name in zip(items, names, strict=True)], refused
+    items = [replace(item, name=name) for item, name in zip(items, names, strict=True)]
+    if settings.clinical is not None:
+        if not clinical:
+            raise TaskError("--clinical was given, and the model uses no clinical columns", do="Leave it out")
+        items = _join_clinical(items, settings.clinical, clinical, settings.patient)
+    return items, refused
+
+
+def _join_clinical(items: Sequence[Item], path: Path, names: Sequence[str], patient: str) -> list[Item]:
+    """Items with the clinical values of their patients; raises TableError for a patient who is not in the table."""
+    columns = Columns(path)
+    patients = columns.text(patient)
+    read = {name: columns.numbers_or_words(name) for name in names}
+    rows: dict[str, list[dict[str, float | str | None]]] = {}
+    for row, name in enumerate(patients):
+        if name is not None:
+            rows.setdefault(name, []).append({column: values[row] for column, values in read.items()})
+    absent = sorted({item.patient for item in items} - set(rows))
+    if absent:
+        do = f"Write a row for each in the column '{patient}', as the scans name them"
+        raise TableError(f"has no patient {list_some(absent)}", where=path, do=do)
+    merged = {name: merge_clinical(of) for name, of in rows.items()}
+    return [replace(item, clinical=merged[item.patient]) for item in items]
 
 
 def _write_csv(path: Path, frame: pd.DataFrame) -> None:

@@ -227,7 +227,7 @@ def test_a_kept_model_predicts_as_before_it_was_written(tmp_path: Path):
     row = read.predict(patients.items)[0]
     assert set(row) == {"patient", "risk", "group", "survival_3", "survival_6", "survival_12"}
     assert row["group"] == ("high risk" if row["risk"] > 0.1 else "low risk")
-    with pytest.raises(TaskError, match=r"needs the clinical column 'age'\. Say --clinical age,grade"):
+    with pytest.raises(TaskError, match=r"needs the clinical columns 'age', 'grade'\. Give a table with a column scan"):
         read.predict([replace(patients.items[0], clinical={})])
     (tmp_path / "model" / "outcome.json").write_text("{")
     with pytest.raises(TaskError, match="is damaged"):

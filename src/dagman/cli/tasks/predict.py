@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from dagman.cli.tasks.task_options import Ids
+
 app = typer.Typer(add_completion=False)
 
 _SHOWN = 10
@@ -22,6 +24,13 @@ def run_prediction(
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Average over mirrored windows (segmentation): 8 times the work.")
     ] = False,
+    clinical: Annotated[
+        Path | None, typer.Option(help="Table of the model's clinical columns by patient, where scans are given as files.")
+    ] = None,
+    patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
+    ids: Ids = "checked",
+    mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
+    coordinates: Annotated[str, typer.Option(help="Of the table's points: ras or lps.")] = "ras",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
@@ -43,7 +52,15 @@ def run_prediction(
             model,
             scans,
             out,
-            PredictionSettings(mirror=mirror, device=device),
+            PredictionSettings(
+                mirror=mirror,
+                device=device,
+                clinical=clinical,
+                patient=patient,
+                ids=ids,
+                mask_label=mask_label,
+                coordinates=coordinates,
+            ),
             on_part=lambda text: status.update(escape_markup(text)),
         )
     if as_json:

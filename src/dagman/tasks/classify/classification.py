@@ -39,6 +39,7 @@ from dagman.store.manifest import Store
 from dagman.tables.table import Table
 from dagman.tasks.classifier import Classifier, describe_source, make_head, save_classifier, to_probabilities
 from dagman.tasks.classify.examples import write_examples
+from dagman.tasks.contract import make_contract
 from dagman.tasks.finetuning import FinetunedModel, FinetuneSettings, finetune, hold_out, pool_crops
 from dagman.tasks.inputs.model_inputs import ModelInput, TaskInputs, gather_inputs, list_settings, warn_of_overlap
 from dagman.tasks.models import ModelSpec
@@ -341,10 +342,12 @@ def _keep_model(inputs: TaskInputs, out: Path, settings: ClassificationSettings,
     everything = np.arange(len(table))
     train = everything if parts is None else everything[parts == "train"]
     val = everything[:0] if parts is None else everything[parts == "val"]
+    fitted = [*train, *val] if "finetune" in settings.methods else train
     about: dict[str, Any] = {
         "classes": table.classes,
         "spec": describe_source(model.spec),
         "crop": inputs.crop,
+        "contract": make_contract([table.items[i] for i in fitted], [inputs.hashes[i] for i in fitted]),
     }
     if "finetune" in settings.methods and model.encoder is not None:
         # Of a given split this is the seed of what was scored, so that a run that went on keeps the same model.

@@ -22,6 +22,7 @@ from dagman.store.crops import CropSpec
 from dagman.tables.clinical import ClinicalColumn, ClinicalDesign
 from dagman.tables.items import Item
 from dagman.tables.patients import pool_patients
+from dagman.tasks.contract import Contract, read_contract
 from dagman.tasks.inputs.features import extract_features
 from dagman.tasks.models import parse_model
 from dagman.tasks.outcome.cox import CoxModel
@@ -44,6 +45,8 @@ class OutcomeModel:
     times: NDArray[np.float64]
     crop: CropSpec
     encoder: Encoder | None = field(default=None, repr=False)
+    contract: Contract | None = field(default=None, repr=False)
+    "What it was trained on; None for one that was kept before this was recorded."
 
     @property
     def clinical(self) -> tuple[str, ...]:
@@ -53,20 +56,27 @@ class OutcomeModel:
     def predict(self, items: Sequence[Item]) -> list[dict[str, Any]]:
         """A row a patient: risk, group ("low risk", "high risk") and survival at each time, of items with their clinical values.
 
-        Raises TaskError naming a clinical column that the items lack.
+        Raises TaskError naming clinical columns that the items lack, or for items of a kind that the model was not trained on.
         """
-        missing = [name for name in self.clinical if any(name not in item.clinical for item in items)]
-        if missing:
-            raise TaskError(f"the model needs the clinical column '{missing[0]}'", do=f"Say --clinical {','.join(self.clinical)}")
+        return self.predict_noted(items)[0]
+
+    def predict_noted(self, items: Sequence[Item]) -> tuple[list[dict[str, Any]], list[str]]:
+        """The rows of `predict`, and notes on items in scans that the model was trained on."""
+        contract = self.contract or Contract(units=(), clinical=self.clinical)
+        contract.refuse_missing_columns(items)
+        if self.contract and self.design.projection is not None:
+            contract.refuse_other_units(items)
+        notes: list[str] = []
         values = None
         if self.design.projection is not None:
             model = self.encoder or parse_model(self.source)
             features = extract_features(model, items, crop=self.crop)
             items, values = features.items, features.values
+            notes = contract.note_training_items(features.hashes)
         patients = pool_patients(items)
         numbers = self.design.encode(None if values is None else patients.average(values), patients.clinical)
         risks, survival = self.cox.score(numbers), self.cox.survive(numbers, self.times)
-        return [
+        rows = [
             {
                 "patient": name,
                 "risk": float(risk),
@@ -75,6 +85,7 @@ class OutcomeModel:
             }
             for name, risk, chances in zip(patients.names, risks, survival, strict=True)
         ]
+        return rows, notes
 
 
 def save_outcome_model(model: OutcomeModel, folder: str | Path) -> None:
@@ -96,6 +107,7 @@ def save_outcome_model(model: OutcomeModel, folder: str | Path) -> None:
         "penalty": model.cox.penalty,
         "crop_mm": model.crop.mm,
         "crop_spacing": model.crop.spacing,
+        "contract": model.contract.to_values() if model.contract else None,
         "clinical": None if clinical is None else [dataclasses.asdict(column) for column in clinical.columns],
     }
     with write_whole(folder) as temporary:
@@ -139,6 +151,7 @@ def load_outcome_model(folder: str | Path, *, device: str = "auto") -> OutcomeMo
             times=np.array(values["times"], dtype=np.float64),
             crop=CropSpec(values["crop_mm"], values["crop_spacing"]),
             encoder=load_encoder(inner, device=device) if inner.is_dir() else None,
+            contract=read_contract(values.get("contract")),
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise TaskError(f"is damaged ({error})", where=path, do="Repeat the task") from None

@@ -29,6 +29,7 @@ from dagman.tables.clinical import list_categorical
 from dagman.tables.patients import PooledPatients, pool_patients
 from dagman.tables.table import Table
 from dagman.tasks.classifier import Classifier, describe_source, make_head, save_classifier
+from dagman.tasks.contract import make_contract
 from dagman.tasks.inputs.model_inputs import TaskInputs, gather_inputs, list_settings, warn_of_overlap
 from dagman.tasks.models import ModelSpec
 from dagman.tasks.outcome.folds import Arm
@@ -232,6 +233,7 @@ def _keep_model(
     if arm.features is None:
         raise ValueError("no features were asked for")
     named = np.array(patients.names)[train]
+    fitted = patients.list_members(train)
     probe = fit_linear_probe(arm.features[train], codes[train], named, stage_ends=arm.stage_ends, seed=settings.seed)
     classifier = Classifier(
         classes=inputs.table.classes,
@@ -240,6 +242,7 @@ def _keep_model(
         encoder=first.encoder,
         head=make_head(probe),
         crop=inputs.crop,
+        contract=make_contract([inputs.table.items[i] for i in fitted], [inputs.hashes[i] for i in fitted]),
     )
     save_classifier(classifier, out / "model")
     return f"model/ holds the linear probe on {first.name} alone, fitted to {len(train)} patients"

@@ -35,6 +35,7 @@ from dagman.tables.clinical import count_missing
 from dagman.tables.patients import PooledPatients, pool_patients
 from dagman.tables.table import Table
 from dagman.tasks.classifier import describe_source
+from dagman.tasks.contract import make_contract
 from dagman.tasks.finetuning import FinetuneSettings
 from dagman.tasks.inputs.model_inputs import TaskInputs, gather_inputs, list_settings, warn_of_overlap
 from dagman.tasks.models import ModelSpec
@@ -325,6 +326,8 @@ def _keep_model(
     risk = model.score(
         design.encode(None if arm.features is None else arm.features[train], [patients.clinical[row] for row in train])
     )
+    fitted = patients.list_members(train)
+    clinical = [column.name for column in design.clinical.columns] if design.clinical else []
     save_outcome_model(
         OutcomeModel(
             source=describe_source(first.spec),
@@ -334,6 +337,7 @@ def _keep_model(
             times=times,
             crop=inputs.crop,
             encoder=first.encoder,
+            contract=make_contract([inputs.table.items[i] for i in fitted], [inputs.hashes[i] for i in fitted], clinical),
         ),
         out / "model",
     )

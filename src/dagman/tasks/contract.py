@@ -1,0 +1,94 @@
+"""What a kept model was made for and from, so that it is not applied to anything else in silence."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from dagman.errors import TaskError
+from dagman.records.counts import count_noun, list_some
+from dagman.tables.items import Item
+
+_UNITS = {"scan": "whole scans", "structure": "structures (masks)", "point": "points (centers)"}
+_ADVICE = {
+    "scan": "Give the scans themselves, or a table without masks and points",
+    "structure": "Give a table with the columns scan and mask (and label_value, if a mask holds several structures)",
+    "point": "Give a table with the columns scan, center_x_mm, center_y_mm and center_z_mm",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What a model was trained on; people are counted, and not named."""
+
+    units: tuple[str, ...]
+    "Of scan, structure and point: what its items were."
+    clinical: tuple[str, ...] = ()
+    "Clinical columns it needs."
+    items: int = 0
+    patients: int = 0
+    scans: tuple[str, ...] = field(default=(), repr=False)
+    "Content hashes of the scans trained on."
+
+    def refuse_other_units(self, items: Sequence[Item]) -> None:
+        """Raise TaskError for items of a kind that the model was not trained on, saying what to give."""
+        found = Counter(find_unit(item) for item in items)
+        other = [unit for unit in found if unit not in self.units]
+        if other:
+            names = list_some((item.name for item in items if find_unit(item) in other), limit=3)
+            trained = " and ".join(_UNITS[unit] for unit in self.units)
+            count = sum(found[unit] for unit in other)
+            given = " or ".join(_UNITS[unit] for unit in other)
+            what = (
+                f"the model was trained on {trained}, but {count_noun(count, 'item was', 'items were')} given as {given} ({names})"
+            )
+            raise TaskError(what, do=_ADVICE[self.units[0]])
+
+    def refuse_missing_columns(self, items: Sequence[Item]) -> None:
+        """Raise TaskError naming the clinical columns that the items lack."""
+        missing = [name for name in self.clinical if any(name not in item.clinical for item in items)]
+        if missing:
+            columns = ("column " if len(missing) == 1 else "columns ") + ", ".join(f"'{name}'" for name in missing)
+            do = "Give a table with a column scan and these columns, or the scans and --clinical TABLE (with a column patient)"
+            raise TaskError(f"the model needs the clinical {columns}", do=do)
+
+    def note_training_items(self, hashes: Sequence[str]) -> list[str]:
+        """A note where items lie in scans that the model was trained on."""
+        seen = set(self.scans)
+        trained = sum(content in seen for content in hashes)
+        if not trained:
+            return []
+        count = count_noun(trained, f"of {len(hashes)} items is of a scan", f"of {len(hashes)} items are of scans")
+        return [f"{count} the model was trained on: what is predicted there says little about others"]
+
+    def to_values(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def make_contract(items: Sequence[Item], hashes: Sequence[str], clinical: Sequence[str] = ()) -> Contract:
+    """The contract of a model trained on items; `hashes` are the content hashes of their scans."""
+    return Contract(
+        units=tuple(sorted({find_unit(item) for item in items})),
+        clinical=tuple(clinical),
+        items=len(items),
+        patients=len({item.patient for item in items}),
+        scans=tuple(sorted(set(hashes))),
+    )
+
+
+def read_contract(values: Mapping[str, Any] | None) -> Contract | None:
+    """The contract of `to_values`; None for a model that was kept before there were any."""
+    if values is None:
+        return None
+    listed = {name: tuple(values[name]) for name in ("units", "clinical", "scans")}
+    return Contract(items=int(values["items"]), patients=int(values["patients"]), **listed)
+
+
+def find_unit(item: Item) -> str:
+    """What an item is: a structure if it has a mask, else a point if it has one, else a scan."""
+    if item.mask is not None:
+        return "structure"
+    return "scan" if item.center_mm is None else "point"
