@@ -159,6 +159,7 @@ def test_runs_that_are_there_are_taken_and_the_primary_arm_is_compared_first(tmp
     assert [job.name for job in jobs] == ["tiny-simmim-3", "a-tiny-3"]
     words = list(jobs[1].words)
     assert words[:5] == [
+        "compare",
         "classify",
         str(tmp_path / "old" / "run"),
         str(tmp_path / "out" / "runs" / "tiny-simmim-3"),
