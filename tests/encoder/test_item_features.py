@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,17 @@ from dagman.encoder import items as items_module
 from dagman.encoder.embedding import list_columns
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.feature_file import read_features, write_features, write_refused
-from dagman.encoder.items import OpenItem, RefusedItem, embed_items, list_scans, list_seen, list_stored, open_items, stream_features
+from dagman.encoder.items import (
+    FeatureRow,
+    OpenItem,
+    RefusedItem,
+    embed_items,
+    list_scans,
+    list_seen,
+    list_stored,
+    open_items,
+    stream_features,
+)
 from dagman.encoder.pooling import Pooling
 from dagman.encoder.reader import ScanReader
 from dagman.errors import SettingsError, TableError
@@ -285,6 +296,11 @@ def test_features_are_written_with_how_they_came_to_be(
     assert stored.items["seen_in_pretraining"] == [expected.hashes[place] == expected.hashes[0] for place in order]
     assert stored.provenance["encoder"]["digest"] == seen.digest
     assert stored.provenance["settings"] == {"stages": [1, 2, 3, 4]}
+    again = [FeatureRow(item=expected.items[i], values=expected.values[i], content_hash="h") for i in range(4)]
+    assert write_features(tmp_path / "f.csv", again, seen, expected.columns, {}, []) == 4
+    read = pd.read_csv(tmp_path / "f.csv", float_precision="round_trip")
+    np.testing.assert_allclose(read[list(expected.columns)].to_numpy(), expected.values, rtol=1e-6)
+    assert read["id"].tolist() == expected.names
 
 
 def test_a_file_without_features_is_refused(tmp_path: Path):

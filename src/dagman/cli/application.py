@@ -10,7 +10,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from dagman.errors import DagmanError
+from dagman.errors import DagmanError, SettingsError
+from dagman.records.names import suggest_name
 
 _COMMANDS = {
     "demo": "The whole road on the built-in cohort: prepare, pretrain, probe, report.",
@@ -48,6 +49,8 @@ class _LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
+        if name not in _COMMANDS and not name.startswith("-"):
+            raise SettingsError(f"there is no command '{name}'", do=suggest_name(name, _COMMANDS))
         if name not in _COMMANDS:
             return super().resolve_command(ctx, args)
         module = importlib.import_module(f"dagman.cli.{_MODULES.get(name, name)}")

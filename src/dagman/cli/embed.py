@@ -26,8 +26,8 @@ _EXAMPLE = "Example: dagman embed runs/first nodules.csv --out nodules.parquet -
 @app.command(epilog=_EXAMPLE)
 def embed_sources(
     encoder: Annotated[str, typer.Argument(help="A run, an encoder folder, or scratch:SIZE.")],
-    sources: Annotated[list[Path], typer.Argument(help="Scans (files, folders), one table (CSV, Parquet), or one store.")],
-    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    sources: Annotated[list[Path], typer.Argument(help="Scans (files, folders, patterns, a .txt of paths), a table, or a store.")],
+    out: Annotated[Path, typer.Option(help="Parquet or CSV file to write.")],
     crop_mm: CropMm = None,
     crop_spacing: CropSpacing = None,
     stages: Annotated[str, typer.Option(help="Stages to pool.")] = "1,2,3,4",
@@ -43,7 +43,7 @@ def embed_sources(
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto.")] = "fp32",
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
-    """Write one feature vector an item as Parquet: of whole scans, or pooled inside masks or around points.
+    """Write one feature vector an item as Parquet or CSV: of whole scans, or pooled inside masks or around points.
 
     Items that cannot be used are listed with their reason in OUT.rejected.csv; how OUT came to be is in OUT.command.json.
     """
@@ -53,10 +53,12 @@ def embed_sources(
     from dagman.encoder.loading import load_encoder
     from dagman.errors import SettingsError, TaskError
     from dagman.records.provenance import write_command
+    from dagman.records.sources import expand_sources
     from dagman.store.crops import CropSpec
 
-    if out.suffix.lower() not in (".parquet", ".pq"):
-        raise SettingsError("features are written as Parquet", where=out, do="Name it something.parquet")
+    if out.suffix.lower() not in (".parquet", ".pq", ".csv"):
+        raise SettingsError("features are written as Parquet or CSV", where=out, do="Name it something.parquet or something.csv")
+    sources = expand_sources(sources)
     pooling = _read_pooling(stages, pools)
     loaded = load_encoder(encoder, device=device, precision=precision, weights=weights)
     items, opened, refused, notes = _list_items(sources, store, patient, mask_label, coordinates, ids)

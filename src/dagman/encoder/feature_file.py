@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -57,6 +58,7 @@ def write_features(
     """Write rows as they come, and return how many; what was refused is appended to `refused`.
 
     The provenance (dagman's version, the encoder's digest and configuration, `settings`) lies in the schema's metadata.
+    A path that ends in .csv is written as CSV, which has no place for it.
     Raises TaskError, and leaves an earlier file as it is, when there is nothing to write.
     """
     from dagman import __version__
@@ -71,7 +73,7 @@ def write_features(
     schema = pa.schema(fields, metadata={_KEY: json.dumps(provenance, default=str).encode()})
     seen = set(encoder.config.scans_seen)
     count = 0
-    with write_whole(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    with write_whole(path) as temporary, _open_writer(path, temporary, schema) as writer:
         for group in _group_rows(rows, refused):
             writer.write_table(_build_table(group, schema, seen))
             count += len(group)
@@ -79,6 +81,12 @@ def write_features(
             first = f"; the first: {refused[0].item.name}: {refused[0].reason}" if refused else ""
             raise TaskError(f"none of {count_noun(len(refused), 'item')} can be embedded{first}", where=path)
     return count
+
+
+def _open_writer(path: str | Path, temporary: Path, schema: pa.Schema) -> pq.ParquetWriter | pa.csv.CSVWriter:
+    if Path(path).suffix.lower() == ".csv":
+        return pa.csv.CSVWriter(temporary, schema)
+    return pq.ParquetWriter(temporary, schema)
 
 
 def write_refused(path: str | Path, refused: Sequence[tuple[str, str]]) -> None:

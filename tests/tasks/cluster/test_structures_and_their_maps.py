@@ -273,3 +273,16 @@ def test_features_that_say_nothing_end_the_task(table, monkeypatch, change, said
     )
     with pytest.raises(TaskError, match=said):
         gather_inputs([parse_model("histogram")], replace(table[0], items=items))
+
+
+def test_measures_that_names_make_trivial_are_left_out(table):
+    items, features = table
+    settings = ClusteringSettings(map="pca", resamples=20)
+    model = ModelInput(name="m", spec=parse_model("histogram"), encoder=None, features=features[:6].astype(np.float32))
+    alone = replace(items, items=tuple(replace(item, label=str(i), patient="p") for i, item in enumerate(items.items[:6])))
+    alone = replace(alone, classes=tuple("012345"))
+    measured = {m.name for m in measure_clustering(group_structures(model, alone, settings), alone, settings)}
+    assert not measured & {"nmi", "ari", "purity", "neighbour_accuracy"}
+    paired = replace(items, items=items.items[:6])
+    measured = {m.name for m in measure_clustering(group_structures(model, paired, settings), paired, settings)}
+    assert measured >= {"nmi", "ari", "purity", "neighbour_accuracy"}

@@ -19,7 +19,7 @@ _SHOWN = 10
 @app.command(epilog="Example: dagman predict tumours/model new-scans --out predicted")
 def run_prediction(
     model: Annotated[Path, typer.Argument(help="The --out folder of dagman segment, classify or outcome, or its model/.")],
-    scans: Annotated[list[Path], typer.Argument(help="Files and folders of scans, or one table of items (CSV, Parquet).")],
+    scans: Annotated[list[Path], typer.Argument(help="Scans (files, folders, patterns, a .txt of paths), or one table of items.")],
     out: Annotated[Path, typer.Option(help="Folder of predictions.")],
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Average over mirrored windows (segmentation): 8 times the work.")
@@ -43,6 +43,7 @@ def run_prediction(
 
     from dagman.cli.tasks.task_options import escape_markup
     from dagman.devices import tune_allocator
+    from dagman.records.sources import expand_sources
     from dagman.tasks.prediction import PredictionSettings, predict_scans
 
     tune_allocator()
@@ -50,7 +51,7 @@ def run_prediction(
     with console.status("reading") as status:
         summary = predict_scans(
             model,
-            scans,
+            expand_sources(scans),
             out,
             PredictionSettings(
                 mirror=mirror,

@@ -160,7 +160,7 @@ def measure_clustering(found: Clustered, table: Table, settings: ClusteringSetti
         add("inter_distance", name, lambda p, g: measure_cluster_distances(p, g).inter, points, groups)
     for name, values in judge_structures(found, table).items():
         add(name, "features", _average, values)
-    if table.classes:
+    if table.classes and _has_pairs(table):
         for method, clusters in found.clusters.items():
             for name, metric in _AGREEMENTS.items():
                 add(name, method, metric, table.codes, clusters)
@@ -173,7 +173,7 @@ def judge_structures(found: Clustered, table: Table) -> dict[str, Floats]:
     judged: dict[str, Floats] = {}
     if 2 <= len(np.unique(groups)) < len(groups):
         judged["silhouette"] = np.asarray(silhouette_samples(found.components, groups), dtype=np.float64)
-    if table.classes:
+    if table.classes and _has_pairs(table, across_patients=True):
         right = judge_neighbours(found.components, table.codes, patients=table.patients, neighbours=_ASKED)
         judged["neighbour_accuracy"] = right.astype(np.float64)
     return judged
@@ -237,6 +237,14 @@ def _write(
     return Results(out)
 
 
+def _has_pairs(table: Table, *, across_patients: bool = False) -> bool:
+    """Whether some kind has two structures (of two patients): without any, agreement with names is trivial."""
+    seen: dict[str | None, set[str]] = {}
+    for item in table.items:
+        seen.setdefault(item.label, set()).add(item.patient if across_patients else item.name)
+    return any(len(names) > 1 for names in seen.values())
+
+
 def _draw_crops(inputs: TaskInputs, out: Path, settings: ClusteringSettings, store: Store | None) -> tuple[str, ...]:
     sheet = draw_sheet(inputs.table.items, store=store, crop=inputs.crop, seed=settings.seed)
     write_sheet(out / SHEET, sheet)
@@ -284,6 +292,10 @@ def _explain(inputs: TaskInputs, found: Sequence[Clustered], settings: Clusterin
         used = count_neighbours(len(inputs.table), settings.neighbours)
         fewer = "" if used == settings.neighbours else f" ({settings.neighbours} were asked for)"
         notes.append(f"UMAP: {used} neighbours{fewer}, least distance {CLOSENESS:g}, Euclidean, seed {settings.seed}")
+    if inputs.table.classes and not _has_pairs(inputs.table):
+        notes.append("left out: mutual information, Rand index and purity, as no kind has two structures: any clusters would agree")
+    if inputs.table.classes and not _has_pairs(inputs.table, across_patients=True):
+        notes.append("left out: neighbour accuracy, as no kind occurs in two patients: no neighbour could be of the same kind")
     if not inputs.table.classes:
         notes.append("no labels were given: clusters are judged by their silhouette alone")
     if inputs.crop.spacing is not None:
