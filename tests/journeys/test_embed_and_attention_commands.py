@@ -110,7 +110,10 @@ def test_attention_is_written_on_the_scan_s_own_grid(encoder_folder: Path, cohor
     ("arguments", "text"),
     [
         (("embed", "scratch:tinny", "x", "--out", "f.parquet"), "scratch:tinny: unknown size preset 'tinny'. Nearest: tiny."),
-        (("embed", "scratch:tiny", "x", "--out", "f.csv"), "f.csv: features are written as Parquet. Name it something.parquet."),
+        (
+            ("embed", "scratch:tiny", "x", "--out", "f.npy"),
+            "f.npy: features are written as Parquet or CSV. Name it something.parquet or something.csv.",
+        ),
         (("embed", "scratch:tiny", "x", "--out", "f.parquet", "--stages", "1,5"), "there is no stage 5. Choose among 1, 2, 3, 4."),
         (("attention", "scratch:tiny", "absent.nii.gz", "--out", "o"), "absent.nii.gz"),
     ],
