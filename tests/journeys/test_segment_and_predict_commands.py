@@ -189,6 +189,11 @@ def test_a_dicom_scan_is_answered_as_nifti_and_dicom_seg(trained, call_dagman, b
     assert said.shape == SHAPE
     segments = pydicom.dcmread(tmp_path / "p" / "predictions" / "series.dcm")
     assert segments.Modality == "SEG"
+    assert "DICOM SEG: not identified" in printed.splitlines()[-1]
+    assert "DICOM SEG: not identified" in (trained / "report.html").read_text()
+    again = call_dagman("predict", trained, bodies.folder / "series", "--out", tmp_path / "p", "--device", "cpu", "--identified")
+    assert "DICOM SEG: identified, as asked" in again[1].splitlines()[-1]
+    assert "PatientIdentityRemoved" not in pydicom.dcmread(tmp_path / "p" / "predictions" / "series.dcm")
     assert {one.SegmentLabel for one in segments.SegmentSequence} <= {"ball", "lungs"}
     voxels = {one.SegmentLabel: one.SegmentNumber for one in segments.SegmentSequence}
     counted = sum(

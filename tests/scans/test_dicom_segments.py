@@ -10,7 +10,9 @@ import pytest
 from pydicom.uid import generate_uid
 
 from dagman.errors import ScanError
-from dagman.scans.dicom.segments import write_segments
+from dagman.scans.dicom.segments import names_its_patient, write_segments
+from dagman.scans.label_files import describe_identity, renew_dicom_labels, write_dicom_labels, write_label_map
+from dagman.scans.pseudonyms import name_patient
 from dagman.scans.reading import read_scan
 from dagman.scans.scan import Scan
 
@@ -73,7 +75,7 @@ def test_a_segmentation_read_back_is_the_same_in_the_same_place(series, tmp_path
     np.testing.assert_array_equal(read_back(path, scan, 1), labels == 2)
     np.testing.assert_array_equal(read_back(path, scan, 2), labels == 5)
     source = pydicom.dcmread(next(series.iterdir()))
-    assert (data.StudyInstanceUID, data.PatientID) == (source.StudyInstanceUID, "P7")
+    assert (data.StudyInstanceUID, data.PatientID) == (source.StudyInstanceUID, name_patient("P7"))
     assert data.FrameOfReferenceUID == source.FrameOfReferenceUID
     # What a viewer goes by: the slices it was made from.
     volume = highdicom.seg.segread(path)
@@ -102,8 +104,100 @@ def test_a_thoroughly_anonymised_series_is_segmented_too(series, tmp_path):
     labels[3:9, 4:8, 1:4] = 1
     write_segments(tmp_path / "seg.dcm", labels, {1: "tumour"}, tuple(series.iterdir()))
     data = pydicom.dcmread(tmp_path / "seg.dcm")
-    assert data.PatientID == data.PatientName == ""
+    assert data.PatientID == data.PatientName == name_patient(data.StudyInstanceUID)
     assert data.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == pytest.approx(4.0)
+    np.testing.assert_array_equal(read_back(tmp_path / "seg.dcm", scan, 1), labels == 1)
+
+
+def _identify(series: Path) -> list[str]:
+    """Write what names a person, place or day into every slice; returns it."""
+    planted = {
+        "PatientName": "Quillfeather^Ada",
+        "PatientID": "MRN-7734201",
+        "OtherPatientIDs": "OTHER-55120",
+        "PatientComments": "Neighbour of Dr. Vossberg",
+        "PatientBirthDate": "19310217",
+        "PatientAddress": "Rue Mouffetard 12",
+        "AdditionalPatientHistory": "zither player",
+        "Occupation": "glassblower",
+        "AccessionNumber": "ACC-99117",
+        "StudyID": "STUDY-4410",
+        "StudyDescription": "Staging of Quillfeather",
+        "StudyDate": "20190823",
+        "ReferringPhysicianName": "Brandywine^Otto",
+        "InstitutionName": "Saint Oakley Hospital",
+        "PositionReferenceIndicator": "PosRef-Ada",
+        "PatientSex": "F",
+    }
+    for path in series.iterdir():
+        data = pydicom.dcmread(path)
+        for keyword, value in planted.items():
+            setattr(data, keyword, value)
+        block = data.private_block(0x0011, "SECRET CREATOR", create=True)
+        block.add_new(0x01, "LO", "private Quillfeather")
+        data.save_as(path, enforce_file_format=True)
+    return [value for value in planted.values() if len(value) > 1] + ["Quillfeather", "SECRET CREATOR"]
+
+
+def test_a_segmentation_names_no_one_and_an_archive_can_join_it_all_the_same(series, tmp_path):
+    planted = _identify(series)
+    labels = np.zeros(read_scan(series).shape, np.uint8)
+    labels[3:9, 4:8, 1:4] = 1
+    write_segments(tmp_path / "seg.dcm", labels, {1: "tumour"}, tuple(series.iterdir()))
+    written, data = (tmp_path / "seg.dcm").read_bytes(), pydicom.dcmread(tmp_path / "seg.dcm")
+    assert [value for value in planted if value.encode() in written] == []
+    assert data.PatientID == str(data.PatientName) == name_patient("MRN-7734201")
+    assert (data.PatientIdentityRemoved, data.PatientSex, data.StudyDate) == ("YES", "", "")
+    source = pydicom.dcmread(next(series.iterdir()))
+    assert data.StudyInstanceUID == source.StudyInstanceUID
+    assert data.ReferencedSeriesSequence[0].SeriesInstanceUID == source.SeriesInstanceUID
+    assert not names_its_patient(tmp_path / "seg.dcm")
+
+
+def test_an_identified_segmentation_is_named_as_its_source(series, tmp_path):
+    _identify(series)
+    labels = np.zeros(read_scan(series).shape, np.uint8)
+    write_segments(tmp_path / "seg.dcm", labels, {1: "tumour"}, tuple(series.iterdir()), identified=True)
+    data = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert (data.PatientID, data.AccessionNumber, data.PatientBirthDate) == ("MRN-7734201", "ACC-99117", "19310217")
+    assert names_its_patient(tmp_path / "seg.dcm")
+
+
+def test_a_repeat_with_another_wish_writes_the_segmentation_anew_from_its_label_map(series, tmp_path):
+    _identify(series)
+    scan = read_scan(series)
+    labels = np.zeros(scan.shape, np.uint8)
+    labels[3:9, 4:8, 1:4] = 1
+    path = tmp_path / "seg.dcm"
+    write_label_map(tmp_path / "seg.nii.gz", labels, scan)
+    for identified in (True, False, True):
+        if not path.exists():
+            assert write_dicom_labels(path, labels, {1: "tumour"}, series, identified=identified) == ""
+        assert renew_dicom_labels(path, {1: "tumour"}, series, identified=identified) == ""
+        assert names_its_patient(path) == identified
+        np.testing.assert_array_equal(read_back(path, scan, 1), labels == 1)
+    assert "as asked" in describe_identity(tmp_path, identified=True)
+
+
+def test_an_enhanced_series_is_segmented_without_its_names(series, tmp_path):
+    slices = [pydicom.dcmread(path) for path in series.iterdir()]
+    enhanced = highdicom.legacy.LegacyConvertedEnhancedCTImage(
+        slices,
+        series_instance_uid=generate_uid(),
+        series_number=1,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+    )
+    enhanced.PatientID, enhanced.PatientComments = "MRN-7734201", "Quillfeather"
+    (tmp_path / "enhanced").mkdir()
+    enhanced.save_as(tmp_path / "enhanced" / "all.dcm")
+    scan = read_scan(tmp_path / "enhanced")
+    labels = np.zeros(scan.shape, np.uint8)
+    labels[3:9, 4:8, 1:4] = 1
+    write_segments(tmp_path / "seg.dcm", labels, {1: "tumour"}, [tmp_path / "enhanced" / "all.dcm"])
+    written = (tmp_path / "seg.dcm").read_bytes()
+    assert b"7734201" not in written
+    assert b"Quillfeather" not in written
     np.testing.assert_array_equal(read_back(tmp_path / "seg.dcm", scan, 1), labels == 1)
 
 

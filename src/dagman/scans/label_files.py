@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from dagman.errors import DagmanError, MissingExtraError, ScanError
 from dagman.records.files import write_whole
 from dagman.scans import dicom, nifti
-from dagman.scans.dicom.segments import write_segments
+from dagman.scans.dicom.segments import names_its_patient, write_segments
 from dagman.scans.discovery import find_series
+from dagman.scans.faults import explain_faults
 from dagman.scans.formats import DICOM, find_format
 from dagman.scans.pseudonyms import name_file
 from dagman.scans.scan import Scan
@@ -61,15 +62,16 @@ def write_label_map(path: Path, labels: NDArray, scan: Scan) -> None:
         nib.save(image, temporary)
 
 
-def write_dicom_labels(path: Path, labels: NDArray, names: dict[int, str], source: str | Path) -> str:
+def write_dicom_labels(path: Path, labels: NDArray, names: dict[int, str], source: str | Path, *, identified: bool = False) -> str:
     """Write labels as DICOM SEG if the scan came as DICOM. Returns what is to be said where that failed, else nothing.
 
     source: the path that the scan was read by. The scan's own `source` will not do: it may be a folder that holds other series.
+    identified: see `write_segments`.
     """
     try:
         files = find_dicom_files(source)
         if files:
-            write_segments(path, labels, names, files)
+            write_segments(path, labels, names, files, identified=identified)
     except MissingExtraError as error:
         return f"predictions are NIfTI alone: DICOM SEG {error}"
     except DagmanError as error:
@@ -79,6 +81,28 @@ def write_dicom_labels(path: Path, labels: NDArray, names: dict[int, str], sourc
         reason = " ".join(str(error).split()).rstrip(".")
         return f"{path.stem}: no DICOM SEG was written: the series' headers do not allow it ({reason})."
     return ""
+
+
+def renew_dicom_labels(path: Path, names: dict[int, str], source: str | Path, *, identified: bool = False) -> str:
+    """Write a DICOM SEG anew, from the NIfTI beside it, if it names its patient otherwise than is asked for now."""
+    try:
+        if not path.is_file() or names_its_patient(path) == identified:
+            return ""
+        beside = path.with_suffix(".nii.gz")
+        with explain_faults("cannot be read", where=beside, do="Delete it, and repeat the command"):
+            labels = np.asarray(nib.load(beside).dataobj)
+    except DagmanError as error:
+        return f"{path.stem}: the DICOM SEG was not written again: {error}"
+    return write_dicom_labels(path, labels, names, source, identified=identified)
+
+
+def describe_identity(folder: Path, *, identified: bool) -> str:
+    """What is to be said of whom the DICOM SEGs in a folder name; nothing where there are none."""
+    if not any(folder.glob("*.dcm")):
+        return ""
+    if identified:
+        return "DICOM SEG: identified, as asked (--identified): the files name the patient and the study as their sources do"
+    return "DICOM SEG: not identified: the patient is a pseudonym, no free text, and the UIDs join the files to their series"
 
 
 def find_dicom_files(source: str | Path) -> tuple[Path, ...]:

@@ -19,7 +19,13 @@ from dagman.records.journal import append_row, read_rows
 from dagman.records.lock import hold_lock
 from dagman.records.provenance import write_command
 from dagman.scans.discovery import Refusal
-from dagman.scans.label_files import name_outputs, write_dicom_labels, write_label_map
+from dagman.scans.label_files import (
+    describe_identity,
+    name_outputs,
+    renew_dicom_labels,
+    write_dicom_labels,
+    write_label_map,
+)
 from dagman.scans.scan import Scan, hash_scan
 from dagman.tables.clinical import merge_clinical
 from dagman.tables.columns import Columns
@@ -40,6 +46,8 @@ class PredictionSettings:
     """How a model is applied, and how its table is read (see `read_table`); `mirror` is for segmentation alone."""
 
     mirror: bool = False
+    identified: bool = False
+    "Whether DICOM SEGs name the patient as their sources do, not by a pseudonym."
     device: str = "auto"
     clinical: Path | None = None
     "Table with a column of patients and the model's clinical columns, where scans are given as files."
@@ -58,6 +66,8 @@ class PredictionSummary:
     predicted: int
     refused: tuple[Refusal, ...] = ()
     notes: tuple[str, ...] = ()
+    identity: str = ""
+    "Whom the DICOM SEGs name, where there are any."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +102,18 @@ def predict_scans(
         _write_csv(out / "rejected.csv", pd.DataFrame(refused, columns=["source", "reason"]))
         count = len({row["item"] for row in applied.rows})
         outcome = {"task": task, "predicted": count, "refused": len(refused), "notes": list(applied.notes)}
-        write_command(out, "predict", settings={"mirror": settings.mirror}, inputs={"model": folder.name}, outcome=outcome)
+        write_command(
+            out,
+            "predict",
+            settings={"mirror": settings.mirror, "identified": settings.identified},
+            inputs={"model": folder.name},
+            outcome=outcome,
+        )
     if not applied.rows:
         first = f"; the first: {refused[0][1]}" if refused else ""
         raise TaskError(f"none of {count_noun(len(refused), 'scan')} can be used{first}", where=out / "rejected.csv")
-    return PredictionSummary(task=task, out=out, predicted=count, refused=applied.refused, notes=applied.notes)
+    identity = describe_identity(out / "predictions", identified=settings.identified)
+    return PredictionSummary(task=task, out=out, predicted=count, refused=applied.refused, notes=applied.notes, identity=identity)
 
 
 def find_model(path: str | Path) -> Path:
@@ -129,8 +146,11 @@ def _apply_segmentation(
             place = f"{content}|{item.name}|{scan.affine.matrix.tolist()}"
             key = hash_bytes(f"1|{model.digest}|{settings.mirror}|{place}".encode())
             if key not in kept or not (out / "predictions" / f"{item.name}.nii.gz").is_file():
-                kept[key] = _segment_one(model, scan, item, out, settings.mirror, notes)
+                kept[key] = _segment_one(model, scan, item, out, settings, notes)
                 append_row(journal, {"key": key, "rows": kept[key]})
+            else:
+                place = out / "predictions" / f"{item.name}.dcm"
+                _note_once(notes, renew_dicom_labels(place, model.names, item.scan, identified=settings.identified))
             rows += kept[key]
         except DagmanError as error:
             refused.append(Refusal.from_error(str(item.scan), error))
@@ -140,13 +160,14 @@ def _apply_segmentation(
     return _Applied(rows=rows, refused=tuple(refused), notes=tuple(notes))
 
 
-def _segment_one(model: SegmentationModel, scan: Scan, item: Item, out: Path, mirror: bool, notes: list[str]) -> Rows:
-    classes = model.label_scan(scan, mirror=mirror)
+def _segment_one(
+    model: SegmentationModel, scan: Scan, item: Item, out: Path, settings: PredictionSettings, notes: list[str]
+) -> Rows:
+    classes = model.label_scan(scan, mirror=settings.mirror)
     values = model.to_values(classes)
     write_label_map(out / "predictions" / f"{item.name}.nii.gz", values, scan)
-    said = write_dicom_labels(out / "predictions" / f"{item.name}.dcm", values, model.names, item.scan)
-    if said and said not in notes:
-        notes.append(said)
+    place = out / "predictions" / f"{item.name}.dcm"
+    _note_once(notes, write_dicom_labels(place, values, model.names, item.scan, identified=settings.identified))
     return [
         {
             "item": item.name,
@@ -157,6 +178,11 @@ def _segment_one(model: SegmentationModel, scan: Scan, item: Item, out: Path, mi
         }
         for code, structure in enumerate(model.structures, start=1)
     ]
+
+
+def _note_once(notes: list[str], said: str) -> None:
+    if said and said not in notes:
+        notes.append(said)
 
 
 def _apply_classifier(

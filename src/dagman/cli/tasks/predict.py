@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dagman.cli.tasks.task_options import Ids
+from dagman.cli.tasks.task_options import Identified, Ids
 
 app = typer.Typer(add_completion=False)
 
@@ -24,6 +24,7 @@ def run_prediction(
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Average over mirrored windows (segmentation): 8 times the work.")
     ] = False,
+    identified: Identified = False,
     clinical: Annotated[
         Path | None, typer.Option(help="Table of the model's clinical columns by patient, where scans are given as files.")
     ] = None,
@@ -55,6 +56,7 @@ def run_prediction(
             out,
             PredictionSettings(
                 mirror=mirror,
+                identified=identified,
                 device=device,
                 clinical=clinical,
                 patient=patient,
@@ -66,7 +68,12 @@ def run_prediction(
         )
     if as_json:
         refusals = [{"source": one.source, "reason": one.reason} for one in summary.refused]
-        outcome = {"out": str(out), "task": summary.task, "predicted": summary.predicted, "notes": summary.notes}
+        outcome = {
+            "out": str(out),
+            "task": summary.task,
+            "predicted": summary.predicted,
+            "notes": [*summary.notes, *filter(None, [summary.identity])],
+        }
         typer.echo(json.dumps({**outcome, "refused": len(refusals), "refusals": refusals}))
         return
     for note in summary.notes:
@@ -77,3 +84,5 @@ def run_prediction(
     if len(summary.refused) > _SHOWN:
         console.print(f"  and {len(summary.refused) - _SHOWN} more in {escape_markup(str(out / 'rejected.csv'))}")
     console.print(f"written: {out / 'predictions.csv'}", markup=False)
+    if summary.identity:
+        console.print(summary.identity, markup=False)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dagman.cli.tasks.task_options import Ids
+from dagman.cli.tasks.task_options import Identified, Ids
 
 app = typer.Typer(add_completion=False)
 
@@ -61,6 +61,7 @@ def run_segmentation(
         str, typer.Option(help="The table's column of the structures drawn in each scan, if it has one; others are unknown there.")
     ] = "contoured",
     keep: Annotated[bool, typer.Option(help="Train a model on all scans for OUT/model.")] = True,
+    identified: Identified = False,
     note: Annotated[
         list[str] | None, typer.Option(help="A sentence for the report, such as who drew the labels; repeatable.")
     ] = None,
@@ -89,6 +90,7 @@ def run_segmentation(
     from dagman.evaluation.segmentation_scores import parse_measures
     from dagman.reports.tasks.comparison import write_comparison_report
     from dagman.reports.tasks.segmentation import write_segmentation_report
+    from dagman.scans.label_files import describe_identity
     from dagman.tables.labelled_scans import read_labelled_scans
     from dagman.tasks.models import parse_model
     from dagman.tasks.segment.segmentation import SegmentationSettings, segment_scans
@@ -117,6 +119,7 @@ def run_segmentation(
         tolerance=tolerance,
         measures=parse_measures(measures),
         keep=keep,
+        identified=identified,
         device=device,
         notes=tuple(note or ()),
     )
@@ -132,3 +135,5 @@ def run_segmentation(
     else:
         print_measures(console, results.summary, page)
         print_differences(console, results.summary)
+        if said := describe_identity(out / "predictions", identified=identified):
+            console.print(said, markup=False)

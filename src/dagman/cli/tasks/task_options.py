@@ -26,6 +26,12 @@ Ids = Annotated[
         help="checked: refuse patients or labels that differ only in leading zeros, case, blanks or dashes; exact: take them so."
     ),
 ]
+Identified = Annotated[
+    bool,
+    typer.Option(
+        "--identified", help="DICOM SEGs name patient and study as their sources do. Default: a pseudonym and UIDs alone."
+    ),
+]
 
 _UNLIMITED = 10_000
 """Columns of a terminal in which any table fits."""

@@ -1,6 +1,7 @@
 """Label maps as DICOM Segmentation objects (SEG) that refer to the series they were made from; needs highdicom.
 
-A SEG names its patient and study as its source does: that is what makes it findable in an archive. It is no anonymous file.
+A SEG keeps the UIDs of its source, by which an archive joins the two. Everything else that names a person, place or day is left
+out, and the patient is a pseudonym, unless the file is to be identified.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from pydicom.valuerep import format_number_as_ds
 from dagman.errors import MissingExtraError, ScanError
 from dagman.records.files import write_whole
 from dagman.scans.dicom.geometry import order_planes
-from dagman.scans.dicom.headers import quiet_pydicom, read_planes
+from dagman.scans.dicom.headers import quiet_pydicom, read_data_set, read_planes
+from dagman.scans.dicom.values import read_text
+from dagman.scans.faults import explain_faults
+from dagman.scans.pseudonyms import name_patient
 
 _NAME = "dagman"
 _MAY_BE_EMPTY = (
@@ -25,19 +29,77 @@ _MAY_BE_EMPTY = (
     *("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
 )
 """What the standard lets be empty (type 2), but an anonymisation may have removed: a SEG is then as silent as its source."""
+_KEPT = (
+    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SeriesNumber"),
+    *("Modality", "Rows", "Columns", "NumberOfFrames", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
+    *("ImagePositionPatient", "ImageOrientationPatient"),
+)
+"""All of a source that a SEG is made from, beside the places of its frames; what is not listed cannot reach the file."""
+_PLACES = {
+    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
+    "PlanePositionSequence": ("ImagePositionPatient",),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+}
+_METHOD = "dagman: pseudonym; UIDs kept"
 
 
-def write_segments(path: str | Path, labels: NDArray, names: Mapping[int, str], files: Sequence[Path]) -> None:
+def write_segments(
+    path: str | Path, labels: NDArray, names: Mapping[int, str], files: Sequence[Path], *, identified: bool = False
+) -> None:
     """Write labels (X Y Z on the grid of the series as dagman reads it) as a binary SEG, a segment for each value of `names`.
 
-    files: those of the series, in any order. Raises MissingExtraError without highdicom, ScanError when the labels or the
-    source do not fit.
+    files: those of the series, in any order. identified: name the patient and the study as the source does; otherwise the patient
+    is the pseudonym that dagman gives everywhere, and of the source UIDs and geometry alone are kept. Raises MissingExtraError
+    without highdicom, ScanError when the labels or the source do not fit.
     """
     sources, frames = _order_sources(files, labels)
+    if not identified:
+        sources = [_keep_geometry(source) for source in sources]
     values = sorted(names)
     segmentation = _build_segmentation(sources, np.isin(frames, values) * frames, values, names)
+    if not identified:
+        segmentation.PatientIdentityRemoved = "YES"
+        segmentation.DeidentificationMethod = _METHOD
     with write_whole(path) as temporary, quiet_pydicom():
         segmentation.save_as(temporary)
+
+
+def names_its_patient(path: Path) -> bool:
+    """Whether a SEG names its patient as the source does; raises ScanError when it cannot be read."""
+    with explain_faults("cannot be read", where=path, do="Delete it, and repeat the command"), open(path, "rb") as file:
+        data = read_data_set(file, stop_before_pixels=True, specific_tags=["PatientIdentityRemoved"])
+        return read_text(data, "PatientIdentityRemoved") != "YES"
+
+
+def _keep_geometry(source: pydicom.FileDataset) -> pydicom.FileDataset:
+    """A data set with the source's UIDs and places, its patient's pseudonym, and nothing else."""
+    kept = pydicom.FileDataset("", {}, file_meta=source.file_meta)
+    for keyword in _KEPT:
+        if keyword in source:
+            kept[keyword] = source[keyword]
+    for keyword in _MAY_BE_EMPTY:
+        setattr(kept, keyword, "")
+    kept.PatientID = name_patient(read_text(source, "PatientID").strip() or read_text(source, "StudyInstanceUID"))
+    kept.PatientName = kept.PatientID
+    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        if groups in source:
+            setattr(kept, groups, [_keep_places(group) for group in source[groups].value])
+    return kept
+
+
+def _keep_places(group: pydicom.Dataset) -> pydicom.Dataset:
+    kept = pydicom.Dataset()
+    for name, keywords in _PLACES.items():
+        items = []
+        for item in group.get(name) or ():
+            place = pydicom.Dataset()
+            for keyword in keywords:
+                if keyword in item:
+                    place[keyword] = item[keyword]
+            items.append(place)
+        if items:
+            setattr(kept, name, items)
+    return kept
 
 
 def _order_sources(files: Sequence[Path], labels: NDArray) -> tuple[list[pydicom.FileDataset], NDArray]:

@@ -20,7 +20,7 @@ from dagman.evaluation.splits import Indices, Split, Subset, draw_subset
 from dagman.randomness import address
 from dagman.records.hashes import hash_bytes
 from dagman.records.journal import append_row, read_rows
-from dagman.scans.label_files import write_dicom_labels, write_label_map
+from dagman.scans.label_files import renew_dicom_labels, write_dicom_labels, write_label_map
 from dagman.scans.scan import Scan
 from dagman.tables.structures import Structure
 from dagman.tasks.finetuning import hold_out
@@ -58,6 +58,8 @@ class FoldRunner:
     keep: bool = True
     "Whether a model is kept at all."
     measures: tuple[str, ...] = MEASURES
+    identified: bool = False
+    "Whether DICOM SEGs name the patient as their sources do."
 
     def __post_init__(self) -> None:
         cases = self.contenders[0].cases
@@ -106,6 +108,8 @@ class FoldRunner:
                 self._save(model, contender, [*chosen, *split.val])
             self.kept[key] = rows
             append_row(self.journal, {"key": key, "rows": rows})
+        elif shown:
+            self._renew_maps([contender.cases[index] for index in split.test])
         self.done += 1
         about = {"repeat": split.repeat, "fold": split.fold, "draw": draw, "subset": subset.name}
         return [{**row, **about, "model": contender.name, "method": METHOD} for row in self.kept[key]]
@@ -163,9 +167,18 @@ class FoldRunner:
     def _write_maps(self, model: SegmentationModel, predicted: NDArray[np.uint8], scan: Scan, case: Case) -> None:
         values, path = model.to_values(predicted), self._map_path(case)
         write_label_map(path, values, scan)
-        remark = write_dicom_labels(path.with_name(f"{case.item.name}.dcm"), values, model.names, case.item.scan)
-        if remark and remark not in self.remarks:
-            self.remarks.append(remark)
+        place = path.with_name(f"{case.item.name}.dcm")
+        self._remark(write_dicom_labels(place, values, model.names, case.item.scan, identified=self.identified))
+
+    def _renew_maps(self, cases: Sequence[Case]) -> None:
+        names = {one.values[0]: one.name for one in self.structures}
+        for case in cases:
+            place = self._map_path(case).with_name(f"{case.item.name}.dcm")
+            self._remark(renew_dicom_labels(place, names, case.item.scan, identified=self.identified))
+
+    def _remark(self, text: str) -> None:
+        if text and text not in self.remarks:
+            self.remarks.append(text)
 
     def _map_path(self, case: Case) -> Path:
         return self.out / "predictions" / f"{case.item.name}.nii.gz"

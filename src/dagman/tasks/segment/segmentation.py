@@ -25,6 +25,7 @@ from dagman.records.counts import count_noun
 from dagman.records.files import write_whole
 from dagman.records.hashes import hash_file
 from dagman.records.lock import hold_lock
+from dagman.scans.label_files import describe_identity
 from dagman.tables.labelled_scans import LabelledScans
 from dagman.tables.structures import Structure
 from dagman.tasks.classifier import describe_source
@@ -79,6 +80,8 @@ class SegmentationSettings:
     "Of the bootstrap."
     keep: bool = True
     "Whether a model is trained for `out/model` on all scans, or on the training part of a given split."
+    identified: bool = False
+    "Whether DICOM SEGs name the patient as their sources do, not by a pseudonym."
     device: str = "auto"
     notes: tuple[str, ...] = ()
     "The user's own sentences for the report, such as who drew the labels."
@@ -145,6 +148,7 @@ def segment_scans(
             given=data.splits is not None,
             keep=settings.keep,
             measures=settings.measures,
+            identified=settings.identified,
         )
         rows = pd.DataFrame(runner.run())
         tell("intervals")
@@ -153,6 +157,8 @@ def segment_scans(
         examples = write_examples(out, cases, first, structures, rank_items(first), contenders[0].encoder)
     notes = [*settings.notes, *data.notes, *_note_refused(refused), *said, *_note_encoders(encoders, contenders, splits)]
     notes += [*_note_runs(runner, settings), *_note_missed(rows), *runner.remarks]
+    if said_of_segs := describe_identity(out / "predictions", identified=settings.identified):
+        notes.append(said_of_segs)
     _write_rejected(out, refused)
     write_predictions(out, rows)
     summary = Summary(
