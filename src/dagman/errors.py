@@ -17,6 +17,8 @@ Everything else that is raised is a fault of dagman and keeps its traceback.
 
 from __future__ import annotations
 
+import errno
+
 
 class DagmanError(Exception):
     """What is wrong, where (file, row, key), and what to do, in one line.
@@ -81,3 +83,27 @@ class MissingExtraError(DagmanError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (DagmanError, self.what, self.where, self.do))
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether writing failed for want of space, or of a quota; safetensors and pyarrow give the system's number in "
+    "their text alone."""
+    number = error.errno if isinstance(error, OSError) else None
+    text = str(error)
+    return number in _FULL or any(f"os error {known})" in text or f"[errno {known}]" in text for known in _FULL)
+
+
+def explain_system_error(error: BaseException) -> str | None:
+    """One line for what the system refused: a full disk, or a file that is gone or closed; None for anything else."""
+    name = getattr(error, "filename", None)
+    where = f"{name}: " if name else ""
+    if is_full_disk(error):
+        return f"{where}there is no space left to write in. Free some, then repeat the command."
+    if isinstance(error, OSError) and error.errno is not None and name:
+        return (
+            f"{where}{(error.strerror or 'cannot be used').lower()}. Check that the file and its folder are there and open to you."
+        )
+    return None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import threading
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from dagman.errors import DagmanError, SettingsError
+from dagman.errors import DagmanError, SettingsError, explain_system_error
 from dagman.records.names import suggest_name
 
 _COMMANDS = {
@@ -85,8 +86,15 @@ def start_command(
     """
 
 
+def _report_thread(failure: threading.ExceptHookArgs) -> None:
+    """Leave what the system refused to the main thread, which meets it too: a full disk, a folder that is gone."""
+    if failure.exc_value is None or explain_system_error(failure.exc_value) is None:
+        threading.__excepthook__(failure)
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 2."""
+    threading.excepthook = _report_thread
     try:
         app()
     except DagmanError as error:
@@ -99,3 +107,8 @@ def main() -> None:
         # The reader (head, less) went away: not an error, but Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except Exception as error:
+        if (reason := explain_system_error(error)) is None:
+            raise
+        typer.echo(f"dagman: {reason}", err=True)
+        sys.exit(2)

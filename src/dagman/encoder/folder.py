@@ -21,6 +21,7 @@ from dagman.errors import EncoderError
 from dagman.method.networks import SemanticShape
 from dagman.model import SwinShape
 from dagman.records.files import write_whole
+from dagman.records.hashes import hash_file
 
 FORMAT = 1
 
@@ -86,7 +87,8 @@ def write_encoder(folder: str | Path, config: EncoderConfig, state: dict[str, Te
     with write_whole(folder) as temporary:
         temporary.mkdir()
         save_file(kept, temporary / "model.safetensors", metadata={"format": "pt"})
-        values = {"format": FORMAT, "dagman": __version__, **dataclasses.asdict(config)}
+        checksum = hash_file(temporary / "model.safetensors")
+        values = {"format": FORMAT, "dagman": __version__, "checksum": checksum, **dataclasses.asdict(config)}
         (temporary / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
@@ -101,6 +103,7 @@ def read_config(folder: str | Path) -> EncoderConfig:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = values.pop("format")
         values.pop("dagman")
+        values.pop("checksum", None)
         if version != FORMAT:
             raise EncoderError(
                 f"is of encoder format {version}; this dagman reads {FORMAT}", where=path, do="Use the dagman that wrote it"
@@ -113,7 +116,7 @@ def read_config(folder: str | Path) -> EncoderConfig:
         raise EncoderError(
             "is no encoder: config.json is missing", where=folder, do="Give a run, or its folder `encoder`"
         ) from None
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EncoderError(f"is damaged: {error}", where=path, do="Export the encoder again") from None
 
 
@@ -130,3 +133,16 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
         raise EncoderError("model.safetensors is missing", where=folder, do="Export the encoder again") from None
     except SafetensorError as error:
         raise EncoderError(f"is damaged: {error}", where=path, do="Export the encoder again") from None
+
+
+def check_weights(folder: str | Path) -> None:
+    """Compare the weights' file with the checksum in config.json; folders written before there was one are not checked.
+
+    Raises:
+        EncoderError: It is another file: damaged, or replaced.
+    """
+    folder = Path(folder)
+    checksum = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("checksum")
+    if checksum is not None and hash_file(folder / "model.safetensors") != checksum:
+        what = "is damaged or was replaced: its checksum differs from that in config.json"
+        raise EncoderError(what, where=folder / "model.safetensors", do="Copy the encoder again, or export it again")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dagman.devices import choose_device, choose_precision
 from dagman.encoder.encoder import Encoder
-from dagman.encoder.folder import EncoderConfig, read_config, read_weights
+from dagman.encoder.folder import EncoderConfig, check_weights, read_config, read_weights
 from dagman.errors import EncoderError, SettingsError
 from dagman.method.networks import Network, ProjectorShape, SemanticShape
 from dagman.model import BACKBONES, SwinShape
@@ -61,6 +61,7 @@ def load_encoder(path: str | Path, *, device: str = "auto", precision: str = "fp
         config = read_config(folder)
         network = _build_network(config)
         _fill_weights(network, _rename_old(read_weights(folder), config), folder / "model.safetensors", _REWRITE)
+        check_weights(folder)
     network = network.to(chosen).requires_grad_(False).eval()
     arithmetic = choose_precision(precision, chosen).value
     return Encoder(network=network, config=config, device=chosen, precision=arithmetic, source=str(path))
@@ -193,6 +194,10 @@ def _fill_weights(module: nn.Module, state: dict[str, Tensor], where: Path, do: 
             matched = len(wanted.keys() & state.keys()) - len(unfit)
             text = f"{matched} of {len(wanted)} weights fit; {count_noun(len(names), one, many)}: {listed}"
             raise EncoderError(text, where=where, do=do)
+    broken = sorted(name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all()))
+    if broken:
+        what = f"holds {count_noun(len(broken), 'weight')} that are not finite numbers, {broken[0]} first"
+        raise EncoderError(what, where=where, do="Use an encoder from a step before the run failed")
     module.load_state_dict(state, strict=False)
 
 

@@ -20,7 +20,7 @@ from typing import Literal
 
 from dagman.errors import StoreError
 from dagman.records.files import write_whole
-from dagman.records.hashes import hash_bytes
+from dagman.records.hashes import hash_bytes, hash_file
 from dagman.records.journal import append_row, read_rows
 from dagman.records.lock import hold_lock
 from dagman.records.provenance import write_command
@@ -33,6 +33,8 @@ from dagman.store.preparation import Preparation
 from dagman.store.series import DiskFull, explain_full_disk, explain_write_error, prepare_series
 from dagman.store.workers import run_tasks
 
+CHECKED_BYTES = 4 * 2**30
+"""Bytes of a store up to which a repeated preparation compares every checksum: about three seconds. [ours]"""
 _MODALITIES: dict[str, Modality | None] = {"auto": None, "ct": "CT", "mr": "MR"}
 
 
@@ -98,6 +100,8 @@ def prepare_store(
                 for done, (source, refused) in enumerate(writer.run(todo, workers), start=1):
                     tell(Progress(done=done, total=len(todo), source=source, refused=refused))
             finally:
+                if not (out / "store.json").is_file():
+                    raise StoreError("was deleted while scans were prepared into it", where=out, do="Repeat the command")
                 summary = writer.close(started)
             write_command(out, "prepare", settings=asdict(preparation), inputs=writer.fingerprint(), outcome=_count(summary))
     except OSError as error:
@@ -131,6 +135,7 @@ class _Writer:
         if not (out / "store.json").exists():
             write_info(out, preparation)
         self.rows = read_manifest(out)
+        self.checks_all = sum(row.size for row in self.rows.values()) <= CHECKED_BYTES
         known = {row.source_hash: row.id for row in self.rows.values()}
         known |= {row["source_hash"]: row["id"] for row in read_rows(self.journal) if "source_hash" in row}
         # A file that vanished or was cut short is made again.
@@ -208,8 +213,14 @@ class _Writer:
         self.known[row.source_hash] = row.id
 
     def _is_whole(self, scan_id: str) -> bool:
+        """Whether a scan's file is as its row says: by its checksum where the store is small, else by its size.
+
+        A large store would take minutes to read; there the checksum is compared when a scan is first opened.
+        """
         path = locate_scan(self.out, scan_id)
-        return scan_id in self.rows and path.is_file() and path.stat().st_size == self.rows[scan_id].size
+        if scan_id not in self.rows or not path.is_file() or path.stat().st_size != self.rows[scan_id].size:
+            return False
+        return not self.checks_all or hash_file(path) == self.rows[scan_id].checksum
 
     def _write_rejected(self, refusals: Sequence[Refusal]) -> None:
         """Reasons of this call, and of earlier calls for what was not given now."""
@@ -243,7 +254,7 @@ def _check_folder(out: Path, preparation: Preparation) -> None:
 
 @contextlib.contextmanager
 def _stopping_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the work as Ctrl-C does, so that a job's time limit leaves a whole store."""
+    """Let SIGTERM and SIGHUP end the work as Ctrl-C does, so that a time limit or a lost connection leaves a whole store."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -251,11 +262,12 @@ def _stopping_on_sigterm() -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _count(summary: StoreSummary) -> dict[str, int | float]:

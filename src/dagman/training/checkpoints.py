@@ -20,6 +20,7 @@ from dagman.errors import RunError
 from dagman.method.networks import Network
 from dagman.method.targets import Targets
 from dagman.records.files import write_whole
+from dagman.records.hashes import hash_file
 
 FORMAT = 1
 _HEADS = ("projectors.", "reconstruction.")
@@ -46,6 +47,11 @@ def read_state(run: str | Path) -> dict[str, Any]:
         raise _explain_damage(folder, error) from None
     if version != FORMAT:
         raise RunError(f"is of checkpoint format {version}; this dagman reads {FORMAT}", where=folder)
+    step = values.get("step")
+    if not isinstance(step, int) or folder.name != f"step-{step:06d}":
+        raise _explain_damage(folder, f"state.json is of step {step}")
+    if not isinstance(values.get("log_temperatures"), dict) or not isinstance(values.get("checksums", {}), dict):
+        raise _explain_damage(folder, "state.json lacks its temperatures or checksums")
     return values
 
 
@@ -76,7 +82,8 @@ def save_checkpoint(
         temporary.mkdir()
         for name, content in files.items():
             save_file({k: v.detach().cpu().contiguous() for k, v in content.items()}, temporary / f"{name}.safetensors")
-        values = {"format": FORMAT, "step": step, "log_temperatures": log_temperatures, **state}
+        checksums = {name: hash_file(temporary / f"{name}.safetensors") for name in files}
+        values = {"format": FORMAT, "step": step, "log_temperatures": log_temperatures, "checksums": checksums, **state}
         (temporary / "state.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     for old in list_checkpoints(run)[:-keep]:
         shutil.rmtree(Path(run) / "checkpoints" / f"step-{old:06d}")
@@ -92,6 +99,10 @@ def load_checkpoint(
         RunError: There is none, or it is damaged or of another format version.
     """
     values, folder = read_state(run), _find_newest(run)
+    for name, checksum in values.get("checksums", {}).items():
+        path = folder / f"{name}.safetensors"
+        if path.is_file() and hash_file(path) != checksum:
+            raise _explain_damage(folder, f"the checksum of {path.name} differs from that in state.json")
     try:
         files = {name: load_file(folder / f"{name}.safetensors") for name in ("student", "teacher", "heads", "optimizer")}
         _fill(student, files["student"], _take(files["heads"], "student."))
@@ -111,7 +122,7 @@ def _find_newest(run: str | Path) -> Path:
     return Path(run) / "checkpoints" / f"step-{steps[-1]:06d}"
 
 
-def _explain_damage(folder: Path, error: Exception) -> RunError:
+def _explain_damage(folder: Path, error: Exception | str) -> RunError:
     return RunError(f"is damaged: {error}", where=folder, do="Remove this checkpoint and resume from the one before")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import json
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from dagman import devices
-from dagman.errors import RunError
+from dagman.errors import RunError, is_full_disk
 from dagman.records.counts import count_noun
 from dagman.records.hashes import hash_bytes
 from dagman.records.lock import hold_lock
@@ -104,6 +104,7 @@ def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle
         "scans": len(usable),
         "precision": precision.value,
         "threads": threads.value,
+        "settings": _hash_settings(settings),
     }
     before = read_state(out) if list_checkpoints(out) else state
     _refuse_other_store(out, before, state)
@@ -191,12 +192,27 @@ def _refuse_other_store(out: Path, before: Mapping[str, Any], now: Mapping[str, 
             where=out,
             do="Resume with the same store, or begin in another folder",
         )
+    if before.get("settings", now["settings"]) != now["settings"]:
+        raise RunError(
+            "settings.toml was changed after the last checkpoint was written",
+            where=out,
+            do="Restore the run's own settings, or begin in another folder",
+        )
     if before.get("grid", now["grid"]) != now["grid"]:
         raise RunError(
             "was trained on the same scans prepared in another way, so that views would lie elsewhere",
             where=out,
             do="Resume with the same store, or begin in another folder",
         )
+
+
+def _hash_settings(settings: Settings) -> str:
+    """A fingerprint of the settings that decide the weights."""
+    values = settings.model_dump(mode="json")
+    for key in FREE_TO_CHANGE:
+        section, _, name = key.rpartition(".")
+        del values[section][name]
+    return hash_bytes(json.dumps(values, sort_keys=True).encode())
 
 
 def _hash_grids(store: Store, usable: Sequence[str]) -> str:
@@ -217,27 +233,26 @@ def _list_other_arithmetic(before: Mapping[str, Any], now: Mapping[str, Any]) ->
 
 @contextmanager
 def _explain_full_disk(out: Path) -> Iterator[None]:
-    """One line where the disk is full, or a quota is met: what was whole stays so."""
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    """One line where the disk is full, or the run's folder is gone: what was whole stays so."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        # safetensors gives the number of the system's error in its text alone.
-        number = error.errno if isinstance(error, OSError) else None
-        if number not in full and not any(f"os error {known})" in str(error) for known in full):
+        if not (out / "settings.toml").is_file():
+            raise RunError("was deleted while the run went on", where=out, do="Repeat the command to begin again") from None
+        if not is_full_disk(error):
             raise
-        raise RunError(
-            "there is no space left to write in", where=out, do="Free some, then repeat the command; the last checkpoint is whole"
-        ) from None
+        kept = "the last checkpoint is whole" if list_checkpoints(out) else "no checkpoint had been written"
+        what = "there is no space left to write in"
+        raise RunError(what, where=out, do=f"Free some, then repeat the command; {kept}") from None
 
 
 @contextmanager
 def _stop_kindly(trainer: Trainer) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM lets the step end and a checkpoint be written; the second one stops at once."""
+    """The first Ctrl-C, SIGTERM or SIGHUP lets the step end and a checkpoint be written; the second one stops at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
     def stop(number: int, frame: object) -> None:
         trainer.stop = True

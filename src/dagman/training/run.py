@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import tomli_w
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from dagman.errors import RunError
@@ -58,39 +59,42 @@ class Run:
         path = self.path / "settings.toml"
         try:
             return validate_settings(tomllib.loads(path.read_text(encoding="utf-8")), where=path)
-        except tomllib.TOMLDecodeError as error:
-            raise RunError(f"is damaged: {error}", where=path) from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RunError(f"is damaged: {error}", where=path, do="Restore it from a copy, or begin another run") from None
 
     @property
     def command(self) -> dict[str, Any]:
         """`command.json`, or nothing while the run has not begun."""
         path = self.path / "command.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        except (ValueError, TypeError) as error:
+            raise RunError(f"is damaged: {error}", where=path, do="Remove it; the run can do without it") from None
 
     @property
     def steps(self) -> list[dict[str, Any]]:
         """Rows of `metrics.jsonl`."""
-        return read_rows(self.path / "metrics.jsonl")
+        return _read_steps(self.path / "metrics.jsonl")
 
     @property
     def monitors(self) -> list[dict[str, Any]]:
         """Rows of `monitors.jsonl`."""
-        return read_rows(self.path / "monitors.jsonl")
+        return _read_steps(self.path / "monitors.jsonl")
 
     @property
     def timings(self) -> list[dict[str, Any]]:
         """Rows of `timing.jsonl`."""
-        return read_rows(self.path / "timing.jsonl")
+        return _read_steps(self.path / "timing.jsonl")
 
     @property
     def warnings(self) -> list[dict[str, Any]]:
         """Warnings as rows of step, key and text, each key once."""
-        return [row for row in read_rows(self.path / "notes.jsonl") if row["key"] != "choice"]
+        return [row for row in _read_notes(self.path) if row["key"] != "choice"]
 
     @property
     def choices(self) -> list[str]:
         """What was printed at the start: the run's arithmetic, and each choice with its reason."""
-        return [row["text"] for row in read_rows(self.path / "notes.jsonl") if row["key"] == "choice"]
+        return [row["text"] for row in _read_notes(self.path) if row["key"] == "choice"]
 
     @property
     def last_step(self) -> int:
@@ -112,6 +116,9 @@ class Run:
         """What was kept at a step: view, hidden, attention, attention_heads, reconstruction (as far as they exist), spacing."""
         try:
             return load_file(self.path / "gallery" / f"step-{step:06d}.safetensors")
+        except SafetensorError as error:
+            do = "Remove this file; the page is drawn without it"
+            raise RunError(f"gallery of step {step} is damaged: {error}", where=self.path, do=do) from None
         except FileNotFoundError:
             kept = ", ".join(map(str, self.gallery_steps)) or "none"
             raise RunError(f"kept no views at step {step}", where=self.path, do=f"Steps with views: {kept}") from None
@@ -143,7 +150,10 @@ def rewind_run(folder: Path, step: int, warned: Collection[str]) -> None:
         if (folder / name).exists():
             keep_rows(folder / name, partial(_is_until, last))
     if (folder / "notes.jsonl").exists():
-        keep_rows(folder / "notes.jsonl", lambda row: row["key"] in warned or row["key"].startswith(("choice", "idle", "settings")))
+        keep_rows(
+            folder / "notes.jsonl",
+            lambda row: row.get("key") in warned or str(row.get("key")).startswith(("choice", "idle", "settings")),
+        )
     for path in (folder / "gallery").glob("step-*.safetensors"):
         if int(path.stem.removeprefix("step-")) >= step:
             path.unlink()
@@ -154,4 +164,14 @@ def rewind_run(folder: Path, step: int, warned: Collection[str]) -> None:
 
 
 def _is_until(last: int, row: dict[str, Any]) -> bool:
-    return int(row["step"]) <= last
+    return isinstance(row.get("step"), int) and row["step"] <= last
+
+
+def _read_steps(path: Path) -> list[dict[str, Any]]:
+    return [row for row in read_rows(path) if isinstance(row.get("step"), int)]
+
+
+def _read_notes(folder: Path) -> list[dict[str, Any]]:
+    return [
+        row for row in read_rows(folder / "notes.jsonl") if isinstance(row.get("key"), str) and isinstance(row.get("text"), str)
+    ]
