@@ -62,6 +62,13 @@ def test_no_folder_holds_more_than_a_dozen_files():
     assert {folder: count for folder, count in counts.items() if count > _MOST_FILES} == {}
 
 
+def test_one_module_writes_csv():
+    # A cell that a spreadsheet would run is written in a way of its own; see `records.csv_file`.
+    writers = re.compile(r"\.to_csv\(|csv\.(Dict)?[wW]riter\(")
+    found = {_name(path) for path in _FILES if writers.search(path.read_text(encoding="utf-8"))}
+    assert found == {"src/dagman/records/csv_file.py"}
+
+
 def test_no_file_is_a_bag():
     assert [_name(path) for path in _FILES if set(path.stem.split("_")) & _BAGS or path.parent.name in _BAGS] == []
 

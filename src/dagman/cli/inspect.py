@@ -162,16 +162,12 @@ def _print_table(rows: Sequence[Inspection]) -> None:
 
 
 def _write_results(out: Path, rows: Sequence[Inspection], scans: Sequence[str]) -> None:
-    import csv
-
-    from dagman.records.files import write_text, write_whole
+    from dagman.records.csv_file import write_csv
+    from dagman.records.files import write_text
     from dagman.records.provenance import write_command
 
     cells = [_describe(row) for row in rows]
-    with write_whole(out / "inspect.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(cells[0]))
-        writer.writeheader()
-        writer.writerows(cells)
+    write_csv(out / "inspect.csv", list(cells[0]), [list(cell.values()) for cell in cells])
     write_text(out / "inspect.html", _render(rows, cells, scans))
     write_command(out, "inspect", settings={"scans": list(scans)}, outcome=_count(rows))
 

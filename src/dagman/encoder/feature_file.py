@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from dagman.encoder.items import FeatureRow, RefusedItem
 from dagman.encoder.pooling import Pooling
 from dagman.errors import TableError, TaskError
 from dagman.records.counts import count_noun
+from dagman.records.csv_file import protect_cell, write_csv
 from dagman.records.files import write_whole
 from dagman.store.crops import CropSpec
 
@@ -73,9 +73,12 @@ def write_features(
     schema = pa.schema(fields, metadata={_KEY: json.dumps(provenance, default=str).encode()})
     seen = set(encoder.config.scans_seen)
     count = 0
-    with write_whole(path) as temporary, _open_writer(path, temporary, schema) as writer:
+    is_csv = Path(path).suffix.lower() == ".csv"
+    open_writer = pa.csv.CSVWriter if is_csv else pq.ParquetWriter
+    with write_whole(path) as temporary, open_writer(temporary, schema) as writer:
         for group in _group_rows(rows, refused):
-            writer.write_table(_build_table(group, schema, seen))
+            table = _build_table(group, schema, seen)
+            writer.write_table(_protect_text(table) if is_csv else table)
             count += len(group)
         if not count:
             first = f"; the first: {refused[0].item.name}: {refused[0].reason}" if refused else ""
@@ -83,16 +86,9 @@ def write_features(
     return count
 
 
-def _open_writer(path: str | Path, temporary: Path, schema: pa.Schema) -> pq.ParquetWriter | pa.csv.CSVWriter:
-    if Path(path).suffix.lower() == ".csv":
-        return pa.csv.CSVWriter(temporary, schema)
-    return pq.ParquetWriter(temporary, schema)
-
-
 def write_refused(path: str | Path, refused: Sequence[tuple[str, str]]) -> None:
     """Write (source, reason) rows as CSV; an earlier file is replaced, also by an empty list."""
-    with write_whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("source", "reason"), *refused])
+    write_csv(path, ["source", "reason"], refused)
 
 
 def read_features(path: str | Path) -> FeatureFile:
@@ -131,6 +127,14 @@ def _group_rows(rows: Iterable[FeatureRow | RefusedItem], refused: list[RefusedI
             group = []
     if group:
         yield group
+
+
+def _protect_text(table: pa.Table) -> pa.Table:
+    """The table with its text as CSV holds it; see `records.csv_file`."""
+    for place, (name, kind) in enumerate(_ITEM_FIELDS):
+        if kind == pa.string():
+            table = table.set_column(place, name, pa.array([protect_cell(text) for text in table[name].to_pylist()], type=kind))
+    return table
 
 
 def _build_table(group: Sequence[FeatureRow], schema: pa.Schema, seen: set[str]) -> pa.Table:

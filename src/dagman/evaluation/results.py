@@ -19,7 +19,8 @@ import pandas as pd
 
 from dagman.errors import TaskError
 from dagman.evaluation.statistics import Difference, Interval
-from dagman.records.files import write_json, write_whole
+from dagman.records.csv_file import restore_frame, write_frame
+from dagman.records.files import write_json
 from dagman.records.provenance import write_command
 
 FORMAT = 1
@@ -75,8 +76,7 @@ def write_predictions(folder: str | Path, rows: Sequence[dict[str, Any]] | pd.Da
     if missing:
         raise ValueError(f"predictions lack {missing}")
     own = [name for name in frame.columns if name not in PREDICTION_COLUMNS]
-    with write_whole(Path(folder) / "predictions.csv") as temporary:
-        frame[[*PREDICTION_COLUMNS, *own]].to_csv(temporary, index=False)
+    write_frame(Path(folder) / "predictions.csv", frame[[*PREDICTION_COLUMNS, *own]])
 
 
 def write_summary(folder: str | Path, summary: Summary) -> None:
@@ -151,7 +151,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise TaskError(f"{path.name} is missing", where=path.parent, do="Repeat the task")
     # Text stays text: a patient 007 and the labels 1 and None must compare with the table's.
-    return pd.read_csv(path, dtype=dict.fromkeys((*_TEXT_COLUMNS, "part"), str), keep_default_na=False, na_values=[""])
+    read = pd.read_csv(path, dtype=dict.fromkeys((*_TEXT_COLUMNS, "part"), str), keep_default_na=False, na_values=[""])
+    return restore_frame(read)
 
 
 def _to_plain(value: Any) -> Any:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from dagman.errors import TaskError
 from dagman.randomness import address
 from dagman.records.counts import count_noun
-from dagman.records.files import write_whole
+from dagman.records.csv_file import restore_frame, write_csv
 
 Indices = NDArray[np.int64]
 
@@ -189,13 +189,12 @@ def write_splits(path: str | Path, splits: Sequence[Split], names: Sequence[str]
         for part in ("train", "val", "test")
         for i in getattr(split, part)
     ]
-    with write_whole(path) as temporary:
-        pd.DataFrame(rows, columns=["repeat", "fold", "item", "patient", "part"]).to_csv(temporary, index=False)
+    write_csv(path, ["repeat", "fold", "item", "patient", "part"], rows)
 
 
 def read_splits(path: str | Path, names: Sequence[str]) -> list[Split]:
     """The splits of a splits.csv as indices into `names`; raises TaskError if the items are others."""
-    frame = pd.read_csv(path, dtype={"item": str, "patient": str, "part": str}, keep_default_na=False)
+    frame = restore_frame(pd.read_csv(path, dtype={"item": str, "patient": str, "part": str}, keep_default_na=False))
     places = {name: i for i, name in enumerate(names)}
     if set(frame["item"]) != set(names):
         raise TaskError("the splits are of other items than the table's", where=path, do="Choose another --out, or the same table")

@@ -6,7 +6,6 @@ What the store holds depends on the scans alone: not on their order, the number 
 from __future__ import annotations
 
 import contextlib
-import csv
 import os
 import shutil
 import signal
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from dagman.errors import StoreError
-from dagman.records.files import write_whole
+from dagman.records.csv_file import read_csv, write_csv
 from dagman.records.hashes import hash_bytes, hash_file
 from dagman.records.journal import append_row, read_rows
 from dagman.records.lock import hold_lock
@@ -228,13 +227,9 @@ class _Writer:
         path = self.out / "rejected.csv"
         if path.exists():
             given = {one.source for one in self.series}
-            with open(path, newline="", encoding="utf-8") as file:
-                earlier = {row["source"]: row["reason"] for row in csv.DictReader(file)}
+            earlier = {row["source"]: row["reason"] for row in read_csv(path)}
             reasons = {source: reason for source, reason in earlier.items() if source not in given} | reasons
-        with write_whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(["source", "reason"])
-            table.writerows(sorted(reasons.items()))
+        write_csv(path, ["source", "reason"], sorted(reasons.items()))
 
 
 def _check_folder(out: Path, preparation: Preparation) -> None:

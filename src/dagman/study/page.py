@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from dagman.records.files import write_text, write_whole
+from dagman.records.csv_file import write_frame
+from dagman.records.files import write_text
 from dagman.reports.page import Block, DataTable, Listing, Section, Text, Verdict, render_page
 from dagman.study.execution import read_seconds
 from dagman.study.plan import Job, Study
@@ -21,8 +22,7 @@ _ALPHA = 0.05
 def write_study(study: Study, jobs: Sequence[Job], rows: Sequence[Row], differences: Sequence[PairedDifference], out: Path) -> Path:
     """Write `report.html`, `study.csv` (every number) and `differences.csv` into `out`; returns the page's path."""
     for name, values in (("study.csv", rows), ("differences.csv", differences)):
-        with write_whole(out / name) as temporary:
-            pd.DataFrame([vars(row) for row in values]).to_csv(temporary, index=False)
+        write_frame(out / name, pd.DataFrame([vars(row) for row in values]))
     path = out / "report.html"
     write_text(path, render_study(study, jobs, rows, differences, out))
     return path

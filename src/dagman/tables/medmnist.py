@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from dagman.errors import TableError
+from dagman.records.csv_file import write_frame
 from dagman.records.files import write_whole
 
 _DEFLATE = 1032
@@ -123,8 +124,7 @@ def import_medmnist(
                 row["label"] = known.classes[value] if value < len(known.classes) else str(value)
                 # The middle of the cube is the origin of its affine.
                 rows.append({**row, **({f"center_{axis}_mm": 0.0 for axis in "xyz"} if known.is_central else {})})
-    with write_whole(out / "table.csv") as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n")
+    write_frame(out / "table.csv", pd.DataFrame(rows))
     return MedmnistSummary(
         table=out / "table.csv",
         items={split: len(arrays[f"{split}_labels"]) for split in SPLITS},

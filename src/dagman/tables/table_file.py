@@ -13,6 +13,7 @@ import pandas as pd
 
 from dagman.errors import MissingExtraError, TableError
 from dagman.records.counts import list_some
+from dagman.records.csv_file import restore_cell
 
 _PARQUET = (".parquet", ".pq")
 _EXCEL = (".xlsx", ".xlsm")
@@ -61,7 +62,7 @@ def _parse_csv(path: Path, text: str) -> tuple[list[str], Rows, str]:
         separator, text = (first.strip().strip('"')[4:] or "\t"), rest
     try:
         lines = csv.reader(text.splitlines(keepends=True), delimiter=separator, skipinitialspace=True, strict=True)
-        rows = [[cell.strip() for cell in line] for line in lines if any(cell.strip() for cell in line)]
+        rows = [[restore_cell(cell.strip()) for cell in line] for line in lines if any(cell.strip() for cell in line)]
     except (csv.Error, ValueError) as error:
         raise TableError(f"cannot be read as a table ({error})", where=path, do="Save it as CSV or Parquet") from None
     if not rows:

@@ -13,7 +13,7 @@ from dagman.encoder.items import list_scans
 from dagman.errors import DagmanError, TableError, TaskError
 from dagman.evaluation.segmentation_metrics import measure_volume
 from dagman.records.counts import count_noun, list_some
-from dagman.records.files import write_whole
+from dagman.records.csv_file import write_frame
 from dagman.records.hashes import hash_bytes
 from dagman.records.journal import append_row, read_rows
 from dagman.records.lock import hold_lock
@@ -97,9 +97,9 @@ def predict_scans(
     task, apply = next((task, apply) for file, (task, apply) in APPLIERS.items() if (folder / file).is_file())
     with hold_lock(out, TaskError):
         applied = apply(folder, scans, out, settings, tell)
-        _write_csv(out / "predictions.csv", pd.DataFrame(applied.rows))
+        write_frame(out / "predictions.csv", pd.DataFrame(applied.rows))
         refused = [(one.source, one.reason) for one in applied.refused]
-        _write_csv(out / "rejected.csv", pd.DataFrame(refused, columns=["source", "reason"]))
+        write_frame(out / "rejected.csv", pd.DataFrame(refused, columns=["source", "reason"]))
         count = len({row["item"] for row in applied.rows})
         outcome = {"task": task, "predicted": count, "refused": len(refused), "notes": list(applied.notes)}
         write_command(
@@ -269,8 +269,3 @@ def _join_clinical(items: Sequence[Item], path: Path, names: Sequence[str], pati
         raise TableError(f"has no patient {list_some(absent)}", where=path, do=do)
     merged = {name: merge_clinical(of) for name, of in rows.items()}
     return [replace(item, clinical=merged[item.patient]) for item in items]
-
-
-def _write_csv(path: Path, frame: pd.DataFrame) -> None:
-    with write_whole(path) as temporary:
-        frame.to_csv(temporary, index=False)

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from dagman.errors import ScanError
 from dagman.randomness import generator
+from dagman.records.csv_file import write_frame
 from dagman.records.files import write_whole
 from dagman.scans.phantom.anatomy import ORGANS, Habitus
 from dagman.scans.phantom.body import paint_body
@@ -284,5 +285,4 @@ def _write_image(path: Path, voxels: np.ndarray, affine: np.ndarray, target: np.
 
 
 def _write_table(path: Path, rows: list[dict[str, object]]) -> None:
-    with write_whole(path) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n")
+    write_frame(path, pd.DataFrame(rows))

@@ -15,6 +15,7 @@ import pandas as pd
 
 from dagman.errors import DagmanError, TableError
 from dagman.records.counts import count_noun
+from dagman.records.csv_file import write_frame
 from dagman.records.files import write_whole
 from dagman.scans.discovery import Refusal, Series, find_series
 from dagman.tables.lidc.annotations import TRAITS, Message, read_message
@@ -211,5 +212,4 @@ def _write_mask(path: Path, grid: Grid, nodules: Sequence[tuple[int, np.ndarray]
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, object]], columns: Sequence[str]) -> None:
-    with write_whole(path) as temporary:
-        pd.DataFrame(rows, columns=list(columns)).to_csv(temporary, index=False, lineterminator="\n")
+    write_frame(path, pd.DataFrame(rows, columns=list(columns)))

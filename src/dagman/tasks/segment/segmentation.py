@@ -22,7 +22,7 @@ from dagman.evaluation.segmentation_scores import MEASURES, METHOD, agree_volume
 from dagman.evaluation.splits import Split, find_largest_count, list_subsets, name_overlap, plan_splits, write_splits
 from dagman.evaluation.statistics import bootstrap_difference, correct_holm
 from dagman.records.counts import count_noun
-from dagman.records.files import write_whole
+from dagman.records.csv_file import write_csv
 from dagman.records.hashes import hash_file
 from dagman.records.lock import hold_lock
 from dagman.scans.label_files import describe_identity
@@ -329,5 +329,4 @@ def _note_missed(rows: pd.DataFrame) -> list[str]:
 
 def _write_rejected(out: Path, refused: Sequence[RefusedScan]) -> None:
     rows = [(one.item.name, str(one.item.scan), one.reason) for one in refused]
-    with write_whole(out / "rejected.csv") as path:
-        pd.DataFrame(rows, columns=["item", "scan", "reason"]).to_csv(path, index=False)
+    write_csv(out / "rejected.csv", ["item", "scan", "reason"], rows)
