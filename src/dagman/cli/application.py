@@ -95,6 +95,8 @@ def _report_thread(failure: threading.ExceptHookArgs) -> None:
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 2."""
     threading.excepthook = _report_thread
+    # Before torch is loaded: its threads wait for one another in a spin, which made a step six times as long on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except DagmanError as error:
