@@ -90,7 +90,7 @@ def renew_dicom_labels(path: Path, names: dict[int, str], source: str | Path, *,
             return ""
         beside = path.with_suffix(".nii.gz")
         with explain_faults("cannot be read", where=beside, do="Delete it, and repeat the command"):
-            labels = np.asarray(nib.load(beside).dataobj)
+            labels = np.asarray(nib.nifti1.Nifti1Image.from_filename(beside).dataobj)
     except DagmanError as error:
         return f"{path.stem}: the DICOM SEG was not written again: {error}"
     return write_dicom_labels(path, labels, names, source, identified=identified)

@@ -149,8 +149,8 @@ def _apply_segmentation(
                 kept[key] = _segment_one(model, scan, item, out, settings, notes)
                 append_row(journal, {"key": key, "rows": kept[key]})
             else:
-                place = out / "predictions" / f"{item.name}.dcm"
-                _note_once(notes, renew_dicom_labels(place, model.names, item.scan, identified=settings.identified))
+                written = out / "predictions" / f"{item.name}.dcm"
+                _note_once(notes, renew_dicom_labels(written, model.names, item.scan, identified=settings.identified))
             rows += kept[key]
         except DagmanError as error:
             refused.append(Refusal.from_error(str(item.scan), error))

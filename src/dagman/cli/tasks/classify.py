@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids
+from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids, Weights
 
 app = typer.Typer(add_completion=False)
 
@@ -43,6 +43,7 @@ def run_classification(
     store: Annotated[Path | None, typer.Option(help="Store that holds the scans which the table names by id.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder in which vectors are kept by content. Default: OUT/features.")] = None,
     seed: Annotated[int, typer.Option(help="Of folds, draws and fits.")] = 0,
+    weights: Weights = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
 ) -> None:
@@ -61,7 +62,7 @@ def run_classification(
     from dagman.tasks.finetuning import FinetuneSettings
     from dagman.tasks.models import parse_model
 
-    spec = parse_model(model)
+    spec = parse_model(model, weights=weights)
     settings = ClassificationSettings(
         methods=split_names(method),
         folds=folds,

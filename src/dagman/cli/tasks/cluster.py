@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids
+from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids, Weights
 
 app = typer.Typer(add_completion=False)
 
@@ -40,6 +40,7 @@ def run_clustering(
     store: Annotated[Path | None, typer.Option(help="Store that holds the scans which the table names by id.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder in which vectors are kept by content. Default: OUT/features.")] = None,
     seed: Annotated[int, typer.Option(help="Of maps and clusters.")] = 0,
+    weights: Weights = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
 ) -> None:
@@ -61,7 +62,7 @@ def run_clustering(
 
     if label and labels:
         raise SettingsError("both --label and --labels were given", do="Give a column of kinds, or names of label values")
-    spec = parse_model(model)
+    spec = parse_model(model, weights=weights)
     settings = ClusteringSettings(map=map, neighbours=neighbours, seed=seed, crop=CropSpec(crop_mm, crop_spacing), device=device)
     opened, stored_ids = open_store(store)
     read = read_table(

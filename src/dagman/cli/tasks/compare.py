@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids
+from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids, Weights
 
 app = typer.Typer(add_completion=False)
 
@@ -52,6 +52,7 @@ def run_comparison(
     store: Annotated[Path | None, typer.Option(help="Store that holds the scans which the table names by id.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder in which vectors are kept by content. Default: OUT/features.")] = None,
     seed: Annotated[int, typer.Option(help="Of folds, draws and fits.")] = 0,
+    weights: Weights = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print measures and differences as JSON.")] = False,
 ) -> None:
@@ -77,7 +78,7 @@ def run_comparison(
 
     *models, table = models_and_table
     request = ComparisonRequest(
-        models=tuple(parse_model(text) for text in models),
+        models=tuple(parse_model(text, weights=weights) for text in models),
         table=Path(table),
         out=out,
         label=label,

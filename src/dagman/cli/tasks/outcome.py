@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids
+from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids, Weights
 
 app = typer.Typer(add_completion=False)
 
@@ -42,6 +42,7 @@ def run_outcome(
     store: Annotated[Path | None, typer.Option(help="Store that holds the scans which the table names by id.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder in which vectors are kept by content. Default: OUT/features.")] = None,
     seed: Annotated[int, typer.Option(help="Of folds, draws and fits.")] = 0,
+    weights: Weights = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
 ) -> None:
@@ -71,7 +72,7 @@ def run_outcome(
     from dagman.tasks.outcome.time_to_event import OutcomeSettings, predict_outcome
 
     predict = predict_response if label else predict_outcome
-    spec = parse_model(model)
+    spec = parse_model(model, weights=weights)
     settings = OutcomeSettings(
         methods=split_names(method) or ("cox",),
         folds=folds,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dagman.cli.tasks.task_options import Identified, Ids
+from dagman.cli.tasks.task_options import Identified, Ids, Weights
 
 app = typer.Typer(add_completion=False)
 
@@ -66,6 +66,7 @@ def run_segmentation(
         list[str] | None, typer.Option(help="A sentence for the report, such as who drew the labels; repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of folds, draws and fits.")] = 0,
+    weights: Weights = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
 ) -> None:
@@ -98,7 +99,7 @@ def run_segmentation(
     *models, table = models_and_table
     if not models:
         raise SettingsError("segment takes an encoder and a table", do=f"Name an encoder before {table}, such as scratch:tiny")
-    specs = [parse_model(text) for text in models]
+    specs = [parse_model(text, weights=weights) for text in models]
     counts = split_counts("shots", shots)
     if shares is None:
         shares = "" if counts else "100"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dagman.store.manifest import Store
 
 CropMm = Annotated[float | None, typer.Option(help="Side in mm of crops around structures. Default: from their size.")]
+Weights = Annotated[str, typer.Option(help="Whose weights of a run are read: teacher, student, or auto (the teacher's).")]
 CropSpacing = Annotated[float | None, typer.Option(help="Voxel size in mm of these crops. Default: from their size.")]
 Ids = Annotated[
     str,
