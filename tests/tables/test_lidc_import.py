@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from dagman.errors import TableError
 from dagman.scans.reading import read_scan
 from dagman.tables.items import load_mask
 from dagman.tables.lidc import import_lidc
+from dagman.tables.lidc.annotations import DEEPEST, read_message
 from dagman.tables.table import read_table
 
 _SHAPE, _SPACING, _ORIGIN = (48, 40, 8), (0.7, 0.7, 2.5), (-20.0, -30.0, 100.0)
@@ -258,3 +260,45 @@ def test_the_command_writes_the_table_and_says_what_it_left_out(study, tmp_path)
     wrong = subprocess.run([*command[:-1], "low"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert wrong.stderr.strip() == "dagman: --benign is 'low'. Give a range of malignancies from 1 to 5, such as 1-3."
+
+
+_READING = f"<LidcReadMessage><SeriesInstanceUid>{_SERIES}</SeriesInstanceUid>{{}}</LidcReadMessage>"
+
+
+def _grow(levels: int) -> str:
+    """A document whose entities would unpack to ten to the power of `levels` signs."""
+    names = [chr(ord("a") + level) for level in range(levels)]
+    first = f'<!ENTITY {names[0]} "{10 * "x"}">'
+    rest = "".join(f'<!ENTITY {name} "{10 * f"&{before};"}">' for before, name in itertools.pairwise(names))
+    return f"<!DOCTYPE LidcReadMessage [{first}{rest}]>{_READING.format(f'&{names[-1]};')}"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (_grow(9), "DOCTYPE"),
+        # Small enough that the parser itself would let it pass.
+        (_grow(2), "DOCTYPE"),
+        ('<!DOCTYPE l [<!ENTITY other SYSTEM "{place}">]>' + _READING.format("&other;"), "DOCTYPE"),
+        ('<!DOCTYPE l SYSTEM "{place}">' + _READING.format(""), "DOCTYPE"),
+        ('<!DOCTYPE l [<!ENTITY % other SYSTEM "{place}"> %other;]>' + _READING.format(""), "DOCTYPE"),
+        (_READING.format("&other;"), "undefined entity"),
+        (_READING.format(200_000 * "<a>" + 200_000 * "</a>"), "32 deep and more"),
+        (_READING.format(200_000 * "<a>"), "32 deep and more"),
+    ],
+)
+def test_xml_that_grows_leads_elsewhere_or_goes_deep_is_refused_by_the_parser(tmp_path, text, reason):
+    (tmp_path / "secret.txt").write_text("SECRET")
+    path = tmp_path / "reading.xml"
+    path.write_text(text.replace("{place}", (tmp_path / "secret.txt").as_uri()))
+    with pytest.raises(TableError, match=reason) as caught:
+        read_message(path)
+    assert "SECRET" not in str(caught.value)
+
+
+def test_a_plain_reading_passes_the_same_parser_as_deep_as_it_may_go(tmp_path):
+    path = tmp_path / "reading.xml"
+    path.write_text(_READING.format((DEEPEST - 1) * "<a>" + (DEEPEST - 1) * "</a>"))
+    message = read_message(path)
+    assert message is not None
+    assert message.series_uid == _SERIES

@@ -9,6 +9,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,8 @@ TRAITS = {
     "texture": "texture",
 }
 """Names of the ratings (whole numbers from 1 to 5 or 6) in the XML, and in our tables."""
+DEEPEST = 32
+"""Elements in one another that are read; a reading has 6. [ours]"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +63,33 @@ class Message:
     others: int
 
 
+class _PlainTree(ET.TreeBuilder):
+    """Builds a tree of elements alone: what could grow, or lead to other files, is declared in a DOCTYPE, and LIDC's has none."""
+
+    depth = 0
+
+    def start(self, tag: str, attrs: dict[Any, Any], /) -> ET.Element:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise ValueError(f"elements lie in one another {DEEPEST} deep and more")
+        return super().start(tag, attrs)
+
+    def end(self, tag: str, /) -> ET.Element:
+        self.depth -= 1
+        return super().end(tag)
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise ValueError("it has a DOCTYPE, which a reading never has")
+
+
 def read_message(path: Path) -> Message | None:
     """Read an annotation file of a CT; None for XML of another kind.
 
     Raises TableError when the file is no XML or lacks what it must have.
     """
     try:
-        root = ET.parse(path).getroot()
-    except (ET.ParseError, OSError) as error:
+        root = ET.parse(path, parser=ET.XMLParser(target=_PlainTree())).getroot()
+    except (ET.ParseError, OSError, ValueError) as error:
         raise TableError(f"cannot be read as XML ({error})", where=path, do="Download it again") from error
     if _bare_name(root) != "LidcReadMessage":
         return None
