@@ -4,35 +4,48 @@ from __future__ import annotations
 
 import pytest
 
-from dagman.reports.demo_report import DemoTask, explain_scores, tabulate_scores
-from dagman.tasks.probing import ProbeScore
+from dagman.reports.demo_report import conclude, tabulate_comparisons
+from dagman.tasks.seeds import SeedComparison
 
 
-def _make_task(pretrained: tuple[float, ...], fresh: tuple[float, ...], size: float = 0.5) -> DemoTask:
-    held = {"pretrained": pretrained, "fresh": fresh, "size alone": (size,) * len(fresh)}
-    scores = [ProbeScore(model=model, probe="linear", values=values) for model, values in held.items()]
-    return DemoTask(title="Nodule", measure="AUC", scores=scores)
+def _compare(pretrained: tuple[float, ...], fresh: tuple[float, ...], question: str = "organs", **more) -> SeedComparison:
+    return SeedComparison(question=question, measure="Dice", pretrained=pretrained, fresh=fresh, **more)
 
 
-def test_one_seed_has_no_spread_and_proves_nothing():
-    task = _make_task((0.81,), (0.80,))
-    assert tabulate_scores(task)[1] == [["pretrained", "0.810"], ["fresh", "0.800"], ["size alone", "0.500"]]
-    assert explain_scores(task) == [
-        ("warn", "Nodule, linear: one seed, which tells nothing of chance: pretrained less fresh +0.010.")
-    ]
+_BETTER = _compare((0.50, 0.61, 0.70), (0.40, 0.50, 0.60), "liver")
+_OPEN = _compare((0.50, 0.60, 0.70), (0.50, 0.55, 0.72), "heart")
+_WORSE = _compare((0.40, 0.50, 0.61), (0.50, 0.60, 0.70), "spleen")
+
+
+def test_the_interval_is_students_of_the_paired_differences():
+    # Differences 0.10, 0.11, 0.10: mean 0.31 / 3, deviation 0.01 / sqrt(3); t of 2 degrees of freedom at 97.5 % is 4.302653.
+    low, high = _BETTER.interval
+    half = 4.302653 * (0.01 / 3**0.5) / 3**0.5
+    assert (low, high) == (pytest.approx(0.31 / 3 - half), pytest.approx(0.31 / 3 + half))
+    assert (_BETTER.outcome, _OPEN.outcome, _WORSE.outcome) == ("better", "open", "worse")
+
+
+def test_less_is_better_where_it_is_an_error():
+    restored = _compare((0.84, 0.85, 0.86), (1.09, 1.10, 1.12), rising=False)
+    assert restored.difference < 0
+    assert restored.outcome == "better"
+
+
+def test_one_seed_has_no_spread_and_claims_nothing():
+    one = _compare((0.81,), (0.20,), others=(("raw pixels", 0.9),))
+    assert tabulate_comparisons([one]) == [["organs", "Dice", "0.810", "0.200", "+0.610", "raw pixels 0.900"]]
+    assert conclude([one]) == ("warn", "One seed says nothing of chance, so no difference is claimed.")
 
 
 @pytest.mark.parametrize(
-    ("pretrained", "size", "level", "words"),
+    ("comparisons", "level", "sentence"),
     [
-        ((0.9, 0.8), 0.5, "ok", "pretraining helps at every seed, by +0.150 on average."),
-        ((0.9, 0.8), 0.99, "warn", "pretraining helps at every seed, by +0.150 on average; "
-            "size alone is better still (0.990 against 0.850)."),
-        ((0.6, 0.6), 0.5, "warn", "the fresh encoder wins at every seed, by 0.100 on average."),
-        ((0.8, 0.7), 0.5, "warn", "pretraining changes little (+0.050 on average, 1 of 2 seeds better)."),
+        ([_BETTER], "ok", "Pretraining improved: liver."),
+        ([_OPEN, _OPEN], "warn", "Nothing was gained: no difference is larger than what 3 seeds differ by."),
+        ([_BETTER, _OPEN], "ok", "Pretraining improved: liver; no difference beyond what 3 seeds differ by: heart."),
+        ([_BETTER, _WORSE], "warn", "Pretraining improved: liver; pretraining harmed: spleen."),
     ],
-)  # fmt: skip
-def test_several_seeds_are_told_as_they_fell(pretrained, size, level, words):
-    task = _make_task(pretrained, (0.7, 0.7), size)
-    assert explain_scores(task) == [(level, f"Nodule, linear: {words}")]
-    assert "±" in tabulate_scores(task)[1][0][1]
+)
+def test_several_seeds_are_described_as_they_fell(comparisons, level, sentence):
+    assert conclude(comparisons) == (level, sentence)
+    assert "±" in tabulate_comparisons(comparisons)[0][2]

@@ -1,125 +1,197 @@
-"""The demo's page: what was done, what the probes say, in numbers and in words, and where each run's page lies."""
+"""The demo's page: pictures first, then one table with what it says in words, then the detail."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dagman.records.counts import count_noun
+import numpy as np
+from numpy.typing import NDArray
+
+from dagman.records.counts import count_noun, list_some
 from dagman.records.files import write_text
-from dagman.reports.page import Block, DataTable, Listing, Section, Text, Verdict, render_page
-from dagman.reports.run.run_page import show_gallery
-from dagman.tasks.probing import ProbeScore
+from dagman.reports.figures.encoding import encode_png
+from dagman.reports.figures.planes import CONVENTION, Contour, draw_three_planes
+from dagman.reports.figures.views import draw_summary
+from dagman.reports.names import format_interval
+from dagman.reports.page import Block, DataTable, Figure, Level, Listing, Section, Text, Verdict, render_page
+from dagman.reports.run.run_page import judge_run, show_gallery
+from dagman.reports.run.verdicts import summarize_verdicts
+from dagman.reports.style import CYCLE
+from dagman.settings.tree import UNIT
+from dagman.tasks.seeds import SeedComparison, describe_values
 from dagman.training.run import Run
 
-PRETRAINED, FRESH = "pretrained", "fresh"
+_WINDOW = (-1000.0, 400.0)
+"""HU shown black and white."""
+COLUMNS = ("question", "measure", "pretrained", "fresh", "difference (95 % interval)", "without a network")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outlined:
+    """A crop (X Y Z, RAS+, HU) with true and predicted classes; class i is names[i - 1]. spacing in mm."""
+
+    voxels: NDArray[np.int16]
+    truth: NDArray[np.uint8]
+    predicted: NDArray[np.uint8]
+    spacing: float
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoTask:
-    """A probed question: its scores, and the measure they are given in."""
+class Demo:
+    """What the page shows: runs, one a seed; comparisons over the seeds; seconds of each part; a segmented crop."""
 
-    title: str
-    measure: str
-    scores: Sequence[ProbeScore]
+    runs: Sequence[Run]
+    comparisons: Sequence[SeedComparison]
+    seconds: Mapping[str, float]
+    held_out: int
+    few_shot_steps: int
+    example: Outlined | None = None
 
 
-def write_demo_report(folder: Path, runs: Sequence[Run], tasks: Sequence[DemoTask], seconds: Mapping[str, float]) -> Path:
+def write_demo_report(folder: Path, demo: Demo) -> Path:
     """Write `report.html` into the demo's folder and return its path."""
     path = folder / "report.html"
-    write_text(path, render_demo(runs, tasks, seconds))
+    write_text(path, render_demo(demo))
     return path
 
 
-def render_demo(runs: Sequence[Run], tasks: Sequence[DemoTask], seconds: Mapping[str, float]) -> str:
+def render_demo(demo: Demo) -> str:
     """The page as HTML."""
-    settings = runs[0].settings
+    settings = demo.runs[0].settings
+    seeds = count_noun(len(demo.runs), "seed")
     lead = (
-        f"The whole road on synthetic CTs: {count_noun(len(runs), 'pretraining')} of the `{settings.size}` encoder by "
-        f"`{settings.method}`, {settings.train.steps} steps of {settings.train.batch} views each, then probes of frozen features. "
-        f"{sum(seconds.values()) / 60:.1f} minutes in all. Means over seeds with their standard deviation, as they fell."
+        f"A `{settings.size}` encoder was pretrained by `{settings.method}` for {settings.train.steps} steps of "
+        f"{settings.train.batch} views on synthetic CTs, with {seeds}, and compared with the same network in its first, random "
+        f"weights. {sum(demo.seconds.values()) / 60:.1f} minutes in all."
     )
+    level, sentence = conclude(demo.comparisons)
+    table = DataTable(COLUMNS, tabulate_comparisons(demo.comparisons))
     sections = [
-        Section("What the probes say", [block for task in tasks for block in _show_task(task)]),
-        Section("Did pretraining work?", _judge_runs(runs)),
-        *show_gallery(runs[0], settings),
-        Section("The runs", [Listing([f"runs/{run.path.name}/report.html: seed {run.settings.seed}" for run in runs])]),
-        Section("Time", [DataTable(["part", "seconds"], [[part, round(value, 1)] for part, value in seconds.items()])]),
+        Section("What it looks like", [*_show_view(demo.runs[0]), *_show_example(demo.example)]),
+        Section("What pretraining changed", [table, Verdict(level, sentence)]),
+        Section("How the table was made", _explain(demo)),
+        Section("Attention before and after", _tabulate_attention(demo.runs)),
+        Section("Are the runs healthy?", _judge_runs(demo.runs)),
+        *show_gallery(demo.runs[0], settings),
+        Section("Pages of the parts", [Listing(_list_pages(demo))]),
+        Section("Time", [DataTable(["part", "seconds"], [[part, round(value, 1)] for part, value in demo.seconds.items()])]),
     ]
     return render_page("dagman demo", lead, sections, footer="Made by `dagman demo`. This page loads nothing from elsewhere.")
 
 
-def tabulate_scores(task: DemoTask) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of a task's table: a row a model, a column a probe, "mean ± deviation" (of one seed the value alone)."""
-    probes = list(dict.fromkeys(score.probe for score in task.scores))
-    models = list(dict.fromkeys(score.model for score in task.scores))
-    by_key = {(score.model, score.probe): score for score in task.scores}
-    rows = [[model, *(_state(by_key[model, p]) for p in probes)] for model in models]
-    return ["model", *probes], rows
+def tabulate_comparisons(comparisons: Sequence[SeedComparison]) -> list[list[str]]:
+    """Rows under COLUMNS: means with their standard deviation over seeds, and the paired difference with its interval."""
+    return [
+        [
+            one.question,
+            one.measure,
+            describe_values(one.pretrained),
+            describe_values(one.fresh),
+            format_interval(one.difference, *(one.interval or (np.nan, np.nan)), sign=True),
+            ", ".join(f"{name} {value:.3f}" for name, value in one.others) or "–",
+        ]
+        for one in comparisons
+    ]
 
 
-def explain_scores(task: DemoTask) -> list[tuple[str, str]]:
-    """Verdicts in words (level, text), a probe each: whether pretraining helped, and who wins when it did not."""
-    found = []
-    for probe in dict.fromkeys(score.probe for score in task.scores):
-        scores = {score.model: score for score in task.scores if score.probe == probe}
-        ours, fresh = scores[PRETRAINED], scores[FRESH]
-        gains = [a - b for a, b in zip(ours.values, fresh.values, strict=True)]
-        mean = sum(gains) / len(gains)
-        if len(gains) == 1:
-            text, level = f"one seed, which tells nothing of chance: pretrained less fresh {mean:+.3f}", "warn"
-        elif min(gains) > 0:
-            text, level = f"pretraining helps at every seed, by {mean:+.3f} on average", "ok"
-        elif max(gains) < 0:
-            text, level = f"the fresh encoder wins at every seed, by {-mean:.3f} on average", "warn"
-        else:
-            text, level = (
-                f"pretraining changes little ({mean:+.3f} on average, {sum(g > 0 for g in gains)} of {len(gains)} seeds better)",
-                "warn",
-            )
-        others = {name: score for name, score in scores.items() if name not in (PRETRAINED, FRESH)}
-        best = max(others.values(), key=lambda score: score.mean)
-        if best.mean > ours.mean:
-            text += f"; {best.model} is better still ({best.mean:.3f} against {ours.mean:.3f})"
-            level = "warn"
-        found.append((level, f"{task.title}, {probe}: {text}."))
-    return found
+def conclude(comparisons: Sequence[SeedComparison]) -> tuple[Level, str]:
+    """One sentence with its level: what is better, what is worse, and what differs by no more than the seeds do."""
+    if all(one.interval is None for one in comparisons):
+        return "warn", "One seed says nothing of chance, so no difference is claimed."
+    found = {outcome: [one.question for one in comparisons if one.outcome == outcome] for outcome in ("better", "worse", "open")}
+    seeds = len(comparisons[0].pretrained)
+    if not (found["better"] or found["worse"]):
+        return "warn", f"Nothing was gained: no difference is larger than what {seeds} seeds differ by."
+    parts = [
+        f"pretraining {verb}: {list_some(questions)}"
+        for verb, questions in (("improved", found["better"]), ("harmed", found["worse"]))
+        if questions
+    ]
+    if found["open"]:
+        parts.append(f"no difference beyond what {seeds} seeds differ by: {list_some(found['open'])}")
+    text = "; ".join(parts) + "."
+    return "warn" if found["worse"] else "ok", text[0].upper() + text[1:]
 
 
-def _state(score: ProbeScore) -> str:
-    return f"{score.mean:.3f} ± {score.spread:.3f}" if math.isfinite(score.spread) else f"{score.mean:.3f}"
+def _show_view(run: Run) -> list[Block]:
+    if not run.gallery_steps:
+        return []
+    gallery = run.gallery(run.gallery_steps[-1])
+    if not {"attention", "reconstruction"} <= gallery.keys():
+        return []
+    view, restored = gallery["view"][0, 0], gallery["reconstruction"][0, 0]
+    grid = tuple(side // UNIT for side in view.shape)
+    hidden, attention = gallery["hidden"][0].astype(bool).reshape(grid), gallery["attention"][0]
+    relative = (attention * attention.size).reshape(grid)
+    spacing = [float(gallery["spacing"].reshape(-1)[0])] * 3
+    caption = (
+        "**A view of a synthetic CT**, the part hidden from the student, what the student restored there, and where the teacher "
+        f"looks ({relative.min():.3f} to {relative.max():.3f} times uniform; the colours are stretched over this). {CONVENTION}"
+    )
+    alt = "Axial and coronal slices of a scan: as it is, masked, restored, and with attention in colour."
+    return [Figure(encode_png(draw_summary(view, restored, spacing, hidden, relative)), caption, alt)]
 
 
-def _show_task(task: DemoTask) -> list[Block]:
-    columns, rows = tabulate_scores(task)
-    verdicts: list[Block] = [Verdict(level, text) for level, text in explain_scores(task)]  # type: ignore[arg-type]
-    return [Text(f"**{task.title}** ({task.measure}; 5 folds by patient)"), DataTable(columns, rows), *verdicts]
+def _explain(demo: Demo) -> list[Block]:
+    settings = demo.runs[0].settings
+    return [
+        Listing(
+            [
+                "Means ± standard deviation over seeds. A seed is a pretraining, a fresh network, and a draw of labelled patients; "
+                "the difference is paired by seed, its interval is Student's t. An interval that holds 0 claims nothing.",
+                f"{count_noun(demo.held_out, 'patient')} took no part in pretraining; organs are segmented and looked for in them "
+                "alone.",
+                f"**Segmentation**: a U-Net decoder from scratch on either encoder, {count_noun(demo.few_shot_steps, 'step')} of "
+                f"two crops of 32^3 voxels at {settings.view.spacing:g} mm, one learning rate for all layers and both networks, "
+                "the same labelled patients and crops. Dice is counted over fixed crops of the other patients. Far longer training "
+                "and smaller organs: `dagman segment`.",
+                "**Retrieval**: frozen features (mean, standard deviation and maximum of x1 to x4 inside the organ's mask); right "
+                "is an organ whose nearest one in any other patient is the same organ. Nothing is trained.",
+                "**Restoring**: the encoder that a user gets (the teacher's weights), mean absolute error over masked voxels of "
+                "fixed views, divided by that of the best of three trivial answers; fresh is the same network before its first "
+                "step. These views come from the scans pretrained on.",
+            ]
+        )
+    ]
+
+
+def _show_example(example: Outlined | None) -> list[Block]:
+    if example is None:
+        return []
+    contours = []
+    for code, (name, color) in enumerate(zip(example.names, CYCLE, strict=False), start=1):
+        contours.append(Contour(mask=example.truth == code, color=color, label=name, width=1.6))
+        contours.append(Contour(mask=example.predicted == code, color=color, width=1.4, style="dashed"))
+    drawn = draw_three_planes(example.voxels.astype(np.float32), (example.spacing,) * 3, window=_WINDOW, contours=contours)
+    caption = (
+        "**A patient whom pretraining did not see**, segmented from the pretrained weights after the most labelled patients. "
+        f"Solid: the truth. Dashed: the model. {CONVENTION}"
+    )
+    return [Figure(encode_png(drawn), caption, "Slices of a scan with outlines of the truth and of the model")]
+
+
+def _tabulate_attention(runs: Sequence[Run]) -> list[Block]:
+    rows: list[list[object]] = []
+    for run in runs:
+        for when, look in (("before", run.monitors[0]), ("after", run.monitors[-1])):
+            if found := look.get("attention"):
+                shares = [f"{found[key]:.4f}" for key in ("entropy", "brightness", "body_share", "body_units")]
+                rows.append([f"seed {run.settings.seed}, {when}", *shares])
+    text = (
+        "The teacher's attention. Entropy is a share of its maximum: 1 is uniform. The correlation is with the brightness of the "
+        "units, and the share inside the body stands beside what uniform attention would give."
+    )
+    columns = ["run", "entropy", "correlation with brightness", "share inside the body", "if uniform"]
+    return [Text(text), DataTable(columns, rows)] if rows else []
 
 
 def _judge_runs(runs: Sequence[Run]) -> list[Block]:
-    rows = []
-    for run in runs:
-        last = run.monitors[-1]
-        restored = last["reconstruction"]
-        row = [run.settings.seed, f"{restored['student']:.3f}", f"{restored['best']:.3f}", f"{restored['ratio']:.2f}"]
-        for name in ("ampd", "aitd", "gitd"):
-            watched = last["projectors"][name]
-            row.append(f"{watched['H']:.2f} / {watched['MI']:.2f} / {watched['gain']:+.2f}")
-        rows.append(row)
-    columns = [
-        "seed",
-        "AMIP (L1)",
-        "best trivial answer",
-        "ratio",
-        "AMPD H / MI / gain",
-        "AITD H / MI / gain",
-        "GITD H / MI / gain",
-    ]
-    text = (
-        "The reconstruction is worth something when its error lies below the best of three trivial answers (ratio under 1). "
-        "Targets are alive when they differ between samples (MI well above 0) without being uniform (H well below 1); gain above 0 "
-        "means that the student predicts them better than one constant answer would."
-    )
-    return [Text(text), DataTable(columns, rows)]
+    found = [(run, summarize_verdicts(judge_run(run))) for run in runs]
+    return [Verdict(verdict.level, f"Seed {run.settings.seed}: {verdict.text}") for run, verdict in found]
+
+
+def _list_pages(demo: Demo) -> list[str]:
+    return [f"runs/{run.path.name}/report.html: the pretraining, seed {run.settings.seed}" for run in demo.runs]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dagman.reports.figures.planes import (
     AXIAL,
+    CORONAL,
     PLANES,
     Contour,
     Overlay,
@@ -62,6 +63,26 @@ def draw_restored_views(
     """The same for the axial slices of several views, a row for each view."""
     rows = [(view, back, mask, AXIAL) for view, back, mask in zip(views, restored, hidden, strict=True)]
     return _draw_rows(rows, spacing, [f"View {number}" for number in range(2, len(rows) + 2)])
+
+
+def draw_summary(
+    view: NDArray, restored: NDArray, spacing: Sequence[float], hidden: NDArray[np.bool_], relative: NDArray
+) -> Figure:
+    """A view as it is, masked, restored where it was masked, and with attention relative to uniform; axial above coronal."""
+    figure = new_figure(FULL_WIDTH, 2 * 2.25 + 0.3)
+    panels = figure.subplots(2, 4, squeeze=False)
+    overlay = overlay_relative(relative)
+    seen = [Contour(mask=hidden, color=_COVER, fill=1.0, width=0.0)]
+    for row, plane in zip(panels, (AXIAL, CORONAL), strict=True):
+        draw_plane(row[0], view, spacing, plane)
+        draw_plane(row[1], view, spacing, plane, contours=seen, letters=False)
+        draw_plane(row[2], np.where(spread_units(hidden, view.shape), restored, view), spacing, plane, letters=False)
+        draw_plane(row[3], view, spacing, plane, overlay=overlay, letters=False)
+    for axes, name in zip(panels[0], ("Scan", "Masked", "Restored", "Attention"), strict=True):
+        _name(axes, name)
+    draw_scale_bar(panels[0, 0], float(panels[0, 0].get_xlim()[1]))
+    add_color_bar(figure, list(panels[:, 3]), overlay)
+    return figure
 
 
 def draw_attention(view: NDArray, spacing: Sequence[float], relative: NDArray) -> Figure:

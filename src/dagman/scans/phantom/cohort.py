@@ -135,17 +135,7 @@ def write_cohort(folder: str | Path, patients: int = 24, seed: int = 0, spacing:
         raise ScanError(f"patients is {patients}", do="Ask for 1 or more")
     if not 1.0 <= spacing <= 8.0:
         raise ScanError(f"spacing is {spacing} mm", do="Choose between 1 and 8 mm")
-    folder = Path(folder)
-    cohort = Cohort(
-        folder=folder,
-        scans=folder / "scans",
-        masks=folder / "masks",
-        nodules_table=folder / "nodules.csv",
-        organs_table=folder / "organs.csv",
-        tumours_table=folder / "tumours.csv",
-        outcome_table=folder / "outcome.csv",
-        labels=folder / "labels.csv",
-    )
+    cohort = name_cohort(folder)
     cohort.scans.mkdir(parents=True, exist_ok=True)
     cohort.masks.mkdir(parents=True, exist_ok=True)
     # Threads suffice: numpy, scipy and zlib let go of the interpreter while they work.
@@ -162,6 +152,21 @@ def write_cohort(folder: str | Path, patients: int = 24, seed: int = 0, spacing:
         _write_table(table, [row for of_patient in rows for row in of_patient[name]])
     _write_table(cohort.labels, [{"id": value, "name": name} for name, value in ORGANS.items()])
     return cohort
+
+
+def name_cohort(folder: str | Path) -> Cohort:
+    """Where the parts of a cohort in this folder lie, whether they are written or not."""
+    folder = Path(folder)
+    return Cohort(
+        folder=folder,
+        scans=folder / "scans",
+        masks=folder / "masks",
+        nodules_table=folder / "nodules.csv",
+        organs_table=folder / "organs.csv",
+        tumours_table=folder / "tumours.csv",
+        outcome_table=folder / "outcome.csv",
+        labels=folder / "labels.csv",
+    )
 
 
 def _open_canvas(rng: np.random.Generator, size: np.ndarray, habitus: Habitus, spacing: float) -> Canvas:

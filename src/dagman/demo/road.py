@@ -1,0 +1,199 @@
+"""The road end to end: scans, store, pretrainings, the questions put to a pretrained and a fresh network, one page."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dagman import __version__, devices
+from dagman.demo.few_shot import SHOTS, STEPS, STRUCTURES, FewLabels, read_example, segment_few
+from dagman.demo.organs import BASELINES, retrieve_organs
+from dagman.records.counts import count_noun
+from dagman.records.files import write_json
+from dagman.records.provenance import write_command
+from dagman.reports.demo_report import Demo, write_demo_report
+from dagman.reports.run.run_page import write_run_report
+from dagman.scans.phantom import Cohort, name_cohort, write_cohort
+from dagman.store.preparation import Preparation
+from dagman.store.writer import prepare_store
+from dagman.tables.table import read_table
+from dagman.tasks.seeds import SeedComparison
+from dagman.training.pretraining import pretrain
+from dagman.training.run import Run
+
+PATIENTS, SEEDS, PRETRAINING_STEPS = 24, (0, 1, 2), 50
+SPACING = 4.0
+"""mm, of all that is done: a view of 64 voxels then holds most of a trunk, and a whole scan is a few views."""
+LABELLED = 8
+"""Patients among whom the labelled ones are drawn; their scans, without labels, were pretrained on."""
+HELD_OUT = 4
+"""One patient in as many is kept from pretraining, and at least two."""
+Tell = Callable[[str, dict[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """What the demo made: the page, the runs, the comparisons, and the seconds each part took."""
+
+    report: Path
+    runs: tuple[Run, ...]
+    comparisons: tuple[SeedComparison, ...]
+    seconds: dict[str, float]
+
+
+def run_demo(
+    out: str | Path,
+    *,
+    patients: int = PATIENTS,
+    seeds: Sequence[int] = SEEDS,
+    steps: int = PRETRAINING_STEPS,
+    few_shot_steps: int = STEPS,
+    assignments: Sequence[str] = (),
+    tell: Tell | None = None,
+) -> DemoResult:
+    """Run the demo in the folder `out`; what is already there is kept and continued.
+
+    Args:
+        out: Folder for the cohort, the store, the runs, the segmentations and the page.
+        patients: Size of the cohort, 5 or more; a quarter is kept from pretraining, and tested.
+        seeds: For each a pretraining, a fresh network, and a draw of the labelled patients.
+        steps: Steps of a pretraining.
+        few_shot_steps: Steps of a segmentation's training.
+        assignments: Further settings of the pretrainings, "key=value".
+        tell: Called with "part" when a part begins, and with the events of `dagman.pretrain`.
+    """
+    out, tell = Path(out), tell or (lambda name, values: None)
+    devices.tune_allocator()
+    clock = _Clock(tell)
+
+    clock.start("cohort", f"writing {patients} synthetic CTs")
+    cohort = _write_cohort(out / "cohort", patients)
+    names = sorted(path.name.removesuffix(".nii.gz") for path in cohort.scans.iterdir())
+    held_out = names[-max(2, patients // HELD_OUT) :]
+    seen = names[: -len(held_out)]
+
+    clock.start("prepare", f"preparing {len(seen)} of them; {len(held_out)} are kept for testing")
+    # In this process: fresh ones take longer to start than such scans to prepare.
+    prepare_store([cohort.scans / f"{name}.nii.gz" for name in seen], out / "store", Preparation(spacing=SPACING), workers=1)
+
+    runs = []
+    for number, seed in enumerate(seeds, start=1):
+        clock.start("pretrain", f"pretraining, seed {seed} ({number} of {len(seeds)})")
+        settings = [f"train.steps={steps}", f"seed={seed}", *assignments]
+        run = pretrain(out / "store", out / "runs" / f"seed-{seed}", size="tiny", assignments=settings, on_event=tell)
+        if run.last_step < steps:
+            # Ctrl-C let the step end; the demo ends with it and goes on from there when repeated.
+            raise KeyboardInterrupt
+        runs.append(run)
+
+    pairs = [(str(run.path), f"scratch:tiny:{seed}") for run, seed in zip(runs, seeds, strict=True)]
+    table = read_table(cohort.organs_table, label="label")
+    clock.start("segment", f"segmenting after {SHOTS[0]} and {SHOTS[-1]} labelled patients")
+    # A row an organ: the first of each patient stands for the scan.
+    whole = {item.patient: item for item in reversed(table.items)}
+    few = FewLabels(
+        labelled=[whole[name] for name in seen[:LABELLED]],
+        tested=[whole[name] for name in held_out],
+        spacing=SPACING,
+        steps=few_shot_steps,
+    )
+    segmented = segment_few(pairs, seeds, few, out / "few-shot")
+
+    clock.start("retrieve", f"looking for {len(held_out)} patients' organs in one another")
+    retrieved = {
+        name: retrieve_organs(name, table, held_out, spacing=SPACING, cache=out / "features")
+        for name in dict.fromkeys([*(name for pair in pairs for name in pair), *(spec for _, spec in BASELINES)])
+    }
+
+    clock.start("report", "drawing the pages")
+    comparisons = (
+        *(_compare_segmentations(values, shots) for values, shots in zip(segmented, SHOTS, strict=True)),
+        _compare_retrievals(retrieved, pairs),
+        _compare_reconstructions(runs),
+    )
+    for run in runs:
+        write_run_report(run)
+    seconds = clock.stop()
+    demo = Demo(
+        runs=runs,
+        example=read_example(out / "few-shot"),
+        comparisons=comparisons,
+        seconds=seconds,
+        held_out=len(held_out),
+        few_shot_steps=few_shot_steps,
+    )
+    report = write_demo_report(out, demo)
+    values = [one.to_values() for one in comparisons]
+    write_json(out / "comparisons.json", {"seeds": list(seeds), "comparisons": values, "seconds": seconds})
+    asked = {"patients": patients, "seeds": list(seeds), "steps": steps, "few_shot_steps": few_shot_steps}
+    write_command(out, "demo", settings={**asked, "set": list(assignments)})
+    return DemoResult(report=report, runs=tuple(runs), comparisons=comparisons, seconds=seconds)
+
+
+def _write_cohort(folder: Path, patients: int) -> Cohort:
+    """The cohort; one that was written whole by the same version is not written again."""
+    made, wanted = folder / "made.json", {"patients": patients, "spacing": SPACING, "version": __version__}
+    if made.is_file() and json.loads(made.read_text(encoding="utf-8")) == wanted:
+        return name_cohort(folder)
+    cohort = write_cohort(folder, patients=patients, seed=0, spacing=SPACING)
+    write_json(made, wanted)
+    return cohort
+
+
+def _compare_segmentations(values: dict[str, list[float]], shots: int) -> SeedComparison:
+    names = ", ".join(one.name for one in STRUCTURES)
+    return SeedComparison(
+        question=f"{names} segmented after {count_noun(shots, 'labelled patient')}",
+        measure="Dice",
+        pretrained=tuple(values["pretrained"]),
+        fresh=tuple(values["fresh"]),
+    )
+
+
+def _compare_retrievals(retrieved: dict[str, float], pairs: Sequence[tuple[str, str]]) -> SeedComparison:
+    return SeedComparison(
+        question="the same organ found in another patient",
+        measure="share right",
+        pretrained=tuple(retrieved[ours] for ours, _ in pairs),
+        fresh=tuple(retrieved[fresh] for _, fresh in pairs),
+        others=tuple((name, retrieved[spec]) for name, spec in BASELINES),
+    )
+
+
+def _compare_reconstructions(runs: Sequence[Run]) -> SeedComparison:
+    """The exported teacher at the last look, and the same network before its first step."""
+    looks = [(run.monitors[-1]["reconstruction"], run.monitors[0]["reconstruction"]) for run in runs]
+    return SeedComparison(
+        question="masked voxels restored",
+        measure="error / best trivial answer; less is better",
+        pretrained=tuple(_read_ratio(last) for last, _ in looks),
+        fresh=tuple(_read_ratio(first) for _, first in looks),
+        rising=False,
+        others=(("best trivial answer", 1.0),),
+    )
+
+
+def _read_ratio(restored: dict[str, float]) -> float:
+    return restored.get("teacher_ratio", restored["ratio"])
+
+
+class _Clock:
+    """Seconds a part; parts of one name add up."""
+
+    def __init__(self, tell: Tell) -> None:
+        self.tell, self.seconds, self.part, self.began = tell, {}, "", 0.0  # type: tuple[Tell, dict[str, float], str, float]
+
+    def start(self, part: str, text: str) -> None:
+        self.stop()
+        self.part, self.began = part, time.perf_counter()
+        self.tell("part", {"text": text})
+
+    def stop(self) -> dict[str, float]:
+        if self.part:
+            self.seconds[self.part] = self.seconds.get(self.part, 0.0) + time.perf_counter() - self.began
+            self.part = ""
+        return self.seconds
