@@ -155,7 +155,7 @@ def test_ctrl_c_in_a_terminal_ends_the_step_and_leaves_a_run_that_goes_on(place,
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(place, whole, tmp_path):
     out = tmp_path / "run"
-    process = _start(place, out, "--resume")
+    process = _start(place, out)
     _signal_at(process, out, 1, signal.SIGKILL)
     process.communicate(timeout=_DEADLINE_S)
     for folder in ("checkpoints", "encoder"):
