@@ -43,6 +43,17 @@ def test_one_seed_has_no_spread_and_claims_nothing():
         ([_BETTER], "ok", "Pretraining improved: liver."),
         ([_OPEN, _OPEN], "warn", "Nothing was gained: no difference is larger than what 3 seeds differ by."),
         ([_BETTER, _OPEN], "ok", "Pretraining improved: liver; no difference beyond what 3 seeds differ by: heart."),
+        (
+            [_compare((0.9, 0.8, 0.7), (0.9, 0.7, 0.8), others=(("pixels", 0.95), ("size", 0.1)))],
+            "warn",
+            "Nothing was gained: no difference is larger than what 3 seeds differ by; "
+            "better still without a network (pixels): organs.",
+        ),
+        (
+            [_compare((0.84, 0.85, 0.86), (1.09, 1.10, 1.12), "voxels", rising=False, others=(("trivial answer", 1.0),))],
+            "ok",
+            "Pretraining improved: voxels.",
+        ),
         ([_BETTER, _WORSE], "warn", "Pretraining improved: liver; pretraining harmed: spleen."),
     ],
 )

@@ -63,7 +63,7 @@ def render_demo(demo: Demo) -> str:
     settings = demo.runs[0].settings
     seeds = count_noun(len(demo.runs), "seed")
     lead = (
-        f"A `{settings.size}` encoder was pretrained by `{settings.method}` for {settings.train.steps} steps of "
+        f"A `{settings.size}` encoder was pretrained by `{settings.method}` for {count_noun(settings.train.steps, 'step')} of "
         f"{settings.train.batch} views on synthetic CTs, with {seeds}, and compared with the same network in its first, random "
         f"weights. {sum(demo.seconds.values()) / 60:.1f} minutes in all."
     )
@@ -103,8 +103,9 @@ def conclude(comparisons: Sequence[SeedComparison]) -> tuple[Level, str]:
         return "warn", "One seed says nothing of chance, so no difference is claimed."
     found = {outcome: [one.question for one in comparisons if one.outcome == outcome] for outcome in ("better", "worse", "open")}
     seeds = len(comparisons[0].pretrained)
+    ahead = "".join(f"; better still without a network ({one.best_other}): {one.question}" for one in comparisons if one.best_other)
     if not (found["better"] or found["worse"]):
-        return "warn", f"Nothing was gained: no difference is larger than what {seeds} seeds differ by."
+        return "warn", f"Nothing was gained: no difference is larger than what {seeds} seeds differ by{ahead}."
     parts = [
         f"pretraining {verb}: {list_some(questions)}"
         for verb, questions in (("improved", found["better"]), ("harmed", found["worse"]))
@@ -112,7 +113,7 @@ def conclude(comparisons: Sequence[SeedComparison]) -> tuple[Level, str]:
     ]
     if found["open"]:
         parts.append(f"no difference beyond what {seeds} seeds differ by: {list_some(found['open'])}")
-    text = "; ".join(parts) + "."
+    text = f"{'; '.join(parts)}{ahead}."
     return "warn" if found["worse"] else "ok", text[0].upper() + text[1:]
 
 

@@ -49,6 +49,13 @@ class SeedComparison:
             return "open"
         return "better" if (self.difference > 0) == self.rising else "worse"
 
+    @property
+    def best_other(self) -> str | None:
+        """The best of `others`, where it does better than the pretrained network on average."""
+        sign = 1 if self.rising else -1
+        name, value = max(self.others, key=lambda other: sign * other[1], default=("", 0.0))
+        return name if name and sign * value > sign * float(np.mean(self.pretrained)) else None
+
     def to_values(self) -> dict[str, object]:
         """The comparison as plain values, for a JSON file."""
         return {**asdict(self), "difference": self.difference, "interval": self.interval, "outcome": self.outcome}
