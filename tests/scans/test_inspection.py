@@ -6,6 +6,7 @@ import pytest
 
 import dagman.scans.inspection as inspection
 from dagman.scans.discovery import find_series
+from dagman.scans.pseudonyms import name_patient
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,6 @@ def test_a_fault_in_one_series_is_named_and_the_others_go_on(tmp_path, write_nif
 
     monkeypatch.setattr(inspection, "read_series", read_or_fail)
     first, second = map(inspection.inspect_series, find_series(tmp_path).series)
-    assert (first.accepted, first.reason, first.kind, first.patient) == (False, reason, "nifti", "a")
+    assert (first.accepted, first.reason, first.kind, first.patient) == (False, reason, "nifti", name_patient("a"))
     assert second.accepted
     assert second.picture is not None

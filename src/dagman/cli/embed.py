@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids
+from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids, KeyPath
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -41,6 +41,7 @@ def embed_sources(
     weights: Annotated[str, typer.Option(help="Whose weights of a run: teacher, student, or auto.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto.")] = "fp32",
+    key: KeyPath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Write one feature vector an item as Parquet or CSV: of whole scans, or pooled inside masks or around points.

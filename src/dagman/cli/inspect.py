@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dagman.cli.tasks.task_options import KeyPath
+
 if TYPE_CHECKING:
     from dagman.reports.page import Figure
     from dagman.scans.discovery import Discovery
@@ -61,6 +63,7 @@ def inspect_scans(
         typer.Option("--widest-gap", help="Widest gap in mm that is interpolated where slices are uneven or missing.", min=0.0),
     ] = 3.0,
     workers: Annotated[int | None, typer.Option(help="Processes; default: by the number of series and cores.", min=1)] = None,
+    key: KeyPath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Say of every series found whether it can be used, and why not.

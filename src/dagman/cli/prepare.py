@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dagman.cli.progress import describe_bytes, describe_seconds, show_preparing
+from dagman.cli.tasks.task_options import KeyPath
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,6 +48,7 @@ def prepare_scans(
         float,
         typer.Option("--widest-gap", help="Widest gap in mm that is interpolated where slices are uneven or missing.", min=0.0),
     ] = 3.0,
+    key: KeyPath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Turn scans into a store: resampled without aliasing, cropped to the body, int16, ready for training.
@@ -69,6 +71,7 @@ def prepare_scans(
             modality=modality.value,
             tilt=tilt.value,
             widest_gap=widest_gap,
+            key=key,
             on_event=tell,
         )
     if as_json:
@@ -91,6 +94,8 @@ def _print_summary(console: Console, summary: StoreSummary) -> None:
     if summary.rejected > _SHOWN:
         console.print(f"  and {summary.rejected - _SHOWN} more in {summary.path / 'rejected.csv'}", soft_wrap=True, markup=False)
     console.print(f"Store: {summary.path} ({describe_bytes(summary.bytes)})", soft_wrap=True, highlight=False, markup=False)
+    for note in summary.notes:
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
 
 
 def _list_outcome(summary: StoreSummary) -> dict[str, object]:
@@ -101,5 +106,6 @@ def _list_outcome(summary: StoreSummary) -> dict[str, object]:
         "rejected": summary.rejected,
         "seconds": round(summary.seconds, 2),
         "bytes": summary.bytes,
+        "notes": list(summary.notes),
         "refusals": [{"source": one.source, "reason": one.reason} for one in summary.refusals],
     }

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dagman.cli.tasks.task_options import KeyPath
+
 app = typer.Typer(add_completion=False)
 
 
@@ -23,6 +25,7 @@ def pretrain_command(
     config: Annotated[Path | None, typer.Option(help="Settings in a TOML file.")] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value, repeatable; see docs/settings.md.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT, and refuse to begin one.")] = False,
+    key: KeyPath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Pretrain an encoder on a store, or on scans.

@@ -17,7 +17,6 @@ from dagman.records.files import write_whole
 from dagman.scans import dicom, nifti
 from dagman.scans.dicom.segments import names_its_patient, write_segments
 from dagman.scans.discovery import find_series
-from dagman.scans.faults import explain_faults
 from dagman.scans.formats import DICOM, find_format
 from dagman.scans.pseudonyms import name_file
 from dagman.scans.scan import Scan
@@ -88,9 +87,7 @@ def renew_dicom_labels(path: Path, names: dict[int, str], source: str | Path, *,
     try:
         if not path.is_file() or names_its_patient(path) == identified:
             return ""
-        beside = path.with_suffix(".nii.gz")
-        with explain_faults("cannot be read", where=beside, do="Delete it, and repeat the command"):
-            labels = np.asarray(nib.nifti1.Nifti1Image.from_filename(beside).dataobj)
+        labels = nifti.read_nifti(path.with_suffix(".nii.gz")).values
     except DagmanError as error:
         return f"{path.stem}: the DICOM SEG was not written again: {error}"
     return write_dicom_labels(path, labels, names, source, identified=identified)

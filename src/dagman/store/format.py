@@ -2,7 +2,7 @@
 
 ```
 STORE/
-├── store.json            format version, spacing, dtype, orientation, preparation and its digest
+├── store.json            format version, spacing, dtype, orientation, preparation and its digest, fingerprint of the key
 ├── manifest.parquet      one row a scan, sorted by id (manifest.py)
 ├── scans/ab/<id>.b2nd    blosc2, int16, X Y Z in RAS+, C order
 ├── rejected.csv          source, reason
@@ -76,8 +76,8 @@ def damaged_file(path: Path) -> StoreError:
     return StoreError("is damaged", where=path, do="Delete it and run dagman prepare again on the same scans")
 
 
-def write_info(store: Path, preparation: Preparation) -> None:
-    """Write `store.json`, the file that makes a folder a store."""
+def write_info(store: Path, preparation: Preparation, key: str | None = None) -> None:
+    """Write `store.json`, the file that makes a folder a store. key: fingerprint of the key that names its patients."""
     info = {
         "format": FORMAT,
         "spacing": preparation.spacing,
@@ -85,6 +85,7 @@ def write_info(store: Path, preparation: Preparation) -> None:
         "orientation": "RAS+",
         "preparation": asdict(preparation),
         "digest": preparation.digest,
+        **({} if key is None else {"key": key}),
     }
     write_json(store / "store.json", info)
 

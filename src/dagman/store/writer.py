@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ from dagman.errors import StoreError
 from dagman.records.csv_file import read_csv, write_csv
 from dagman.records.hashes import hash_bytes, hash_file
 from dagman.records.journal import append_row, read_rows
+from dagman.records.key import Key, use_key
 from dagman.records.lock import hold_lock
 from dagman.records.provenance import write_command
 from dagman.scans.discovery import WIDEST_GAP_MM, Refusal, Series, Tilt, find_series
@@ -28,6 +29,7 @@ from dagman.scans.scan import Modality
 from dagman.store.estimate import Estimate, estimate_cost
 from dagman.store.format import STAGING, locate_scan, read_info, read_preparation, write_info
 from dagman.store.manifest import ManifestRow, read_manifest, write_manifest
+from dagman.store.naming import settle_key
 from dagman.store.preparation import Preparation
 from dagman.store.series import DiskFull, explain_full_disk, explain_write_error, prepare_series
 from dagman.store.workers import run_tasks
@@ -62,6 +64,7 @@ class StoreSummary:
     seconds: float
     bytes: int
     refusals: tuple[Refusal, ...]
+    notes: tuple[str, ...] = ()
 
 
 def prepare_store(
@@ -73,25 +76,31 @@ def prepare_store(
     modality: Literal["auto", "ct", "mr"] = "auto",
     tilt: Tilt = "resample",
     widest_gap: float = WIDEST_GAP_MM,
+    key: str | Path | None = None,
     on_event: Callable[[Estimate | Progress], None] | None = None,
 ) -> StoreSummary:
     """Prepare all scans below `paths` into the store `out`; called again it goes on where it stopped.
 
-    `workers` processes (None: one a core); `modality` overrides what files say; `tilt`, `widest_gap`: see `read_series`. `on_event`
-    hears an Estimate before the work and a Progress after each series. One bad scan, or one killed process, never stops the others.
+    `workers` processes (None: one a core); `modality` overrides what files say; `tilt`, `widest_gap`: see `read_series`; `key`: of
+    the patients' pseudonyms (see `settle_key`). `on_event` hears an Estimate before the work and a Progress after each series.
+    One bad scan, or one killed process, never stops the others.
     Raises ScanError when nothing was found, StoreError when nothing could be used, when `out` is another kind of folder or
     store, is being written by another process, or when the disk is full (what was done stays).
     """
     started = time.monotonic()
     out, preparation = Path(out), preparation or Preparation()
     _check_folder(out, preparation)
-    found = find_series(paths, modality=_MODALITIES[modality], tilt=tilt, widest_gap=widest_gap)
+    naming, notes = settle_key(out, key)
+    with use_key(naming):
+        found = find_series(paths, modality=_MODALITIES[modality], tilt=tilt, widest_gap=widest_gap)
     tell = on_event or (lambda event: None)
     try:
         with hold_lock(out, StoreError), _stopping_on_sigterm():
             # Again: while the scans were looked for, another process may have begun and ended here, with other settings.
             _check_folder(out, preparation)
-            writer = _Writer(out, preparation, found.series, found.refused)
+            if settle_key(out, key)[0] != naming:
+                raise StoreError("was begun by another process in the meantime", where=out, do="Repeat the command")
+            writer = _Writer(out, preparation, found.series, found.refused, naming)
             todo = [one for one in found.series if not writer.holds(one)]
             workers = max(1, min(workers or len(os.sched_getaffinity(0)), len(todo)))
             tell(estimate_cost(todo, len(found.series) - len(todo), out, preparation, workers))
@@ -108,7 +117,7 @@ def prepare_store(
     if not summary.kept:
         do = f"Their reasons are in {out / 'rejected.csv'}"
         raise StoreError(f"all {summary.rejected} series were rejected", where=out, do=do)
-    return summary
+    return replace(summary, notes=notes)
 
 
 def hash_source(series: Series) -> str:
@@ -126,13 +135,15 @@ def hash_source(series: Series) -> str:
 class _Writer:
     """The one process that changes the store's tables."""
 
-    def __init__(self, out: Path, preparation: Preparation, series: Sequence[Series], refused: Sequence[Refusal]) -> None:
+    def __init__(
+        self, out: Path, preparation: Preparation, series: Sequence[Series], refused: Sequence[Refusal], key: Key | None
+    ) -> None:
         self.out, self.preparation = out, preparation
         self.series = series
         self.journal = out / "journal.jsonl"
         shutil.rmtree(out / STAGING, ignore_errors=True)
         if not (out / "store.json").exists():
-            write_info(out, preparation)
+            write_info(out, preparation, None if key is None else key.fingerprint)
         self.rows = read_manifest(out)
         self.checks_all = sum(row.size for row in self.rows.values()) <= CHECKED_BYTES
         known = {row.source_hash: row.id for row in self.rows.values()}

@@ -26,6 +26,7 @@ from dagman.scans.label_files import (
     write_dicom_labels,
     write_label_map,
 )
+from dagman.scans.pseudonyms import name_patient
 from dagman.scans.scan import Scan, hash_scan
 from dagman.tables.clinical import merge_clinical
 from dagman.tables.columns import Columns
@@ -149,9 +150,9 @@ def _apply_segmentation(
                 kept[key] = _segment_one(model, scan, item, out, settings, notes)
                 append_row(journal, {"key": key, "rows": kept[key]})
             else:
-                written = out / "predictions" / f"{item.name}.dcm"
-                _note_once(notes, renew_dicom_labels(written, model.names, item.scan, identified=settings.identified))
-            rows += kept[key]
+                segments = out / "predictions" / f"{item.name}.dcm"
+                _note_once(notes, renew_dicom_labels(segments, model.names, item.scan, identified=settings.identified))
+            rows += [{**row, "patient": item.patient} for row in kept[key]]
         except DagmanError as error:
             refused.append(Refusal.from_error(str(item.scan), error))
     if trained:
@@ -260,12 +261,15 @@ def _join_clinical(items: Sequence[Item], path: Path, names: Sequence[str], pati
     patients = columns.text(patient)
     read = {name: columns.numbers_or_words(name) for name in names}
     rows: dict[str, list[dict[str, float | str | None]]] = {}
+    wanted = {item.patient for item in items}
     for row, name in enumerate(patients):
         if name is not None:
+            # The user's table knows the patients by their own names; who has the key can join the two.
+            name = name if name in wanted else name_patient(name)
             rows.setdefault(name, []).append({column: values[row] for column, values in read.items()})
-    absent = sorted({item.patient for item in items} - set(rows))
+    absent = sorted(wanted - set(rows))
     if absent:
-        do = f"Write a row for each in the column '{patient}', as the scans name them"
+        do = f"Write a row for each in the column '{patient}', by PatientID, file name, or pseudonym (dagman inspect shows it)"
         raise TableError(f"has no patient {list_some(absent)}", where=path, do=do)
     merged = {name: merge_clinical(of) for name, of in rows.items()}
     return [replace(item, clinical=merged[item.patient]) for item in items]

@@ -145,7 +145,7 @@ def _open_store(
         return Store(paths[0]), []
     done = prepare_store(paths, out / "store", Preparation(spacing=settings.view.spacing), on_event=on_event)
     refused = f", {done.rejected} rejected: see {done.path / 'rejected.csv'}" if done.rejected else ""
-    return Store(done.path), [f"store: {count_noun(done.kept, 'scan')} prepared{refused}"]
+    return Store(done.path), [f"store: {count_noun(done.kept, 'scan')} prepared{refused}", *done.notes]
 
 
 def _settle_spacing(settings: Settings, store: Store, *, asked: bool) -> Settings:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dagman.cli.tasks.task_options import Identified, Ids
+from dagman.cli.tasks.task_options import Identified, Ids, KeyPath
 
 app = typer.Typer(add_completion=False)
 
@@ -33,6 +33,7 @@ def run_prediction(
     mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
     coordinates: Annotated[str, typer.Option(help="Of the table's points: ras or lps.")] = "ras",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
+    key: KeyPath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Apply a model to scans, one at a time: label maps on their own grids, or scores.

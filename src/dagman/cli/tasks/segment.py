@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dagman.cli.tasks.task_options import Identified, Ids, Weights
+from dagman.cli.tasks.task_options import Identified, Ids, KeyPath, Weights
 
 app = typer.Typer(add_completion=False)
 
@@ -68,6 +68,7 @@ def run_segmentation(
     seed: Annotated[int, typer.Option(help="Of folds, draws and fits.")] = 0,
     weights: Weights = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
+    key: KeyPath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
 ) -> None:
     """Train and evaluate a segmentation network: a decoder from scratch on the encoder, by patient, full- and few-shot.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,6 +32,24 @@ Identified = Annotated[
     bool,
     typer.Option(
         "--identified", help="DICOM SEGs name patient and study as their sources do. Default: a pseudonym and UIDs alone."
+    ),
+]
+
+
+def _set_key(path: Path | None) -> Path | None:
+    if path is not None:
+        # By the environment it reaches the processes that a command starts, too.
+        os.environ["DAGMAN_KEY"] = str(path)
+    return path
+
+
+KeyPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--key",
+        callback=_set_key,
+        help="File of the key that turns PatientIDs and file names into pseudonyms. Default: DAGMAN_KEY, else the user's own.",
+        show_default=False,
     ),
 ]
 

@@ -1,0 +1,32 @@
+"""Which key names the patients of a store: its own, recorded by fingerprint; another one is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dagman.errors import StoreError
+from dagman.records.key import Key, find_key, locate_key, make_key
+from dagman.store.format import read_info
+
+
+def settle_key(store: Path, path: str | Path | None = None) -> tuple[Key | None, tuple[str, ...]]:
+    """The key that names a store's patients, and what is to be said of it.
+
+    path: of the key; by default the user's own (`records.key`). For a new store it is made where there is none. A store from
+    before there were keys goes on without one. Raises StoreError when the store was made with another key, or its key is absent.
+    """
+    asked = Path(path) if path is not None else None
+    if not (store / "store.json").exists():
+        place = asked or locate_key()
+        if place.exists():
+            return find_key(place), ()
+        said = f"key of the pseudonyms: {place} was made; keep it, and keep it apart from the store"
+        return make_key(place), (said,)
+    made_with = read_info(store).get("key")
+    if made_with is None:
+        return None, ("the store is from before there were keys: its pseudonyms stay unkeyed, as they were",)
+    key = find_key(asked)
+    if key is None or key.fingerprint != made_with:
+        found = "there is none here" if key is None else f"this one is {key.fingerprint}"
+        raise StoreError(f"was made with the key {made_with}; {found}", where=store, do="Give its key: --key PATH, or DAGMAN_KEY")
+    return key, ()
