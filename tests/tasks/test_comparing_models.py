@@ -42,7 +42,9 @@ def test_what_was_not_said_is_left_to_the_task(table, monkeypatch):
     asked = {}
     monkeypatch.setattr(comparison, "classify_items", lambda models, read, out, settings, **rest: asked.update(locals()))
     compare_models("classify", _request(table, label="label", epochs=3, folds=2))
-    assert asked["settings"] == comparison.ClassificationSettings(folds=2, finetuning=comparison.FinetuneSettings(epochs=3))
+    assert asked["settings"] == comparison.ClassificationSettings(
+        folds=2, finetuning=comparison.choose_finetuning("short", epochs=3)
+    )
     assert set(asked["read"].splits) == {"train"}
 
 

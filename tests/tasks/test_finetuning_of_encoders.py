@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,14 +12,16 @@ import torch
 
 from dagman.encoder.embedding import pool_crops as pool_for_probes
 from dagman.encoder.pooling import Pooling
-from dagman.errors import TaskError
+from dagman.errors import SettingsError, TaskError
 from dagman.evaluation.classification_metrics import measure_auc
 from dagman.store.crops import Crop
 from dagman.tasks import finetuning
 from dagman.tasks.finetuning import (
+    PRESETS,
     FinetuneSettings,
     LinearHead,
     anneal,
+    choose_finetuning,
     finetune,
     hold_out,
     pool_crops,
@@ -218,3 +221,13 @@ def test_an_inner_split_holds_out_whole_patients_of_every_class():
 def test_one_patient_of_a_class_leaves_nothing_to_hold_out():
     fit, stop = hold_out(np.array(["a", "b", "c"]), np.array([0, 0, 1]), np.arange(3))
     assert (fit.tolist(), stop.tolist()) == ([0, 1, 2], [])
+
+
+def test_every_model_is_fine_tuned_at_one_rate_unless_a_decay_is_asked_for():
+    assert choose_finetuning("short").layer_decay == choose_finetuning("paper").layer_decay == 1.0
+    assert choose_finetuning("paper", epochs=5) == replace(PRESETS["paper"], epochs=5)
+    assert (PRESETS["paper"].epochs, PRESETS["paper"].rate) == (1000, 2e-4)
+    with pytest.raises(SettingsError, match="'long' is not a preset. Choose one of short, paper"):
+        choose_finetuning("long")
+    with pytest.raises(SettingsError, match="--layer-decay is 1.5"):
+        choose_finetuning("short", layer_decay=1.5)

@@ -153,7 +153,7 @@ def _tell_segmentation(results: Results, settings: Mapping[str, Any]) -> list[st
         "the encoder with a decoder shaped like SwinUNETR's, trained from scratch (its last bias the logarithm of the classes' "
         "shares of the training voxels) with Dice and cross-entropy for "
         f"{steps} of {settings['batch']} crops ({FOREGROUND:.0%} of them around a structure) with AdamW ({rate}, "
-        f"factor {settings['layer_decay']:g} from layer to layer of a pretrained encoder downwards).",
+        f"factor {settings['layer_decay']:g} from layer to layer downwards, for every model).",
         f"Whole scans were predicted in half-overlapping windows blended by Gaussians{mirror}, and scored on the masks' own grids; "
         f"surface Dice at a tolerance of {extra['tolerance_mm']:g} mm.",
     ]
@@ -173,7 +173,7 @@ def _tell_clustering(results: Results, settings: Mapping[str, Any]) -> list[str]
 def _tell_finetuning(finetuning: Mapping[str, Any], loss: str, start: str) -> str:
     return (
         f"Fine-tuning began at {start} and ran for at most {count_noun(finetuning['epochs'], 'epoch')} of AdamW (learning rate "
-        f"{finetuning['rate']:g}, factor {finetuning['layer_decay']:g} from layer to layer of a pretrained encoder downwards) on "
+        f"{finetuning['rate']:g}, factor {finetuning['layer_decay']:g} from layer to layer downwards, for every model) on "
         f"{loss}. The epoch with the least loss on patients held out of the training (the table's own validation part, or an inner "
         f"split) was kept, the start among them; after {count_noun(finetuning['patience'], 'epoch')} without a better one it "
         "stopped, in the later half alone."

@@ -19,7 +19,7 @@ from dagman.tables.labelled_scans import read_labelled_scans
 from dagman.tables.table import read_table
 from dagman.tasks.classify.classification import ClassificationSettings, classify_items
 from dagman.tasks.cluster.clustering import ClusteringSettings, cluster_structures
-from dagman.tasks.finetuning import FinetuneSettings
+from dagman.tasks.finetuning import choose_finetuning
 from dagman.tasks.models import ModelSpec
 from dagman.tasks.outcome.response import predict_response
 from dagman.tasks.outcome.time_to_event import OutcomeSettings, predict_outcome
@@ -53,6 +53,8 @@ class ComparisonRequest:
     per_class: tuple[int, ...] | None = None
     draws: int | None = None
     epochs: int | None = None
+    finetuning: str | None = None
+    layer_decay: float | None = None
     steps: int | None = None
     crop: CropSpec = FROM_SIZE
     store: Path | None = None
@@ -63,6 +65,7 @@ class ComparisonRequest:
 
 _ALWAYS = ("models", "table", "out", "patient", "mask_label", "ids", "seed", "device")
 _ITEMS = (*_ALWAYS, "coordinates", "crop", "store", "cache")
+_FINETUNING = ("epochs", "finetuning", "layer_decay")
 _SPLITS = ("folds", "repeats", "shares", "per_class", "draws")
 
 
@@ -135,8 +138,8 @@ def _segment(request: ComparisonRequest, tell: Tell | None) -> Results:
 
 
 TASKS: Mapping[str, tuple[Callable[[ComparisonRequest, Tell | None], Results], tuple[str, ...]]] = {
-    "classify": (_classify, (*_ITEMS, *_SPLITS, "label", "split", "methods", "epochs")),
-    "outcome": (_predict_outcome, (*_ITEMS, *_SPLITS, "label", "time", "event", "clinical", "split", "methods", "epochs")),
+    "classify": (_classify, (*_ITEMS, *_SPLITS, "label", "split", "methods", *_FINETUNING)),
+    "outcome": (_predict_outcome, (*_ITEMS, *_SPLITS, "label", "time", "event", "clinical", "split", "methods", *_FINETUNING)),
     "segment": (_segment, (*_ALWAYS, *_SPLITS, "labels", "split", "steps")),
     "cluster": (_cluster, (*_ITEMS, "label")),
 }
@@ -164,7 +167,7 @@ def _choose(request: ComparisonRequest, *names: str) -> dict[str, Any]:
 
 
 def _tune(request: ComparisonRequest) -> dict[str, Any]:
-    return {"finetuning": FinetuneSettings(epochs=request.epochs)} if request.epochs else {}
+    return {"finetuning": choose_finetuning(request.finetuning or "short", epochs=request.epochs, layer_decay=request.layer_decay)}
 
 
 def _name_options(request: ComparisonRequest, field: str) -> list[str]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dagman.encoder.encoder import Encoder
-from dagman.errors import TaskError
+from dagman.errors import SettingsError, TaskError
 from dagman.evaluation.splits import plan_splits
 from dagman.model import to_unit_range
 from dagman.randomness import generator
@@ -52,8 +52,8 @@ class FinetuneSettings:
     "Steps of an epoch at least; a loss that compares the items of a batch (Cox) wants few. [ours]"
     rate: float = 5e-4
     "Learning rate of the head and the last layer. [ours; paper 2e-4, over a hundred times as many steps]"
-    layer_decay: float = 0.75
-    "Factor of the rate from layer to layer downwards; a fresh encoder has nothing to keep, and gets 1. [ours]"
+    layer_decay: float = 1.0
+    "Factor of the rate from layer to layer downwards, the same for every model that is compared. [ours]"
     weight_decay: float = 0.05
     "AdamW's, on matrices. METHOD, Training."
     warmup: float = 0.1
@@ -66,6 +66,27 @@ class FinetuneSettings:
     "Largest shift of the intensities, which lie in [0, 1]. [ours]"
     scale: float = 0.1
     "Largest relative change of the intensities. [ours]"
+
+
+PRESETS = {
+    "short": FinetuneSettings(),
+    "paper": FinetuneSettings(epochs=1000, patience=1000, rate=2e-4, layer_decay=1.0),
+}
+"""Fine-tuning by name: a few dozen items in minutes, and the paper's 1,000 epochs at 2e-4 (section 4)."""
+
+
+def choose_finetuning(preset: str, *, epochs: int | None = None, layer_decay: float | None = None) -> FinetuneSettings:
+    """A preset with what was given in its place; raises SettingsError for an unknown name, or a decay outside (0, 1]."""
+    if preset not in PRESETS:
+        raise SettingsError(f"--finetuning {preset!r} is not a preset", do=f"Choose one of {', '.join(PRESETS)}")
+    if layer_decay is not None and not 0 < layer_decay <= 1:
+        raise SettingsError(f"--layer-decay is {layer_decay:g}", do="Give more than 0, at most 1")
+    chosen = PRESETS[preset]
+    return replace(
+        chosen,
+        epochs=chosen.epochs if epochs is None else epochs,
+        layer_decay=chosen.layer_decay if layer_decay is None else layer_decay,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,6 +108,8 @@ class FinetunedModel:
     history: tuple[dict[str, float], ...] = field(default=(), repr=False)
     best: int = 0
     "The epoch that was kept; 0 is the start."
+    ended: str = ""
+    "Why the training ended where it did."
 
     def predict(self, crops: Sequence[ItemCrop]) -> NDArray[np.float64]:
         """Outputs, items x K, before any softmax."""
@@ -135,8 +158,7 @@ def finetune(
     network = copy.deepcopy(encoder.network.encoder).requires_grad_(True).train()
     head = _HeadLayer(start or _measure_start(encoder, [crops[i] for i in train], outputs)).to(encoder.device)
     batch = max(1, min(settings.batch, math.ceil(len(train) / settings.least_steps)))
-    decay = 1.0 if encoder.config.fresh else settings.layer_decay
-    groups = scale_rates(network, head.linear, rate=settings.rate, decay=decay, weight_decay=settings.weight_decay)
+    groups = scale_rates(network, head.linear, rate=settings.rate, decay=settings.layer_decay, weight_decay=settings.weight_decay)
     optimiser = torch.optim.AdamW(groups)
     peaks = [group["lr"] for group in optimiser.param_groups]
     steps = settings.epochs * math.ceil(len(train) / batch)
@@ -153,6 +175,7 @@ def finetune(
     lowest = judge() if len(val) else math.inf
     history = [{"epoch": 0.0, "train": math.nan, "val": lowest if len(val) else math.nan}]
     step = 0
+    ended = f"all {settings.epochs} epochs were run"
     for epoch in range(1, settings.epochs + 1):
         total = 0.0
         for chosen in _draw_batches(train, batch, seed, epoch):
@@ -176,12 +199,15 @@ def finetune(
         if not len(val) or row["val"] < lowest:
             best, lowest, kept = epoch, row["val"], (_copy_state(network), _copy_state(head))
         elif 2 * epoch >= settings.epochs and epoch - best >= settings.patience:
+            ended = f"no better validation loss in {settings.patience} epochs"
             break
     network.load_state_dict(kept[0])
     head.load_state_dict(kept[1])
     tuned = copy.copy(encoder.network)
     tuned._modules = {**encoder.network._modules, "encoder": network.requires_grad_(False).eval()}
-    return FinetunedModel(encoder=replace(encoder, network=tuned), head=head.to_arrays(), history=tuple(history), best=best)
+    return FinetunedModel(
+        encoder=replace(encoder, network=tuned), head=head.to_arrays(), history=tuple(history), best=best, ended=ended
+    )
 
 
 def anneal(step: int, steps: int, warmup: float) -> float:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids, Weights
+from dagman.cli.tasks.task_options import CropMm, CropSpacing, Finetuning, Ids, LayerDecay, ModelsAndTable, Weights
 
 app = typer.Typer(add_completion=False)
 
@@ -16,14 +16,7 @@ _EXAMPLE = "Example: dagman classify runs/first nodules.csv --label label --repe
 
 @app.command(epilog=_EXAMPLE)
 def run_classification(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="ENCODER",
-            help="A run, an encoder folder, scratch:SIZE, resnet3d:SIZE, monai:PATH, radiomics:size, pixels, or histogram.",
-        ),
-    ],
-    table: Annotated[Path, typer.Argument(help="CSV, Parquet or Excel: a row a scan, a mask, or a point (center_x_mm, ...).")],
+    models_and_table: ModelsAndTable,
     label: Annotated[str, typer.Option(help="Column of the label; two or more classes.")],
     out: Annotated[Path, typer.Option(help="Folder of results.")],
     method: Annotated[str, typer.Option(help="Of linear, knn, finetune, comma-separated.")] = "linear,knn",
@@ -32,6 +25,8 @@ def run_classification(
     shares: Annotated[str, typer.Option(help="Shares of the training patients, such as 25,50,100 (percent).")] = "100",
     per_class: Annotated[str, typer.Option(help="Labelled patients a class, such as 1,5,10,20.")] = "",
     draws: Annotated[int, typer.Option(min=1, help="Few-shot draws in each repeat and fold.")] = 1,
+    finetuning: Finetuning = "short",
+    layer_decay: LayerDecay = None,
     patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
     ids: Ids = "checked",
     split: Annotated[str, typer.Option(help="The table's column of train, val, test, if it has one.")] = "split",
@@ -54,15 +49,26 @@ def run_classification(
     """
     from rich.console import Console
 
-    from dagman.cli.tasks.task_options import format_results, open_store, print_measures, split_counts, split_names, split_numbers
+    from dagman.cli.tasks.task_options import (
+        format_results,
+        open_store,
+        print_differences,
+        print_measures,
+        split_counts,
+        split_models,
+        split_names,
+        split_numbers,
+    )
     from dagman.reports.tasks.classification import write_classification_report
+    from dagman.reports.tasks.comparison import write_comparison_report
     from dagman.store.crops import CropSpec
     from dagman.tables.table import read_table
     from dagman.tasks.classify.classification import ClassificationSettings, classify_items
-    from dagman.tasks.finetuning import FinetuneSettings
+    from dagman.tasks.finetuning import choose_finetuning
     from dagman.tasks.models import parse_model
 
-    spec = parse_model(model, weights=weights)
+    models, table = split_models("classify", models_and_table)
+    specs = [parse_model(text, weights=weights) for text in models]
     settings = ClassificationSettings(
         methods=split_names(method),
         folds=folds,
@@ -73,7 +79,7 @@ def run_classification(
         seed=seed,
         crop=CropSpec(crop_mm, crop_spacing),
         device=device,
-        finetuning=FinetuneSettings(epochs=epochs) if epochs else FinetuneSettings(),
+        finetuning=choose_finetuning(finetuning, epochs=epochs, layer_decay=layer_decay),
     )
     opened, stored_ids = open_store(store)
     read = read_table(
@@ -88,9 +94,10 @@ def run_classification(
     )
     console = Console(stderr=as_json, soft_wrap=True, highlight=False)
     with console.status("reading") as status:
-        results = classify_items([spec], read, out, settings, store=opened, cache=cache, on_part=status.update)
-        page = write_classification_report(results)
+        results = classify_items(specs, read, out, settings, store=opened, cache=cache, on_part=status.update)
+        page = write_classification_report(results) if len(specs) == 1 else write_comparison_report(results)
     if as_json:
         typer.echo(format_results(out, page))
     else:
         print_measures(console, results.summary, page)
+        print_differences(console, results.summary)

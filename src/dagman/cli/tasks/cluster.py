@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids, Weights
+from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids, ModelsAndTable, Weights
 
 app = typer.Typer(add_completion=False)
 
@@ -16,13 +16,7 @@ _EXAMPLE = "Example: dagman cluster runs/first organs.csv --label label --out or
 
 @app.command(epilog=_EXAMPLE)
 def run_clustering(
-    model: Annotated[
-        str,
-        typer.Argument(metavar="ENCODER", help="A run, an encoder folder, scratch:SIZE, radiomics:size, pixels, or histogram."),
-    ],
-    table: Annotated[
-        Path, typer.Argument(help="CSV, Parquet or Excel: a row a structure (mask, label_value), point, or label map.")
-    ],
+    models_and_table: ModelsAndTable,
     out: Annotated[Path, typer.Option(help="Folder of results.")],
     label: Annotated[str | None, typer.Option(help="Column of the kind; it judges the clusters, and never makes them.")] = None,
     labels: Annotated[
@@ -51,9 +45,10 @@ def run_clustering(
     """
     from rich.console import Console
 
-    from dagman.cli.tasks.task_options import format_results, open_store, print_measures
+    from dagman.cli.tasks.task_options import format_results, open_store, print_differences, print_measures, split_models
     from dagman.errors import SettingsError
     from dagman.reports.tasks.clustering import write_clustering_report
+    from dagman.reports.tasks.comparison import write_comparison_report
     from dagman.store.crops import CropSpec
     from dagman.tables.label_maps import expand_label_maps, read_label_names
     from dagman.tables.table import read_table
@@ -62,7 +57,8 @@ def run_clustering(
 
     if label and labels:
         raise SettingsError("both --label and --labels were given", do="Give a column of kinds, or names of label values")
-    spec = parse_model(model, weights=weights)
+    models, table = split_models("cluster", models_and_table)
+    specs = [parse_model(text, weights=weights) for text in models]
     settings = ClusteringSettings(map=map, neighbours=neighbours, seed=seed, crop=CropSpec(crop_mm, crop_spacing), device=device)
     opened, stored_ids = open_store(store)
     read = read_table(
@@ -79,9 +75,10 @@ def run_clustering(
         read = expand_label_maps(read, read_label_names(labels), minimum_voxels=minimum_voxels)
     console = Console(stderr=as_json, soft_wrap=True, highlight=False)
     with console.status("reading") as status:
-        results = cluster_structures([spec], read, out, settings, store=opened, cache=cache, on_part=status.update)
-        page = write_clustering_report(results)
+        results = cluster_structures(specs, read, out, settings, store=opened, cache=cache, on_part=status.update)
+        page = write_clustering_report(results) if len(specs) == 1 else write_comparison_report(results)
     if as_json:
         typer.echo(format_results(out, page))
     else:
         print_measures(console, results.summary, page)
+        print_differences(console, results.summary)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids, Weights
+from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids, LayerDecay, Weights
 
 app = typer.Typer(add_completion=False)
 
@@ -41,6 +41,8 @@ def run_comparison(
     per_class: Annotated[str, typer.Option(help="Labelled patients a class, such as 1,5,10,20.")] = "",
     draws: Annotated[int | None, typer.Option(min=1, help="Few-shot draws in each repeat and fold.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs of fine-tuning (classify, outcome).")] = None,
+    finetuning: Annotated[str | None, typer.Option(help="Fine-tuning preset (classify, outcome): short or paper.")] = None,
+    layer_decay: LayerDecay = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of a training (segment).")] = None,
     patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
     ids: Ids = "checked",
@@ -98,6 +100,8 @@ def run_comparison(
         per_class=split_counts("per-class", per_class) or None,
         draws=draws,
         epochs=epochs,
+        finetuning=finetuning,
+        layer_decay=layer_decay,
         steps=steps,
         crop=CropSpec(crop_mm, crop_spacing),
         store=store,

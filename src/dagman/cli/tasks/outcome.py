@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids, Weights
+from dagman.cli.tasks.task_options import CropMm, CropSpacing, Finetuning, Ids, LayerDecay, ModelsAndTable, Weights
 
 app = typer.Typer(add_completion=False)
 
@@ -16,10 +16,7 @@ _EXAMPLE = "Example: dagman outcome runs/first outcome.csv --time time --event e
 
 @app.command(epilog=_EXAMPLE)
 def run_outcome(
-    model: Annotated[str, typer.Argument(metavar="ENCODER", help="A run, an encoder folder, scratch:SIZE, or radiomics:size.")],
-    table: Annotated[
-        Path, typer.Argument(help="CSV, Parquet or Excel, a row a scan or a lesion; those of one patient are pooled.")
-    ],
+    models_and_table: ModelsAndTable,
     out: Annotated[Path, typer.Option(help="Folder of results.")],
     time: Annotated[str | None, typer.Option(help="Column of the time from the scan to the event or the last look.")] = None,
     event: Annotated[str | None, typer.Option(help="Column: 1 where the event was seen, 0 where censored.")] = None,
@@ -32,6 +29,8 @@ def run_outcome(
     per_class: Annotated[str, typer.Option(help="Few-shot draws: training patients with, and as many without the event.")] = "",
     draws: Annotated[int, typer.Option(min=1, help="Few-shot draws in each repeat and fold.")] = 1,
     epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs of fine-tuning. Default: 20.")] = None,
+    finetuning: Finetuning = "short",
+    layer_decay: LayerDecay = None,
     patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
     ids: Ids = "checked",
     split: Annotated[str, typer.Option(help="The table's column of train, val, test, if it has one.")] = "split",
@@ -62,17 +61,28 @@ def run_outcome(
         raise TaskError("a response is predicted by a linear probe", where="--method", do=do)
     from rich.console import Console
 
-    from dagman.cli.tasks.task_options import format_results, open_store, print_measures, split_counts, split_names, split_numbers
+    from dagman.cli.tasks.task_options import (
+        format_results,
+        open_store,
+        print_differences,
+        print_measures,
+        split_counts,
+        split_models,
+        split_names,
+        split_numbers,
+    )
+    from dagman.reports.tasks.comparison import write_comparison_report
     from dagman.reports.tasks.outcome import write_outcome_report
     from dagman.store.crops import CropSpec
     from dagman.tables.table import read_table
-    from dagman.tasks.finetuning import FinetuneSettings
+    from dagman.tasks.finetuning import choose_finetuning
     from dagman.tasks.models import parse_model
     from dagman.tasks.outcome.response import predict_response
     from dagman.tasks.outcome.time_to_event import OutcomeSettings, predict_outcome
 
     predict = predict_response if label else predict_outcome
-    spec = parse_model(model, weights=weights)
+    models, table = split_models("outcome", models_and_table)
+    specs = [parse_model(text, weights=weights) for text in models]
     settings = OutcomeSettings(
         methods=split_names(method) or ("cox",),
         folds=folds,
@@ -83,7 +93,7 @@ def run_outcome(
         seed=seed,
         crop=CropSpec(crop_mm, crop_spacing),
         device=device,
-        finetuning=FinetuneSettings(epochs=epochs) if epochs else FinetuneSettings(),
+        finetuning=choose_finetuning(finetuning, epochs=epochs, layer_decay=layer_decay),
     )
     opened, stored_ids = open_store(store)
     read = read_table(
@@ -101,9 +111,10 @@ def run_outcome(
     )
     console = Console(stderr=as_json, soft_wrap=True, highlight=False)
     with console.status("reading") as status:
-        results = predict([spec], read, out, settings, store=opened, cache=cache, on_part=lambda text: status.update(text))
-        page = write_outcome_report(results)
+        results = predict(specs, read, out, settings, store=opened, cache=cache, on_part=lambda text: status.update(text))
+        page = write_outcome_report(results) if len(specs) == 1 else write_comparison_report(results)
     if as_json:
         typer.echo(format_results(out, page))
     else:
         print_measures(console, results.summary, page)
+        print_differences(console, results.summary)

@@ -21,6 +21,18 @@ if TYPE_CHECKING:
 
 CropMm = Annotated[float | None, typer.Option(help="Side in mm of crops around structures. Default: from their size.")]
 Weights = Annotated[str, typer.Option(help="Whose weights of a run are read: teacher, student, or auto (the teacher's).")]
+ModelsAndTable = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL... TABLE",
+        help="One or more of: a run, an encoder folder, scratch:SIZE, resnet3d:SIZE, monai:PATH, radiomics:size, pixels, "
+        "histogram; then the table (CSV, Parquet or Excel): a row a scan, a structure (mask), or a point (center_x_mm, ...).",
+    ),
+]
+LayerDecay = Annotated[
+    float | None, typer.Option(help="Fine-tuning: factor of the rate from layer to layer downwards, for every model. Default: 1.")
+]
+Finetuning = Annotated[str, typer.Option(help="Fine-tuning preset: short, or paper (1,000 epochs at 2e-4).")]
 CropSpacing = Annotated[float | None, typer.Option(help="Voxel size in mm of these crops. Default: from their size.")]
 Ids = Annotated[
     str,
@@ -55,6 +67,17 @@ KeyPath = Annotated[
 
 _UNLIMITED = 10_000
 """Columns of a terminal in which any table fits."""
+
+
+def split_models(command: str, models_and_table: list[str]) -> tuple[list[str], Path]:
+    """The models and the table of a task's command; raises SettingsError when no model was given."""
+    from dagman.errors import SettingsError
+
+    *models, table = models_and_table
+    if not models:
+        do = f"Name an encoder before {table}, such as scratch:tiny"
+        raise SettingsError(f"{command} takes one or more models and a table", do=do)
+    return models, Path(table)
 
 
 def split_names(text: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ repeated goes on where it stopped.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from dagman.evaluation.splits import (
     write_splits,
 )
 from dagman.randomness import address
+from dagman.records.counts import count_noun
 from dagman.records.hashes import hash_bytes, hash_file
 from dagman.records.journal import append_row, read_rows
 from dagman.records.lock import hold_lock
@@ -144,7 +146,7 @@ def _classify(
         classes=table.classes,
         measurements=tuple(m for s in found for m in measure_scores(s, resamples=settings.resamples, seed=settings.seed)),
         comparisons=tuple(compare_scores(found, resamples=settings.resamples, seed=settings.seed)),
-        notes=(*warn_of_overlap(inputs, tested), *inputs.notes, *notes, *_explain(inputs, settings, splits)),
+        notes=(*warn_of_overlap(inputs, tested), *inputs.notes, *notes, *_explain(inputs, settings, splits), *jobs.explain_ends()),
         extra={
             "curves": curves,
             "counts": {name: int(np.sum(table.codes == code)) for code, name in enumerate(table.classes)},
@@ -201,10 +203,19 @@ class _Jobs:
     journal: Path
 
     def __post_init__(self) -> None:
-        self.kept = {row["key"]: row["scores"] for row in read_rows(self.journal)}
+        rows = read_rows(self.journal)
+        self.kept = {row["key"]: row["scores"] for row in rows}
+        self.ended = {row["key"]: row["ended"] for row in rows if row.get("ended")}
         self.starts: dict[str, NDArray[np.float32]] = {}
+        self.last_ended = ""
         self.tuned: FinetunedModel | None = None
         "Fitted to all training items of the table's own split: the model to keep, were it to be fitted again."
+
+    def explain_ends(self) -> list[str]:
+        """Why fine-tunings ended where they did, with a count of each reason."""
+        reasons = Counter(self.ended.values())
+        total = sum(reasons.values())
+        return [f"fine-tuning: {reason} in {count} of {count_noun(total, 'training')}" for reason, count in reasons.most_common()]
 
     def score(self, model: ModelInput, method: str, subset: Subset) -> tuple[Scored, list[dict[str, Any]]]:
         """All repeats and draws of one model, method and subset: scores, and rows of predictions.csv."""
@@ -257,7 +268,9 @@ class _Jobs:
         if key not in self.kept:
             scores = self._finetune(model, split, train, seed) if method == "finetune" else self._probe(model, method, split, train)
             self.kept[key] = scores.tolist()
-            append_row(self.journal, {"key": key, "scores": self.kept[key]})
+            if method == "finetune":
+                self.ended[key] = self.last_ended
+            append_row(self.journal, {"key": key, "scores": self.kept[key], "ended": self.ended.get(key, "")})
         return np.asarray(self.kept[key], dtype=np.float64)
 
     def _probe(self, model: ModelInput, method: str, split: Split, train: Indices) -> Floats:
@@ -277,6 +290,7 @@ class _Jobs:
 
     def _finetune(self, model: ModelInput, split: Split, train: Indices, seed: int) -> Floats:
         tuned = _fit_network(self.inputs, model, train, split.val, self.settings, seed, self.starts)
+        self.last_ended = tuned.ended
         if self.inputs.table.splits is not None and split.repeat == 0 and len(train) == len(split.train):
             self.tuned = tuned
         return to_probabilities(tuned.predict([self.inputs.crops[i] for i in split.test]))
