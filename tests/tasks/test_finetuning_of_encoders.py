@@ -227,7 +227,7 @@ def test_every_model_is_fine_tuned_at_one_rate_unless_a_decay_is_asked_for():
     assert choose_finetuning("short").layer_decay == choose_finetuning("paper").layer_decay == 1.0
     assert choose_finetuning("paper", epochs=5) == replace(PRESETS["paper"], epochs=5)
     assert (PRESETS["paper"].epochs, PRESETS["paper"].rate) == (1000, 2e-4)
-    with pytest.raises(SettingsError, match="'long' is not a preset. Choose one of short, paper"):
+    with pytest.raises(SettingsError, match=r"'long' is not a preset\. Choose one of short, paper"):
         choose_finetuning("long")
-    with pytest.raises(SettingsError, match="--layer-decay is 1.5"):
+    with pytest.raises(SettingsError, match=r"--layer-decay is 1\.5"):
         choose_finetuning("short", layer_decay=1.5)
