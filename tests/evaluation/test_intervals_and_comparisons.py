@@ -6,21 +6,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import roc_curve
 
+from dagman.evaluation.auc import compare_auc, delong_covariance, estimate_auc, trace_roc_band
 from dagman.evaluation.classification_metrics import measure_auc
-from dagman.evaluation.statistics import (
-    bootstrap_difference,
-    bootstrap_interval,
-    compare_auc,
-    correct_holm,
-    estimate_auc,
-    measure_auc_covariance,
-    trace_roc_band,
-)
+from dagman.evaluation.statistics import bootstrap_difference, bootstrap_interval, bound_proportion, correct_holm
 
 # Ratings 1 to 5 of 58 normal and 51 abnormal CTs: Hanley and McNeil, Radiology 1982, table 1.
 _RATINGS = np.concatenate([np.repeat([1, 2, 3, 4, 5], [33, 6, 6, 11, 2]), np.repeat([1, 2, 3, 4, 5], [3, 2, 2, 11, 33])])
@@ -49,7 +42,7 @@ def test_delongs_covariance_is_that_of_all_pairs(seed):
     # Psi of DeLong et al. 1988, equation 2: positives x negatives x models.
     psi = (positive[:, None] > negative[None]) + 0.5 * (positive[:, None] == negative[None])
     by_positive, by_negative = np.cov(psi.mean(axis=1).T), np.cov(psi.mean(axis=0).T)
-    areas, covariance, count = measure_auc_covariance(labels, scores)
+    areas, covariance, count = delong_covariance(labels, scores)
     np.testing.assert_allclose(areas, psi.mean(axis=(0, 1)))
     np.testing.assert_allclose(covariance, by_positive / len(positive) + by_negative / len(negative))
     assert count == 30
@@ -69,7 +62,9 @@ def test_delongs_test_of_a_hand_worked_case():
 def test_a_model_does_not_differ_from_itself():
     labels, scores = _cohort(3)
     found = compare_auc(labels, scores[:, 0], 2 * scores[:, 0])
-    assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
+    assert (found.value, found.p) == (0, 1)
+    assert np.isnan([found.low, found.high]).all()
+    assert found.how == "no interval: both models rank all pairs alike"
 
 
 def test_items_that_are_repeated_in_a_patient_do_not_count_twice():
@@ -133,12 +128,13 @@ def test_resamples_of_one_class_are_skipped_and_counted():
     assert found.how.endswith(" undefined ones skipped")
 
 
-def test_without_spread_the_percentile_interval_is_given_and_said():
+def test_resamples_without_spread_give_no_interval():
     found = bootstrap_interval(
         lambda labels, guesses: float(np.mean(labels == guesses)), [0, 1, 1, 0, 1], [0, 1, 1, 0, 1], patients=range(5), draws=100
     )
-    assert (found.low, found.high) == (1, 1)
-    assert found.how == "percentile bootstrap (BCa undefined) over patients, 100 resamples"
+    assert found.value == 1
+    assert np.isnan([found.low, found.high]).all()
+    assert found.how == "no interval: every resample of these 5 patients gives the same value"
 
 
 def test_a_few_patients_have_a_value_but_no_interval_and_no_p():
@@ -177,7 +173,39 @@ def test_a_paired_difference_is_surer_than_two_intervals():
 def test_equal_models_are_not_told_apart_by_the_bootstrap():
     labels, scores = _cohort(11)
     found = bootstrap_difference(measure_auc, labels, scores[:, 0], scores[:, 0], patients=np.arange(80), draws=50)
-    assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
+    assert (found.value, found.p) == (0, 1)
+    assert np.isnan([found.low, found.high]).all()
+
+
+@given(st.integers(0, 10_000), st.floats(0.0, 1.2))
+@settings(max_examples=60, deadline=None)
+def test_an_interval_leaves_out_0_just_where_p_is_below_its_level(seed, shift):
+    random = np.random.default_rng(seed)
+    # Skewed, and rounded so that resamples of exactly 0 occur.
+    first = np.round(random.exponential(size=14) + shift, 1)
+    second = np.round(random.exponential(size=14), 1)
+
+    def average(labels: np.ndarray, values: np.ndarray) -> float:
+        return float(np.mean(values))
+
+    for level in (0.8, 0.95):
+        found = bootstrap_difference(average, first, first, second, patients=np.arange(14), draws=300, level=level, seed=seed)
+        assert (found.p < 1 - level) == (found.low > 0 or found.high < 0)
+
+
+def test_the_detectable_difference_of_a_normal_interval():
+    labels, scores = _cohort(12)
+    found = compare_auc(labels, scores[:, 0], scores[:, 1])
+    error = (found.high - found.value) / 1.959964
+    assert found.detectable == pytest.approx((1.959964 + 0.841621) * error, rel=1e-5)
+    # A difference of this size is found in 4 of 5 repetitions.
+    assert stats.norm.sf(1.959964 - found.detectable / error) == pytest.approx(0.8, abs=1e-4)
+
+
+@pytest.mark.parametrize(("right", "count"), [(12, 12), (0, 12), (3, 10), (1, 1)])
+def test_exact_bounds_of_a_proportion_are_scipys(right, count):
+    wanted = stats.binomtest(right, count).proportion_ci(0.95, method="exact")
+    assert bound_proportion(right, count) == pytest.approx((wanted.low, wanted.high))
 
 
 def test_holms_correction_of_a_hand_worked_case():

@@ -1,28 +1,32 @@
 """What is said of a classification: measures with intervals, paired differences, curves; repeats and draws as columns.
 
+AUC compares scores, and does so within each fold alone (see `evaluation.auc`). The other measures judge each item by itself, at
+a fixed threshold or by its probability, so that pooling the items of all folds is harmless.
+
 Letters: n items, R repeats and draws, K classes. Scores are n R K, NaN for an item that a column did not test.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
+from dagman.evaluation.auc import compare_auc, prepare_auc, trace_roc_band
 from dagman.evaluation.classification_metrics import bin_reliability, count_confusions
 from dagman.evaluation.measures import Measure, register_measure
 from dagman.evaluation.results import Comparison, Measurement
 from dagman.evaluation.statistics import (
+    FEWEST_PATIENTS,
+    Interval,
     Metric,
     bootstrap_difference,
     bootstrap_interval,
-    compare_auc,
+    bound_proportion,
     correct_holm,
-    trace_roc_band,
 )
 
 Floats = NDArray[np.float64]
@@ -40,6 +44,8 @@ class Scored:
     labels: NDArray[np.int64]
     patients: NDArray
     scores: Floats
+    folds: NDArray[np.int64] | None = None
+    "n R: the fold each item was tested in; None: one fold."
 
     @property
     def mean_scores(self) -> Floats:
@@ -59,9 +65,10 @@ def measure_scores(scored: Scored, *, resamples: int = 2000, seed: int = 0) -> l
     for name, metric in METRICS.items():
         if metric.binary_only and scored.classes != 2:
             continue
-        interval = bootstrap_interval(
-            metric.measure, scored.labels, scored.scores, patients=scored.patients, draws=resamples, seed=seed
-        )
+        rows = np.arange(len(scored.labels))
+        interval = bootstrap_interval(_prepare(metric, scored), rows, patients=scored.patients, draws=resamples, seed=seed)
+        if metric.shares is not None:
+            interval = _bound_edge(interval, metric.shares(scored.labels, scored.scores), scored.patients)
         measurements.append(
             Measurement(name=name, model=scored.model, method=scored.method, subset=scored.subset, interval=interval)
         )
@@ -71,7 +78,7 @@ def measure_scores(scored: Scored, *, resamples: int = 2000, seed: int = 0) -> l
 def compare_scores(found: Sequence[Scored], *, resamples: int = 2000, seed: int = 0) -> list[Comparison]:
     """The first model minus each other one, for every method and subset both have, with p corrected by Holm over all of them.
 
-    Binary AUCs by DeLong over patients, of scores averaged over repeats; the rest by the paired bootstrap.
+    Binary AUCs by DeLong over patients, the rest by the paired bootstrap; each is the difference of what `measure_scores` gives.
     """
     made: list[tuple[str, Scored, Scored, Any]] = []
     if not found:
@@ -91,7 +98,7 @@ def compare_scores(found: Sequence[Scored], *, resamples: int = 2000, seed: int 
 
 
 def describe_curves(scored: Scored, *, seed: int = 0) -> dict[str, Any]:
-    """Plain numbers for the report, of scores averaged over repeats: confusion matrix; ROC with band and reliability if binary."""
+    """Plain numbers for the report: ROC within folds; confusion matrix and reliability of scores averaged over repeats."""
     mean = scored.mean_scores
     found: dict[str, Any] = {
         "model": scored.model,
@@ -100,7 +107,7 @@ def describe_curves(scored: Scored, *, seed: int = 0) -> dict[str, Any]:
         "confusion": count_confusions(scored.labels, mean.argmax(axis=1), scored.classes),
     }
     if scored.classes == 2:
-        band = trace_roc_band(scored.labels, mean[:, 1], patients=scored.patients, seed=seed)
+        band = trace_roc_band(scored.labels, scored.scores[:, :, 1], folds=scored.folds, patients=scored.patients, seed=seed)
         reliability = bin_reliability(scored.labels, mean[:, 1])
         found["roc"] = {
             "false": band.false_positive_rate,
@@ -117,22 +124,60 @@ def describe_curves(scored: Scored, *, seed: int = 0) -> dict[str, Any]:
     return found
 
 
-def measure_mean_auc(labels: NDArray, scores: NDArray) -> float:
-    """AUC (macro over classes) averaged over columns; scores n R K. NaN if a class does not occur."""
+def measure_mean_auc(labels: NDArray, scores: NDArray, folds: NDArray | None = None) -> float:
+    """AUC (macro over classes) over columns, within folds (n R; None: one fold); scores n R K. NaN if a class has no pair."""
+    return _prepare_mean_auc(labels, scores, folds)(np.arange(len(labels)))
+
+
+def _prepare_mean_auc(labels: NDArray, scores: NDArray, folds: NDArray | None) -> Callable[[NDArray], float]:
     codes = range(1, 2) if scores.shape[2] == 2 else range(scores.shape[2])
-    areas = []
-    for code in codes:
-        positive = labels == code
-        ones, zeros = int(positive.sum()), int((~positive).sum())
-        if not ones or not zeros:
-            return float("nan")
-        ranks = rankdata(scores[:, :, code], axis=0)[positive].sum(axis=0)
-        areas.append((ranks - ones * (ones + 1) / 2) / (ones * zeros))
-    return float(np.mean(areas))
+    areas = [prepare_auc(labels == code, scores[:, :, code], folds) for code in codes]
+
+    def measure(rows: NDArray) -> float:
+        counts = np.bincount(rows, minlength=len(labels))
+        return float(np.mean([area(counts) for area in areas]))
+
+    return measure
+
+
+def _prepare(metric: ClassMetric, scored: Scored) -> Callable[[NDArray], float]:
+    """A measure of rows of items, as a resample draws them."""
+    if metric.within_folds:
+        return _prepare_mean_auc(scored.labels, scored.scores, scored.folds)
+    return lambda rows: metric.measure(scored.labels[rows], scored.scores[rows])
+
+
+def _bound_edge(interval: Interval, shares: Floats, patients: NDArray) -> Interval:
+    """The exact interval over patients where the bootstrap has none: at 0 and 1, and of a few patients.
+
+    shares: how often each item was right (n), NaN for those that do not count.
+    """
+    known = ~np.isnan(shares)
+    own = [float(shares[known & (patients == one)].mean()) for one in np.unique(patients[known])]
+    right = float(np.sum(own))
+    edge = right < 1e-9 or right > len(own) - 1e-9
+    if not own or not (edge or len(own) < FEWEST_PATIENTS):
+        return interval
+    low, high = bound_proportion(round(right) if edge else right, len(own), level=interval.level)
+    return replace(interval, low=low, high=high, how=f"exact (Clopper-Pearson) over {len(own)} patients")
 
 
 def _measure_accuracy(labels: NDArray, scores: NDArray) -> float:
-    return float(np.mean(scores.argmax(axis=2) == labels[:, None]))
+    return float(np.mean(_count_right(labels, scores)))
+
+
+def _count_right(labels: NDArray, scores: NDArray) -> Floats:
+    """In what share of its columns each item is called right, n."""
+    right: Floats = (scores.argmax(axis=2) == labels[:, None]).mean(axis=1)
+    return right
+
+
+def _count_right_positives(labels: NDArray, scores: NDArray) -> Floats:
+    return np.where(labels == 1, _count_right(labels, scores), np.nan)
+
+
+def _count_right_negatives(labels: NDArray, scores: NDArray) -> Floats:
+    return np.where(labels == 0, _count_right(labels, scores), np.nan)
 
 
 def _recall(labels: NDArray, scores: NDArray, code: int) -> float:
@@ -169,14 +214,18 @@ class ClassMetric:
     measure: Metric
     binary_only: bool = False
     compared: bool = False
+    within_folds: bool = False
+    "Whether scores of two items are compared, so that both must be of one fold: AUC."
+    shares: Callable[[NDArray, NDArray], Floats] | None = None
+    "Of a proportion: how often each item was right (n), NaN where it does not count. It gives the exact interval at 0 and 1."
 
 
 METRICS: dict[str, ClassMetric] = {
-    "auc": ClassMetric(measure=measure_mean_auc, compared=True),
-    "accuracy": ClassMetric(measure=_measure_accuracy),
+    "auc": ClassMetric(measure=measure_mean_auc, compared=True, within_folds=True),
+    "accuracy": ClassMetric(measure=_measure_accuracy, shares=_count_right),
     "balanced_accuracy": ClassMetric(measure=_measure_balanced, compared=True),
-    "sensitivity": ClassMetric(measure=_measure_sensitivity, binary_only=True),
-    "specificity": ClassMetric(measure=_measure_specificity, binary_only=True),
+    "sensitivity": ClassMetric(measure=_measure_sensitivity, binary_only=True, shares=_count_right_positives),
+    "specificity": ClassMetric(measure=_measure_specificity, binary_only=True, shares=_count_right_negatives),
     "brier": ClassMetric(measure=_measure_brier),
 }
 """The measures of a classification, in the order of the tables."""
@@ -194,7 +243,16 @@ def _list_compared() -> list[str]:
 
 def _compare(name: str, first: Scored, second: Scored, resamples: int, seed: int) -> Any:
     if name == "auc" and first.classes == 2:
-        return compare_auc(first.labels, first.mean_scores[:, 1], second.mean_scores[:, 1], patients=first.patients)
+        first_scores, second_scores = first.scores[:, :, 1], second.scores[:, :, 1]
+        return compare_auc(first.labels, first_scores, second_scores, folds=first.folds, patients=first.patients)
+    measures = (_prepare(METRICS[name], first), _prepare(METRICS[name], second))
+    rows, zeros = np.arange(len(first.labels)), np.zeros(len(first.labels), dtype=np.int64)
     return bootstrap_difference(
-        METRICS[name].measure, first.labels, first.scores, second.scores, patients=first.patients, draws=resamples, seed=seed
+        lambda rows, which: measures[int(which[0])](rows),
+        rows,
+        zeros,
+        zeros + 1,
+        patients=first.patients,
+        draws=resamples,
+        seed=seed,
     )

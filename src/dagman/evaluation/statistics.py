@@ -1,7 +1,7 @@
 """How sure a number is, and whether two models differ: intervals over patients, paired comparisons, corrections.
 
-Items of one patient are not independent, so resampling draws patients with all their items, and DeLong's variance is
-taken over patients (Obuchowski, Biometrics 1997; with one item a patient it is DeLong et al., Biometrics 1988).
+Items of one patient are not independent, so resampling draws patients with all their items. A difference, its interval and its
+p come from one statistic: p is the level at which the interval just reaches 0.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm, rankdata
+from scipy.stats import beta, norm
 
-from dagman.evaluation.classification_metrics import trace_roc
 from dagman.randomness import generator
 from dagman.records.counts import count_noun
 
 Floats = NDArray[np.float64]
 Metric = Callable[..., float]
 """A measure of arrays whose first axis is items; NaN where it is undefined."""
+_SAME = 1e-12
+"""Resamples closer than this differ by rounding alone."""
 FEWEST_PATIENTS = 5
 """Fewer have too few resamples for an interval: two patients give three, and bounds that say nothing. [ours]"""
+POWER = 0.8
+"""Chance of finding a difference of `Difference.detectable`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +49,14 @@ class Difference(Interval):
 
     p: float
 
+    @property
+    def detectable(self) -> float:
+        """The smallest true difference that this table would have found in 4 of 5 repetitions, from the interval's width.
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RocBand:
-    """A ROC curve on a grid of false positive rates, with a pointwise band."""
-
-    false_positive_rate: Floats
-    true_positive_rate: Floats
-    low: Floats
-    high: Floats
+        (z of the level + z of 80 % power) standard errors, as for a normal statistic; NaN without an interval.
+        """
+        z = norm.ppf(0.5 + self.level / 2)
+        return float((self.high - self.low) / (2 * z) * (z + norm.ppf(POWER)))
 
 
 def bootstrap_interval(
@@ -64,9 +66,9 @@ def bootstrap_interval(
 
     arrays: each with items first. Resamples on which the metric is NaN (one class only) are skipped and counted.
     Where bias or acceleration cannot be had, the plain percentile interval is given, and `how` says so; with fewer than
-    FEWEST_PATIENTS there is none (NaN).
+    FEWEST_PATIENTS, or where every resample gives the same value, there is none (NaN), and `how` says why.
     """
-    inputs, rows = [np.asarray(array) for array in arrays], _rows_of_patients(patients)
+    inputs, rows = [np.asarray(array) for array in arrays], rows_of_patients(patients)
     value = float(metric(*inputs))
     values = _resample(metric, inputs, rows, draws, seed)
     low, high, how = _bound(metric, inputs, rows, value, values, level)
@@ -87,115 +89,33 @@ def bootstrap_difference(
 ) -> Difference:
     """`metric(labels, first) - metric(labels, second)` with a BCa interval, both models on the same resamples.
 
-    p is twice the smaller share of resampled differences on either side of 0, each with one more than was counted
-    (Davison and Hinkley 1997, 4.4), so it is never 0.
+    p inverts the interval: it is 1 minus the largest level at which the interval leaves 0 out, at least 2 / (resamples + 1)
+    (Davison and Hinkley 1997, 4.4), so that an interval that leaves out 0 and a p below its level are one and the same.
     """
 
     def subtract(labels: NDArray, first: NDArray, second: NDArray) -> float:
         return metric(labels, first) - metric(labels, second)
 
-    inputs, rows = [np.asarray(labels), np.asarray(first), np.asarray(second)], _rows_of_patients(patients)
+    inputs, rows = [np.asarray(labels), np.asarray(first), np.asarray(second)], rows_of_patients(patients)
     value = float(subtract(*inputs))
     values = _resample(subtract, inputs, rows, draws, seed)
     low, high, how = _bound(subtract, inputs, rows, value, values, level)
-    known = values[~np.isnan(values)]
-    smaller = min(np.sum(known <= 0), np.sum(known >= 0))
-    p = float(min(1.0, 2 * (smaller + 1) / (len(known) + 1))) if len(known) and len(rows) >= FEWEST_PATIENTS else float("nan")
+    p = _find_p(subtract, inputs, rows, value, values)
     items = len(inputs[0])
     return Difference(value=value, low=low, high=high, level=level, items=items, patients=len(rows), how=f"paired {how}", p=p)
 
 
-def estimate_auc(labels: ArrayLike, scores: ArrayLike, *, patients: ArrayLike | None = None, level: float = 0.95) -> Interval:
-    """AUC with DeLong's normal interval, cut to [0, 1]; over patients where they are given."""
-    areas, covariance, count = measure_auc_covariance(labels, np.asarray(scores)[:, None], patients=patients)
-    reach = norm.ppf(0.5 + level / 2) * math.sqrt(covariance[0, 0])
-    value = float(areas[0])
-    # np.clip keeps NaN, which min and max would turn into a bound.
-    low, high = np.clip([value - reach, value + reach], 0.0, 1.0).tolist()
-    return Interval(value=value, low=low, high=high, level=level, items=len(np.asarray(labels)), patients=count, how="DeLong")
+def bound_proportion(right: float, count: int, *, level: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a proportion, `right` of `count` (Clopper and Pearson, Biometrika 1934); NaN for a count of 0.
 
-
-def compare_auc(
-    labels: ArrayLike, first: ArrayLike, second: ArrayLike, *, patients: ArrayLike | None = None, level: float = 0.95
-) -> Difference:
-    """Difference of two AUCs on the same items with DeLong's interval and test; over patients where they are given."""
-    areas, covariance, count = measure_auc_covariance(labels, np.stack([first, second], axis=1), patients=patients)
-    value = float(areas[0] - areas[1])
-    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
-    # Rounding leaves a few 1e-18 of either sign between two models with the same ranks.
-    error = math.sqrt(variance) if variance > 1e-15 else variance * 0
-    reach = norm.ppf(0.5 + level / 2) * error
-    same = 1.0 if value == 0 else float("nan")
-    p = float(2 * norm.sf(abs(value) / error)) if error > 0 else same
-    return Difference(
-        value=value,
-        low=float(value - reach),
-        high=float(value + reach),
-        level=level,
-        items=len(np.asarray(labels)),
-        patients=count,
-        how="DeLong, paired",
-        p=p,
-    )
-
-
-def measure_auc_covariance(
-    labels: ArrayLike, scores: ArrayLike, *, patients: ArrayLike | None = None
-) -> tuple[Floats, Floats, int]:
-    """AUCs of M models (scores n x M), their M x M covariance, and the number of patients.
-
-    Placements by midranks (Sun and Xu, IEEE SPL 2014), summed over each patient's items. NaN if undefined.
+    `right` may be a fraction: a patient with some of several items right counts in part.
     """
-    positive, scores = np.asarray(labels) > 0, np.asarray(scores, dtype=np.float64)
-    rows = _rows_of_patients(np.arange(len(positive)) if patients is None else patients)
-    n_positive, n_negative, models = int(positive.sum()), int((~positive).sum()), scores.shape[1]
-    if n_positive < 2 or n_negative < 2:
-        return np.full(models, np.nan), np.full((models, models), np.nan), len(rows)
-    # Placement: the share of the other class that an item is on the right side of.
-    placements = rankdata(scores, axis=0)
-    placements[positive] = (placements[positive] - rankdata(scores[positive], axis=0)) / n_negative
-    placements[~positive] = 1 - (placements[~positive] - rankdata(scores[~positive], axis=0)) / n_positive
-    areas = placements[positive].mean(axis=0)
-    off = placements - areas
-    ones = np.stack([off[r][positive[r]].sum(axis=0) for r in rows])
-    zeros = np.stack([off[r][~positive[r]].sum(axis=0) for r in rows])
-    with_ones = sum(bool(positive[r].any()) for r in rows)
-    with_zeros = sum(bool((~positive[r]).any()) for r in rows)
-    if with_ones < 2 or with_zeros < 2:
-        return areas, np.full((models, models), np.nan), len(rows)
-    cross = len(rows) / (len(rows) - 1) * ones.T @ zeros / (n_positive * n_negative)
-    covariance = (
-        with_ones / (with_ones - 1) * ones.T @ ones / n_positive**2
-        + with_zeros / (with_zeros - 1) * zeros.T @ zeros / n_negative**2
-        + cross
-        + cross.T
-    )
-    return areas, covariance, len(rows)
-
-
-def trace_roc_band(
-    labels: ArrayLike,
-    scores: ArrayLike,
-    *,
-    patients: ArrayLike,
-    level: float = 0.95,
-    draws: int = 1000,
-    seed: int = 0,
-    points: int = 101,
-) -> RocBand:
-    """The ROC curve with a pointwise percentile band over resampled patients, on an even grid of `points`."""
-    grid = np.linspace(0.0, 1.0, points)
-
-    def trace(labels: NDArray, scores: NDArray) -> Floats:
-        false_rate, true_rate = trace_roc(labels, scores)
-        # Of points above one another np.interp takes the last: the upper edge of the step.
-        return np.interp(grid, false_rate, true_rate)
-
-    inputs, rows = [np.asarray(labels), np.asarray(scores)], _rows_of_patients(patients)
-    curves = [trace(*sample) for sample in _draw_samples(inputs, rows, draws, seed)]
-    known = np.stack([curve for curve in curves if not np.isnan(curve).any()] or [np.full(points, np.nan)])
-    low, high = np.quantile(known, [0.5 - level / 2, 0.5 + level / 2], axis=0)
-    return RocBand(false_positive_rate=grid, true_positive_rate=trace(*inputs), low=low, high=high)
+    if not count:
+        return float("nan"), float("nan")
+    tail = (1 - level) / 2
+    low = float(beta.ppf(tail, right, count - right + 1)) if right > 0 else 0.0
+    high = float(beta.ppf(1 - tail, right + 1, count - right)) if right < count else 1.0
+    return low, high
 
 
 def correct_holm(p_values: Sequence[float]) -> list[float]:
@@ -209,14 +129,15 @@ def correct_holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _rows_of_patients(patients: ArrayLike) -> list[NDArray[np.int64]]:
+def rows_of_patients(patients: ArrayLike) -> list[NDArray[np.int64]]:
     """Rows of each patient, patients in sorted order, so that the order of rows changes no draw."""
     values, places = np.unique(np.asarray(patients), return_inverse=True)
     order = np.argsort(places, kind="stable")
     return np.split(order, np.cumsum(np.bincount(places, minlength=len(values)))[:-1])
 
 
-def _draw_samples(inputs: list[NDArray], rows: list[NDArray], draws: int, seed: int) -> Iterator[list[NDArray]]:
+def draw_samples(inputs: list[NDArray], rows: list[NDArray], draws: int, seed: int) -> Iterator[list[NDArray]]:
+    """The arrays of each resample of patients, `rows` those of each patient; the draws depend on seed and count alone."""
     patients = _draw_patients(len(rows), draws, seed)
     # With a row a patient, a draw of patients is one of rows; to join rows one by one would be most of the time.
     single = np.concatenate(rows) if all(len(row) == 1 for row in rows) else None
@@ -235,7 +156,7 @@ def _resample(metric: Metric, inputs: list[NDArray], rows: list[NDArray], draws:
     if len(rows) < FEWEST_PATIENTS:
         # There will be no interval: see `_bound`.
         return np.full(0, np.nan)
-    return np.array([metric(*sample) for sample in _draw_samples(inputs, rows, draws, seed)], dtype=np.float64)
+    return np.array([metric(*sample) for sample in draw_samples(inputs, rows, draws, seed)], dtype=np.float64)
 
 
 def _bound(
@@ -247,10 +168,11 @@ def _bound(
         return float("nan"), float("nan"), f"no interval: too few patients to resample ({len(rows)})"
     if not len(known) or math.isnan(value):
         return float("nan"), float("nan"), "undefined on these patients"
+    if np.ptp(known) <= _SAME * max(1.0, abs(value)):
+        return float("nan"), float("nan"), f"no interval: every resample of these {len(rows)} patients gives the same value"
+    bias, acceleration = _correct(metric, inputs, rows, value, known)
     ends = np.array([0.5 - level / 2, 0.5 + level / 2])
-    bias = norm.ppf(np.mean(known < value) + np.mean(known == value) / 2)
-    acceleration = _accelerate(metric, inputs, rows)
-    if np.isfinite(bias) and np.isfinite(acceleration):
+    if np.isfinite(bias):
         shifted = bias + norm.ppf(ends)
         ends = norm.cdf(bias + shifted / (1 - acceleration * shifted))
         method = "BCa bootstrap"
@@ -258,6 +180,39 @@ def _bound(
         method = "percentile bootstrap (BCa undefined)"
     low, high = np.quantile(known, ends)
     return float(low), float(high), f"{method} over patients, {len(values)} resamples{skipped}"
+
+
+def _correct(metric: Metric, inputs: list[NDArray], rows: list[NDArray], value: float, known: Floats) -> tuple[float, float]:
+    """BCa's bias and acceleration; both NaN where one of them cannot be had."""
+    bias = float(norm.ppf(np.mean(known < value) + np.mean(known == value) / 2))
+    acceleration = _accelerate(metric, inputs, rows)
+    return (bias, acceleration) if np.isfinite(bias) and np.isfinite(acceleration) else (float("nan"), float("nan"))
+
+
+def _find_p(metric: Metric, inputs: list[NDArray], rows: list[NDArray], value: float, values: Floats) -> float:
+    """Two-sided p of 0: the level at which an end of the interval of `_bound` lies on 0."""
+    known = np.sort(values[~np.isnan(values)])
+    if len(rows) < FEWEST_PATIENTS or not len(known) or math.isnan(value):
+        return float("nan")
+    least = min(1.0, 2 / (len(known) + 1))
+    if np.ptp(known) <= _SAME * max(1.0, abs(value)):
+        return 1.0 if abs(value) <= _SAME else least
+    bias, acceleration = _correct(metric, inputs, rows, value, known)
+    # The levels between which the quantiles of the resamples, as np.quantile draws them, are 0.
+    places = np.linspace(0.0, 1.0, len(known))
+    below, above = np.interp(0.0, known, places), 1 - np.interp(0.0, -known[::-1], places)
+    if known[0] > 0 or known[-1] < 0:
+        return least
+    tails = []
+    for share in (min(below, above), max(below, above)):
+        tail = float(share)
+        if np.isfinite(bias):
+            z = float(norm.ppf(tail)) - bias
+            scale = 1 + acceleration * z
+            tail = float(norm.cdf(z / scale - bias)) if scale > 0 and np.isfinite(z) else float(z > 0)
+        tails.append(tail)
+    p = 1.0 if tails[0] <= 0.5 <= tails[1] else 2 * min(tails[1], 1 - tails[0])
+    return float(min(1.0, max(least, p)))
 
 
 def _accelerate(metric: Metric, inputs: list[NDArray], rows: list[NDArray]) -> float:

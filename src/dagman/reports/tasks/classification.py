@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,9 @@ def judge_models(summary: Summary) -> list[Block]:
     for row in list_measurements(summary, name="auc", subset=find_last_subset(summary)):
         interval = row.interval
         who = f"`{row.model}`, {name_method(row.method)}"
-        if interval.low > 0.5:
+        if not math.isfinite(interval.low + interval.high):
+            found.append(Verdict("warn", f"{who}: AUC {state_interval(row)}; {interval.how}."))
+        elif interval.low > 0.5:
             found.append(Verdict("ok", f"{who}: AUC {state_interval(row)}, better than chance (0.5)."))
         elif interval.high < 0.5:
             found.append(
@@ -87,7 +90,10 @@ def judge_models(summary: Summary) -> list[Block]:
             )
         else:
             found.append(
-                Verdict("warn", f"{who}: AUC {state_interval(row)}. With so many patients this cannot be told from chance (0.5).")
+                Verdict(
+                    "warn",
+                    f"{who}: AUC {state_interval(row)}. With so few patients this cannot be distinguished from chance (0.5).",
+                )
             )
     fresh = summary.extra.get("fresh", [])
     for name in fresh:
@@ -131,7 +137,7 @@ def show_curves(summary: Summary) -> list[Block]:
             [
                 Figure(
                     encode_png(roc),
-                    f"For `{positive}`. Scores averaged over repeats; the band is pointwise, 95 % over patients. Dotted: chance.",
+                    f"For `{positive}`. Within folds, averaged over folds and repeats; the band is pointwise, 95 % over patients. Dotted: chance.",
                     "ROC curves",
                 ),
                 Figure(

@@ -222,6 +222,7 @@ class _Jobs:
         table, codes, patients = self.inputs.table, self.inputs.table.codes, self.inputs.table.patients
         columns = self.settings.repeats * subset.draws
         scores = np.full((len(table), columns, len(table.classes)), np.nan)
+        folds = np.full((len(table), columns), -1)
         rows: list[dict[str, Any]] = []
         for split in self.splits:
             for draw in range(subset.draws):
@@ -231,6 +232,7 @@ class _Jobs:
                 )  # fmt: skip
                 got = self._score_once(model, method, split, train, draw)
                 scores[split.test, split.repeat * subset.draws + draw] = got
+                folds[split.test, split.repeat * subset.draws + draw] = split.fold
                 rows += [
                     {
                         "item": table.items[i].name,
@@ -255,6 +257,7 @@ class _Jobs:
             labels=codes[tested],
             patients=patients[tested],
             scores=scores[tested],
+            folds=folds[tested],
         )
         return scored, rows
 
@@ -393,5 +396,5 @@ def _explain(inputs: TaskInputs, settings: ClassificationSettings, splits: Seque
     if "finetune" in settings.methods and skipped:
         notes.append(f"not fine-tuned, having no weights: {', '.join(skipped)}")
     if len(inputs.models) > 1 and len({split.repeat for split in splits}) > 1:
-        notes.append("AUCs are compared by DeLong on scores averaged over repeats")
+        notes.append("AUC counts pairs of items tested in one fold, over all repeats; DeLong tests differences on the same pairs")
     return notes

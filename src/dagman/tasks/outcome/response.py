@@ -148,6 +148,7 @@ def _score_subset(
     names, classes = np.array(patients.names), table.classes
     columns = subset.draws * (1 + max(split.repeat for split in splits))
     scores = np.full((len(patients), columns, len(classes)), np.nan)
+    folds = np.full((len(patients), columns), -1)
     rows = []
     for split in splits:
         for draw in range(subset.draws):
@@ -168,6 +169,7 @@ def _score_subset(
             got = np.zeros((len(split.test), len(classes)))
             got[:, present] = score_response(arm, patients, own, train, split.test, seed=seed)
             scores[split.test, split.repeat * subset.draws + draw] = got
+            folds[split.test, split.repeat * subset.draws + draw] = split.fold
             rows += [
                 {
                     "item": names[row],
@@ -192,6 +194,7 @@ def _score_subset(
         labels=codes[tested],
         patients=names[tested],
         scores=scores[tested],
+        folds=folds[tested],
     )
     return scored, rows
 

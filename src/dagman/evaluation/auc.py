@@ -1,0 +1,230 @@
+"""The area under the ROC curve of scores that were predicted out of fold: estimate, DeLong's covariance and test, curve.
+
+The models of two folds have no common scale, and ranking items of one fold against those of another makes a useless model look
+worse than chance. So the AUC is the share of rightly ordered pairs (positive, negative) of items that one model scored: pairs are
+counted within each fold and column and then added up. With one fold and one column this is the ordinary AUC, and its covariance
+DeLong's (Biometrics 1988); over patients with several items it is Obuchowski's (Biometrics 1997).
+
+Letters: n items, R columns (a repeat and draw each), M models. Folds are n R: the fold that an item was tested in, -1 for none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm, rankdata
+
+from dagman.evaluation.classification_metrics import trace_roc
+from dagman.evaluation.statistics import Difference, Interval, draw_samples, rows_of_patients
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RocBand:
+    """A ROC curve on a grid of false positive rates, with a pointwise band."""
+
+    false_positive_rate: Floats
+    true_positive_rate: Floats
+    low: Floats
+    high: Floats
+
+
+def prepare_auc(labels: ArrayLike, scores: ArrayLike, folds: ArrayLike | None = None) -> Callable[[ArrayLike], float]:
+    """The AUC within folds as a function of how often each item counts (n), which costs a resample little.
+
+    labels: n, positive above 0. scores: n or n R. NaN where no fold tests items of both classes.
+    """
+    positive, scores, folds = _arrange(labels, scores, folds)
+    items, starts, ends, tie_starts, tie_ends = [], [], [], [], []
+    length = 0
+    for column, members in _list_folds(folds):
+        # Ordered by score; each item knows where its tie and its fold begin and end in the whole row.
+        ranked = scores[members, column]
+        order = np.argsort(ranked, kind="stable")
+        ranked = ranked[order]
+        items.append(members[order])
+        starts.append(np.full(len(members), length))
+        ends.append(np.full(len(members), length + len(members)))
+        tie_starts.append(length + np.searchsorted(ranked, ranked, side="left"))
+        tie_ends.append(length + np.searchsorted(ranked, ranked, side="right"))
+        length += len(members)
+    if not length:
+        return lambda counts: float("nan")
+    places = np.concatenate(items)
+    first, last, tie_first, tie_last = (np.concatenate(one) for one in (starts, ends, tie_starts, tie_ends))
+
+    def measure(counts: ArrayLike) -> float:
+        weights = np.asarray(counts, dtype=np.float64)[places]
+        ones, zeros = weights * positive[places], weights * ~positive[places]
+        below = np.append(0.0, np.cumsum(zeros))
+        pairs = float(np.sum(ones * (below[last] - below[first])))
+        right = float(np.sum(ones * ((below[tie_first] + below[tie_last]) / 2 - below[first])))
+        return right / pairs if pairs > 0 else float("nan")
+
+    return measure
+
+
+def count_pairs(labels: ArrayLike, folds: ArrayLike) -> int:
+    """Number of pairs (positive, negative) that are compared, over all folds and columns (folds n R)."""
+    positive, _, folds = _arrange(labels, np.zeros(np.shape(folds)), folds)
+    return sum(int(positive[members].sum()) * int((~positive[members]).sum()) for _, members in _list_folds(folds))
+
+
+def estimate_auc(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    *,
+    folds: ArrayLike | None = None,
+    patients: ArrayLike | None = None,
+    level: float = 0.95,
+) -> Interval:
+    """AUC with DeLong's normal interval, cut to [0, 1]; over patients where they are given. scores: n or n R."""
+    scores = np.asarray(scores, dtype=np.float64)
+    areas, covariance, count = delong_covariance(labels, scores[..., None], folds=folds, patients=patients)
+    value = float(areas[0])
+    low, high, how = float("nan"), float("nan"), "DeLong"
+    if covariance[0, 0] > _ROUNDING:
+        reach = norm.ppf(0.5 + level / 2) * math.sqrt(covariance[0, 0])
+        low, high = np.clip([value - reach, value + reach], 0.0, 1.0).tolist()
+    elif not np.isnan(covariance[0, 0]):
+        how = "no interval: DeLong's variance is 0"
+    return Interval(value=value, low=low, high=high, level=level, items=len(np.asarray(labels)), patients=count, how=how)
+
+
+def compare_auc(
+    labels: ArrayLike,
+    first: ArrayLike,
+    second: ArrayLike,
+    *,
+    folds: ArrayLike | None = None,
+    patients: ArrayLike | None = None,
+    level: float = 0.95,
+) -> Difference:
+    """Difference of two AUCs on the same items with DeLong's interval and test; over patients where they are given.
+
+    first, second: n or n R. Both AUCs are those of `prepare_auc`, so the difference is that of the numbers in a table.
+    """
+    scores = np.stack([np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)], axis=-1)
+    areas, covariance, count = delong_covariance(labels, scores, folds=folds, patients=patients)
+    value = float(areas[0] - areas[1])
+    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+    # Rounding leaves a few 1e-18 of either sign between two models with the same ranks.
+    if variance > _ROUNDING:
+        error = math.sqrt(variance)
+        reach, p, how = norm.ppf(0.5 + level / 2) * error, float(2 * norm.sf(abs(value) / error)), "DeLong, paired"
+    else:
+        same = not np.isnan(variance) and abs(value) < 1e-12
+        reach, p, how = float("nan"), 1.0 if same else float("nan"), "no interval: both models rank all pairs alike"
+        if not same:
+            how = "no interval: DeLong's variance is 0" if not np.isnan(variance) else "undefined on these patients"
+    return Difference(
+        value=value,
+        low=float(value - reach),
+        high=float(value + reach),
+        level=level,
+        items=len(np.asarray(labels)),
+        patients=count,
+        how=how,
+        p=p,
+    )
+
+
+def delong_covariance(
+    labels: ArrayLike, scores: ArrayLike, *, folds: ArrayLike | None = None, patients: ArrayLike | None = None
+) -> tuple[Floats, Floats, int]:
+    """AUCs of M models (scores n M, or n R M with folds n R), their M M covariance, and the number of patients.
+
+    Placements by midranks (Sun and Xu, IEEE SPL 2014) within each fold, summed over each patient's items and columns. NaN if
+    undefined. Small folds make the variance a little too large, never too small: each pair's own noise is counted twice.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    scores = scores[:, None, :] if scores.ndim == 2 else scores
+    positive, _, folds = _arrange(labels, scores[:, :, 0], folds)
+    rows, models = rows_of_patients(np.arange(len(positive)) if patients is None else patients), scores.shape[2]
+    right, pairs = np.zeros((len(positive), models)), np.zeros(len(positive))
+    for column, members in _list_folds(folds):
+        ones, zeros = members[positive[members]], members[~positive[members]]
+        if not len(ones) or not len(zeros):
+            continue
+        # Placement: in how many pairs of its fold an item is on the right side.
+        ranks = rankdata(scores[members, column], axis=0)
+        right[ones] += ranks[positive[members]] - rankdata(scores[ones, column], axis=0)
+        right[zeros] += len(ones) - (ranks[~positive[members]] - rankdata(scores[zeros, column], axis=0))
+        pairs[ones] += len(zeros)
+        pairs[zeros] += len(ones)
+    total = float(pairs[positive].sum())
+    undefined = np.full((models, models), np.nan)
+    if not total:
+        return np.full(models, np.nan), undefined, len(rows)
+    areas = right[positive].sum(axis=0) / total
+    off = (right - pairs[:, None] * areas) / total
+    tested = pairs > 0
+    ones = np.stack([off[r][positive[r]].sum(axis=0) for r in rows])
+    zeros = np.stack([off[r][~positive[r]].sum(axis=0) for r in rows])
+    with_ones = sum(bool((positive[r] & tested[r]).any()) for r in rows)
+    with_zeros = sum(bool((~positive[r] & tested[r]).any()) for r in rows)
+    if with_ones < 2 or with_zeros < 2:
+        return areas, undefined, len(rows)
+    cross = len(rows) / (len(rows) - 1) * ones.T @ zeros
+    within = with_ones / (with_ones - 1) * ones.T @ ones + with_zeros / (with_zeros - 1) * zeros.T @ zeros
+    return areas, within + cross + cross.T, len(rows)
+
+
+def trace_roc_band(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    *,
+    folds: ArrayLike | None = None,
+    patients: ArrayLike,
+    level: float = 0.95,
+    draws: int = 500,
+    seed: int = 0,
+    points: int = 101,
+) -> RocBand:
+    """The ROC curve with a pointwise percentile band over resampled patients, on an even grid of `points`.
+
+    The curves of the folds and columns, averaged upright by their numbers of pairs: the area under it is the AUC of the tables.
+    """
+    positive, scores, folds = _arrange(labels, scores, folds)
+    grid = np.linspace(0.0, 1.0, points)
+
+    def trace(positive: NDArray, scores: NDArray, folds: NDArray) -> Floats:
+        height, total = np.zeros(points), 0
+        for column, members in _list_folds(folds):
+            pairs = int(positive[members].sum()) * int((~positive[members]).sum())
+            if pairs:
+                false_rate, true_rate = trace_roc(positive[members], scores[members, column])
+                # Of points above one another np.interp takes the last: the upper edge of the step.
+                height += pairs * np.interp(grid, false_rate, true_rate)
+                total += pairs
+        return height / total if total else np.full(points, np.nan)
+
+    inputs, rows = [positive, scores, folds], rows_of_patients(patients)
+    curves = [trace(*sample) for sample in draw_samples(inputs, rows, draws, seed)]
+    known = np.stack([curve for curve in curves if not np.isnan(curve).any()] or [np.full(points, np.nan)])
+    low, high = np.quantile(known, [0.5 - level / 2, 0.5 + level / 2], axis=0)
+    return RocBand(false_positive_rate=grid, true_positive_rate=trace(*inputs), low=low, high=high)
+
+
+_ROUNDING = 1e-15
+"""A variance below is one of rounding errors."""
+
+
+def _arrange(labels: ArrayLike, scores: ArrayLike, folds: ArrayLike | None) -> tuple[NDArray[np.bool_], Floats, NDArray]:
+    """Positive n, scores n R, folds n R; without folds everything is one."""
+    scores = np.asarray(scores, dtype=np.float64)
+    scores = scores[:, None] if scores.ndim == 1 else scores
+    folds = np.zeros(scores.shape, dtype=np.int64) if folds is None else np.asarray(folds).reshape(scores.shape)
+    return np.asarray(labels) > 0, scores, folds
+
+
+def _list_folds(folds: NDArray) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Column and members of every fold of every column."""
+    for column in range(folds.shape[1]):
+        for fold in np.unique(folds[folds[:, column] >= 0, column]):
+            yield column, np.flatnonzero(folds[:, column] == fold)
