@@ -136,7 +136,9 @@ def test_a_perfect_score_has_an_exact_interval_over_patients_and_an_auc_of_1_has
     assert found["accuracy"].how == "exact (Clopper-Pearson) over 12 patients"
     assert found["sensitivity"].low == pytest.approx(stats.binomtest(6, 6).proportion_ci(method="exact").low)
     assert np.isnan(found["auc"].low)
-    assert found["auc"].how == "no interval: every resample of these 12 patients gives the same value"
+    assert found["auc"].how == (
+        "no interval: every resample of these 12 patients gives the same value; only 36 pairs of items compared in each repeat"
+    )
 
 
 def test_without_a_fold_that_tests_both_classes_the_auc_is_undefined():

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dagman.evaluation.auc import compare_auc, prepare_auc, trace_roc_band
+from dagman.evaluation.auc import compare_auc, count_pairs, prepare_auc, trace_roc_band
 from dagman.evaluation.classification_metrics import bin_reliability, count_confusions
 from dagman.evaluation.measures import Measure, register_measure
 from dagman.evaluation.results import Comparison, Measurement
 from dagman.evaluation.statistics import (
+    FEWEST_PAIRS,
     FEWEST_PATIENTS,
     Interval,
     Metric,
@@ -28,6 +29,7 @@ from dagman.evaluation.statistics import (
     bound_proportion,
     correct_holm,
 )
+from dagman.records.counts import count_noun
 
 Floats = NDArray[np.float64]
 
@@ -69,6 +71,8 @@ def measure_scores(scored: Scored, *, resamples: int = 2000, seed: int = 0) -> l
         interval = bootstrap_interval(_prepare(metric, scored), rows, patients=scored.patients, draws=resamples, seed=seed)
         if metric.shares is not None:
             interval = _bound_edge(interval, metric.shares(scored.labels, scored.scores), scored.patients)
+        if metric.within_folds and scored.classes == 2:
+            interval = _warn_of_few_pairs(interval, scored)
         measurements.append(
             Measurement(name=name, model=scored.model, method=scored.method, subset=scored.subset, interval=interval)
         )
@@ -145,6 +149,14 @@ def _prepare(metric: ClassMetric, scored: Scored) -> Callable[[NDArray], float]:
     if metric.within_folds:
         return _prepare_mean_auc(scored.labels, scored.scores, scored.folds)
     return lambda rows: metric.measure(scored.labels[rows], scored.scores[rows])
+
+
+def _warn_of_few_pairs(interval: Interval, scored: Scored) -> Interval:
+    folds = np.zeros(scored.scores.shape[:2], dtype=np.int64) if scored.folds is None else scored.folds
+    pairs = count_pairs(scored.labels, folds) // folds.shape[1]
+    if pairs >= FEWEST_PAIRS:
+        return interval
+    return replace(interval, how=f"{interval.how}; only {count_noun(pairs, 'pair')} of items compared in each repeat")
 
 
 def _bound_edge(interval: Interval, shares: Floats, patients: NDArray) -> Interval:

@@ -25,6 +25,8 @@ _SAME = 1e-12
 """Resamples closer than this differ by rounding alone."""
 FEWEST_PATIENTS = 5
 """Fewer have too few resamples for an interval: two patients give three, and bounds that say nothing. [ours]"""
+FEWEST_PAIRS = 100
+"""Fewer comparable pairs are stated beside an AUC or a C: each then moves it by more than 0.01. [ours]"""
 POWER = 0.8
 """Chance of finding a difference of `Difference.detectable`."""
 

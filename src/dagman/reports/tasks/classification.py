@@ -137,7 +137,7 @@ def show_curves(summary: Summary) -> list[Block]:
             [
                 Figure(
                     encode_png(roc),
-                    f"For `{positive}`. Within folds, averaged over folds and repeats; the band is pointwise, 95 % over patients. Dotted: chance.",
+                    f"For `{positive}`. The mean of the folds' curves; the band is pointwise, 95 % over patients. Dotted: chance.",
                     "ROC curves",
                 ),
                 Figure(
