@@ -5,15 +5,15 @@ WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test lint format docs clean
+.PHONY: help setup demo test lint format docs docs-site clean
 
-help: ## Say what there is
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/'
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/'
 
 setup: $(READY) ## Prepare .venv with the tested versions; does nothing when it is up to date
 
 $(READY): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "dagman needs Python 3.11 or newer; say which: make setup PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "dagman needs Python 3.11 or newer; name it: make setup PYTHON=/path/to/python3" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
@@ -24,18 +24,22 @@ demo: setup ## The whole road on the built-in cohort: ten minutes at most on two
 test: setup ## All tests, with style, types, layers and coverage
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered
 
-lint: setup ## Style, types and layers alone
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+lint: setup ## Check style, types and layers only
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: setup ## Rewrite the code in the one style
-	$(BIN)/ruff check --fix src tests
-	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests benchmarks examples
+	$(BIN)/ruff format src tests benchmarks examples
 
 docs: setup ## Rewrite the reference page of the settings from their own sentences
 	$(BIN)/python -c 'from dagman.settings.reference import render_reference; print(render_reference(), end="")' > docs/settings.md
 
+docs-site: setup ## Build the documentation site into site/, with the API reference; needs the extra docs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m mkdocs build --strict
+
 clean: ## Remove .venv, the demo's output and the caches
-	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
+	rm -rf .venv demo site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage*

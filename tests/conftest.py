@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import runpy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hypothesis
-import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
@@ -55,51 +55,19 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def write_dicom():
-    """Write voxels X Y Z as one DICOM file a slice along Z; returns the paths. `tags` go into every slice."""
+def write_dicom() -> Callable[..., list[Path]]:
+    """The writer of DICOM series, see `dagman.testing`."""
+    from dagman.testing import write_dicom_series  # after the import hook
 
-    from pydicom.uid import generate_uid
-
-    from dagman.scans.affine import LPS_TO_RAS
-
-    def write(folder: Path, voxels: np.ndarray, matrix: np.ndarray, *, suffix: str = ".dcm", slices=None, **tags) -> list[Path]:
-        folder.mkdir(parents=True, exist_ok=True)
-        lps = LPS_TO_RAS @ matrix
-        spacing = np.linalg.norm(lps[:3, :3], axis=0)
-        series = tags.pop("SeriesInstanceUID", generate_uid())
-        start = len(list(folder.iterdir()))
-        paths = []
-        for index in range(voxels.shape[2]) if slices is None else slices:
-            data = _build_slice(voxels[:, :, index], series)
-            data.ImageOrientationPatient = [float(f"{v:.10g}") for v in (lps[:3, :2] / spacing[:2]).T.ravel()]
-            data.ImagePositionPatient = [float(f"{v:.10g}") for v in lps[:3, 3] + index * lps[:3, 2]]
-            data.PixelSpacing = [float(f"{spacing[1]:.10g}"), float(f"{spacing[0]:.10g}")]
-            for name, value in tags.items():
-                setattr(data, name, value)
-            # The file order is not the slice order.
-            paths.append(folder / f"im{(7 * index + 3) % 1000:04d}_{start}{suffix}")
-            data.save_as(paths[-1], enforce_file_format=True)
-        return paths
-
-    return write
+    return write_dicom_series
 
 
-def _build_slice(pixels: np.ndarray, series: str) -> Any:
-    """A CT slice with an intercept of -1024, pixels X Y in HU."""
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+@pytest.fixture(scope="session")
+def make_tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that writes a tiny encoder, CT at 4 mm with semantic attention unless given otherwise; returns its folder."""
+    from dagman.testing import make_tiny_config, write_tiny_encoder
 
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = CTImageStorage
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
-    data.StudyInstanceUID, data.SeriesInstanceUID = "1.2.3", series
-    data.PatientID, data.PatientName, data.Modality = "MRN-4711", "Doe^Jane", "CT"
-    data.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-    data.Columns, data.Rows = pixels.shape
-    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
-    data.RescaleSlope, data.RescaleIntercept = 1, -1024
-    data.PixelData = (pixels.T.astype(np.int32) + 1024).astype(np.uint16).tobytes()
-    return data
+    def make(**changes: Any) -> Path:
+        return write_tiny_encoder(tmp_path_factory.mktemp("run") / "encoder", make_tiny_config(**changes))
+
+    return make

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+_CHECKED = ("src", "tests", "benchmarks", "examples")
+
 
 @pytest.mark.parametrize(
     "arguments",
-    [["ruff", "check", "src", "tests"], ["ruff", "format", "--check", "src", "tests"], ["mypy"]],
+    [["ruff", "check", *_CHECKED], ["ruff", "format", "--check", *_CHECKED], ["mypy"]],
     ids=["style", "format", "types"],
 )
 def test_the_code_is_clean(arguments: list[str]):

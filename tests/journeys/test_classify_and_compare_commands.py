@@ -17,10 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from dagman.cli import application
-from dagman.encoder.folder import EncoderConfig, write_encoder
 from dagman.evaluation.results import Results
-from dagman.method.networks import Network, ProjectorShape, SemanticShape
-from dagman.model import SwinShape
 from dagman.scans.reading import read_scan
 from dagman.scans.scan import hash_scan
 from dagman.tables.table import read_table
@@ -94,26 +91,9 @@ def lesions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory, lesions: Path) -> Path:
+def encoder(make_tiny_encoder: Callable[..., Path], lesions: Path) -> Path:
     """Weights whose configuration says that pretraining saw the first scan."""
-    config = EncoderConfig(
-        shape=SwinShape(embed=8, depths=(1, 1, 1, 1), heads=(1, 2, 2, 4)),
-        semantic=SemanticShape(heads=2),
-        size="tiny",
-        method="dagman",
-        spacing=2.0,
-        low=-1000.0,
-        high=500.0,
-        view=32,
-        step=3,
-        scans_seen=(hash_scan(read_scan(lesions / "ct 00.nii.gz")),),
-    )
-    folder = tmp_path_factory.mktemp("pretrained") / "run"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = Network(config.shape, config.semantic, ProjectorShape(names=()), reconstruct=False)
-    write_encoder(folder / "encoder", config, network.state_dict())
-    return folder
+    return make_tiny_encoder(spacing=2.0, scans_seen=(hash_scan(read_scan(lesions / "ct 00.nii.gz")),)).parent
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,15 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 
 from dagman.cli import application
 from dagman.encoder.feature_file import read_features
-from dagman.encoder.folder import EncoderConfig, write_encoder
-from dagman.method.networks import Network, ProjectorShape, SemanticShape
-from dagman.model import SwinShape
 from dagman.scans.phantom import Cohort, write_cohort
 from dagman.store.preparation import Preparation
 from dagman.store.writer import prepare_store
@@ -31,24 +28,8 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 
 
 @pytest.fixture(scope="module")
-def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = EncoderConfig(
-        shape=SwinShape(embed=8, depths=(1, 1, 1, 1), heads=(1, 2, 2, 4)),
-        semantic=SemanticShape(heads=2),
-        size="tiny",
-        method="dagman",
-        spacing=8.0,
-        low=-1000.0,
-        high=500.0,
-        view=32,
-        step=3,
-    )
-    folder = tmp_path_factory.mktemp("run") / "encoder"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = Network(config.shape, config.semantic, ProjectorShape(names=()), reconstruct=False)
-    write_encoder(folder, config, network.state_dict())
-    return folder
+def encoder_folder(make_tiny_encoder: Callable[..., Path]) -> Path:
+    return make_tiny_encoder(spacing=8.0, step=3)
 
 
 def _run(*arguments: object) -> subprocess.CompletedProcess[str]:

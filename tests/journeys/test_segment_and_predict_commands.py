@@ -14,15 +14,11 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-import torch
 from pydicom.uid import generate_uid
 from scipy.spatial.transform import Rotation
 
 from dagman.cli import application
-from dagman.encoder.folder import EncoderConfig, write_encoder
 from dagman.evaluation.results import Results
-from dagman.method.networks import Network, ProjectorShape
-from dagman.model import SwinShape
 from dagman.tasks.segment import folds
 from dagman.tasks.segment.model import load_model
 
@@ -116,25 +112,9 @@ def bodies(tmp_path_factory: pytest.TempPathFactory, write_dicom: Callable[..., 
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def encoder(make_tiny_encoder: Callable[..., Path]) -> Path:
     """A very small encoder for CT at 5 mm."""
-    config = EncoderConfig(
-        shape=SwinShape(embed=8, depths=(1, 1, 1, 1), heads=(1, 2, 2, 4)),
-        semantic=None,
-        size="tiny",
-        method="dagman",
-        spacing=5.0,
-        low=-1000.0,
-        high=500.0,
-        view=32,
-        step=7,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = Network(config.shape, None, ProjectorShape(names=()), reconstruct=False)
-    folder = tmp_path_factory.mktemp("pretrained") / "encoder"
-    write_encoder(folder, config, network.state_dict())
-    return folder
+    return make_tiny_encoder(spacing=5.0, semantic=False)
 
 
 @pytest.fixture(scope="module")

@@ -8,35 +8,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 
 from dagman.encoder.encoder import Encoder
-from dagman.encoder.folder import EncoderConfig, write_encoder
 from dagman.encoder.loading import load_encoder
-from dagman.method.networks import Network, ProjectorShape
-from dagman.model import SwinShape
-
-SMALL = EncoderConfig(
-    shape=SwinShape(embed=8, depths=(1, 1, 1, 1), heads=(1, 2, 2, 4)),
-    semantic=None,
-    size="tiny",
-    method="dagman",
-    spacing=5.0,
-    low=-1000.0,
-    high=500.0,
-    view=32,
-    step=7,
-)
 
 
 @pytest.fixture(scope="session")
-def small_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = Network(SMALL.shape, None, ProjectorShape(names=()), reconstruct=False)
-    folder = tmp_path_factory.mktemp("small") / "encoder"
-    write_encoder(folder, SMALL, network.state_dict())
-    return folder
+def small_encoder_folder(make_tiny_encoder: Callable[..., Path]) -> Path:
+    return make_tiny_encoder(spacing=5.0, semantic=False)
 
 
 @pytest.fixture(scope="session")

@@ -36,8 +36,9 @@ class Numbers:
 def parse_numbers(texts: Sequence[str | None], separator: str) -> Numbers:
     """Read a column's texts; `separator` is the file's: beside semicolons 1,234 is a decimal, elsewhere it may be a thousand.
 
-    >>> parse_numbers(["50,5", "51", None], ";").values[:2]
-    [50.5, 51.0]
+    Examples:
+        >>> parse_numbers(["50,5", "51", None], ";").values[:2]
+        [50.5, 51.0]
     """
     commas = [row for row, text in enumerate(texts) if text is not None and _COMMA.fullmatch(text)]
     points = any(text is not None and re.fullmatch(r"[+-]?\d+\.\d+", text) for text in texts)

@@ -52,7 +52,10 @@ def pretrain(
     Args:
         source: A store, or scans (files or folders), which are prepared into `out/store` first.
         out: The run folder.
-        size, method, config, assignments: As in `dagman.settings.load_settings`.
+        size: A preset of the model: "tiny", "small" or "paper".
+        method: A preset of the method, "dagman" or another of `dagman.settings.presets`.
+        config: A TOML file of settings.
+        assignments: Single settings, "key=value"; they win over the file and the presets.
         resume: Refuse to begin a run: there must be one in `out`. Without it, a run that is there is continued as well.
         on_event: Called with each event's name ("choice", "warning", "begin", "step", "monitor", "checkpoint") and values.
         on_preparation: Passed to `prepare_store` as `on_event`.

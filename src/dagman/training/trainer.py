@@ -49,7 +49,9 @@ class Trainer:
         settings: Resolved settings.
         dataset: Views by step.
         folder: The run folder.
-        device, precision, workers: As chosen by `dagman.devices`.
+        device: As chosen by `dagman.devices`.
+        precision: "fp32" or "bf16".
+        workers: Processes that read views; 0 reads them in this one.
         state: What is saved beside the weights (fingerprint of the store, ...).
         on_event: Called with an event's name and values ("step", "warning", "checkpoint").
     """
