@@ -23,7 +23,7 @@ def _documented_layers() -> list[str]:
 def _checked_layers() -> list[str]:
     settings = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
-    return [layer.strip("()") for layer in reversed(layers)]
+    return [name.strip(" ()") for layer in reversed(layers) for name in layer.split("|")]
 
 
 def test_the_layers_checked_are_the_layers_documented():
