@@ -17,6 +17,7 @@ from dagman.evaluation.measures import MEASURES
 from dagman.method.masking import MASKINGS, count_units
 from dagman.model import BACKBONES, SwinShape, build_backbone
 from dagman.settings import choices, load_settings
+from dagman.study.plan import Endpoint, MonitorPlan, Study, TaskPlan, list_jobs, read_study
 
 _GUIDES = Path(__file__).parents[1] / "docs" / "guides"
 _REGISTRIES: tuple[dict[str, Any], ...] = (METRICS, MEASURES, MASKINGS, BACKBONES, choices.MASKINGS)
@@ -67,3 +68,13 @@ def test_parts_of_ones_own_are_what_their_guide_says(restored_registries):
     assert [tuple(x.shape[1:3]) for x in maps] == [(16, 8), (32, 4), (64, 2), (128, 1)]
     labels, scores = np.array([0, 1]), np.array([[[0.5, 0.5]], [[0.75, 0.25]]])
     assert METRICS["log_loss"].measure(labels, scores) == pytest.approx((np.log(2) + np.log(4)) / 2)
+
+
+def test_the_study_of_its_guide_is_read_and_its_keys_are_all_explained(tmp_path):
+    guide = (_GUIDES / "study.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```toml\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    (tmp_path / "study.toml").write_text(block)
+    jobs = list_jobs(read_study(tmp_path / "study.toml"), tmp_path, tmp_path / "out")
+    assert [job.kind for job in jobs] == ["pretrain"] * 6 + ["task"] * 3
+    keys = {name for section in (Study, TaskPlan, MonitorPlan, Endpoint) for name in section.model_fields}
+    assert {key for key in keys if f"`{key}`" not in guide and f"[{key}]" not in guide} == set()
