@@ -68,6 +68,6 @@ def make_tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     from dagman.testing import make_tiny_config, write_tiny_encoder
 
     def make(**changes: Any) -> Path:
-        return write_tiny_encoder(tmp_path_factory.mktemp("run") / "encoder", make_tiny_config(**changes))
+        return write_tiny_encoder(tmp_path_factory.mktemp("tiny") / "run" / "encoder", make_tiny_config(**changes))
 
     return make
