@@ -15,9 +15,9 @@ from dagman.errors import DagmanError, SettingsError, explain_system_error
 from dagman.records.names import suggest_name
 
 _COMMANDS = {
-    "demo": "The whole road on the built-in cohort: prepare, pretrain, probe, report.",
-    "inspect": "Say of every series found whether it can be used, and why not.",
-    "prepare": "Scans to a store: resampled, cropped, int16, ready for training.",
+    "demo": "The whole pipeline on the built-in cohort: prepare, pretrain, probe, report.",
+    "inspect": "Check whether each series can be used, with the reason if not.",
+    "prepare": "Turn scans into a store: resampled, cropped, int16, ready for training.",
     "pretrain": "Pretrain an encoder on a store, or on scans.",
     "report": "One self-contained HTML page of a run.",
     "embed": "Feature vectors of scans, or of a table's items, as Parquet.",
@@ -30,7 +30,7 @@ _COMMANDS = {
     "compare": "Run one task for several models on identical splits.",
     "study": "Run a whole study from one file: methods, seeds, tasks, one page.",
     "import": "Turn a public data set into a table: lidc, medmnist.",
-    "store": "Look after a store: verify.",
+    "store": "Check a store: verify.",
 }
 # `import` is a keyword of Python, so its file has another name; the tasks' commands have a folder.
 _TASKS = ("classify", "outcome", "segment", "predict", "cluster", "compare")
@@ -78,7 +78,7 @@ def _print_version(value: bool) -> None:
 
 @app.callback()
 def start_command(
-    version: bool = typer.Option(False, "--version", help="Print the version and stop.", callback=_print_version, is_eager=True),
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
 ) -> None:
     """From a folder of scans to a pretrained 3D encoder, to publishable numbers.
 

@@ -17,15 +17,15 @@ _EXAMPLE = "Example: dagman attention runs/first scans/patient-7.nii.gz --out at
 def map_attention(
     encoder: Annotated[str, typer.Argument(help="A run, an encoder folder, or scratch:SIZE.")],
     scan: Annotated[Path, typer.Argument(help="One scan: a file, or a folder with one series.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    out: Annotated[Path, typer.Option(help="Folder to write into.")],
     weights: Annotated[str, typer.Option(help="Whose weights of a run: teacher, student, or auto.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Write attention maps of a scan: the mean and each head, as NIfTI on its own grid, and overlays as PNG.
 
-    Values are relative to uniform: 1 means as if all of a view were attended alike. They compare places within a view, not
-    scans. 0 marks air that was cut off before the encoder looked.
+    Values are relative to uniform attention: 1 is the average of a view. They compare places within a view, not
+    scans. 0 marks air that was cropped before encoding.
     """
     from rich.console import Console
 

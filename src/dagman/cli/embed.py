@@ -30,21 +30,21 @@ def embed_sources(
     out: Annotated[Path, typer.Option(help="Parquet or CSV file to write.")],
     crop_mm: CropMm = None,
     crop_spacing: CropSpacing = None,
-    stages: Annotated[str, typer.Option(help="Stages to pool.")] = "1,2,3,4",
-    pools: Annotated[str, typer.Option(help="What is pooled of each stage.")] = "mean,std,max",
+    stages: Annotated[str, typer.Option(help="Stages to pool, comma-separated.")] = "1,2,3,4",
+    pools: Annotated[str, typer.Option(help="Statistics to pool from each stage, comma-separated.")] = "mean,std,max",
     store: Annotated[Path | None, typer.Option(help="Store that holds the scans which a table names by id.")] = None,
     patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
     ids: Ids = "checked",
     mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
-    coordinates: Annotated[str, typer.Option(help="Of the table's points: ras or lps.")] = "ras",
-    cache: Annotated[Path | None, typer.Option(help="Folder in which vectors are kept by content and found again.")] = None,
+    coordinates: Annotated[str, typer.Option(help="Coordinates of the table's points: ras or lps.")] = "ras",
+    cache: Annotated[Path | None, typer.Option(help="Folder of cached feature vectors.")] = None,
     weights: Annotated[str, typer.Option(help="Whose weights of a run: teacher, student, or auto.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto.")] = "fp32",
     key: KeyPath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
-    """Write one feature vector an item as Parquet or CSV: of whole scans, or pooled inside masks or around points.
+    """Write one feature vector per item as Parquet or CSV: of whole scans, or pooled inside masks or around points.
 
     Items that cannot be used are listed with their reason in OUT.rejected.csv; how OUT came to be is in OUT.command.json.
     """

@@ -29,7 +29,7 @@ def import_lidc_idri(
     readers: Annotated[int, typer.Option(min=1, max=4, help="Readers who must have outlined a nodule.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
-    """Read LIDC-IDRI as TCIA ships it: one row a nodule, with the consensus of its readers.
+    """Read LIDC-IDRI as TCIA ships it: one row per nodule, with the consensus of its readers.
 
     Outlines of up to four readers are grouped into nodules; the mask holds what at least half of them outlined. A nodule
     whose median malignancy is in neither range is left out and counted. The scans stay where they are, as DICOM.
@@ -91,10 +91,10 @@ def import_medmnist_file(
     spacing: Annotated[float | None, typer.Option(help="Spacing in mm. Default: the set's, or 2 mm where it has none.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
-    """Read a MedMNIST 3D set (NoduleMNIST3D, OrganMNIST3D, FractureMNIST3D): one NIfTI file an item, and a table.
+    """Read a MedMNIST 3D set (NoduleMNIST3D, OrganMNIST3D, FractureMNIST3D): one NIfTI file per item, and a table.
 
-    The files hold grey values, not HU. The window that made them is undone, so that an encoder sees a CT; what it was is
-    an assumption, printed.
+    The files hold grey values, not HU. The window that made them is undone, so that an encoder sees a CT; the window is
+    an assumption, and is printed.
     """
     from rich.console import Console
 

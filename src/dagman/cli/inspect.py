@@ -50,9 +50,9 @@ class TiltChoice(StrEnum):
 
 @app.command(epilog="Example: dagman inspect ~/scans --out checked")
 def inspect_scans(
-    scans: Annotated[list[Path], typer.Argument(help="Files or folders; everything below is looked at, all formats mixed.")],
+    scans: Annotated[list[Path], typer.Argument(help="Files or folders; folders are searched at any depth, formats may be mixed.")],
     out: Annotated[Path | None, typer.Option(help="Folder for inspect.html and inspect.csv.")] = None,
-    modality: Annotated[ModalityChoice, typer.Option(help="What the scans are; auto: what the file or its values say.")] = (
+    modality: Annotated[ModalityChoice, typer.Option(help="What the scans are; auto: decided from the file or its values.")] = (
         ModalityChoice.auto
     ),
     tilt: Annotated[
@@ -66,7 +66,7 @@ def inspect_scans(
     key: KeyPath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Say of every series found whether it can be used, and why not.
+    """Check whether each series can be used, with the reason if not.
 
     Reads NIfTI, NRRD, MetaImage and DICOM. Exit code 0 if at least one series can be used, else 2.
     """

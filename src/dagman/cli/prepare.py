@@ -38,9 +38,11 @@ class _Modality(StrEnum):
 def prepare_scans(
     scans: Annotated[list[Path], typer.Argument(help="Files and folders with NIfTI, NRRD, MetaImage, DICOM, mixed, at any depth.")],
     out: Annotated[Path, typer.Option(help="Folder of the store. If it is one already, it is continued.")],
-    spacing: Annotated[float, typer.Option(help="Distance between voxels in mm, the same along all axes.")] = 2.0,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a core.")] = None,
-    modality: Annotated[_Modality, typer.Option(help="What the scans are, if the files do not say it rightly.")] = _Modality.auto,
+    spacing: Annotated[float, typer.Option(help="Voxel size in mm, the same along all axes.")] = 2.0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")] = None,
+    modality: Annotated[
+        _Modality, typer.Option(help="What the scans are, where the files do not state it rightly.")
+    ] = _Modality.auto,
     tilt: Annotated[_Tilt, typer.Option(help="Slices of a tilted gantry: shift them onto a straight grid, or refuse the scan.")] = (
         _Tilt.resample
     ),
@@ -53,8 +55,8 @@ def prepare_scans(
 ) -> None:
     """Turn scans into a store: resampled without aliasing, cropped to the body, int16, ready for training.
 
-    Size and time are estimated first. What cannot be used is listed with its reason in STORE/rejected.csv; the rest goes on.
-    Stop it at any time: the same command again goes on where it stopped.
+    Size and time are estimated first. What cannot be used is listed with its reason in STORE/rejected.csv; the rest is prepared.
+    Stop it at any time: the same command, repeated, continues.
     """
     from rich.console import Console
 

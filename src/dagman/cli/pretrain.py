@@ -20,8 +20,8 @@ def pretrain_command(
         list[Path], typer.Argument(help="A store, or scans: files or folders, which are prepared into RUN/store first.")
     ],
     out: Annotated[Path, typer.Option(help="The run folder to write.")],
-    size: Annotated[str | None, typer.Option(help="tiny, small or paper; tiny without one.")] = None,
-    method: Annotated[str | None, typer.Option(help="dagman, smit, ibot, ...; dagman without one.")] = None,
+    size: Annotated[str | None, typer.Option(help="Size of the model: tiny, small or paper. Default: tiny.")] = None,
+    method: Annotated[str | None, typer.Option(help="Method: dagman, smit, ibot, ... Default: dagman.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings in a TOML file.")] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value, repeatable; see docs/settings.md.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT, and refuse to begin one.")] = False,
@@ -30,7 +30,8 @@ def pretrain_command(
 ) -> None:
     """Pretrain an encoder on a store, or on scans.
 
-    Repeated, the command continues its run; other settings than the run's are refused by name. Ctrl-C lets the step end first.
+    Repeated, the command continues its run; settings that differ from the run's are refused by name.
+    Ctrl-C lets the current step end first.
     """
     import json
 

@@ -15,7 +15,7 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a pretraining run
     """One self-contained HTML page of a run: verdict, pictures, curves with their normal ranges, settings.
 
     The page is written into the run's folder and loads nothing from elsewhere; open it in any browser, mail it, archive it.
-    The same command repeated writes it anew, also while the run goes on.
+    Repeat the command to update it, also during the run.
     """
     from rich.console import Console
 

@@ -12,8 +12,8 @@ app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 
 @app.callback(epilog="Example: dagman store verify store")
-def look_after_store() -> None:
-    """Look after a store."""
+def store_command() -> None:
+    """Check a store."""
     # A Typer app of one command takes no command's name; with a callback it does.
 
 

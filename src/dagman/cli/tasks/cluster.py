@@ -18,17 +18,17 @@ _EXAMPLE = "Example: dagman cluster runs/first organs.csv --label label --out or
 def run_clustering(
     models_and_table: ModelsAndTable,
     out: Annotated[Path, typer.Option(help="Folder of results.")],
-    label: Annotated[str | None, typer.Option(help="Column of the kind; it judges the clusters, and never makes them.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of the kind; used to judge the clusters, never to make them.")] = None,
     labels: Annotated[
         Path | None, typer.Option(help="CSV with id and name of the values of label maps: each becomes a structure.")
     ] = None,
     minimum_voxels: Annotated[int, typer.Option(min=1, help="Voxels below which a structure of a label map is left out.")] = 20,
     map: Annotated[str, typer.Option(help="umap (needs the extra `cluster`) or pca.")] = "umap",
-    neighbours: Annotated[int, typer.Option(min=2, help="UMAP's neighbours.")] = 15,
+    neighbours: Annotated[int, typer.Option(min=2, help="Number of neighbours in UMAP.")] = 15,
     patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
     ids: Ids = "checked",
     mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
-    coordinates: Annotated[str, typer.Option(help="Of the table's points: ras or lps.")] = "ras",
+    coordinates: Annotated[str, typer.Option(help="Coordinates of the table's points: ras or lps.")] = "ras",
     crop_mm: CropMm = None,
     crop_spacing: CropSpacing = None,
     store: Annotated[Path | None, typer.Option(help="Store that holds the scans which the table names by id.")] = None,
@@ -40,7 +40,7 @@ def run_clustering(
 ) -> None:
     """Draw structures on a map by their frozen features, group them by k-means and HDBSCAN, and judge the groups by their names.
 
-    Silhouette, accuracy of neighbours (never of the same patient), mutual information, Rand index and purity in feature space;
+    Silhouette, accuracy of nearest neighbours (other patients only), mutual information, Rand index and purity in feature space;
     intra- and inter-cluster distance on the map. OUT/report.html holds the map: each point shows its crop.
     """
     from rich.console import Console

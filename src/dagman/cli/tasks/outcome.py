@@ -18,13 +18,13 @@ _EXAMPLE = "Example: dagman outcome runs/first outcome.csv --time time --event e
 def run_outcome(
     models_and_table: ModelsAndTable,
     out: Annotated[Path, typer.Option(help="Folder of results.")],
-    time: Annotated[str | None, typer.Option(help="Column of the time from the scan to the event or the last look.")] = None,
+    time: Annotated[str | None, typer.Option(help="Column of the time from the scan to the event or the last follow-up.")] = None,
     event: Annotated[str | None, typer.Option(help="Column: 1 where the event was seen, 0 where censored.")] = None,
     label: Annotated[str | None, typer.Option(help="Column of a response, in place of time and event.")] = None,
-    clinical: Annotated[str, typer.Option(help="Clinical columns, comma-separated: judged alone, and beside the image.")] = "",
-    method: Annotated[str, typer.Option(help="Of cox, forest, finetune; a response has the linear probe.")] = "",
-    folds: Annotated[int, typer.Option(help="Folds by patient; a column 'split' takes their place.")] = 5,
-    repeats: Annotated[int, typer.Option(help="Repeats with other folds.")] = 5,
+    clinical: Annotated[str, typer.Option(help="Clinical columns, comma-separated: judged alone and with the image.")] = "",
+    method: Annotated[str, typer.Option(help="One or more of cox, forest, finetune; a response has the linear probe.")] = "",
+    folds: Annotated[int, typer.Option(help="Number of folds by patient; a column 'split' replaces them.")] = 5,
+    repeats: Annotated[int, typer.Option(help="Number of repeats, each with new folds.")] = 5,
     shares: Annotated[str, typer.Option(help="Shares of the training patients, such as 25,50,100 (percent).")] = "100",
     per_class: Annotated[str, typer.Option(help="Few-shot draws: training patients with, and as many without the event.")] = "",
     draws: Annotated[int, typer.Option(min=1, help="Few-shot draws in each repeat and fold.")] = 1,
@@ -35,7 +35,7 @@ def run_outcome(
     ids: Ids = "checked",
     split: Annotated[str, typer.Option(help="The table's column of train, val, test, if it has one.")] = "split",
     mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
-    coordinates: Annotated[str, typer.Option(help="Of the table's points: ras or lps.")] = "ras",
+    coordinates: Annotated[str, typer.Option(help="Coordinates of the table's points: ras or lps.")] = "ras",
     crop_mm: CropMm = None,
     crop_spacing: CropSpacing = None,
     store: Annotated[Path | None, typer.Option(help="Store that holds the scans which the table names by id.")] = None,
@@ -50,7 +50,7 @@ def run_outcome(
     Time and event: Cox's elastic net or a random survival forest on frozen features, or fine-tuning with Cox's loss; Harrell's
     and Uno's C, integrated Brier score, time-dependent AUC, calibration, and Kaplan-Meier curves of risk groups whose cut is
     fixed inside the training fold. A response: a linear probe, with what dagman classify reports. Lesions of one patient are
-    pooled. Missing clinical values are counted, and filled inside the fold.
+    pooled. Missing clinical values are counted, and imputed within each fold.
     """
     from dagman.errors import TaskError
 

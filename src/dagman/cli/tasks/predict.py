@@ -31,7 +31,7 @@ def run_prediction(
     patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
     ids: Ids = "checked",
     mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
-    coordinates: Annotated[str, typer.Option(help="Of the table's points: ras or lps.")] = "ras",
+    coordinates: Annotated[str, typer.Option(help="Coordinates of the table's points: ras or lps.")] = "ras",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
     key: KeyPath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
@@ -39,7 +39,7 @@ def run_prediction(
     """Apply a model to scans, one at a time: label maps on their own grids, or scores.
 
     Writes OUT/predictions.csv (volumes, or scores), for a segmentation OUT/predictions/NAME.nii.gz (and .dcm, a DICOM SEG, where
-    the scan came as DICOM), and OUT/rejected.csv. The same command repeated goes on.
+    the scan came as DICOM), and OUT/rejected.csv. Repeat the command to continue it.
     """
     from rich.console import Console
 

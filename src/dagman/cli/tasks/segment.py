@@ -28,31 +28,32 @@ def run_segmentation(
     labels: Annotated[
         str | None, typer.Option(help="Structures and their values, such as liver=5,kidneys=7+8. Default: the file's, or all.")
     ] = None,
-    mask_label: Annotated[int | None, typer.Option(help="The one value of the masks that counts.")] = None,
-    folds: Annotated[int, typer.Option(help="Folds by patient; a column 'split' takes their place.")] = 5,
-    repeats: Annotated[int, typer.Option(help="Repeats with other folds.")] = 1,
+    mask_label: Annotated[int | None, typer.Option(help="Value of the structure in the masks; others are background.")] = None,
+    folds: Annotated[int, typer.Option(help="Number of folds by patient; a column 'split' replaces them.")] = 5,
+    repeats: Annotated[int, typer.Option(help="Number of repeats, each with new folds.")] = 1,
     shares: Annotated[
         str | None,
         typer.Option(help="Shares of the training patients, such as 25,50,100 (percent). Default: 100 without --shots."),
     ] = None,
     shots: Annotated[str, typer.Option("--shots", "--per-class", help="Numbers of labelled patients, such as 4,8,16.")] = "",
-    draws: Annotated[int, typer.Option(min=1, help="Few-shot draws in each repeat and fold.")] = 1,
+    draws: Annotated[int, typer.Option(min=1, help="Number of few-shot draws in each repeat and fold.")] = 1,
     steps: Annotated[
         int | None, typer.Option(help="Optimiser steps of each training. Default: 250 on a CPU, 3000 on a GPU.")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Crops a step.")] = 2,
+    batch: Annotated[int, typer.Option(help="Crops per step.")] = 2,
     rate: Annotated[
         float | None, typer.Option(help="Largest learning rate. Default: 3e-3 below 1,000 steps, else 1e-3.", show_default=False)
     ] = None,
     layer_decay: Annotated[
-        float, typer.Option(help="Factor of the rate from layer to layer downwards, for every model; 1: one rate for all layers.")
+        float,
+        typer.Option(help="Factor of the learning rate from each layer to the one below; 1: one rate for all layers."),
     ] = 1.0,
     side: Annotated[int | None, typer.Option(help="Side of a crop in voxels, a multiple of 32. Default: the encoder's.")] = None,
-    spacing: Annotated[float | None, typer.Option(help="Voxel size in mm. Default: the encoder's; another costs it.")] = None,
+    spacing: Annotated[float | None, typer.Option(help="Voxel size in mm. Default: the encoder's, where it performs best.")] = None,
     mirror: Annotated[bool, typer.Option("--mirror", help="Mirror crops in training and windows in testing.")] = False,
-    tolerance: Annotated[float, typer.Option(help="Of the surface Dice, in mm.")] = 2.0,
+    tolerance: Annotated[float, typer.Option(help="Tolerance of the surface Dice in mm.")] = 2.0,
     measures: Annotated[
-        str, typer.Option(help="What is measured: all, or names such as dice,hd95_mm; dice alone is for a quick look.")
+        str, typer.Option(help="What is measured: all, or names such as dice,hd95_mm; dice alone is quicker.")
     ] = "all",
     patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
     ids: Ids = "checked",

@@ -37,7 +37,7 @@ CropSpacing = Annotated[float | None, typer.Option(help="Voxel size in mm of the
 Ids = Annotated[
     str,
     typer.Option(
-        help="checked: refuse patients or labels that differ only in leading zeros, case, blanks or dashes; exact: take them so."
+        help="checked: refuse patients or labels that differ only in leading zeros, case, blanks or dashes; exact: keep them apart."
     ),
 ]
 Identified = Annotated[
