@@ -87,7 +87,7 @@ def test_an_unknown_device_is_refused(name: str):
         ("flags\t\t: amx_bf16 amx_tile\n", "bf16", "the processor has amx_bf16"),
         ("Features\t: fp asimd bf16\n", "bf16", "the processor has bf16"),
         ("flags\t\t: fpu avx2 avx512f\n", "fp32", "the processor has no bf16 instructions"),
-        ("model name : unknown\n", "fp32", "the processor does not say whether it has bf16"),
+        ("model name : unknown\n", "fp32", "the processor does not report whether it has bf16"),
     ],
 )
 def test_precision_follows_the_processor(cpuinfo: str, value: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -141,7 +141,7 @@ def _find_bf16(device: str) -> tuple[bool, str]:
     native_flag = next((flag for flag in _BF16_FLAGS if flag in flags), None)
     if native_flag:
         return True, f"the processor has {native_flag}"
-    return False, "the processor has no bf16 instructions" if flags else "the processor does not say whether it has bf16"
+    return False, "the processor has no bf16 instructions" if flags else "the processor does not report whether it has bf16"
 
 
 def _read_processor_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:

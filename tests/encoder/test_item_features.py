@@ -258,7 +258,7 @@ def test_a_table_of_stored_scans_takes_masks_of_the_files(encoder: Encoder, coho
     direct = encoder.embed(cohort / "scan-1.nii.gz", mask=labels == 1, crop_spacing=4.0)
     assert np.corrcoef(features.values[0], direct.values[0])[0, 1] > 0.95
     missing = embed_items(encoder, table.items)
-    assert missing.refused[0].reason == f"{scan_id!r} is the id of a stored scan, but no store was given. Say --store STORE."
+    assert missing.refused[0].reason == f"{scan_id!r} is the id of a stored scan, but no store was given. Pass --store STORE."
 
 
 def test_points_of_the_other_convention_are_recognised(
@@ -266,7 +266,7 @@ def test_points_of_the_other_convention_are_recognised(
 ):
     write_image(tmp_path / "scan.nii.gz", body_hu())
     (tmp_path / "table.csv").write_text("scan,patient,center_x_mm,center_y_mm,center_z_mm\nscan.nii.gz,a,-110,-100,90\n")
-    with pytest.raises(TableError, match=r"they look like LPS\. Say --coordinates lps"):
+    with pytest.raises(TableError, match=r"they appear to be LPS\. Pass --coordinates lps"):
         embed_items(encoder, read_table(tmp_path / "table.csv").items)
     flipped = read_table(tmp_path / "table.csv", coordinates="lps")
     assert len(embed_items(encoder, flipped.items)) == 1
@@ -305,7 +305,7 @@ def test_features_are_written_with_how_they_came_to_be(
 
 def test_a_file_without_features_is_refused(tmp_path: Path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    for name, text in (("a.parquet", "is no feature file of dagman"), ("b.parquet", "does not exist. Run dagman embed.")):
+    for name, text in (("a.parquet", "is not a feature file of dagman"), ("b.parquet", "does not exist. Run dagman embed.")):
         with pytest.raises(TableError, match=text):
             read_features(tmp_path / name)
 

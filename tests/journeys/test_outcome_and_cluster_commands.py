@@ -185,7 +185,7 @@ def test_a_response_is_predicted_from_image_clinical_and_both(call_dagman, tumou
     [
         ({}, ("--time", "dys", "--event", "died"), "has no column 'dys'. Nearest: days"),
         ({}, ("--time", "days"), "Name both: --time COL --event COL"),
-        ({}, (), "Say --label COL, or --time COL --event COL"),
+        ({}, (), "Give --label COL, or --time COL --event COL"),
         ({"days": -3}, ("--time", "days", "--event", "died"), "time 'days' is negative in row"),
         ({"died": 0}, ("--time", "days", "--event", "died"), "all items are censored"),
         ({"died": 2}, ("--time", "days", "--event", "died"), "event 'died' is not 0 or 1 in row"),

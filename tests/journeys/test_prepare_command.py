@@ -96,8 +96,8 @@ def test_scans_become_a_store_that_verifies_and_goes_on(scans, tmp_path):
         (["prepare", "{empty}/absent", "--out", "{out}"], "does not exist"),
         (["prepare", "{scans}/constant.nii.gz", "--out", "{out}"], "all 1 series were rejected"),
         (["prepare", "{scans}", "--out", "{out}", "--spacing", "0"], "spacing is 0 mm"),
-        (["prepare", "{scans}", "--out", "{scans}"], "exists and is no store"),
-        (["store", "verify", "{empty}"], "is no store"),
+        (["prepare", "{scans}", "--out", "{scans}"], "exists and is not a store"),
+        (["store", "verify", "{empty}"], "is not a store"),
     ],
 )
 def test_a_mistake_is_one_line(scans, tmp_path, arguments, message):

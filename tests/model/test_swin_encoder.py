@@ -186,7 +186,7 @@ def test_attention_maps_name_places_in_voxels_and_mark_padding(encoder: SwinEnco
     [
         ({"heads": (4, 4, 8)}, "depths (2, 2, 8, 2) and heads (4, 4, 8) differ in length. Give one of each for every stage."),
         ({"embed": 30}, "4 heads do not divide the 30 channels of stage 1."),
-        ({"drop_path": 1.0}, "drop_path 1.0 is no rate. Give 0 or more, below 1."),
+        ({"drop_path": 1.0}, "drop_path 1.0 is not a rate. Give 0 or more, below 1."),
     ],
 )
 def test_a_wrong_shape_is_refused_in_words(arguments: dict, message: str):

@@ -165,7 +165,7 @@ def test_mr_is_mr_by_its_tag_and_keeps_its_values(tmp_path, write_dicom, ct, pla
     [
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer, not a volume: nothing to do"),
         ({"SOPClassUID": SecondaryCaptureImageStorage}, "secondary capture (a picture of the screen), not a scan: nothing to do"),
-        ({"Modality": "PT"}, "modality PT, neither CT nor MR: leave it out, or say --modality ct or mr"),
+        ({"Modality": "PT"}, "modality PT, neither CT nor MR: leave it out, or pass --modality ct or mr"),
         ({"SamplesPerPixel": 3}, "holds colours (RGB), not one value a pixel: give the scan itself, not a rendering"),
     ],
 )

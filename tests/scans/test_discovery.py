@@ -154,7 +154,7 @@ def test_bad_files_are_listed_beside_the_good_ones(tmp_path, write_nifti, ct):
     assert {refusal.source.rsplit("/")[-1]: refusal.reason for refusal in found.refused} == {
         "flat.nii.gz": "is one slice (5 x 5): give a volume of at least 2 slices",
         "gone.nii": "cannot be read: check the path and its permissions",
-        "text.dcm": "is not a DICOM file, although its name says so: copy or export it again, or leave it out",
+        "text.dcm": "is not a DICOM file, despite its name: copy or export it again, or leave it out",
         "text.nii": "is empty or cut off in its header: copy or convert the scan again",
         "zero.dcm": "is empty: copy or export the series again",
         "zero.nii.gz": "is empty or cut off in its header: copy or convert the scan again",

@@ -155,9 +155,9 @@ def test_a_header_without_spacing_is_refused_and_one_without_directions_noted(tm
     path = write_itk(tmp_path / "a.mhd", ct, np.eye(4))
     lines = path.read_text().splitlines()
     path.write_text("\n".join(line for line in lines if not line.startswith("TransformMatrix")))
-    assert read_scan(path).notes == ("the file does not say how the patient lies; its axes were taken as L P S",)
+    assert read_scan(path).notes == ("the file does not state the patient's orientation; its axes were taken as L P S",)
     path.write_text("\n".join(line for line in lines if not line.startswith("ElementSpacing")))
-    with pytest.raises(ScanError, match="says nothing of its spacing: mend the header"):
+    with pytest.raises(ScanError, match="does not state its spacing: mend the header"):
         read_scan(path)
 
 

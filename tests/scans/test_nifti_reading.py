@@ -116,7 +116,7 @@ def test_the_qform_counts_where_there_is_no_sform_and_neither_is_noted(tmp_path,
     image.set_qform(None, code=0)
     nibabel.save(image, tmp_path / "n.nii.gz")
     assert read_scan(tmp_path / "n.nii.gz").notes == (
-        "the file does not say how the patient lies (no sform, no qform); its axes were taken as L A S",
+        "the file does not state the patient's orientation (no sform, no qform); its axes were taken as L A S",
     )
 
 
@@ -306,4 +306,4 @@ def test_a_spacing_that_disagrees_with_the_placement_is_noted_with_both(tmp_path
     nibabel.save(image, tmp_path / "a.nii")
     read = read_nifti(tmp_path / "a.nii")
     assert read.affine.spacing == pytest.approx((0.8, 0.9, 2.5))
-    assert read.notes == ("the sform's spacing is 0.8 x 0.9 x 2.5, pixdim says 0.8 x 0.9 x 5; the sform was used",)
+    assert read.notes == ("the sform's spacing is 0.8 x 0.9 x 2.5, pixdim's is 0.8 x 0.9 x 5; the sform was used",)

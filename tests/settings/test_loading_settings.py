@@ -92,7 +92,7 @@ def test_an_assignment_takes_the_type_of_its_key(assignment, section, key, value
     ("assignment", "text"),
     [
         ("train.steps", "--set 'train.steps' is no assignment. Write --set key=value, such as --set train.steps=300."),
-        ("=3", "--set '=3' is no assignment"),
+        ("=3", "--set '=3' is not an assignment"),
         ("train.steps=many", "train.steps = 'many': should be a valid integer"),
         ("train.steps=0", "train.steps = 0: should be greater than or equal to 1"),
         ("masking.ratio=1.5", "masking.ratio = 1.5: should be less than or equal to 1"),
@@ -165,7 +165,9 @@ def test_a_mistake_in_an_assignment_does_not_blame_the_file(tmp_path):
     assert _refusal("masking.ratio=7", config=path).startswith("masking.ratio = 7: ")
 
 
-@pytest.mark.parametrize(("content", "text"), [(b"steps = = 3", "is no TOML"), (b"\xff\xfe", "is no TOML"), (None, "No such file")])
+@pytest.mark.parametrize(
+    ("content", "text"), [(b"steps = = 3", "is not TOML"), (b"\xff\xfe", "is not TOML"), (None, "No such file")]
+)
 def test_a_file_that_cannot_be_read_is_named(tmp_path, content, text):
     path = tmp_path / "run.toml"
     if content is not None:

@@ -275,7 +275,7 @@ def test_something_else_is_not_overwritten(cohort, tmp_path, kind):
     out = tmp_path / "mine"
     (out if kind == "file" else out / "notes.txt").parent.mkdir(exist_ok=True)
     (out if kind == "file" else out / "notes.txt").write_text("mine")
-    with pytest.raises(StoreError, match=r"is a file, not a folder|exists and is no store"):
+    with pytest.raises(StoreError, match=r"is a file, not a folder|exists and is not a store"):
         prepare_store(cohort, out, workers=1)
 
 

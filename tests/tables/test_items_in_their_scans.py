@@ -141,7 +141,7 @@ def test_points_in_lps_are_recognised():
     with pytest.raises(TableError) as caught:
         check_points(_points(flipped, flipped, _INSIDE))
     assert str(caught.value) == (
-        "2 of 3 points fall outside their scans, but 2 inside with x and y negated: they look like LPS. Say --coordinates lps."
+        "2 of 3 points fall outside their scans, but 2 inside with x and y negated: they appear to be LPS. Pass --coordinates lps."
     )
 
 

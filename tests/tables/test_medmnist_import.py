@@ -84,7 +84,7 @@ def test_every_item_passes_as_ct(tmp_path):
 
 def test_a_set_that_is_no_ct_needs_a_window(tmp_path):
     _write_set(tmp_path / "vesselmnist3d.npz")
-    with pytest.raises(TableError, match=r"'vesselmnist3d' is no set of CT known here.*--window"):
+    with pytest.raises(TableError, match=r"'vesselmnist3d' is not a known CT set.*--window"):
         import_medmnist(tmp_path / "vesselmnist3d.npz", tmp_path / "out")
     summary = import_medmnist(tmp_path / "vesselmnist3d.npz", tmp_path / "out", window=(-200, 200))
     assert summary.window == (-200, 200)
@@ -96,7 +96,7 @@ def test_a_set_that_is_no_ct_needs_a_window(tmp_path):
         ({"val_labels": None}, "lacks val_labels"),
         ({"train_images": np.zeros((4, 28, 28), np.uint8)}, "train_images is 4 x 28 x 28 of uint8"),
         ({"test_labels": np.zeros((3, 5), np.uint8)}, "test has 3 images and 15 labels"),
-        ({"train_labels": np.array([{"a": 1}], dtype=object)}, "is no readable .npz file of arrays"),
+        ({"train_labels": np.array([{"a": 1}], dtype=object)}, "is not a readable .npz file of arrays"),
     ],
 )
 def test_other_files_are_refused(tmp_path, changes, message):

@@ -133,7 +133,7 @@ def test_without_a_patient_column_every_scan_is_its_own_patient(folder):
 
 def test_a_column_that_looks_like_the_patient_is_not_passed_over(folder):
     said = _refusal(_write(folder, "scan,PatientID\na.nii.gz,1"))
-    assert said == "has no column 'patient'. Say --patient PatientID, or --patient scan if every scan is its own patient."
+    assert said == "has no column 'patient'. Pass --patient PatientID, or --patient scan if every scan is its own patient."
     assert read_table(folder / "table.csv", patient="PatientID").patients.tolist() == ["1"]
     assert read_table(folder / "table.csv", patient="scan").patients.tolist() == ["a.nii.gz"]
 
@@ -195,7 +195,7 @@ _SURVIVAL = {"time": "days", "event": "dead"}
         ({"rows": "scan,patient,mask\nx.nii,1,m.nii"}, "1 scan and 1 mask do not exist: x.nii; m.nii. "),
         (
             _label("scan,patient,label\na.nii.gz,1,0\na.nii.gz,1,1"),
-            "one item has different labels in rows 1, 2. Keep one of them, or tell them apart by mask, label_value or center.",
+            "one item has different labels in rows 1, 2. Keep one of them, or distinguish them by mask, label_value or center.",
         ),
         (
             {"rows": "scan,patient,days,dead\na.nii.gz,1,-3,1\nb.nii.gz,2,4,1", **_SURVIVAL},
@@ -224,7 +224,7 @@ _SURVIVAL = {"time": "days", "event": "dead"}
             "a coordinate is missing in row 1. Fill center_x_mm, center_y_mm, center_z_mm, or none of them.",
         ),
         ({"rows": "scan,patient,center_x_mm,center_y_mm\na.nii.gz,1,1,2"}, "has no column 'center_z_mm'. "),
-        ({"rows": _PLAIN, "coordinates": "lpi"}, "coordinates 'lpi' are unknown. Say --coordinates ras or lps."),
+        ({"rows": _PLAIN, "coordinates": "lpi"}, "coordinates 'lpi' are unknown. Use --coordinates ras or lps."),
         ({"rows": _PLAIN, "mask_label": 3}, "a mask label needs a column 'mask'. Add the column, or leave --mask-label out."),
         (
             {"rows": "scan,patient,label_value\na.nii.gz,1,2.5"},

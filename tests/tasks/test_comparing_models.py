@@ -51,7 +51,7 @@ def test_what_was_not_said_is_left_to_the_task(table, monkeypatch):
 @pytest.mark.parametrize(
     ("task", "options", "said"),
     [
-        ("classify", {}, "classify needs a label. Say --label COL"),
+        ("classify", {}, "classify needs a label. Give --label COL"),
         ("classify", {"label": "label", "steps": 5}, "--steps has no meaning for classify. Leave it out"),
         ("classify", {"label": "label", "clinical": ("age",), "time": "t"}, "--time, --clinical has no meaning for classify"),
         ("cluster", {"label": "label", "methods": ("linear",)}, "--method has no meaning for cluster"),

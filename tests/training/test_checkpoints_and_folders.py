@@ -155,7 +155,7 @@ def test_the_gallery_holds_the_validation_views(finished):
 
 
 def test_a_folder_that_is_no_run_and_settings_that_are_damaged_are_refused(tmp_path):
-    with pytest.raises(RunError, match=r"is no run: settings\.toml is missing"):
+    with pytest.raises(RunError, match=r"is not a run: settings\.toml is missing"):
         Run(tmp_path)
     (tmp_path / "settings.toml").write_text("steps = = 3")
     with pytest.raises(RunError, match="is damaged"):
@@ -234,7 +234,7 @@ def test_an_encoder_folder_is_read_as_it_was_written(finished, tmp_path):
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (None, "is no encoder"),
+        (None, "is not an encoder"),
         ("{", "is damaged"),
         ("{}", "is damaged"),
         ("[]", "is damaged"),

@@ -90,7 +90,7 @@ def _read_pooling(stages: str, pools: str) -> Any:
 
     texts = [text.strip() for text in stages.split(",") if text.strip()]
     if not all(text.isdigit() for text in texts):
-        raise SettingsError(f"--stages {stages!r} is no list of stages", do="Write --stages 1,2,3,4")
+        raise SettingsError(f"--stages {stages!r} is not a list of stages", do="Write --stages 1,2,3,4")
     return Pooling(
         stages=tuple(int(text) for text in texts), pools=tuple(text.strip() for text in pools.split(",") if text.strip())
     )

@@ -69,7 +69,7 @@ def import_lidc_idri(
         highlight=False,
     )
     console.print(
-        f"Not in the table: {summary.small} readers' marks of nodules below 3 mm, {summary.others} of what is no nodule.",
+        f"Not in the table: {summary.small} readers' marks of nodules below 3 mm, {summary.others} of findings other than nodules.",
         highlight=False,
     )
     for refusal in summary.left_out[:_SHOWN]:
@@ -114,7 +114,7 @@ def import_medmnist_file(
     console.print(f"[bold]{count_noun(sum(summary.items.values()), 'item')}[/bold]: {counts}.", highlight=False)
     low, high = summary.window
     console.print(
-        f"Grey values are no HU: 0 to 255 were taken for {low:g} to {high:g} HU, voxels for {summary.spacing:.3g} mm.",
+        f"Grey values are not HU: 0 to 255 were taken for {low:g} to {high:g} HU, voxels for {summary.spacing:.3g} mm.",
         highlight=False,
     )
     console.print(f"Table: {summary.table}", highlight=False, soft_wrap=True, markup=False)

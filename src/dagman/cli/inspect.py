@@ -206,7 +206,7 @@ def _render(rows: Sequence[Inspection], cells: Sequence[dict[str, Any]], scans: 
         ),
     ]
     return render_page(
-        "Inspection of scans", f"{_say_counts(rows)} Looked at: {', '.join(f'`{scan}`' for scan in scans)}.", sections
+        "Inspection of scans", f"{_say_counts(rows)} Searched:  {', '.join(f'`{scan}`' for scan in scans)}.", sections
     )
 
 

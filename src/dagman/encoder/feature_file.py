@@ -99,7 +99,7 @@ def read_features(path: str | Path) -> FeatureFile:
     except FileNotFoundError:
         raise TableError("does not exist", where=path, do="Run dagman embed") from None
     except (pa.ArrowException, KeyError, ValueError) as error:
-        raise TableError(f"is no feature file of dagman ({error})", where=path, do="Run dagman embed") from None
+        raise TableError(f"is not a feature file of dagman ({error})", where=path, do="Run dagman embed") from None
     names = [name for name, _ in _ITEM_FIELDS]
     columns = tuple(name for name in table.column_names if name not in names)
     values = np.stack([table[name].to_numpy() for name in columns], axis=1).astype(np.float32)

@@ -114,7 +114,7 @@ def read_config(folder: str | Path) -> EncoderConfig:
         return EncoderConfig(shape=SwinShape(**shape), semantic=SemanticShape(**semantic) if semantic else None, **values)
     except FileNotFoundError:
         raise EncoderError(
-            "is no encoder: config.json is missing", where=folder, do="Give a run, or its folder `encoder`"
+            "is not an encoder folder: config.json is missing", where=folder, do="Give a run, or its folder `encoder`"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EncoderError(f"is damaged: {error}", where=path, do="Export the encoder again") from None

@@ -155,7 +155,7 @@ def stream_features(
     crop: of the crops around structures and points; by default from the structures' size (`choose_crop`), one spacing for
     all items. cache: folder of a `FeatureCache`.
 
-    Raises TableError when most points lie outside their scans, saying whether they look like LPS.
+    Raises TableError when most points lie outside their scans, saying whether they appear to be LPS.
     """
     pooling = pooling or Pooling()
     kept = FeatureCache(cache) if cache else None
@@ -181,7 +181,7 @@ def stream_features(
 def open_items(reader: ScanReader, items: Iterable[Item], *, store: Store | None = None) -> Iterator[OpenItem | RefusedItem]:
     """Items as they come, scan by scan, for those who cut or measure themselves; one scan is held at a time.
 
-    Raises TableError when most points lie outside their scans, saying whether they look like LPS.
+    Raises TableError when most points lie outside their scans, saying whether they appear to be LPS.
     """
     for found in _open_scans(reader, list(items), store):
         if isinstance(found, RefusedItem):
@@ -240,7 +240,7 @@ class _OpenedScan:
     def open(cls, reader: ScanReader, scan: Path | str, store: Store | None) -> _OpenedScan:
         if isinstance(scan, str):
             if store is None:
-                raise StoreError(f"{scan!r} is the id of a stored scan, but no store was given", do="Say --store STORE")
+                raise StoreError(f"{scan!r} is the id of a stored scan, but no store was given", do="Pass --store STORE")
             prepared = reader.prepare((store, scan))
             return cls(scan=reader.read(prepared), prepared=prepared, content_hash=prepared.content_hash, stored=True)
         opened = reader.read(scan)

@@ -50,7 +50,7 @@ class SwinShape:
                 f"depths {self.depths} and heads {self.heads} differ in length", do="Give one of each for every stage"
             )
         if not 0 <= self.drop_path < 1:
-            raise SettingsError(f"drop_path {self.drop_path} is no rate", do="Give 0 or more, below 1")
+            raise SettingsError(f"drop_path {self.drop_path} is not a rate", do="Give 0 or more, below 1")
         for stage, heads in enumerate(self.heads):
             if (self.embed << stage) % heads:
                 raise SettingsError(f"{heads} heads do not divide the {self.embed << stage} channels of stage {stage + 1}")

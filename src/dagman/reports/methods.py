@@ -100,7 +100,7 @@ def _tell_classification(results: Results, settings: Mapping[str, Any]) -> list[
         told.append(f"The linear probe is a logistic regression with an L2 penalty on standardised features; {_CHOSEN}.")
     if "knn" in methods:
         told.append(
-            "k-NN weighs the 20 nearest training items by exp(cosine / 0.07) of standardised features (Wu et al., CVPR 2018)."
+            "k-NN weights the 20 nearest training items by exp(cosine / 0.07) of standardised features (Wu et al., CVPR 2018)."
         )
     if "finetune" in methods:
         fit = "the linear probe"

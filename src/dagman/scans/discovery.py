@@ -269,7 +269,7 @@ def _read_dicom_header(path: Path) -> dicom_headers.Header:
     if path.stat().st_size == 0:
         raise ScanError("is empty", where=path, do="Copy or export the series again")
     if not known:
-        raise ScanError("is not a DICOM file, although its name says so", where=path, do="Copy or export it again, or leave it out")
+        raise ScanError("is not a DICOM file, despite its name", where=path, do="Copy or export it again, or leave it out")
     return dicom_headers.read_header(path)
 
 

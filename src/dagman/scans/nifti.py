@@ -100,7 +100,7 @@ def read_header(path: Path) -> Nifti1Header:
             # Each raises on numbers that the standard does not know, here rather than in the midst of the work.
             _ = header.get_data_dtype(), header.get_slope_inter(), header.get_data_shape(), header.get_data_offset()
     if magic != b"n+":
-        raise ScanError("is not a NIfTI file, although its name says so", where=path, do="Leave it out, or give it its own suffix")
+        raise ScanError("is not a NIfTI file, despite its name", where=path, do="Leave it out, or give it its own suffix")
     if header.get_data_offset() < size:
         # nibabel takes an offset of 0 at its word, and the header's own bytes for the first voxels.
         what = f"its voxels would begin at byte {header.get_data_offset()}, within the header"
@@ -183,14 +183,14 @@ def _judge_placement(header: Nifti1Header) -> tuple[str, ...]:
     """What is to be said where the header places its voxels not at all, or in two ways."""
     coded = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
     if not any(coded):
-        return ("the file does not say how the patient lies (no sform, no qform); its axes were taken as L A S",)
+        return ("the file does not state the patient's orientation (no sform, no qform); its axes were taken as L A S",)
     if not coded[0]:
         return ()
     sform = np.array(header.get_sform(), dtype=np.float64)
     spacing, stated = np.linalg.norm(sform[:3, :3], axis=0), np.array(header["pixdim"][1:4], dtype=np.float64)
     if not np.allclose(spacing, stated, rtol=1e-3, atol=0):
         first, second = show_apart(spacing, stated, " x ")
-        return (f"the sform's spacing is {first}, pixdim says {second}; the sform was used",)
+        return (f"the sform's spacing is {first}, pixdim's is {second}; the sform was used",)
     try:
         qform = np.array(header.get_qform(), dtype=np.float64) if coded[1] else sform
     except Exception as error:  # nibabel raises several kinds for quaternions that are not a rotation.

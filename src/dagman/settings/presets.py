@@ -78,14 +78,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise SettingsError(f"cannot read the settings: {error.strerror}", where=path, do="Give a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"is no TOML: {error}", where=path) from None
+        raise SettingsError(f"is not TOML: {error}", where=path) from None
 
 
 def _assign(values: dict[str, Any], assignment: str) -> None:
     key, separator, text = assignment.partition("=")
     key = key.strip()
     if not separator or not key:
-        raise SettingsError(f"--set {assignment!r} is no assignment", do="Write --set key=value, such as --set train.steps=300")
+        raise SettingsError(f"--set {assignment!r} is not an assignment", do="Write --set key=value, such as --set train.steps=300")
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:

@@ -18,7 +18,7 @@ QUEUE = 256
 FEW_VIEWS = 32
 """Below this many views a step, `auto` means recipe R. [ours]"""
 MICRO_BATCH = 16
-"""Views held at once at most, unless told otherwise. [ours]"""
+"""Views held at once at most, by default. [ours]"""
 SMALL_BATCH, PAPER_BATCH = 16, 64
 """Views a step of recipe R and of App. A; the rate and the prototypes change steadily from one to the other. [ours]"""
 SMALL_LR, PAPER_LR = 3e-4, 8e-4
@@ -129,7 +129,7 @@ def list_idle_settings(settings: Settings, given: Iterable[str]) -> list[str]:
         idle(scheduled, teacher.temperature == "entropy", 'teacher.temperature is "entropy"')
         idle(["teacher.center_momentum"], teacher.centering == "sinkhorn", 'teacher.centering is "sinkhorn"')
         fixed = teacher.centering == "mean" and teacher.temperature == "schedule"
-        idle(["teacher.queue"], fixed, "neither the centre nor the temperature looks at the queue")
+        idle(["teacher.queue"], fixed, "neither the centre nor the temperature uses the queue")
     sa = ["model.sa_stage", "model.sa_heads", "model.sa_depth", "model.sa_position"]
     idle(sa, not settings.model.semantic_attention, "model.semantic_attention is false")
     return warnings

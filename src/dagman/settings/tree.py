@@ -237,7 +237,7 @@ class TrainSettings(Section):
     keep_checkpoints: Positive = 2
     """Checkpoints kept; older ones are removed."""
     monitor_every: Positive = 25
-    """Steps between looks at the fixed validation views."""
+    """Steps between measurements on the fixed validation views."""
     monitor_views: Annotated[int, Field(ge=2, multiple_of=2)] = 16
     """Fixed validation views."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -97,7 +97,7 @@ def read_info(store: Path) -> dict[str, Any]:
         info = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(
-            "is no store: it has no store.json", where=store, do="Make one: dagman prepare SCANS --out STORE"
+            "is not a store: it has no store.json", where=store, do="Make one: dagman prepare SCANS --out STORE"
         ) from None
     except (OSError, ValueError) as error:
         raise StoreError("cannot be read", where=path, do="Prepare the scans again into a new folder") from error
@@ -116,4 +116,4 @@ def read_preparation(info: dict[str, Any], store: Path) -> Preparation:
     try:
         return Preparation(**info["preparation"])
     except (KeyError, TypeError, DagmanError) as error:
-        raise StoreError("store.json does not say how scans were prepared", where=store, do="Prepare the scans again") from error
+        raise StoreError("store.json does not state how scans were prepared", where=store, do="Prepare the scans again") from error

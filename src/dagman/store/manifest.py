@@ -125,7 +125,7 @@ def _name_cause(error: Exception, path: Path) -> str:
 class Store:
     """A store, read lazily; it can be pickled and sent to worker processes.
 
-    Raises StoreError when `path` is no store, of another version, or damaged.
+    Raises StoreError when `path` is not a store, of another version, or damaged.
     """
 
     def __init__(self, path: str | Path) -> None:

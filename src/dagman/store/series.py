@@ -73,12 +73,12 @@ def is_full_disk(error: OSError) -> bool:
 
 
 def explain_write_error(error: OSError, out: Path) -> StoreError:
-    """What the user is told when the store cannot be written."""
+    """What the user reads when the store cannot be written."""
     if is_full_disk(error):
         return explain_full_disk(out)
     return StoreError(f"cannot be written or read ({error.strerror})", where=error.filename or out, do="Check its permissions")
 
 
 def explain_full_disk(out: Path) -> StoreError:
-    """What the user is told when the disk is full."""
+    """What the user reads when the disk is full."""
     return StoreError("the disk is full; what was prepared so far is kept", where=out, do="Free some space and repeat the command")

@@ -249,7 +249,7 @@ def _check_folder(out: Path, preparation: Preparation) -> None:
         raise StoreError("is a file, not a folder", where=out, do="Give another --out")
     if not (out / "store.json").exists():
         if out.exists() and any(one.name != ".lock" for one in out.iterdir()):
-            raise StoreError("exists and is no store", where=out, do="Give an empty or a new folder")
+            raise StoreError("exists and is not a store", where=out, do="Give an empty or a new folder")
         return
     made = read_preparation(read_info(out), out)
     wanted = asdict(preparation)

@@ -59,7 +59,7 @@ def _judge_primary(study: Study, differences: Sequence[PairedDifference]) -> lis
     if not math.isfinite(row.low):
         return [Verdict("warn", f"{what}: {row.value:+.4g}. One pair has no interval; run more seeds.")]
     half = (row.high - row.low) / 2
-    seen = f"This study could have told apart a difference of about {half:.3g}."
+    seen = f"This study could have detected a difference of about {half:.3g}."
     if row.low <= 0 <= row.high:
         return [Verdict("warn", f"{what}: {number}. The interval holds 0: no difference was shown. {seen}")]
     return [Verdict("ok" if row.value > 0 else "bad", f"{what}: {number}. The interval excludes 0. {seen}")]

@@ -103,7 +103,7 @@ class Columns:
         if rows:
             words = ", ".join(sorted({f"'{self._words[name][row]}'" for row in rows}))
             told = f"row {list_some(row + 1 for row in rows)}"
-            self._notes[f"column '{name}' says {words} in {count_noun(len(rows), 'row')}: taken as missing ({told})"] = None
+            self._notes[f"column '{name}' has {words} in {count_noun(len(rows), 'row')}: taken as missing ({told})"] = None
 
 
 def _as_text(text: str) -> str | None:

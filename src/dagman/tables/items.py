@@ -132,7 +132,9 @@ def check_points(grids: Iterable[tuple[Item, tuple[int, int, int], Affine]]) -> 
     what = count_noun(len(outside), f"of {points} points falls outside its scan", f"of {points} points fall outside their scans")
     if 2 * len(outside) > points:
         if 2 * flipped > len(outside):
-            raise TableError(f"{what}, but {flipped} inside with x and y negated: they look like LPS", do="Say --coordinates lps")
+            raise TableError(
+                f"{what}, but {flipped} inside with x and y negated: they appear to be LPS", do="Pass --coordinates lps"
+            )
         do = "Give centers in RAS millimetres of the scan's own frame, not voxels"
         raise TableError(f"{what} (item {list_some(item.name for item in outside)})", do=do)
     return kept, [f"{what}: left out (item {list_some(item.name for item in outside)})"]

@@ -189,7 +189,7 @@ def _read_dataset(path: Path) -> LabelledScans:
     except FileNotFoundError:
         raise TableError("does not exist", where=path, do="Give a table, or a dataset.json") from None
     except (ValueError, OSError) as error:
-        raise TableError(f"is no JSON ({error})", where=path, do="Give a dataset.json of the Decathlon or of nnU-Net") from None
+        raise TableError(f"is not JSON ({error})", where=path, do="Give a dataset.json of the Decathlon or of nnU-Net") from None
     if not isinstance(about, dict) or not isinstance(about.get("labels"), dict):
         raise TableError("has no 'labels'", where=path, do="Give a dataset.json of the Decathlon or of nnU-Net")
     channels = about.get("channel_names") or about.get("modality") or {"0": "CT"}

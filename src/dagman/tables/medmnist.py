@@ -72,7 +72,7 @@ SETS: dict[str, MedmnistSet] = {
     "vesselmnist3d": MedmnistSet(classes=("vessel", "aneurysm")),
     "synapsemnist3d": MedmnistSet(classes=("inhibitory synapse", "excitatory synapse")),
 }
-"""The 3D sets by the name of their file. The last three are no CT: shapes, shapes, and electron microscopy."""
+"""The 3D sets by the name of their file. The last three are not CT: shapes, shapes, and electron microscopy."""
 
 NOMINAL_SPACING = 2.0
 """Spacing (mm) written where none is known: that of the default preparation, so that nothing is resampled."""
@@ -96,7 +96,7 @@ def import_medmnist(
 
     window: HU that 0 and 255 stand for; spacing: mm; both by default as in `SETS`, by the file's name. Where a lesion is in the
     middle, `center_*_mm` names it. MedMNIST does not say who a patient is: each item is its own, so keep to the split given.
-    Raises TableError for a file that is no MedMNIST 3D set, or that is no CT when no `window` is given.
+    Raises TableError for a file that is not a MedMNIST 3D set, or not CT when no `window` is given.
     """
     path, out = Path(file), Path(out)
     name = path.stem.lower().partition("_")[0]
@@ -104,7 +104,7 @@ def import_medmnist(
     chosen = window or known.window
     if chosen is None:
         do = "Give --window LOW HIGH, the HU that 0 and 255 stand for, to import it all the same"
-        raise TableError(f"{name!r} is no set of CT known here", where=path, do=do)
+        raise TableError(f"{name!r} is not a known CT set", where=path, do=do)
     if not chosen[0] < chosen[1]:
         raise TableError(f"the window goes from {chosen[0]:g} to {chosen[1]:g} HU", do="Give the lower end first")
     if spacing is not None and not spacing > 0:
@@ -153,7 +153,7 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
         RuntimeError,
         zlib.error,
     ) as error:
-        raise TableError("is no readable .npz file of arrays", where=path, do="Download it again from medmnist.com") from error
+        raise TableError("is not a readable .npz file of arrays", where=path, do="Download it again from medmnist.com") from error
     if absent:
         raise TableError(f"lacks {', '.join(absent)}", where=path, do="Give a file of MedMNIST, with its official split")
     for split in SPLITS:

@@ -116,7 +116,7 @@ def read_table(
     Raises TableError, one line, for anything that cannot be meant; see the checks below in their order.
     """
     if ids not in IDS:
-        raise TableError(f"ids '{ids}' is unknown", where=path, do="Say --ids checked or exact")
+        raise TableError(f"ids '{ids}' is unknown", where=path, do="Use --ids checked or exact")
     columns = Columns(path)
     reader = _Reader(columns)
     root = columns.path.parent
@@ -236,7 +236,7 @@ def _read_patients(reader: _Reader, patient: str) -> list[str | None]:
     like = [name for name in columns.names if _PATIENT_LIKE.fullmatch(name)]
     if like:
         # Guessing wrong here would let a patient cross folds unseen.
-        advice = f"Say --patient {like[0]}, or --patient scan if every scan is its own patient"
+        advice = f"Pass --patient {like[0]}, or --patient scan if every scan is its own patient"
         raise TableError("has no column 'patient'", where=columns.path, do=advice)
     reader.notes.append("no column 'patient': every scan is taken as its own patient")
     return [_SUFFIX.sub("", text) if text else None for text in columns.text("scan")]
@@ -262,7 +262,7 @@ def _read_label_values(columns: Columns, mask_label: int | None) -> list[int | N
 
 def _read_centers(columns: Columns, coordinates: str) -> list[tuple[float, float, float] | None]:
     if coordinates not in ("ras", "lps"):
-        raise TableError(f"coordinates '{coordinates}' are unknown", where=columns.path, do="Say --coordinates ras or lps")
+        raise TableError(f"coordinates '{coordinates}' are unknown", where=columns.path, do="Use --coordinates ras or lps")
     present = [name for name in CENTER_COLUMNS if name in columns]
     if not present:
         return [None] * columns.rows
@@ -278,7 +278,7 @@ def _read_centers(columns: Columns, coordinates: str) -> list[tuple[float, float
 def _read_clinicals(columns: Columns, names: Sequence[str], *, told: dict[str, str | None]) -> dict[str, list[float | str | None]]:
     for what, name in told.items():
         if name in names:
-            do = f"Leave it out of --clinical: it would tell the {what} that is to be predicted"
+            do = f"Leave it out of --clinical: it would give away the {what} that is to be predicted"
             raise TableError(f"column '{name}' is both the {what} and clinical", where=columns.path, do=do)
     return {name: columns.numbers_or_words(name) for name in names}
 
@@ -299,7 +299,7 @@ def _refuse_alike(columns: Columns, name: str, texts: Sequence[str | None], what
         shown = list_some((" and ".join(f"'{one}'" for one in group) for group in groups), limit=5)
         found = set(groups[0])
         rows = list_some((row + 1 for row, text in enumerate(texts) if text in found), limit=6)
-        do = f"Write one {what} in one way, or say --ids exact if they differ"
+        do = f"Write one {what} in one way, or pass --ids exact if they differ"
         told = "differ only in leading zeros, case, blanks or dashes"
         raise TableError(f"values of column '{name}' {told}: {shown} (the first in rows {rows})", where=columns.path, do=do)
 
@@ -315,7 +315,7 @@ def _drop_duplicates(
             continue
         for what, values in outcomes.items():
             if values is not None and values[row] != values[earlier]:
-                do = "Keep one of them, or tell them apart by mask, label_value or center"
+                do = "Keep one of them, or distinguish them by mask, label_value or center"
                 raise reader.columns.error(f"one item has different {what}", [earlier, row], do=do)
         repeated.append(row)
     if repeated:

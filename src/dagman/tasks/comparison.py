@@ -89,7 +89,7 @@ def compare_models(task: str, request: ComparisonRequest, *, on_part: Tell | Non
 
 def _classify(request: ComparisonRequest, tell: Tell | None) -> Results:
     if request.label is None:
-        raise TaskError("classify needs a label", do="Say --label COL")
+        raise TaskError("classify needs a label", do="Give --label COL")
     store, ids = _open_store(request)
     table = read_table(request.table, label=request.label, known_ids=ids, split=request.split or "split", **_read_columns(request))
     settings = ClassificationSettings(**_choose(request, "methods", *_SPLITS, "crop"), **_tune(request))
@@ -98,7 +98,7 @@ def _classify(request: ComparisonRequest, tell: Tell | None) -> Results:
 
 def _predict_outcome(request: ComparisonRequest, tell: Tell | None) -> Results:
     if (request.label is None) == (request.time is None and request.event is None):
-        raise TaskError("outcome needs a response, or time and event", do="Say --label COL, or --time COL --event COL")
+        raise TaskError("outcome needs a response, or time and event", do="Give --label COL, or --time COL --event COL")
     if request.label and request.methods:
         raise TaskError("a response is predicted by a linear probe", do="Leave --method out, or compare classify")
     store, ids = _open_store(request)

@@ -89,7 +89,7 @@ def predict_scans(
     """Apply a task's model to scans, and write `predictions.csv`, `rejected.csv`, and for a segmentation `predictions/`.
 
     model: the --out folder of a task, or its `model/`. scans: files and folders, or one table of items (CSV, Parquet), which a
-    model of structures or of clinical columns needs. on_part is told what is being done.
+    model of structures or of clinical columns needs. on_part is called with what is being done.
 
     Raises TaskError when the folder holds no model, or no scan can be used.
     """
@@ -123,7 +123,7 @@ def find_model(path: str | Path) -> Path:
         if any((folder / file).is_file() for file in APPLIERS):
             return folder
     do = "Give the --out folder of dagman classify, outcome or segment"
-    raise TaskError("holds no model of a task" if Path(path).is_dir() else "is no folder", where=path, do=do)
+    raise TaskError("holds no model of a task" if Path(path).is_dir() else "is not a folder", where=path, do=do)
 
 
 def _apply_segmentation(
@@ -157,7 +157,7 @@ def _apply_segmentation(
             refused.append(Refusal.from_error(str(item.scan), error))
     if trained:
         count = count_noun(trained, "of the scans was", "of the scans were")
-        notes.append(f"{count} trained on: what is predicted there says little about others")
+        notes.append(f"{count} trained on: predictions there mean little for others")
     return _Applied(rows=rows, refused=tuple(refused), notes=tuple(notes))
 
 

@@ -40,14 +40,14 @@ class Run:
     """Reads a run folder; every property is read anew, so that a running run can be watched.
 
     Raises:
-        RunError: `path` is no run folder.
+        RunError: `path` is not a run folder.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not (self.path / "settings.toml").is_file():
             raise RunError(
-                "is no run: settings.toml is missing", where=path, do="Give the folder that `dagman pretrain --out` wrote"
+                "is not a run: settings.toml is missing", where=path, do="Give the folder that `dagman pretrain --out` wrote"
             )
 
     def __repr__(self) -> str:

@@ -281,5 +281,5 @@ class Trainer:
         raise RunError(
             f"the loss or its gradient is not finite at step {step + 1}, on scans {', '.join(scans)}",
             where=self.folder,
-            do="Look at these scans, or lower optim.lr; the last checkpoint is whole",
+            do="Check these scans, or lower optim.lr; the last checkpoint is whole",
         )

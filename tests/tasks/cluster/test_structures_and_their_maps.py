@@ -260,7 +260,7 @@ def test_umap_of_equal_points_is_refused_and_its_neighbours_are_those_used():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda values: np.ones_like(values), "features of all 4 items are equal, so nothing tells them apart"),
+        (lambda values: np.ones_like(values), "features of all 4 items are equal, so they cannot be distinguished"),
         (lambda values: values + np.where(np.arange(4) == 2, np.nan, 0)[:, None], "features of 1 item are not finite"),
     ],
 )

@@ -55,7 +55,7 @@ def run_outcome(
     from dagman.errors import TaskError
 
     if (label is None) == (time is None and event is None):
-        raise TaskError("needs a response, or time and event", where="outcome", do="Say --label COL, or --time COL --event COL")
+        raise TaskError("needs a response, or time and event", where="outcome", do="Give --label COL, or --time COL --event COL")
     if label and method:
         do = "Leave --method out, or use dagman classify, which has linear, knn and finetune"
         raise TaskError("a response is predicted by a linear probe", where="--method", do=do)

@@ -93,7 +93,7 @@ def split_numbers(option: str, text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in split_names(text))
     except ValueError:
         raise SettingsError(
-            f"--{option} {text!r} is no list of numbers", do="Write numbers between commas, such as 25,50,100"
+            f"--{option} {text!r} is not a list of numbers", do="Write numbers between commas, such as 25,50,100"
         ) from None
 
 
@@ -104,7 +104,9 @@ def split_counts(option: str, text: str) -> tuple[int, ...]:
     numbers = split_numbers(option, text)
     broken = [number for number in numbers if not number.is_integer()]
     if broken:
-        raise SettingsError(f"--{option} {broken[0]:g} is no whole number", do="Write whole numbers between commas, such as 1,5,10")
+        raise SettingsError(
+            f"--{option} {broken[0]:g} is not a whole number", do="Write whole numbers between commas, such as 1,5,10"
+        )
     return tuple(int(number) for number in numbers)
 
 

@@ -33,7 +33,7 @@ class Curve:
     @property
     def caption(self) -> str:
         """What it is, its normal range, and what to look out for."""
-        return f"**{self.title}.** {self.what} **Normal:** {self.normal} **Look out for:** {self.abnormal}"
+        return f"**{self.title}.** {self.what} **Normal:** {self.normal} **Warning sign:** {self.abnormal}"
 
 
 def describe_losses(settings: Settings) -> list[Curve]:
@@ -49,7 +49,7 @@ def describe_losses(settings: Settings) -> list[Curve]:
         else "it may rise while tau_t falls, because the targets become sharper"
     )
     decides = (
-        " Sinkhorn spreads the targets over all prototypes by construction, so the height alone says little: **gain** "
+        " Sinkhorn spreads the targets over all prototypes by construction, so the height alone means little: **gain** "
         "decides (see below)."
         if balanced
         else " Read it with MI and gain below."

@@ -32,7 +32,7 @@ def draw_targets(rows: _Rows) -> list[Figure]:
             {"uniform": 1.0},
         ),
         "MI": (
-            "How much targets tell samples apart, MI",
+            "How well targets distinguish samples, MI",
             "share of the possible",
             "Entropy of the mean target minus mean entropy of the targets, over the largest it could be.",
             "0.2 to 0.6 (short runs at few views a step: 0.35 patches, 0.5 [CLS] and view).",
@@ -52,7 +52,7 @@ def draw_targets(rows: _Rows) -> list[Figure]:
     figures = []
     for key, (title, y, what, normal, abnormal, references) in texts.items():
         series = {name.upper(): _collect(rows, ("projectors", name, key), COLORS[name]) for name in ("ampd", "aitd", "gitd")}
-        figures += _draw(series, title, y, f"**{title}.** {what} **Normal:** {normal} **Look out for:** {abnormal}", references)
+        figures += _draw(series, title, y, f"**{title}.** {what} **Normal:** {normal} **Warning sign:** {abnormal}", references)
     return figures
 
 
@@ -74,7 +74,7 @@ def draw_reconstruction(rows: _Rows) -> list[Figure]:
         "the student, for the teacher's encoder under the student's reconstruction head, and for three answers that "
         "need no network: the mean of the view's visible voxels, the median of the "
         "training intensities, and a smooth fill from the visible voxels. **Normal:** the student falls below all three "
-        "within 30 to 90 steps, and the teacher follows behind it. **Look out for:** a student above the lowest dashed line later "
+        "within 30 to 90 steps, and the teacher follows behind it. **Warning sign:** a student above the lowest dashed line later "
         "than that; a teacher far above the student at the end: it still holds old weights. The dashed lines move because the "
         "masks follow the attention."
     )
@@ -91,7 +91,7 @@ def draw_features(rows: _Rows) -> list[Figure]:
         "Spread of the features",
         "standard deviation",
         "**Spread of the features.** Mean standard deviation of the last stage's features over tokens of the validation "
-        "views. **Normal:** level, or a slow change. **Look out for:** a fall to 0: all tokens become alike (collapse).",
+        "views. **Normal:** level, or a slow change. **Warning sign:** a fall to 0: all tokens become alike (collapse).",
     )
     rank = _draw(
         {
@@ -101,7 +101,7 @@ def draw_features(rows: _Rows) -> list[Figure]:
         "Effective rank of the features",
         "directions",
         "**Effective rank of the features.** How many directions the same features fill. **Normal:** a fall in the first "
-        "steps, then level or rising. **Look out for:** a fall towards 1.",
+        "steps, then level or rising. **Warning sign:** a fall towards 1.",
     )
     return std + rank
 
@@ -118,7 +118,7 @@ def draw_attention_course(rows: _Rows) -> list[Figure]:
         "**Entropy of the attention.** 1 is uniform attention over all N units of a view. **Normal:** near 0.998 in "
         "the first few hundred steps: the attention is then almost uniform and its map points at nothing; only its order is "
         "used for masking. It falls in longer runs (to 0.96 in one of 1,000 steps). "
-        "**Look out for:** a fall to 0: one unit gets everything.",
+        "**Warning sign:** a fall to 0: one unit gets everything.",
         {"uniform": 1.0},
     )
     follows = _draw(
@@ -132,7 +132,7 @@ def draw_attention_course(rows: _Rows) -> list[Figure]:
         "**What the attention follows.** Rank correlation of the teacher's attention and mean intensity over the units "
         "of a view, and "
         "how much of the attention lies inside the body (dashed: how much would if it were uniform). **Normal:** with a "
-        "noisy teacher, a correlation that changes and stays between -0.7 and 0.7. **Look out for:** more than that, "
+        "noisy teacher, a correlation that changes and stays between -0.7 and 0.7. **Warning sign:** more than that, "
         "either way: the masks then always hide the densest, or the lightest, tissue. 0.8 to 0.9 was seen with clean "
         "teachers.",
     )
@@ -179,7 +179,7 @@ def draw_diversity(rows: _Rows) -> list[Figure]:
             name: _collect(rows, ("diversity", stage, key), color, spread=("diversity", stage, spread) if spread else None)
             for (stage, name), color in zip(stages.items(), CYCLE, strict=False)
         }
-        figures += _draw(series, title, y, f"**{title}.** {what} **Normal:** {normal} **Look out for:** {abnormal}")
+        figures += _draw(series, title, y, f"**{title}.** {what} **Normal:** {normal} **Warning sign:** {abnormal}")
     return figures
 
 

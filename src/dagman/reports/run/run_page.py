@@ -36,7 +36,7 @@ def render_run(run: Run) -> str:
     )
     sections = [
         Section("Is the run healthy?", _give_verdict(run, settings)),
-        Section("The run's arithmetic and choices", [Listing([_say_choice(text) for text in run.choices])] if run.choices else []),
+        Section("The run's size and choices", [Listing([_say_choice(text) for text in run.choices])] if run.choices else []),
         *show_gallery(run, settings),
         *_show_curves(run, settings),
         Section("Warnings during the run", _list_warnings(run)),
@@ -77,17 +77,17 @@ def _give_verdict(run: Run, settings: Settings) -> list[Block]:
     found = judge_run(run)
     looks = run.monitors
     seen = (
-        f"{settings.train.monitor_views} fixed validation views, last looked at after step {looks[-1]['step']}"
+        f"{settings.train.monitor_views} fixed validation views, last measured after step {looks[-1]['step']}"
         if looks
-        else "no look at validation views yet"
+        else "validation views not measured yet"
     )
     return [
         verdicts.summarize_verdicts(found),
-        Text(f"What each monitor says ({seen}):"),
+        Text(f"What each monitor shows ({seen}):"),
         *sorted(found, key=lambda verdict: ("bad", "warn", "ok").index(verdict.level)),
         Text(
             "**H** is the entropy of the teacher's targets, as a share of ln K (1: uniform). **MI** says how much they "
-            "tell samples apart (0: collapse). **Gain** says how well the student predicts them (1: fully; 0: no better "
+            "distinguish samples (0: collapse). **Gain** is how well the student predicts them (1: fully; 0: no better "
             "than one constant answer)."
         ),
     ]
@@ -144,7 +144,7 @@ def _sum_up_time(run: Run) -> list[Block]:
     steady = sorted(row["seconds"] for row in rows[1:] or rows)
     return [
         Text(
-            f"{len(rows)} steps took {seconds / 60:.1f} minutes, without the looks at validation views and checkpoints; a "
+            f"{len(rows)} steps took {seconds / 60:.1f} minutes, without validation and checkpoints; a "
             f"step takes {steady[len(steady) // 2]:.2f} s (median), at {rows[-1]['memory_gib']:.2f} GiB of memory at most."
         )
     ]
@@ -155,7 +155,7 @@ def _list_warnings(run: Run) -> list[Block]:
     if not warnings:
         return [Text("None.")]
     return [
-        Text("Each is given once, when it is first seen; the verdict above is of the last look."),
+        Text("Each is given once, when it first occurs; the verdict above is from the last measurement."),
         DataTable(["step", "warning"], [[w["step"], w["text"]] for w in warnings]),
     ]
 

@@ -62,7 +62,7 @@ def judge_losses(rows: Sequence[Mapping[str, Any]], clip: float) -> list[Verdict
     wrong = [row["step"] for row in rows if not _is_finite(row.get("total"))]
     if wrong:
         return [
-            Verdict("bad", f"**Losses**: not finite from step {wrong[0]} on. Lower `optim.lr` or look at the scans of that step.")
+            Verdict("bad", f"**Losses**: not finite from step {wrong[0]} on. Lower `optim.lr` or check the scans of that step.")
         ]
     norms = [row["grad_norm"] for row in rows[len(rows) // 2 :] if _is_finite(row.get("grad_norm"))]
     cut = sum(norm > clip for norm in norms) / len(norms) if norms else 0.0
@@ -70,7 +70,7 @@ def judge_losses(rows: Sequence[Mapping[str, Any]], clip: float) -> list[Verdict
         return [
             Verdict(
                 "warn",
-                f"**Gradient**: cut to {clip:g} in {cut:.0%} of the later steps, so that the learning rate is lower than it says.",
+                f"**Gradient**: cut to {clip:g} in {cut:.0%} of the later steps, so that steps are smaller than the rate set.",
             )
         ]
     return [
@@ -114,7 +114,7 @@ def judge_targets(name: str, watched: Mapping[str, float], step: int, steps: int
         if step < fresh:
             return Verdict("warn", f"{head} ({numbers}): {text} So early (before step {fresh}) this may still pass.")
         return Verdict("bad", f"{head} ({numbers}): {text}")
-    tell = "tell samples apart" if watched["MI"] >= _TELLING else "tell samples apart only a little"
+    tell = "distinguish samples" if watched["MI"] >= _TELLING else "hardly distinguish samples"
     if watched["gain"] >= _PREDICTS:
         return Verdict("ok", f"{head} {tell}, and the student predicts them ({numbers}).")
     if watched["gain"] >= NO_GAIN:
@@ -149,7 +149,7 @@ def judge_attention(watched: Mapping[str, float], guides: bool) -> Verdict:
     )
     use = f" The masks use its order alone: {order}." if guides else ""
     if watched["entropy"] >= UNIFORM_ATTENTION:
-        usual = "as always in short runs: its map is no finding."
+        usual = "as always in short runs: its map does not mean anything yet."
         return Verdict("warn", f"**Attention** is almost uniform ({numbers}), {usual}{use}")
     if follows:
         return Verdict(
@@ -161,7 +161,7 @@ def judge_attention(watched: Mapping[str, float], guides: bool) -> Verdict:
 def judge_waiting(shares: Sequence[float]) -> Verdict:
     """Whether data keeps the machine waiting; the first step, which starts the loader, does not count."""
     if len(shares) < _FEW_STEPS:
-        return Verdict("ok", f"**Data**: too few steps ({len(shares)}) to tell whether the machine waits for them.")
+        return Verdict("ok", f"**Data**: too few steps ({len(shares)}) to show whether the machine waits for them.")
     share = sum(shares[1:]) / len(shares[1:])
     if share > WAITING:
         return Verdict(

@@ -86,7 +86,7 @@ def judge_models(summary: Summary) -> list[Block]:
             found.append(Verdict("ok", f"{who}: AUC {state_interval(row)}, better than chance (0.5)."))
         elif interval.high < 0.5:
             found.append(
-                Verdict("bad", f"{who}: AUC {state_interval(row)}, worse than chance. Look for a leak, or a label read wrongly.")
+                Verdict("bad", f"{who}: AUC {state_interval(row)}, worse than chance. Check for a leak, or a label read wrongly.")
             )
         else:
             found.append(
@@ -100,7 +100,7 @@ def judge_models(summary: Summary) -> list[Block]:
         found.append(Text(f"`{name}` is not pretrained: what it reaches is what any pretraining must beat."))
     if summary.extra.get("sized") and not any(m.model == "radiomics:size" for m in summary.measurements):
         command = "dagman compare classify MODEL radiomics:size TABLE"
-        found.append(Text(f"A structure's size alone may say as much: `{command}` tells, on the same splits."))
+        found.append(Text(f"A structure's size alone may predict as well: `{command}` shows, on the same splits."))
     return found
 
 
@@ -202,7 +202,7 @@ def show_examples(results: Results) -> list[Block]:
     attended = any(one.attention is not None for one in examples)
     below = (
         " Below each, what the encoder's [CLS] token attends to, relative to uniform, in colours that are stretched over each "
-        "item's own range: read the bar. After short runs it is no finding."
+        "item's own range: read the bar. After short runs it does not mean anything yet."
         if attended
         else ""
     )

@@ -61,7 +61,7 @@ def _judge(summary: Summary) -> list[Block]:
     """A sentence a model: whether neighbours of other patients are of the same kind, against guessing the most frequent kind."""
     counts = summary.extra["counts"]
     if not counts:
-        return [Text("Without names it cannot be said whether the clusters mean anything: look at the map.")]
+        return [Text("Without labels there is no measure of whether the clusters mean anything: inspect the map.")]
     guess = max(counts.values()) / sum(counts.values())
     found: list[Block] = []
     for row in summary.measurements:

@@ -66,10 +66,10 @@ def judge_differences(comparisons: Sequence[Comparison]) -> list[Block]:
             by = f"{name_measure(row.name)} by {abs(row.difference.value):.3f}, p {format_p(row.corrected)} after Holm"
             found.append(Verdict("ok", f"`{better}` is better than `{worse}` ({name_method(row.method)}, {row.subset}): {by}."))
     if not found:
-        text = f"**None of the {len(comparisons)} paired differences can be told from chance** after Holm's correction."
+        text = f"**None of the {len(comparisons)} paired differences can be distinguished from chance** after Holm's correction."
         if len(comparisons) == 1:
-            text = "**The one paired difference cannot be told from chance.**"
-        return [Verdict("warn", f"{text} The intervals below say how large a difference could be hidden.")]
+            text = "**The one paired difference cannot be distinguished from chance.**"
+        return [Verdict("warn", f"{text} The intervals below show how large a difference could have been missed.")]
     return found
 
 

@@ -79,7 +79,7 @@ def render_outcome(results: Results) -> str:
         Section(
             "What was found", [*show_warnings(summary), *_judge(summary.measurements, summary.comparisons), *_say_events(summary)]
         ),
-        Section("How well outcomes are told apart", [*_draw_concordance(summary.measurements), *_tabulate(summary.measurements)]),
+        Section("Discrimination of outcomes", [*_draw_concordance(summary.measurements), *_tabulate(summary.measurements)]),
         Section("Paired differences", _tabulate_differences(summary.comparisons)),
         Section("Risk groups", _show_groups(extra["predicted"], clock)),
         Section("Time-dependent AUC", _show_areas(extra["predicted"], clock)),
@@ -102,13 +102,13 @@ def _judge(measurements: Sequence[Measurement], comparisons: Sequence[Comparison
         who = f"`{row.model}` ({name_method(row.method)})"
         told = f"Harrell's C {_state(row)}"
         if value.low > 0.5:
-            found.append(Verdict("ok", f"{who} tells early from late events: {told}."))
+            found.append(Verdict("ok", f"{who} separates early from late events: {told}."))
         elif value.high < 0.5:
             found.append(
-                Verdict("bad", f"{who} is worse than chance: {told}. Look for a leak, or a column read the wrong way round.")
+                Verdict("bad", f"{who} is worse than chance: {told}. Check for a leak, or a column read the wrong way round.")
             )
         else:
-            found.append(Verdict("warn", f"{who}: {told}. With so many patients this cannot be told from chance (0.5)."))
+            found.append(Verdict("warn", f"{who}: {told}. With so many patients this cannot be distinguished from chance (0.5)."))
     for pair in comparisons:
         if pair.subset == _ALL and pair.corrected < 0.05:
             better, worse = (pair.first, pair.second) if pair.difference.value > 0 else (pair.second, pair.first)

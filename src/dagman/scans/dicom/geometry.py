@@ -1,4 +1,4 @@
-"""Planes of a series to one affine, or a reason why they are no volume. Pure arithmetic; LPS in, RAS out.
+"""Planes of a series to one affine, or a reason why they are no volume. Pure functions; LPS in, RAS out.
 
 Places are measured along the normal of the planes, so that a tilted gantry is not taken for a wider spacing, and are judged
 against the even grid that fits them best: headers hold rounded numbers. Nothing is sheared, filled or guessed.

@@ -150,7 +150,7 @@ def _check_spacing(header: Header, path: Path) -> None:
         raise ScanError(f"the spacing is {stated[:60]!r}, not numbers", where=path, do="Mend the header") from error
     if not spacing:
         # SimpleITK would take 1 mm in silence.
-        raise ScanError("says nothing of its spacing", where=path, do="Mend the header, or convert the scan again")
+        raise ScanError("does not state its spacing", where=path, do="Mend the header, or convert the scan again")
     stated_plainly = "space directions" not in header.fields
     if stated_plainly and not all(math.isfinite(number) and number > 0 for number in spacing):
         found = " x ".join(f"{number:.4g}" for number in spacing)

@@ -53,7 +53,9 @@ def read_itk(path: Path) -> RawImage:
         matrix[:3, :3] = direction * np.array(image.spacing)[:3]
         matrix[:3, 3] = image.origin[:3]
         values: NDArray = stored.T
-        notes = () if header.names_directions else ("the file does not say how the patient lies; its axes were taken as L P S",)
+        notes = (
+            () if header.names_directions else ("the file does not state the patient's orientation; its axes were taken as L P S",)
+        )
         return RawImage(values.reshape(values.shape[:3], order="F"), Affine(LPS_TO_RAS @ matrix), notes)
 
 

@@ -53,7 +53,7 @@ class Annotation:
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """All that was marked in one CT; `small` and `others` count marks of nodules below 3 mm and of what is no nodule."""
+    """All that was marked in one CT; `small` and `others` count marks of nodules below 3 mm and of findings other than nodules."""
 
     path: Path
     series_uid: str

@@ -53,7 +53,7 @@ def import_lidc(
 
     benign, malignant: ranges of the median malignancy over readers (1 to 5, ends included); a median in neither, such as 3.5,
     is left out. The paper has 1-3 against 4-5; 1-2 against 4-5 leaves out 3. readers: how many must have outlined a nodule.
-    on_scan is told (done, all).
+    on_scan is called with (done, all).
 
     The column `scan` points at the DICOM series where it lies: LIDC-IDRI is 125 GB, and dagman reads DICOM as well as NIfTI.
     How outlines become nodules: see `grouping`, `outlines`, `nodules`. Everything left out is in `out/left_out.csv`.
@@ -67,7 +67,10 @@ def import_lidc(
     volumes = Counter(one.uid for one in found.series)
     series = {one.uid: one for one in found.series if one.uid and volumes[one.uid] == 1}
     refusals += [
-        Refusal(source=one.source, reason=f"its series holds {volumes[one.uid]} volumes: the readers do not say which they read")
+        Refusal(
+            source=one.source,
+            reason=f"its series holds {volumes[one.uid]} volumes: the readers' files do not state which one they read",
+        )
         for one in found.series
         if one.uid in messages and volumes[one.uid] > 1
     ]
@@ -121,7 +124,9 @@ def _write_refusals(out: Path, refusals: Sequence[Refusal]) -> None:
 def _check_ranges(benign: tuple[int, int], malignant: tuple[int, int]) -> None:
     if not 1 <= benign[0] <= benign[1] < malignant[0] <= malignant[1] <= 5:
         said = f"benign {benign[0]}-{benign[1]} and malignant {malignant[0]}-{malignant[1]}"
-        raise TableError(f"{said} are no two ranges of malignancy", do="Malignancy goes from 1 to 5: 1-3 and 4-5, or 1-2 and 4-5")
+        raise TableError(
+            f"{said} are not two separate ranges of malignancy", do="Malignancy goes from 1 to 5: 1-3 and 4-5, or 1-2 and 4-5"
+        )
 
 
 def _find_messages(folder: Path) -> tuple[dict[str, Message], list[Refusal]]:

@@ -94,7 +94,8 @@ def classify_items(
 ) -> Results:
     """Classify a table's items out of fold and write the results folder (all but the report).
 
-    table: read with `label`. cache: folder of feature vectors; None: `features` in `out`. on_part is told what is being done.
+    table: read with `label`. cache: folder of feature vectors; None: `features` in `out`.
+    on_part is called with what is being done.
     With one model, the one fitted to all training items is kept in `out/model` (fine-tuned if asked for, else the linear probe).
 
     Raises TaskError when the items cannot be split, or a model cannot do what was asked.

@@ -95,7 +95,7 @@ def cluster_structures(
     """Map and group a table's structures and write the results folder (all but the report).
 
     table: read with `label`, or expanded from label maps; without labels clusters are found but not judged by names.
-    cache: folder of feature vectors; None: `features` in `out`. on_part is told what is being done.
+    cache: folder of feature vectors; None: `features` in `out`. on_part is called with what is being done.
 
     Raises TaskError for fewer than four structures.
     """

@@ -65,5 +65,5 @@ def map_neighbours(points: ArrayLike, *, neighbours: int = NEIGHBOURS, seed: int
     if not np.isfinite(placed).all():
         distinct = len(np.unique(points, axis=0))
         what = f"UMAP finds no map of {len(points)} structures, of which {distinct} differ in their features"
-        raise TaskError(what, do="Say --map pca, or leave copies out")
+        raise TaskError(what, do="Use --map pca, or leave copies out")
     return placed

@@ -158,7 +158,7 @@ def _check_features(model: ModelInput) -> list[str]:
     distinct = len(np.unique(values, axis=0))
     # Of equal crops a network may give values that differ in their last digits.
     if len(values) > 1 and float(np.ptp(values, axis=0).max()) <= 1e-5 * float(np.abs(values).max()):
-        what = f"{model.name}: the features of all {len(values)} items are equal, so nothing tells them apart"
+        what = f"{model.name}: the features of all {len(values)} items are equal, so they cannot be distinguished"
         raise TaskError(what, do="Its pretraining has most likely collapsed (see dagman report), or the items are one scan")
     if distinct < len(values):
         return [f"{model.name}: {len(values)} items have {distinct} different vectors of features; the others are copies"]

@@ -107,7 +107,7 @@ def predict_outcome(
     """Predict time and event out of fold and write the results folder (all but the report).
 
     table: read with `time` and `event`, and `clinical` columns if any. Several models are given the same patients, splits and
-    crops. cache: folder of feature vectors; None: `features` in `out`. on_part is told what is being done.
+    crops. cache: folder of feature vectors; None: `features` in `out`. on_part is called with what is being done.
 
     Raises TaskError when the table holds too few patients or events, or when no two patients can be compared.
     """

@@ -43,7 +43,7 @@ class Contender:
 
 @dataclass(kw_only=True, eq=False)
 class FoldRunner:
-    """Trains and tests; `tell` is told what is being done. Maps and model of the first contender are written to `out`."""
+    """Trains and tests; `tell` is called with what is being done. Maps and model of the first contender are written to `out`."""
 
     contenders: tuple[Contender, ...]
     structures: tuple[Structure, ...]

@@ -113,7 +113,7 @@ def segment_scans(
 
     data: see `read_labelled_scans`. Several models are given the same scans, splits and draws; equal seeds give equal splits.
     The first model, trained on all scans (on the training part of a given split), is kept in `out/model`, unless the settings say
-    not to. on_part is told what is being done.
+    not to. on_part is called with what is being done.
 
     Raises TaskError and SettingsError for what cannot be meant; a scan that cannot be used is refused in `out/rejected.csv`.
     """

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 COLLAPSED_MI = 0.05
-"""Targets that tell samples apart less than this share of what they could are taken for collapsed. [ours]"""
+"""Targets that distinguish samples less than this share of what they could are taken for collapsed. [ours]"""
 UNIFORM_H = 0.97
 AT_LN_K = 0.99
 WAITING = 0.2
@@ -40,7 +40,7 @@ def judge_projector(name: str, watched: Mapping[str, float], early: bool) -> lis
         return [
             (
                 f"ln-k-{name}",
-                f"the {name.upper()} loss is at ln K ({watched['ce']:.2f}): the student's answer is no better than one constant "
+                f"the {name.upper()} loss is at ln K ({watched['ce']:.2f}): the student's answer is not better than a constant "
                 f"(gain = {watched['gain']:.2f}). Short runs with few views a step often stay there; more views or steps may help.",
             )
         ]
