@@ -70,5 +70,5 @@ def test_lists_between_commas():
     assert split_numbers("shares", "25, 50.5") == (25.0, 50.5)
     assert split_counts("per-class", "1,5") == (1, 5)
     assert split_counts("per-class", "") == ()
-    with pytest.raises(SettingsError, match="no whole number"):
+    with pytest.raises(SettingsError, match="not a whole number"):
         split_counts("per-class", "inf")

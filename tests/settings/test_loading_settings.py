@@ -91,7 +91,7 @@ def test_an_assignment_takes_the_type_of_its_key(assignment, section, key, value
 @pytest.mark.parametrize(
     ("assignment", "text"),
     [
-        ("train.steps", "--set 'train.steps' is no assignment. Write --set key=value, such as --set train.steps=300."),
+        ("train.steps", "--set 'train.steps' is not an assignment. Write --set key=value, such as --set train.steps=300."),
         ("=3", "--set '=3' is not an assignment"),
         ("train.steps=many", "train.steps = 'many': should be a valid integer"),
         ("train.steps=0", "train.steps = 0: should be greater than or equal to 1"),

@@ -246,7 +246,7 @@ def test_readers_files_that_cannot_be_read_are_not_called_absent(tmp_path):
 
 
 def test_ranges_that_overlap_are_refused(tmp_path):
-    with pytest.raises(TableError, match="are no two ranges of malignancy"):
+    with pytest.raises(TableError, match="are not two separate ranges of malignancy"):
         import_lidc(tmp_path, tmp_path / "out", benign=(1, 4))
 
 

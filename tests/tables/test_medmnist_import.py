@@ -109,7 +109,7 @@ def test_other_files_are_refused(tmp_path, changes, message):
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 cut off"])
 def test_damaged_files_are_refused(tmp_path, content):
     (tmp_path / "nodulemnist3d.npz").write_bytes(content)
-    with pytest.raises(TableError, match=r"is no readable \.npz file"):
+    with pytest.raises(TableError, match=r"is not a readable \.npz file"):
         import_medmnist(tmp_path / "nodulemnist3d.npz", tmp_path / "out")
 
 

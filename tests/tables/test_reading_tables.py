@@ -245,7 +245,7 @@ _SURVIVAL = {"time": "days", "event": "dead"}
         ),
         (
             {"rows": _PLAIN, "label": "label", "clinical": ["label"]},
-            "column 'label' is both the label and clinical. Leave it out of --clinical: it would tell the label",
+            "column 'label' is both the label and clinical. Leave it out of --clinical: it would give away the label",
         ),
         ({"rows": "scan,patient\na.nii.gz,1,2\nb.nii.gz,2,3"}, "has more fields than the header in rows 1, 2. "),
         ({"rows": "scan,patient\na.nii.gz,1\nb.nii.gz,2,3"}, "has more fields than the header in row 2. Quote values that"),

@@ -109,7 +109,7 @@ def test_a_windows_drive_is_named_as_the_reason(folder):
 def test_words_for_missing_are_missing_among_numbers_and_said(folder, word):
     table = _read(folder, _frame(age=[50.5, word, 70, 44]))
     assert [item.clinical["age"] for item in table.items] == [50.5, None, 70.0, 44.0]
-    assert table.notes == (f"column 'age' says '{word}' in 1 row: taken as missing (row 2)",)
+    assert table.notes == (f"column 'age' has '{word}' in 1 row: taken as missing (row 2)",)
 
 
 def test_a_label_that_is_unknown_leaves_its_row_out(folder):
@@ -140,7 +140,7 @@ def test_one_patient_written_in_two_ways_is_refused_until_told(folder, one, othe
     assert "values of column 'patient' differ only in leading zeros, case, blanks or dashes: " in said
     assert f"'{one}'" in said
     assert f"'{other}'" in said
-    assert "say --ids exact" in said
+    assert "pass --ids exact" in said
     assert len(set(_read(folder, frame, ids="exact").patients)) == 4
 
 

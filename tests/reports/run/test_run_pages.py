@@ -125,7 +125,7 @@ def test_every_curve_says_what_it_is_what_is_normal_and_what_is_not(full):
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", full[1], re.DOTALL)
     told = [caption for caption in captions if "Normal:" in caption]
     names = [re.match(r"<strong>(.*?)\.?</strong>", caption.strip())[1] for caption in told]
-    assert all("Look out for:" in caption for caption in told)
+    assert all("Warning sign:" in caption for caption in told)
     assert set(names) >= {
         "Total loss",
         "AMIP loss",
