@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
 
-demo: setup ## The whole road on the built-in cohort: ten minutes at most on two cores; prints the path of its report
+demo: setup ## The whole pipeline on the built-in cohort: ten minutes at most on two cores; prints the path of its report
 	$(BIN)/dagman demo --out demo
 
 test: setup ## All tests, with style, types, layers and coverage

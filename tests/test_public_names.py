@@ -64,6 +64,8 @@ _FOR_USERS = {
 _REFERENCES = {
     # The definitions that tests hold the faster forms against.
     "estimate_auc",
+    "measure_auc",
+    "measure_balanced_accuracy",
     "measure_breslow_loss",
     "measure_concordance",
     "measure_dynamic_auc",

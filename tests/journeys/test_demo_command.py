@@ -22,7 +22,7 @@ def test_the_demo_compares_and_a_repeat_continues(tmp_path):
     assert {one["outcome"] for one in kept} == {"open"}
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("One seed says nothing of chance, so no difference is claimed.") == 1
-    assert page.index("What it looks like") < page.index("What pretraining changed") < page.index("How the table was made")
+    assert page.index("An example") < page.index("What pretraining changed") < page.index("How the table was made")
 
     made = [*(tmp_path / "cohort" / "scans").iterdir(), tmp_path / "few-shot" / "scores.jsonl"]
     before = {path: path.stat().st_mtime_ns for path in made}

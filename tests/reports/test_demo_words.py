@@ -34,7 +34,7 @@ def test_less_is_better_where_it_is_an_error():
 def test_one_seed_has_no_spread_and_claims_nothing():
     one = _compare((0.81,), (0.20,), others=(("raw pixels", 0.9),))
     assert tabulate_comparisons([one]) == [["organs", "Dice", "0.810", "0.200", "+0.610", "raw pixels 0.900"]]
-    assert conclude([one]) == ("warn", "One seed says nothing of chance, so no difference is claimed.")
+    assert conclude([one]) == ("warn", "One seed does not show how much is chance, so no difference is claimed.")
 
 
 @pytest.mark.parametrize(

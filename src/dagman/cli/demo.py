@@ -14,13 +14,13 @@ app = typer.Typer(add_completion=False)
 @app.command(epilog="Example: dagman demo --out demo")
 def demo_command(
     out: Annotated[Path, typer.Option(help="Folder for the cohort, the store, the runs and the page.")] = Path("demo"),
-    patients: Annotated[int, typer.Option(min=5, help="Synthetic patients; a quarter is kept from pretraining.")] = 24,
-    seeds: Annotated[int, typer.Option(min=1, help="Pretrainings.")] = 3,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each.")] = 50,
-    few_shot_steps: Annotated[int, typer.Option(min=1, help="Steps of each segmentation, from one or two labelled patients.")] = 40,
+    patients: Annotated[int, typer.Option(min=5, help="Number of synthetic patients; a quarter is held out.")] = 24,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of pretrainings, each with its own seed.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each pretraining.")] = 50,
+    few_shot_steps: Annotated[int, typer.Option(min=1, help="Steps of each segmentation from few labels.")] = 40,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value for the pretrainings, repeatable.")] = None,
 ) -> None:
-    """The whole road on the built-in cohort: scans, store, pretraining, comparison with a fresh network, one page.
+    """The whole pipeline on the built-in cohort: scans, store, pretraining, comparison with a fresh network, one page.
 
     At most ten minutes on two CPU cores. Repeated in the same folder, it continues.
     """

@@ -28,8 +28,9 @@ _FORMULA = re.compile(r"'*[\t\r\n]*[=+\-@\uFF1D\uFF0B\uFF0D\uFF20\t\r\n]")
 def protect_cell(value: Any) -> Any:
     """A cell's value as it is written: text that would be run as a formula comes behind an apostrophe.
 
-    >>> [protect_cell(value) for value in ("=1+1", "-7.5", -7.5, "a-b")]
-    ["'=1+1", '-7.5', -7.5, 'a-b']
+    Examples:
+        >>> [protect_cell(value) for value in ("=1+1", "-7.5", -7.5, "a-b")]
+        ["'=1+1", '-7.5', -7.5, 'a-b']
     """
     if isinstance(value, Path):
         value = str(value)

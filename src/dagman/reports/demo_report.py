@@ -70,7 +70,7 @@ def render_demo(demo: Demo) -> str:
     level, sentence = conclude(demo.comparisons)
     table = DataTable(COLUMNS, tabulate_comparisons(demo.comparisons))
     sections = [
-        Section("What it looks like", [*_show_view(demo.runs[0]), *_show_example(demo.example)]),
+        Section("An example", [*_show_view(demo.runs[0]), *_show_example(demo.example)]),
         Section("What pretraining changed", [table, Verdict(level, sentence)]),
         Section("How the table was made", _explain(demo)),
         Section("Attention before and after", _tabulate_attention(demo.runs)),
@@ -100,7 +100,7 @@ def tabulate_comparisons(comparisons: Sequence[SeedComparison]) -> list[list[str
 def conclude(comparisons: Sequence[SeedComparison]) -> tuple[Level, str]:
     """One sentence with its level: what is better, what is worse, and what differs by no more than the seeds do."""
     if all(one.interval is None for one in comparisons):
-        return "warn", "One seed says nothing of chance, so no difference is claimed."
+        return "warn", "One seed does not show how much is chance, so no difference is claimed."
     found = {outcome: [one.question for one in comparisons if one.outcome == outcome] for outcome in ("better", "worse", "open")}
     seeds = len(comparisons[0].pretrained)
     ahead = "".join(f"; better still without a network ({one.best_other}): {one.question}" for one in comparisons if one.best_other)

@@ -235,12 +235,12 @@ def _explain(scan: Scan, evidence: HuEvidence) -> str:
         return f"could be HU ({found}), but the file calls itself something else: give --modality ct if it is CT"
     if evidence.looks_raw:
         advice = "subtract 1024, or convert with the rescale intercept"
-        return f"looks like raw values, 1024 too high ({found}, tissue near 1024): {advice}"
+        return f"appears to hold raw values, 1024 too high ({found}, tissue near 1024): {advice}"
     if evidence.looks_negated:
-        return f"looks like HU with the sign flipped ({found}, air at the high end): multiply by -1"
+        return f"appears to hold HU with the sign flipped ({found}, air at the high end): multiply by -1"
     if scan.voxels.dtype == np.int16 and evidence.minimum >= 0 and evidence.maximum < 150:
-        return f"no HU range ({found}, whole numbers only): looks like a label map; give it as a mask, not as a scan"
+        return f"no HU range ({found}, whole numbers only): appears to be a label map; give it as a mask, not as a scan"
     if evidence.maximum - evidence.minimum < 50:
-        return f"no HU range ({found}): looks scaled already; give the scan in HU"
+        return f"no HU range ({found}): appears to be rescaled already; give the scan in HU"
     advice = "give the scan in HU" if scan.modality == "CT" else "give --modality mr if it is MR, else the scan in HU"
     return f"no HU range ({found}; CT holds air near -1000 or fat near -100): {advice}"

@@ -87,7 +87,7 @@ def _titles(html: str) -> list[str]:
 def test_all_sections_are_there_with_the_verdict_first(full):
     assert _titles(full[1]) == [
         "Is the run healthy?",
-        "The run&#39;s arithmetic and choices",
+        "The run&#39;s size and choices",
         "Views and their masks",
         "Reconstructions",
         "Attention",

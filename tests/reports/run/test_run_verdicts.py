@@ -29,7 +29,7 @@ def _targets(H: float, MI: float, gain: float, ce: float = 5.0) -> dict[str, flo
         ("ampd", _targets(0.50, 0.35, 0.21), 150, "ok", "predicts"),
         ("ampd", _targets(0.50, 0.35, 0.05), 150, "ok", "begins to predict"),
         ("aitd", _targets(0.50, 0.50, 0.40), 150, "ok", "predicts"),
-        ("ampd", _targets(0.50, 0.10, 0.21), 150, "ok", "only a little"),
+        ("ampd", _targets(0.50, 0.10, 0.21), 150, "ok", "hardly distinguish"),
         ("ampd", _targets(0.50, 0.35, 0.00), 150, "warn", "Longer runs"),
         ("aitd", _targets(0.50, 0.50, 0.00), 150, "warn", "Image targets"),
         ("aitd", _targets(0.50, 0.50, 0.00, ce=6.93), 150, "warn", "at ln K"),

@@ -66,7 +66,7 @@ def run_segmentation(
     note: Annotated[
         list[str] | None, typer.Option(help="A sentence for the report, such as who drew the labels; repeatable.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of folds, draws and fits.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of folds, draws and fits.")] = 0,
     weights: Weights = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
     key: KeyPath = None,
