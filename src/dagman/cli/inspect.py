@@ -62,7 +62,7 @@ def inspect_scans(
         float,
         typer.Option("--widest-gap", help="Widest gap in mm that is interpolated where slices are uneven or missing.", min=0.0),
     ] = 3.0,
-    workers: Annotated[int | None, typer.Option(help="Processes; default: by the number of series and cores.", min=1)] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes. Default: from the number of series and cores.", min=1)] = None,
     key: KeyPath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
