@@ -13,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from dagman.errors import DagmanError, SettingsError, explain_system_error
 from dagman.records.names import suggest_name
+from dagman.records.stopping import catch_stops
 
 _COMMANDS = {
     "demo": "The whole pipeline on the built-in cohort: prepare, pretrain, probe, report.",
@@ -47,6 +48,14 @@ class _LazyGroup(TyperGroup):
         if cmd_name not in _COMMANDS:
             return None
         return TyperCommand(cmd_name, help=_COMMANDS[cmd_name])
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            # Here, because typer would end without a word.
+            typer.echo("dagman: stopped; repeat the command to go on.", err=True)
+            raise typer.Exit(130) from None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
@@ -98,13 +107,11 @@ def main() -> None:
     # Before torch is loaded: its threads wait for one another in a spin, which made a step six times as long on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app()
+        with catch_stops():
+            app()
     except DagmanError as error:
         typer.echo(f"dagman: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("dagman: stopped; repeat the command to go on.", err=True)
-        sys.exit(130)
     except BrokenPipeError:
         # The reader (head, less) went away: not an error, but Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

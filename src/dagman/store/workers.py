@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import signal
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 from dagman.errors import StoreError
+from dagman.records.stopping import leave_stops_to_parent
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -90,8 +90,7 @@ def _start_worker(function: Callable, crew: dict[Connection, _Worker]) -> None:
 
 
 def _serve_tasks(function: Callable, connection: Connection) -> None:
-    # Ctrl-C reaches the whole group; the parent decides what ends when.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_stops_to_parent()
     # The pipe breaks when the parent is gone: nobody is left to tell.
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         connection.send(None)

@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +22,7 @@ from dagman.records.journal import append_row, read_rows
 from dagman.records.key import Key, use_key
 from dagman.records.lock import hold_lock
 from dagman.records.provenance import write_command
+from dagman.records.stopping import catch_stops
 from dagman.scans.discovery import WIDEST_GAP_MM, Refusal, Series, Tilt, find_series
 from dagman.scans.scan import Modality
 from dagman.store.estimate import Estimate, estimate_cost
@@ -95,7 +94,7 @@ def prepare_store(
         found = find_series(paths, modality=_MODALITIES[modality], tilt=tilt, widest_gap=widest_gap)
     tell = on_event or (lambda event: None)
     try:
-        with hold_lock(out, StoreError), _stopping_on_sigterm():
+        with hold_lock(out, StoreError), catch_stops():
             # Again: while the scans were looked for, another process may have begun and ended here, with other settings.
             _check_folder(out, preparation)
             if settle_key(out, key)[0] != naming:
@@ -256,24 +255,6 @@ def _check_folder(out: Path, preparation: Preparation) -> None:
     different = [f"{key} {value} (not {wanted[key]})" for key, value in asdict(made).items() if value != wanted[key]]
     if different:
         raise StoreError(f"was prepared with {', '.join(different)}", where=out, do="Give the same settings, or another --out")
-
-
-@contextlib.contextmanager
-def _stopping_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the work as Ctrl-C does, so that a time limit or a lost connection leaves a whole store."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _count(summary: StoreSummary) -> dict[str, int | float]:

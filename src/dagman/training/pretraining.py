@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ from dagman.records.counts import count_noun
 from dagman.records.hashes import hash_bytes
 from dagman.records.lock import hold_lock
 from dagman.records.provenance import write_command
+from dagman.records.stopping import catch_stops
 from dagman.settings import Settings, load_settings, resolve_settings
 from dagman.settings.resolution import list_idle_settings
 from dagman.store.manifest import Store
@@ -135,7 +134,11 @@ def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle
     inputs = {"store": store.path.name, "scans": fingerprint, "count": len(usable), "left_out": left_out}
     write_command(out, "pretrain", settings=settings.model_dump(mode="json"), inputs=inputs)
     on_event("begin", {"step": trainer.step, "steps": settings.train.steps})
-    with _stop_kindly(trainer), _explain_full_disk(out):
+
+    def stop() -> None:
+        trainer.stop = True
+
+    with catch_stops(stop), _explain_full_disk(out):
         trainer.train()
     return Run(out)
 
@@ -247,25 +250,3 @@ def _explain_full_disk(out: Path) -> Iterator[None]:
         kept = "the last checkpoint is whole" if list_checkpoints(out) else "no checkpoint had been written"
         what = "there is no space left to write in"
         raise RunError(what, where=out, do=f"Free some, then repeat the command; {kept}") from None
-
-
-@contextmanager
-def _stop_kindly(trainer: Trainer) -> Iterator[None]:
-    """The first Ctrl-C, SIGTERM or SIGHUP lets the step end and a checkpoint be written; the second one stops at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-
-    def stop(number: int, frame: object) -> None:
-        trainer.stop = True
-        for known, handler in before.items():
-            signal.signal(known, handler)
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -6,7 +6,6 @@ random box of 4/3 their side, so that they overlap [SMIT].
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from dagman.errors import DagmanError, RunError
 from dagman.model.intensity import to_unit_ranges
 from dagman.randomness import generator
+from dagman.records.stopping import leave_stops_to_parent
 from dagman.settings.tree import ViewSettings
 from dagman.store.manifest import Store
 from dagman.store.preparation import AIR, SCALED_RANGE
@@ -184,9 +184,8 @@ def _pass(item: Any) -> Any:
     return item
 
 
-def _ignore_interrupt(worker: int) -> None:
-    # Ctrl-C reaches every process of a terminal; only the training process decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _start_worker(worker: int) -> None:
+    leave_stops_to_parent()
 
 
 def load_steps(dataset: ViewDataset, first: int, workers: int) -> Iterator[dict[str, Any]]:
@@ -201,7 +200,7 @@ def load_steps(dataset: ViewDataset, first: int, workers: int) -> Iterator[dict[
         batch_size=None,
         num_workers=workers,
         collate_fn=_pass,
-        worker_init_fn=_ignore_interrupt if workers else None,
+        worker_init_fn=_start_worker if workers else None,
         multiprocessing_context="forkserver" if workers else None,
         persistent_workers=False,
         prefetch_factor=4 if workers else None,

@@ -9,10 +9,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from dagman.errors import TableError
+from dagman.errors import TableError, TaskError
 from dagman.scans.label_files import name_outputs
 from dagman.tables.labelled_scans import parse_structures, read_labelled_scans
 from dagman.tables.structures import Structure
+from dagman.tasks.segment.segmentation import SegmentationSettings, segment_scans
 
 
 def touch(path: Path) -> Path:
@@ -193,3 +194,26 @@ def test_files_are_named_by_as_many_folders_as_tell_them_apart():
     assert name_outputs(["x/one.nii.gz", "y/two.nii"]) == ["one", "two"]
     assert name_outputs(["p1/ct.nii.gz", "p2/ct.nii.gz"]) == ["p1_ct", "p2_ct"]
     assert len(set(name_outputs(["a/b_c.nii", "a_b/c.nii", "a/b/c.nii"]))) == 3
+
+
+def test_folders_that_a_killed_call_left_are_removed(tmp_path, monkeypatch):
+    for name in ("a.nii.gz", "b.nii.gz"):
+        touch(tmp_path / name)
+    data = read_labelled_scans(
+        write_table(tmp_path, "scan,mask,patient\na.nii.gz,b.nii.gz,p\nb.nii.gz,a.nii.gz,q\n"), labels="ball=1"
+    )
+    left = tmp_path / "out" / ".prepared-killed" / "case.npy"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    seen = []
+
+    def stop(*arguments):
+        seen.extend(path.name for path in (tmp_path / "out").glob(".prepared-*"))
+        raise TaskError("stopped")
+
+    monkeypatch.setattr("dagman.tasks.segment.segmentation._prepare_all", stop)
+    with pytest.raises(TaskError, match="stopped"):
+        segment_scans([], data, tmp_path / "out", SegmentationSettings(folds=2))
+    assert len(seen) == 1
+    assert ".prepared-killed" not in seen
+    assert list((tmp_path / "out").glob(".prepared-*")) == []

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from typing import Any
 
 import SimpleITK
 
+from dagman.records.stopping import leave_stops_to_parent
+
 
 def main() -> None:
     """Answer requests until stdin closes."""
-    # Ctrl-C reaches the whole group; the parent decides what ends when.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_stops_to_parent()
     # What the library prints must not come between the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -39,6 +41,7 @@ from dagman.tasks.segment.unet import STRIDE
 
 STEPS_CPU, STEPS_GPU = 250, 3000
 """Optimiser steps of a training where none are asked for."""
+_PREPARED = ".prepared-"
 LEAST_SPACING, MOST_SPACING = 0.1, 20.0
 """mm; beyond them a scan has no voxels left, or more than any memory."""
 RATE_SHORT, RATE_LONG, LONG = 3e-3, 1e-3, 1000
@@ -123,8 +126,8 @@ def segment_scans(
     _plan(data, [item.index for item in data.items], settings)
     encoders = [load_segmenting(load_network, spec, device=settings.device) for spec in models]
     structures = data.structures or tuple(find_structures(data.items))
-    with hold_lock(out, TaskError), tempfile.TemporaryDirectory(prefix=".prepared-", dir=out, ignore_cleanup_errors=True) as folder:
-        prepared, refused = _prepare_all(encoders, data, structures, settings, Path(folder), tell)
+    with hold_lock(out, TaskError), _hold_prepared(out) as folder:
+        prepared, refused = _prepare_all(encoders, data, structures, settings, folder, tell)
         contenders = tuple(
             Contender(name=name, encoder=_fit_side(encoder, cases, settings), cases=tuple(cases))
             for name, encoder, cases in zip(name_models(models), encoders, prepared, strict=True)
@@ -188,6 +191,15 @@ def segment_scans(
         inputs={"models": [describe_source(spec) for spec in models], "table": hash_file(data.path), "scans": len(cases)},
     )
     return Results(out)
+
+
+@contextmanager
+def _hold_prepared(out: Path) -> Iterator[Path]:
+    """A folder for prepared scans that is gone at the end; what a killed call left of such folders goes, too."""
+    for left in out.glob(f"{_PREPARED}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_PREPARED, dir=out, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def _plan(data: LabelledScans, indices: Sequence[int], settings: SegmentationSettings) -> list[Split]:
