@@ -26,9 +26,7 @@ def run_outcome(
     folds: Annotated[int, typer.Option(help="Number of folds by patient; a column 'split' replaces them.")] = 5,
     repeats: Annotated[int, typer.Option(help="Number of repeats, each with new folds.")] = 5,
     shares: Annotated[str, typer.Option(help="Shares of the training patients, such as 25,50,100 (percent).")] = "100",
-    per_class: Annotated[
-        str, typer.Option(help="Few-shot: numbers of training patients with the event, and as many without.")
-    ] = "",
+    per_class: Annotated[str, typer.Option(help="Few-shot: numbers of training patients with the event; as many without.")] = "",
     draws: Annotated[int, typer.Option(min=1, help="Number of few-shot draws in each repeat and fold.")] = 1,
     epochs: Annotated[int | None, typer.Option(min=1, help="Largest number of epochs of fine-tuning. Default: 20.")] = None,
     finetuning: Finetuning = "short",

@@ -26,7 +26,7 @@ ModelsAndTable = Annotated[
     typer.Argument(
         metavar="MODEL... TABLE",
         help="One or more of: a run, an encoder folder, scratch:SIZE, resnet3d:SIZE, monai:PATH, radiomics:size, pixels, "
-        "histogram; then the table (CSV, Parquet or Excel): a row a scan, a structure (mask), or a point (center_x_mm, ...).",
+        "histogram; then the table (CSV, Parquet or Excel): one row for each scan, structure (mask) or point (center_x_mm, ...).",
     ),
 ]
 LayerDecay = Annotated[
