@@ -214,9 +214,8 @@ class _Jobs:
 
     def explain_ends(self) -> list[str]:
         """Why fine-tunings ended where they did, with a count of each reason."""
-        reasons = Counter(self.ended.values())
-        total = sum(reasons.values())
-        return [f"fine-tuning: {reason} in {count} of {count_noun(total, 'training')}" for reason, count in reasons.most_common()]
+        total = count_noun(len(self.ended), "training")
+        return [f"fine-tuning: {why} in {count} of {total}" for why, count in Counter(self.ended.values()).most_common()]
 
     def score(self, model: ModelInput, method: str, subset: Subset) -> tuple[Scored, list[dict[str, Any]]]:
         """All repeats and draws of one model, method and subset: scores, and rows of predictions.csv."""
