@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dagman.cli.tasks.task_options import print_measures
+from dagman.cli.tasks.printing import print_measures
 from dagman.evaluation.results import Measurement, Summary
 from dagman.evaluation.statistics import Interval
 

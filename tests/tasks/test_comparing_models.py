@@ -1,73 +1,123 @@
-"""Proves what a comparison asks of each task's own function, and what it refuses before anything is read."""
+"""Proves that every task takes several models, that `compare` is the same command, and what is refused before anything is read."""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
 
-from dagman.errors import TaskError
+from dagman.cli.application import main
 from dagman.store.crops import CropSpec
-from dagman.tasks import comparison
-from dagman.tasks.comparison import ComparisonRequest, compare_models
-from dagman.tasks.models import parse_model
+from dagman.tasks.finetuning import choose_finetuning
 
-_MODELS = (parse_model("pixels"), parse_model("histogram"))
+_RUNS = {
+    "classify": "dagman.tasks.classify.classification.classify_items",
+    "outcome": "dagman.tasks.outcome.time_to_event.predict_outcome",
+    "cluster": "dagman.tasks.cluster.clustering.cluster_structures",
+    "segment": "dagman.tasks.segment.segmentation.segment_scans",
+}
+_NEEDED = {"classify": ("--label", "label"), "outcome": ("--time", "days", "--event", "died")}
+
+
+class _AskedError(Exception):
+    """Raised in place of a task's work, once it was asked for."""
 
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
     (tmp_path / "scan.nii.gz").write_bytes(b"")
-    rows = ["scan,patient,label,split,center_x_mm,center_y_mm,center_z_mm"]
-    rows += [f"scan.nii.gz,p{number},{number % 2},train,{number},2,3" for number in range(4)]
-    (tmp_path / "table.csv").write_text("\n".join(rows))
+    rows = ["scan,mask,patient,label,days,died,split,center_x_mm,center_y_mm,center_z_mm"]
+    rows += [f"scan.nii.gz,{{mask}},p{number},{number % 2},{number + 1},{number % 2},train,{number + 1},2,3" for number in range(4)]
+    (tmp_path / "table.csv").write_text("\n".join(rows).replace("{mask}", ""))
+    (tmp_path / "masks.csv").write_text("\n".join(rows).replace("{mask}", "scan.nii.gz"))
     return tmp_path / "table.csv"
 
 
-def _request(table: Path, **options: object) -> ComparisonRequest:
-    return ComparisonRequest(models=_MODELS, table=table, out=table.parent / "out", **options)
+@pytest.fixture
+def ask(monkeypatch, table):
+    """Call the command line up to the task's own function; gives what that was asked."""
+
+    def call(*words: str) -> dict:
+        task = words[1] if words[0] == "compare" else words[0]
+        place, _, name = _RUNS[task].rpartition(".")
+        asked: dict = {}
+
+        def run(models, read, out, settings, **rest):
+            asked.update(models=[spec.text for spec in models], read=read, settings=settings)
+            raise _AskedError
+
+        monkeypatch.setattr(importlib.import_module(place), name, run)
+        monkeypatch.setattr("sys.argv", ["dagman", *words, "--out", str(table.parent / "out")])
+        with pytest.raises(_AskedError):
+            main()
+        return asked
+
+    return call
 
 
-def test_clusters_are_asked_for_without_the_tables_split(table, monkeypatch):
-    asked = {}
-    monkeypatch.setattr(comparison, "cluster_structures", lambda models, read, out, settings, **rest: asked.update(locals()))
-    compare_models("cluster", _request(table, label="label", coordinates="lps", crop=CropSpec(32.0, 1.0), seed=5))
-    assert asked["models"] == _MODELS
+@pytest.mark.parametrize("task", _RUNS)
+def test_compare_is_the_task_for_several_models(task, table, ask):
+    table = table.with_name("masks.csv") if task == "segment" else table
+    words = (task, "scratch:tiny", "scratch:small", str(table), *_NEEDED.get(task, ()))
+    alone, compared = ask(*words), ask("compare", *words)
+    assert alone["models"] == compared["models"] == ["scratch:tiny", "scratch:small"]
+    assert alone["settings"] == compared["settings"]
+
+
+def test_clusters_are_asked_for_without_the_tables_split(table, ask):
+    words = ("cluster", "pixels", "histogram", str(table), "--label", "label", "--coordinates", "lps")
+    asked = ask(*words, "--crop-mm", "32", "--crop-spacing", "1", "--seed", "5")
     assert asked["read"].splits is None
-    assert asked["read"].items[3].center_mm == (-3.0, -2.0, 3.0)
+    assert asked["read"].items[0].center_mm == (-1.0, -2.0, 3.0)
     assert (asked["settings"].crop, asked["settings"].seed) == (CropSpec(32.0, 1.0), 5)
 
 
-def test_what_was_not_said_is_left_to_the_task(table, monkeypatch):
-    asked = {}
-    monkeypatch.setattr(comparison, "classify_items", lambda models, read, out, settings, **rest: asked.update(locals()))
-    compare_models("classify", _request(table, label="label", epochs=3, folds=2))
-    assert asked["settings"] == comparison.ClassificationSettings(
-        folds=2, finetuning=comparison.choose_finetuning("short", epochs=3)
-    )
+def test_what_was_not_given_is_left_to_the_task(table, ask):
+    asked = ask("classify", "pixels", str(table), "--label", "label", "--epochs", "3", "--folds", "2")
+    assert asked["settings"] == type(asked["settings"])(folds=2, finetuning=choose_finetuning("short", epochs=3))
     assert set(asked["read"].splits) == {"train"}
 
 
+@pytest.mark.parametrize(("given", "wanted"), [((), (1.0,)), (("--shots", "1"), ()), (("--shots", "1", "--shares", "50"), (0.5,))])
+def test_segment_leaves_the_full_training_out_where_shots_alone_are_asked_for(given, wanted, table, ask):
+    assert ask("segment", "scratch:tiny", str(table.with_name("masks.csv")), *given)["settings"].shares == wanted
+
+
+@pytest.mark.parametrize("name", ["--shots", "--per-class"])
+def test_shots_have_two_names_and_one_meaning(name, table, ask):
+    settings = ask("classify", "pixels", str(table), "--label", "label", name, "1,5")["settings"]
+    assert (settings.per_class, settings.shares) == ((1, 5), (1.0,))
+
+
 @pytest.mark.parametrize(
-    ("task", "options", "said"),
+    ("words", "wanted"),
     [
-        ("classify", {}, "classify needs a label. Give --label COL"),
-        ("classify", {"label": "label", "steps": 5}, "--steps has no meaning for classify. Leave it out"),
-        ("classify", {"label": "label", "clinical": ("age",), "time": "t"}, "--time, --clinical has no meaning for classify"),
-        ("cluster", {"label": "label", "methods": ("linear",)}, "--method has no meaning for cluster"),
-        ("outcome", {}, "outcome needs a response, or time and event"),
-        ("outcome", {"label": "label", "time": "t", "event": "e"}, "outcome needs a response, or time and event"),
-        ("outcome", {"label": "label", "methods": ("cox",)}, "Leave --method out, or compare classify"),
-        ("outcom", {}, "there is no task 'outcom'. Nearest: outcome"),
+        (("classify",), "classify needs a label. Give --label COL"),
+        (("classify", "--label", "label", "--steps", "5"), "No such option: --steps"),
+        (("cluster", "--label", "label", "--method", "linear"), "No such option: --method"),
+        (("outcome",), "needs a response, or time and event"),
+        (("outcome", "--label", "label", "--time", "t", "--event", "e"), "needs a response, or time and event"),
+        (("outcome", "--label", "label", "--method", "cox"), "a response is predicted by a linear probe"),
+        (("outcom",), "there is no task 'outcom'. Nearest: outcome"),
     ],
 )
-def test_what_a_task_does_not_know_is_refused(table, task, options, said):
-    with pytest.raises(TaskError) as error:
-        compare_models(task, _request(table, **options))
-    assert said in str(error.value)
+def test_what_a_task_does_not_know_is_refused(words, wanted, table, monkeypatch, capsys):
+    task, *options = words
+    arguments = ["dagman", "compare", task, "pixels", "histogram", str(table), *options, "--out", str(table.parent / "out")]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert wanted in capsys.readouterr().err
     assert not (table.parent / "out").exists()
 
 
-def test_one_model_is_no_comparison(table):
-    with pytest.raises(TaskError, match="one model cannot be compared"):
-        compare_models("classify", ComparisonRequest(models=_MODELS[:1], table=table, out=table.parent / "out", label="label"))
+@pytest.mark.parametrize("task", _RUNS)
+def test_a_table_without_a_model_is_refused(task, table, monkeypatch, capsys):
+    needed = _NEEDED.get(task, ())
+    monkeypatch.setattr("sys.argv", ["dagman", task, str(table), *needed, "--out", str(table.parent / "out")])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert f"{task} takes a model and a table. Name a model before" in capsys.readouterr().err

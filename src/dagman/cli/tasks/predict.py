@@ -43,7 +43,7 @@ def run_prediction(
     """
     from rich.console import Console
 
-    from dagman.cli.tasks.task_options import escape_markup
+    from dagman.cli.tasks.printing import escape_markup
     from dagman.devices import tune_allocator
     from dagman.records.sources import expand_sources
     from dagman.tasks.prediction import PredictionSettings, predict_scans

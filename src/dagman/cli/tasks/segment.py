@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dagman.cli.tasks.task_options import Identified, Ids, KeyPath, Weights
+from dagman.cli.tasks.task_options import (
+    AsJson,
+    Device,
+    Draws,
+    Folds,
+    Identified,
+    Ids,
+    KeyPath,
+    MaskLabel,
+    ModelsAndTable,
+    Out,
+    Patient,
+    Repeats,
+    Seed,
+    Shares,
+    Shots,
+    SplitColumn,
+    Weights,
+)
 
 app = typer.Typer(add_completion=False)
 
-_EXAMPLE = "Example: dagman segment runs/first scratch:tiny tumours.csv --shots 4,8,16 --draws 3 --out tumours"
+EXAMPLE = "Example: dagman segment runs/first scratch:tiny tumours.csv --shots 4,8,16 --draws 3 --out tumours"
 
 
-@app.command(epilog=_EXAMPLE)
+@app.command(epilog=EXAMPLE)
 def run_segmentation(
-    models_and_table: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="ENCODER... TABLE",
-            help="One or more of: a run, an encoder folder, scratch:SIZE, resnet3d:SIZE, monai:PATH; then the table: CSV or "
-            "Parquet with columns scan and mask, or a dataset.json (Decathlon, nnU-Net v2).",
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of results.")],
+    context: typer.Context,
+    models_and_table: ModelsAndTable,
+    out: Out,
     labels: Annotated[
         str | None, typer.Option(help="Structures and their values, such as liver=5,kidneys=7+8. Default: the file's, or all.")
     ] = None,
-    mask_label: Annotated[int | None, typer.Option(help="Value of the structure in the masks; others are background.")] = None,
-    folds: Annotated[int, typer.Option(help="Number of folds by patient; a column 'split' replaces them.")] = 5,
-    repeats: Annotated[int, typer.Option(help="Number of repeats, each with new folds.")] = 1,
-    shares: Annotated[
-        str | None,
-        typer.Option(help="Shares of the training patients, such as 25,50,100 (percent). Default: 100 without --shots."),
-    ] = None,
-    shots: Annotated[str, typer.Option("--shots", "--per-class", help="Numbers of labelled patients, such as 4,8,16.")] = "",
-    draws: Annotated[int, typer.Option(min=1, help="Number of few-shot draws in each repeat and fold.")] = 1,
+    mask_label: MaskLabel = None,
+    folds: Folds = 5,
+    repeats: Repeats = 1,
+    shares: Shares = None,
+    shots: Shots = "",
+    draws: Draws = 1,
     steps: Annotated[
         int | None, typer.Option(help="Optimiser steps of each training. Default: 250 on a CPU, 3000 on a GPU.")
     ] = None,
@@ -45,8 +53,7 @@ def run_segmentation(
         float | None, typer.Option(help="Largest learning rate. Default: 3e-3 below 1,000 steps, else 1e-3.", show_default=False)
     ] = None,
     layer_decay: Annotated[
-        float,
-        typer.Option(help="Factor of the learning rate from each layer to the one below; 1: one rate for all layers."),
+        float, typer.Option(help="Factor of the learning rate from each layer to the one below; 1: one rate for all layers.")
     ] = 1.0,
     side: Annotated[int | None, typer.Option(help="Side of a crop in voxels, a multiple of 32. Default: the encoder's.")] = None,
     spacing: Annotated[float | None, typer.Option(help="Voxel size in mm. Default: the encoder's, where it performs best.")] = None,
@@ -55,60 +62,45 @@ def run_segmentation(
     measures: Annotated[
         str, typer.Option(help="What is measured: all, or names such as dice,hd95_mm; dice alone is quicker.")
     ] = "all",
-    patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
+    patient: Patient = "patient",
     ids: Ids = "checked",
-    split: Annotated[str, typer.Option(help="The table's column of train, val, test, if it has one.")] = "split",
+    split: SplitColumn = "split",
     contoured: Annotated[
         str, typer.Option(help="The table's column of the structures drawn in each scan, if it has one; others are unknown there.")
     ] = "contoured",
     keep: Annotated[bool, typer.Option(help="Train a model on all scans for OUT/model.")] = True,
     identified: Identified = False,
+    key: KeyPath = None,
     note: Annotated[
         list[str] | None, typer.Option(help="A sentence for the report, such as who drew the labels; repeatable.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of folds, draws and fits.")] = 0,
+    seed: Seed = 0,
     weights: Weights = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
-    key: KeyPath = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Train and evaluate a segmentation network: a decoder from scratch on the encoder, by patient, full- and few-shot.
 
-    Dice, HD95, surface Dice, lesions and volumes with 95 % intervals, on the masks' own grids. OUT/predictions holds label maps on
-    the scans' grids (DICOM SEG too where they came as DICOM), OUT/model a model for `dagman predict`. Several encoders are compared
-    on the same scans, splits and draws, with paired differences of Dice.
+    TABLE has the columns scan and mask, or is a dataset.json (Decathlon, nnU-Net v2). Dice, HD95, surface Dice, lesions and
+    volumes with 95 % intervals, on the masks' own grids. OUT/predictions holds label maps on the scans' grids (DICOM SEG too where
+    they came as DICOM), OUT/model a model for `dagman predict`. Several encoders are compared on the same scans, splits and draws,
+    with paired differences of Dice.
     """
-    from rich.console import Console
-
-    from dagman.cli.tasks.task_options import (
-        escape_markup,
-        format_results,
-        print_differences,
-        print_measures,
-        split_counts,
-        split_numbers,
-    )
+    from dagman.cli.tasks.printing import run_task
+    from dagman.cli.tasks.task_options import parse_models, split_counts, split_shares
     from dagman.devices import tune_allocator
-    from dagman.errors import SettingsError
     from dagman.evaluation.segmentation_scores import parse_measures
-    from dagman.reports.tasks.comparison import write_comparison_report
     from dagman.reports.tasks.segmentation import write_segmentation_report
     from dagman.scans.label_files import describe_identity
     from dagman.tables.labelled_scans import read_labelled_scans
-    from dagman.tasks.models import parse_model
     from dagman.tasks.segment.segmentation import SegmentationSettings, segment_scans
 
-    *models, table = models_and_table
-    if not models:
-        raise SettingsError("segment takes an encoder and a table", do=f"Name an encoder before {table}, such as scratch:tiny")
-    specs = [parse_model(text, weights=weights) for text in models]
+    specs, table = parse_models(context, models_and_table, weights=weights)
     counts = split_counts("shots", shots)
-    if shares is None:
-        shares = "" if counts else "100"
     settings = SegmentationSettings(
         folds=folds,
         repeats=repeats,
-        shares=tuple(share / 100 for share in split_numbers("shares", shares)),
+        shares=() if shares is None and counts else split_shares(shares),
         per_class=counts,
         draws=draws,
         seed=seed,
@@ -129,14 +121,9 @@ def run_segmentation(
     columns = {"patient": patient, "split": split, "contoured": contoured, "ids": ids}
     data = read_labelled_scans(table, labels=labels, mask_label=mask_label, **columns)
     tune_allocator()
-    console = Console(stderr=as_json, soft_wrap=True, highlight=False)
-    with console.status("reading") as status:
-        results = segment_scans(specs, data, out, settings, on_part=lambda text: status.update(escape_markup(text)))
-        page = write_segmentation_report(results) if len(specs) == 1 else write_comparison_report(results)
-    if as_json:
-        typer.echo(format_results(out, page))
-    else:
-        print_measures(console, results.summary, page)
-        print_differences(console, results.summary)
-        if said := describe_identity(out / "predictions", identified=identified):
-            console.print(said, markup=False)
+    run_task(
+        lambda on_part: segment_scans(specs, data, out, settings, on_part=on_part),
+        write_segmentation_report,
+        as_json=as_json,
+        remark=lambda: describe_identity(out / "predictions", identified=identified),
+    )
