@@ -53,7 +53,7 @@ def embed_sources(
     from dagman.encoder.items import stream_features
     from dagman.encoder.loading import load_encoder
     from dagman.errors import SettingsError, TaskError
-    from dagman.records.provenance import write_command
+    from dagman.records.provenance import hide_path, write_command
     from dagman.records.sources import expand_sources
     from dagman.store.crops import CropSpec
 
@@ -66,7 +66,7 @@ def embed_sources(
     crop = CropSpec(crop_mm, crop_spacing)
     rows = stream_features(loaded, items, store=opened, pooling=pooling, crop=crop, cache=cache)
     columns = list_columns(loaded, pooling)
-    settings = {**describe_pooling(pooling, crop), "sources": [str(source) for source in sources]}
+    settings = {**describe_pooling(pooling, crop), "sources": [hide_path(str(source)) for source in sources]}
     rejected = out.with_name(f"{out.name}.rejected.csv")
     if not items:
         write_refused(rejected, [(one.source, one.reason) for one in refused])
@@ -100,8 +100,11 @@ def _list_items(
     sources: list[Path], store: Path | None, patient: str, mask_label: int | None, coordinates: Any, ids: str
 ) -> tuple[list[Item], Store | None, list[Refusal], list[str]]:
     """Items of one table, of one store, or of scans; the store, what was refused already, and what is to be said."""
+    from dataclasses import replace
+
     from dagman.encoder.items import list_scans, list_stored
     from dagman.errors import SettingsError
+    from dagman.records.sources import FILE_NAMES_KEPT, name_relative
     from dagman.store.manifest import Store
     from dagman.tables.table import read_table
     from dagman.tables.table_file import is_table
@@ -111,7 +114,9 @@ def _list_items(
         raise SettingsError("is a table or a store, and other sources were given beside it", where=special[0], do="Give it alone")
     if not special:
         items, refused = list_scans(sources)
-        return items, None, refused, []
+        names = name_relative([item.name for item in items], sources)
+        items = [replace(item, name=name) for item, name in zip(items, names, strict=True)]
+        return items, None, refused, [FILE_NAMES_KEPT] if items else []
     if (special[0] / "store.json").exists():
         opened = Store(special[0])
         return list_stored(opened), opened, [], []

@@ -167,12 +167,12 @@ def _print_table(rows: Sequence[Inspection]) -> None:
 def _write_results(out: Path, rows: Sequence[Inspection], scans: Sequence[str]) -> None:
     from dagman.records.csv_file import write_csv
     from dagman.records.files import write_text
-    from dagman.records.provenance import write_command
+    from dagman.records.provenance import hide_path, write_command
 
     cells = [_describe(row) for row in rows]
     write_csv(out / "inspect.csv", list(cells[0]), [list(cell.values()) for cell in cells])
     write_text(out / "inspect.html", _render(rows, cells, scans))
-    write_command(out, "inspect", settings={"scans": list(scans)}, outcome=_count(rows))
+    write_command(out, "inspect", settings={"scans": [hide_path(scan) for scan in scans]}, outcome=_count(rows))
 
 
 def _render(rows: Sequence[Inspection], cells: Sequence[dict[str, Any]], scans: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from dagman.errors import TableError, TaskError
 from dagman.records.counts import count_noun
 from dagman.records.csv_file import protect_cell, write_csv
 from dagman.records.files import write_whole
+from dagman.records.provenance import hide_path
 from dagman.store.crops import CropSpec
 
 FORMAT = 1
@@ -140,7 +141,7 @@ def _protect_text(table: pa.Table) -> pa.Table:
 def _build_table(group: Sequence[FeatureRow], schema: pa.Schema, seen: set[str]) -> pa.Table:
     items = [
         [row.item.name for row in group],
-        [str(row.item.scan) for row in group],
+        [hide_path(str(row.item.scan)) if isinstance(row.item.scan, Path) else row.item.scan for row in group],
         [row.item.patient for row in group],
         [row.item.label_value for row in group],
         [row.content_hash for row in group],

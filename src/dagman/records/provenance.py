@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import glob
 import importlib.metadata
 import platform
 import sys
@@ -10,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from dagman.records.files import write_json
+from dagman.records.key import find_key
 
 _LIBRARIES = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "blosc2", "scikit-learn", "monai", "scikit-survival")
+
+_OWN_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq", ".xlsx", ".toml", ".txt", ".json", ".key", ".xml")
+_OWN_FILES = ("store.json", "settings.toml", "config.json", "metrics.json", "command.json", "segmentation.json", "classifier.json")
 
 
 def describe_environment() -> dict[str, Any]:
@@ -23,6 +28,28 @@ def describe_environment() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}", "libraries": versions}
+
+
+def hide_path(text: str) -> str:
+    """An argument as it may be kept: a path of tables, settings and dagman's own folders by its name, of scans by a pseudonym.
+
+    Names of scans and of their folders are names of patients; the pseudonym is the same wherever the key is.
+    """
+    option, sign, value = text.partition("=") if text.startswith("--") else ("", "", text)
+    path = Path(value)
+    if not value or (text.startswith("-") and not sign) or not _is_path(value):
+        return text
+    if path.suffix.lower() in _OWN_SUFFIXES or any((path / name).is_file() for name in _OWN_FILES) or not path.name:
+        return f"{option}{sign}{path.name or value}"
+    key = find_key()
+    return f"{option}{sign}scans" if key is None else f"{option}{sign}scans-{key.name(str(path.absolute()))}"
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return "/" in text or "\\" in text or glob.has_magic(text) or "#" in text or Path(text).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def write_command(
@@ -46,7 +73,7 @@ def write_command(
             "format": 1,
             "dagman": __version__,
             "command": command,
-            "arguments": sys.argv[1:],
+            "arguments": [hide_path(argument) for argument in sys.argv[1:]],
             "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "settings": settings or {},
             "inputs": inputs or {},

@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from dagman.errors import SettingsError
+
+FILE_NAMES_KEPT = "file names are kept: items are named by their files; a table of one's own, or a store, names them otherwise"
+
+
+def name_relative(names: Sequence[str], sources: Sequence[Path]) -> list[str]:
+    """Names of found scans relative to the folder given, or to the folder that holds all that was given.
+
+    >>> name_relative(["/data/cohort/a/ct.nii.gz"], [Path("/data/cohort")])
+    ['a/ct.nii.gz']
+    """
+    parents = [os.path.abspath(source if len(sources) == 1 and source.is_dir() else source.parent) for source in sources]
+    root = os.path.commonpath(parents)
+    relative = [os.path.relpath(os.path.abspath(name), root) for name in names]
+    # A folder that is one series, or holds several, stands for itself.
+    return [Path(name).name if text == "." or text.startswith("..") else text for name, text in zip(names, relative, strict=True)]
 
 
 def expand_sources(sources: Sequence[Path]) -> list[Path]:

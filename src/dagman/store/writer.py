@@ -116,7 +116,8 @@ def prepare_store(
     if not summary.kept:
         do = f"Their reasons are in {out / 'rejected.csv'}"
         raise StoreError(f"all {summary.rejected} series were rejected", where=out, do=do)
-    return replace(summary, notes=notes)
+    kept = ("file names are kept in rejected.csv, and nowhere else",) if summary.rejected else ()
+    return replace(summary, notes=(*notes, *kept))
 
 
 def hash_source(series: Series) -> str:

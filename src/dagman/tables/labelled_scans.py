@@ -124,6 +124,9 @@ def _read_rows(path: Path, patient: str, split: str, contoured: str, ids: str) -
     if not first:
         raise TableError("no row has a mask", where=path, do="Name each scan's label map in the column 'mask'")
     names = name_outputs([str(scan) for scan in first])
+    if "item" in table.columns:
+        own = [re.sub(r"[^\w.-]", "_", item.name) for item in first.values()]
+        names = own if len(set(own)) == len(own) else names
     drawn = _join_contoured(table, contoured)
     items = tuple(
         replace(item, index=index, name=name, label_value=None, label=None, center_mm=None, contoured=drawn.get(scan))

@@ -139,7 +139,7 @@ def read_table(
     rows = _drop_duplicates(reader, rows, keys, {"labels": labels, "times": times, "events": events})
     if labels is not None:
         labels = _tidy_labels(labels)
-    names = _name_rows(rows, keys)
+    names = _read_names(columns, rows) or _name_rows(rows, keys)
     items = tuple(
         Item(
             index=row,
@@ -336,6 +336,14 @@ def _order_classes(labels: Collection[str]) -> tuple[str, ...]:
         return tuple(sorted(labels, key=float))
     except ValueError:
         return tuple(sorted(labels))
+
+
+def _read_names(columns: Columns, rows: list[int]) -> dict[int, str]:
+    """The names that a column `item` gives, so that no file's name is kept; none where it does not tell all rows apart."""
+    if "item" not in columns:
+        return {}
+    names = {row: text for row, text in enumerate(columns.text("item")) if text and row in rows}
+    return names if len(set(names.values())) == len(rows) else {}
 
 
 def _name_rows(rows: list[int], keys: dict[int, tuple]) -> dict[int, str]:

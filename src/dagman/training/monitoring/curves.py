@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import SummaryWriter
 
 
@@ -13,7 +16,8 @@ class Curves:
     """Writes scalars under `RUN/tensorboard`; what an earlier process wrote after `step` is hidden."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        with _hide_host():
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def add(self, step: int, row: Mapping[str, Any]) -> None:
         """A row of `metrics.jsonl` or `timing.jsonl`."""
@@ -32,3 +36,14 @@ class Curves:
     def close(self) -> None:
         """Flush and close."""
         self.writer.close()
+
+
+@contextlib.contextmanager
+def _hide_host() -> Iterator[None]:
+    """TensorBoard puts the host's name into its files' names, where it may name a hospital; it has no setting for that."""
+    before = event_file_writer.socket
+    event_file_writer.socket = SimpleNamespace(gethostname=lambda: "host")
+    try:
+        yield
+    finally:
+        event_file_writer.socket = before
