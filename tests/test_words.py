@@ -1,11 +1,11 @@
-"""Proves that help, docs and code use the field's words and plain sentences: a list of the words that are gone.
-
-A word of the list that is right in a place (a quotation, a name of someone else's) is written into `_ALLOWED` there, by line.
-"""
+"""Proves that help, docs and code use the field's words and plain sentences: a list of the words that are gone."""
 
 from __future__ import annotations
 
+import ast
+import io
 import re
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,16 @@ _HELP = {
 def _describe(name: str) -> list[tuple[str, str]]:
     """Every text of a command's help, and where it is."""
     module = __import__(f"dagman.cli.{application._MODULES.get(name, name)}", fromlist=["app"])
-    found: list[tuple[str, str]] = [(name, application._COMMANDS[name])]
+    texts: list[tuple[str, str]] = [(name, application._COMMANDS[name])]
 
     def visit(command: Any, place: str) -> None:
-        found.append((place, command.help or ""))
-        found.extend((f"{place} {one.name}", one.help) for one in command.params if getattr(one, "help", None))
+        texts.append((place, command.help or ""))
+        texts.extend((f"{place} {one.name}", one.help) for one in command.params if getattr(one, "help", None))
         for inner, child in getattr(command, "commands", {}).items():
             visit(child, f"{place} {inner}")
 
     visit(typer.main.get_command(module.app), name)
-    return found
+    return texts
 
 
 @pytest.mark.parametrize("name", application._COMMANDS)
@@ -58,3 +58,72 @@ def test_help_is_in_plain_sentences(name: str):
 def test_help_begins_with_a_capital_or_with_values():
     texts = [(place, text) for name in application._COMMANDS for place, text in _describe(name) if text]
     assert [f"{place}: {text}" for place, text in texts if not re.match(r"[A-Z]|[a-z0-9_]+[,:.=]|[a-z]+ \(", text)] == []
+
+
+# Parts of names that code must not have, with what to write.
+_NAMES = {
+    "tell": "notify, describe, or on_event",
+    "tells": "describe",
+    "told": "what it holds: problem, sentences, notes",
+    "said": "what it holds: notes, ranges, members",
+    "say": "state, format",
+    "contender": "candidate",
+    "contenders": "candidates",
+    "advice": "remedy",
+    "goal": "target",
+    "goals": "targets",
+    "watched": "monitor",
+    "keeper": "what it keeps",
+    "chances": "probabilities",
+    "weigh": "weight",
+    "arithmetic": "summary, precision",
+}
+# Functions that are renamed with the package they are in.
+_STILL_HERE = {"weigh"}
+
+
+def _split(name: str) -> set[str]:
+    return set(name.lower().strip("_").split("_"))
+
+
+def test_names_are_the_fields_words():
+    wrong = []
+    for path in _SOURCE:
+        text = path.read_text(encoding="utf-8")
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            attribute = token.line[: token.start[1]].endswith(".")  # file.tell() and the like are other people's
+            if token.type == tokenize.NAME and not attribute and _split(token.string) & set(_NAMES) - _STILL_HERE:
+                wrong.append(f"{path.relative_to(_ROOT)}:{token.start[0]}: {token.string}")
+    wrong += [str(path) for path in _SOURCE if _split(path.stem) & set(_NAMES)]
+    assert wrong == []
+
+
+# What texts of the code (messages, reports, not docstrings) must not have.
+_TEXTS = re.compile(
+    r"\b(tells? |told |Say --|say --|says so|look at|Look at|[Ll]ook out|"
+    r"is no (rate|folder|file|store|run|encoder|TOML|JSON|whole number|list|feature|assignment|set of|readable))"
+)
+
+
+def test_messages_and_pages_are_plain():
+    wrong = []
+    for path in _SOURCE:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        documented = {
+            id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        }
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or id(node) in documented:
+                continue
+            if match := _TEXTS.search(node.value):
+                wrong.append(f"{path.relative_to(_ROOT)}:{node.lineno}: {match[0]!r} in {node.value!r}")
+    assert wrong == []
+
+
+_DOCS = [*sorted((_ROOT / "docs" / "guides").glob("*.md")), _ROOT / "docs" / "index.md", _ROOT / "AGENTS.md"]
+
+
+@pytest.mark.parametrize("page", _DOCS, ids=lambda page: page.name)
+def test_guides_are_plain(page: Path):
+    text = page.read_text(encoding="utf-8")
+    assert re.findall(r"[^.\n]*\b(?:tells?|told|says?|said|is no [a-z]+)\b[^.\n]*", text) == []

@@ -52,7 +52,7 @@ PROBES = (
     Probe(title="Nodule malignancy", table="nodules.csv", measure="AUC", crop=CropSpec(64.0, 1.0), stages=(1,)),
     Probe(title="Organ", table="organs.csv", measure="balanced accuracy", crop=CropSpec(128.0, 2.0), patients=ORGAN_PATIENTS),
 )
-Tell = Callable[[str, dict[str, Any]], None]
+Notify = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def run_demo(
     seeds: Sequence[int] = SEEDS,
     steps: int = STEPS,
     assignments: Sequence[str] = (),
-    tell: Tell | None = None,
+    notify: Notify | None = None,
 ) -> DemoResult:
     """Run the demo in the folder `out`; what is already there is kept and continued.
 
@@ -84,9 +84,9 @@ def run_demo(
         assignments: Further settings of the pretrainings, "key=value".
         tell: Called with "part" when a part begins, and with the events of `dagman.pretrain`.
     """
-    out, tell = Path(out), tell or (lambda name, values: None)
+    out, notify = Path(out), notify or (lambda name, values: None)
     devices.tune_allocator()
-    clock = _Clock(tell)
+    clock = _Clock(notify)
 
     clock.start("cohort", f"writing {patients} synthetic CTs")
     cohort = write_cohort(out / "cohort", patients=patients, seed=0)
@@ -99,7 +99,7 @@ def run_demo(
     for number, seed in enumerate(seeds, start=1):
         clock.start("pretrain", f"pretraining, seed {seed} ({number} of {len(seeds)})")
         settings = [f"train.steps={steps}", f"seed={seed}", *assignments]
-        run = pretrain(store.path, out / "runs" / f"seed-{seed}", size="tiny", assignments=settings, on_event=tell)
+        run = pretrain(store.path, out / "runs" / f"seed-{seed}", size="tiny", assignments=settings, on_event=notify)
         if run.last_step < steps:
             # Ctrl-C let the step end; the demo ends with it and goes on from there when repeated.
             raise KeyboardInterrupt
@@ -149,13 +149,13 @@ def _probe(probe: Probe, table: Table, runs: Sequence[Run], seeds: Sequence[int]
 class _Clock:
     """Seconds a part; parts of one name add up."""
 
-    def __init__(self, tell: Tell) -> None:
-        self.tell, self.seconds, self.part, self.began = tell, {}, "", 0.0  # type: tuple[Tell, dict[str, float], str, float]
+    def __init__(self, notify: Notify) -> None:
+        self.notify, self.seconds, self.part, self.began = notify, {}, "", 0.0  # type: tuple[Notify, dict[str, float], str, float]
 
     def start(self, part: str, text: str) -> None:
         self.stop()
         self.part, self.began = part, time.perf_counter()
-        self.tell("part", {"text": text})
+        self.notify("part", {"text": text})
 
     def stop(self) -> dict[str, float]:
         if self.part:

@@ -35,8 +35,8 @@ class DagmanError(Exception):
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
-        advice = f". {self.do}." if self.do else "."
-        return f"{place}{self.what}{advice}"
+        remedy = f". {self.do}." if self.do else "."
+        return f"{place}{self.what}{remedy}"
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only fields are lost by the default pickling between worker processes.

@@ -206,6 +206,6 @@ def test_segmentation_learns_a_ball_and_labels_a_scan(both, store):
     told: list[float] = []
     fit_model(model, cases[:2], cases[2:], Fitting(steps=40, rate=3e-3, batch=2), lambda step, loss: told.append(loss))
     assert min(told[-3:]) < 0.5 * told[0]
-    chances = model.weigh_classes(store.read(store.rows[0].id))
+    chances = model.measure_class_weights(store.read(store.rows[0].id))
     assert chances.shape == (2, *store.rows[0].shape)
     assert bool(torch.isfinite(chances).all())

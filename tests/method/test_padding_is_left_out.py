@@ -12,7 +12,7 @@ from dagman.method import Method, Network, Targets, ViewPair, copy_student, teac
 from dagman.method.losses import cross_entropy, masked_l1
 from dagman.method.masking import MASKINGS, MaskingShares, mask_units
 from dagman.method.networks import ProjectorShape, SemanticShape
-from dagman.method.step import find_inside_units, find_inside_voxels, weigh_rows
+from dagman.method.step import find_inside_units, find_inside_voxels, weight_rows
 from dagman.method.targets import TargetRules
 from dagman.model import SwinShape
 from dagman.settings.tree import ViewSettings
@@ -73,7 +73,7 @@ def test_losses_average_within_a_view_before_they_average_over_views():
     units = torch.tensor([[True, False, False], [True, True, True]])
     targets, logits = torch.eye(4), torch.tensor([[2.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.0, 0], [0, 0, 0, 1.0]])
     rows = -torch.log_softmax(logits, dim=1).diagonal()
-    assert cross_entropy(targets, logits, 1.0, weigh_rows(units)).item() == pytest.approx(
+    assert cross_entropy(targets, logits, 1.0, weight_rows(units)).item() == pytest.approx(
         ((rows[0] + rows[1:].mean()) / 2).item(), rel=1e-6
     )
 

@@ -108,14 +108,14 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_space(store, 
     options = [*tiny, "train.steps=3", "train.checkpoint_every=1"]
     pretrain(store.path, whole, assignments=options)
 
-    def tell(name, values):
+    def notify(name, values):
         if name == "step" and values["step"] == 2:
             limit = (out / "checkpoints" / "step-000001" / "student.safetensors").stat().st_size // 2
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        text = _refuse(RunError, store.path, out, assignments=options, on_event=tell)
+        text = _refuse(RunError, store.path, out, assignments=options, on_event=notify)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert text == (f"{out}: there is no space left to write in. Free some, then repeat the command; the last checkpoint is whole.")

@@ -38,7 +38,7 @@ def demo_command(
     from dagman.reports.demo_report import COLUMNS, conclude, tabulate_comparisons
 
     console = Console()
-    with show_training(console) as tell:
+    with show_training(console) as notify:
         result = run_demo(
             out,
             patients=patients,
@@ -46,7 +46,7 @@ def demo_command(
             steps=steps,
             few_shot_steps=few_shot_steps,
             assignments=assignments or (),
-            tell=tell,
+            notify=notify,
         )
     if result.comparisons:
         table = Table(*COLUMNS, title=f"Mean ± standard deviation over {count_noun(seeds, 'seed')}; the difference is paired")

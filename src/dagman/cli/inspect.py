@@ -114,7 +114,7 @@ def _count(rows: Sequence[Inspection]) -> dict[str, int]:
     return {"accepted": len(accepted), "refused": len(rows) - len(accepted), "patients": patients}
 
 
-def _say_counts(rows: Sequence[Inspection]) -> str:
+def _format_counts(rows: Sequence[Inspection]) -> str:
     from dagman.records.counts import count_noun
 
     counts = _count(rows)
@@ -152,7 +152,7 @@ def _print_table(rows: Sequence[Inspection]) -> None:
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:
             typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-        typer.echo(_say_counts(rows))
+        typer.echo(_format_counts(rows))
         return
     table = Table(*shown, box=None, header_style="bold", pad_edge=False)
     for row in rows:
@@ -161,7 +161,7 @@ def _print_table(rows: Sequence[Inspection]) -> None:
         # Text, not markup: a path may hold square brackets.
         table.add_row(*(Text(cells[name], style=style if name == "verdict" else "", overflow="fold") for name in shown))
     console.print(table)
-    console.print(_say_counts(rows), style="bold")
+    console.print(_format_counts(rows), style="bold")
 
 
 def _write_results(out: Path, rows: Sequence[Inspection], scans: Sequence[str]) -> None:
@@ -206,7 +206,7 @@ def _render(rows: Sequence[Inspection], cells: Sequence[dict[str, Any]], scans: 
         ),
     ]
     return render_page(
-        "Inspection of scans", f"{_say_counts(rows)} Searched:  {', '.join(f'`{scan}`' for scan in scans)}.", sections
+        "Inspection of scans", f"{_format_counts(rows)} Searched:  {', '.join(f'`{scan}`' for scan in scans)}.", sections
     )
 
 

@@ -64,7 +64,7 @@ def prepare_scans(
     from dagman.store.writer import prepare_store
 
     console = Console(stderr=as_json)
-    with show_preparing(console) as tell:
+    with show_preparing(console) as notify:
         summary = prepare_store(
             scans,
             out,
@@ -74,7 +74,7 @@ def prepare_scans(
             tilt=tilt.value,
             widest_gap=widest_gap,
             key=key,
-            on_event=tell,
+            on_event=notify,
         )
     if as_json:
         typer.echo(json.dumps(_list_outcome(summary)))

@@ -35,7 +35,7 @@ def show_preparing(console: Console) -> Iterator[Callable[[Estimate | Progress],
     bar = Bar(*columns, console=console, transient=True)
     task = bar.add_task("prepare")
 
-    def tell(event: Estimate | Progress) -> None:
+    def notify(event: Estimate | Progress) -> None:
         if isinstance(event, Estimate):
             console.print(_describe_estimate(event), highlight=False)
             bar.update(task, total=event.series)
@@ -47,7 +47,7 @@ def show_preparing(console: Console) -> Iterator[Callable[[Estimate | Progress],
                 bar.stop()
 
     with _stopped_at_end(bar):
-        yield tell
+        yield notify
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def show_training(console: Console) -> Iterator[Callable[[str, dict[str, Any]], 
     )
     bar = Progress(*columns, console=console)
 
-    def tell(name: str, values: dict[str, Any]) -> None:
+    def notify(name: str, values: dict[str, Any]) -> None:
         if name == "part":
             console.print(f"[bold]{escape(values['text'])}[/]", highlight=False, soft_wrap=True)
         elif name == "choice":
@@ -83,7 +83,7 @@ def show_training(console: Console) -> Iterator[Callable[[str, dict[str, Any]], 
             bar.update(bar.task_ids[-1], completed=values["step"], losses=f"{losses} · {values['views_per_s']:.1f} views/s")
 
     with _stopped_at_end(bar):
-        yield tell
+        yield notify
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from dagman.tables.structures import Structure
 from dagman.tasks.models import load_network, parse_model
 from dagman.tasks.segment.cases import Case, prepare_cases
 from dagman.tasks.segment.model import SegmentationModel, adapt_encoder, load_segmenting, start_model
-from dagman.tasks.segment.training import Fitting, cut_padded, fit_model, look_at_crops, place_crop
+from dagman.tasks.segment.training import Fitting, cut_padded, fit_model, place_crop, validate_on_crops
 
 SHOTS = (1, 2)
 """Labelled patients that a training sees."""
@@ -60,8 +60,8 @@ def segment_few(pairs: Sequence[tuple[str, str]], seeds: Sequence[int], data: Fe
             for kind, name in zip(("pretrained", "fresh"), pair, strict=True):
                 encoder = adapt_encoder(load_segmenting(load_network, parse_model(name)), side=SIDE, spacing=data.spacing)
                 for values, shots in zip(found, SHOTS, strict=True):
-                    said = [item.name for part in (data.labelled, data.tested) for item in part]
-                    key = hash_bytes(f"1|{encoder.digest}|{seed}|{shots}|{data.spacing}|{data.steps}|{said}".encode())
+                    used = [item.name for part in (data.labelled, data.tested) for item in part]
+                    key = hash_bytes(f"1|{encoder.digest}|{seed}|{shots}|{data.spacing}|{data.steps}|{used}".encode())
                     if key not in kept:
                         cases = cases or prepare_cases(encoder, [*data.labelled, *data.tested], STRUCTURES, Path(folder))[0]
                         train, test = cases[: len(data.labelled)], cases[len(data.labelled) :]
@@ -69,7 +69,7 @@ def segment_few(pairs: Sequence[tuple[str, str]], seeds: Sequence[int], data: Fe
                         model = start_model(encoder, STRUCTURES, seed=seed)
                         fitting = Fitting(steps=data.steps, rate=RATE, seed=address(seed, "few labels", shots) % 2**31)
                         fit_model(model, [train[i] for i in drawn], [], fitting, lambda step, loss: None)
-                        kept[key] = look_at_crops(model, test, Fitting(steps=1))
+                        kept[key] = validate_on_crops(model, test, Fitting(steps=1))
                         if kind == "pretrained" and shots == SHOTS[-1] and seed == seeds[0]:
                             _keep_example(model, test[0], data.spacing, out / "example.npz")
                         append_row(out / "scores.jsonl", {"key": key, "dice": kept[key], "model": name, "shots": shots})

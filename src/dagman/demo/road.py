@@ -32,7 +32,7 @@ LABELLED = 8
 """Patients among whom the labelled ones are drawn; their scans, without labels, were pretrained on."""
 HELD_OUT = 4
 """One patient in as many is kept from pretraining, and at least two."""
-Tell = Callable[[str, dict[str, Any]], None]
+Notify = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def run_demo(
     steps: int = PRETRAINING_STEPS,
     few_shot_steps: int = STEPS,
     assignments: Sequence[str] = (),
-    tell: Tell | None = None,
+    notify: Notify | None = None,
 ) -> DemoResult:
     """Run the demo in the folder `out`; what is already there is kept and continued.
 
@@ -66,9 +66,9 @@ def run_demo(
         assignments: Further settings of the pretrainings, "key=value".
         tell: Called with "part" when a part begins, and with the events of `dagman.pretrain`.
     """
-    out, tell = Path(out), tell or (lambda name, values: None)
+    out, notify = Path(out), notify or (lambda name, values: None)
     devices.tune_allocator()
-    clock = _Clock(tell)
+    clock = _Clock(notify)
 
     clock.start("cohort", f"writing {patients} synthetic CTs")
     cohort = _write_cohort(out / "cohort", patients)
@@ -84,7 +84,7 @@ def run_demo(
     for number, seed in enumerate(seeds, start=1):
         clock.start("pretrain", f"pretraining, seed {seed} ({number} of {len(seeds)})")
         settings = [f"train.steps={steps}", f"seed={seed}", *assignments]
-        run = pretrain(out / "store", out / "runs" / f"seed-{seed}", size="tiny", assignments=settings, on_event=tell)
+        run = pretrain(out / "store", out / "runs" / f"seed-{seed}", size="tiny", assignments=settings, on_event=notify)
         if run.last_step < steps:
             # Ctrl-C let the step end; the demo ends with it and goes on from there when repeated.
             raise KeyboardInterrupt
@@ -166,12 +166,12 @@ def _compare_retrievals(retrieved: dict[str, float], pairs: Sequence[tuple[str, 
 
 def _compare_reconstructions(runs: Sequence[Run]) -> SeedComparison:
     """The exported teacher at the last look, and the same network before its first step."""
-    looks = [(run.monitors[-1]["reconstruction"], run.monitors[0]["reconstruction"]) for run in runs]
+    validations = [(run.monitors[-1]["reconstruction"], run.monitors[0]["reconstruction"]) for run in runs]
     return SeedComparison(
         question="masked voxels restored",
         measure="error / best trivial answer; less is better",
-        pretrained=tuple(_read_ratio(last) for last, _ in looks),
-        fresh=tuple(_read_ratio(first) for _, first in looks),
+        pretrained=tuple(_read_ratio(last) for last, _ in validations),
+        fresh=tuple(_read_ratio(first) for _, first in validations),
         rising=False,
         others=(("best trivial answer", 1.0),),
     )
@@ -184,13 +184,13 @@ def _read_ratio(restored: dict[str, float]) -> float:
 class _Clock:
     """Seconds a part; parts of one name add up."""
 
-    def __init__(self, tell: Tell) -> None:
-        self.tell, self.seconds, self.part, self.began = tell, {}, "", 0.0  # type: tuple[Tell, dict[str, float], str, float]
+    def __init__(self, notify: Notify) -> None:
+        self.notify, self.seconds, self.part, self.began = notify, {}, "", 0.0  # type: tuple[Notify, dict[str, float], str, float]
 
     def start(self, part: str, text: str) -> None:
         self.stop()
         self.part, self.began = part, time.perf_counter()
-        self.tell("part", {"text": text})
+        self.notify("part", {"text": text})
 
     def stop(self) -> dict[str, float]:
         if self.part:

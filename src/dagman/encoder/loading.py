@@ -63,8 +63,8 @@ def load_encoder(path: str | Path, *, device: str = "auto", precision: str = "fp
         _fill_weights(network, _rename_old(read_weights(folder), config), folder / "model.safetensors", _REWRITE)
         check_weights(folder)
     network = network.to(chosen).requires_grad_(False).eval()
-    arithmetic = choose_precision(precision, chosen).value
-    return Encoder(network=network, config=config, device=chosen, precision=arithmetic, source=str(path))
+    used = choose_precision(precision, chosen).value
+    return Encoder(network=network, config=config, device=chosen, precision=used, source=str(path))
 
 
 def describe_shapes(settings: Settings) -> tuple[SwinShape, SemanticShape | None]:

@@ -47,8 +47,8 @@ class ScanReader:
             scan = replace(scan, modality="MR")
         verdict = judge_scan(scan)
         if not verdict.accepted:
-            reason, _, advice = verdict.reason.rpartition(": ")
-            if "--modality" not in advice:
+            reason, _, remedy = verdict.reason.rpartition(": ")
+            if "--modality" not in remedy:
                 raise ScanError(verdict.reason, where=scan.source)
             do = f"This encoder was trained on {' and '.join(self.modalities)}: give such a scan"
             raise ScanError(reason, where=scan.source, do=do)

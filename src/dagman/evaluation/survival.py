@@ -161,8 +161,8 @@ def estimate_uncensored(train_time: ArrayLike, train_event: ArrayLike, at: Array
     )
     # Of equal times an event comes before a censoring, so who died is not at risk of being censored.
     at_risk = count_at_risk(train_time, times) - deaths
-    chances = np.append(1.0, np.cumprod(1.0 - censored / np.maximum(at_risk, 1)))
-    return chances[np.searchsorted(times, np.asarray(at, dtype=np.float64), side="right")]
+    class_probabilities = np.append(1.0, np.cumprod(1.0 - censored / np.maximum(at_risk, 1)))
+    return class_probabilities[np.searchsorted(times, np.asarray(at, dtype=np.float64), side="right")]
 
 
 def calibrate_survival(

@@ -101,7 +101,7 @@ def student_losses(
             voxels = voxels & find_inside_voxels(pair.inside[:, :seen].flatten(0, 1), voxels)
         losses["amip"] = masked_l1(s.reconstruction, views, voxels)  # Eq. 3
     if "ampd" in targets:
-        losses["ampd"] = cross_entropy(targets["ampd"], s.projections["ampd"], tau, weigh_rows(units))  # Eq. 4
+        losses["ampd"] = cross_entropy(targets["ampd"], s.projections["ampd"], tau, weight_rows(units))  # Eq. 4
     if "aitd" in targets:
         losses["aitd"] = cross_entropy(other["aitd"], s.projections["aitd"], tau)  # Eq. 2
     if "gitd" in targets:
@@ -109,7 +109,7 @@ def student_losses(
     return losses
 
 
-def weigh_rows(units: Bool[Tensor, "B N"]) -> Float[Tensor, "R"]:
+def weight_rows(units: Bool[Tensor, "B N"]) -> Float[Tensor, "R"]:
     """Weights of the rows of masked units that give the mean over the units of each view, then over the views."""
     counts = units.sum(dim=1, keepdim=True).clamp_min(1)
     return (1.0 / (len(units) * counts)).expand_as(units)[units]

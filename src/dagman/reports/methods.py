@@ -28,20 +28,20 @@ _LEAD = "For a methods section; check it against what you did with the data befo
 def quote_run(run: Run) -> list[Block]:
     """How an encoder was pretrained: data, views, masking, teacher, losses, optimiser, software."""
     settings, inputs = run.settings, run.command.get("inputs", {})
-    sentences = [*_tell_views(settings, inputs.get("count")), *_tell_method(settings), *_tell_training(run)]
+    sentences = [*_state_views(settings, inputs.get("count")), *_state_method(settings), *_state_training(run)]
     return [Text(_LEAD), Text(" ".join(sentences))]
 
 
 def quote_results(results: Results) -> list[Block]:
     """How a task's numbers came to be: items, models, splits, subsets, intervals, comparisons, software."""
-    tell = _TASKS[results.summary.task]
+    describe = _TASKS[results.summary.task]
     settings = results.command["settings"]
-    sentences = [*tell(results, settings), *_tell_splits(results, settings), *_tell_statistics(results)]
+    sentences = [*describe(results, settings), *_state_splits(results, settings), *_state_statistics(results)]
     sentences.append(f"Seed {settings['seed']}; {name_software(results.command)}.")
     return [Text(_LEAD), Text(" ".join(sentences))]
 
 
-def _tell_views(settings: Settings, scans: int | None) -> list[str]:
+def _state_views(settings: Settings, scans: int | None) -> list[str]:
     view, model = settings.view, settings.model
     data = f" on {count_noun(scans, 'scan')}" if scans else ""
     network = f"A 3D backbone `{model.backbone}`"
@@ -58,92 +58,92 @@ def _tell_views(settings: Settings, scans: int | None) -> list[str]:
     ]
 
 
-def _tell_method(settings: Settings) -> list[str]:
+def _state_method(settings: Settings) -> list[str]:
     masking, teacher, weights = settings.masking, settings.teacher, settings.losses
     used = {name: getattr(weights, name) for name in ("amip", "ampd", "aitd", "gitd") if getattr(weights, name)}
     hints = f", of which the {masking.hints:.0%} most attended were given back" if masking.choice.gives_hints else ""
-    told = [
+    lines = [
         f"Of the units of a crop {masking.ratio:.0%} were masked by `{masking.kind}`{hints}.",
         f"The loss was {' + '.join(f'{value:g} {name.upper()}' for name, value in used.items())}.",
     ]
     if set(used) - {"amip"}:
         noise = f" saw {1 - teacher.noise:.0%} of its input and" if teacher.noise else ""
-        told.append(
+        lines.append(
             f"The teacher{noise} followed the student by an exponential moving average (momentum {_show(teacher.momentum)} to "
             f"{teacher.momentum_end:g}); its targets were centred by `{teacher.centering}`."
         )
-    return told
+    return lines
 
 
-def _tell_training(run: Run) -> list[str]:
+def _state_training(run: Run) -> list[str]:
     optim, train = run.settings.optim, run.settings.train
     done = f"{run.last_step} of {train.steps}" if run.last_step < train.steps else f"{train.steps}"
-    told = [
+    lines = [
         f"Training took {done} steps of {train.batch} crops with AdamW (learning rate {_show(optim.lr)}, warm-up over "
         f"{optim.warmup:.0%} of the steps, then a cosine to {optim.min_lr:g}; weight decay {_show(optim.weight_decay)}; gradient "
         f"cut at {optim.clip:g})."
     ]
     if run.command:
-        told.append(f"Seed {run.settings.seed}; {name_software(run.command)}.")
-    return told
+        lines.append(f"Seed {run.settings.seed}; {name_software(run.command)}.")
+    return lines
 
 
-def _tell_classification(results: Results, settings: Mapping[str, Any]) -> list[str]:
+def _state_classification(results: Results, settings: Mapping[str, Any]) -> list[str]:
     extra, methods = results.summary.extra, _list_methods(results)
     counts = ", ".join(f"{count} `{name}`" for name, count in extra["counts"].items())
-    told = [f"{sum(extra['counts'].values())} items ({counts}) of {extra['patients']} patients were classified."]
+    lines = [f"{sum(extra['counts'].values())} items ({counts}) of {extra['patients']} patients were classified."]
     if extra.get("spacing"):
-        told.append(f"Each was cut out of its scan with voxels of {extra['spacing']:.3g} mm.")
+        lines.append(f"Each was cut out of its scan with voxels of {extra['spacing']:.3g} mm.")
     if {"linear", "knn"} & methods:
-        told.append(_POOLED)
+        lines.append(_POOLED)
     if "linear" in methods:
-        told.append(f"The linear probe is a logistic regression with an L2 penalty on standardised features; {_CHOSEN}.")
+        lines.append(f"The linear probe is a logistic regression with an L2 penalty on standardised features; {_CHOSEN}.")
     if "knn" in methods:
-        told.append(
+        lines.append(
             "k-NN weights the 20 nearest training items by exp(cosine / 0.07) of standardised features (Wu et al., CVPR 2018)."
         )
     if "finetune" in methods:
         fit = "the linear probe"
-        told.append(
-            _tell_finetuning(settings["finetuning"], f"cross-entropy with class weights and labels smoothed by {SMOOTHING:g}", fit)
+        lines.append(
+            _state_finetuning(settings["finetuning"], f"cross-entropy with class weights and labels smoothed by {SMOOTHING:g}", fit)
         )
-    return told
+    return lines
 
 
-def _tell_response(results: Results, settings: Mapping[str, Any]) -> list[str]:
+def _state_response(results: Results, settings: Mapping[str, Any]) -> list[str]:
     extra = results.summary.extra
     counts = ", ".join(f"{count} `{name}`" for name, count in extra["counts"].items())
     beside = "; beside clinical columns the penalty alone" if _has_clinical(results) else ""
     reduced = f", and beside clinical columns reduced to at most {COMPONENTS} principal components"
     return [
         f"The response of {extra['patients']} patients ({counts}) was predicted. {_POOLED} They were averaged over the items of a "
-        f"patient{reduced if _has_clinical(results) else ''}. {_tell_clinical(results)}The model is a logistic regression with an "
+        f"patient{reduced if _has_clinical(results) else ''}. {_state_clinical(results)}The model is a logistic regression with an "
         f"L2 penalty; {_CHOSEN}{beside}."
     ]
 
 
-def _tell_outcome(results: Results, settings: Mapping[str, Any]) -> list[str]:
+def _state_outcome(results: Results, settings: Mapping[str, Any]) -> list[str]:
     extra, methods = results.summary.extra, _list_methods(results)
-    told = [
+    lines = [
         f"Time and event of {extra['patients']} patients ({extra['events']} events) were predicted.",
-        f"{_POOLED} {_REDUCED} {_tell_clinical(results)}".rstrip(),
+        f"{_POOLED} {_REDUCED} {_state_clinical(results)}".rstrip(),
     ]
     if "cox" in methods:
-        told.append(
+        lines.append(
             f"Cox's proportional hazards were fitted with an elastic net (lasso share {MIXING:g}), the penalty chosen in an inner "
             "cross-validation by patient."
         )
     if "forest" in methods:
-        told.append(f"Random survival forests have {TREES} trees.")
+        lines.append(f"Random survival forests have {TREES} trees.")
     if "finetune" in methods:
-        told.append(_tell_finetuning(settings["finetuning"], "Cox's partial likelihood", "the fit to frozen features"))
-    told.append(
+        lines.append(_state_finetuning(settings["finetuning"], "Cox's partial likelihood", "the fit to frozen features"))
+    lines.append(
         "Risk groups were cut at the median risk of the training patients. Concordance (Harrell, Uno) compares pairs within a fold."
     )
-    return told
+    return lines
 
 
-def _tell_segmentation(results: Results, settings: Mapping[str, Any]) -> list[str]:
+def _state_segmentation(results: Results, settings: Mapping[str, Any]) -> list[str]:
     extra, classes = results.summary.extra, results.summary.classes
     steps = f"{settings['steps']} steps" if settings["steps"] else "the default number of steps"
     rate = f"learning rate {settings['rate']:g}" if settings["rate"] else "the default learning rate"
@@ -159,7 +159,7 @@ def _tell_segmentation(results: Results, settings: Mapping[str, Any]) -> list[st
     ]
 
 
-def _tell_clustering(results: Results, settings: Mapping[str, Any]) -> list[str]:
+def _state_clustering(results: Results, settings: Mapping[str, Any]) -> list[str]:
     extra, rows = results.summary.extra, results.predictions
     structures = len(rows) // rows["model"].nunique()
     umap = f", and mapped by UMAP ({extra.get('neighbours', settings['neighbours'])} neighbours)" if extra["map"] == "umap" else ""
@@ -170,7 +170,7 @@ def _tell_clustering(results: Results, settings: Mapping[str, Any]) -> list[str]
     ]
 
 
-def _tell_finetuning(finetuning: Mapping[str, Any], loss: str, start: str) -> str:
+def _state_finetuning(finetuning: Mapping[str, Any], loss: str, start: str) -> str:
     return (
         f"Fine-tuning began at {start} and ran for at most {count_noun(finetuning['epochs'], 'epoch')} of AdamW (learning rate "
         f"{finetuning['rate']:g}, factor {finetuning['layer_decay']:g} from layer to layer downwards, for every model) on "
@@ -180,7 +180,7 @@ def _tell_finetuning(finetuning: Mapping[str, Any], loss: str, start: str) -> st
     )
 
 
-def _tell_clinical(results: Results) -> str:
+def _state_clinical(results: Results) -> str:
     if not _has_clinical(results):
         return ""
     filled = "missing values filled by the training patients' median or mode"
@@ -191,34 +191,34 @@ def _has_clinical(results: Results) -> bool:
     return any(row.model == CLINICAL for row in results.summary.measurements)
 
 
-def _tell_splits(results: Results, settings: Mapping[str, Any]) -> list[str]:
+def _state_splits(results: Results, settings: Mapping[str, Any]) -> list[str]:
     if results.summary.task == "cluster":
         return []
     splits = results.splits
     folds, repeats = splits["fold"].nunique(), splits["repeat"].nunique()
-    told = "The table's own split was used" if folds == 1 else f"{folds}-fold cross-validation was split by patient"
+    split = "The table's own split was used" if folds == 1 else f"{folds}-fold cross-validation was split by patient"
     if repeats > 1:
-        told += f" and repeated {repeats} times"
+        split += f" and repeated {repeats} times"
     subsets = list(dict.fromkeys(row.subset for row in results.summary.measurements))
     if len(subsets) > 1:
         draws = f", {settings['draws']} times each" if settings["draws"] > 1 else ""
-        told += f"; smaller training sets ({', '.join(subsets[:-1])} of the labels) were drawn by patient{draws}, nested"
-    return [f"{told}."]
+        split += f"; smaller training sets ({', '.join(subsets[:-1])} of the labels) were drawn by patient{draws}, nested"
+    return [f"{split}."]
 
 
-def _tell_statistics(results: Results) -> list[str]:
+def _state_statistics(results: Results) -> list[str]:
     summary = results.summary
     hows = [row.interval.how for row in summary.measurements]
     resampled = [how for how in hows if "bootstrap" in how or how == "DeLong"]
-    told = [f"95 % intervals: {how}." for how in resampled[:1]]
+    lines = [f"95 % intervals: {how}." for how in resampled[:1]]
     if hows and not resampled:
-        told.append(f"95 % intervals: none ({hows[0].removeprefix('no interval: ')}).")
+        lines.append(f"95 % intervals: none ({hows[0].removeprefix('no interval: ')}).")
     if summary.comparisons:
         named = " and ".join(_distinct([row.difference.how for row in summary.comparisons]))
         count = len(summary.comparisons)
         several = f"{count} paired differences were tested ({named}); p was corrected by Holm."
-        told.append(several if count > 1 else f"One paired difference was tested ({named}).")
-    return told
+        lines.append(several if count > 1 else f"One paired difference was tested ({named}).")
+    return lines
 
 
 def _list_methods(results: Results) -> set[str]:
@@ -250,9 +250,9 @@ _REDUCED = (
     "the training patients."
 )
 _TASKS: dict[str, Callable[[Results, Mapping[str, Any]], list[str]]] = {
-    "classify": _tell_classification,
-    "response": _tell_response,
-    "outcome": _tell_outcome,
-    "segment": _tell_segmentation,
-    "cluster": _tell_clustering,
+    "classify": _state_classification,
+    "response": _state_response,
+    "outcome": _state_outcome,
+    "segment": _state_segmentation,
+    "cluster": _state_clustering,
 }

@@ -177,19 +177,19 @@ class Affine:
 def describe_difference(one: Affine, other: Affine) -> str:
     """What tells the lattices of two affines apart, along the axes nearest to R, A, S, with as many digits as that takes."""
     first, second = (affine.permute(affine.nearest_ras()[0]) for affine in (one, other))
-    said = []
+    parts = []
     if not np.allclose(first.spacing, second.spacing, rtol=1e-6, atol=0):
-        said.append("spacing {} against {} mm".format(*show_apart(first.spacing, second.spacing, " x ")))
+        parts.append("spacing {} against {} mm".format(*show_apart(first.spacing, second.spacing, " x ")))
     # Axes that run the other way are no other lattice.
     cosines = np.abs(np.sum(first.matrix[:3, :3] * second.matrix[:3, :3], axis=0)) / np.array(first.spacing) / second.spacing
     angle = float(np.degrees(np.arccos(np.clip(cosines, 0, 1))).max())
     if angle > 0.001:
-        said.append(f"axes turned by {angle:.3g} degrees")
+        parts.append(f"axes turned by {angle:.3g} degrees")
     offset = second.to_voxel([first.origin])[0]
     if np.abs(offset - np.rint(offset)).max() > 0.001:
         origins = show_apart(first.origin, second.origin, ", ")
-        said.append("first voxel at {} against {} mm, not a whole number of voxels away".format(*origins))
-    return "; ".join(said) or "affine {} against {}".format(*show_apart(first.matrix[:3].ravel(), second.matrix[:3].ravel(), " "))
+        parts.append("first voxel at {} against {} mm, not a whole number of voxels away".format(*origins))
+    return "; ".join(parts) or "affine {} against {}".format(*show_apart(first.matrix[:3].ravel(), second.matrix[:3].ravel(), " "))
 
 
 def show_apart(one: Iterable[float], other: Iterable[float], between: str) -> tuple[str, str]:

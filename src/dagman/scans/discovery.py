@@ -71,9 +71,9 @@ class Refusal:
     @classmethod
     def from_error(cls, source: str, error: DagmanError) -> Refusal:
         """The refusal of `source` for an error met while reading it; a file named in the error stays named."""
-        advice = f": {error.do[0].lower()}{error.do[1:]}" if error.do else ""
+        remedy = f": {error.do[0].lower()}{error.do[1:]}" if error.do else ""
         place = f"{Path(error.where).name}: " if error.where and error.where != source else ""
-        return cls(source=source, reason=f"{place}{error.what}{advice}")
+        return cls(source=source, reason=f"{place}{error.what}{remedy}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +247,7 @@ def _find_format(path: Path) -> Format | None:
             return None
         # Unreadable, it may be a slice without suffix: passed over, a series would end early in silence.
         with contextlib.suppress(OSError):
-            if not dicom_headers.looks_like_dicom(path):
+            if not dicom_headers.resembles_dicom(path):
                 return None
         known = DICOM
     if any(_cannot_be_shown(sign) for sign in str(path)):
@@ -263,7 +263,7 @@ def _find_format(path: Path) -> Format | None:
 
 def _read_dicom_header(path: Path) -> dicom_headers.Header:
     try:
-        known = dicom_headers.looks_like_dicom(path)
+        known = dicom_headers.resembles_dicom(path)
     except OSError as error:
         raise ScanError("cannot be read", where=path, do="Check its permissions") from error
     if path.stat().st_size == 0:

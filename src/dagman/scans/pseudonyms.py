@@ -40,11 +40,11 @@ def name_file(path: Path) -> str:
 
 def name_patients(paths: Sequence[Path]) -> list[str]:
     """One patient a file, by the rule above; `paths` are relative to the folder given."""
-    named = _tell_apart(paths)
+    named = _distinguish(paths)
     return named if find_key() is None else [name_patient(name) for name in named]
 
 
-def _tell_apart(paths: Sequence[Path]) -> list[str]:
+def _distinguish(paths: Sequence[Path]) -> list[str]:
     stems = [name_file(path) for path in paths]
     if len(set(stems)) == len(stems):
         return stems

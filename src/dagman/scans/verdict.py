@@ -41,7 +41,7 @@ _SMALLEST_MM, _LARGEST_MM = 5.0, 5000.0
 _CLOSEST_MM = 0.01
 """Voxels closer together than this, along any axis, come from a damaged header: a tenth of what clinical scanners resolve."""
 
-_LOOKED_AT = 4_000_000
+_SAMPLED = 4_000_000
 """Shares are counted on about this many voxels, evenly spread; minimum and maximum on all."""
 
 
@@ -84,12 +84,12 @@ class HuEvidence:
         return self.soft_tissue_share >= 0.5 and self.fat_share >= 0.005
 
     @property
-    def looks_raw(self) -> bool:
+    def is_raw(self) -> bool:
         """Nothing is negative but padding, and tissue lies near 1024 instead of 0."""
         return self.negative_share < 0.001 and self.raw_tissue_share >= 0.3 and self.maximum > 1000
 
     @property
-    def looks_negated(self) -> bool:
+    def is_negated(self) -> bool:
         """Air lies at the high end: much is near +1000 and little near -1000, and it is neither bone nor metal nor padding.
 
         Bone would go on above 1100, or lie below 700 for the most part where it was clipped; beside metal and padding muscle
@@ -102,7 +102,7 @@ class HuEvidence:
     @property
     def is_hu(self) -> bool:
         """Whether the values alone say that this is CT in HU."""
-        return not (self.looks_raw or self.looks_negated) and self.maximum <= _HIGHEST_HU and (self.has_air or self.has_tissue)
+        return not (self.is_raw or self.is_negated) and self.maximum <= _HIGHEST_HU and (self.has_air or self.has_tissue)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ def judge_scan(scan: Scan) -> Verdict:
     if scan.modality == "MR":
         return Verdict(accepted=True, notes=notes)
     # A tag or a user that says CT needs less proof: a crop inside one organ holds neither air nor fat.
-    wrong = evidence.looks_raw or evidence.looks_negated
+    wrong = evidence.is_raw or evidence.is_negated
     plausible = evidence.is_hu or (not wrong and evidence.minimum < 0 and evidence.soft_tissue_share >= 0.5)
     if scan.modality == "CT" and plausible and evidence.maximum - evidence.minimum >= 50:
         if evidence.beyond_share >= _NOTED_BEYOND:
@@ -164,7 +164,7 @@ def judge_modality(voxels: NDArray) -> Modality:
 
 def measure_hu(voxels: NDArray, *, correlate: bool = True) -> HuEvidence:
     """Count what speaks for Hounsfield units in voxels of any shape; without `correlate` neighbours count as alike."""
-    step = max(1, int(np.ceil((voxels.size / _LOOKED_AT) ** (1 / voxels.ndim))))
+    step = max(1, int(np.ceil((voxels.size / _SAMPLED) ** (1 / voxels.ndim))))
     # Gathered once: every count below would walk the whole scan's memory.
     some = voxels[tuple(slice(step // 2 if size > step // 2 else 0, None, step) for size in voxels.shape)].ravel(order="K")
     bright = np.count_nonzero(some >= 200)
@@ -233,14 +233,14 @@ def _explain(scan: Scan, evidence: HuEvidence) -> str:
     found = f"values {evidence.minimum:.4g} to {evidence.maximum:.4g}"
     if scan.modality == "other" and evidence.is_hu:
         return f"could be HU ({found}), but the file calls itself something else: give --modality ct if it is CT"
-    if evidence.looks_raw:
-        advice = "subtract 1024, or convert with the rescale intercept"
-        return f"appears to hold raw values, 1024 too high ({found}, tissue near 1024): {advice}"
-    if evidence.looks_negated:
+    if evidence.is_raw:
+        remedy = "subtract 1024, or convert with the rescale intercept"
+        return f"appears to hold raw values, 1024 too high ({found}, tissue near 1024): {remedy}"
+    if evidence.is_negated:
         return f"appears to hold HU with the sign flipped ({found}, air at the high end): multiply by -1"
     if scan.voxels.dtype == np.int16 and evidence.minimum >= 0 and evidence.maximum < 150:
         return f"no HU range ({found}, whole numbers only): appears to be a label map; give it as a mask, not as a scan"
     if evidence.maximum - evidence.minimum < 50:
         return f"no HU range ({found}): appears to be rescaled already; give the scan in HU"
-    advice = "give the scan in HU" if scan.modality == "CT" else "give --modality mr if it is MR, else the scan in HU"
-    return f"no HU range ({found}; CT holds air near -1000 or fat near -100): {advice}"
+    remedy = "give the scan in HU" if scan.modality == "CT" else "give --modality mr if it is MR, else the scan in HU"
+    return f"no HU range ({found}; CT holds air near -1000 or fat near -100): {remedy}"

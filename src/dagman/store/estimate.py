@@ -16,7 +16,7 @@ from dagman.scans.formats import FORMATS
 from dagman.store.preparation import Preparation
 from dagman.store.resampling import MOST_VOXELS
 
-LOOKED_AT = 40
+SAMPLED = 40
 """Series whose headers are read, evenly spread; the others are taken to be like them."""
 BYTES_PER_VOXEL = 1.0
 """Of the store, measured on chest CT at 2 mm: 1.2 compressed, 0.8 of the grid left after the crop to the body."""
@@ -42,7 +42,7 @@ class Estimate:
 
 def estimate_cost(series: Sequence[Series], done: int, store: Path, preparation: Preparation, workers: int) -> Estimate:
     """Estimate the cost of preparing `series`, right to about a factor of two."""
-    some = series[:: max(1, len(series) // LOOKED_AT)]
+    some = series[:: max(1, len(series) // SAMPLED)]
     sizes = [size for size in map(_measure_series, some) if size is not None]
     source, volume = np.mean(sizes, axis=0) * len(series) if sizes else (0.0, 0.0)
     stored = volume / preparation.spacing**3

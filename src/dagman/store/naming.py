@@ -10,7 +10,7 @@ from dagman.store.format import read_info
 
 
 def settle_key(store: Path, path: str | Path | None = None) -> tuple[Key | None, tuple[str, ...]]:
-    """The key that names a store's patients, and what is to be said of it.
+    """The key that names a store's patients, and what to report of it.
 
     path: of the key; by default the user's own (`records.key`). For a new store it is made where there is none. A store from
     before there were keys goes on without one. Raises StoreError when the store was made with another key, or its key is absent.
@@ -20,8 +20,8 @@ def settle_key(store: Path, path: str | Path | None = None) -> tuple[Key | None,
         place = asked or locate_key()
         if place.exists():
             return find_key(place), ()
-        said = f"key of the pseudonyms: {place} was made; keep it, and keep it apart from the store"
-        return make_key(place), (said,)
+        note = f"key of the pseudonyms: {place} was made; keep it, and keep it apart from the store"
+        return make_key(place), (note,)
     made_with = read_info(store).get("key")
     if made_with is None:
         return None, ("the store is from before there were keys: its pseudonyms stay unkeyed, as they were",)

@@ -40,8 +40,8 @@ def prepare_series(task: tuple[Series, str], out: Path, preparation: Preparation
         with write_whole(out / STAGING / f"{source_hash}.b2nd") as temporary:
             temporary.write_bytes(frame)
     except DagmanError as error:
-        advice = f": {error.do[0].lower()}{error.do[1:]}" if error.do else ""
-        return Refusal(source=series.source, reason=error.what + advice)
+        remedy = f": {error.do[0].lower()}{error.do[1:]}" if error.do else ""
+        return Refusal(source=series.source, reason=error.what + remedy)
     except MemoryError:
         return Refusal(source=series.source, reason="too large for the memory: try again with --workers 1")
     except Exception as error:

@@ -92,7 +92,7 @@ def prepare_store(
     naming, notes = settle_key(out, key)
     with use_key(naming):
         found = find_series(paths, modality=_MODALITIES[modality], tilt=tilt, widest_gap=widest_gap)
-    tell = on_event or (lambda event: None)
+    notify = on_event or (lambda event: None)
     try:
         with hold_lock(out, StoreError), catch_stops():
             # Again: while the scans were looked for, another process may have begun and ended here, with other settings.
@@ -102,10 +102,10 @@ def prepare_store(
             writer = _Writer(out, preparation, found.series, found.refused, naming)
             todo = [one for one in found.series if not writer.holds(one)]
             workers = max(1, min(workers or len(os.sched_getaffinity(0)), len(todo)))
-            tell(estimate_cost(todo, len(found.series) - len(todo), out, preparation, workers))
+            notify(estimate_cost(todo, len(found.series) - len(todo), out, preparation, workers))
             try:
                 for done, (source, refused) in enumerate(writer.run(todo, workers), start=1):
-                    tell(Progress(done=done, total=len(todo), source=source, refused=refused))
+                    notify(Progress(done=done, total=len(todo), source=source, refused=refused))
             finally:
                 if not (out / "store.json").is_file():
                     raise StoreError("was deleted while scans were prepared into it", where=out, do="Repeat the command")

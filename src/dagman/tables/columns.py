@@ -102,8 +102,8 @@ class Columns:
     def _note_missing(self, name: str, rows: Sequence[int]) -> None:
         if rows:
             words = ", ".join(sorted({f"'{self._words[name][row]}'" for row in rows}))
-            told = f"row {list_some(row + 1 for row in rows)}"
-            self._notes[f"column '{name}' has {words} in {count_noun(len(rows), 'row')}: taken as missing ({told})"] = None
+            places = f"row {list_some(row + 1 for row in rows)}"
+            self._notes[f"column '{name}' has {words} in {count_noun(len(rows), 'row')}: taken as missing ({places})"] = None
 
 
 def _as_text(text: str) -> str | None:

@@ -138,8 +138,8 @@ def _read_rows(path: Path, patient: str, split: str, contoured: str, ids: str) -
             f"column '{contoured}' lists the structures drawn in each scan: any other is unknown there, left out of its loss and "
             f"scores ({count_noun(known, 'scan has', 'scans have')} all of them)"
         )
-    structures, said = _join_values(table)
-    return LabelledScans(path=table.path, items=items, structures=structures, notes=(*notes, *said))
+    structures, structure_notes = _join_values(table)
+    return LabelledScans(path=table.path, items=items, structures=structures, notes=(*notes, *structure_notes))
 
 
 def _join_contoured(table: Table, column: str) -> dict[Path, frozenset[str] | None]:
@@ -228,7 +228,7 @@ def _list_decathlon(about: Mapping[str, Any], path: Path) -> tuple[list[tuple[Pa
                 bare += 1
     if not pairs:
         raise TableError("lists no training cases", where=path, do="Fill 'training'")
-    return pairs, _say_bare(bare)
+    return pairs, _note_bare(bare)
 
 
 def _list_nnunet(about: Mapping[str, Any], path: Path) -> tuple[list[tuple[Path, Path, str]], list[str]]:
@@ -246,7 +246,7 @@ def _list_nnunet(about: Mapping[str, Any], path: Path) -> tuple[list[tuple[Path,
             pairs.append((images / f"{case}_0000{ending}", labels / f"{case}{ending}", part))
     if not pairs:
         raise TableError(f"lies beside no imagesTr/*_0000{ending} and labelsTr/*{ending}", where=path, do="Check file_ending")
-    return pairs, _say_bare(bare)
+    return pairs, _note_bare(bare)
 
 
 def _find_image(image: Path) -> Path:
@@ -258,7 +258,7 @@ def _find_image(image: Path) -> Path:
     return numbered if numbered.exists() else image
 
 
-def _say_bare(count: int) -> list[str]:
+def _note_bare(count: int) -> list[str]:
     if not count:
         return []
     return [f"{count_noun(count, 'test scan has', 'test scans have')} no label: apply the model with dagman predict"]

@@ -132,7 +132,7 @@ def read_table(
     masks = _tidy_paths(columns.text("mask"), columns) if "mask" in columns else [None] * columns.rows
     values = _read_label_values(columns, mask_label)
     centers = _read_centers(columns, coordinates)
-    clinicals = _read_clinicals(columns, clinical, told={"label": label, "time": time, "event": event})
+    clinicals = _read_clinicals(columns, clinical, roles={"label": label, "time": time, "event": event})
 
     rows = reader.finish()
     keys = {row: (scans[row], masks[row], values[row], centers[row]) for row in rows}
@@ -236,8 +236,8 @@ def _read_patients(reader: _Reader, patient: str) -> list[str | None]:
     like = [name for name in columns.names if _PATIENT_LIKE.fullmatch(name)]
     if like:
         # Guessing wrong here would let a patient cross folds unseen.
-        advice = f"Pass --patient {like[0]}, or --patient scan if every scan is its own patient"
-        raise TableError("has no column 'patient'", where=columns.path, do=advice)
+        remedy = f"Pass --patient {like[0]}, or --patient scan if every scan is its own patient"
+        raise TableError("has no column 'patient'", where=columns.path, do=remedy)
     reader.notes.append("no column 'patient': every scan is taken as its own patient")
     return [_SUFFIX.sub("", text) if text else None for text in columns.text("scan")]
 
@@ -275,8 +275,8 @@ def _read_centers(columns: Columns, coordinates: str) -> list[tuple[float, float
     return [None if np.isnan(x) else (float(x), float(y), float(z)) for x, y, z in points]
 
 
-def _read_clinicals(columns: Columns, names: Sequence[str], *, told: dict[str, str | None]) -> dict[str, list[float | str | None]]:
-    for what, name in told.items():
+def _read_clinicals(columns: Columns, names: Sequence[str], *, roles: dict[str, str | None]) -> dict[str, list[float | str | None]]:
+    for what, name in roles.items():
         if name in names:
             do = f"Leave it out of --clinical: it would give away the {what} that is to be predicted"
             raise TableError(f"column '{name}' is both the {what} and clinical", where=columns.path, do=do)
@@ -300,8 +300,8 @@ def _refuse_alike(columns: Columns, name: str, texts: Sequence[str | None], what
         found = set(groups[0])
         rows = list_some((row + 1 for row, text in enumerate(texts) if text in found), limit=6)
         do = f"Write one {what} in one way, or pass --ids exact if they differ"
-        told = "differ only in leading zeros, case, blanks or dashes"
-        raise TableError(f"values of column '{name}' {told}: {shown} (the first in rows {rows})", where=columns.path, do=do)
+        problem = "differ only in leading zeros, case, blanks or dashes"
+        raise TableError(f"values of column '{name}' {problem}: {shown} (the first in rows {rows})", where=columns.path, do=do)
 
 
 def _drop_duplicates(
@@ -319,8 +319,8 @@ def _drop_duplicates(
                 raise reader.columns.error(f"one item has different {what}", [earlier, row], do=do)
         repeated.append(row)
     if repeated:
-        rows_said = list_some(row + 1 for row in repeated)
-        reader.notes.append(f"{count_noun(len(repeated), 'row')} the same as an earlier one: left out (row {rows_said})")
+        shown_rows = list_some(row + 1 for row in repeated)
+        reader.notes.append(f"{count_noun(len(repeated), 'row')} the same as an earlier one: left out (row {shown_rows})")
     return [row for row in rows if row not in set(repeated)]
 
 

@@ -12,7 +12,7 @@ from dagman.records.counts import count_noun, list_some
 from dagman.tables.items import Item
 
 _UNITS = {"scan": "whole scans", "structure": "structures (masks)", "point": "points (centers)"}
-_ADVICE = {
+_REMEDY = {
     "scan": "Give the scans themselves, or a table without masks and points",
     "structure": "Give a table with the columns scan and mask (and label_value, if a mask holds several structures)",
     "point": "Give a table with the columns scan, center_x_mm, center_y_mm and center_z_mm",
@@ -44,7 +44,7 @@ class Contract:
             what = (
                 f"the model was trained on {trained}, but {count_noun(count, 'item was', 'items were')} given as {given} ({names})"
             )
-            raise TaskError(what, do=_ADVICE[self.units[0]])
+            raise TaskError(what, do=_REMEDY[self.units[0]])
 
     def refuse_missing_columns(self, items: Sequence[Item]) -> None:
         """Raise TaskError naming the clinical columns that the items lack."""

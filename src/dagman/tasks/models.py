@@ -72,8 +72,8 @@ def parse_model(text: str | Path, *, weights: str = "auto") -> ModelSpec:
     if Path(text).is_dir():
         return ModelSpec(kind="encoder", argument=text, text=text, weights=weights)
     nearest = nearest_name(text, [*choices, "monai:PATH"])
-    advice = f"Nearest: {nearest}" if nearest else "Give a run or an encoder folder, or one of " + ", ".join(choices)
-    raise TaskError("is neither a folder nor a known model", where=text, do=advice)
+    remedy = f"Nearest: {nearest}" if nearest else "Give a run or an encoder folder, or one of " + ", ".join(choices)
+    raise TaskError("is neither a folder nor a known model", where=text, do=remedy)
 
 
 def name_models(specs: Sequence[ModelSpec]) -> list[str]:

@@ -94,7 +94,7 @@ def predict_scans(
 
     Raises TaskError when the folder holds no model, or no scan can be used.
     """
-    settings, out, tell = settings or PredictionSettings(), Path(out), on_part or (lambda text: None)
+    settings, out, notify = settings or PredictionSettings(), Path(out), on_part or (lambda text: None)
     folder = find_model(model)
     task, apply = next((task, apply) for file, (task, apply) in APPLIERS.items() if (folder / file).is_file())
     with hold_lock(out, TaskError):
@@ -130,7 +130,7 @@ def find_model(path: str | Path) -> Path:
 
 
 def _apply_segmentation(
-    folder: Path, scans: Sequence[str | Path], out: Path, settings: PredictionSettings, tell: Callable[[str], None]
+    folder: Path, scans: Sequence[str | Path], out: Path, settings: PredictionSettings, notify: Callable[[str], None]
 ) -> _Applied:
     model = load_model(folder, device=settings.device)
     items, refused = _list_items(scans, (), settings)
@@ -142,7 +142,7 @@ def _apply_segmentation(
     rows: Rows = []
     trained = 0
     for number, item in enumerate(items, start=1):
-        tell(f"scan {number} of {len(items)}: {item.name}")
+        notify(f"scan {number} of {len(items)}: {item.name}")
         try:
             scan = model.encoder.read(item.scan)
             content = hash_scan(scan)
@@ -184,26 +184,26 @@ def _segment_one(
     ]
 
 
-def _note_once(notes: list[str], said: str) -> None:
-    if said and said not in notes:
-        notes.append(said)
+def _note_once(notes: list[str], note: str) -> None:
+    if note and note not in notes:
+        notes.append(note)
 
 
 def _apply_classifier(
-    folder: Path, scans: Sequence[str | Path], out: Path, settings: PredictionSettings, tell: Callable[[str], None]
+    folder: Path, scans: Sequence[str | Path], out: Path, settings: PredictionSettings, notify: Callable[[str], None]
 ) -> _Applied:
     classifier = load_classifier(folder, device=settings.device)
     items, refused = _list_items(scans, (), settings)
-    tell(count_noun(len(items), "item"))
+    notify(count_noun(len(items), "item"))
     scored = classifier.score_items(items)
     rows = [
         {
             "item": item.name,
             "patient": item.patient,
-            "predicted": classifier.classes[int(chances.argmax())],
-            **{f"score_{name}": float(chance) for name, chance in zip(classifier.classes, chances, strict=True)},
+            "predicted": classifier.classes[int(class_probabilities.argmax())],
+            **{f"score_{name}": float(chance) for name, chance in zip(classifier.classes, class_probabilities, strict=True)},
         }
-        for item, chances in zip(scored.items, scored.scores, strict=True)
+        for item, class_probabilities in zip(scored.items, scored.scores, strict=True)
     ]
     notes = classifier.contract.note_training_items(scored.hashes) if classifier.contract else [_OLD]
     lost = [Refusal(source=one.item.name, reason=one.reason) for one in scored.refused]
@@ -211,11 +211,11 @@ def _apply_classifier(
 
 
 def _apply_outcome(
-    folder: Path, scans: Sequence[str | Path], out: Path, settings: PredictionSettings, tell: Callable[[str], None]
+    folder: Path, scans: Sequence[str | Path], out: Path, settings: PredictionSettings, notify: Callable[[str], None]
 ) -> _Applied:
     model = load_outcome_model(folder, device=settings.device)
     items, refused = _list_items(scans, model.clinical, settings)
-    tell(count_noun(len(items), "item"))
+    notify(count_noun(len(items), "item"))
     predicted, notes = model.predict_noted(items)
     rows: Rows = [{"item": row["patient"], **row} for row in predicted]
     found = {row["patient"] for row in rows}

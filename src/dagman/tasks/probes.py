@@ -148,8 +148,8 @@ def _measure_losses(points: Floats, labels: NDArray, patients: ArrayLike, seed: 
             continue
         for i, regularisation in enumerate(REGULARISATIONS):
             model = _fit_logistic(points[split.train], labels[split.train], regularisation)
-            chances = model.predict_proba(points[split.test])
-            of_truth = chances[np.arange(len(split.test)), np.searchsorted(model.classes_, labels[split.test])]
+            class_probabilities = model.predict_proba(points[split.test])
+            of_truth = class_probabilities[np.arange(len(split.test)), np.searchsorted(model.classes_, labels[split.test])]
             losses[i] -= float(np.sum(np.log(np.maximum(of_truth, 1e-12))))
     return losses if losses.any() else None
 

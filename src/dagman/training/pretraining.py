@@ -23,10 +23,10 @@ from dagman.settings.resolution import list_idle_settings
 from dagman.store.manifest import Store
 from dagman.store.preparation import Preparation
 from dagman.store.writer import prepare_store
-from dagman.training.arithmetic import describe_run, list_run_warnings
 from dagman.training.assembly import check_backbone
 from dagman.training.checkpoints import list_checkpoints, read_state
 from dagman.training.run import Run, write_note, write_settings
+from dagman.training.summary import describe_run, list_run_warnings
 from dagman.training.trainer import Event, Trainer
 from dagman.training.views import ViewDataset, find_usable
 
@@ -116,7 +116,7 @@ def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle
         settings, dataset, out, device=device.value, precision=precision.value, workers=workers, state=state, on_event=on_event
     )
     noted = {} if exists else {**{f"idle: {text}": text for text in idle}, **list_run_warnings(settings)}
-    warnings = [*noted.values(), *_list_other_arithmetic(before, state)]
+    warnings = [*noted.values(), *_list_changed_precision(before, state)]
     lines = [*reasons, *devices.describe_choices(choices), *describe_run(settings, trainer.student, dataset, left_out)]
     if exists:
         trainer.resume()
@@ -228,7 +228,7 @@ def _hash_grids(store: Store, usable: Sequence[str]) -> str:
     return hash_bytes(repr(rows).encode())
 
 
-def _list_other_arithmetic(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _list_changed_precision(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What rounds differently from the process that wrote the checkpoint."""
     return [
         f"{name}: {now[name]}, but {before[name]} up to here, so the weights will differ from a run in one go."

@@ -93,7 +93,7 @@ class Run:
 
     @property
     def choices(self) -> list[str]:
-        """What was printed at the start: the run's arithmetic, and each choice with its reason."""
+        """What was printed at the start: the run's summary, and each choice with its reason."""
         return [row["text"] for row in _read_notes(self.path) if row["key"] == "choice"]
 
     @property

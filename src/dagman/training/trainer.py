@@ -27,7 +27,6 @@ from dagman.records.journal import append_row
 from dagman.settings import Settings
 from dagman.training import assembly
 from dagman.training.accumulation import StepLosses, accumulate_gradients
-from dagman.training.arithmetic import describe_pace
 from dagman.training.augmentation import augment_views, is_active, mirror_boxes
 from dagman.training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from dagman.training.draws import draw_drop_path, draw_masking, draw_noise
@@ -35,6 +34,7 @@ from dagman.training.monitoring.curves import Curves
 from dagman.training.monitoring.validation import Validation
 from dagman.training.monitoring.verdicts import EARLY, FRESH, judge_monitors, judge_waiting
 from dagman.training.run import rewind_run, write_gallery, write_note
+from dagman.training.summary import describe_pace
 from dagman.training.views import ViewDataset, load_steps, sample_intensities
 
 PACED_STEPS = 5

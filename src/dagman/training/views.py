@@ -168,7 +168,7 @@ def validation_places(dataset: ViewDataset, views: int) -> list[tuple[Crop, Crop
     return places
 
 
-class _Told(torch.utils.data.Dataset):
+class _Described(torch.utils.data.Dataset):
     # torch would turn an error from a loader process into its traceback; as a value it comes over whole.
     def __init__(self, dataset: ViewDataset) -> None:
         self.dataset = dataset
@@ -195,7 +195,7 @@ def load_steps(dataset: ViewDataset, first: int, workers: int) -> Iterator[dict[
         StoreError: A scan's file is missing or damaged.
     """
     loader = torch.utils.data.DataLoader(
-        _Told(dataset),
+        _Described(dataset),
         sampler=range(first, dataset.steps),
         batch_size=None,
         num_workers=workers,

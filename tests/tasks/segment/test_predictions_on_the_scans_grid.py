@@ -133,6 +133,6 @@ def test_mirrored_windows_are_averaged_on_request(small_encoder, make_ball, tmp_
     model = start_model(adapt_encoder(small_encoder, side=32, spacing=5.0), [Structure(name="ball", values=(3,))])
     model.network.eval()
     prepared = model.encoder.prepare(tmp_path / "scan.nii")
-    plain, mirrored = model.weigh_classes(prepared), model.weigh_classes(prepared, mirror=True)
+    plain, mirrored = model.measure_class_weights(prepared), model.measure_class_weights(prepared, mirror=True)
     torch.testing.assert_close(mirrored.sum(0), torch.ones(prepared.shape), atol=1e-4, rtol=0)
     assert (plain - mirrored).abs().max() > 1e-4

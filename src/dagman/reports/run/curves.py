@@ -211,11 +211,11 @@ def draw_columns(
                 series[name] = Series([step for step, _ in found], [value * factor for _, value in found], color=color)
         if series:
             drawn = draw_curves(series, title=curve.title, y=curve.y, references=curve.references, log=curve.log)
-            figures.append(Figure(encode_png(drawn), curve.caption, tell_course(curve.title, series)))
+            figures.append(Figure(encode_png(drawn), curve.caption, describe_course(curve.title, series)))
     return figures
 
 
-def tell_course(title: str, series: Mapping[str, Series]) -> str:
+def describe_course(title: str, series: Mapping[str, Series]) -> str:
     """A picture of curves in words, for those who cannot see it."""
     ends = [
         f"{name} from {line.values[0]:.3g} at step {line.steps[0]:g} to {line.values[-1]:.3g} at step {line.steps[-1]:g}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from dagman.reports.figures import Series, draw_curves, encode_png
 from dagman.reports.page import DataTable, Figure
-from dagman.reports.run.curves import COLORS, tell_course
+from dagman.reports.run.curves import COLORS, describe_course
 from dagman.reports.style import BLUE, CYCLE, GREEN, INK, MUTED, ORANGE
 
 CLAIM = (
@@ -146,7 +146,7 @@ def draw_diversity(rows: _Rows) -> list[Figure]:
         "js": (
             "Divergence between heads",
             "nats",
-            "Generalised Jensen-Shannon divergence between the teacher's heads of a stage: 0 means all heads look at "
+            "Generalised Jensen-Shannon divergence between the teacher's heads of a stage: 0 means all heads attend to "
             "the same tokens.",
             "small at first (fresh heads are nearly uniform, so alike), and slowly rising.",
             "a fall to 0 in all stages: the heads have become copies.",
@@ -237,4 +237,4 @@ def _draw(
     if not filled:
         return []
     drawn = draw_curves(filled, title=title, y=y, references=references)
-    return [Figure(encode_png(drawn), caption, tell_course(title, filled))]
+    return [Figure(encode_png(drawn), caption, describe_course(title, filled))]

@@ -36,13 +36,13 @@ def render_run(run: Run) -> str:
     )
     sections = [
         Section("Is the run healthy?", _give_verdict(run, settings)),
-        Section("The run's size and choices", [Listing([_say_choice(text) for text in run.choices])] if run.choices else []),
+        Section("The run's size and choices", [Listing([_state_choice(text) for text in run.choices])] if run.choices else []),
         *show_gallery(run, settings),
         *_show_curves(run, settings),
         Section("Warnings during the run", _list_warnings(run)),
         Section(TITLE, quote_run(run)),
         Section("Settings", _tabulate_settings(settings)),
-        Section("Provenance", _tell_provenance(run.command)),
+        Section("Provenance", _describe_provenance(run.command)),
     ]
     return render_page(
         f"Pretraining run {run.path.resolve().name}",
@@ -56,15 +56,15 @@ def judge_run(run: Run) -> list[Verdict]:
     """A verdict from each monitor that has something to judge, at its last look."""
     settings = run.settings
     found = [verdicts.judge_progress(run.last_step, settings.train.steps), *verdicts.judge_losses(run.steps, settings.optim.clip)]
-    looks = run.monitors
-    if looks:
-        first, last = looks[0], looks[-1]
+    measured = run.monitors
+    if measured:
+        first, last = measured[0], measured[-1]
         step = int(last["step"])
         if last.get("reconstruction"):
             found.append(verdicts.judge_reconstruction(last["reconstruction"], step))
         found += [
-            verdicts.judge_targets(name, watched, step, settings.train.steps)
-            for name, watched in (last.get("projectors") or {}).items()
+            verdicts.judge_targets(name, monitored, step, settings.train.steps)
+            for name, monitored in (last.get("projectors") or {}).items()
         ]
         if last.get("features") and first.get("features"):
             found.append(verdicts.judge_features(last["features"], first["features"]))
@@ -75,10 +75,10 @@ def judge_run(run: Run) -> list[Verdict]:
 
 def _give_verdict(run: Run, settings: Settings) -> list[Block]:
     found = judge_run(run)
-    looks = run.monitors
+    measured = run.monitors
     seen = (
-        f"{settings.train.monitor_views} fixed validation views, last measured after step {looks[-1]['step']}"
-        if looks
+        f"{settings.train.monitor_views} fixed validation views, last measured after step {measured[-1]['step']}"
+        if measured
         else "validation views not measured yet"
     )
     return [
@@ -111,22 +111,22 @@ def show_gallery(run: Run, settings: Settings) -> list[Section]:
 
 
 def _show_curves(run: Run, settings: Settings) -> list[Section]:
-    rows, looks = run.steps, run.monitors
-    diversity: list[Block] = [*_place(monitors.draw_attention_course(looks)), *_place(monitors.draw_diversity(looks))]
+    rows, measured = run.steps, run.monitors
+    diversity: list[Block] = [*_place(monitors.draw_attention_course(measured)), *_place(monitors.draw_diversity(measured))]
     if diversity:
-        diversity = [Text(monitors.CLAIM), *diversity, *monitors.tabulate_diversity(looks)]
+        diversity = [Text(monitors.CLAIM), *diversity, *monitors.tabulate_diversity(measured)]
     speed = curves.draw_columns(curves.describe_timings(settings), run.timings, scale={"voxels_per_s": 1e-6})
     return [
         Section("Attention entropy and head diversity over time", diversity),
         Section("Losses", _place(curves.draw_columns(curves.describe_losses(settings), rows))),
-        Section("Reconstruction against trivial answers", _place(monitors.draw_reconstruction(looks))),
-        Section("Targets and features", _place([*monitors.draw_targets(looks), *monitors.draw_features(looks)])),
+        Section("Reconstruction against trivial answers", _place(monitors.draw_reconstruction(measured))),
+        Section("Targets and features", _place([*monitors.draw_targets(measured), *monitors.draw_features(measured)])),
         Section("Schedules and gradient", _place(curves.draw_columns(curves.describe_schedules(settings), rows))),
         Section("Speed, memory and waiting", [*_sum_up_time(run), *_place(speed)]),
     ]
 
 
-def _say_choice(text: str) -> str:
+def _state_choice(text: str) -> str:
     """A choice as it was printed, without the blanks that lined it up: what, how, and why."""
     parts = re.split(r"\s{2,}", text.strip())
     return text if len(parts) < 3 else f"{parts[0]}: {parts[1]} ({' '.join(parts[2:])})"
@@ -190,7 +190,7 @@ def describe_fields(section: BaseModel, prefix: str = "") -> dict[str, str]:
     return sentences
 
 
-def _tell_provenance(command: Mapping[str, Any]) -> list[Block]:
+def _describe_provenance(command: Mapping[str, Any]) -> list[Block]:
     if not command:
         return [Text("No `command.json`: the run was stopped before it began, or its folder was copied in part.")]
     kept = {key: value for key, value in command.items() if key not in ("settings", "format")}

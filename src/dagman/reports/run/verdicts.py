@@ -80,19 +80,19 @@ def judge_losses(rows: Sequence[Mapping[str, Any]], clip: float) -> list[Verdict
     ]
 
 
-def judge_reconstruction(watched: Mapping[str, float], step: int) -> Verdict:
+def judge_reconstruction(monitored: Mapping[str, float], step: int) -> Verdict:
     """Whether the student restores masked voxels better, at a step, than the best of three trivial answers."""
     names = {
         "visible_mean": "the view's visible mean",
         "training_median": "the training median",
         "push_pull": "a smooth fill from visible voxels",
     }
-    best = min(names, key=lambda name: watched[name])
+    best = min(names, key=lambda name: monitored[name])
     numbers = (
-        f"error {watched['student']:.3f} against {watched[best]:.3f} of {names[best]}, the best of three trivial answers "
-        f"(ratio {watched['ratio']:.2f})"
+        f"error {monitored['student']:.3f} against {monitored[best]:.3f} of {names[best]}, the best of three trivial answers "
+        f"(ratio {monitored['ratio']:.2f})"
     )
-    if watched["ratio"] < 1:
+    if monitored["ratio"] < 1:
         return Verdict("ok", f"**Reconstruction** beats the trivial answers: {numbers}.")
     if step < YOUNG:
         return Verdict(
@@ -103,52 +103,52 @@ def judge_reconstruction(watched: Mapping[str, float], step: int) -> Verdict:
     )
 
 
-def judge_targets(name: str, watched: Mapping[str, float], step: int, steps: int) -> Verdict:
+def judge_targets(name: str, monitored: Mapping[str, float], step: int, steps: int) -> Verdict:
     """Whether a projector's targets are alive, and whether the student predicts them, at a step of so many."""
     head = f"**{name.upper()} targets**"
-    numbers = f"H {watched['H']:.2f}, MI {watched['MI']:.2f}, gain {watched['gain']:.2f}"
-    for key, text in judge_projector(name, watched, step < EARLY * steps):
+    numbers = f"H {monitored['H']:.2f}, MI {monitored['MI']:.2f}, gain {monitored['gain']:.2f}"
+    for key, text in judge_projector(name, monitored, step < EARLY * steps):
         if not key.startswith(("uniform", "collapse")):
             return Verdict("warn", f"{head} ({numbers}): {text}")
         fresh = max(YOUNG, round(FRESH * steps))
         if step < fresh:
             return Verdict("warn", f"{head} ({numbers}): {text} So early (before step {fresh}) this may still pass.")
         return Verdict("bad", f"{head} ({numbers}): {text}")
-    tell = "distinguish samples" if watched["MI"] >= _TELLING else "hardly distinguish samples"
-    if watched["gain"] >= _PREDICTS:
-        return Verdict("ok", f"{head} {tell}, and the student predicts them ({numbers}).")
-    if watched["gain"] >= NO_GAIN:
-        return Verdict("ok", f"{head} {tell}, and the student begins to predict them ({numbers}).")
+    notify = "distinguish samples" if monitored["MI"] >= _TELLING else "hardly distinguish samples"
+    if monitored["gain"] >= _PREDICTS:
+        return Verdict("ok", f"{head} {notify}, and the student predicts them ({numbers}).")
+    if monitored["gain"] >= NO_GAIN:
+        return Verdict("ok", f"{head} {notify}, and the student begins to predict them ({numbers}).")
     image = "Image targets often stay there in short runs with few views a step."
     patch = "Longer runs, or more views a step, may help."
     constant = "but the student does no better than one constant answer"
-    return Verdict("warn", f"{head} {tell} ({numbers}), {constant}. {patch if name == 'ampd' else image}")
+    return Verdict("warn", f"{head} {notify} ({numbers}), {constant}. {patch if name == 'ampd' else image}")
 
 
-def judge_features(watched: Mapping[str, float], first: Mapping[str, float]) -> Verdict:
+def judge_features(monitored: Mapping[str, float], first: Mapping[str, float]) -> Verdict:
     """Whether x4 has shrunk to a point or a line; `first` is the same at the run's first look."""
     numbers = (
-        f"standard deviation {watched['std']:.3g} (first {first['std']:.3g}), effective rank "
-        f"{watched['effective_rank']:.1f} (first {first['effective_rank']:.1f})"
+        f"standard deviation {monitored['std']:.3g} (first {first['std']:.3g}), effective rank "
+        f"{monitored['effective_rank']:.1f} (first {first['effective_rank']:.1f})"
     )
-    if watched["std"] < _LOST_SPREAD * first["std"]:
+    if monitored["std"] < _LOST_SPREAD * first["std"]:
         return Verdict("bad", f"**Features** have collapsed to nearly one point: {numbers}.")
-    if watched["effective_rank"] < _ONE_DIRECTION:
+    if monitored["effective_rank"] < _ONE_DIRECTION:
         return Verdict("bad", f"**Features** have collapsed to nearly one direction: {numbers}.")
     return Verdict("ok", f"**Features** of the last stage keep their spread: {numbers}.")
 
 
-def judge_attention(watched: Mapping[str, float], guides: bool) -> Verdict:
+def judge_attention(monitored: Mapping[str, float], guides: bool) -> Verdict:
     """How uniform the attention is, and whether it merely follows brightness; `guides`: it decides what is masked."""
-    numbers = f"entropy {watched['entropy']:.4f} of its maximum, correlation with brightness {watched['brightness']:+.2f}"
-    follows = abs(watched["brightness"]) > BRIGHTNESS
+    numbers = f"entropy {monitored['entropy']:.4f} of its maximum, correlation with brightness {monitored['brightness']:+.2f}"
+    follows = abs(monitored["brightness"]) > BRIGHTNESS
     order = (
-        f"the {'brightest' if watched['brightness'] > 0 else 'darkest'} tissue first"
+        f"the {'brightest' if monitored['brightness'] > 0 else 'darkest'} tissue first"
         if follows
         else "an order that is not mere brightness"
     )
     use = f" The masks use its order alone: {order}." if guides else ""
-    if watched["entropy"] >= UNIFORM_ATTENTION:
+    if monitored["entropy"] >= UNIFORM_ATTENTION:
         usual = "as always in short runs: its map does not mean anything yet."
         return Verdict("warn", f"**Attention** is almost uniform ({numbers}), {usual}{use}")
     if follows:

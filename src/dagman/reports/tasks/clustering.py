@@ -66,9 +66,9 @@ def _judge(summary: Summary) -> list[Block]:
     found: list[Block] = []
     for row in summary.measurements:
         if row.name == "neighbour_accuracy":
-            told = f"the nearest structures of other patients are of the same kind for {_state(row)}"
+            statement = f"the nearest structures of other patients are of the same kind for {_state(row)}"
             level: Level = "ok" if row.interval.low > guess else "warn"
-            found.append(Verdict(level, f"`{row.model}`: {told}; always naming the most frequent kind gives {guess:.3f}."))
+            found.append(Verdict(level, f"`{row.model}`: {statement}; always naming the most frequent kind gives {guess:.3f}."))
     return found
 
 

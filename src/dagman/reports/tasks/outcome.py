@@ -77,7 +77,7 @@ def render_outcome(results: Results) -> str:
     )
     sections = [
         Section(
-            "What was found", [*show_warnings(summary), *_judge(summary.measurements, summary.comparisons), *_say_events(summary)]
+            "What was found", [*show_warnings(summary), *_judge(summary.measurements, summary.comparisons), *_state_events(summary)]
         ),
         Section("Discrimination of outcomes", [*_draw_concordance(summary.measurements), *_tabulate(summary.measurements)]),
         Section("Paired differences", _tabulate_differences(summary.comparisons)),
@@ -100,15 +100,15 @@ def _judge(measurements: Sequence[Measurement], comparisons: Sequence[Comparison
             continue
         value = row.interval
         who = f"`{row.model}` ({name_method(row.method)})"
-        told = f"Harrell's C {_state(row)}"
+        index = f"Harrell's C {_state(row)}"
         if value.low > 0.5:
-            found.append(Verdict("ok", f"{who} separates early from late events: {told}."))
+            found.append(Verdict("ok", f"{who} separates early from late events: {index}."))
         elif value.high < 0.5:
             found.append(
-                Verdict("bad", f"{who} is worse than chance: {told}. Check for a leak, or a column read the wrong way round.")
+                Verdict("bad", f"{who} is worse than chance: {index}. Check for a leak, or a column read the wrong way round.")
             )
         else:
-            found.append(Verdict("warn", f"{who}: {told}. With so many patients this cannot be distinguished from chance (0.5)."))
+            found.append(Verdict("warn", f"{who}: {index}. With so many patients this cannot be distinguished from chance (0.5)."))
     for pair in comparisons:
         if pair.subset == _ALL and pair.corrected < 0.05:
             better, worse = (pair.first, pair.second) if pair.difference.value > 0 else (pair.second, pair.first)
@@ -117,7 +117,7 @@ def _judge(measurements: Sequence[Measurement], comparisons: Sequence[Comparison
     return found
 
 
-def _say_events(summary: Summary) -> list[Block]:
+def _state_events(summary: Summary) -> list[Block]:
     """How wide the intervals of Harrell's C are, where they are wide."""
     reach = [(row.interval.high - row.interval.low) / 2 for row in summary.measurements if row.name == "harrell_c"]
     widest = max((value for value in reach if value == value), default=0.0)
@@ -208,10 +208,10 @@ def _show_groups(predicted: Sequence[dict[str, Any]], clock: str) -> list[Block]
         "The first repeat is drawn, with pointwise 95 % bands; ticks are censored patients. The log-rank test takes patients for "
         "independent, which those of one cross-validation are not quite: read p as a guide."
     )
-    told: list[Block] = []
+    equal: list[Block] = []
     if alike:
-        told.append(Text(f"All risks are equal, and nobody is above the cut: {'; '.join(alike)}. The penalty left no weight."))
-    return [Text(text), FigureGrid(figures), *told] if figures else told
+        equal.append(Text(f"All risks are equal, and nobody is above the cut: {'; '.join(alike)}. The penalty left no weight."))
+    return [Text(text), FigureGrid(figures), *equal] if figures else equal
 
 
 def _show_areas(predicted: Sequence[dict[str, Any]], clock: str) -> list[Block]:

@@ -100,7 +100,7 @@ def quiet_pydicom() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def looks_like_dicom(path: Path) -> bool:
+def resembles_dicom(path: Path) -> bool:
     """Whether the bytes are DICOM: the preamble, or a data set that starts with a plausible first tag."""
     with open(path, "rb") as file:
         start = file.read(132)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dagman.errors import ScanError
-from dagman.scans.dicom.headers import looks_like_dicom, read_header
+from dagman.scans.dicom.headers import read_header, resembles_dicom
 from dagman.scans.dicom.series import DicomGroup
 
 _PLAIN_UID = re.compile(r"[\w.-]+")
@@ -62,7 +62,7 @@ def source_exists(path: str | Path) -> bool:
 def read_series_uid(path: Path) -> str | None:
     """The SeriesInstanceUID, empty where the file has none; None for no DICOM, or a file that reading will explain."""
     try:
-        return read_header(path).series_uid if looks_like_dicom(path) else None
+        return read_header(path).series_uid if resembles_dicom(path) else None
     except (OSError, ScanError):
         return None
 
@@ -88,7 +88,7 @@ def name_groups(groups: Sequence[DicomGroup]) -> list[NamedGroup]:
     volumes = [folder for folder, group in zip(folders, groups, strict=True) if not group.reason]
     # Counted upwards, once a volume: comparing every two folders took over an hour for ten thousand series.
     held = Counter(place for folder in volumes for place in (folder, *folder.parents))
-    parts = _tell_apart(groups, folders)
+    parts = _distinguish(groups, folders)
     return [
         NamedGroup(source=_name_group(group, folder, part, held[folder]), part=part, group=group)
         for group, folder, part in zip(groups, folders, parts, strict=True)
@@ -101,7 +101,7 @@ def name_selected(one: NamedGroup) -> str:
     return _name_group(one.group, folder, one.part, held=2)
 
 
-def _tell_apart(groups: Sequence[DicomGroup], folders: Sequence[Path]) -> list[str]:
+def _distinguish(groups: Sequence[DicomGroup], folders: Sequence[Path]) -> list[str]:
     """The part of each group's name: empty for the only volume of its series, else its tag, else a number."""
     places = [(folder, group.uid) for folder, group in zip(folders, groups, strict=True)]
     volumes = Counter(place for place, group in zip(places, groups, strict=True) if not group.reason)

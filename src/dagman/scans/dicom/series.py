@@ -107,8 +107,8 @@ def _judge_file(header: Header, any_modality: bool) -> str:
     if header.modality not in _NAMED and not any_modality:
         return f"modality {header.modality or 'not given'}, neither CT nor MR: leave it out, or pass --modality ct or mr"
     if header.frames > 1 and len(header.planes) == 1:
-        advice = "export it as enhanced CT, or with a file a slice"
-        return f"holds {header.frames} frames, but the position of the first alone, so their places are not known: {advice}"
+        remedy = "export it as enhanced CT, or with a file a slice"
+        return f"holds {header.frames} frames, but the position of the first alone, so their places are not known: {remedy}"
     if not header.planes:
         return "has no place in the patient (position, orientation or pixel spacing is missing): export it again"
     return ""

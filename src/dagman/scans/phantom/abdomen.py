@@ -84,8 +84,8 @@ def _paint_liver(canvas: Canvas, contrast: float, under_wall: np.ndarray, rng: n
     distance = np.maximum(distance, 24 - np.hypot(x, y + 62))
     canvas.paint(distance, rng.normal(56, 4) + 52 * contrast, ORGANS["liver"], box)
     inside = np.argwhere(distance < -9)
-    goals = inside[rng.choice(len(inside), size=min(70, len(inside)), replace=False)]
-    places = np.stack([grid[tuple(goals.T)] for grid in (x, y, z)], axis=1).astype(float)
+    targets = inside[rng.choice(len(inside), size=min(70, len(inside)), replace=False)]
+    places = np.stack([grid[tuple(targets.T)] for grid in (x, y, z)], axis=1).astype(float)
     for root, reached in (((28, 2, 118), places[::2]), ((20, -12, 172), places[1::2])):
         tree = grow_tree(np.array(root, float), reached, step=10, tip_radius=1.6, root_radius=6.5)
         paint_tree(canvas, tree, 42 + 125 * contrast, within=ORGANS["liver"])

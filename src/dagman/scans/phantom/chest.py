@@ -89,8 +89,8 @@ def _paint_lung_trees(
     canvas: Canvas, habitus: Habitus, name: str, lung: np.ndarray, hilum: np.ndarray, rng: np.random.Generator
 ) -> None:
     inside = np.argwhere(lung < -4)
-    goals = inside[rng.choice(len(inside), size=min(_VESSEL_TIPS + _AIRWAY_TIPS, len(inside)), replace=False)]
-    places = np.stack([grid[tuple(goals.T)] for grid in (canvas.x, canvas.y, canvas.z)], axis=1).astype(float)
+    targets = inside[rng.choice(len(inside), size=min(_VESSEL_TIPS + _AIRWAY_TIPS, len(inside)), replace=False)]
+    places = np.stack([grid[tuple(targets.T)] for grid in (canvas.x, canvas.y, canvas.z)], axis=1).astype(float)
     airways = grow_tree(hilum + np.array((0.0, -9.0, -6.0)), places[:_AIRWAY_TIPS], step=14, tip_radius=1.1, root_radius=4.5)
     vessels = grow_tree(hilum, places[_AIRWAY_TIPS:], step=11, tip_radius=0.8, root_radius=8.0)
     paint_tree(canvas, airways, -250, within=ORGANS[name], wider=1.2)

@@ -18,27 +18,27 @@ class Tree:
     radii: np.ndarray
 
 
-def grow_tree(root: np.ndarray, goals: np.ndarray, *, step: float, tip_radius: float, root_radius: float) -> Tree:
+def grow_tree(root: np.ndarray, targets: np.ndarray, *, step: float, tip_radius: float, root_radius: float) -> Tree:
     """Join each goal (N 3, mm), nearest to the root first, to the closest point that the tree has by then.
 
     Branches are cut into pieces of `step` mm, so that later ones may leave between the ends. A segment's radius follows from
     the number of tips beyond it, by the cube law of Murray (1926).
     """
-    order = np.argsort(((goals - root) ** 2).sum(1))
-    points = np.empty((1 + sum(int(np.linalg.norm(g - root) // step) + 2 for g in goals), 3))
+    order = np.argsort(((targets - root) ** 2).sum(1))
+    points = np.empty((1 + sum(int(np.linalg.norm(g - root) // step) + 2 for g in targets), 3))
     points[0] = root
     from_root = np.zeros(len(points))
     parents = [-1]
-    for goal in goals[order]:
+    for target in targets[order]:
         count = len(parents)
-        gap = np.sqrt(((points[:count] - goal) ** 2).sum(1))
+        gap = np.sqrt(((points[:count] - target) ** 2).sum(1))
         # A detour counts a little: without it, branches run back towards the root.
         parent = int(np.argmin(gap + 0.25 * from_root[:count]))
         pieces = max(1, int(gap[parent] // step))
         origin = points[parent].copy()
         for piece in range(1, pieces + 1):
             here = len(parents)
-            points[here] = origin + (goal - origin) * piece / pieces
+            points[here] = origin + (target - origin) * piece / pieces
             from_root[here] = from_root[parent] + gap[parent] * piece / pieces
             parents.append(here - 1 if piece > 1 else parent)
     count = len(parents)

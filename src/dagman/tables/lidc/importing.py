@@ -78,13 +78,13 @@ def import_lidc(
     if not pairs:
         _write_refusals(out, refusals)
         do = "Give the folder that holds both, as TCIA ships LIDC-IDRI (its XML may come as a separate archive)"
-        told = f"holds {len(series)} series and {len(messages)} XML files of readers, but none that match"
+        problem = f"holds {len(series)} series and {len(messages)} XML files of readers, but none that match"
         broken = [one for one in refusals if Path(one.source).suffix.lower() == ".xml"]
         if broken:
-            told += f"; {count_noun(len(broken), 'XML file was', 'XML files were')} refused, the first: {broken[0].source}: "
-            told += broken[0].reason.rstrip(".")
+            problem += f"; {count_noun(len(broken), 'XML file was', 'XML files were')} refused, the first: {broken[0].source}: "
+            problem += broken[0].reason.rstrip(".")
             do = f"All reasons are in {out / 'left_out.csv'}. {do}"
-        raise TableError(told, where=folder, do=do)
+        raise TableError(problem, where=folder, do=do)
     refusals += [
         Refusal(source=str(m.path), reason=f"its series is not here ({uid})") for uid, m in messages.items() if uid not in volumes
     ]
@@ -123,9 +123,9 @@ def _write_refusals(out: Path, refusals: Sequence[Refusal]) -> None:
 
 def _check_ranges(benign: tuple[int, int], malignant: tuple[int, int]) -> None:
     if not 1 <= benign[0] <= benign[1] < malignant[0] <= malignant[1] <= 5:
-        said = f"benign {benign[0]}-{benign[1]} and malignant {malignant[0]}-{malignant[1]}"
+        ranges = f"benign {benign[0]}-{benign[1]} and malignant {malignant[0]}-{malignant[1]}"
         raise TableError(
-            f"{said} are not two separate ranges of malignancy", do="Malignancy goes from 1 to 5: 1-3 and 4-5, or 1-2 and 4-5"
+            f"{ranges} are not two separate ranges of malignancy", do="Malignancy goes from 1 to 5: 1-3 and 4-5, or 1-2 and 4-5"
         )
 
 
@@ -142,13 +142,13 @@ def _find_messages(folder: Path) -> tuple[dict[str, Message], list[Refusal]]:
             refusals.append(Refusal(source=str(path), reason="holds no reading of a CT (LidcReadMessage)"))
         elif message.series_uid not in messages:
             messages[message.series_uid] = message
-        elif not _say_the_same(message, messages[message.series_uid]):
+        elif not _describe_equally(message, messages[message.series_uid]):
             first = messages[message.series_uid].path
             refusals.append(Refusal(source=str(path), reason=f"differs from {first}, which is of the same series and is used"))
     return messages, refusals
 
 
-def _say_the_same(one: Message, other: Message) -> bool:
+def _describe_equally(one: Message, other: Message) -> bool:
     # TCIA ships the XML beside the series and in an archive of its own.
     def marks(message: Message) -> list[tuple[int, str, int, dict[str, int]]]:
         return [(a.reader, a.name, sum(len(o.points) for o in a.outlines), a.ratings) for a in message.annotations]

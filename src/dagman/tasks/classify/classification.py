@@ -94,14 +94,13 @@ def classify_items(
 ) -> Results:
     """Classify a table's items out of fold and write the results folder (all but the report).
 
-    table: read with `label`. cache: folder of feature vectors; None: `features` in `out`.
-    on_part is called with what is being done.
+    table: read with `label`. cache: folder of feature vectors; None: `features` in `out`. on_part: called with each part.
     With one model, the one fitted to all training items is kept in `out/model` (fine-tuned if asked for, else the linear probe).
 
     Raises TaskError when the items cannot be split, or a model cannot do what was asked.
     """
     settings, out = settings or ClassificationSettings(), Path(out)
-    tell = on_part or (lambda text: None)
+    notify = on_part or (lambda text: None)
     if not any(_can(spec, method) for spec in models for method in settings.methods):
         raise TaskError(f"{models[0].text} has no weights to fine-tune", do="Ask for --method linear, or give a network")
     # Refuses what cannot be split before hours of reading.
@@ -117,13 +116,13 @@ def classify_items(
             cache=cache or out / "features",
             device=settings.device,
             precision=settings.precision,
-            tell=tell,
+            notify=notify,
         )
-        return _classify(inputs, out, settings, store, tell)
+        return _classify(inputs, out, settings, store, notify)
 
 
 def _classify(
-    inputs: TaskInputs, out: Path, settings: ClassificationSettings, store: Store | None, tell: Callable[[str], None]
+    inputs: TaskInputs, out: Path, settings: ClassificationSettings, store: Store | None, notify: Callable[[str], None]
 ) -> Results:
     table = inputs.table
     splits, subsets, notes = _plan(table, settings)
@@ -134,12 +133,12 @@ def _classify(
     for model in inputs.models:
         for method in (method for method in settings.methods if _can(model.spec, method)):
             for subset in subsets:
-                tell(f"{model.name}: {method}, {subset.name} of the labels")
+                notify(f"{model.name}: {method}, {subset.name} of the labels")
                 scored, written = jobs.score(model, method, subset)
                 found.append(scored)
                 rows += written
     write_predictions(out, rows)
-    tell("intervals")
+    notify("intervals")
     tested = np.unique(np.concatenate([split.test for split in splits]))
     curves = [describe_curves(scored, seed=settings.seed) for scored in found if scored.subset == subsets[-1].name]
     summary = Summary(
@@ -170,7 +169,7 @@ def _classify(
         },
     )
     if len(inputs.models) == 1:
-        tell("the model that is kept")
+        notify("the model that is kept")
         _keep_model(inputs, out, settings, jobs.tuned)
     return Results(out)
 
@@ -263,11 +262,11 @@ class _Jobs:
 
     def _score_once(self, model: ModelInput, method: str, split: Split, train: Indices, draw: int) -> Floats:
         names, codes = self.inputs.table.names, self.inputs.table.codes
-        said = [f"{names[i]}={codes[i]}" for part in (train, split.val, split.test) for i in (*part, -1)]
+        assigned = [f"{names[i]}={codes[i]}" for part in (train, split.val, split.test) for i in (*part, -1)]
         chosen = self.settings.finetuning if method == "finetune" else ""
         crops = (self.inputs.crop.mm, self.inputs.crop.spacing)
         seed = _draw_seed(self.settings, split.repeat, split.fold, draw)
-        key = hash_bytes(f"2|{model.digest}|{method}|{chosen}|{crops}|{seed}|{said}".encode())
+        key = hash_bytes(f"2|{model.digest}|{method}|{chosen}|{crops}|{seed}|{assigned}".encode())
         if key not in self.kept:
             scores = self._finetune(model, split, train, seed) if method == "finetune" else self._probe(model, method, split, train)
             self.kept[key] = scores.tolist()

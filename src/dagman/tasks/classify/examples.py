@@ -72,12 +72,12 @@ def write_examples(folder: str | Path, inputs: TaskInputs, found: Sequence[Score
     items = [tested[place] for place, _ in chosen]
     cut = cut_items(encoder.reader if encoder else ANY_SCAN, items, store=store, crop=inputs.crop)
     crops = dict(zip([item.name for item in cut.items], cut.crops, strict=True))
-    said: list[dict[str, Any]] = []
+    described: list[dict[str, Any]] = []
     arrays: dict[str, NDArray] = {}
     for (place, kind), item in zip(chosen, items, strict=True):
         crop = crops[item.name]
-        number, scores = len(said), scored.mean_scores[place]
-        said.append(
+        number, scores = len(described), scored.mean_scores[place]
+        described.append(
             {
                 "name": item.name,
                 "kind": kind,
@@ -92,7 +92,7 @@ def write_examples(folder: str | Path, inputs: TaskInputs, found: Sequence[Score
         attention = _attend(encoder, crop) if encoder is not None else None
         if attention is not None:
             arrays[f"attention_{number}"] = attention
-    text = json.dumps({"model": scored.model, "method": scored.method, "items": said})
+    text = json.dumps({"model": scored.model, "method": scored.method, "items": described})
     with write_whole(Path(folder) / FILE) as temporary:
         np.savez_compressed(temporary, allow_pickle=False, about=np.array(text), **arrays)
 
@@ -106,12 +106,12 @@ def read_examples(folder: str | Path) -> tuple[str, list[Example]]:
         about = json.loads(str(file["about"]))
         examples = [
             Example(
-                **said,
+                **described,
                 voxels=file[f"voxels_{number}"],
                 inside=file[f"inside_{number}"],
                 attention=file.get(f"attention_{number}"),
             )
-            for number, said in enumerate(about["items"])
+            for number, described in enumerate(about["items"])
         ]
     return f"{about['model']}, {about['method']}", examples
 

@@ -100,7 +100,7 @@ def cluster_structures(
     Raises TaskError for fewer than four structures.
     """
     settings, out = settings or ClusteringSettings(), Path(out)
-    tell = on_part or (lambda text: None)
+    notify = on_part or (lambda text: None)
     with hold_lock(out, TaskError):
         inputs = gather_inputs(
             models,
@@ -110,18 +110,18 @@ def cluster_structures(
             cache=cache or out / "features",
             device=settings.device,
             precision=settings.precision,
-            tell=tell,
+            notify=notify,
         )
         if len(inputs.table) < 4:
             what = count_noun(len(inputs.table), "structure makes no map", "structures make no map")
             raise TaskError(what, do="Give at least 4, better some dozens")
         found = []
         for model in inputs.models:
-            tell(f"{model.name}: maps and clusters")
+            notify(f"{model.name}: maps and clusters")
             found.append(group_structures(model, inputs.table, settings))
-        tell("pictures of the crops")
+        notify("pictures of the crops")
         names = _draw_crops(inputs, out, settings, store)
-        tell("intervals")
+        notify("intervals")
         return _write(inputs, found, names, out, settings)
 
 

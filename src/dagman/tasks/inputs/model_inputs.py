@@ -74,13 +74,13 @@ def gather_inputs(
     cache: str | Path | None = None,
     device: str = "auto",
     precision: str = "fp32",
-    tell: Callable[[str], None] | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> TaskInputs:
     """Features of the table for each model (`embed`), and its crops (`cut`); an item that one cannot use is left out for all.
 
     Raises TaskError when none is left, and what reading and loading raise.
     """
-    tell = tell or (lambda text: None)
+    notify = notify or (lambda text: None)
     names = name_models(specs)
     crop = choose_table_crop(table, crop)
     found: list[tuple[str, ModelSpec, Encoder | None, FeatureTable | None]] = []
@@ -90,7 +90,7 @@ def gather_inputs(
         encoder = load_network(spec, device=device, precision=precision) if spec.has_network else None
         features = None
         if embed:
-            tell(f"{name}: features of {len(table)} items")
+            notify(f"{name}: features of {len(table)} items")
             features = extract_features(encoder or spec, table, store=store, crop=crop, cache=cache)
             refused += features.refused
             hashes |= dict(zip(features.names, features.hashes, strict=True))
@@ -98,7 +98,7 @@ def gather_inputs(
     crops = None
     trained = next((encoder for _, _, encoder, _ in found if encoder is not None), None)
     if cut and trained is not None:
-        tell(f"crops of {len(table)} items")
+        notify(f"crops of {len(table)} items")
         crops = cut_items(trained.reader, table.items, store=store, crop=crop)
         refused += crops.refused
         hashes |= dict(zip([item.name for item in crops.items], crops.hashes, strict=True))

@@ -119,8 +119,8 @@ def predict_out_of_fold(
                 draw=draw,
                 classes=("censored", "event"),
             )
-            told = address(seed, "outcome", split.repeat, split.fold, draw) % 2**31
-            model = _fit(arm, method, patients, train, finetuning, told)
+            draw_seed = address(seed, "outcome", split.repeat, split.fold, draw) % 2**31
+            model = _fit(arm, method, patients, train, finetuning, draw_seed)
             risk, survival = _predict(model, arm, patients, split.test, times)
             own, _ = _predict(model, arm, patients, train, times[:0])
             place = split.test, split.repeat * subset.draws + draw

@@ -81,9 +81,9 @@ class OutcomeModel:
                 "patient": name,
                 "risk": float(risk),
                 "group": "high risk" if risk > self.cut else "low risk",
-                **{f"survival_{time:g}": float(chance) for time, chance in zip(self.times, chances, strict=True)},
+                **{f"survival_{time:g}": float(chance) for time, chance in zip(self.times, class_probabilities, strict=True)},
             }
-            for name, risk, chances in zip(patients.names, risks, survival, strict=True)
+            for name, risk, class_probabilities in zip(patients.names, risks, survival, strict=True)
         ]
         return rows, notes
 

@@ -59,7 +59,7 @@ def predict_response(
     Raises TaskError when the patients cannot be split.
     """
     settings, out = settings or OutcomeSettings(), Path(out)
-    tell = on_part or (lambda text: None)
+    notify = on_part or (lambda text: None)
     _plan(pool_patients(table.items), table, settings)
     with hold_lock(out, TaskError):
         inputs = gather_inputs(
@@ -70,9 +70,9 @@ def predict_response(
             cache=cache or out / "features",
             device=settings.device,
             precision=settings.precision,
-            tell=tell,
+            notify=notify,
         )
-        return _predict(inputs, out, settings, tell)
+        return _predict(inputs, out, settings, notify)
 
 
 def score_response(arm: Arm, patients: PooledPatients, codes: Codes, train: Indices, test: Indices, *, seed: int = 0) -> NDArray:
@@ -97,20 +97,20 @@ def score_response(arm: Arm, patients: PooledPatients, codes: Codes, train: Indi
     return fit_scaled_probe(numbers[0], codes[train], names, seed=seed).score(numbers[1])
 
 
-def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, tell: Callable[[str], None]) -> Results:
+def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: Callable[[str], None]) -> Results:
     table, patients = inputs.table, pool_patients(inputs.table.items)
     codes, names = _code(patients, table), np.array(patients.names)
-    splits, subsets, told = _plan(patients, table, settings)
+    splits, subsets, plan_notes = _plan(patients, table, settings)
     arms = list_arms(inputs, patients)
     found: list[Scored] = []
     rows: list[dict[str, Any]] = []
     for subset in subsets:
         for arm in arms:
-            tell(f"{arm.name}: {subset.name} of the labels")
+            notify(f"{arm.name}: {subset.name} of the labels")
             scored, written = _score_subset(arm, patients, codes, table, splits, subset, settings.seed)
             found.append(scored)
             rows += written
-    tell("intervals")
+    notify("intervals")
     write_splits(out / "splits.csv", splits, patients.names, names)
     write_predictions(out, rows)
     kept = _keep_model(inputs, arms, patients, codes, settings, out)
@@ -120,7 +120,7 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, tell: Cal
         classes=table.classes,
         measurements=tuple(m for s in found for m in measure_scores(s, resamples=settings.resamples, seed=settings.seed)),
         comparisons=tuple(compare_scores(found, resamples=settings.resamples, seed=settings.seed)),
-        notes=(*warn_of_overlap(inputs, tested), *inputs.notes, *note_patients(inputs, patients), *told, kept),
+        notes=(*warn_of_overlap(inputs, tested), *inputs.notes, *note_patients(inputs, patients), *plan_notes, kept),
         extra={
             "curves": [describe_curves(s, seed=settings.seed) for s in found if s.subset == subsets[-1].name],
             "counts": {name: int(np.sum(codes == code)) for code, name in enumerate(table.classes)},

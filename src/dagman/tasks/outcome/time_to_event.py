@@ -85,7 +85,7 @@ class OutcomeSettings:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Found:
+class FoldScores:
     """Predictions of one arm by one method from one subset."""
 
     arm: str
@@ -112,7 +112,7 @@ def predict_outcome(
     Raises TaskError when the table holds too few patients or events, or when no two patients can be compared.
     """
     settings, out = settings or OutcomeSettings(), Path(out)
-    tell = on_part or (lambda text: None)
+    notify = on_part or (lambda text: None)
     if settings.methods == ("finetune",) and not any(spec.has_network for spec in models):
         raise TaskError(f"{models[0].text} has no weights to fine-tune", do="Ask for --method cox, or give a network")
     # Refuses what cannot be split before hours of reading.
@@ -127,9 +127,9 @@ def predict_outcome(
             cache=cache or out / "features",
             device=settings.device,
             precision=settings.precision,
-            tell=tell,
+            notify=notify,
         )
-        return _predict(inputs, out, settings, tell)
+        return _predict(inputs, out, settings, notify)
 
 
 def list_arms(inputs: TaskInputs, patients: PooledPatients) -> list[Arm]:
@@ -165,23 +165,23 @@ def note_patients(inputs: TaskInputs, patients: PooledPatients) -> list[str]:
     return notes
 
 
-def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, tell: Callable[[str], None]) -> Results:
+def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: Callable[[str], None]) -> Results:
     patients = pool_patients(inputs.table.items)
     arms, names = list_arms(inputs, patients), np.array(patients.names)
-    splits, subsets, told = _plan(patients, settings)
+    splits, subsets, plan_notes = _plan(patients, settings)
     times = choose_times(patients.times, patients.times, patients.events)
-    found: list[Found] = []
+    found: list[FoldScores] = []
     for subset in subsets:
         for arm in arms:
             for method in (method for method in settings.methods if arm.can(method)):
-                tell(f"{arm.name}: {method}, {subset.name} of the labels")
+                notify(f"{arm.name}: {method}, {subset.name} of the labels")
                 predicted = predict_out_of_fold(
                     arm, method, patients, splits, times, subset=subset, finetuning=settings.finetuning, seed=settings.seed
                 )
-                found.append(Found(arm=arm.name, method=method, subset=subset.name, out_of_fold=predicted))
+                found.append(FoldScores(arm=arm.name, method=method, subset=subset.name, out_of_fold=predicted))
     if not found:
         raise TaskError("nothing is left to predict with", do="Fine-tuning needs a network; add cox to --method")
-    tell("intervals")
+    notify("intervals")
     write_splits(out / "splits.csv", splits, patients.names, names)
     write_predictions(out, [row for one in found for row in _list_rows(one)])
     kept = _keep_model(inputs, arms, patients, times, settings, out)
@@ -196,7 +196,7 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, tell: Cal
             *inputs.notes,
             *note_patients(inputs, patients),
             *explain_left_out(found[0].out_of_fold),
-            *told,
+            *plan_notes,
             *_note_methods(settings, kept),
         ),
         extra={
@@ -240,7 +240,7 @@ def _note_methods(settings: OutcomeSettings, kept: str) -> list[str]:
     return notes
 
 
-def _measure(found: Sequence[Found], reference: OutOfFold, settings: OutcomeSettings) -> list[Measurement]:
+def _measure(found: Sequence[FoldScores], reference: OutOfFold, settings: OutcomeSettings) -> list[Measurement]:
     rows = []
     for one in found:
         intervals = measure_outcome(one.out_of_fold, draws=settings.resamples, seed=settings.seed)
@@ -255,7 +255,7 @@ def _state(name: str, arm: str, method: str, subset: str, interval: Interval) ->
     return Measurement(name=name, model=arm, method=method, subset=subset, interval=interval)
 
 
-def _compare(found: Sequence[Found], settings: OutcomeSettings) -> list[Comparison]:
+def _compare(found: Sequence[FoldScores], settings: OutcomeSettings) -> list[Comparison]:
     """Harrell's C of every two arms under one method, from one subset."""
     pairs = [(a, b) for a, b in combinations(found, 2) if (a.method, a.subset) == (b.method, b.subset)]
     differences = [
@@ -270,7 +270,7 @@ def _compare(found: Sequence[Found], settings: OutcomeSettings) -> list[Comparis
     ]
 
 
-def _describe(one: Found) -> dict[str, Any]:
+def _describe(one: FoldScores) -> dict[str, Any]:
     return {
         "model": one.arm,
         "method": one.method,
@@ -280,7 +280,7 @@ def _describe(one: Found) -> dict[str, Any]:
     }
 
 
-def _list_rows(one: Found) -> list[dict[str, Any]]:
+def _list_rows(one: FoldScores) -> list[dict[str, Any]]:
     found = one.out_of_fold
     return [
         {

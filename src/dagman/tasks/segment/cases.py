@@ -62,7 +62,7 @@ def prepare_cases(
     folder: Path,
     *,
     seed: int = 0,
-    tell: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> tuple[list[Case], list[RefusedScan]]:
     """Prepare each item's scan and mask into `folder`; what cannot be used is refused with its reason, the others go on.
 
@@ -71,7 +71,7 @@ def prepare_cases(
     cases: list[Case] = []
     refused: list[RefusedScan] = []
     for number, item in enumerate(items):
-        tell(f"preparing {number + 1} of {len(items)}: {item.name}")
+        notify(f"preparing {number + 1} of {len(items)}: {item.name}")
         try:
             cases.append(_prepare_case(encoder, item, structures, folder / f"{number:06d}", seed))
         except DagmanError as error:

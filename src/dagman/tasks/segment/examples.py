@@ -96,8 +96,8 @@ def _cut_example(out: Path, case: Case, structures: Sequence[Structure], encoder
     for code, structure in enumerate(structures, start=1):
         predicted[values == structure.values[0]] = code
     truth = load_classes(case.item, scan, structures).astype(np.int16)
-    upright, drawn, said = (reorient_scan(replace(scan, voxels=one)) for one in (scan.voxels, truth, predicted))
-    (box,) = ndimage.find_objects(((drawn.voxels > 0) | (said.voxels > 0)).astype(np.uint8))
+    upright, drawn, guessed = (reorient_scan(replace(scan, voxels=one)) for one in (scan.voxels, truth, predicted))
+    (box,) = ndimage.find_objects(((drawn.voxels > 0) | (guessed.voxels > 0)).astype(np.uint8))
     margins = [int(np.ceil(MARGIN_MM / mm)) for mm in upright.spacing]
     box = tuple(slice(max(part.start - more, 0), part.stop + more) for part, more in zip(box, margins, strict=True))
     cut = drawn.voxels[box]
@@ -109,7 +109,7 @@ def _cut_example(out: Path, case: Case, structures: Sequence[Structure], encoder
         item=case.item.name,
         voxels=np.clip(np.rint(upright.voxels[box]), limits.min, limits.max).astype(np.int16),
         truth=cut.astype(np.uint8),
-        predicted=said.voxels[box].astype(np.uint8),
+        predicted=guessed.voxels[box].astype(np.uint8),
         spacing=upright.spacing,
         point=(i, j, k),
         modality=scan.modality,

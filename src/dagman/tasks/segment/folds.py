@@ -33,7 +33,7 @@ LEAST_TO_HOLD = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Contender:
+class Candidate:
     """A model that is compared: its name, its encoder as adapted to the task, and all scans as it prepares them."""
 
     name: str
@@ -45,14 +45,14 @@ class Contender:
 class FoldRunner:
     """Trains and tests; `tell` is called with what is being done. Maps and model of the first contender are written to `out`."""
 
-    contenders: tuple[Contender, ...]
+    candidates: tuple[Candidate, ...]
     structures: tuple[Structure, ...]
     splits: Sequence[Split]
     subsets: Sequence[Subset]
     fitting: Fitting
     tolerance: float
     out: Path
-    tell: Callable[[str], None]
+    notify: Callable[[str], None]
     given: bool
     "Whether the split was given: then what is kept is trained on its training part alone."
     keep: bool = True
@@ -62,28 +62,28 @@ class FoldRunner:
     "Whether DICOM SEGs name the patient as their sources do."
 
     def __post_init__(self) -> None:
-        cases = self.contenders[0].cases
+        cases = self.candidates[0].cases
         self.patients: NDArray[np.str_] = np.array([case.item.patient for case in cases], dtype=str)
         self.journal = self.out / "scores.jsonl"
         self.kept = {row["key"]: row["rows"] for row in read_rows(self.journal)}
         draws = sum(subset.draws for subset in self.subsets)
-        self.total = len(self.contenders) * len(self.splits) * draws + (self.keep and not self.given)
+        self.total = len(self.candidates) * len(self.splits) * draws + (self.keep and not self.given)
         self.done = 0
         self.remarks: list[str] = []
 
     def run(self) -> list[dict[str, Any]]:
         """Rows of predictions.csv: a row a contender, subset, split, draw, tested scan and structure; `out/model` is written."""
         rows: list[dict[str, Any]] = []
-        for contender in self.contenders:
+        for candidate in self.candidates:
             for subset in self.subsets:
                 for split in self.splits:
                     for draw in range(subset.draws):
-                        rows += self._run_once(contender, subset, split, draw)
+                        rows += self._run_once(candidate, subset, split, draw)
         if self.keep:
             self._keep_final()
         return rows
 
-    def _run_once(self, contender: Contender, subset: Subset, split: Split, draw: int) -> list[dict[str, Any]]:
+    def _run_once(self, candidate: Candidate, subset: Subset, split: Split, draw: int) -> list[dict[str, Any]]:
         chosen = draw_subset(
             split,
             np.zeros(len(self.patients)),
@@ -93,56 +93,56 @@ class FoldRunner:
             seed=self.fitting.seed,
             draw=draw,
         )
-        shown = contender is self.contenders[0] and split.repeat == 0 and subset is self.subsets[-1] and draw == 0
+        shown = candidate is self.candidates[0] and split.repeat == 0 and subset is self.subsets[-1] and draw == 0
         final = shown and self.keep and self.given and subset.share == 1
         fitting = replace(self.fitting, seed=address(self.fitting.seed, "segment", split.repeat, split.fold, draw) % 2**31)
-        key = self._name_job(contender, fitting, chosen, split.val, split.test)
-        maps = [self._map_path(contender.cases[index]) for index in split.test] if shown else []
+        key = self._name_job(candidate, fitting, chosen, split.val, split.test)
+        maps = [self._map_path(candidate.cases[index]) for index in split.test] if shown else []
         there = all(path.is_file() for path in maps) and (not final or (self.out / "model").is_dir())
         if key not in self.kept or not there:
             drawn = f", draw {draw + 1}" if subset.draws > 1 else ""
-            what = f"{contender.name}, {subset.name} of the labels{drawn}, fold {split.fold + 1} of repeat {split.repeat + 1}"
-            model = self._fit(contender, fitting, chosen, split.val, what)
-            rows = [row for index in split.test for row in self._test(model, contender.cases[index], what, shown=shown)]
+            what = f"{candidate.name}, {subset.name} of the labels{drawn}, fold {split.fold + 1} of repeat {split.repeat + 1}"
+            model = self._fit(candidate, fitting, chosen, split.val, what)
+            rows = [row for index in split.test for row in self._test(model, candidate.cases[index], what, shown=shown)]
             if final:
-                self._save(model, contender, [*chosen, *split.val])
+                self._save(model, candidate, [*chosen, *split.val])
             self.kept[key] = rows
             append_row(self.journal, {"key": key, "rows": rows})
         elif shown:
-            self._renew_maps([contender.cases[index] for index in split.test])
+            self._renew_maps([candidate.cases[index] for index in split.test])
         self.done += 1
         about = {"repeat": split.repeat, "fold": split.fold, "draw": draw, "subset": subset.name}
-        return [{**row, **about, "model": contender.name, "method": METHOD} for row in self.kept[key]]
+        return [{**row, **about, "model": candidate.name, "method": METHOD} for row in self.kept[key]]
 
     def _keep_final(self) -> None:
         """The model that is kept: of the first contender, trained on all scans, or on the training part of a given split."""
-        contender, everything = self.contenders[0], np.arange(len(self.patients))
+        candidate, everything = self.candidates[0], np.arange(len(self.patients))
         train, val = (self.splits[0].train, self.splits[0].val) if self.given else (everything, everything[:0])
         fitting = replace(self.fitting, seed=address(self.fitting.seed, "segment", "final") % 2**31)
-        key = self._name_job(contender, fitting, train, val, everything[:0])
+        key = self._name_job(candidate, fitting, train, val, everything[:0])
         saved = self.given and self.subsets[-1].share == 1
         if saved or (key in self.kept and (self.out / "model").is_dir()):
             return
-        self._save(self._fit(contender, fitting, train, val, f"{contender.name}, the model that is kept"), contender, train)
+        self._save(self._fit(candidate, fitting, train, val, f"{candidate.name}, the model that is kept"), candidate, train)
         append_row(self.journal, {"key": key, "rows": []})
 
-    def _fit(self, contender: Contender, fitting: Fitting, chosen: Indices, val: Indices, what: str) -> SegmentationModel:
+    def _fit(self, candidate: Candidate, fitting: Fitting, chosen: Indices, val: Indices, what: str) -> SegmentationModel:
         fit, held = chosen, val
         if not len(val) and len(set(self.patients[chosen].tolist())) >= LEAST_TO_HOLD:
             fit, held = hold_out(self.patients, np.zeros(len(self.patients)), chosen, seed=fitting.seed)
-        model = start_model(contender.encoder, self.structures, mirrored=fitting.mirror, seed=fitting.seed)
+        model = start_model(candidate.encoder, self.structures, mirrored=fitting.mirror, seed=fitting.seed)
         began = time.monotonic()
 
-        def say(step: int, loss: float) -> None:
+        def predict_as(step: int, loss: float) -> None:
             left = (time.monotonic() - began) / step * (fitting.steps - step)
-            self.tell(
+            self.notify(
                 f"training {self.done + 1} of {self.total} ({what}): step {step} of {fitting.steps}, loss {loss:.2f}, "
                 f"{left / 60:.1f} minutes left in it"
             )
 
-        cases = [contender.cases[index] for index in fit]
+        cases = [candidate.cases[index] for index in fit]
         self._remark_unseen(cases, what)
-        fit_model(model, cases, [contender.cases[index] for index in held], fitting, say)
+        fit_model(model, cases, [candidate.cases[index] for index in held], fitting, predict_as)
         return model
 
     def _remark_unseen(self, cases: Sequence[Case], what: str) -> None:
@@ -153,7 +153,7 @@ class FoldRunner:
 
     def _test(self, model: SegmentationModel, case: Case, what: str, *, shown: bool) -> list[dict[str, Any]]:
         """Scores of one scan, on the grid of its mask; its map is written if it is shown."""
-        self.tell(f"testing ({what}): {case.item.name}")
+        self.notify(f"testing ({what}): {case.item.name}")
         scan = model.encoder.read(case.item.scan)
         predicted = model.label_scan(scan, mirror=self.fitting.mirror)
         truth = load_classes(case.item, scan, self.structures)
@@ -183,14 +183,14 @@ class FoldRunner:
     def _map_path(self, case: Case) -> Path:
         return self.out / "predictions" / f"{case.item.name}.nii.gz"
 
-    def _save(self, model: SegmentationModel, contender: Contender, chosen: Sequence[int] | Indices) -> None:
-        hashes = tuple(sorted({contender.cases[index].content_hash for index in chosen}))
+    def _save(self, model: SegmentationModel, candidate: Candidate, chosen: Sequence[int] | Indices) -> None:
+        hashes = tuple(sorted({candidate.cases[index].content_hash for index in chosen}))
         save_model(replace(model, trained_on=hashes), self.out / "model")
 
-    def _name_job(self, contender: Contender, fitting: Fitting, *parts: Indices) -> str:
+    def _name_job(self, candidate: Candidate, fitting: Fitting, *parts: Indices) -> str:
         """A hash of all that decides a training and its test."""
-        said = [[self._name_case(contender.cases[index]) for index in part] for part in parts]
-        values = f"1|{contender.encoder.digest}|{contender.encoder.precision}|{fitting}|{self.structures}|{self.tolerance}|{said}"
+        named = [[self._name_case(candidate.cases[index]) for index in part] for part in parts]
+        values = f"1|{candidate.encoder.digest}|{candidate.encoder.precision}|{fitting}|{self.structures}|{self.tolerance}|{named}"
         # Nothing is added where all is measured, as before there was a choice: older journals stay valid.
         return hash_bytes((values if self.measures == MEASURES else f"{values}|{self.measures}").encode())
 

@@ -90,7 +90,7 @@ class SegmentationModel:
         return to_unit_range(values.to(self.encoder.device), low, high)
 
     @torch.inference_mode()
-    def weigh_classes(self, prepared: PreparedScan, *, mirror: bool = False) -> Float[Tensor, "K X Y Z"]:
+    def measure_class_weights(self, prepared: PreparedScan, *, mirror: bool = False) -> Float[Tensor, "K X Y Z"]:
         """Chances of the classes at each voxel of a prepared scan; `mirror` averages over the 8 mirrored forms of each window."""
 
         def forward(windows: Float[Tensor, "B 1 S S S"]) -> list[Float[Tensor, "B K S S S"]]:
@@ -113,7 +113,7 @@ class SegmentationModel:
     def label_scan(self, scan: Scan, *, mirror: bool = False) -> NDArray[np.uint8]:
         """The class at each voxel of a scan as read, on its own grid (X Y Z); the scan has passed `encoder.read`."""
         prepared = prepare_scan(scan, self.encoder.preparation)
-        return label_on_scan_grid(self.weigh_classes(prepared, mirror=mirror), prepared, scan)
+        return label_on_scan_grid(self.measure_class_weights(prepared, mirror=mirror), prepared, scan)
 
     def to_values(self, classes: NDArray[np.uint8]) -> NDArray:
         """Classes as the structures' own values in a label map, in the smallest unsigned type."""
@@ -122,15 +122,15 @@ class SegmentationModel:
         return np.array(values, dtype=kind)[classes]
 
 
-def label_on_scan_grid(chances: Tensor, prepared: PreparedScan, scan: Scan) -> NDArray[np.uint8]:
+def label_on_scan_grid(class_probabilities: Tensor, prepared: PreparedScan, scan: Scan) -> NDArray[np.uint8]:
     """The likeliest class at each voxel of the scan, X Y Z; chances (K X Y Z) are interpolated, not labels: edges stay smooth.
 
     Class by class: memory is that of three maps on the scan's grid, whatever K is. Outside the prepared grid it is background.
     """
-    most = restore_to_scan_grid(chances[0].float().numpy(), prepared, scan)
+    most = restore_to_scan_grid(class_probabilities[0].float().numpy(), prepared, scan)
     classes = np.zeros(most.shape, dtype=np.uint8)
-    for code in range(1, len(chances)):
-        other = restore_to_scan_grid(chances[code].float().numpy(), prepared, scan)
+    for code in range(1, len(class_probabilities)):
+        other = restore_to_scan_grid(class_probabilities[code].float().numpy(), prepared, scan)
         better = other > most
         classes[better] = code
         np.copyto(most, other, where=better)

@@ -34,7 +34,7 @@ from dagman.tasks.classifier import describe_source
 from dagman.tasks.models import ModelSpec, load_network, name_models
 from dagman.tasks.segment.cases import Case, RefusedScan, find_structures, prepare_cases
 from dagman.tasks.segment.examples import write_examples
-from dagman.tasks.segment.folds import Contender, FoldRunner
+from dagman.tasks.segment.folds import Candidate, FoldRunner
 from dagman.tasks.segment.model import adapt_encoder, load_segmenting
 from dagman.tasks.segment.training import Fitting
 from dagman.tasks.segment.unet import STRIDE
@@ -121,47 +121,47 @@ def segment_scans(
     Raises TaskError and SettingsError for what cannot be meant; a scan that cannot be used is refused in `out/rejected.csv`.
     """
     settings, out = settings or SegmentationSettings(), Path(out)
-    tell = on_part or (lambda text: None)
+    notify = on_part or (lambda text: None)
     # Refuses what cannot be split before hours of reading.
     _plan(data, [item.index for item in data.items], settings)
     encoders = [load_segmenting(load_network, spec, device=settings.device) for spec in models]
     structures = data.structures or tuple(find_structures(data.items))
     with hold_lock(out, TaskError), _hold_prepared(out) as folder:
-        prepared, refused = _prepare_all(encoders, data, structures, settings, folder, tell)
-        contenders = tuple(
-            Contender(name=name, encoder=_fit_side(encoder, cases, settings), cases=tuple(cases))
+        prepared, refused = _prepare_all(encoders, data, structures, settings, folder, notify)
+        candidates = tuple(
+            Candidate(name=name, encoder=_fit_side(encoder, cases, settings), cases=tuple(cases))
             for name, encoder, cases in zip(name_models(models), encoders, prepared, strict=True)
         )
-        cases = contenders[0].cases
+        cases = candidates[0].cases
         splits = _plan(data, [case.item.index for case in cases], settings)
         patients = np.array([case.item.patient for case in cases], dtype=str)
         largest = find_largest_count(splits, np.zeros(len(cases)), patients)
-        subsets, said = list_subsets(settings.shares, settings.per_class, settings.draws, largest)
+        subsets, subset_notes = list_subsets(settings.shares, settings.per_class, settings.draws, largest)
         names = [case.item.name for case in cases]
         write_splits(out / "splits.csv", splits, names, patients)
         runner = FoldRunner(
-            contenders=contenders,
+            candidates=candidates,
             structures=structures,
             splits=splits,
             subsets=subsets,
-            fitting=_choose_fitting(encoders, contenders, settings),
+            fitting=_choose_fitting(encoders, candidates, settings),
             tolerance=settings.tolerance,
             out=out,
-            tell=tell,
+            notify=notify,
             given=data.splits is not None,
             keep=settings.keep,
             measures=settings.measures,
             identified=settings.identified,
         )
         rows = pd.DataFrame(runner.run())
-        tell("intervals")
-        shown = rows[(rows["model"] == contenders[0].name) & (rows["subset"] == subsets[-1].name) & (rows["draw"] == 0)]
+        notify("intervals")
+        shown = rows[(rows["model"] == candidates[0].name) & (rows["subset"] == subsets[-1].name) & (rows["draw"] == 0)]
         first = shown[shown["repeat"] == 0]
-        examples = write_examples(out, cases, first, structures, rank_items(first), contenders[0].encoder)
-    notes = [*settings.notes, *data.notes, *_note_refused(refused), *said, *_note_encoders(encoders, contenders, splits)]
+        examples = write_examples(out, cases, first, structures, rank_items(first), candidates[0].encoder)
+    notes = [*settings.notes, *data.notes, *_note_refused(refused), *subset_notes, *_note_encoders(encoders, candidates, splits)]
     notes += [*_note_runs(runner, settings), *_note_missed(rows), *runner.remarks]
-    if said_of_segs := describe_identity(out / "predictions", identified=settings.identified):
-        notes.append(said_of_segs)
+    if note_segs := describe_identity(out / "predictions", identified=settings.identified):
+        notes.append(note_segs)
     _write_rejected(out, refused)
     write_predictions(out, rows)
     summary = Summary(
@@ -179,7 +179,7 @@ def segment_scans(
             "tolerance_mm": settings.tolerance,
             "agreement_ml": {one.name: agree_volumes(shown[shown["label"] == one.name]) for one in structures},
             "examples": examples,
-            "shown": {"model": contenders[0].name, "subset": subsets[-1].name},
+            "shown": {"model": candidates[0].name, "subset": subsets[-1].name},
         },
     )
     write_summary(out, summary)
@@ -218,7 +218,7 @@ def _prepare_all(
     structures: Sequence[Structure],
     settings: SegmentationSettings,
     folder: Path,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> tuple[list[list[Case]], list[RefusedScan]]:
     """The scans as each encoder prepares them, once for those that do it alike; a scan that one refuses is left out for all."""
     found: dict[object, list[Case]] = {}
@@ -231,7 +231,7 @@ def _prepare_all(
         if key not in found:
             place = folder / str(len(found))
             place.mkdir()
-            found[key], without = prepare_cases(adapted, data.items, structures, place, seed=settings.seed, tell=tell)
+            found[key], without = prepare_cases(adapted, data.items, structures, place, seed=settings.seed, notify=notify)
             refused |= {one.item.name: one for one in without}
     left = {key: [case for case in cases if case.item.name not in refused] for key, cases in found.items()}
     if not all(left.values()):
@@ -246,7 +246,7 @@ def _fit_side(encoder: Encoder, cases: Sequence[Case], settings: SegmentationSet
     return adapt_encoder(encoder, side=side, spacing=settings.spacing or encoder.config.spacing)
 
 
-def _choose_fitting(encoders: Sequence[Encoder], contenders: Sequence[Contender], settings: SegmentationSettings) -> Fitting:
+def _choose_fitting(encoders: Sequence[Encoder], candidates: Sequence[Candidate], settings: SegmentationSettings) -> Fitting:
     steps = settings.steps or (STEPS_CPU if encoders[0].device == "cpu" else STEPS_GPU)
     return Fitting(
         steps=steps,
@@ -294,25 +294,25 @@ def _note_refused(refused: Sequence[RefusedScan]) -> list[str]:
     return [f"{count} left out (all are in rejected.csv); the first: {refused[0].reason}"]
 
 
-def _note_encoders(encoders: Sequence[Encoder], contenders: Sequence[Contender], splits: Sequence[Split]) -> list[str]:
+def _note_encoders(encoders: Sequence[Encoder], candidates: Sequence[Candidate], splits: Sequence[Split]) -> list[str]:
     notes = []
     tested = sorted({int(index) for split in splits for index in split.test})
-    for encoder, contender in zip(encoders, contenders, strict=True):
-        used, own = contender.encoder.config.spacing, encoder.config.spacing
+    for encoder, candidate in zip(encoders, candidates, strict=True):
+        used, own = candidate.encoder.config.spacing, encoder.config.spacing
         if used != own:
             notes.append(
-                f"{contender.name}: scans are prepared at {used:g} mm, but the encoder was trained at {own:g} mm: all that it sees "
+                f"{candidate.name}: scans are prepared at {used:g} mm, but the encoder was trained at {own:g} mm: all that it sees "
                 "has another size than it learnt, and its features may be worth less"
             )
-        names, hashes = zip(*((contender.cases[i].item.name, contender.cases[i].content_hash) for i in tested), strict=True)
+        names, hashes = zip(*((candidate.cases[i].item.name, candidate.cases[i].content_hash) for i in tested), strict=True)
         overlap = name_overlap(names, hashes, encoder.config.scans_seen)
         if overlap:
-            notes.append(f"{contender.name}: {overlap}")
+            notes.append(f"{candidate.name}: {overlap}")
     return notes
 
 
 def _note_runs(runner: FoldRunner, settings: SegmentationSettings) -> list[str]:
-    first, fitting = runner.contenders[0].encoder, runner.fitting
+    first, fitting = runner.candidates[0].encoder, runner.fitting
     notes = [
         f"{count_noun(runner.total, 'training')} of {count_noun(fitting.steps, 'step')}, {count_noun(fitting.batch, 'crop')} of "
         f"{first.config.view}^3 voxels at {first.config.spacing:g} mm each ({first.precision} on {first.device.partition(':')[0]})",
@@ -322,7 +322,7 @@ def _note_runs(runner: FoldRunner, settings: SegmentationSettings) -> list[str]:
     notes.append(f"{rate} of every model, {fitting.rate:g} at most (AdamW, cosine)")
     if runner.keep:
         trained = "the training part of the given split" if runner.given else f"all {len(runner.patients)} scans"
-        notes.append(f"model/ holds {runner.contenders[0].name}, trained on {trained}")
+        notes.append(f"model/ holds {runner.candidates[0].name}, trained on {trained}")
     if settings.mirror:
         notes.append("crops were mirrored in training and testing: not for structures that differ by side alone")
     return notes

@@ -26,7 +26,7 @@ from dagman.tasks.segment.model import SegmentationModel
 Triple = tuple[int, int, int]
 FOREGROUND = 0.67
 """Share of crops that are centred on a voxel of a structure; the others lie anywhere. nnU-Net's third is for longer training."""
-LOOKS = 12
+VALIDATIONS = 12
 """Parts of a training; in the last third each ends with a look at the validation crops."""
 VALIDATION_CROPS = 12
 LEAST_WINDOW = 0.05
@@ -185,7 +185,7 @@ def fit_model(
     cases: Sequence[Case],
     held: Sequence[Case],
     fitting: Fitting,
-    tell: Callable[[int, float], None],
+    notify: Callable[[int, float], None],
 ) -> list[dict[str, float]]:
     """Train a model's network in place on `cases`; the weights that did best on crops of `held` stay, or the last ones without any.
 
@@ -199,8 +199,8 @@ def fit_model(
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
     peaks = [group["lr"] for group in optimizer.param_groups]
     best: tuple[float, dict[str, Tensor]] | None = None
-    looks: list[dict[str, float]] = []
-    every = max(1, fitting.steps // LOOKS)
+    validations: list[dict[str, float]] = []
+    every = max(1, fitting.steps // VALIDATIONS)
     for step in range(fitting.steps):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = learning_rate(step, fitting.steps, peak=peak, end=peak / 100, warmup=0.05)
@@ -214,22 +214,22 @@ def fit_model(
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
-        tell(step + 1, loss.item())
+        notify(step + 1, loss.item())
         # The last third alone: earlier weights are learnt at a rate too high to be the best by more than luck.
         late = 3 * (step + 1) > 2 * fitting.steps and (step + 1) % every == 0
         if held and (late or step + 1 == fitting.steps):
-            dice = look_at_crops(model, held, fitting)
-            looks.append({"step": step + 1, "dice": dice})
+            dice = validate_on_crops(model, held, fitting)
+            validations.append({"step": step + 1, "dice": dice})
             if best is None or dice >= best[0]:
                 best = dice, {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
     if best is not None:
         network.load_state_dict(best[1])
     network.eval()
-    return looks
+    return validations
 
 
 @torch.inference_mode()
-def look_at_crops(model: SegmentationModel, cases: Sequence[Case], fitting: Fitting) -> float:
+def validate_on_crops(model: SegmentationModel, cases: Sequence[Case], fitting: Fitting) -> float:
     """Dice on fixed crops of cases, counted over all of them and averaged over structures; a third of the crops lie anywhere.
 
     A structure is counted in the cases in which it was contoured.
@@ -247,8 +247,8 @@ def look_at_crops(model: SegmentationModel, cases: Sequence[Case], fitting: Fitt
         with model.autocast():
             guess = network(views).argmax(dim=1)
         for code in filter(case.knows, range(1, network.classes)):
-            said, true = guess == code, labels == code
-            overlap[code] += int((said & true).sum())
-            total[code] += int(said.sum()) + int(true.sum())
+            predicted, true = guess == code, labels == code
+            overlap[code] += int((predicted & true).sum())
+            total[code] += int(predicted.sum()) + int(true.sum())
     seen = total[1:] > 0
     return float((2 * overlap[1:][seen] / total[1:][seen]).mean()) if seen.any() else 0.0

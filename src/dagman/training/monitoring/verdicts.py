@@ -17,31 +17,31 @@ EARLY = 0.3
 _NAMES = {"ampd": "patch", "aitd": "[CLS]", "gitd": "view"}
 
 
-def judge_projector(name: str, watched: Mapping[str, float], early: bool) -> list[tuple[str, str]]:
+def judge_projector(name: str, monitor: Mapping[str, float], early: bool) -> list[tuple[str, str]]:
     """Warnings (key, text) for one projector; `early`: too soon to expect that the student has learned."""
     what = f"{name.upper()} ({_NAMES[name]} targets)"
-    if watched["H"] > UNIFORM_H:
+    if monitor["H"] > UNIFORM_H:
         return [
             (
                 f"uniform-{name}",
-                f"{what} sit at ln K: every target is nearly uniform (H = {watched['H']:.2f}), so there is nothing to learn from. "
+                f"{what} sit at ln K: every target is nearly uniform (H = {monitor['H']:.2f}), so there is nothing to learn from. "
                 "Lower teacher.target_entropy, or set teacher.temperature=entropy.",
             )
         ]
-    if watched["MI"] < COLLAPSED_MI:
+    if monitor["MI"] < COLLAPSED_MI:
         return [
             (
                 f"collapse-{name}",
-                f"{what} have collapsed: all samples get the same target (MI = {watched['MI']:.2f}). "
+                f"{what} have collapsed: all samples get the same target (MI = {monitor['MI']:.2f}). "
                 "Try teacher.centering=sinkhorn, or more views a step.",
             )
         ]
-    if not early and watched["ce"] > AT_LN_K * watched["ln_k"] and watched["gain"] < 0.02:
+    if not early and monitor["ce"] > AT_LN_K * monitor["ln_k"] and monitor["gain"] < 0.02:
         return [
             (
                 f"ln-k-{name}",
-                f"the {name.upper()} loss is at ln K ({watched['ce']:.2f}): the student's answer is not better than a constant "
-                f"(gain = {watched['gain']:.2f}). Short runs with few views a step often stay there; more views or steps may help.",
+                f"the {name.upper()} loss is at ln K ({monitor['ce']:.2f}): the student's answer is not better than a constant "
+                f"(gain = {monitor['gain']:.2f}). Short runs with few views a step often stay there; more views or steps may help.",
             )
         ]
     return []
@@ -49,7 +49,7 @@ def judge_projector(name: str, watched: Mapping[str, float], early: bool) -> lis
 
 def judge_monitors(row: Mapping[str, Any], early: bool) -> list[tuple[str, str]]:
     """Warnings for a row of `monitors.jsonl`."""
-    return [w for name, watched in row.get("projectors", {}).items() for w in judge_projector(name, watched, early)]
+    return [w for name, monitor in row.get("projectors", {}).items() for w in judge_projector(name, monitor, early)]
 
 
 def judge_waiting(shares: list[float]) -> list[tuple[str, str]]:
