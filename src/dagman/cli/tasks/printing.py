@@ -99,7 +99,7 @@ def _tabulate_beside(summary: Summary) -> Table:
     shown = Table("method", "labels", "measure", *(Column(escape_markup(name)) for name in models))
     for method, subset, name in dict.fromkeys(key[:3] for key in held):
         intervals = [held.get((method, subset, name, model)) for model in models]
-        shown.add_row(method, subset, name.replace("_", " "), *("\n".join(_say_interval(one)) if one else "" for one in intervals))
+        shown.add_row(method, subset, name.replace("_", " "), *("\n".join(_show_interval(one)) if one else "" for one in intervals))
     return shown
 
 
@@ -120,8 +120,8 @@ def _tabulate_below(summary: Summary) -> Table:
         group = (row.method, row.subset, row.name)
         if before not in (None, group):
             shown.add_section()
-        said = (row.method, row.subset, row.name.replace("_", " ")) if group != before else ("", "", "")
-        shown.add_row(*said, escape_markup(row.model), *_say_interval(row.interval))
+        leading = (row.method, row.subset, row.name.replace("_", " ")) if group != before else ("", "", "")
+        shown.add_row(*leading, escape_markup(row.model), *_show_interval(row.interval))
         before = group
     return shown
 
@@ -134,7 +134,7 @@ def _find_order(summary: Summary) -> Callable[[Measurement], int]:
     return lambda row: places[row.method, row.subset, row.name]
 
 
-def _say_interval(interval: Interval) -> tuple[str, str]:
+def _show_interval(interval: Interval) -> tuple[str, str]:
     """A value and its interval in words; a dash where there is no number."""
     value = f"{interval.value:.3f}" if math.isfinite(interval.value) else "–"
     return value, f"{interval.low:.2f} to {interval.high:.2f}" if math.isfinite(interval.low + interval.high) else "–"
