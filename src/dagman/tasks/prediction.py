@@ -98,7 +98,7 @@ def predict_scans(
     folder = find_model(model)
     task, apply = next((task, apply) for file, (task, apply) in APPLIERS.items() if (folder / file).is_file())
     with hold_lock(out, TaskError):
-        applied = apply(folder, scans, out, settings, tell)
+        applied = apply(folder, scans, out, settings, notify)
         if not is_table(Path(scans[0])):
             applied = replace(applied, notes=(*applied.notes, FILE_NAMES_KEPT))
         write_frame(out / "predictions.csv", pd.DataFrame(applied.rows))
