@@ -116,6 +116,7 @@ def import_medmnist_file(
     console.print(
         f"Grey values are not HU: 0 to 255 were taken for {low:g} to {high:g} HU, voxels for {summary.spacing:.3g} mm.",
         highlight=False,
+        soft_wrap=True,
     )
     console.print(f"Table: {summary.table}", highlight=False, soft_wrap=True, markup=False)
 
