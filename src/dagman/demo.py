@@ -82,7 +82,7 @@ def run_demo(
         seeds: One pretraining each.
         steps: Steps of a pretraining.
         assignments: Further settings of the pretrainings, "key=value".
-        tell: Called with "part" when a part begins, and with the events of `dagman.pretrain`.
+        notify: Called with "part" when a part begins, and with the events of `dagman.pretrain`.
     """
     out, notify = Path(out), notify or (lambda name, values: None)
     devices.tune_allocator()

@@ -64,7 +64,7 @@ def run_demo(
         steps: Steps of a pretraining.
         few_shot_steps: Steps of a segmentation's training.
         assignments: Further settings of the pretrainings, "key=value".
-        tell: Called with "part" when a part begins, and with the events of `dagman.pretrain`.
+        notify: Called with "part" when a part begins, and with the events of `dagman.pretrain`.
     """
     out, notify = Path(out), notify or (lambda name, values: None)
     devices.tune_allocator()

@@ -43,7 +43,7 @@ class Candidate:
 
 @dataclass(kw_only=True, eq=False)
 class FoldRunner:
-    """Trains and tests; `tell` is called with what is being done. Maps and model of the first contender are written to `out`."""
+    """Trains and tests; `notify` is called with what is being done. Maps and model of the first candidate are written to `out`."""
 
     candidates: tuple[Candidate, ...]
     structures: tuple[Structure, ...]
@@ -72,7 +72,7 @@ class FoldRunner:
         self.remarks: list[str] = []
 
     def run(self) -> list[dict[str, Any]]:
-        """Rows of predictions.csv: a row a contender, subset, split, draw, tested scan and structure; `out/model` is written."""
+        """Rows of predictions.csv: one row per candidate, subset, split, draw, tested scan and structure; `out/model` is written."""
         rows: list[dict[str, Any]] = []
         for candidate in self.candidates:
             for subset in self.subsets:
@@ -115,7 +115,7 @@ class FoldRunner:
         return [{**row, **about, "model": candidate.name, "method": METHOD} for row in self.kept[key]]
 
     def _keep_final(self) -> None:
-        """The model that is kept: of the first contender, trained on all scans, or on the training part of a given split."""
+        """The model that is kept: of the first candidate, trained on all scans, or on the training part of a given split."""
         candidate, everything = self.candidates[0], np.arange(len(self.patients))
         train, val = (self.splits[0].train, self.splits[0].val) if self.given else (everything, everything[:0])
         fitting = replace(self.fitting, seed=address(self.fitting.seed, "segment", "final") % 2**31)

@@ -189,7 +189,7 @@ def fit_model(
 ) -> list[dict[str, float]]:
     """Train a model's network in place on `cases`; the weights that did best on crops of `held` stay, or the last ones without any.
 
-    tell: is given each step and its loss. Returns the looks (step, dice).
+    notify: is given each step and its loss. Returns the looks (step, dice).
     """
     network = model.network
     network.decoder.window.copy_(torch.tensor(measure_window(cases, model)))
