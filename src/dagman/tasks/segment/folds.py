@@ -72,7 +72,7 @@ class FoldRunner:
         self.remarks: list[str] = []
 
     def run(self) -> list[dict[str, Any]]:
-        """Rows of predictions.csv: one row per candidate, subset, split, draw, tested scan and structure; `out/model` is written."""
+        """Rows of predictions.csv: one per candidate, subset, split, draw, scan and structure; writes `out/model`."""
         rows: list[dict[str, Any]] = []
         for candidate in self.candidates:
             for subset in self.subsets:
