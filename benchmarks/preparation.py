@@ -22,9 +22,9 @@ import torch
 
 from dagman.randomness import generator
 from dagman.scans.discovery import find_series
-from dagman.store.manifest import ManifestRow, Store
+from dagman.store.manifest import Store
 from dagman.store.preparation import Preparation
-from dagman.store.series import prepare_series
+from dagman.store.series import Prepared, Task, prepare_series
 from dagman.store.writer import prepare_store
 
 SIDE = 96
@@ -93,8 +93,8 @@ def main() -> None:
         given = {"image": str(series.files[0].parent if series.kind == "dicom" else scan)}
 
         def prepare() -> None:
-            result = prepare_series((series, "benchmark"), Path(folder), Preparation())
-            assert isinstance(result, ManifestRow), result
+            result = prepare_series(Task(series, "benchmark"), Path(folder), Preparation())
+            assert isinstance(result, Prepared), result
 
         ours, theirs = [], []
         for _ in range(arguments.rounds + 1):

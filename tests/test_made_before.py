@@ -19,7 +19,7 @@ from dagman.encoder.loading import load_encoder
 from dagman.evaluation.results import Results
 from dagman.reports.tasks.classification import render_classification
 from dagman.store.manifest import Store
-from dagman.store.verification import verify_store
+from dagman.store.upkeep.verification import verify_store
 
 _MADE = Path(__file__).parent / "made_before"
 FEATURES = (180.49482984095812, -108.44054696336389, 6.585941798482963, 1.116893731057644)

@@ -46,5 +46,5 @@ def test_report_says_where_its_page_lies(place, monkeypatch):
 def test_verify_names_a_file_that_does_not_belong(tmp_path, monkeypatch):
     finding = SimpleNamespace(file="scans/[/x].b2nd", problem="has no row in the manifest")
     monkeypatch.setattr("dagman.store.manifest.Store", lambda path: [path])
-    monkeypatch.setattr("dagman.store.verification.verify_store", lambda opened: [finding])
+    monkeypatch.setattr("dagman.store.upkeep.verification.verify_store", lambda opened: [finding])
     assert run_command(store.app, "verify", tmp_path).startswith("scans/[/x].b2nd: has no row in the manifest\n")

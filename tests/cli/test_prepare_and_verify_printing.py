@@ -82,3 +82,39 @@ def test_sizes_are_printed_with_their_unit(count, text):
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "1 s"), (59.6, "60 s"), (600, "10 min"), (7200, "2.0 h")])
 def test_times_are_printed_with_their_unit(seconds, text):
     assert progress.describe_seconds(seconds) == text
+
+
+def test_a_store_is_listed_and_a_patient_taken_out_of_it(scans, tmp_path):
+    out = tmp_path / "store"
+    CliRunner().invoke(prepare.app, [str(scans), "--out", str(out), "--workers", "1"])
+    listed = CliRunner().invoke(store.app, ["list", str(out)])
+    header, row, total = listed.output.splitlines()
+    assert header.split() == ["id", "patient", "modality", "voxels", "MB"]
+    scan_id, patient, modality, *_ = row.split()
+    assert (len(scan_id), patient[:2], modality) == (16, "P-", "CT")
+    assert total.startswith("1 scan of 1 patient, ")
+    (values,) = json.loads(CliRunner().invoke(store.app, ["list", str(out), "--json"]).output)["scans"]
+    assert (values["id"], values["patient"]) == (scan_id, patient)
+
+    unknown = CliRunner().invoke(store.app, ["remove", str(out), "nobody"])
+    assert "holds no scan and no patient 'nobody'" in str(unknown.exception)
+    removed = CliRunner().invoke(store.app, ["remove", str(out), "good"])
+    assert removed.output.startswith("1 scan of 1 patient removed; 0 scans are left.\nDelete the source files, too")
+    assert CliRunner().invoke(store.app, ["list", str(out)]).output.splitlines()[-1] == "0 scans of 0 patients, 0.0 MB."
+
+
+def test_a_changed_and_a_vanished_source_are_told_at_the_end(tmp_path):
+    folder, out = tmp_path / "scans", tmp_path / "store"
+    folder.mkdir()
+    for name, size in (("a", 8), ("b", 10)):
+        voxels = np.full((24, 24, 12), -1000, np.int16)
+        voxels[4 : 4 + size, 6:18] = 40
+        nibabel.save(nibabel.Nifti1Image(voxels, np.diag([4.0, 4.0, 4.0, 1.0])), folder / f"{name}.nii.gz")
+    CliRunner().invoke(prepare.app, [str(folder), "--out", str(out), "--workers", "1"])
+    (folder / "a.nii.gz").unlink()
+    voxels[12:20] = 40
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([4.0, 4.0, 4.0, 1.0])), folder / "b.nii.gz")
+    text = " ".join(CliRunner().invoke(prepare.app, [str(folder), "--out", str(out), "--workers", "1"]).output.split())
+    assert f"1 scan was replaced, as the files have changed since: {folder / 'b.nii.gz'}" in text
+    assert "1 scan is kept whose files are no longer below the given paths, or cannot be used:" in text
+    assert f"to take them out: dagman store remove {out} ID" in text

@@ -13,7 +13,7 @@ import pytest
 import SimpleITK
 
 from dagman.store.manifest import Store
-from dagman.store.verification import verify_store
+from dagman.store.upkeep.verification import verify_store
 
 pytestmark = pytest.mark.journey
 

@@ -18,7 +18,7 @@ from dagman.scans.reading import read_scan
 from dagman.store.format import locate_scan, open_voxels, pack_voxels
 from dagman.store.manifest import ManifestRow, Store
 from dagman.store.preparation import Preparation, prepare_scan
-from dagman.store.verification import Finding, verify_store
+from dagman.store.upkeep.verification import Finding, verify_store
 from dagman.store.writer import prepare_store
 
 

@@ -22,7 +22,7 @@ from dagman.records.lock import hold_lock
 from dagman.store.estimate import Estimate
 from dagman.store.manifest import Store
 from dagman.store.preparation import Preparation
-from dagman.store.verification import verify_store
+from dagman.store.upkeep.verification import verify_store
 from dagman.store.workers import Lost, run_tasks
 from dagman.store.writer import Progress, prepare_store
 

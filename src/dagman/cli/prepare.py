@@ -108,6 +108,8 @@ def _list_outcome(summary: StoreSummary) -> dict[str, object]:
         "rejected": summary.rejected,
         "seconds": round(summary.seconds, 2),
         "bytes": summary.bytes,
+        "replaced": list(summary.replaced),
+        "vanished": list(summary.vanished),
         "notes": list(summary.notes),
         "refusals": [{"source": one.source, "reason": one.reason} for one in summary.refusals],
     }

@@ -6,7 +6,7 @@ STORE/
 ├── manifest.parquet      one row a scan, sorted by id (manifest.py)
 ├── scans/ab/<id>.b2nd    blosc2, int16, X Y Z in RAS+, C order
 ├── rejected.csv          source, reason
-├── journal.jsonl         what the writer did, row by row; the manifest is folded from it
+├── journal.jsonl         what the writer did, row by row; the manifest is folded from it; what sources.py knows of sources
 └── command.json          how it came to be
 ```
 The id is the start of the scan's content hash, so one scan has one id in every store. Blocks of 32^3 under LZ4 with byte

@@ -113,6 +113,8 @@ def read_manifest(store: Path) -> dict[str, ManifestRow]:
     for value in read_rows(store / "journal.jsonl"):
         if "checksum" in value:
             rows[value["id"]] = ManifestRow.from_json(value)
+        elif value.get("dropped"):
+            rows.pop(value["id"], None)
     return dict(sorted(rows.items()))
 
 

@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
-import errno
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dagman.errors import DagmanError, StoreError
+from dagman.errors import DagmanError, StoreError, is_full_disk
 from dagman.records.files import write_whole
 from dagman.records.hashes import hash_bytes
-from dagman.scans.discovery import Refusal, Series
+from dagman.scans.discovery import Series
 from dagman.scans.reading import read_series
 from dagman.scans.verdict import judge_scan
 from dagman.store.format import STAGING, name_scan, pack_voxels
 from dagman.store.manifest import ManifestRow
 from dagman.store.preparation import Preparation, prepare_scan
+from dagman.store.sources import hash_files
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+@dataclass(frozen=True)
+class Task:
+    """A series to prepare, and the hash of its bytes when it was prepared before ("" where that is not known)."""
+
+    series: Series
+    source_hash: str
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The row of a scan whose file was written, and the hash of the bytes it was read from."""
+
+    row: ManifestRow
+    digest: str
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """The files hold what they held when they were prepared."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The series cannot be used; `lasting` says that nothing but other files, or another dagman, would change that."""
+
+    reason: str
+    lasting: bool = False
 
 
 @dataclass(frozen=True)
@@ -24,32 +53,35 @@ class DiskFull:
     """The file could not be written; no other will be."""
 
 
-def prepare_series(task: tuple[Series, str], out: Path, preparation: Preparation) -> ManifestRow | Refusal | DiskFull:
+def prepare_series(task: Task, out: Path, preparation: Preparation) -> Prepared | Unchanged | Refused | DiskFull:
     """Read, judge and prepare one series, and write it whole as `out/staging/<source hash>.b2nd`.
 
-    Whatever is wrong with the series comes back as a Refusal: one bad scan never costs the others.
+    Whatever is wrong with the series comes back as Refused: one bad scan never costs the others.
     """
-    series, source_hash = task
+    series, source_hash = task.series, task.source_hash
     try:
+        if task.digest and hash_files(series.files) == task.digest:
+            return Unchanged()
         scan = read_series(series)
         verdict = judge_scan(scan)
         if not verdict.accepted:
-            return Refusal(source=series.source, reason=verdict.reason)
+            return Refused(verdict.reason, lasting=True)
         prepared = prepare_scan(scan, preparation)
         frame = pack_voxels(prepared.voxels)
         with write_whole(out / STAGING / f"{source_hash}.b2nd") as temporary:
             temporary.write_bytes(frame)
+        digest = hash_files(series.files)
     except DagmanError as error:
         remedy = f": {error.do[0].lower()}{error.do[1:]}" if error.do else ""
-        return Refusal(source=series.source, reason=error.what + remedy)
+        return Refused(error.what + remedy, lasting=_is_of_content(error))
     except MemoryError:
-        return Refusal(source=series.source, reason="too large for the memory: try again with --workers 1")
+        return Refused("too large for the memory: try again with --workers 1")
     except Exception as error:
-        if isinstance(error, OSError) and is_full_disk(error):
+        if is_full_disk(error):
             return DiskFull()
         # A fault of a decoder, or of dagman: named, so that it can be reported, and the other scans go on.
-        return Refusal(source=series.source, reason=f"cannot be prepared ({type(error).__name__}: {' '.join(str(error).split())})")
-    return ManifestRow(
+        return Refused(f"cannot be prepared ({type(error).__name__}: {' '.join(str(error).split())})")
+    row = ManifestRow(
         id=name_scan(prepared.content_hash),
         patient=prepared.patient,
         modality=prepared.modality,
@@ -65,11 +97,17 @@ def prepare_series(task: tuple[Series, str], out: Path, preparation: Preparation
         checksum=hash_bytes(frame),
         size=len(frame),
     )
+    return Prepared(row, digest)
 
 
-def is_full_disk(error: OSError) -> bool:
-    """Whether writing failed for want of space."""
-    return error.errno in _FULL
+def _is_of_content(error: DagmanError) -> bool:
+    """Whether an error is a judgement of the files' bytes: not of permissions, memory, or a decoder that is not installed."""
+    cause: BaseException | None = error
+    while isinstance(cause, DagmanError):
+        if cause.__cause__ is None and cause.__suppress_context__:
+            return False
+        cause = cause.__cause__
+    return cause is None or isinstance(cause, EOFError | zlib.error)
 
 
 def explain_write_error(error: OSError, out: Path) -> StoreError:

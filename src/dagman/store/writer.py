@@ -16,21 +16,23 @@ from pathlib import Path
 from typing import Literal
 
 from dagman.errors import StoreError
+from dagman.records.counts import count_noun, list_some
 from dagman.records.csv_file import read_csv, write_csv
 from dagman.records.hashes import hash_bytes, hash_file
-from dagman.records.journal import append_row, read_rows
+from dagman.records.journal import append_row, keep_rows, read_rows
 from dagman.records.key import Key, use_key
 from dagman.records.lock import hold_lock
 from dagman.records.provenance import write_command
 from dagman.records.stopping import catch_stops
-from dagman.scans.discovery import WIDEST_GAP_MM, Refusal, Series, Tilt, find_series
+from dagman.scans.discovery import WIDEST_GAP_MM, Discovery, Refusal, Series, Tilt, find_series
 from dagman.scans.scan import Modality
 from dagman.store.estimate import Estimate, estimate_cost
 from dagman.store.format import STAGING, locate_scan, read_info, read_preparation, write_info
 from dagman.store.manifest import ManifestRow, read_manifest, write_manifest
 from dagman.store.naming import settle_key
 from dagman.store.preparation import Preparation
-from dagman.store.series import DiskFull, explain_full_disk, explain_write_error, prepare_series
+from dagman.store.series import DiskFull, Prepared, Refused, Task, Unchanged, explain_full_disk, explain_write_error, prepare_series
+from dagman.store.sources import EarlierRefusals, Origin, Origins, describe_refusal, describe_sources, may_be_kept, name_roots
 from dagman.store.workers import run_tasks
 
 CHECKED_BYTES = 4 * 2**30
@@ -53,7 +55,8 @@ class StoreSummary:
     """What came of a preparation.
 
     `kept` scans of those given are in the store, `already` of them from before; `rejected` are listed with reasons in
-    `refusals` and in `rejected.csv`. `bytes` is the size of all scans in the store.
+    `refusals` and in `rejected.csv`. `replaced` names the sources whose scans were prepared anew because their files had changed,
+    `vanished` the ids of scans that are kept although their sources are gone. `bytes` is the size of all scans in the store.
     """
 
     path: Path
@@ -63,6 +66,8 @@ class StoreSummary:
     seconds: float
     bytes: int
     refusals: tuple[Refusal, ...]
+    replaced: tuple[str, ...] = ()
+    vanished: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -80,6 +85,8 @@ def prepare_store(
 ) -> StoreSummary:
     """Prepare all scans below `paths` into the store `out`; called again it goes on where it stopped.
 
+    A scan whose files have changed since is replaced by what they hold now; one whose files are gone is kept, and named.
+
     `workers` processes (None: one a core); `modality` overrides what files say; `tilt`, `widest_gap`: see `read_series`; `key`: of
     the patients' pseudonyms (see `settle_key`). `on_event` hears an Estimate before the work and a Progress after each series.
     One bad scan, or one killed process, never stops the others.
@@ -88,10 +95,11 @@ def prepare_store(
     """
     started = time.monotonic()
     out, preparation = Path(out), preparation or Preparation()
+    given = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     _check_folder(out, preparation)
     naming, notes = settle_key(out, key)
     with use_key(naming):
-        found = find_series(paths, modality=_MODALITIES[modality], tilt=tilt, widest_gap=widest_gap)
+        found = find_series(given, modality=_MODALITIES[modality], tilt=tilt, widest_gap=widest_gap)
     notify = on_event or (lambda event: None)
     try:
         with hold_lock(out, StoreError), catch_stops():
@@ -99,10 +107,10 @@ def prepare_store(
             _check_folder(out, preparation)
             if settle_key(out, key)[0] != naming:
                 raise StoreError("was begun by another process in the meantime", where=out, do="Repeat the command")
-            writer = _Writer(out, preparation, found.series, found.refused, naming)
-            todo = [one for one in found.series if not writer.holds(one)]
+            writer = _Writer(out, preparation, found, given, naming)
+            todo = [one for one in found.series if not writer.holds(one) and not writer.refuses(one)]
             workers = max(1, min(workers or len(os.sched_getaffinity(0)), len(todo)))
-            notify(estimate_cost(todo, len(found.series) - len(todo), out, preparation, workers))
+            notify(estimate_cost(todo, len(writer.already), out, preparation, workers))
             try:
                 for done, (source, refused) in enumerate(writer.run(todo, workers), start=1):
                     notify(Progress(done=done, total=len(todo), source=source, refused=refused))
@@ -117,82 +125,94 @@ def prepare_store(
         do = f"Their reasons are in {out / 'rejected.csv'}"
         raise StoreError(f"all {summary.rejected} series were rejected", where=out, do=do)
     kept = ("file names are kept in rejected.csv, and nowhere else",) if summary.rejected else ()
-    return replace(summary, notes=(*notes, *kept))
-
-
-def hash_source(series: Series) -> str:
-    """A hash of where a series lies and when it was written, without reading it.
-
-    The times in it (to the nanosecond) keep a guessed path from being confirmed.
-    """
-    parts = []
-    for path in series.files:
-        status = path.stat()
-        parts.append(f"{path.resolve()}\x1f{status.st_size}\x1f{status.st_mtime_ns}")
-    return hash_bytes("\x1e".join(parts).encode())
+    return replace(summary, notes=(*notes, *_note_sources(summary), *kept))
 
 
 class _Writer:
     """The one process that changes the store's tables."""
 
-    def __init__(
-        self, out: Path, preparation: Preparation, series: Sequence[Series], refused: Sequence[Refusal], key: Key | None
-    ) -> None:
+    def __init__(self, out: Path, preparation: Preparation, found: Discovery, given: Sequence[Path], key: Key | None) -> None:
         self.out, self.preparation = out, preparation
-        self.series = series
+        self.series = found.series
         self.journal = out / "journal.jsonl"
         shutil.rmtree(out / STAGING, ignore_errors=True)
         if not (out / "store.json").exists():
             write_info(out, preparation, None if key is None else key.fingerprint)
         self.rows = read_manifest(out)
+        written = read_rows(self.journal)
+        self.origins = Origins.read(self.rows, written)
+        self.earlier_refusals = EarlierRefusals.read(written)
         self.checks_all = sum(row.size for row in self.rows.values()) <= CHECKED_BYTES
-        known = {row.source_hash: row.id for row in self.rows.values()}
-        known |= {row["source_hash"]: row["id"] for row in read_rows(self.journal) if "source_hash" in row}
         # A file that vanished or was cut short is made again.
-        self.known = {source: scan_id for source, scan_id in known.items() if self._is_whole(scan_id)}
-        self.before = frozenset(self.known)
-        self.hashes = {one.source: hash_source(one) for one in series}
-        self.sources = {source_hash: source for source, source_hash in self.hashes.items()}
+        self.whole = {scan_id for scan_id in self.rows if self._is_whole(scan_id)}
+        self.seen = describe_sources(self.series, given, key)
+        self.roots = name_roots(given, key)
+        self.names = {source.source_hash: name for name, source in self.seen.items()}
         # Of two files with one content the first by name counts, whichever is ready first; one from before stays.
-        self.ranks = {self.hashes[one.source]: rank for rank, one in enumerate(series)}
-        self.refused = {one.source: one.reason for one in refused}
+        self.ranks = {self.seen[one.source].source_hash: rank for rank, one in enumerate(self.series)}
+        self.ids: dict[str, str] = {}
+        self.already: set[str] = set()
+        self.replaced: list[str] = []
+        self.dropped: set[str] = set()
+        self.refused = {one.source: one.reason for one in found.refused}
+        for scan_id in [scan_id for scan_id in self.rows if not self.origins.list_of(scan_id)]:
+            # A writer was killed between a new version and the removal of the old one.
+            self._drop(scan_id)
 
     def holds(self, series: Series) -> bool:
-        """Whether the store has this series' scan."""
-        return self.hashes[series.source] in self.known
+        """Whether the store has this series' scan, and its files look as they did then."""
+        source = self.seen[series.source]
+        origin = self.origins.find(source)
+        if origin is None or origin.id not in self.whole:
+            return False
+        if origin.source.source_hash != source.source_hash or origin.source.stamp not in ("", source.stamp):
+            return False
+        self._settle(series, origin)
+        return True
+
+    def refuses(self, series: Series) -> bool:
+        """Whether the same files were refused before by the same rules."""
+        reason = self.earlier_refusals.find(series, self.seen[series.source])
+        if reason is not None:
+            self._refuse(series, reason)
+        return reason is not None
 
     def run(self, todo: Sequence[Series], workers: int) -> Iterator[tuple[str, str | None]]:
         """Prepare series; give each one's source and why it was refused, None when it was kept."""
-        tasks = [(one, self.hashes[one.source]) for one in todo]
+        tasks = [self._describe_task(one) for one in todo]
         work = partial(prepare_series, out=self.out, preparation=self.preparation)
         with contextlib.closing(run_tasks(work, tasks, workers)) as results:
             for index, result in results:
-                source = todo[index].source
+                series = todo[index]
                 if isinstance(result, DiskFull):
                     raise explain_full_disk(self.out)
-                if isinstance(result, ManifestRow):
-                    self._accept(result)
-                    yield source, None
+                if isinstance(result, Prepared):
+                    self._accept(series, result)
+                elif isinstance(result, Unchanged):
+                    origin = self.origins.find(self.seen[series.source])
+                    assert origin is not None
+                    self._settle(series, origin)
                 else:
-                    self.refused[source] = result.reason
-                    yield source, result.reason
+                    self._refuse(series, result.reason)
+                    if isinstance(result, Refused) and result.lasting and may_be_kept(series, result.reason):
+                        append_row(self.journal, describe_refusal(series, self.seen[series.source], result.reason))
+                yield series.source, self.refused.get(series.source)
 
     def close(self, started: float) -> StoreSummary:
         """Fold the journal into the manifest, list what was refused, and count."""
         shutil.rmtree(self.out / STAGING, ignore_errors=True)
         kept = already = 0
-        for one in self.series:
-            source_hash = self.hashes[one.source]
-            if source_hash not in self.known:
-                continue
-            winner = self.sources.get(self.rows[self.known[source_hash]].source_hash)
-            if winner in (None, one.source):
+        for name, scan_id in self.ids.items():
+            winner = self.names.get(self.rows[scan_id].source_hash)
+            if winner in (None, name):
                 kept += 1
-                already += source_hash in self.before
+                already += name in self.already
             else:
-                self.refused[one.source] = f"same content as {winner}"
+                self.refused[name] = f"same content as {winner}"
         refusals = tuple(Refusal(source=source, reason=reason) for source, reason in sorted(self.refused.items()))
         self._write_rejected(refusals)
+        if gone := self.dropped - self.rows.keys():
+            keep_rows(self.journal, lambda row: row.get("id") not in gone)
         write_manifest(self.out, self.rows.values())
         return StoreSummary(
             path=self.out,
@@ -202,25 +222,88 @@ class _Writer:
             seconds=time.monotonic() - started,
             bytes=sum(row.size for row in self.rows.values()),
             refusals=refusals,
+            replaced=tuple(sorted(self.replaced)),
+            vanished=tuple(self.origins.list_vanished(self.seen.values(), self.roots)),
         )
 
     def fingerprint(self) -> dict[str, str | int]:
         """What the scans given were, as a hash."""
-        return {"series": len(self.series), "digest": hash_bytes("".join(sorted(self.hashes.values())).encode())}
+        return {
+            "series": len(self.series),
+            "digest": hash_bytes("".join(sorted(source.source_hash for source in self.seen.values())).encode()),
+        }
 
-    def _accept(self, row: ManifestRow) -> None:
+    def _describe_task(self, series: Series) -> Task:
+        source = self.seen[series.source]
+        origin = self.origins.find(source)
+        known = origin is not None and origin.id in self.whole
+        return Task(series, source.source_hash, origin.digest if origin is not None and known else "")
+
+    def _accept(self, series: Series, prepared: Prepared) -> None:
+        """Take a scan in, in the place of what its files held before."""
+        row, source = prepared.row, self.seen[series.source]
+        origin, earlier = Origin(id=row.id, source=source, digest=prepared.digest), self.origins.find(source)
         staged = self.out / STAGING / f"{row.source_hash}.b2nd"
-        held = self.rows.get(row.id)
-        if held is not None and self._is_whole(row.id) and self.ranks.get(held.source_hash, -1) < self.ranks[row.source_hash]:
+        if row.id in self.whole and not self._comes_first(row, earlier):
             staged.unlink()
-            append_row(self.journal, {"id": row.id, "source_hash": row.source_hash})
+            append_row(self.journal, origin.to_json())
         else:
             target = locate_scan(self.out, row.id)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(staged, target)
-            append_row(self.journal, asdict(row))
-            self.rows[row.id] = row
-        self.known[row.source_hash] = row.id
+            self._write_row(row, origin)
+        self.whole.add(row.id)
+        self.origins.add(origin)
+        self.ids[series.source] = row.id
+        if earlier is not None and earlier.id != row.id:
+            self.replaced.append(series.source)
+            self._release(earlier)
+
+    def _comes_first(self, row: ManifestRow, earlier: Origin | None) -> bool:
+        """Whether a row replaces the one that is there: its own source was read anew, or it is the first of equals by name."""
+        held = self.rows[row.id].source_hash
+        return (earlier is not None and earlier.source.source_hash == held) or (
+            self.ranks.get(held, -1) >= self.ranks[row.source_hash]
+        )
+
+    def _settle(self, series: Series, origin: Origin) -> None:
+        """Note that a series is one that the store has, under the name and the times it has now."""
+        source = self.seen[series.source]
+        self.ids[series.source] = origin.id
+        self.already.add(series.source)
+        if source == origin.source:
+            return
+        now, row = replace(origin, source=source), self.rows[origin.id]
+        if row.source_hash == origin.source.source_hash != source.source_hash:
+            self._write_row(replace(row, source_hash=source.source_hash), now)
+        else:
+            append_row(self.journal, now.to_json())
+        self.origins.add(now)
+
+    def _release(self, origin: Origin) -> None:
+        """Drop a scan that its source no longer holds, unless another source does."""
+        others = self.origins.list_of(origin.id)
+        row = self.rows.get(origin.id)
+        if row is not None and not others:
+            self._drop(origin.id)
+        elif row is not None and row.source_hash == origin.source.source_hash:
+            self._write_row(replace(row, source_hash=others[0].source.source_hash), others[0])
+
+    def _drop(self, scan_id: str) -> None:
+        append_row(self.journal, {"id": scan_id, "dropped": True})
+        locate_scan(self.out, scan_id).unlink(missing_ok=True)
+        del self.rows[scan_id]
+        self.whole.discard(scan_id)
+        self.dropped.add(scan_id)
+
+    def _write_row(self, row: ManifestRow, origin: Origin) -> None:
+        append_row(self.journal, {**asdict(row), **origin.to_json()})
+        self.rows[row.id] = row
+
+    def _refuse(self, series: Series, reason: str) -> None:
+        origin = self.origins.find(self.seen[series.source])
+        kept = origin is not None and origin.id in self.whole
+        self.refused[series.source] = f"{reason}; the scan prepared before is kept" if kept else reason
 
     def _is_whole(self, scan_id: str) -> bool:
         """Whether a scan's file is as its row says: by its checksum where the store is small, else by its size.
@@ -243,6 +326,18 @@ class _Writer:
         write_csv(path, ["source", "reason"], sorted(reasons.items()))
 
 
+def _note_sources(summary: StoreSummary) -> list[str]:
+    notes = []
+    if summary.replaced:
+        count = count_noun(len(summary.replaced), "scan was", "scans were")
+        notes.append(f"{count} replaced, as the files have changed since: {list_some(summary.replaced)}")
+    if summary.vanished:
+        count = count_noun(len(summary.vanished), "scan is kept whose files are", "scans are kept whose files are")
+        do = f"to take them out: dagman store remove {summary.path} ID"
+        notes.append(f"{count} no longer below the given paths, or cannot be used: {list_some(summary.vanished)}; {do}")
+    return notes
+
+
 def _check_folder(out: Path, preparation: Preparation) -> None:
     """Refuse a folder that is something else, a store of another format, or one made with other settings."""
     if out.exists() and not out.is_dir():
@@ -259,4 +354,11 @@ def _check_folder(out: Path, preparation: Preparation) -> None:
 
 
 def _count(summary: StoreSummary) -> dict[str, int | float]:
-    return {"kept": summary.kept, "rejected": summary.rejected, "bytes": summary.bytes, "seconds": round(summary.seconds, 2)}
+    return {
+        "kept": summary.kept,
+        "rejected": summary.rejected,
+        "replaced": len(summary.replaced),
+        "vanished": len(summary.vanished),
+        "bytes": summary.bytes,
+        "seconds": round(summary.seconds, 2),
+    }
