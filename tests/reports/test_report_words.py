@@ -13,7 +13,7 @@ from dagman.evaluation.results import Measurement, Results, Summary, write_summa
 from dagman.evaluation.statistics import Interval, bootstrap_interval
 from dagman.reports.figures.survival import draw_survival_calibration
 from dagman.reports.methods import quote_results
-from dagman.reports.names import format_interval, format_p, name_measure, name_method
+from dagman.reports.names import explain_intervals, format_interval, format_p, name_measure, name_method
 from dagman.reports.page import DataTable, Figure, FigureGrid, Section, Text, mark_cell, render_page
 from dagman.reports.provenance import find_option, tabulate_settings
 from dagman.reports.tasks.comparison import tabulate_models
@@ -139,3 +139,19 @@ def test_a_horizon_is_said_with_the_digits_it_deserves():
     calibration = {"horizon": 1325.444, "predicted": [0.5], "observed": [0.4], "low": [0.3], "high": [0.5], "counts": [9]}
     (axes,) = draw_survival_calibration(calibration, x="days").axes
     assert axes.get_xlabel() == "predicted share without the event at 1325 (days)"
+
+
+def test_what_is_special_of_an_interval_is_stated_once_a_kind():
+    def measure(name: str, how: str) -> Measurement:
+        interval = Interval(value=1.0, low=0.7, high=1.0, level=0.95, items=12, patients=12, how=how)
+        return Measurement(name=name, model="run", method="linear", interval=interval)
+
+    plain, exact = "BCa bootstrap over patients, 2000 resamples", "exact (Clopper-Pearson) over 12 patients"
+    few = f"{plain}; only 36 pairs of items compared in each repeat"
+    rows = [measure("auc", few), measure("accuracy", exact), measure("sensitivity", exact), measure("brier", plain)]
+    assert explain_intervals(rows) == [
+        f"AUC of run (linear probe, 100%): {few}.",
+        f"accuracy of run (linear probe, 100%), sensitivity of run (linear probe, 100%): {exact}.",
+    ]
+    shown = tabulate_models(Summary(task="classify", classes=("a", "b"), measurements=tuple(rows)))
+    assert exact in str(shown[-1])

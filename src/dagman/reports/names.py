@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from dagman.evaluation.measures import find_measure
+from dagman.evaluation.results import Measurement
+
+_NAMED = 4
+"""Measures that a sentence on their intervals names."""
 
 METHODS = {
     "linear": "linear probe",
@@ -43,3 +48,13 @@ def format_interval(value: float, low: float, high: float, *, sign: bool = False
         return "–"
     show = "+.3f" if sign else ".3f"
     return f"{value:{show}} ({low:{show}} to {high:{show}})" if math.isfinite(low + high) else f"{value:{show}}"
+
+
+def explain_intervals(rows: Sequence[Measurement]) -> list[str]:
+    """A sentence for each kind of interval among measurements that is not a plain bootstrap: exact, missing, or of few pairs."""
+    cells: dict[str, list[str]] = {}
+    for row in rows:
+        how = row.interval.how
+        if how.startswith(("exact", "no interval", "undefined")) or "; only " in how:
+            cells.setdefault(how, []).append(f"{name_measure(row.name)} of {row.model} ({name_method(row.method)}, {row.subset})")
+    return [f"{', '.join(names[:_NAMED])}{' and others' if len(names) > _NAMED else ''}: {how}." for how, names in cells.items()]

@@ -59,11 +59,15 @@ def format_results(out: Path, page: Path) -> str:
 
 def print_measures(console: Console, summary: Summary, page: Path) -> None:
     """Notes, a table of measures with their intervals, and where the page lies: a column a model where they fit, else a row."""
+    from dagman.reports.names import explain_intervals
+
     for note in summary.notes:
         console.print(f"[dim]·[/] {escape_markup(note)}")
     beside = _tabulate_beside(summary)
     wanted = console.measure(beside, options=console.options.update(width=_UNLIMITED)).maximum
     console.print(beside if wanted <= console.width else _tabulate_below(summary))
+    for sentence in explain_intervals(summary.measurements):
+        console.print(f"[dim]·[/] {escape_markup(sentence)}")
     console.print(f"written: {page}", markup=False)
 
 

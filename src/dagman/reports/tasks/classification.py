@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from dagman.reports.figures.classification import (
 from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.planes import CONVENTION
 from dagman.reports.methods import TITLE, quote_results
-from dagman.reports.names import format_interval, name_measure, name_method
+from dagman.reports.names import explain_intervals, format_interval, name_measure, name_method
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, Verdict, render_page
 from dagman.reports.provenance import find_option, tabulate_settings
 from dagman.reports.style import FULL_WIDTH
@@ -121,7 +122,7 @@ def tabulate_measures(summary: Summary, subset: str | None = None) -> list[Block
     how = rows[0].interval.how if rows else ""
     several = " Of several classes AUC is the mean of each against the rest." if len(summary.classes) > 2 else ""
     text = f"AUC: 0.5 is chance, 1 is perfect. Brier score: 0 is perfect.{several} Intervals: {how}."
-    return [DataTable(["model", "method", *(name_measure(name) for name in names)], cells), Text(text)]
+    return [DataTable(["model", "method", *(name_measure(name) for name in names)], cells), Text(text), *list_explained(rows)]
 
 
 def show_curves(summary: Summary) -> list[Block]:
@@ -208,6 +209,12 @@ def show_examples(results: Results) -> list[Block]:
     )
     shown = "Crops around the item, CT from -1000 (black) to 500 HU (white); outlined: the structure."
     return [Text(f"Items of {_name_pair(who)}, scores averaged over repeats. {shown} {CONVENTION}{below}"), FigureGrid(figures)]
+
+
+def list_explained(rows: Sequence[Measurement]) -> list[Block]:
+    """What is to be known of intervals that are exact, missing, or of few pairs; nothing where all are plain."""
+    sentences = explain_intervals(rows)
+    return [Listing(sentences)] if sentences else []
 
 
 def list_measurements(summary: Summary, **wanted: str) -> list[Measurement]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from dagman.reports.names import format_interval, format_p, name_measure, name_m
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, Verdict, render_page
 from dagman.reports.provenance import tabulate_settings
 from dagman.reports.style import FULL_WIDTH
-from dagman.reports.tasks.classification import show_warnings
+from dagman.reports.tasks.classification import list_explained, show_warnings
 
 _SIGNIFICANT = 0.05
 _FIGURES = 4
@@ -90,8 +91,14 @@ def tabulate_models(summary: Summary) -> list[Block]:
             [name_method(method), subset, model, *(_state(held.get((method, subset, name, model))) for name in measures)]
             for method, subset, model in arms
         ]
-        return [DataTable(["method", "labels", "model", *map(name_measure, measures)], rows, f"Value (95 % interval). {how}.")]
-    return [DataTable(["method", "labels", "measure", *models], rows, f"Value (95 % interval). {how}.")]
+        return [
+            DataTable(["method", "labels", "model", *map(name_measure, measures)], rows, f"Value (95 % interval). {how}."),
+            *list_explained(summary.measurements),
+        ]
+    return [
+        DataTable(["method", "labels", "measure", *models], rows, f"Value (95 % interval). {how}."),
+        *list_explained(summary.measurements),
+    ]
 
 
 def tabulate_differences(comparisons: Sequence[Comparison]) -> list[Block]:
@@ -107,6 +114,7 @@ def tabulate_differences(comparisons: Sequence[Comparison]) -> list[Block]:
             format_interval(row.difference.value, row.difference.low, row.difference.high, sign=True),
             format_p(row.difference.p),
             format_p(row.corrected),
+            f"{row.difference.detectable:.3f}" if math.isfinite(row.difference.detectable) else "–",
             row.difference.how,
         ]
         for row in comparisons
@@ -114,7 +122,10 @@ def tabulate_differences(comparisons: Sequence[Comparison]) -> list[Block]:
     text = "The same items for both."
     if len(rows) > 1:
         text = f"{text[:-1]}; {len(rows)} comparisons were made, and p is corrected for their number (Holm)."
-    columns = ["difference", "method", "labels", "measure", "value (95 % interval)", "p", "p corrected", "by"]
+    text += (
+        " Detectable: the smallest true difference that this table would have found in 4 of 5 repetitions, from its own interval."
+    )
+    columns = ["difference", "method", "labels", "measure", "value (95 % interval)", "p", "p corrected", "detectable", "by"]
     return [Text(text), DataTable(columns, rows)]
 
 

@@ -108,7 +108,7 @@ def _judge(measurements: Sequence[Measurement], comparisons: Sequence[Comparison
                 Verdict("bad", f"{who} is worse than chance: {index}. Check for a leak, or a column read the wrong way round.")
             )
         else:
-            found.append(Verdict("warn", f"{who}: {index}. With so many patients this cannot be distinguished from chance (0.5)."))
+            found.append(Verdict("warn", f"{who}: {index}. With so few patients this cannot be distinguished from chance (0.5)."))
     for pair in comparisons:
         if pair.subset == _ALL and pair.corrected < 0.05:
             better, worse = (pair.first, pair.second) if pair.difference.value > 0 else (pair.second, pair.first)
