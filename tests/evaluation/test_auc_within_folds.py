@@ -102,7 +102,7 @@ def test_features_that_know_nothing_reach_an_auc_of_one_half_on_average():
     assert np.mean(pooled) < np.mean(within) - 2 * error
 
 
-def test_delongs_interval_covers_one_half_of_null_data_at_least_as_often_as_it_claims():
+def test_delongs_interval_holds_one_half_as_often_as_it_claims_where_the_scores_are_given():
     random = np.random.default_rng(0)
     covered = []
     for _ in range(400):

@@ -140,7 +140,10 @@ def delong_covariance(
     """AUCs of M models (scores n M, or n R M with folds n R), their M M covariance, and the number of patients.
 
     Placements by midranks (Sun and Xu, IEEE SPL 2014) within each fold, summed over each patient's items and columns. NaN if
-    undefined. Small folds make the variance a little too large, never too small: each pair's own noise is counted twice.
+    undefined. The models are taken as given: that they would differ, fitted to other patients, is not in the variance. On noise
+    (43 patients, 5 folds, a logistic regression refitted a fold) a 95 % interval held 0.5 in 85 of 100 draws with one repeat and in
+    75 with five, and one in 12 of the latter lay above it: no estimate from one cross-validation is free of this (Bengio and
+    Grandvalet, JMLR 2004).
     """
     scores = np.asarray(scores, dtype=np.float64)
     scores = scores[:, None, :] if scores.ndim == 2 else scores
