@@ -31,7 +31,7 @@ _COMMANDS = {
     "compare": "Run one task for several models on identical splits.",
     "study": "Run a whole study from one file: methods, seeds, tasks, one page.",
     "import": "Turn a public data set into a table: lidc, medmnist.",
-    "store": "Look after a store: verify, list, remove.",
+    "store": "Check a store, list its scans, or remove patients from it.",
 }
 # `import` is a keyword of Python, so its file has another name; the tasks' commands have a folder.
 _TASKS = ("classify", "outcome", "segment", "predict", "cluster", "compare")

@@ -1,4 +1,4 @@
-"""`dagman store`: look after a store."""
+"""`dagman store`: check a store, list its scans, remove patients from it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ StoreFolder = Annotated[Path, typer.Argument(help="Folder that dagman prepare wr
 
 
 @app.callback(epilog="Example: dagman store verify store")
-def look_after_store() -> None:
-    """Look after a store: check that it is whole, list what is in it, remove a patient."""
+def maintain_store() -> None:
+    """Check that a store is whole, list its scans, or remove patients from it."""
 
 
 @app.command("verify", epilog="Example: dagman store verify store")
