@@ -46,8 +46,7 @@ def run_task(
         typer.echo(format_results(results.path, page))
         return
     print_measures(console, results.summary, page)
-    if several:
-        print_differences(console, results.summary)
+    print_differences(console, results.summary)
     if last := remark():
         console.print(last, markup=False)
 
