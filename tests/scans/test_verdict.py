@@ -49,10 +49,10 @@ def test_ct_is_accepted_with_air_or_with_fat_alone(values):
     [
         (np.clip(np.abs(SOFT) + 100, 0, 255), "give --modality mr if it is MR, else the scan in HU"),
         (rng().normal(400, 90, (20, 20, 20)).clip(0), "give --modality mr if it is MR, else the scan in HU"),
-        (rng().random((20, 20, 20)), "looks scaled already; give the scan in HU"),
-        (rng().integers(0, 5, (20, 20, 20)), "looks like a label map; give it as a mask, not as a scan"),
+        (rng().random((20, 20, 20)), "appears to be rescaled already; give the scan in HU"),
+        (rng().integers(0, 5, (20, 20, 20)), "appears to be a label map; give it as a mask, not as a scan"),
         (np.full((5, 5, 5), 7), "all voxels are 7: leave it out, or export it again"),
-        (np.concatenate([LUNG, SOFT[:, :, :20]]) + 1024, "looks like raw values, 1024 too high"),
+        (np.concatenate([LUNG, SOFT[:, :, :20]]) + 1024, "appears to hold raw values, 1024 too high"),
     ],
 )
 def test_what_is_not_hu_is_refused_with_advice(values, text):
@@ -65,7 +65,7 @@ def test_raw_values_are_noticed_behind_padding():
     raw = np.concatenate([LUNG, SOFT[:, :, :20]]) + 1024
     raw[:3] = -2000
     verdict = judge_scan(scan_of(raw, "CT"))
-    assert "looks like raw values, 1024 too high" in verdict.reason
+    assert "appears to hold raw values, 1024 too high" in verdict.reason
 
 
 @pytest.mark.parametrize("modality", [None, "CT"])
@@ -76,19 +76,19 @@ def test_hu_with_the_sign_flipped_are_refused(modality):
     assert judge_scan(scan_of(chest, modality)).accepted
     refused = judge_scan(scan_of(-chest, modality))
     assert not refused.accepted
-    assert "looks like HU with the sign flipped" in refused.reason
+    assert "appears to hold HU with the sign flipped" in refused.reason
     assert refused.reason.endswith("air at the high end): multiply by -1")
 
 
 def test_mr_up_to_a_thousand_is_not_called_flipped():
     mr = np.concatenate([rng().normal(780, 40, (10, 20, 20)), rng().normal(200, 60, (10, 20, 20))]).clip(0, 1082).round()
-    assert not measure_hu(mr).looks_negated
+    assert not measure_hu(mr).is_negated
     assert "--modality mr" in judge_scan(scan_of(mr)).reason
 
 
 def test_a_crop_of_bone_or_metal_without_air_is_not_called_flipped():
     bone = np.concatenate([rng().normal(1100, 250, (10, 20, 20)), SOFT[:, :, :20]]).round()
-    assert not measure_hu(bone).looks_negated
+    assert not measure_hu(bone).is_negated
     assert judge_scan(scan_of(bone, "CT")).accepted
 
 
@@ -98,13 +98,13 @@ def test_flipped_hu_are_refused_with_their_padding_too(modality, padding):
     body = np.concatenate([rng().normal(-1000, 20, (8, 20, 30)), SOFT])
     body[:, :3] = padding
     assert judge_scan(scan_of(np.maximum(body, -1024), modality)).accepted
-    assert "looks like HU with the sign flipped" in judge_scan(scan_of(-body, modality)).reason
+    assert "appears to hold HU with the sign flipped" in judge_scan(scan_of(-body, modality)).reason
 
 
 def test_flipped_hu_with_little_air_are_refused():
     thigh = np.concatenate([rng().normal(-1000, 20, (2, 20, 30)), SOFT])
     assert judge_scan(scan_of(thigh)).accepted
-    assert "looks like HU with the sign flipped" in judge_scan(scan_of(-thigh)).reason
+    assert "appears to hold HU with the sign flipped" in judge_scan(scan_of(-thigh)).reason
 
 
 def test_ct_clipped_at_a_thousand_is_accepted_with_bone_or_metal_in_it():
@@ -195,7 +195,7 @@ def test_real_scans_are_judged_right(data):
     for name in ["other-ct/CT_pitch.nii.gz", "mr/stroke-T1.nii.gz", "mr/totalseg-mr.nii.gz", "mr/CMB-CRC-T2.nii.gz"]:
         assert "no HU range" in judge_scan(read_scan(data / name)).reason, name
     for name in ["organs/masks/totalseg-body.nii.gz", "mr/totalseg-mr_labels.nii.gz"]:
-        assert "looks like a label map" in judge_scan(read_scan(data / name)).reason, name
+        assert "appears to be a label map" in judge_scan(read_scan(data / name)).reason, name
 
 
 def test_real_ct_is_refused_once_its_sign_is_flipped(data):
@@ -204,7 +204,7 @@ def test_real_ct_is_refused_once_its_sign_is_flipped(data):
         # The padding as the file has it: read_scan would clip it before it is flipped.
         flipped = narrow_voxels(-read_nifti(data / f"{name}.nii.gz").values.astype(np.int32))
         for modality in (None, "CT"):
-            assert "looks like HU with the sign flipped" in judge_scan(scan_of(flipped, modality)).reason, name
+            assert "appears to hold HU with the sign flipped" in judge_scan(scan_of(flipped, modality)).reason, name
 
 
 def test_padding_down_to_3024_is_clipped_and_the_scan_accepted(data):
