@@ -35,6 +35,9 @@ from dagman.records.journal import append_row, keep_rows, read_rows
 from dagman.settings import Settings
 from dagman.settings.presets import validate_settings
 
+_METRICS = frozenset({"total", "lr", "grad_norm"})
+_TIMINGS = frozenset({"seconds", "views_per_s", "voxels_per_s", "waiting_share", "memory_gib"})
+
 
 class Run:
     """Reads a run folder; every property is read anew, so that a running run can be watched.
@@ -74,7 +77,7 @@ class Run:
     @property
     def steps(self) -> list[dict[str, Any]]:
         """Rows of `metrics.jsonl`."""
-        return _read_steps(self.path / "metrics.jsonl")
+        return _read_steps(self.path / "metrics.jsonl", _METRICS)
 
     @property
     def monitors(self) -> list[dict[str, Any]]:
@@ -84,7 +87,7 @@ class Run:
     @property
     def timings(self) -> list[dict[str, Any]]:
         """Rows of `timing.jsonl`."""
-        return _read_steps(self.path / "timing.jsonl")
+        return _read_steps(self.path / "timing.jsonl", _TIMINGS)
 
     @property
     def warnings(self) -> list[dict[str, Any]]:
@@ -167,8 +170,10 @@ def _is_until(last: int, row: dict[str, Any]) -> bool:
     return isinstance(row.get("step"), int) and row["step"] <= last
 
 
-def _read_steps(path: Path) -> list[dict[str, Any]]:
-    return [row for row in read_rows(path) if isinstance(row.get("step"), int)]
+def _read_steps(path: Path, numbers: frozenset[str] = frozenset()) -> list[dict[str, Any]]:
+    """Rows of a step, less damaged ones: those that lack a number that every row has."""
+    rows = [row for row in read_rows(path) if isinstance(row.get("step"), int)]
+    return [row for row in rows if all(isinstance(row.get(name), int | float) for name in numbers)]
 
 
 def _read_notes(folder: Path) -> list[dict[str, Any]]:
