@@ -24,22 +24,11 @@ from dagman.scans.phantom import write_cohort
 from dagman.store.format import locate_scan
 from dagman.store.manifest import Store
 from dagman.store.writer import prepare_store
+from dagman.testing import TINY_SETTINGS
 from dagman.training.pretraining import pretrain
 from dagman.training.run import Run
 
-TINY = (
-    "view.side=32",
-    "model.embed=8",
-    "model.depths=[1, 1, 1, 1]",
-    "model.heads=[1, 2, 2, 4]",
-    "model.sa_heads=2",
-    "projector.hidden=16",
-    "projector.bottleneck=8",
-    "projector.prototypes=16",
-    "train.steps=2",
-    "train.monitor_views=2",
-    "train.device=cpu",
-)
+TINY = (*TINY_SETTINGS, "train.steps=2", "view.spacing=2")
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from pydicom.uid import generate_uid
 
 from dagman.cli import application
 from dagman.records.key import find_key
+from dagman.testing import TINY_SETTINGS
 
 pytestmark = pytest.mark.slow
 
@@ -34,25 +35,7 @@ PLANTED = (
     *("zither", "Tannenbaum", "Ostrander", "Pettibone", "Lindqvist", "Harkness", "Merriweather"),
 )
 """Words and numbers that no program writes of itself."""
-SETTINGS = """
-[view]
-side = 32
-spacing = 4.0
-[model]
-embed = 8
-depths = [1, 1, 1, 1]
-heads = [1, 2, 2, 4]
-sa_heads = 2
-[projector]
-hidden = 16
-bottleneck = 8
-prototypes = 16
-[train]
-steps = 2
-monitor_views = 2
-precision = "fp32"
-device = "cpu"
-"""
+SETTINGS = [word for one in (*TINY_SETTINGS, "train.steps=2") for word in ("--set", one)]
 
 
 def _make_body(seed: int) -> np.ndarray:
@@ -109,7 +92,6 @@ def planted(tmp_path_factory: pytest.TempPathFactory, write_dicom: Callable[...,
         names = {"scan": f"{folder.name}/{name}", "mask": f"{folder.name}/{mask.name}"}
         rows.append({"item": f"s{number}", **names, "patient": f"p{number}"})
     pd.DataFrame(rows).to_csv(place / "table.csv", index=False)
-    (place / "run.toml").write_text(SETTINGS)
     return place
 
 
@@ -163,7 +145,7 @@ def test_no_identity_is_found_in_anything_that_the_road_writes(planted, tmp_path
     chosen = [scans / "Quillfeather_Ada", scans / "Lindqvist_19310217.nii.gz", scans / "Tannenbaum_zither.nrrd"]
     store, run, out = tmp_path / "store", tmp_path / "run", tmp_path / "segmented"
     _call("prepare", *chosen, "--out", store, "--spacing", 4, "--workers", 1)
-    _call("pretrain", store, "--out", run, "--config", planted / "run.toml")
+    _call("pretrain", store, "--out", run, *SETTINGS)
     _call("report", run)
     _call("embed", run, store, "--out", tmp_path / "features" / "stored.parquet", "--device", "cpu")
     _call("embed", run, table, "--out", tmp_path / "features" / "items.csv", "--device", "cpu")

@@ -192,7 +192,7 @@ def test_a_response_is_predicted_from_image_clinical_and_both(call_dagman, tumou
         ({"response": "no"}, ("--label", "response"), "one class only ('no')"),
         ({}, ("--time", "days", "--event", "died", "--clinical", "agee"), "has no column 'agee'. Nearest: age"),
         ({}, ("--time", "days", "--event", "died", "--folds", 29), "fewer than 29 folds. Ask for --folds"),
-        ({}, ("--time", "days", "--event", "died", "--method", "coks"), "there is no method 'coks'. Nearest: cox"),
+        ({}, ("--time", "days", "--event", "died", "--method", "coks"), "unknown method 'coks'. Nearest: cox"),
     ],
 )
 def test_bad_input_is_one_line_with_what_to_do(call_dagman, tumours, tmp_path, change, arguments, said):

@@ -21,31 +21,13 @@ from dagman.evaluation.measures import MEASURES, Measure
 from dagman.method import masking
 from dagman.model import BACKBONES, Backbone, BackboneKind, SwinShape, register_backbone
 from dagman.settings import choices
+from dagman.testing import TINY_SETTINGS
 from dagman.training.assembly import register_masking
 
 pytestmark = pytest.mark.journey
 
 Call = Callable[..., tuple[int, str, str]]
-SETTINGS = """
-[view]
-side = 32
-spacing = 4.0
-[model]
-embed = 8
-depths = [1, 1, 1, 1]
-heads = [1, 2, 2, 4]
-sa_heads = 2
-[projector]
-hidden = 16
-bottleneck = 8
-prototypes = 16
-[train]
-steps = 2
-monitor_every = 1
-monitor_views = 2
-precision = "fp32"
-device = "cpu"
-"""
+SETTINGS = [word for one in (*TINY_SETTINGS, "train.steps=2", "train.monitor_every=1") for word in ("--set", one)]
 
 
 class Averages(Backbone):
@@ -124,13 +106,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         nibabel.save(image, folder / f"body{number}.nii.gz")
     columns = ["scan", "patient", "dense", "center_x_mm", "center_y_mm", "center_z_mm"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "points.csv", index=False)
-    (folder / "run.toml").write_text(SETTINGS)
     return folder
 
 
 def _pretrain(call_dagman: Call, place: Path, out: Path, *sets: str) -> tuple[int, str, str]:
     options = [part for one in sets for part in ("--set", one)]
-    return call_dagman("pretrain", *sorted(place.glob("*.nii.gz")), "--out", out, "--config", place / "run.toml", *options)
+    return call_dagman("pretrain", *sorted(place.glob("*.nii.gz")), "--out", out, *SETTINGS, *options)
 
 
 def test_a_masking_and_a_backbone_of_ones_own_are_pretrained_read_back_and_compared(own_parts, call_dagman, place, tmp_path):

@@ -14,7 +14,7 @@ def nearest_name(wrong: str, names: Iterable[str]) -> str | None:
 
 
 def suggest_name(wrong: str, names: Iterable[str]) -> str:
-    """Advice for a misspelt name: the nearest one, or all there are."""
+    """What to do about a misspelt name: the nearest one, or all there are."""
     names = list(names)
     nearest = nearest_name(wrong, names)
     return f"Nearest: {nearest}" if nearest else f"There are: {', '.join(names)}"

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 INK, MUTED, RULE, PAPER = "#1b2733", "#5b6b7a", "#d9e0e6", "#ffffff"
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED, YELLOW = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#56b4e9", "#b2182b", "#e69f00"
 CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, RED, MUTED)
-"""Colours of series in order: Okabe and Ito's, told apart by colour-blind readers."""
+"""Colours of series in order: Okabe and Ito's, which colour-blind readers can distinguish."""
 LEVELS = {"ok": GREEN, "warn": YELLOW, "bad": RED}
 """Colours of a verdict's levels."""
 

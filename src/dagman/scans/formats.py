@@ -31,7 +31,7 @@ class Format:
     name: str
     "As printed by `inspect`, and kept in its CSV."
     title: str
-    "As written in advice: NIfTI."
+    "As written in messages: NIfTI."
     suffixes: tuple[str, ...]
     "In lower case, with the dot."
     check: Callable[[Path], object]
@@ -61,7 +61,7 @@ def find_format(path: Path) -> Format | None:
 
 
 def list_titles() -> str:
-    """The formats by their titles, for advice."""
+    """The titles of the formats, for a message."""
     *others, last = (one.title for one in FORMATS.values())
     return f"{', '.join(others)} or {last}"
 

@@ -105,7 +105,7 @@ def describe_identity(folder: Path, *, identified: bool) -> str:
 def find_dicom_files(source: str | Path) -> tuple[Path, ...]:
     """The files that `read_scan` reads for this path if they are DICOM, else none.
 
-    Raises ScanError when the series cannot be told from others: the folder holds another one by now.
+    Raises ScanError when the folder holds several series by now, so that it is not clear which one is meant.
     """
     source = Path(source)
     if not dicom.source_exists(source) or ((known := find_format(source)) is not None and known.is_file):

@@ -25,7 +25,7 @@ from dagman.tables.items import Item
 from dagman.tables.paths import refuse_drives, tidy_path
 
 IDS = ("checked", "exact")
-"""How patients and labels are told apart; see `read_table`."""
+"""How patients and labels are distinguished; see `read_table`."""
 CENTER_COLUMNS = ("center_x_mm", "center_y_mm", "center_z_mm")
 _SPLITS = {
     "train": "train",

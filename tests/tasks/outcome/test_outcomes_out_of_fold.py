@@ -201,7 +201,7 @@ def test_patients_of_whom_no_two_can_be_compared_are_refused(times, events, said
 
 
 def test_a_method_there_is_not_names_the_nearest():
-    with pytest.raises(TaskError, match=r"there is no method 'forst'\. Nearest: forest"):
+    with pytest.raises(TaskError, match=r"unknown method 'forst'\. Nearest: forest"):
         OutcomeSettings(methods=("forst",))
 
 

@@ -1,4 +1,4 @@
-"""Slices of one series to volumes: acquisitions, phases of the heart and time points are told apart, copies counted once."""
+"""Slices of one series to volumes: acquisitions, cardiac phases and time points are separated, copies counted once."""
 
 from __future__ import annotations
 

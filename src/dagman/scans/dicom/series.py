@@ -1,4 +1,4 @@
-"""Headers to volumes: files of one series are kept together, several volumes in one series are told apart."""
+"""Headers to volumes: files of one series are kept together, several volumes in one series are separated."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def group_headers(headers: Iterable[Header], *, any_modality: bool = False) -> l
     """
     series: dict[tuple[str, str, str], list[Header]] = {}
     for header in sorted(headers, key=lambda header: header.path.as_posix()):
-        # Files without a series are told apart by folder.
+        # Files without a series are grouped by folder.
         uid = header.series_uid or header.path.parent.as_posix()
         series.setdefault((header.patient_id, header.study_uid, uid), []).append(header)
     return [group for members in series.values() for group in _split_whatever_it_holds(members, any_modality)]

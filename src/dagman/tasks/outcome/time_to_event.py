@@ -81,7 +81,7 @@ class OutcomeSettings:
     def __post_init__(self) -> None:
         for method in self.methods:
             if method not in METHODS:
-                raise TaskError(f"there is no method '{method}'", do=suggest_name(method, METHODS))
+                raise TaskError(f"unknown method '{method}'", do=suggest_name(method, METHODS))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
