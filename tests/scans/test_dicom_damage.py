@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
 
 import numpy as np
@@ -124,8 +125,24 @@ def test_whatever_a_reader_raises_is_the_files_reason(tmp_path, write_dicom, ct,
         return np.empty((2, 2)).reshape(3)
 
     monkeypatch.setattr(pydicom.FileDataset, "pixel_array", property(fail))
-    with pytest.raises(ScanError, match=r"pixel data are cut short or cannot be decoded \(cannot reshape array"):
+    with pytest.raises(ScanError, match=r"pixel data are cut short or cannot be decoded\. "):
         read_series(series)
+
+
+@pytest.mark.parametrize(
+    ("fail", "said"),
+    [
+        (lambda: Dataset().StudyInstanceUID, "cannot be read (StudyInstanceUID is missing)"),
+        (lambda: None.lower(), "cannot be read"),
+        (lambda: int("x"), "cannot be read"),
+        (lambda: struct.unpack("<I", b"ab"), "cannot be read"),
+        (lambda: zlib.decompress(b"no"), "cannot be read (Error -3 while decompressing data: incorrect header check)"),
+    ],
+)
+def test_a_librarys_words_about_a_file_are_kept_and_those_about_its_code_are_not(fail, said):
+    with pytest.raises(ScanError) as raised, explain_faults("cannot be read", where="a.dcm", do="Export it again"):
+        fail()
+    assert raised.value.what == said
 
 
 def test_a_fault_of_our_own_is_named_as_one():
@@ -153,4 +170,4 @@ def test_a_series_that_cannot_be_put_together_costs_itself_alone(tmp_path, write
     monkeypatch.setattr(series, "_split_series", fail)
     found = find_series(tmp_path)
     assert len(found.series) == 1
-    assert [one.reason.partition(" (")[0] for one in found.refused] == ["its headers cannot be put together"]
+    assert [one.reason.partition(":")[0] for one in found.refused] == ["its headers cannot be put together"]

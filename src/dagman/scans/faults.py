@@ -6,6 +6,7 @@ pydicom, nibabel, numpy and the decoders raise many kinds on damaged bytes; none
 from __future__ import annotations
 
 import contextlib
+import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,12 @@ from dagman.errors import DagmanError, ScanError
 _SOURCE = Path(__file__).parents[1]
 OWN_FAULT = "a fault of dagman, please report it"
 """Stands in the reason where the exception comes from dagman's own lines, so that no test takes it for a damaged file."""
+_LONGEST = 100
+_ABOUT_CODE = re.compile(
+    r"'\w+' object|\w\(|__|NoneType|\bb['\"]|\bobject\b|\bargument|\bdtype|literal for|could not convert|unpack|subscript"
+    r"|broadcast|reshape"
+)
+"""Words of Python and numpy about a line of code; they explain no file to its user."""
 
 
 @contextlib.contextmanager
@@ -46,6 +53,11 @@ def _describe(error: Exception) -> str:
     innermost = traceback.extract_tb(error.__traceback__)[-1]
     if Path(innermost.filename).is_relative_to(_SOURCE):
         return f" ({OWN_FAULT}: {type(error).__name__} in {Path(innermost.filename).name}, line {innermost.lineno})"
+    if isinstance(error, AttributeError) and re.fullmatch(r"[A-Z]\w+", error.name or ""):
+        # pydicom: a tag, asked for by its keyword.
+        return f" ({error.name} is missing)"
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     # Of a KeyError there is but the key.
-    return f" ({line[:100]})" if " " in line else ""
+    if " " not in line or _ABOUT_CODE.search(line):
+        return ""
+    return f" ({line if len(line) <= _LONGEST else line[:_LONGEST].rpartition(' ')[0] + ' ...'})"

@@ -68,17 +68,21 @@ def test_labels_that_no_longer_fit_the_series_cost_the_segmentation_alone(series
     assert not (tmp_path / "out.dcm").exists()
 
 
-def test_headers_that_lack_what_a_segmentation_must_name_cost_the_segmentation_alone(series, tmp_path):
+@pytest.mark.parametrize("keyword", ["FrameOfReferenceUID", "StudyInstanceUID", "SOPClassUID"])
+@pytest.mark.parametrize("identified", [False, True])
+def test_headers_that_lack_what_a_segmentation_must_name_cost_the_segmentation_alone(series, tmp_path, keyword, identified):
     pytest.importorskip("highdicom")
     for path in series["early"]:
         data = pydicom.dcmread(path)
-        del data.FrameOfReferenceUID
+        delattr(data, keyword)
         data.save_as(path)
-    said = write_dicom_labels(tmp_path / "out.dcm", np.ones((*_SHAPE, 4), np.uint8), {1: "ball"}, series["early"][0])
-    assert said.startswith("out: no DICOM SEG was written: the series' headers do not allow it (")
-    assert "Frame Of Reference UID" in said
-    assert "\n" not in said
-    assert not (tmp_path / "out.dcm").exists()
+    labels, place = np.ones((*_SHAPE, 4), np.uint8), tmp_path / "out.dcm"
+    said = write_dicom_labels(place, labels, {1: "ball"}, series["early"][0], identified=identified)
+    assert said == (
+        f"out: no DICOM SEG was written: {series['early'][0].parent}: its headers lack {keyword}, which a DICOM SEG must name. "
+        "Export the series again, with its UIDs kept."
+    )
+    assert not place.exists()
 
 
 def test_a_scan_of_another_format_asks_for_no_dicom(folder, tmp_path):

@@ -7,6 +7,7 @@ out, and the patient is a pseudonym, unless the file is to be identified.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,14 @@ _KEPT = (
     *("ImagePositionPatient", "ImageOrientationPatient"),
 )
 """All of a source that a SEG is made from, beside the places of its frames; what is not listed cannot reach the file."""
+_NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality")
+"""What a SEG refers to its source by."""
 _PLACES = {
     "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
     "PlanePositionSequence": ("ImagePositionPatient",),
     "PlaneOrientationSequence": ("ImageOrientationPatient",),
 }
+_NOT_A_SOURCE, _EXPORT_AGAIN = "its headers do not allow a DICOM SEG", "Export the series again, with its UIDs kept"
 _METHOD = "dagman: pseudonym; UIDs kept"
 
 
@@ -52,16 +56,19 @@ def write_segments(
     is the pseudonym that dagman gives everywhere, and of the source UIDs and geometry alone are kept. Raises MissingExtraError
     without highdicom, ScanError when the labels or the source do not fit.
     """
-    sources, frames = _order_sources(files, labels)
-    if not identified:
-        sources = [_keep_geometry(source) for source in sources]
-    values = sorted(names)
-    segmentation = _build_segmentation(sources, np.isin(frames, values) * frames, values, names)
-    if not identified:
-        segmentation.PatientIdentityRemoved = "YES"
-        segmentation.DeidentificationMethod = _METHOD
-    with write_whole(path) as temporary, quiet_pydicom():
-        segmentation.save_as(temporary)
+    written = BytesIO()
+    with explain_faults(_NOT_A_SOURCE, where=files[0].parent, do=_EXPORT_AGAIN), quiet_pydicom():
+        sources, frames = _order_sources(files, labels)
+        if not identified:
+            sources = [_keep_geometry(source) for source in sources]
+        values = sorted(names)
+        segmentation = _build_segmentation(sources, np.isin(frames, values) * frames, values, names)
+        if not identified:
+            segmentation.PatientIdentityRemoved = "YES"
+            segmentation.DeidentificationMethod = _METHOD
+        segmentation.save_as(written)
+    with write_whole(path) as temporary:
+        temporary.write_bytes(written.getbuffer())
 
 
 def names_its_patient(path: Path) -> bool:
@@ -104,9 +111,9 @@ def _keep_places(group: pydicom.Dataset) -> pydicom.Dataset:
 
 def _order_sources(files: Sequence[Path], labels: NDArray) -> tuple[list[pydicom.FileDataset], NDArray]:
     """The source data sets and the labels' frames (frame, row, column), one belonging to the other."""
-    with quiet_pydicom():
-        data = [pydicom.dcmread(path, force=True) for path in files]
-        planes = [read_planes(one) for one in data]
+    data = [pydicom.dcmread(path, force=True) for path in files]
+    _check_references(data)
+    planes = [read_planes(one) for one in data]
     order, affine = order_planes([plane for group in planes for plane in group])
     _fill_gaps(data, gap=affine.spacing[2])
     frames = np.ascontiguousarray(labels.transpose(2, 1, 0))
@@ -118,6 +125,12 @@ def _order_sources(files: Sequence[Path], labels: NDArray) -> tuple[list[pydicom
         placed[order] = frames
         return data, placed
     return [data[index] for index in order], frames
+
+
+def _check_references(sources: Sequence[pydicom.Dataset]) -> None:
+    lacking = [keyword for keyword in _NEEDED if not all(read_text(source, keyword).strip() for source in sources)]
+    if lacking:
+        raise ScanError(f"its headers lack {' and '.join(lacking)}, which a DICOM SEG must name", do=_EXPORT_AGAIN)
 
 
 def _fill_gaps(sources: Sequence[pydicom.Dataset], gap: float) -> None:
@@ -154,23 +167,22 @@ def _build_segmentation(
         for number, value in enumerate(values, start=1)
     ]
     pixels = np.stack([frames == value for value in values], axis=-1).astype(np.uint8)
-    with quiet_pydicom():
-        return highdicom.seg.Segmentation(
-            source_images=list(sources),
-            pixel_array=pixels,
-            segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=segments,
-            series_instance_uid=highdicom.UID(),
-            series_number=_count_series(sources[0]),
-            series_description="Segmentation by dagman; not for diagnosis",
-            sop_instance_uid=highdicom.UID(),
-            instance_number=1,
-            manufacturer=_NAME,
-            manufacturer_model_name=_NAME,
-            software_versions=__version__,
-            device_serial_number="0",
-            omit_empty_frames=bool(pixels.any()),
-        )
+    return highdicom.seg.Segmentation(
+        source_images=list(sources),
+        pixel_array=pixels,
+        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=segments,
+        series_instance_uid=highdicom.UID(),
+        series_number=_count_series(sources[0]),
+        series_description="Segmentation by dagman; not for diagnosis",
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer=_NAME,
+        manufacturer_model_name=_NAME,
+        software_versions=__version__,
+        device_serial_number="0",
+        omit_empty_frames=bool(pixels.any()),
+    )
 
 
 def _count_series(source: pydicom.Dataset) -> int:
