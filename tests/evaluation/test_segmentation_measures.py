@@ -81,8 +81,8 @@ def test_lesions_are_counted_by_components():
 
 
 def test_agreement_of_a_hand_worked_case():
-    found = ours.measure_agreement([11, 10, 15], [10, 10, 13])
+    found = ours.bland_altman([11, 10, 15], [10, 10, 13])
     assert found.bias == pytest.approx(1)
     assert (found.low, found.high) == pytest.approx((1 - 1.96, 1 + 1.96))
-    assert np.isnan(ours.measure_agreement([1], [2]).high)
-    assert np.isnan(ours.measure_agreement([], []).bias)
+    assert np.isnan(ours.bland_altman([1], [2]).high)
+    assert np.isnan(ours.bland_altman([], []).bias)

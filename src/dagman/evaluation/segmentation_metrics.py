@@ -146,7 +146,7 @@ def measure_volume(mask: Mask, spacing: Sequence[float]) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
+class LimitsOfAgreement:
     """Bland and Altman (Lancet 1986): mean difference and the limits that hold 95 % of differences, if normal."""
 
     bias: float
@@ -154,9 +154,9 @@ class Agreement:
     high: float
 
 
-def measure_agreement(predicted: ArrayLike, truth: ArrayLike) -> Agreement:
-    """Agreement of two measurements of n items, predicted minus true; limits are NaN for fewer than two."""
+def bland_altman(predicted: ArrayLike, truth: ArrayLike) -> LimitsOfAgreement:
+    """Bland and Altman's limits of two measurements of n items, predicted minus true; NaN for fewer than two."""
     differences = np.asarray(predicted, dtype=np.float64) - np.asarray(truth, dtype=np.float64)
     bias = float(differences.mean()) if len(differences) else float("nan")
     reach = 1.96 * float(differences.std(ddof=1)) if len(differences) > 1 else float("nan")
-    return Agreement(bias=bias, low=bias - reach, high=bias + reach)
+    return LimitsOfAgreement(bias=bias, low=bias - reach, high=bias + reach)

@@ -15,10 +15,10 @@ from scipy import ndimage
 from dagman.errors import TaskError
 from dagman.evaluation.results import Measurement
 from dagman.evaluation.segmentation_metrics import (
+    bland_altman,
     detect_lesions,
     find_hausdorff,
     find_surface_dice,
-    measure_agreement,
     measure_dice,
     measure_surface_distances,
     measure_volume,
@@ -131,7 +131,7 @@ def summarize_scores(
 def agree_volumes(rows: pd.DataFrame) -> dict[str, float]:
     """Bland and Altman's bias and limits of agreement in ml, predicted minus true, each scan once (mean of its repeats)."""
     means = rows.groupby(["item", "label"])[["volume_ml", "true_volume_ml"]].mean().dropna()
-    agreement = measure_agreement(means["volume_ml"], means["true_volume_ml"])
+    agreement = bland_altman(means["volume_ml"], means["true_volume_ml"])
     return {"bias": agreement.bias, "low": agreement.low, "high": agreement.high}
 
 

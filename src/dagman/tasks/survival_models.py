@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dagman.errors import MissingExtraError, TaskError
+from dagman.errors import TaskError
 from dagman.randomness import address
 from dagman.records.counts import count_noun
 from dagman.tables.clinical import ClinicalDesign, Values, fit_clinical
@@ -112,13 +112,11 @@ class Forest:
 def fit_forest(design: ArrayLike, time: ArrayLike, event: ArrayLike, *, seed: int = 0) -> Forest:
     """A random survival forest (Ishwaran et al., Ann. Appl. Stat. 2008) of 200 trees on a design (n k).
 
-    Raises MissingExtraError without scikit-survival, TaskError when no event was seen.
+    Raises TaskError when no event was seen.
     """
-    try:
-        from sksurv.ensemble import RandomSurvivalForest
-        from sksurv.util import Surv
-    except ImportError:
-        raise MissingExtraError("scikit-survival", "survival") from None
+    from sksurv.ensemble import RandomSurvivalForest
+    from sksurv.util import Surv
+
     event = np.asarray(event, dtype=bool)
     if not event.any():
         raise TaskError("the training items hold no event", do="Ask for fewer folds, or give more patients with an event")

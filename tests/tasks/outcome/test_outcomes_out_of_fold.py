@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import numpy as np
 import pytest
 
 from dagman.encoder.loading import load_encoder
-from dagman.errors import MissingExtraError, TableError, TaskError
+from dagman.errors import TableError, TaskError
 from dagman.evaluation.outcome_metrics import OutOfFold, prepare_measure
 from dagman.evaluation.splits import Split, Subset, plan_splits
 from dagman.store.crops import CropSpec
@@ -30,11 +28,6 @@ from dagman.tasks.outcome.folds import (
 )
 from dagman.tasks.outcome.model import OutcomeModel, load_outcome_model, save_outcome_model
 from dagman.tasks.outcome.time_to_event import OutcomeSettings
-
-with warnings.catch_warnings():
-    # scikit-survival warns on import with newer pandas or numpy; that is its own.
-    warnings.simplefilter("ignore")
-    pytest.importorskip("sksurv.ensemble")
 
 TIMES = np.array([3.0, 6.0, 12.0])
 
@@ -203,16 +196,6 @@ def test_patients_of_whom_no_two_can_be_compared_are_refused(times, events, said
 def test_a_method_there_is_not_names_the_nearest():
     with pytest.raises(TaskError, match=r"unknown method 'forst'\. Nearest: forest"):
         OutcomeSettings(methods=("forst",))
-
-
-def test_only_the_forest_needs_scikit_survival(monkeypatch):
-    for name in ("sksurv", "sksurv.ensemble", "sksurv.util"):
-        monkeypatch.setitem(sys.modules, name, None)
-    patients, features = _cohort(count=30)
-    arm, splits = Arm(name="image", features=features[:, :3]), _plan(patients, folds=2)
-    assert _measure(predict_out_of_fold(arm, "cox", patients, splits, TIMES)) > 0.5
-    with pytest.raises(MissingExtraError, match=r"dagman\[survival\]"):
-        predict_out_of_fold(arm, "forest", patients, splits, TIMES)
 
 
 def test_a_kept_model_predicts_as_before_it_was_written(tmp_path: Path):

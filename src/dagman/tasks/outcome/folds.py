@@ -14,7 +14,7 @@ from dagman.encoder.encoder import Encoder
 from dagman.errors import TaskError
 from dagman.evaluation.outcome_metrics import OutOfFold
 from dagman.evaluation.splits import Split, Subset, draw_subset
-from dagman.evaluation.survival import estimate_survival, estimate_uncensored, tally_pairs
+from dagman.evaluation.survival import censoring_survival, comparable_pairs, kaplan_meier
 from dagman.randomness import address
 from dagman.records.counts import count_noun
 from dagman.tables.clinical import list_categorical
@@ -77,7 +77,7 @@ def stratify_patients(patients: PooledPatients, folds: int) -> NDArray[np.int64]
 def refuse_incomparable(patients: PooledPatients, splits: Sequence[Split]) -> None:
     """Raise TaskError where no test part holds two patients whose order is known: every concordance would be undefined."""
     times, events = patients.times, patients.events
-    if any(tally_pairs(times[split.test], events[split.test], np.zeros(len(split.test)))[0].any() for split in splits):
+    if any(comparable_pairs(times[split.test], events[split.test], np.zeros(len(split.test)))[0].any() for split in splits):
         return
     tested = np.unique(times[np.concatenate([split.test for split in splits])])
     if len(tested) == 1:
@@ -128,7 +128,7 @@ def predict_out_of_fold(
             found.risk[place] = risk
             found.high[place] = risk > np.median(own)
             found.survival[place] = survival
-            found.uncensored[place] = estimate_uncensored(
+            found.uncensored[place] = censoring_survival(
                 patients.times[split.train], patients.events[split.train], patients.times[split.test]
             )
             if on_split:
@@ -140,7 +140,7 @@ def predict_without_features(patients: PooledPatients, splits: Sequence[Split], 
     """The training patients' Kaplan-Meier curve for everyone: what a model of survival over time has to beat."""
     found = _make_blank(patients, times, 1 + max(split.repeat for split in splits))
     for split in splits:
-        curve = estimate_survival(patients.times[split.train], patients.events[split.train])
+        curve = kaplan_meier(patients.times[split.train], patients.events[split.train])
         found.fold[split.test, split.repeat] = split.fold
         found.survival[split.test, split.repeat] = curve.at(times)
     return _keep_tested(found)

@@ -169,7 +169,7 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: C
     patients = pool_patients(inputs.table.items)
     arms, names = list_arms(inputs, patients), np.array(patients.names)
     splits, subsets, plan_notes = _plan(patients, settings)
-    times = choose_times(patients.times, patients.times, patients.events)
+    times = choose_times(patients.times, patients.events)
     found: list[FoldScores] = []
     for subset in subsets:
         for arm in arms:
