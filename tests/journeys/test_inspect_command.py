@@ -45,6 +45,9 @@ def test_every_series_gets_a_verdict_and_the_files_are_written(scans, tmp_path):
     assert "9 series of 9 patients can be used; 2 refused." in done.stdout
     assert "mr[1].nii.gz" in done.stdout
     assert "is not a NIfTI file" in done.stdout
+    kept = "Names of files and folders are kept in inspect.csv and inspect.html: they may name patients."
+    assert done.stdout.count(kept) == 1
+    assert kept in (tmp_path / "out" / "inspect.html").read_text()
     with open(tmp_path / "out" / "inspect.csv", newline="") as file:
         rows = {Path(row["source"]).name: row for row in csv.DictReader(file)}
     assert rows["mr[1].nii.gz"]["verdict"] == "refused"

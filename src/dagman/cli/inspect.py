@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 
+_NAMES_KEPT = "Names of files and folders are kept in inspect.csv and inspect.html: they may name patients."
 _MOST_STYLED = 1000
 """Rows that a terminal gets in colour and folded to its width."""
 _MOST_PICTURES = 600
@@ -81,6 +82,7 @@ def inspect_scans(
     if out is not None:
         _write_results(out, rows, [str(path) for path in scans])
         typer.echo(f"Written: {out / 'inspect.html'}", err=as_json)
+        typer.echo(_NAMES_KEPT, err=as_json)
     if not any(row.accepted for row in rows):
         raise typer.Exit(2)
 
@@ -206,7 +208,9 @@ def _render(rows: Sequence[Inspection], cells: Sequence[dict[str, Any]], scans: 
         ),
     ]
     return render_page(
-        "Inspection of scans", f"{_format_counts(rows)} Searched:  {', '.join(f'`{scan}`' for scan in scans)}.", sections
+        "Inspection of scans",
+        f"{_format_counts(rows)} Searched: {', '.join(f'`{scan}`' for scan in scans)}. {_NAMES_KEPT}",
+        sections,
     )
 
 
