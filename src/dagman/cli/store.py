@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dagman.cli.tasks.task_options import KeyPath
+
+if TYPE_CHECKING:
+    from dagman.store.manifest import Store
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -31,10 +34,9 @@ def verify_folder(
     from rich.markup import escape
 
     from dagman.records.counts import count_noun
-    from dagman.store.manifest import Store
     from dagman.store.upkeep.verification import verify_store
 
-    opened = Store(store)
+    opened = _open_store(store)
     findings = verify_store(opened)
     if as_json:
         listed = [{"file": one.file, "problem": one.problem} for one in findings]
@@ -59,9 +61,8 @@ def list_folder(
 ) -> None:
     """List the scans of a store: id, patient, modality, size. Only the manifest is read."""
     from dagman.records.counts import count_noun
-    from dagman.store.manifest import Store
 
-    rows = Store(store).rows
+    rows = _open_store(store).rows
     if as_json:
         keys = ("id", "patient", "modality", "shape", "spacing", "size")
         typer.echo(json.dumps({"store": str(store), "scans": [{key: getattr(row, key) for key in keys} for row in rows]}))
@@ -107,3 +108,14 @@ def remove_from_folder(
     typer.echo(f"{scans} of {patients} removed; {count_noun(removed.left, 'scan is', 'scans are')} left.")
     typer.echo("Delete the source files, too: the next dagman prepare would add them again.")
     typer.echo("Runs, feature caches and results made from the store are not changed.")
+
+
+def _open_store(path: Path) -> Store:
+    """A store of at least one scan: of an empty one nothing can be verified or listed."""
+    from dagman.errors import StoreError
+    from dagman.store.manifest import Store
+
+    opened = Store(path)
+    if not len(opened):
+        raise StoreError("holds no scans", where=path, do=f"Prepare some: dagman prepare SCANS --out {path}")
+    return opened

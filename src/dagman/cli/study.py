@@ -35,36 +35,47 @@ def run_study(
 
     from rich.console import Console
 
+    from dagman.errors import SettingsError
     from dagman.study.execution import run_jobs, write_slurm
     from dagman.study.page import write_study
     from dagman.study.plan import Job, describe_jobs, list_jobs, list_runs, read_study
     from dagman.study.tables import collect_rows, compare_arms
 
     read = read_study(study)
+    chosen = [device.strip() for device in devices.split(",") if device.strip()]
+    if not chosen:
+        raise SettingsError(f"--devices {devices!r} names no device", do="Give one or more, such as cuda:0,cuda:1, or leave it out")
     place = base or (Path(study).parent if Path(study).suffix == ".toml" else Path())
     place, out = place.resolve(), out.resolve()
     jobs = list_jobs(read, place, out)
+    if not jobs and not read.monitors:
+        do = "Add a task or a monitor, or leave out runs = {...} for what is to be pretrained"
+        raise SettingsError(
+            "the study has nothing to do: its runs are given, and it names no task and no monitor", where=study, do=do
+        )
     console = Console(stderr=as_json, soft_wrap=True, highlight=False, markup=False)
     if plan:
-        _print_plan(read, console, devices.split(",")[0])
+        _print_plan(read, console, chosen[0])
         return
+    left = [job for job in jobs if not job.finished]
+    if (slurm or dry_run) and not left:
+        typer.echo(f"Every job of the study is finished; repeat it without --slurm or --dry-run for its page in {out}.", err=True)
     if slurm:
-        for path in write_slurm([job for job in jobs if not job.finished], out):
+        for path in write_slurm(left, out) if left else ():
             typer.echo(path)
         return
     if dry_run:
         if as_json:
             typer.echo(describe_jobs(jobs))
-        for job in jobs if not as_json else ():
-            if not job.finished:
-                typer.echo(job.command)
+        for job in left if not as_json else ():
+            typer.echo(job.command)
         return
 
     def report(job: Job, state: str) -> None:
         console.print(f"{job.kind} {job.name}: {state}")
 
     try:
-        run_jobs(jobs, out, devices=[device.strip() for device in devices.split(",") if device.strip()], on_job=report)
+        run_jobs(jobs, out, devices=chosen, on_job=report)
     finally:
         rows = collect_rows(read, jobs, list_runs(read, place, out))
         differences = compare_arms(read, jobs, rows)

@@ -166,6 +166,8 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
                 f"{split} has {len(images)} images and {labels.size} labels", where=path, do="Give a set with one label an item"
             )
         arrays[f"{split}_labels"] = labels.reshape(-1)
+    if not any(arrays[f"{split}_images"].size for split in SPLITS):
+        raise TableError("holds no items", where=path, do="Download it again from medmnist.com")
     return arrays
 
 
