@@ -20,7 +20,8 @@ for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", 
     os.environ[_variable] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["NO_COLOR"] = "1"
-# A key of the tests' own, the same for all, so that none is made in the user's home.
+# A key of the tests' own, kept with them on purpose and no secret (32 equal bytes): the same for all, so that pseudonyms are
+# repeatable, and that none is made in the user's home.
 os.environ["DAGMAN_KEY"] = str(_TESTS / "pseudonyms.key")
 # Rich takes any of these for a terminal and puts colour codes into what a test compares.
 for _variable in ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"):

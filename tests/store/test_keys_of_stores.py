@@ -12,6 +12,7 @@ from dagman.errors import StoreError
 from dagman.records.key import find_key, make_key, use_key
 from dagman.scans.pseudonyms import name_patient
 from dagman.store.manifest import Store
+from dagman.store.preparation import Preparation
 from dagman.store.writer import prepare_store
 
 _BEFORE = Path(__file__).parents[1] / "made_before"
@@ -55,10 +56,18 @@ def test_a_store_from_before_keys_is_extended_without_one(tmp_path, trunk, nifti
     shutil.copytree(_BEFORE / "store", tmp_path / "store")
     known = {row.patient for row in Store(tmp_path / "store").rows}
     nifti_of(tmp_path / "scans" / "later.nii.gz", trunk(2))
-    from dagman.store.preparation import Preparation
-
     spacing = Store(tmp_path / "store").preparation.spacing
     done = prepare_store(tmp_path / "scans", tmp_path / "store", Preparation(spacing=spacing), workers=1)
     assert "its pseudonyms stay unkeyed" in done.notes[0]
     assert {row.patient for row in Store(tmp_path / "store").rows} == known | {"later"}
     assert "key" not in json.loads((tmp_path / "store" / "store.json").read_text())
+
+
+def test_a_store_from_before_keys_refuses_one_that_is_given(tmp_path, scan):
+    shutil.copytree(_BEFORE / "store", tmp_path / "store")
+    make_key(tmp_path / "mine.key")
+    spacing = Store(tmp_path / "store").preparation.spacing
+    before = {path: path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file()}
+    with pytest.raises(StoreError, match=r"before there were keys, and cannot take one.*Leave out --key, or prepare"):
+        prepare_store(scan.parent, tmp_path / "store", Preparation(spacing=spacing), key=tmp_path / "mine.key")
+    assert {path: path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file()} == before

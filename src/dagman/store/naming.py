@@ -8,12 +8,18 @@ from dagman.errors import StoreError
 from dagman.records.key import Key, find_key, locate_key, make_key
 from dagman.store.format import read_info
 
+_UNKEYED = (
+    "the store is from before there were keys: its pseudonyms stay unkeyed, as they were, and other commands name the same patient "
+    "otherwise; prepare the scans into a new store to have them keyed"
+)
+
 
 def settle_key(store: Path, path: str | Path | None = None) -> tuple[Key | None, tuple[str, ...]]:
     """The key that names a store's patients, and what to report of it.
 
     path: of the key; by default the user's own (`records.key`). For a new store it is made where there is none. A store from
-    before there were keys goes on without one. Raises StoreError when the store was made with another key, or its key is absent.
+    before there were keys goes on without one. Raises StoreError when the store was made with another key, its key is absent, or
+    one is given for a store that has none.
     """
     asked = Path(path) if path is not None else None
     if not (store / "store.json").exists():
@@ -24,7 +30,10 @@ def settle_key(store: Path, path: str | Path | None = None) -> tuple[Key | None,
         return make_key(place), (note,)
     made_with = read_info(store).get("key")
     if made_with is None:
-        return None, ("the store is from before there were keys: its pseudonyms stay unkeyed, as they were",)
+        if asked is not None:
+            what = "is from before there were keys, and cannot take one: a patient would have two pseudonyms in it"
+            raise StoreError(what, where=store, do="Leave out --key, or prepare the scans into a new store")
+        return None, (_UNKEYED,)
     key = find_key(asked)
     if key is None or key.fingerprint != made_with:
         found = "there is none here" if key is None else f"this one is {key.fingerprint}"
