@@ -150,6 +150,16 @@ def test_settings_edited_after_a_checkpoint_are_refused(run, store):
         pretrain(store, run)
 
 
+def test_settings_that_were_cut_short_do_not_become_the_defaults(finished, tmp_path):
+    text = (finished / "settings.toml").read_text()
+    cuts = [at for at, letter in enumerate(text) if letter == "\n" and at < text.index("micro_batch")]
+    assert len(cuts) > 50
+    for at in cuts:
+        (tmp_path / "settings.toml").write_text(text[:at])
+        with pytest.raises(RunError, match="is damaged"):
+            _ = Run(tmp_path).settings
+
+
 def test_no_damage_to_a_runs_small_files_ends_in_a_traceback(finished, store, tmp_path):
     place = random.Random(7)
     names = ["settings.toml", "command.json", "metrics.jsonl", "monitors.jsonl", "timing.jsonl", "notes.jsonl"]
@@ -159,9 +169,10 @@ def test_no_damage_to_a_runs_small_files_ends_in_a_traceback(finished, store, tm
         run = Path(shutil.copytree(finished, tmp_path / f"run-{number}"))
         path = run / names[number % len(names)]
         data = bytearray(path.read_bytes())
+        # As shares of the length: what the files hold of time and machine must not change which damages are tried.
         for _ in range(place.choice([1, 5, 50])):
-            data[place.randrange(len(data))] = place.randrange(256)
-        path.write_bytes(bytes(data[: place.choice([len(data), len(data) // 2])]))
+            data[int(place.random() * len(data))] = place.randrange(256)
+        path.write_bytes(bytes(data[: int(len(data) * place.choice([1.0, 0.5]))]))
         for read in (
             lambda path: render_run(Run(path)),
             lambda path: load_encoder(path, device="cpu"),

@@ -23,6 +23,8 @@ SMALL_BATCH, PAPER_BATCH = 16, 64
 """Views a step of recipe R and of App. A; the rate and the prototypes change steadily from one to the other. [ours]"""
 SMALL_LR, PAPER_LR = 3e-4, 8e-4
 SMALL_PROTOTYPES, PAPER_PROTOTYPES = 1024, 8192
+MACHINE_CHOICES = frozenset({"train.precision", "train.device", "train.workers"})
+"""Settings that stay `auto` in a run's folder: each machine chooses anew."""
 
 
 def resolve_settings(settings: Settings) -> tuple[Settings, list[str]]:
@@ -73,6 +75,13 @@ def resolve_settings(settings: Settings) -> tuple[Settings, list[str]]:
     for section, change in changes.items():
         values[section].update(change)
     return Settings.model_validate(values), lines
+
+
+def list_unresolved(settings: Settings) -> list[str]:
+    """Keys that are still `auto` though `resolve_settings` gives them a value; none in the settings of a run."""
+    sections = {name: value for name, value in settings.model_dump().items() if isinstance(value, dict)}
+    keys = [f"{name}.{key}" for name, section in sections.items() for key, value in section.items() if value == "auto"]
+    return [key for key in keys if key not in MACHINE_CHOICES]
 
 
 def _place_batch(batch: int) -> float:

@@ -34,7 +34,9 @@ from dagman.records.files import write_text, write_whole
 from dagman.records.journal import append_row, keep_rows, read_rows
 from dagman.settings import Settings
 from dagman.settings.presets import validate_settings
+from dagman.settings.resolution import list_unresolved
 
+_RESTORE = "Restore it from a copy, or begin another run"
 _METRICS = frozenset({"total", "lr", "grad_norm"})
 _TIMINGS = frozenset({"seconds", "views_per_s", "voxels_per_s", "waiting_share", "memory_gib"})
 
@@ -58,12 +60,19 @@ class Run:
 
     @property
     def settings(self) -> Settings:
-        """The settings of the run, resolved."""
+        """The settings of the run, resolved. Raises RunError where the file is damaged or was cut short."""
         path = self.path / "settings.toml"
         try:
-            return validate_settings(tomllib.loads(path.read_text(encoding="utf-8")), where=path)
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise RunError(f"is damaged: {error}", where=path, do="Restore it from a copy, or begin another run") from None
+            raise RunError(f"is damaged: {error}", where=path, do=_RESTORE) from None
+        settings = validate_settings(values, where=path)
+        # A file that was cut short is still valid TOML, and what it lost would silently become the defaults.
+        sections = [name for name, field in Settings.model_fields.items() if isinstance(field.annotation, type)]
+        missing = [name for name in sections if name not in values] + list_unresolved(settings)
+        if missing:
+            raise RunError(f"is damaged: it lacks {', '.join(missing)}", where=path, do=_RESTORE)
+        return settings
 
     @property
     def command(self) -> dict[str, Any]:
@@ -177,6 +186,7 @@ def _read_steps(path: Path, numbers: frozenset[str] = frozenset()) -> list[dict[
 
 
 def _read_notes(folder: Path) -> list[dict[str, Any]]:
-    return [
-        row for row in read_rows(folder / "notes.jsonl") if isinstance(row.get("key"), str) and isinstance(row.get("text"), str)
-    ]
+    """Notes, less damaged ones."""
+    types = {"step": int, "key": str, "text": str}
+    rows = read_rows(folder / "notes.jsonl")
+    return [row for row in rows if all(isinstance(row.get(name), kind) for name, kind in types.items())]
