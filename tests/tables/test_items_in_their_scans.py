@@ -7,9 +7,11 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 
-from dagman.errors import TableError
+from dagman.errors import ScanError, TableError
 from dagman.scans.affine import Affine
+from dagman.scans.reading import read_scan
 from dagman.scans.scan import Scan
 from dagman.tables.items import Item, align_mask, check_points, load_mask, read_mask
 
@@ -60,6 +62,45 @@ def test_a_mask_that_was_cropped_or_grown_is_placed_exactly(tmp_path, scan, axes
     turned = image.as_reoriented(turn)
     item = _item(tmp_path, np.asarray(turned.dataobj), turned.affine)
     assert np.array_equal(align_mask(item, read_mask(item), scan), expected)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".seg.nrrd"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_mask_that_was_cropped_to_one_slice_is_placed_by_its_thickness(tmp_path, scan, axis, suffix):
+    low, high = np.zeros(3, int), np.array(_SHAPE)
+    low[axis], high[axis] = 2, 3
+    inner = tuple(map(slice, low, high))
+    labels, expected = np.zeros(_SHAPE, np.uint8), np.zeros(_SHAPE, np.uint8)
+    labels[1:5, 2:4, 1:6] = 3
+    expected[inner] = labels[inner]
+    assert expected.any()
+    path, affine = tmp_path / f"m{suffix}", Affine(_AFFINE).crop(low).matrix
+    if suffix == ".nii.gz":
+        nibabel.save(nibabel.Nifti1Image(labels[inner], affine), path)
+    else:
+        image = SimpleITK.GetImageFromArray(np.ascontiguousarray(labels[inner].T))
+        lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+        spacing = np.linalg.norm(lps[:3, :3], axis=0)
+        image.SetSpacing(spacing), image.SetOrigin(lps[:3, 3]), image.SetDirection((lps[:3, :3] / spacing).ravel())
+        SimpleITK.WriteImage(image, str(path))
+    item = Item(index=4, name="a:m", scan="a", patient="p", mask=path)
+    assert np.array_equal(align_mask(item, read_mask(item), scan), expected)
+
+
+def test_a_single_slice_of_another_thickness_or_of_none_is_refused(tmp_path, scan):
+    slab = Affine(_AFFINE).crop((0, 0, 3)).matrix @ np.diag([1, 1, 1.3, 1])
+    with pytest.raises(TableError, match=r"on another grid: spacing 0\.707 x 0\.707 x 3\.25 against 0\.707 x 0\.707 x 2\.5 mm"):
+        load_mask(_item(tmp_path, _labels()[:, :, 3:4], slab), scan)
+    with pytest.raises(ScanError, match=r"m\.nii\.gz: is one slice \(6 x 7\)\. "):
+        load_mask(_item(tmp_path, _labels()[:, :, 3], _AFFINE), scan)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
+def test_a_scan_of_one_slice_is_refused_all_the_same(tmp_path, suffix):
+    image = SimpleITK.GetImageFromArray(np.zeros((1, 6, 7), np.int16))
+    SimpleITK.WriteImage(image, str(tmp_path / f"a{suffix}"))
+    with pytest.raises(ScanError, match=r"is one slice \(7 x 6 x 1\)"):
+        read_scan(tmp_path / f"a{suffix}")
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,8 @@ class Affine:
         signs = np.rint(steps[:3, :3]).astype(np.int64)
         if not np.array_equal(np.abs(signs) @ np.abs(signs).T, np.eye(3)):
             return None
-        corners = np.array(list(np.ndindex(2, 2, 2))) * (np.asarray(shape) - 1)
+        # Across a single slice, its thickness must be the other's spacing, too.
+        corners = np.array(list(np.ndindex(2, 2, 2))) * np.maximum(np.asarray(shape) - 1, 1)
         offsets = corners - other.to_voxel(self.to_world(corners)) @ signs.T
         start = np.rint(offsets.mean(axis=0))
         if np.abs(offsets - start).max() > slack:

@@ -47,7 +47,7 @@ def read_nifti(path: Path) -> RawImage:
 
     The sform counts before the qform; without either, axes are taken as nibabel does, and a note says so.
     """
-    header = read_header(path)
+    header = read_header(path, one_slice=True)
     with explain_faults(_DAMAGED, where=path, do=_CONVERT_AGAIN), _quiet_nibabel():
         # Mended as nibabel does on loading: form codes and the like that the standard does not know.
         checked = type(header)(header.binaryblock, header.endianness, check=True)
@@ -79,10 +79,10 @@ def _quiet_nibabel() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def read_header(path: Path) -> Nifti1Header:
+def read_header(path: Path, *, one_slice: bool = False) -> Nifti1Header:
     """The header as it stands in the file: nibabel's own loading would mend a spacing of zero in silence.
 
-    Raises ScanError when the file cannot be a volume.
+    Raises ScanError when the file cannot be a volume; `one_slice` lets one of a single slice pass that has three axes.
     """
     with (
         explain_faults("is not a NIfTI file", where=path, do="Copy or convert the scan again"),
@@ -105,7 +105,7 @@ def read_header(path: Path) -> Nifti1Header:
         # nibabel takes an offset of 0 at its word, and the header's own bytes for the first voxels.
         what = f"its voxels would begin at byte {header.get_data_offset()}, within the header"
         raise ScanError(what, where=path, do="Mend the header (vox_offset), or convert the scan again")
-    _check_shape(header, path)
+    _check_shape(header, path, one_slice)
     _check_spacing(header, path)
     return header
 
@@ -114,7 +114,7 @@ def _names_nifti2(start: bytes) -> bool:
     return len(start) >= 4 and 540 in struct.unpack("<i", start[:4]) + struct.unpack(">i", start[:4])
 
 
-def _check_shape(header: Nifti1Header, path: Path) -> None:
+def _check_shape(header: Nifti1Header, path: Path, one_slice: bool) -> None:
     shape = tuple(int(n) for n in header.get_data_shape())
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -126,7 +126,7 @@ def _check_shape(header: Nifti1Header, path: Path) -> None:
         raise ScanError("holds complex numbers", where=path, do="Give the magnitude image")
     if len(shape) > 3:
         raise ScanError(f"has {len(shape)} axes ({found})", where=path, do="Give one 3D volume a file")
-    if len(shape) < 3 or min(shape) == 1:
+    if len(shape) < 3 or (min(shape) == 1 and not one_slice):
         raise ScanError(f"is one slice ({found})", where=path, do="Give a volume of at least 2 slices")
     if min(shape) < 1:
         raise ScanError(f"holds no voxels ({found})", where=path, do=_CONVERT_AGAIN)

@@ -13,7 +13,7 @@ from dagman.scans.affine import Affine
 from dagman.scans.dicom.tilt import measure_tilt, straighten_grid
 from dagman.scans.discovery import WIDEST_GAP_MM, Series, Tilt, find_series
 from dagman.scans.faults import explain_faults
-from dagman.scans.formats import FORMATS
+from dagman.scans.formats import FORMATS, find_format
 from dagman.scans.pseudonyms import name_file
 from dagman.scans.scan import Modality, Scan, narrow_voxels
 from dagman.scans.verdict import LOWEST_HU, clip_padding, judge_modality
@@ -40,6 +40,11 @@ def read_scan(
     there are several.
     """
     path = Path(path)
+    known = find_format(path) if labels else None
+    if known is not None and known.is_file and os.path.isfile(path):
+        # Not by `find_series`: it leaves out single slices, and a label map may be cropped to one.
+        single = Series(kind=known.name, files=(path,), source=str(path), modality=modality, tilt=tilt, widest_gap=widest_gap)
+        return read_series(single, labels=True)
     found = find_series(path, modality=modality, tilt=tilt, widest_gap=widest_gap)
     if len(found.series) == 1:
         return read_series(found.series[0], labels=labels)
@@ -60,7 +65,8 @@ def read_series(series: Series, *, labels: bool = False) -> Scan:
     Voxels are int16 where that is exact, else float32; CT is in HU with padding clipped at -1024. Slices of a tilted gantry, or
     a sheared grid as a converter makes of them, are shifted onto a straight grid and noted, unless `series.tilt` refuses them;
     `labels` says that values must not be mixed then. Uneven slices are interpolated to even ones, and noted, where no gap is
-    wider than `series.widest_gap`. Raises ScanError for what cannot be a volume: unreadable files, NaN, one slice, wider gaps.
+    wider than `series.widest_gap`. Raises ScanError for what cannot be a volume: unreadable files, NaN, one slice (unless of
+    `labels`), wider gaps.
     Whether a scan is of use is another question: see `verdict.judge_scan`.
     """
     with explain_faults("cannot be read", where=series.source, do="Convert or export it again, or leave it out"):
@@ -69,6 +75,9 @@ def read_series(series: Series, *, labels: bool = False) -> Scan:
 
 def _read_series(series: Series, labels: bool) -> Scan:
     raw = FORMATS[series.kind].read(series)
+    if not labels and min(raw.values.shape) < 2:
+        found = " x ".join(map(str, raw.values.shape))
+        raise ScanError(f"is one slice ({found})", where=series.source, do="Give a volume of at least 2 slices")
     _check_finite(raw.values, series.source)
     tilted = _find_tilt(raw.affine, series)
     voxels, affine = narrow_voxels(raw.values), raw.affine

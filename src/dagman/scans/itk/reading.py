@@ -89,7 +89,7 @@ def _check_volume(image: ItkImage) -> None:
         raise ScanError(what, do="Give an image of one value a voxel")
     if len(size) > 3:
         raise ScanError(f"has {len(size)} axes ({found})", do="Give one 3D volume a file")
-    if len(size) < 3 or min(size) == 1:
+    if len(size) < 3:
         raise ScanError(f"is one slice ({found})", do="Give a volume of at least 2 slices")
 
 
