@@ -29,6 +29,7 @@ from dagman.tasks.finetuning import (
 )
 from dagman.tasks.inputs.item_crops import ItemCrop
 from dagman.tasks.layer_rates import scale_rates
+from dagman.training.assembly import group_parameters
 
 cross_entropy = torch.nn.functional.cross_entropy
 QUICK = FinetuneSettings(epochs=1, rate=1e-3, least_steps=1)
@@ -206,6 +207,17 @@ def test_rates_fall_from_layer_to_layer_downwards(small_encoder):
     assert rate_of[id(named["patch_projection.weight"])] == 0.5**8
     assert all(len(p.shape) > 1 or group["weight_decay"] == 0 for group in groups for p in group["params"])
     assert len(rate_of) == len(named) + 2
+
+
+def test_weight_decay_spares_biases_norms_tokens_and_bias_tables_as_in_pretraining(small_encoder):
+    network, head = small_encoder.network.encoder, torch.nn.Linear(3, 2)
+    tuned = scale_rates(network, head, rate=1.0, decay=0.5, weight_decay=0.1)
+    trained = group_parameters(network, 0.1)
+    decays = [{id(p) for group in groups if group["weight_decay"] for p in group["params"]} for groups in (tuned, trained)]
+    assert decays[0] == decays[1] | {id(head.weight)}
+    tables = [p for name, p in network.named_parameters() if name.endswith("bias_table")]
+    assert tables
+    assert all(p.ndim == 2 and id(p) not in decays[0] for p in tables)
 
 
 def test_an_inner_split_holds_out_whole_patients_of_every_class():

@@ -114,3 +114,11 @@ def build_backbone(name: str, shape: SwinShape, *, mask_fill: MaskFill = "zero")
     Raises EncoderError for an unknown name, MissingExtraError where its library is not installed.
     """
     return find_backbone(name).build(shape, name.partition(":")[2], mask_fill)
+
+
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: to matrices, but not to biases, norms, tokens and position bias tables (METHOD, Training).
+
+    The one rule of pretraining, fine-tuning and segmentation. name: as `named_parameters` gives it.
+    """
+    return parameter.ndim > 1 and "bias" not in name and not name.endswith(("cls", "mask_token"))

@@ -7,17 +7,19 @@ from typing import Any
 from torch import nn
 
 from dagman.model import Backbone
+from dagman.model.backbone import is_decayed
 
 
 def scale_rates(backbone: Backbone, head: nn.Module, *, rate: float, decay: float, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups for AdamW: the head and the last layer at `rate`, each layer below at `decay` times the one above.
 
-    Weight decay on matrices alone, as in pretraining.
+    Weight decay as in pretraining: on what `is_decayed`.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    decayed = {id(p) for part in (backbone, head) for name, p in part.named_parameters() if is_decayed(name, p)}
     layers = backbone.layers()
     rates = [rate * decay ** (len(layers) - 1 - index) for index in range(len(layers))]
     for layer, at in zip([*layers, list(head.parameters())], [*rates, rate], strict=True):
         for parameter in layer:
-            groups.setdefault((at, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+            groups.setdefault((at, weight_decay if id(parameter) in decayed else 0.0), []).append(parameter)
     return [{"params": parameters, "lr": at, "weight_decay": decays} for (at, decays), parameters in groups.items()]

@@ -14,7 +14,7 @@ from dagman.method.masking import MASKINGS, Counts, Masking, MaskingShares
 from dagman.method.networks import UNIT_STAGE, Network, ProjectorShape, copy_student, unit_grid
 from dagman.method.step import Method
 from dagman.method.targets import PROJECTORS, TargetRules
-from dagman.model.backbone import find_backbone, list_backbones
+from dagman.model.backbone import find_backbone, is_decayed, list_backbones
 from dagman.randomness import address
 from dagman.records.names import suggest_name
 from dagman.settings import Settings, choices
@@ -117,12 +117,11 @@ def compose_rules(settings: Settings) -> TargetRules:
 
 
 def group_parameters(student: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two groups for AdamW: matrices decay; biases, norms, tokens and bias tables do not (METHOD, Training)."""
+    """Two groups for AdamW: what `is_decayed`, and the rest."""
     decay: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in student.named_parameters():
-        exempt = parameter.ndim < 2 or "bias" in name or name.endswith(("cls", "mask_token"))
-        (plain if exempt else decay).append(parameter)
+        (decay if is_decayed(name, parameter) else plain).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 

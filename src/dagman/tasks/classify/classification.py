@@ -391,6 +391,11 @@ def _explain(inputs: TaskInputs, settings: ClassificationSettings, splits: Seque
         notes.append(f"the positive class is '{table.classes[1]}'; sensitivity and specificity are at a probability of 0.5")
     if inputs.crop.spacing is not None:
         notes.append(f"crops have voxels of {inputs.crop.spacing:.3g} mm")
+    if "finetune" in settings.methods and len(settings.methods) > 1:
+        notes.append(
+            f"finetune weighs all classes alike and smooths labels by {SMOOTHING:g}, the probes take classes as they come: between "
+            "methods compare the AUC, not what rests on probabilities"
+        )
     skipped = [model.name for model in inputs.models if not _can(model.spec, "finetune")]
     if "finetune" in settings.methods and skipped:
         notes.append(f"not fine-tuned, having no weights: {', '.join(skipped)}")

@@ -36,7 +36,7 @@ from dagman.tasks.segment.cases import Case, RefusedScan, find_structures, prepa
 from dagman.tasks.segment.examples import write_examples
 from dagman.tasks.segment.folds import Candidate, FoldRunner
 from dagman.tasks.segment.model import adapt_encoder, load_segmenting
-from dagman.tasks.segment.training import Fitting
+from dagman.tasks.segment.training import WEIGHT_DECAY, Fitting
 from dagman.tasks.segment.unet import STRIDE
 
 STEPS_CPU, STEPS_GPU = 250, 3000
@@ -319,7 +319,7 @@ def _note_runs(runner: FoldRunner, settings: SegmentationSettings) -> list[str]:
         f"surface Dice (nsd) has a tolerance of {settings.tolerance:g} mm; all is measured on the masks' own grids",
     ]
     rate = "one learning rate for all layers" if fitting.decay == 1 else f"learning rates fall by {fitting.decay:g} a layer"
-    notes.append(f"{rate} of every model, {fitting.rate:g} at most (AdamW, cosine)")
+    notes.append(f"{rate} of every model, {fitting.rate:g} at most (AdamW, weight decay {WEIGHT_DECAY:g}, cosine)")
     if runner.keep:
         trained = "the training part of the given split" if runner.given else f"all {len(runner.patients)} scans"
         notes.append(f"model/ holds {runner.candidates[0].name}, trained on {trained}")

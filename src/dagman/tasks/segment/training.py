@@ -24,6 +24,8 @@ from dagman.tasks.segment.cases import Case
 from dagman.tasks.segment.model import SegmentationModel
 
 Triple = tuple[int, int, int]
+WEIGHT_DECAY = 0.01
+"""AdamW's, on what `is_decayed`. [ours]"""
 FOREGROUND = 0.67
 """Share of crops that are centred on a voxel of a structure; the others lie anywhere. nnU-Net's third is for longer training."""
 VALIDATIONS = 12
@@ -195,7 +197,7 @@ def fit_model(
     network.decoder.window.copy_(torch.tensor(measure_window(cases, model)))
     # A fresh decoder that calls every class as likely spends its first hundred steps on learning that most voxels are background.
     network.decoder.set_shares(measure_shares(cases, network.classes))
-    groups = scale_rates(network.encoder, network.decoder, rate=fitting.rate, decay=fitting.decay, weight_decay=0.01)
+    groups = scale_rates(network.encoder, network.decoder, rate=fitting.rate, decay=fitting.decay, weight_decay=WEIGHT_DECAY)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
     peaks = [group["lr"] for group in optimizer.param_groups]
     best: tuple[float, dict[str, Tensor]] | None = None
