@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from dagman.errors import ScanError
 from dagman.scans.dicom.headers import is_uncompressed, quiet_pydicom
+from dagman.scans.dicom.streams import check_streams
 from dagman.scans.dicom.values import read_count, read_items, read_number, read_numbers, read_text
 from dagman.scans.faults import explain_faults
 from dagman.scans.inflating import check_length, find_smallest_error
@@ -67,6 +68,7 @@ def _decode_stored(data: Dataset) -> NDArray:
     with explain_faults("pixel data are cut short or cannot be decoded", where=None, do="Copy or export the series again"):
         shape = read_count(data, "Rows", 0), read_count(data, "Columns", 0), read_count(data, "NumberOfFrames", 1)
         _check_pixel_bytes(data, shape)
+        check_streams(data, shape)
         with quiet_pydicom():
             stored: NDArray = data.pixel_array
         return stored.reshape(-1, *shape[:2])
