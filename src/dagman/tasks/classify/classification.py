@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from dagman.encoder.embedding import list_stage_ends
 from dagman.errors import TaskError
 from dagman.evaluation.classification_measures import Scored, compare_scores, describe_curves, measure_scores
-from dagman.evaluation.results import Results, Summary, write_inputs, write_predictions, write_summary
+from dagman.evaluation.results import Results, Summary
 from dagman.evaluation.splits import (
     Indices,
     Split,
@@ -32,9 +33,8 @@ from dagman.evaluation.splits import (
 )
 from dagman.randomness import address
 from dagman.records.counts import count_noun
-from dagman.records.hashes import hash_bytes, hash_file
+from dagman.records.hashes import hash_bytes
 from dagman.records.journal import append_row, read_rows
-from dagman.records.lock import hold_lock
 from dagman.records.names import suggest_name
 from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.manifest import Store
@@ -43,8 +43,9 @@ from dagman.tasks.classifier import Classifier, describe_source, make_head, save
 from dagman.tasks.classify.examples import write_examples
 from dagman.tasks.contract import make_contract
 from dagman.tasks.finetuning import FinetunedModel, FinetuneSettings, finetune, hold_out, pool_crops
-from dagman.tasks.inputs.model_inputs import ModelInput, TaskInputs, gather_inputs, list_settings, warn_of_overlap
+from dagman.tasks.inputs.model_inputs import ModelInput, TaskInputs, warn_of_overlap
 from dagman.tasks.models import ModelSpec
+from dagman.tasks.pipeline import Evaluation, ItemRun, Notify, run_task
 from dagman.tasks.probes import fit_linear_probe, linear_probe, neighbour_probe
 
 METHODS = ("linear", "knn", "finetune")
@@ -100,30 +101,21 @@ def classify_items(
     Raises TaskError when the items cannot be split, or a model cannot do what was asked.
     """
     settings, out = settings or ClassificationSettings(), Path(out)
-    notify = on_part or (lambda text: None)
     if not any(_can(spec, method) for spec in models for method in settings.methods):
         raise TaskError(f"{models[0].text} has no weights to fine-tune", do="Ask for --method linear, or give a network")
     # Refuses what cannot be split before hours of reading.
     _plan(table, settings)
-    with hold_lock(out, TaskError):
-        inputs = gather_inputs(
-            models,
-            table,
-            embed=any(method in _PROBES for method in settings.methods),
-            cut="finetune" in settings.methods,
-            store=store,
-            crop=settings.crop,
-            cache=cache or out / "features",
-            device=settings.device,
-            precision=settings.precision,
-            notify=notify,
-        )
-        return _classify(inputs, out, settings, store, notify)
+    return run_task(
+        "classify",
+        ItemRun(models=models, table=table, out=out, store=store, cache=cache, notify=on_part),
+        settings,
+        lambda inputs, notify: _classify(inputs, out, settings, store, notify),
+        embed=any(method in _PROBES for method in settings.methods),
+        cut="finetune" in settings.methods,
+    )
 
 
-def _classify(
-    inputs: TaskInputs, out: Path, settings: ClassificationSettings, store: Store | None, notify: Callable[[str], None]
-) -> Results:
+def _classify(inputs: TaskInputs, out: Path, settings: ClassificationSettings, store: Store | None, notify: Notify) -> Evaluation:
     table = inputs.table
     splits, subsets, notes = _plan(table, settings)
     write_splits(out / "splits.csv", splits, table.names, table.patients)
@@ -137,7 +129,6 @@ def _classify(
                 scored, written = jobs.score(model, method, subset)
                 found.append(scored)
                 rows += written
-    write_predictions(out, rows)
     notify("intervals")
     tested = np.unique(np.concatenate([split.test for split in splits]))
     curves = [describe_curves(scored, seed=settings.seed) for scored in found if scored.subset == subsets[-1].name]
@@ -157,21 +148,8 @@ def _classify(
         },
     )
     write_examples(out, inputs, found, store=store)
-    write_summary(out, summary)
-    write_inputs(
-        out,
-        "classify",
-        settings=list_settings(settings),
-        inputs={
-            "models": [describe_source(model.spec) for model in inputs.models],
-            "table": hash_file(table.path),
-            "items": len(table),
-        },
-    )
-    if len(inputs.models) == 1:
-        notify("the model that is kept")
-        _keep_model(inputs, out, settings, jobs.tuned)
-    return Results(out)
+    keep = partial(_keep_model, inputs, out, settings, jobs.tuned) if len(inputs.models) == 1 else None
+    return Evaluation(rows=rows, summary=summary, keep=keep)
 
 
 def _can(spec: ModelSpec, method: str) -> bool:

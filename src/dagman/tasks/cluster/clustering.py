@@ -24,21 +24,19 @@ from dagman.evaluation.clustering_metrics import (
     measure_purity,
     measure_rand_index,
 )
-from dagman.evaluation.results import Comparison, Measurement, Results, Summary, write_inputs, write_predictions, write_summary
+from dagman.evaluation.results import Comparison, Measurement, Results, Summary
 from dagman.evaluation.statistics import Difference, Interval, bootstrap_difference, bootstrap_interval, correct_holm
 from dagman.randomness import address
 from dagman.records.counts import count_noun
-from dagman.records.hashes import hash_file
-from dagman.records.lock import hold_lock
 from dagman.records.names import suggest_name
 from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.manifest import Store
 from dagman.tables.table import Table
-from dagman.tasks.classifier import describe_source
 from dagman.tasks.cluster.structure_maps import CLOSENESS, NEIGHBOURS, count_neighbours, map_components, map_neighbours
 from dagman.tasks.cluster.thumbnails import COLUMNS, SIDE, draw_sheet, write_sheet
-from dagman.tasks.inputs.model_inputs import ModelInput, TaskInputs, gather_inputs, list_settings, warn_of_overlap
+from dagman.tasks.inputs.model_inputs import ModelInput, TaskInputs, warn_of_overlap
 from dagman.tasks.models import ModelSpec
+from dagman.tasks.pipeline import Evaluation, ItemRun, Notify, run_task
 from dagman.tasks.survival_models import fit_projection
 
 Floats = NDArray[np.float64]
@@ -100,29 +98,8 @@ def cluster_structures(
     Raises TaskError for fewer than four structures.
     """
     settings, out = settings or ClusteringSettings(), Path(out)
-    notify = on_part or (lambda text: None)
-    with hold_lock(out, TaskError):
-        inputs = gather_inputs(
-            models,
-            table,
-            store=store,
-            crop=settings.crop,
-            cache=cache or out / "features",
-            device=settings.device,
-            precision=settings.precision,
-            notify=notify,
-        )
-        if len(inputs.table) < 4:
-            what = count_noun(len(inputs.table), "structure makes no map", "structures make no map")
-            raise TaskError(what, do="Give at least 4, better some dozens")
-        found = []
-        for model in inputs.models:
-            notify(f"{model.name}: maps and clusters")
-            found.append(group_structures(model, inputs.table, settings))
-        notify("pictures of the crops")
-        names = _draw_crops(inputs, out, settings, store)
-        notify("intervals")
-        return _write(inputs, found, names, out, settings)
+    run = ItemRun(models=models, table=table, out=out, store=store, cache=cache, notify=on_part)
+    return run_task("cluster", run, settings, lambda inputs, notify: _cluster(inputs, out, settings, store, notify))
 
 
 def group_structures(model: ModelInput, table: Table, settings: ClusteringSettings) -> Clustered:
@@ -202,11 +179,18 @@ def compare_clusterings(found: Sequence[Clustered], table: Table, settings: Clus
     ]
 
 
-def _write(
-    inputs: TaskInputs, found: Sequence[Clustered], tiles: Sequence[str], out: Path, settings: ClusteringSettings
-) -> Results:
+def _cluster(inputs: TaskInputs, out: Path, settings: ClusteringSettings, store: Store | None, notify: Notify) -> Evaluation:
+    if len(inputs.table) < 4:
+        what = count_noun(len(inputs.table), "structure makes no map", "structures make no map")
+        raise TaskError(what, do="Give at least 4, better some dozens")
+    found = []
+    for model in inputs.models:
+        notify(f"{model.name}: maps and clusters")
+        found.append(group_structures(model, inputs.table, settings))
+    notify("pictures of the crops")
+    tiles = _draw_crops(inputs, out, settings, store)
+    notify("intervals")
     table = inputs.table
-    write_predictions(out, [row for one in found for row in _list_rows(one, table, settings)])
     labels = table.codes if table.classes else None
     summary = Summary(
         task="cluster",
@@ -223,18 +207,7 @@ def _write(
             "tiles": {"names": list(tiles), "side": SIDE, "columns": COLUMNS},
         },
     )
-    write_summary(out, summary)
-    write_inputs(
-        out,
-        "cluster",
-        settings=list_settings(settings),
-        inputs={
-            "models": [describe_source(model.spec) for model in inputs.models],
-            "table": hash_file(table.path),
-            "items": len(table),
-        },
-    )
-    return Results(out)
+    return Evaluation(rows=[row for one in found for row in _list_rows(one, table, settings)], summary=summary)
 
 
 def _has_pairs(table: Table, *, across_patients: bool = False) -> bool:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +22,6 @@ from dagman.tables.table import Table
 from dagman.tasks.inputs.features import choose_table_crop, describe_refused, extract_features
 from dagman.tasks.inputs.item_crops import ItemCrop, cut_items
 from dagman.tasks.models import ModelSpec, load_network, name_models
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,14 +119,6 @@ def gather_inputs(
         crop=crop,
         notes=(*table.notes, *describe_refused(list(once.values())), *notes),
     )
-
-
-def list_settings(settings: DataclassInstance) -> dict[str, Any]:
-    """A task's settings as command.json holds them, the crop by the names of its options."""
-    values: dict[str, Any] = {}
-    for name, value in asdict(settings).items():
-        values |= {"crop_mm": value["mm"], "crop_spacing": value["spacing"]} if name == "crop" else {name: value}
-    return values
 
 
 def warn_of_overlap(inputs: TaskInputs, tested: NDArray[np.int64]) -> list[str]:

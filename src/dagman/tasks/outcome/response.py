@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dagman.errors import TaskError
 from dagman.evaluation.classification_measures import Scored, compare_scores, describe_curves, measure_scores
-from dagman.evaluation.results import Results, Summary, write_inputs, write_predictions, write_summary
+from dagman.evaluation.results import Results, Summary
 from dagman.evaluation.splits import (
     Indices,
     Split,
@@ -22,18 +21,17 @@ from dagman.evaluation.splits import (
     plan_splits,
     write_splits,
 )
-from dagman.records.hashes import hash_file
-from dagman.records.lock import hold_lock
 from dagman.store.manifest import Store
 from dagman.tables.clinical import list_categorical
 from dagman.tables.patients import PooledPatients, pool_patients
 from dagman.tables.table import Table
 from dagman.tasks.classifier import Classifier, describe_source, make_head, save_classifier
 from dagman.tasks.contract import make_contract
-from dagman.tasks.inputs.model_inputs import TaskInputs, gather_inputs, list_settings, warn_of_overlap
+from dagman.tasks.inputs.model_inputs import TaskInputs, warn_of_overlap
 from dagman.tasks.models import ModelSpec
 from dagman.tasks.outcome.folds import Arm
 from dagman.tasks.outcome.time_to_event import OutcomeSettings, list_arms, note_patients
+from dagman.tasks.pipeline import Evaluation, ItemRun, Notify, run_task
 from dagman.tasks.probes import fit_linear_probe, fit_scaled_probe
 from dagman.tasks.survival_models import fit_design
 
@@ -59,20 +57,9 @@ def predict_response(
     Raises TaskError when the patients cannot be split.
     """
     settings, out = settings or OutcomeSettings(), Path(out)
-    notify = on_part or (lambda text: None)
     _plan(pool_patients(table.items), table, settings)
-    with hold_lock(out, TaskError):
-        inputs = gather_inputs(
-            models,
-            table,
-            store=store,
-            crop=settings.crop,
-            cache=cache or out / "features",
-            device=settings.device,
-            precision=settings.precision,
-            notify=notify,
-        )
-        return _predict(inputs, out, settings, notify)
+    run = ItemRun(models=models, table=table, out=out, store=store, cache=cache, notify=on_part)
+    return run_task("outcome", run, settings, lambda inputs, notify: _predict(inputs, out, settings, notify))
 
 
 def score_response(arm: Arm, patients: PooledPatients, codes: Codes, train: Indices, test: Indices, *, seed: int = 0) -> NDArray:
@@ -97,7 +84,7 @@ def score_response(arm: Arm, patients: PooledPatients, codes: Codes, train: Indi
     return fit_scaled_probe(numbers[0], codes[train], names, seed=seed).score(numbers[1])
 
 
-def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: Callable[[str], None]) -> Results:
+def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: Notify) -> Evaluation:
     table, patients = inputs.table, pool_patients(inputs.table.items)
     codes, names = _code(patients, table), np.array(patients.names)
     splits, subsets, plan_notes = _plan(patients, table, settings)
@@ -112,7 +99,6 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: C
             rows += written
     notify("intervals")
     write_splits(out / "splits.csv", splits, patients.names, names)
-    write_predictions(out, rows)
     kept = _keep_model(inputs, arms, patients, codes, settings, out)
     tested = patients.list_members(np.unique(np.concatenate([split.test for split in splits])))
     summary = Summary(
@@ -128,18 +114,7 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: C
             "fresh": [model.name for model in inputs.models if model.encoder is not None and model.encoder.config.fresh],
         },
     )
-    write_summary(out, summary)
-    write_inputs(
-        out,
-        "outcome",
-        settings=list_settings(settings),
-        inputs={
-            "models": [describe_source(model.spec) for model in inputs.models],
-            "table": hash_file(table.path),
-            "items": len(table),
-        },
-    )
-    return Results(out)
+    return Evaluation(rows=rows, summary=summary)
 
 
 def _score_subset(

@@ -22,12 +22,10 @@ from dagman.evaluation.outcome_metrics import (
     list_measures,
     measure_outcome,
 )
-from dagman.evaluation.results import Comparison, Measurement, Results, Summary, write_inputs, write_predictions, write_summary
+from dagman.evaluation.results import Comparison, Measurement, Results, Summary
 from dagman.evaluation.splits import Split, Subset, find_largest_count, list_subsets, plan_splits, write_splits
 from dagman.evaluation.statistics import Interval, correct_holm
 from dagman.evaluation.survival import choose_times
-from dagman.records.hashes import hash_file
-from dagman.records.lock import hold_lock
 from dagman.records.names import suggest_name
 from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.manifest import Store
@@ -37,7 +35,7 @@ from dagman.tables.table import Table
 from dagman.tasks.classifier import describe_source
 from dagman.tasks.contract import make_contract
 from dagman.tasks.finetuning import FinetuneSettings
-from dagman.tasks.inputs.model_inputs import TaskInputs, gather_inputs, list_settings, warn_of_overlap
+from dagman.tasks.inputs.model_inputs import TaskInputs, warn_of_overlap
 from dagman.tasks.models import ModelSpec
 from dagman.tasks.outcome.cox import CoxModel
 from dagman.tasks.outcome.folds import (
@@ -50,6 +48,7 @@ from dagman.tasks.outcome.folds import (
     stratify_patients,
 )
 from dagman.tasks.outcome.model import OutcomeModel, save_outcome_model
+from dagman.tasks.pipeline import Evaluation, ItemRun, Notify, run_task
 
 CLINICAL = "clinical"
 """Name of the arm that sees the clinical columns alone."""
@@ -112,24 +111,17 @@ def predict_outcome(
     Raises TaskError when the table holds too few patients or events, or when no two patients can be compared.
     """
     settings, out = settings or OutcomeSettings(), Path(out)
-    notify = on_part or (lambda text: None)
     if settings.methods == ("finetune",) and not any(spec.has_network for spec in models):
         raise TaskError(f"{models[0].text} has no weights to fine-tune", do="Ask for --method cox, or give a network")
     # Refuses what cannot be split before hours of reading.
     _plan(pool_patients(table.items), settings)
-    with hold_lock(out, TaskError):
-        inputs = gather_inputs(
-            models,
-            table,
-            cut="finetune" in settings.methods,
-            store=store,
-            crop=settings.crop,
-            cache=cache or out / "features",
-            device=settings.device,
-            precision=settings.precision,
-            notify=notify,
-        )
-        return _predict(inputs, out, settings, notify)
+    return run_task(
+        "outcome",
+        ItemRun(models=models, table=table, out=out, store=store, cache=cache, notify=on_part),
+        settings,
+        lambda inputs, notify: _predict(inputs, out, settings, notify),
+        cut="finetune" in settings.methods,
+    )
 
 
 def list_arms(inputs: TaskInputs, patients: PooledPatients) -> list[Arm]:
@@ -165,7 +157,7 @@ def note_patients(inputs: TaskInputs, patients: PooledPatients) -> list[str]:
     return notes
 
 
-def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: Callable[[str], None]) -> Results:
+def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: Notify) -> Evaluation:
     patients = pool_patients(inputs.table.items)
     arms, names = list_arms(inputs, patients), np.array(patients.names)
     splits, subsets, plan_notes = _plan(patients, settings)
@@ -183,7 +175,6 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: C
         raise TaskError("nothing is left to predict with", do="Fine-tuning needs a network; add cox to --method")
     notify("intervals")
     write_splits(out / "splits.csv", splits, patients.names, names)
-    write_predictions(out, [row for one in found for row in _list_rows(one)])
     kept = _keep_model(inputs, arms, patients, times, settings, out)
     tested = patients.list_members(np.unique(np.concatenate([split.test for split in splits])))
     summary = Summary(
@@ -206,18 +197,7 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: C
             "predicted": [_describe(one) for one in found if one.subset == subsets[-1].name],
         },
     )
-    write_summary(out, summary)
-    write_inputs(
-        out,
-        "outcome",
-        settings=list_settings(settings),
-        inputs={
-            "models": [describe_source(model.spec) for model in inputs.models],
-            "table": hash_file(inputs.table.path),
-            "items": len(inputs.table),
-        },
-    )
-    return Results(out)
+    return Evaluation(rows=[row for one in found for row in _list_rows(one)], summary=summary)
 
 
 def _plan(patients: PooledPatients, settings: OutcomeSettings) -> tuple[list[Split], list[Subset], list[str]]:
