@@ -78,8 +78,6 @@ _NAMES = {
     "weigh": "weight",
     "arithmetic": "summary, precision",
 }
-# Functions that are renamed with the package they are in.
-_STILL_HERE = {"weigh"}
 
 
 def _split(name: str) -> set[str]:
@@ -92,7 +90,7 @@ def test_names_are_the_fields_words():
         text = path.read_text(encoding="utf-8")
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
             attribute = token.line[: token.start[1]].endswith(".")  # file.tell() and the like are other people's
-            if token.type == tokenize.NAME and not attribute and _split(token.string) & set(_NAMES) - _STILL_HERE:
+            if token.type == tokenize.NAME and not attribute and _split(token.string) & set(_NAMES):
                 wrong.append(f"{path.relative_to(_ROOT)}:{token.start[0]}: {token.string}")
     wrong += [str(path) for path in _SOURCE if _split(path.stem) & set(_NAMES)]
     assert wrong == []

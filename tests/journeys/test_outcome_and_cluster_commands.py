@@ -256,7 +256,7 @@ def test_structures_are_drawn_by_umap_from_a_column_of_names(organs, tmp_path):
     [
         (("--label", "labl"), "has no column 'labl'. Nearest: label"),
         (("--label", "label", "--labels", "labels.csv"), "both --label and --labels were given"),
-        (("--label", "label", "--map", "umpa"), "there is no map 'umpa'. Nearest: umap"),
+        (("--label", "label", "--map", "umpa"), "unknown map 'umpa'. Nearest: umap"),
         (("--labels", "absent.csv"), "absent.csv: does not exist"),
     ],
 )

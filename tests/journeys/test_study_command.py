@@ -158,8 +158,7 @@ def test_runs_that_are_there_are_taken_and_the_primary_arm_is_compared_first(tmp
     jobs = list_jobs(study, tmp_path, tmp_path / "out")
     assert [job.name for job in jobs] == ["tiny-simmim-3", "a-tiny-3"]
     words = list(jobs[1].words)
-    assert words[:5] == [
-        "compare",
+    assert words[:4] == [
         "classify",
         str(tmp_path / "old" / "run"),
         str(tmp_path / "out" / "runs" / "tiny-simmim-3"),

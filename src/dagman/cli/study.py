@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dagman.study.plan import Study
 
 app = typer.Typer(add_completion=False)
 
@@ -86,16 +91,13 @@ def run_study(
         typer.echo(json.dumps({"out": str(out), "differences": [vars(row) for row in differences]}))
 
 
-def _print_plan(study: object, console: object, device: str) -> None:
-    from rich.console import Console
+def _print_plan(study: Study, console: Console, device: str) -> None:
     from rich.table import Table
 
     from dagman.devices import choose_device
+    from dagman.records.counts import count_noun
     from dagman.study.cost import estimate_study, total_hours
-    from dagman.study.plan import Study
 
-    assert isinstance(study, Study)
-    assert isinstance(console, Console)
     chosen = choose_device(device).value
     costs = estimate_study(study, chosen)
     table = Table("size", "method", "runs", "steps", "views", "PFLOP a run", f"hours on {chosen}")
@@ -103,8 +105,8 @@ def _print_plan(study: object, console: object, device: str) -> None:
         cells = (cost.runs, cost.steps, cost.views, f"{cost.operations / 1e15:.3g}", f"{cost.hours:.3g}")
         table.add_row(cost.size, cost.method, *map(str, cells))
     console.print(table)
-    trainings = len(study.tasks) * len(study.sizes) * len(study.seeds)
+    commands = len(study.tasks) * len(study.sizes) * len(study.seeds)
     console.print(
         f"Pretraining: about {total_hours(costs):.3g} hours one after the other, from the operations of each size at the pace of "
-        f"`tiny` measured just now on {chosen}; {trainings} task commands are not in it."
+        f"`tiny` measured just now on {chosen}. Not estimated: {count_noun(commands, 'command')} of the tasks."
     )

@@ -27,6 +27,26 @@ def _no_items() -> Indices:
     return np.array([], dtype=np.int64)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a task divides the patients, draws few labels, and judges what was predicted; every task's settings begin with it."""
+
+    folds: int = 5
+    "Folds by patient."
+    repeats: int = 1
+    "Repeats with other folds."
+    shares: tuple[float, ...] = (1.0,)
+    "Shares of the training patients that are labelled."
+    per_class: tuple[int, ...] = ()
+    "Numbers of labelled patients (a class, where there are classes)."
+    draws: int = 1
+    "Few-shot draws in each repeat and fold."
+    seed: int = 0
+    "Seed of folds, draws and fits."
+    resamples: int = 2000
+    "Resamples of the bootstrap."
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
     """One division of the items: sorted indices into the items' order."""

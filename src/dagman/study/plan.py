@@ -224,8 +224,7 @@ def _plan_task(
         arms = {study.primary.first: arms[study.primary.first], **arms}
     slug = re.sub(r"[^a-z0-9]+", "-", task.name.lower()).strip("-")
     folder = out / "tasks" / f"{slug}-{size}-{seed}"
-    command = [task.task] if task.task == "segment" else ["compare", task.task]
-    words = [*command, *(text for text, _ in arms.values()), str(base / task.table), "--out", str(folder)]
+    words = [task.task, *(text for text, _ in arms.values()), str(base / task.table), "--out", str(folder)]
     if study.weights != "auto":
         words += ["--weights", study.weights]
     for key, value in task.options.items():

@@ -214,7 +214,7 @@ def test_label_maps_are_clustered_end_to_end_with_a_picture_of_each(cohort, tmp_
 
 
 def test_a_map_there_is_not_names_the_nearest():
-    with pytest.raises(TaskError, match=r"there is no map 'umpa'\. Nearest: umap"):
+    with pytest.raises(TaskError, match=r"unknown map 'umpa'\. Nearest: umap"):
         ClusteringSettings(map="umpa")
 
 

@@ -23,6 +23,7 @@ from dagman.evaluation.classification_measures import Scored, compare_scores, de
 from dagman.evaluation.results import Results, Summary
 from dagman.evaluation.splits import (
     Indices,
+    Protocol,
     Split,
     Subset,
     draw_subset,
@@ -56,23 +57,12 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationSettings:
+class ClassificationSettings(Protocol):
     """How items are classified and judged."""
 
     methods: tuple[str, ...] = ("linear", "knn")
     "Of METHODS; fine-tuning costs more."
-    folds: int = 5
-    repeats: int = 1
-    shares: tuple[float, ...] = (1.0,)
-    "Parts of the training patients that are labelled."
-    per_class: tuple[int, ...] = ()
-    "Labelled patients a class."
-    draws: int = 1
-    "Few-shot draws in each repeat and fold."
-    seed: int = 0
     crop: CropSpec = FROM_SIZE
-    resamples: int = 2000
-    "Of the bootstrap."
     device: str = "auto"
     precision: str = "fp32"
     finetuning: FinetuneSettings = field(default_factory=FinetuneSettings)

@@ -67,7 +67,7 @@ class ClusteringSettings:
 
     def __post_init__(self) -> None:
         if self.map not in MAPS:
-            raise TaskError(f"there is no map '{self.map}'", do=suggest_name(self.map, MAPS))
+            raise TaskError(f"unknown map '{self.map}'", do=suggest_name(self.map, MAPS))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -127,7 +127,7 @@ class _Ordered:
         first, last = np.searchsorted(time, time, side="left"), np.searchsorted(time, time, side="right")
         return cls(features=features[order], time=time, event=event[order], first=first, last=last)
 
-    def weigh(self, weights: Floats) -> tuple[Floats, Floats, float]:
+    def evaluate(self, weights: Floats) -> tuple[Floats, Floats, float]:
         """Relative hazards, their sums at risk at each item's time, and the log partial likelihood."""
         risk = self.features @ weights
         top = float(risk.max())
@@ -160,7 +160,7 @@ def _choose_penalty(features: Floats, time: Floats, event: NDArray[np.bool_], pa
     gains: list[float] = []
     for penalty in path:
         weights = [_descend(kept, start, penalty) for (kept, _), start in zip(parts, weights, strict=True)]
-        gains.append(sum(everyone.weigh(w)[2] - kept.weigh(w)[2] for (kept, everyone), w in zip(parts, weights, strict=True)))
+        gains.append(sum(everyone.evaluate(w)[2] - kept.evaluate(w)[2] for (kept, everyone), w in zip(parts, weights, strict=True)))
         # Smaller penalties only fit the training items closer, at ever higher cost.
         if len(gains) - int(np.argmax(gains)) > _PATIENCE:
             break
@@ -189,12 +189,12 @@ def _descend(data: _Ordered, weights: Floats, penalty: float) -> Floats:
 
 def _penalise(data: _Ordered, weights: Floats, penalty: float) -> float:
     shrinkage = MIXING * float(np.abs(weights).sum()) + (1 - MIXING) / 2 * float(weights @ weights)
-    return -data.weigh(weights)[2] / len(data.time) + penalty * shrinkage
+    return -data.evaluate(weights)[2] / len(data.time) + penalty * shrinkage
 
 
 def _differentiate(data: _Ordered, weights: Floats) -> tuple[Floats, Floats]:
     """Gradient (p) and curvature (p x p) of the mean negative log partial likelihood."""
-    hazards, at_risk, _ = data.weigh(weights)
+    hazards, at_risk, _ = data.evaluate(weights)
     count = len(hazards)
     # What an item has lived through: the cumulative hazard up to and including its own time.
     lived = np.cumsum(data.event / at_risk)[data.last - 1]
@@ -228,7 +228,7 @@ def _minimise_quadratic(gradient: Floats, curvature: Floats, weights: Floats, pe
 def _estimate_hazard(data: _Ordered, weights: Floats) -> tuple[Floats, Floats]:
     risk = data.features @ weights
     top = float(risk.max())
-    _, at_risk, _ = data.weigh(weights)
+    _, at_risk, _ = data.evaluate(weights)
     times = np.unique(data.time[data.event])
     steps = np.bincount(np.searchsorted(times, data.time[data.event]), weights=1 / at_risk[data.event], minlength=len(times))
     return times, np.cumsum(steps) * np.exp(-top)

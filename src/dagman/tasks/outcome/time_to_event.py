@@ -23,7 +23,7 @@ from dagman.evaluation.outcome_metrics import (
     measure_outcome,
 )
 from dagman.evaluation.results import Comparison, Measurement, Results, Summary
-from dagman.evaluation.splits import Split, Subset, find_largest_count, list_subsets, plan_splits, write_splits
+from dagman.evaluation.splits import Protocol, Split, Subset, find_largest_count, list_subsets, plan_splits, write_splits
 from dagman.evaluation.statistics import Interval, correct_holm
 from dagman.evaluation.survival import choose_times
 from dagman.records.names import suggest_name
@@ -56,23 +56,13 @@ _ALL = "100%"
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutcomeSettings:
+class OutcomeSettings(Protocol):
     """How an outcome is predicted and judged."""
 
     methods: tuple[str, ...] = ("cox",)
     "Of METHODS; forest and fine-tuning cost more."
-    folds: int = 5
     repeats: int = 5
-    shares: tuple[float, ...] = (1.0,)
-    "Shares of the training patients."
-    per_class: tuple[int, ...] = ()
-    "Few-shot draws: patients with, and as many without the event."
-    draws: int = 1
-    "Few-shot draws in each repeat and fold."
-    seed: int = 0
     crop: CropSpec = FROM_SIZE
-    resamples: int = 2000
-    "Of the bootstrap."
     device: str = "auto"
     precision: str = "fp32"
     finetuning: FinetuneSettings = field(default_factory=FinetuneSettings)

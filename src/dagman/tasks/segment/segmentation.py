@@ -21,7 +21,7 @@ from dagman.encoder.encoder import Encoder
 from dagman.errors import SettingsError, TaskError
 from dagman.evaluation.results import Comparison, Results, Summary, write_inputs, write_predictions, write_summary
 from dagman.evaluation.segmentation_scores import MEASURES, METHOD, agree_volumes, average_items, rank_items, summarize_scores
-from dagman.evaluation.splits import Split, find_largest_count, list_subsets, name_overlap, plan_splits, write_splits
+from dagman.evaluation.splits import Protocol, Split, find_largest_count, list_subsets, name_overlap, plan_splits, write_splits
 from dagman.evaluation.statistics import bootstrap_difference, correct_holm
 from dagman.records.counts import count_noun
 from dagman.records.csv_file import write_csv
@@ -49,18 +49,9 @@ RATE_SHORT, RATE_LONG, LONG = 3e-3, 1e-3, 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationSettings:
-    """How a segmentation is trained and judged."""
+class SegmentationSettings(Protocol):
+    """How a segmentation is trained and judged; each share and number of labelled patients is a training of its own."""
 
-    folds: int = 5
-    repeats: int = 1
-    shares: tuple[float, ...] = (1.0,)
-    "Parts of the training patients that are labelled; a training each."
-    per_class: tuple[int, ...] = ()
-    "Numbers of labelled patients."
-    draws: int = 1
-    "Few-shot draws in each repeat and fold."
-    seed: int = 0
     steps: int | None = None
     "Optimiser steps of a training; None: 250 on a CPU, 3000 on a GPU. [ours]"
     batch: int = 2
@@ -79,8 +70,6 @@ class SegmentationSettings:
     "Of the surface Dice, mm. [ours]"
     measures: tuple[str, ...] = MEASURES
     "What is measured of each structure; Dice alone costs next to nothing."
-    resamples: int = 2000
-    "Of the bootstrap."
     keep: bool = True
     "Whether a model is trained for `out/model` on all scans, or on the training part of a given split."
     identified: bool = False
