@@ -56,6 +56,7 @@ def embed_sources(
     from dagman.records.provenance import hide_path, write_command
     from dagman.records.sources import expand_sources
     from dagman.store.crops import CropSpec
+    from dagman.tables.items import note_cut
 
     if out.suffix.lower() not in (".parquet", ".pq", ".csv"):
         raise SettingsError("features are written as Parquet or CSV", where=out, do="Name it something.parquet or something.csv")
@@ -73,15 +74,17 @@ def embed_sources(
         first = f": {refused[0].source}: {refused[0].reason}" if refused else ""
         raise TaskError(f"there are no items to embed{first}", where=", ".join(map(str, sources)))
     left_out: list[RefusedItem] = []
+    cut: dict[str, float] = {}
     try:
-        count = write_features(out, _show_progress(rows, len(items), quiet=as_json), loaded, columns, settings, left_out)
+        shown = _show_progress(_collect_cut(rows, cut), len(items), quiet=as_json)
+        count = write_features(out, shown, loaded, columns, settings, left_out)
     finally:
         reasons = [*((one.source, one.reason) for one in refused), *((one.item.name, one.reason) for one in left_out)]
         write_refused(rejected, reasons)
     outcome = {"written": count, "refused": len(reasons), "columns": len(columns), "out": str(out), "rejected": str(rejected)}
     inputs = {"encoder": loaded.source, "encoder_digest": loaded.digest}
     write_command(out.parent, "embed", name=f"{out.name}.command.json", settings=settings, inputs=inputs, outcome=outcome)
-    _report(outcome, reasons, [loaded.describe(), *notes], as_json=as_json)
+    _report(outcome, reasons, [loaded.describe(), *notes, *note_cut(cut)], as_json=as_json)
 
 
 def _read_pooling(stages: str, pools: str) -> Any:
@@ -124,6 +127,16 @@ def _list_items(
     stored = [row.id for row in held.rows] if held else []
     table = read_table(special[0], patient=patient, mask_label=mask_label, coordinates=coordinates, known_ids=stored, ids=ids)
     return list(table.items), held, [], list(table.notes)
+
+
+def _collect_cut(rows: Iterator[FeatureRow | RefusedItem], cut: dict[str, float]) -> Iterator[FeatureRow | RefusedItem]:
+    """The rows as they come; the shares of their masks that lie outside their scans go into `cut`."""
+    from dagman.encoder.items import FeatureRow
+
+    for row in rows:
+        if isinstance(row, FeatureRow) and row.cut:
+            cut[row.item.name] = row.cut
+        yield row
 
 
 def _show_progress(rows: Iterator[FeatureRow | RefusedItem], total: int, *, quiet: bool) -> Iterable[FeatureRow | RefusedItem]:

@@ -26,7 +26,7 @@ from dagman.scans.scan import Scan, hash_scan
 from dagman.store.crops import FROM_SIZE, Crop, CropShape, CropSpec, choose_crop, cut_structure, cut_surroundings, measure_extent
 from dagman.store.manifest import Store
 from dagman.store.preparation import PreparedScan, prepare_mask, prepare_scan
-from dagman.tables.items import Item, align_mask, check_points, read_mask, select_structure
+from dagman.tables.items import Item, align_mask, check_points, measure_cut, read_mask, select_structure
 
 __all__ = [
     "CropShape",
@@ -50,11 +50,12 @@ MEASURED = 64
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureRow:
-    """One item's vector (C), and the content hash of its scan."""
+    """One item's vector (C), the content hash of its scan, and the share of its mask that lies outside the scan (`cut`)."""
 
     item: Item
     values: NDArray[np.float32] = field(repr=False)
     content_hash: str
+    cut: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +68,16 @@ class RefusedItem:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OpenItem:
-    """An item with what it refers to: its scan, its structure on the scan's grid (True inside; None without a mask)."""
+    """An item with what it refers to: its scan, its structure on the scan's grid (True inside; None without a mask).
+
+    cut: the share of its mask's label voxels that lie outside the scan.
+    """
 
     item: Item
     scan: Scan
     inside: NDArray[np.bool_] | None = field(repr=False)
     content_hash: str
+    cut: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,6 +90,8 @@ class FeatureTable:
     hashes: tuple[str, ...] = field(repr=False)
     "Content hash of each item's scan."
     refused: tuple[RefusedItem, ...] = ()
+    cut: dict[str, float] = field(default_factory=dict)
+    "By name: the share of an item's mask that lies outside its scan, where there is one."
 
     @property
     def names(self) -> list[str]:
@@ -137,6 +144,7 @@ def embed_items(
         columns=columns,
         hashes=tuple(row.content_hash for row in rows),
         refused=tuple(refused),
+        cut={row.item.name: row.cut for row in rows if row.cut},
     )
 
 
@@ -175,7 +183,7 @@ def stream_features(
                     yield RefusedItem(item=item, reason=_explain(error, item))
             vectors = _compute_vectors(encoder, [one for _, one in given], pooling, kept)
             for (item, _), values in zip(given, vectors, strict=True):
-                yield FeatureRow(item=item, values=values, content_hash=opened.content_hash)
+                yield FeatureRow(item=item, values=values, content_hash=opened.content_hash, cut=opened.measure_cut(item))
 
 
 def open_items(reader: ScanReader, items: Iterable[Item], *, store: Store | None = None) -> Iterator[OpenItem | RefusedItem]:
@@ -194,7 +202,8 @@ def open_items(reader: ScanReader, items: Iterable[Item], *, store: Store | None
             except DagmanError as error:
                 yield RefusedItem(item=item, reason=_explain(error, item))
                 continue
-            yield OpenItem(item=item, scan=opened.scan, inside=inside, content_hash=opened.content_hash)
+            cut = opened.measure_cut(item)
+            yield OpenItem(item=item, scan=opened.scan, inside=inside, content_hash=opened.content_hash, cut=cut)
 
 
 def choose_item_crop(items: Sequence[Item], reader: ScanReader, asked: CropSpec = FROM_SIZE) -> CropSpec:
@@ -235,6 +244,8 @@ class _OpenedScan:
     stored: bool
     # The label map read last: many rows of a table share one.
     mask: tuple[Path, NDArray] | None = None
+    # The share of each label map that lies outside the scan.
+    cut: dict[Path, float] = field(default_factory=dict)
 
     @classmethod
     def open(cls, reader: ScanReader, scan: Path | str, store: Store | None) -> _OpenedScan:
@@ -257,8 +268,15 @@ class _OpenedScan:
         if self.mask is None or self.mask[0] != item.mask:
             labels = read_mask(item)
             stored = self.prepared if self.stored else None
-            self.mask = (item.mask, align_mask(item, labels, self.scan) if stored is None else prepare_mask(labels, stored))
+            placed = align_mask(item, labels, self.scan) if stored is None else prepare_mask(labels, stored)
+            self.mask = (item.mask, placed)
+            # A stored scan is cropped to the body, at another spacing: voxels cannot be counted against its own.
+            self.cut[item.mask] = measure_cut(labels, placed) if stored is None else 0.0
         return select_structure(item, self.mask[1])
+
+    def measure_cut(self, item: Item) -> float:
+        """The share of an item's mask that lies outside the scan; its structure was found before."""
+        return self.cut.get(item.mask, 0.0) if item.mask is not None else 0.0
 
 
 def _open_scans(

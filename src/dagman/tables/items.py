@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,6 +96,23 @@ def align_mask(item: Item, mask: Scan, scan: Scan) -> NDArray:
         what = f"mask {_name_mask(item)}marks voxels outside its scan only"
         raise TableError(what, where=_locate(item), do="Check that it was drawn on this scan")
     return labels
+
+
+def measure_cut(mask: Scan, labels: NDArray) -> float:
+    """The share of a mask's label voxels that `align_mask` left out of `labels`, as they lie outside the scan."""
+    drawn = int(np.count_nonzero(mask.voxels))
+    return 1.0 - int(np.count_nonzero(labels)) / drawn if drawn else 0.0
+
+
+def note_cut(shares: Mapping[str, float]) -> list[str]:
+    """A note on the items, by name, whose masks reach beyond their scans; nothing where all lie inside."""
+    cut = {name: share for name, share in shares.items() if share > 0}
+    if not cut:
+        return []
+    what = count_noun(len(cut), "mask reaches beyond its scan", "masks reach beyond their scans")
+    return [
+        f"{what}: up to {100 * max(cut.values()):.2g} % of the label voxels lie outside and are left out ({list_some(sorted(cut))})"
+    ]
 
 
 def select_structure(item: Item, labels: NDArray) -> NDArray[np.bool_]:

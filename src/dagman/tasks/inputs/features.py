@@ -64,6 +64,7 @@ def describe_refused(refused: Sequence[RefusedItem]) -> list[str]:
 def _describe_items(spec: ModelSpec, items: Sequence[Item], store: Store | None, crop: CropSpec) -> FeatureTable:
     describe, columns = DESCRIPTORS[spec.kind]
     found: list[tuple[Item, np.ndarray, str]] = []
+    cut: dict[str, float] = {}
     refused: list[RefusedItem] = []
     for given in stream_crops(ANY_SCAN, items, store=store, crop=crop):
         if isinstance(given, RefusedItem):
@@ -72,6 +73,7 @@ def _describe_items(spec: ModelSpec, items: Sequence[Item], store: Store | None,
         opened, taken = given
         try:
             found.append((opened.item, describe(opened, taken), opened.content_hash))
+            cut |= {opened.item.name: opened.cut} if opened.cut else {}
         except DagmanError as error:
             refused.append(RefusedItem(item=opened.item, reason=str(error)))
     found.sort(key=lambda one: one[0].index)
@@ -81,4 +83,5 @@ def _describe_items(spec: ModelSpec, items: Sequence[Item], store: Store | None,
         columns=columns,
         hashes=tuple(content for _, _, content in found),
         refused=tuple(sorted(refused, key=lambda one: one.item.index)),
+        cut=cut,
     )

@@ -50,6 +50,8 @@ class ItemCrops:
     crops: tuple[ItemCrop, ...] = field(repr=False)
     hashes: tuple[str, ...] = field(repr=False)
     refused: tuple[RefusedItem, ...] = ()
+    cut: dict[str, float] = field(default_factory=dict)
+    "By name: the share of an item's mask that lies outside its scan, where there is one."
 
     def __len__(self) -> int:
         return len(self.items)
@@ -62,19 +64,21 @@ def cut_items(reader: ScanReader, items: Iterable[Item], *, store: Store | None 
     """
     found: list[tuple[Item, ItemCrop, str]] = []
     refused: list[RefusedItem] = []
-    cut = stream_crops(reader, items, store=store, crop=crop)
-    for given in cut:
+    cut: dict[str, float] = {}
+    for given in stream_crops(reader, items, store=store, crop=crop):
         if isinstance(given, RefusedItem):
             refused.append(given)
         else:
             opened, taken = given
             found.append((opened.item, taken, opened.content_hash))
+            cut |= {opened.item.name: opened.cut} if opened.cut else {}
     found.sort(key=lambda one: one[0].index)
     return ItemCrops(
         items=tuple(item for item, _, _ in found),
         crops=tuple(crop for _, crop, _ in found),
         hashes=tuple(content for _, _, content in found),
         refused=tuple(sorted(refused, key=lambda one: one.item.index)),
+        cut=cut,
     )
 
 

@@ -18,6 +18,7 @@ from dagman.records.counts import count_noun
 from dagman.records.hashes import hash_array
 from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.manifest import Store
+from dagman.tables.items import note_cut
 from dagman.tables.table import Table
 from dagman.tasks.inputs.features import choose_table_crop, describe_refused, extract_features
 from dagman.tasks.inputs.item_crops import ItemCrop, cut_items
@@ -82,6 +83,7 @@ def gather_inputs(
     found: list[tuple[str, ModelSpec, Encoder | None, FeatureTable | None]] = []
     refused: list[RefusedItem] = []
     hashes: dict[str, str] = {}
+    cut_off: dict[str, float] = {}
     for name, spec in zip(names, specs, strict=True):
         encoder = load_network(spec, device=device, precision=precision) if spec.has_network else None
         features = None
@@ -89,6 +91,7 @@ def gather_inputs(
             notify(f"{name}: features of {len(table)} items")
             features = extract_features(encoder or spec, table, store=store, crop=crop, cache=cache)
             refused += features.refused
+            cut_off |= features.cut
             hashes |= dict(zip(features.names, features.hashes, strict=True))
         found.append((name, spec, encoder, features))
     crops = None
@@ -97,6 +100,7 @@ def gather_inputs(
         notify(f"crops of {len(table)} items")
         crops = cut_items(trained.reader, table.items, store=store, crop=crop)
         refused += crops.refused
+        cut_off |= crops.cut
         hashes |= dict(zip([item.name for item in crops.items], crops.hashes, strict=True))
     kept = _keep_items(table, refused)
     usable = {item.name for item in kept.items}
@@ -117,7 +121,7 @@ def gather_inputs(
         hashes=tuple(hashes[item.name] for item in kept.items),
         crops=() if crops is None else tuple(c for item, c in zip(crops.items, crops.crops, strict=True) if item.name in usable),
         crop=crop,
-        notes=(*table.notes, *describe_refused(list(once.values())), *notes),
+        notes=(*table.notes, *describe_refused(list(once.values())), *note_cut(cut_off), *notes),
     )
 
 

@@ -16,7 +16,7 @@ from dagman.records.counts import list_some
 from dagman.records.hashes import hash_array
 from dagman.scans.scan import Modality, Scan
 from dagman.store.preparation import prepare_mask, prepare_scan
-from dagman.tables.items import Item, align_mask, read_mask
+from dagman.tables.items import Item, align_mask, measure_cut, read_mask
 from dagman.tables.structures import Structure, list_contoured
 
 PLACES = 500
@@ -39,6 +39,8 @@ class Case:
     content_hash: str
     labels_hash: str
     contoured: tuple[bool, ...] | None = None
+    cut: float = 0.0
+    "Share of the mask's label voxels that lie outside the scan."
 
     def knows(self, code: int) -> bool:
         """Whether the class `code` was drawn; background (0) is known wherever all structures are."""
@@ -94,9 +96,16 @@ def load_classes(item: Item, scan: Scan, structures: Sequence[Structure]) -> NDA
     Raises TableError if the mask is no label map, is on another grid, is empty, or holds none of the structures; and if none of
     them was contoured.
     """
+    return _load_classes(item, scan, structures)[0]
+
+
+def _load_classes(item: Item, scan: Scan, structures: Sequence[Structure]) -> tuple[NDArray[np.uint8], float]:
+    """As `load_classes`, and the share of the mask that lies outside the scan."""
     if item.mask is None:
         raise TableError("has no mask", where=item.name, do="Fill the column 'mask'")
-    values = np.rint(align_mask(item, read_mask(item), scan)).astype(np.int64)
+    mask = read_mask(item)
+    aligned = align_mask(item, mask, scan)
+    values = np.rint(aligned).astype(np.int64)
     classes = np.zeros(values.shape, dtype=np.uint8)
     for code, structure in enumerate(structures, start=1):
         classes[np.isin(values, structure.values)] = code
@@ -109,7 +118,7 @@ def load_classes(item: Item, scan: Scan, structures: Sequence[Structure]) -> NDA
         what = f"holds no {wanted} (it holds {found})" if found else "is empty"
         do = "Correct the mask or the label, or drop the row"
         raise TableError(f"mask {item.mask.name} {what}", where=item.name, do=do)
-    return classes
+    return classes, measure_cut(mask, aligned)
 
 
 def find_structures(items: Iterable[Item]) -> list[Structure]:
@@ -136,7 +145,7 @@ def find_structures(items: Iterable[Item]) -> list[Structure]:
 
 def _prepare_case(encoder: Encoder, item: Item, structures: Sequence[Structure], path: Path, seed: int) -> Case:
     scan = encoder.read(item.scan)
-    classes = load_classes(item, scan, structures)
+    classes, cut = _load_classes(item, scan, structures)
     prepared = prepare_scan(scan, encoder.preparation)
     drawn = Scan(voxels=classes.astype(np.int16), affine=scan.affine, modality="other", patient=item.patient, source=str(item.mask))
     labels = prepare_mask(drawn, prepared).astype(np.uint8)
@@ -158,6 +167,7 @@ def _prepare_case(encoder: Encoder, item: Item, structures: Sequence[Structure],
         content_hash=prepared.content_hash,
         labels_hash=hash_array(classes),
         contoured=None if all(contoured) else contoured,
+        cut=cut,
     )
 
 

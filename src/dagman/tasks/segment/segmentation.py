@@ -28,6 +28,7 @@ from dagman.records.csv_file import write_csv
 from dagman.records.hashes import hash_file
 from dagman.records.lock import hold_lock
 from dagman.scans.label_files import describe_identity
+from dagman.tables.items import note_cut
 from dagman.tables.labelled_scans import LabelledScans
 from dagman.tables.structures import Structure
 from dagman.tasks.classifier import describe_source
@@ -147,7 +148,14 @@ def segment_scans(
         shown = rows[(rows["model"] == candidates[0].name) & (rows["subset"] == subsets[-1].name) & (rows["draw"] == 0)]
         first = shown[shown["repeat"] == 0]
         examples = write_examples(out, cases, first, structures, rank_items(first), candidates[0].encoder)
-    notes = [*settings.notes, *data.notes, *_note_refused(refused), *subset_notes, *_note_encoders(encoders, candidates, splits)]
+    notes = [
+        *settings.notes,
+        *data.notes,
+        *_note_refused(refused),
+        *note_cut({case.item.name: case.cut for case in cases}),
+        *subset_notes,
+        *_note_encoders(encoders, candidates, splits),
+    ]
     notes += [*_note_runs(runner, settings), *_note_missed(rows), *runner.remarks]
     if note_segs := describe_identity(out / "predictions", identified=settings.identified):
         notes.append(note_segs)
