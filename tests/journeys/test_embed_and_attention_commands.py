@@ -66,7 +66,9 @@ def test_files_and_their_store_give_the_same_numbers(encoder_folder: Path, cohor
         outcome = json.loads(run.stdout)
         assert outcome["written"] == 2
         assert [Path(one["source"]).name for one in outcome["refusals"]] == (["broken.nii.gz"] if name == "f.parquet" else [])
+        assert sum("file names are kept" in note for note in outcome["notes"]) == (name == "f.parquet")
         features = read_features(tmp_path / name)
+        assert all(patient.startswith("P-") for patient in features.items["patient"])
         found.append(dict(zip(features.items["content_hash"], features.values, strict=True)))
     assert found[0].keys() == found[1].keys()
     for content, values in found[0].items():

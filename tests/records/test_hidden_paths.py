@@ -8,7 +8,7 @@ import pytest
 
 from dagman.records.key import use_key
 from dagman.records.provenance import hide_path
-from dagman.records.sources import name_relative
+from dagman.records.sources import describe_names, name_relative
 
 
 @pytest.mark.parametrize("text", ["prepare", "--out", "--steps=3", "-h", "train.steps=4", "scratch:tiny", ""])
@@ -40,3 +40,10 @@ def test_found_scans_are_named_relative_to_what_was_given(tmp_path):
     assert name_relative([names[0]], [Path(names[0])]) == ["ct.nii.gz"]
     assert name_relative([str(tmp_path)], [tmp_path]) == [tmp_path.name]
     assert name_relative([f"{tmp_path}#1.2"], [tmp_path]) == [f"{tmp_path.name}#1.2"]
+
+
+def test_what_is_kept_of_names_is_said_and_whether_a_key_hides_the_patients():
+    assert describe_names().startswith("file names are kept: ")
+    assert "no key" not in describe_names()
+    with use_key(None):
+        assert "there is no key yet (dagman prepare makes one)" in describe_names()

@@ -107,7 +107,7 @@ def _list_items(
 
     from dagman.encoder.items import list_scans, list_stored
     from dagman.errors import SettingsError
-    from dagman.records.sources import FILE_NAMES_KEPT, name_relative
+    from dagman.records.sources import describe_names, name_relative
     from dagman.store.manifest import Store
     from dagman.tables.table import read_table
     from dagman.tables.table_file import is_table
@@ -119,7 +119,7 @@ def _list_items(
         items, refused = list_scans(sources)
         names = name_relative([item.name for item in items], sources)
         items = [replace(item, name=name) for item, name in zip(items, names, strict=True)]
-        return items, None, refused, [FILE_NAMES_KEPT] if items else []
+        return items, None, refused, [describe_names()] if items else []
     if (special[0] / "store.json").exists():
         opened = Store(special[0])
         return list_stored(opened), opened, [], []

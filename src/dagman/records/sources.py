@@ -8,8 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dagman.errors import SettingsError
+from dagman.records.key import find_key
 
-FILE_NAMES_KEPT = "file names are kept: items are named by their files; a table of one's own, or a store, names them otherwise"
+_FILE_NAMES_KEPT = "file names are kept: items are named by their files; a table of one's own, or a store, names them otherwise"
+_NO_KEY = "; patients are file names or unkeyed hashes of PatientIDs, as there is no key yet (dagman prepare makes one)"
+
+
+def describe_names() -> str:
+    """What a command reports of the names of found scans, once: their files', and whether a key hides those of patients."""
+    return _FILE_NAMES_KEPT + ("" if find_key() is not None else _NO_KEY)
 
 
 def name_relative(names: Sequence[str], sources: Sequence[Path]) -> list[str]:

@@ -18,7 +18,7 @@ from dagman.records.hashes import hash_bytes
 from dagman.records.journal import append_row, read_rows
 from dagman.records.lock import hold_lock
 from dagman.records.provenance import write_command
-from dagman.records.sources import FILE_NAMES_KEPT
+from dagman.records.sources import describe_names
 from dagman.scans.discovery import Refusal
 from dagman.scans.label_files import (
     describe_identity,
@@ -100,7 +100,7 @@ def predict_scans(
     with hold_lock(out, TaskError):
         applied = apply(folder, scans, out, settings, notify)
         if not is_table(Path(scans[0])):
-            applied = replace(applied, notes=(*applied.notes, FILE_NAMES_KEPT))
+            applied = replace(applied, notes=(*applied.notes, describe_names()))
         write_frame(out / "predictions.csv", pd.DataFrame(applied.rows))
         refused = [(one.source, one.reason) for one in applied.refused]
         write_frame(out / "rejected.csv", pd.DataFrame(refused, columns=["source", "reason"]))
