@@ -48,11 +48,21 @@ def explain_faults(what: str, *, where: object, do: str) -> Iterator[None]:
         raise ScanError(f"{what}{_describe(error)}", where=where, do=do) from error
 
 
+def describe_own_fault(error: Exception) -> str:
+    """A fault of dagman, of what kind and at which of its lines: for what fails once a file was read, whatever library raised it.
+
+    The library's words are about its own code, and may quote what a header holds; they are left out.
+    """
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(_SOURCE)]
+    place = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    return f"{OWN_FAULT}: {type(error).__name__}{place}"
+
+
 def _describe(error: Exception) -> str:
     """The library's own words where they are words, or the place in dagman; in brackets, one line."""
     innermost = traceback.extract_tb(error.__traceback__)[-1]
     if Path(innermost.filename).is_relative_to(_SOURCE):
-        return f" ({OWN_FAULT}: {type(error).__name__} in {Path(innermost.filename).name}, line {innermost.lineno})"
+        return f" ({describe_own_fault(error)})"
     if isinstance(error, AttributeError) and re.fullmatch(r"[A-Z]\w+", error.name or ""):
         # pydicom: a tag, asked for by its keyword.
         return f" ({error.name} is missing)"

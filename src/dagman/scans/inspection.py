@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dagman.errors import ScanError
 from dagman.scans.discovery import Refusal, Series
+from dagman.scans.faults import describe_own_fault
 from dagman.scans.reading import read_series
 from dagman.scans.scan import Scan, reorient_scan
 from dagman.scans.verdict import judge_scan
@@ -56,8 +57,8 @@ def inspect_series(series: Series, *, picture: bool = True) -> Inspection:
     except ScanError as error:
         return inspect_refusal(Refusal.from_error(series.source, error), kind=series.kind, patient=series.patient)
     except Exception as error:
-        # A fault of a decoder, or of dagman: named, so that it can be reported, and the other series go on.
-        reason = f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
+        # Named, so that it can be reported, and the other series go on.
+        reason = f"cannot be judged ({describe_own_fault(error)})"
         if isinstance(error, MemoryError):
             reason = "too large for the memory: try again with --workers 1"
         return inspect_refusal(Refusal(source=series.source, reason=reason), kind=series.kind, patient=series.patient)

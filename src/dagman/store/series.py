@@ -10,6 +10,7 @@ from dagman.errors import DagmanError, StoreError, is_full_disk
 from dagman.records.files import write_whole
 from dagman.records.hashes import hash_bytes
 from dagman.scans.discovery import Series
+from dagman.scans.faults import describe_own_fault
 from dagman.scans.reading import read_series
 from dagman.scans.verdict import judge_scan
 from dagman.store.format import STAGING, name_scan, pack_voxels
@@ -79,8 +80,8 @@ def prepare_series(task: Task, out: Path, preparation: Preparation) -> Prepared 
     except Exception as error:
         if is_full_disk(error):
             return DiskFull()
-        # A fault of a decoder, or of dagman: named, so that it can be reported, and the other scans go on.
-        return Refused(f"cannot be prepared ({type(error).__name__}: {' '.join(str(error).split())})")
+        # Named, so that it can be reported, and the other scans go on.
+        return Refused(f"cannot be prepared ({describe_own_fault(error)})")
     row = ManifestRow(
         id=name_scan(prepared.content_hash),
         patient=prepared.patient,
