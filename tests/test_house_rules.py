@@ -69,6 +69,12 @@ def test_one_module_writes_csv():
     assert found == {"src/dagman/records/csv_file.py"}
 
 
+def test_reports_read_no_command_line():
+    # What a page shows of a command is on record: a setting, an input, a column.
+    readers = re.compile(r"\bargv\b|[\"\']arguments[\"\']")
+    assert [_name(path) for path in _FILES if "reports" in path.parts and readers.search(path.read_text(encoding="utf-8"))] == []
+
+
 def test_no_file_is_a_bag():
     assert [_name(path) for path in _FILES if set(path.stem.split("_")) & _BAGS or path.parent.name in _BAGS] == []
 

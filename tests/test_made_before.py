@@ -17,6 +17,7 @@ import torch
 from dagman.cli import application
 from dagman.encoder.loading import load_encoder
 from dagman.evaluation.results import Results
+from dagman.notes import warn
 from dagman.reports.tasks.classification import render_classification
 from dagman.store.manifest import Store
 from dagman.store.upkeep.verification import verify_store
@@ -58,7 +59,13 @@ def test_a_run_is_drawn(tmp_path, monkeypatch):
 def test_results_are_drawn_and_their_model_predicts_what_it_predicted(tmp_path, monkeypatch):
     results = Results(_MADE / "results")
     assert results.summary.task == "classify"
-    assert "<html" in render_classification(results)
+    # Notes were sentences, and the column of the labels was in the command line alone.
+    seen = "2 test scans were seen in pretraining (unlabelled), so results may be too good: body0.nii.gz, body1.nii.gz"
+    assert results.summary.notes[0] == warn(f"run: {seen}")
+    assert {note.kind for note in results.summary.notes[1:]} == {"info"}
+    page = render_classification(results)
+    assert page.count(seen) == 2, "it leads the page, and is listed with the others"
+    assert "(<code>kind</code>: " in page
     assert _call(monkeypatch, "predict", results.path, _MADE / "body0.nii.gz", "--out", tmp_path / "scan", "--device", "cpu") == 0
     table = pd.read_csv(_MADE / "points.csv").head(2)
     table["scan"] = str(_MADE / "body0.nii.gz")

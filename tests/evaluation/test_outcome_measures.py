@@ -18,6 +18,7 @@ from dagman.evaluation.outcome_metrics import (
     measure_outcome,
     prepare_measure,
 )
+from dagman.notes import warn
 
 
 def _predicted(seed: int = 0, items: int = 80, columns: int = 1, folds: int = 1) -> OutOfFold:
@@ -130,12 +131,12 @@ def test_a_measure_that_the_patients_do_not_allow_is_left_out_and_explained_neve
     assert set(measured) == {"harrell_c"}
     assert 0 <= measured["harrell_c"].value <= 1
     assert explain_left_out(equal) == [
-        "left out: Uno's C, the time-dependent AUC, the integrated Brier score, as all times are equal (12)"
+        warn("left out: Uno's C, the time-dependent AUC, the integrated Brier score, as all times are equal (12)")
     ]
     none = OutOfFold(**{**vars(found), "times": found.times[:1], "survival": found.survival[:, :, :1]})
     assert explain_left_out(none) == [
-        "left out: the time-dependent AUC, as no two times can be judged",
-        "left out: the integrated Brier score, as no two times can be judged",
+        warn("left out: the time-dependent AUC, as no two times can be judged"),
+        warn("left out: the integrated Brier score, as no two times can be judged"),
     ]
 
 

@@ -11,6 +11,7 @@ from dagman.errors import TaskError
 from dagman.evaluation.results import Comparison, Measurement, Results, Summary, write_inputs, write_predictions, write_summary
 from dagman.evaluation.splits import plan_splits, write_splits
 from dagman.evaluation.statistics import bootstrap_difference, bootstrap_interval
+from dagman.notes import inform, warn
 
 
 def _summary() -> Summary:
@@ -23,7 +24,7 @@ def _summary() -> Summary:
         classes=("benign", "malignant"),
         measurements=tuple(Measurement(**measured, model=model, interval=i) for model, i in (("a", interval), ("b", undefined))),
         comparisons=(Comparison(**measured, first="a", second="b", difference=difference, corrected=float("nan")),),
-        notes=("2 rows left out",),
+        notes=(warn("2 rows left out"), inform("folds are by patient")),
         extra={"confusion": np.array([[1, 2], [3, 4]]), "curve": (np.float32(0.5), float("inf"))},
     )
 
@@ -45,6 +46,40 @@ def test_a_summarys_file_is_plain_json(tmp_path):
     write_summary(tmp_path, _summary())
     text = (tmp_path / "metrics.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["format"] == 1
+
+
+def test_notes_are_written_with_their_kind(tmp_path):
+    write_summary(tmp_path, _summary())
+    written = json.loads((tmp_path / "metrics.json").read_text())["notes"]
+    assert written == [{"kind": "warning", "text": "2 rows left out"}, {"kind": "info", "text": "folds are by patient"}]
+
+
+def test_notes_that_were_sentences_alone_are_read_with_the_kind_their_page_gave_them(tmp_path):
+    write_summary(tmp_path, _summary())
+    old = json.loads((tmp_path / "metrics.json").read_text())
+    seen, outside = (
+        "m: 1 test scan was seen in pretraining (unlabelled)",
+        "1 of 4 points falls outside its scan: left out (item n2)",
+    )
+    old["notes"] = [seen, "crops have voxels of 2 mm", outside]
+    (tmp_path / "metrics.json").write_text(json.dumps(old))
+    assert Results(tmp_path).summary.notes == (warn(seen), inform("crops have voxels of 2 mm"), warn(outside))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "arguments", "columns"),
+    [
+        ({"columns": {"label": "kind"}}, ["classify", "--label", "other"], {"label": "kind"}),
+        ({}, ["outcome", "table.csv", "--time", "days", "--event=died"], {"time": "days", "event": "died"}),
+        ({}, ["classify", "--label"], {}),
+        ({}, [], {}),
+    ],
+    ids=["recorded", "before they were recorded", "cut short", "called from Python"],
+)
+def test_the_columns_that_were_read_are_on_record(tmp_path, inputs, arguments, columns):
+    write_summary(tmp_path, _summary())
+    (tmp_path / "command.json").write_text(json.dumps({"inputs": inputs, "arguments": arguments}))
+    assert Results(tmp_path).columns == columns
 
 
 def test_predictions_and_splits_survive_their_files(tmp_path):

@@ -227,7 +227,7 @@ def test_a_dataset_json_is_segmented_with_its_own_structures(call_dagman, bodies
     code, printed, errors = call_dagman("segment", encoder, table, "--folds", 3, *FAST, "--out", tmp_path / "out", "--json")
     assert code == 0, errors
     told = json.loads(printed)
-    assert any("every scan is taken as its own patient" in note for note in told["notes"])
+    assert any("every scan is taken as its own patient" in note["text"] for note in told["notes"])
     assert Results(tmp_path / "out").summary.classes == ("right lung", "left lung", "ball")
     assert set(Results(tmp_path / "out").predictions["item"]) == {"ball_0", "ball_1", "ball_2"}
 
@@ -244,8 +244,8 @@ def test_few_labelled_patients_of_a_given_split_with_unknown_structures(call_dag
     code, printed, errors = call_dagman(*command, "--spacing", 5, "--layer-decay", 0.9, "--out", tmp_path / "out", "--json")
     assert code == 0, errors
     said = json.loads(printed)
-    assert any("unknown there" in note for note in said["notes"])
-    assert any("learning rates fall by 0.9 a layer of every model" in note for note in said["notes"])
+    assert any("unknown there" in note["text"] for note in said["notes"])
+    assert any("learning rates fall by 0.9 a layer of every model" in note["text"] for note in said["notes"])
     assert {row["subset"] for row in said["comparisons"]} == {"k=1", "k=2"}
     scores = Results(tmp_path / "out").predictions
     assert set(scores["item"]) == {"ct_3"}

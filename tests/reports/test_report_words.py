@@ -11,11 +11,13 @@ import pytest
 
 from dagman.evaluation.results import Measurement, Results, Summary, write_summary
 from dagman.evaluation.statistics import Interval, bootstrap_interval
+from dagman.notes import inform, warn
 from dagman.reports.figures.survival import draw_survival_calibration
 from dagman.reports.methods import quote_results
 from dagman.reports.names import explain_intervals, format_interval, format_p, name_measure, name_method
-from dagman.reports.page import DataTable, Figure, FigureGrid, Section, Text, mark_cell, render_page
-from dagman.reports.provenance import find_option, tabulate_settings
+from dagman.reports.page import DataTable, Figure, FigureGrid, Listing, Section, Text, Verdict, mark_cell, render_page
+from dagman.reports.provenance import tabulate_settings
+from dagman.reports.tasks.classification import describe_design, list_notes, show_warnings
 from dagman.reports.tasks.comparison import tabulate_models
 from dagman.tasks.classify.classification import SMOOTHING
 from dagman.tasks.finetuning import FinetuneSettings
@@ -68,10 +70,23 @@ def test_settings_are_rows_of_plain_values(results):
     assert "['linear'" not in render_page("A", "b", [Section("c", [table])])
 
 
-def test_options_of_a_command_are_found_however_they_were_written(results):
-    assert find_option(results, "--label") == "malignant"
-    assert find_option(results, "--out") == "x"
-    assert find_option(results, "--time") is None
+def test_a_note_leads_a_page_by_its_kind_and_not_by_its_words(results):
+    notes = (inform("scans left out of pretraining do not matter here"), warn("believe nothing"))
+    summary = replace(results.summary, notes=notes)
+    assert [block.text for block in show_warnings(summary) if isinstance(block, Verdict)] == ["believe nothing"]
+    (listed,) = list_notes(summary)
+    assert isinstance(listed, Listing)
+    assert listed.items == [note.text for note in notes]
+    assert list_notes(replace(summary, notes=())) == []
+
+
+def test_the_column_of_the_labels_is_the_one_on_record(results):
+    assert "6 items (`malignant`: 4 `0`, 2 `1`)" in describe_design(results), "an old folder has it in its command line alone"
+    path = results.path / "command.json"
+    command = json.loads(path.read_text(encoding="utf-8"))
+    for columns, shown in (({"label": "grade"}, "6 items (`grade`: 4 `0`, 2 `1`)"), ({}, "6 items (4 `0`, 2 `1`)")):
+        path.write_text(json.dumps(command | {"inputs": {"items": 6, "columns": columns}}), encoding="utf-8")
+        assert shown in describe_design(Results(results.path))
 
 
 def test_an_interval_is_kept_on_one_line_and_other_text_is_left_alone():

@@ -46,13 +46,13 @@ def test_a_cell_lists_structures_by_value_or_name(folder, cell, expected):
     data = read_labelled_scans(_write(folder, cell, "all"), labels="cord=1,parotids=2+3")
     assert list_contoured(data.items[0].contoured, data.structures) == expected
     assert list_contoured(data.items[1].contoured, data.structures) == (True, True)
-    assert any("unknown there" in note for note in data.notes)
+    assert any("unknown there" in note.text for note in data.notes)
 
 
 def test_without_the_column_all_are_known(folder):
     data = read_labelled_scans(_write(folder, "1", "1", column="remark"), labels="cord=1")
     assert [item.contoured for item in data.items] == [None, None]
-    assert not any("unknown" in note for note in data.notes)
+    assert not any("unknown" in note.text for note in data.notes)
 
 
 def test_another_column_can_be_named(folder):

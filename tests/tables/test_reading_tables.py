@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from dagman.errors import TableError
+from dagman.notes import inform, warn
 from dagman.tables.table import Table, read_table
 
 
@@ -108,9 +109,9 @@ def test_rows_without_a_needed_value_are_left_out_counted_and_said(folder):
     table = read_table(_write(folder, rows), label="label")
     assert table.names == ["a", "d"]
     assert table.notes == (
-        "column 'scan' is empty in 1 row: left out (row 3)",
-        "column 'label' is empty in 1 row: left out (row 2)",
-        "column 'patient' is empty in 1 row: left out (row 4)",
+        warn("column 'scan' is empty in 1 row: left out (row 3)"),
+        warn("column 'label' is empty in 1 row: left out (row 2)"),
+        warn("column 'patient' is empty in 1 row: left out (row 4)"),
     )
 
 
@@ -122,13 +123,13 @@ def test_a_class_may_be_called_none(folder):
 def test_repeated_rows_are_left_out_and_said(folder):
     table = read_table(_write(folder, _PLAIN + "a.nii.gz,007,benign"), label="label")
     assert len(table) == 3
-    assert table.notes == ("1 row the same as an earlier one: left out (row 4)",)
+    assert table.notes == (warn("1 row the same as an earlier one: left out (row 4)"),)
 
 
 def test_without_a_patient_column_every_scan_is_its_own_patient(folder):
     table = read_table(_write(folder, "scan,label\na.nii.gz,0\nb.nii.gz,1"), label="label")
     assert table.patients.tolist() == ["a", "b"]
-    assert table.notes == ("no column 'patient': every scan is taken as its own patient",)
+    assert table.notes == (inform("no column 'patient': every scan is taken as its own patient"),)
 
 
 def test_a_column_that_looks_like_the_patient_is_not_passed_over(folder):

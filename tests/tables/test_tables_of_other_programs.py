@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dagman.errors import TableError
+from dagman.notes import inform
 from dagman.records.alike import find_alike
 from dagman.tables.table import read_table
 
@@ -109,14 +110,14 @@ def test_a_windows_drive_is_named_as_the_reason(folder):
 def test_words_for_missing_are_missing_among_numbers_and_said(folder, word):
     table = _read(folder, _frame(age=[50.5, word, 70, 44]))
     assert [item.clinical["age"] for item in table.items] == [50.5, None, 70.0, 44.0]
-    assert table.notes == (f"column 'age' has '{word}' in 1 row: taken as missing (row 2)",)
+    assert table.notes == (inform(f"column 'age' has '{word}' in 1 row: taken as missing (row 2)"),)
 
 
 def test_a_label_that_is_unknown_leaves_its_row_out(folder):
     table = _read(folder, _frame(grade=["low", "high", "Unknown", "low"]))
     assert table.classes == ("high", "low")
     assert len(table) == 3
-    assert any("left out (row 3)" in note for note in table.notes)
+    assert any("left out (row 3)" in note.text and note.kind == "warning" for note in table.notes)
 
 
 def test_numbers_among_words_are_refused_with_their_rows(folder):

@@ -6,6 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from dagman.notes import warn
 from dagman.scans.affine import Affine
 from dagman.tables.structures import Structure
 from dagman.tables.table import read_table
@@ -40,7 +41,7 @@ def table(tmp_path, make_ball):
 def test_what_is_cut_of_a_mask_is_said_wherever_it_is_read(table, small_encoder, tmp_path):
     assert extract_features(small_encoder, table).cut == {"c": 0.125}
     assert cut_items(small_encoder.reader, table.items).cut == {"c": 0.125}
-    assert [note for note in gather_inputs([parse_model("pixels")], table).notes if "beyond" in note] == [_SAID]
+    assert [note for note in gather_inputs([parse_model("pixels")], table).notes if "beyond" in note.text] == [warn(_SAID)]
     cases, refused = prepare_cases(small_encoder, table.items, [Structure(name="ball", values=(1,))], tmp_path)
     assert refused == []
     assert {case.item.name: case.cut for case in cases} == {"a": 0.0, "b": 0.0, "c": 0.125}

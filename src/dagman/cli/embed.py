@@ -126,7 +126,7 @@ def _list_items(
     held = Store(store) if store else None
     stored = [row.id for row in held.rows] if held else []
     table = read_table(special[0], patient=patient, mask_label=mask_label, coordinates=coordinates, known_ids=stored, ids=ids)
-    return list(table.items), held, [], list(table.notes)
+    return list(table.items), held, [], [note.text for note in table.notes]
 
 
 def _collect_cut(rows: Iterator[FeatureRow | RefusedItem], cut: dict[str, float]) -> Iterator[FeatureRow | RefusedItem]:

@@ -22,6 +22,7 @@ from dagman.evaluation.survival import (
     kaplan_meier,
     logrank_test,
 )
+from dagman.notes import Note, warn
 
 Floats = NDArray[np.float64]
 Measure = Callable[[NDArray[np.int64]], float]
@@ -100,12 +101,12 @@ def list_measures(predictions: OutOfFold) -> list[str]:
     return [name for name in asked if not np.isnan(prepare_measure(name, predictions)(rows))]
 
 
-def explain_left_out(predictions: OutOfFold) -> list[str]:
-    """A sentence for those of MEASURES that these patients do not allow, each with what is lacking."""
+def explain_left_out(predictions: OutOfFold) -> list[Note]:
+    """A warning for those of MEASURES that these patients do not allow, each with what is lacking."""
     left_out = [name for name in MEASURES if name not in list_measures(predictions)]
     if left_out and np.ptp(predictions.time) == 0:
         names = ", ".join(_NAMES[name] for name in left_out)
-        return [f"left out: {names}, as all times are equal ({predictions.time[0]:g})"]
+        return [warn(f"left out: {names}, as all times are equal ({predictions.time[0]:g})")]
     lacking = {
         "harrell_c": "no fold tests an event before another patient's time",
         "uno_c": "no fold tests an event, before another patient's time, that can be weighed against censoring",
@@ -114,7 +115,7 @@ def explain_left_out(predictions: OutOfFold) -> list[str]:
     }
     if len(predictions.times) < 2:
         lacking["dynamic_auc"] = lacking["integrated_brier"]
-    return [f"left out: {_NAMES[name]}, as {lacking[name]}" for name in left_out]
+    return [warn(f"left out: {_NAMES[name]}, as {lacking[name]}") for name in left_out]
 
 
 def compare_outcome(name: str, first: OutOfFold, second: OutOfFold, *, draws: int = 2000, seed: int = 0) -> Difference:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pandas as pd
 
 from dagman.errors import TaskError
 from dagman.evaluation.statistics import Difference, Interval
+from dagman.notes import Note, inform, warn
 from dagman.records.csv_file import restore_frame, write_frame
 from dagman.records.files import write_json
 from dagman.records.provenance import write_command
@@ -63,7 +65,7 @@ class Summary:
     classes: tuple[str, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     "What was left out, warned of, or chosen, in sentences."
     extra: dict[str, Any] = field(default_factory=dict)
     "Numbers for the report that have no interval: a confusion matrix, a curve."
@@ -122,7 +124,7 @@ class Results:
                 Comparison(**{**_from_plain(row), "difference": Difference(**_from_plain(row["difference"]))})
                 for row in data["comparisons"]
             ),
-            notes=tuple(data["notes"]),
+            notes=tuple(_read_note(note) for note in data["notes"]),
             extra=data["extra"],
         )
 
@@ -142,6 +144,12 @@ class Results:
         return json.loads((self.path / "command.json").read_text(encoding="utf-8"))
 
     @property
+    def columns(self) -> dict[str, str]:
+        """The table's column that was read as label, as time, as event, by these names."""
+        recorded = self.command["inputs"].get("columns")
+        return _find_columns(self.command.get("arguments", [])) if recorded is None else recorded
+
+    @property
     def model(self) -> Path:
         """The folder of the model to use; it may not exist."""
         return self.path / "model"
@@ -153,6 +161,20 @@ def _read_csv(path: Path) -> pd.DataFrame:
     # Text stays text: a patient 007 and the labels 1 and None must compare with the table's.
     read = pd.read_csv(path, dtype=dict.fromkeys((*_TEXT_COLUMNS, "part"), str), keep_default_na=False, na_values=[""])
     return restore_frame(read)
+
+
+def _read_note(note: dict[str, Any] | str) -> Note:
+    """A note; until the end of November 2026 it was a sentence, and those with certain words were warnings."""
+    if isinstance(note, str):
+        return warn(note) if any(words in note for words in ("seen in pretraining", "left out", "fall outside")) else inform(note)
+    return Note(**note)
+
+
+def _find_columns(arguments: Sequence[str]) -> dict[str, str]:
+    """Until the end of November 2026 columns were recorded in the command line alone."""
+    options = {"--label": "label", "--time": "time", "--event": "event"}
+    pairs = [*pairwise(arguments), *(text.partition("=")[::2] for text in arguments)]
+    return {options[name]: column for name, column in pairs if name in options and column}
 
 
 def _to_plain(value: Any) -> Any:

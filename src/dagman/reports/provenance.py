@@ -1,4 +1,4 @@
-"""How a folder of results came to be, as a page shows it: settings, inputs, software, and the options of its command."""
+"""How a folder of results came to be, as a page shows it: settings, inputs, software."""
 
 from __future__ import annotations
 
@@ -22,17 +22,6 @@ def name_software(command: Mapping[str, Any]) -> str:
     environment = command.get("environment", {})
     versions = {"Python": environment.get("python"), **environment.get("libraries", {})}
     return ", ".join(f"{name} {version}" for name, version in {"dagman": command["dagman"], **versions}.items() if version)
-
-
-def find_option(results: Results, option: str) -> str | None:
-    """What a command line gave for an option, such as "--time"; None where it was not given, or Python was called."""
-    arguments = [str(argument) for argument in results.command.get("arguments", [])]
-    for place, argument in enumerate(arguments):
-        if argument.startswith(f"{option}="):
-            return argument.partition("=")[2]
-        if argument == option and place + 1 < len(arguments):
-            return arguments[place + 1]
-    return None
 
 
 def flatten_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dagman.errors import TaskError
+from dagman.errors import TableError, TaskError
+from dagman.notes import Note, inform
+from dagman.tables.columns import Columns
 
 Floats = NDArray[np.float64]
 Values = Mapping[str, float | str | None]
@@ -117,3 +119,24 @@ def _fit_column(name: str, values: list[float | str | None], categorical: bool) 
 
 def _as_category(value: float | str | None) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def read_clinical_columns(
+    columns: Columns, names: Sequence[str], *, roles: Mapping[str, str | None]
+) -> dict[str, list[float | str | None]]:
+    """Numbers or words of the named columns; raises TableError where one of them is what is to be predicted, by its role."""
+    for what, name in roles.items():
+        if name in names:
+            do = f"Leave it out of --clinical: it would give away the {what} that is to be predicted"
+            raise TableError(f"column '{name}' is both the {what} and clinical", where=columns.path, do=do)
+    return {name: columns.numbers_or_words(name) for name in names}
+
+
+def note_many_categories(clinicals: Mapping[str, Sequence[float | str | None]], patients: int) -> list[Note]:
+    """A column of free text becomes nearly a category a patient, which says nothing about others."""
+    notes = []
+    for name, values in clinicals.items():
+        words = {value for value in values if isinstance(value, str)}
+        if len(words) > max(10, patients // 4):
+            notes.append(inform(f"clinical column '{name}' holds {len(words)} different words: each becomes a category of its own"))
+    return notes

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dagman.errors import TableError
+from dagman.notes import Note, inform
 from dagman.records.counts import count_noun, list_some
 from dagman.records.names import suggest_name
 from dagman.tables.numbers import EMPTY_WORDS, MISSING_WORDS, parse_numbers
@@ -40,9 +41,9 @@ class Columns:
         return name in self._values
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What is to be said of the columns read so far."""
-        return tuple(self._notes)
+    def notes(self) -> tuple[Note, ...]:
+        """What was read otherwise than it is written, of the columns read so far."""
+        return tuple(inform(text) for text in self._notes)
 
     def text(self, name: str) -> list[str | None]:
         """The column's values; raises TableError naming the nearest column if there is none of this name."""

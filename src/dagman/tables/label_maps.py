@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dagman.errors import DagmanError, TableError
+from dagman.notes import warn
 from dagman.records.counts import list_some
 from dagman.tables.columns import Columns
 from dagman.tables.items import Item, read_mask
@@ -53,7 +54,7 @@ def expand_label_maps(table: Table, names: dict[int, str], *, minimum_voxels: in
         try:
             labels = np.rint(read_mask(item).voxels)
         except DagmanError as error:
-            notes.append(f"left out {item.name}: {error}")
+            notes.append(warn(f"left out {item.name}: {error}"))
             continue
         for value, count in zip(*np.unique(labels[labels != 0].astype(np.int64), return_counts=True), strict=True):
             name = names.get(int(value))
@@ -64,9 +65,9 @@ def expand_label_maps(table: Table, names: dict[int, str], *, minimum_voxels: in
             else:
                 items.append(replace(item, index=0, name=f"{item.name}:{name}", label_value=int(value), label=name))
     if unnamed:
-        notes.append(f"label values without a name, left out: {list_some(sorted(unnamed))}")
+        notes.append(warn(f"label values without a name, left out: {list_some(sorted(unnamed))}"))
     if small:
-        notes.append(f"structures of fewer than {minimum_voxels} voxels, left out: {list_some(small)}")
+        notes.append(warn(f"structures of fewer than {minimum_voxels} voxels, left out: {list_some(small)}"))
     items.sort(key=lambda item: item.name)
     classes = tuple(sorted({str(item.label) for item in items}))
     if not items:

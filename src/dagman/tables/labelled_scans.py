@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dagman.errors import TableError
+from dagman.notes import Note, inform, warn
 from dagman.records.counts import count_noun, list_some
 from dagman.scans.label_files import name_outputs
 from dagman.tables.columns import Columns
@@ -34,7 +35,7 @@ class LabelledScans:
     "One a scan; names are unique and can be file names."
     structures: tuple[Structure, ...]
     "Empty: every value found in the masks is one."
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     @property
     def splits(self) -> np.ndarray | None:
@@ -116,7 +117,7 @@ def _read_rows(path: Path, patient: str, split: str, contoured: str, ids: str) -
     bare = [item.name for item in table.items if item.mask is None]
     notes = list(table.notes)
     if bare:
-        notes.append(f"{count_noun(len(bare), 'row has', 'rows have')} no mask: left out ({list_some(bare)})")
+        notes.append(warn(f"{count_noun(len(bare), 'row has', 'rows have')} no mask: left out ({list_some(bare)})"))
     first: dict[Path, Item] = {}
     for item in table.items:
         if isinstance(item.scan, Path) and item.mask is not None:
@@ -134,10 +135,11 @@ def _read_rows(path: Path, patient: str, split: str, contoured: str, ids: str) -
     )
     if drawn:
         known = sum(item.contoured is None for item in items)
-        notes.append(
+        text = (
             f"column '{contoured}' lists the structures drawn in each scan: any other is unknown there, left out of its loss and "
             f"scores ({count_noun(known, 'scan has', 'scans have')} all of them)"
         )
+        notes.append(warn(text))
     structures, structure_notes = _join_values(table)
     return LabelledScans(path=table.path, items=items, structures=structures, notes=(*notes, *structure_notes))
 
@@ -169,7 +171,7 @@ def _refuse_undrawn(data: LabelledScans) -> None:
             raise TableError(what, where=data.path, do="Write its value, or its name as --labels gives it, into 'contoured'")
 
 
-def _join_values(table: Table) -> tuple[tuple[Structure, ...], list[str]]:
+def _join_values(table: Table) -> tuple[tuple[Structure, ...], list[Note]]:
     """Structures from the column `label_value`: named by `label` if names and values are one to one, else joined."""
     values = sorted({item.label_value for item in table.items if item.label_value is not None})
     if not values:
@@ -183,7 +185,7 @@ def _join_values(table: Table) -> tuple[tuple[Structure, ...], list[str]]:
     if len(values) == 1:
         return (Structure(name="structure", values=(values[0],)),), []
     listed = list_some(values)
-    return (Structure(name="structure", values=tuple(values)),), [f"label_value {listed} are taken as one structure"]
+    return (Structure(name="structure", values=tuple(values)),), [inform(f"label_value {listed} are taken as one structure")]
 
 
 def _read_dataset(path: Path) -> LabelledScans:
@@ -211,11 +213,11 @@ def _read_dataset(path: Path) -> LabelledScans:
         Item(index=index, name=case, scan=image, mask=label, patient=case, split=part if tested else None)
         for index, ((image, label, part), case) in enumerate(zip(pairs, cases, strict=True))
     )
-    notes.append("a dataset.json names no patients: every scan is taken as its own patient")
+    notes.append(inform("a dataset.json names no patients: every scan is taken as its own patient"))
     return LabelledScans(path=path, items=items, structures=_name_structures(about["labels"], path), notes=tuple(notes))
 
 
-def _list_decathlon(about: Mapping[str, Any], path: Path) -> tuple[list[tuple[Path, Path, str]], list[str]]:
+def _list_decathlon(about: Mapping[str, Any], path: Path) -> tuple[list[tuple[Path, Path, str]], list[Note]]:
     """(image, label, split) of each case: `training`, and those of `test` that have a label."""
     pairs, bare = [], 0
     for part, name in (("training", "train"), ("validation", "val"), ("test", "test")):
@@ -231,7 +233,7 @@ def _list_decathlon(about: Mapping[str, Any], path: Path) -> tuple[list[tuple[Pa
     return pairs, _note_bare(bare)
 
 
-def _list_nnunet(about: Mapping[str, Any], path: Path) -> tuple[list[tuple[Path, Path, str]], list[str]]:
+def _list_nnunet(about: Mapping[str, Any], path: Path) -> tuple[list[tuple[Path, Path, str]], list[Note]]:
     """(image, label, split) of each case in imagesTr and labelsTr, and of imagesTs as far as there is labelsTs."""
     ending = str(about.get("file_ending", ".nii.gz"))
     pairs, bare = [], 0
@@ -258,10 +260,10 @@ def _find_image(image: Path) -> Path:
     return numbered if numbered.exists() else image
 
 
-def _note_bare(count: int) -> list[str]:
+def _note_bare(count: int) -> list[Note]:
     if not count:
         return []
-    return [f"{count_noun(count, 'test scan has', 'test scans have')} no label: apply the model with dagman predict"]
+    return [inform(f"{count_noun(count, 'test scan has', 'test scans have')} no label: apply the model with dagman predict")]
 
 
 def _name_structures(labels: Mapping[str, Any], path: Path) -> tuple[Structure, ...]:

@@ -11,15 +11,17 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from dagman.errors import TableError
+from dagman.notes import Note, inform, warn
 from dagman.records.alike import find_alike
 from dagman.records.counts import count_noun, list_some
 from dagman.scans.dicom import source_exists
+from dagman.tables.clinical import note_many_categories, read_clinical_columns
 from dagman.tables.columns import Columns
 from dagman.tables.items import Item
 from dagman.tables.paths import refuse_drives, tidy_path
@@ -51,7 +53,9 @@ class Table:
     "All columns of the file."
     classes: tuple[str, ...] = ()
     "The labels that occur, in order; in a binary task the last is the positive one."
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
+    roles: Mapping[str, str] = field(default_factory=dict)
+    "The column that was read as label, as time, as event."
 
     def __len__(self) -> int:
         return len(self.items)
@@ -132,7 +136,8 @@ def read_table(
     masks = _tidy_paths(columns.text("mask"), columns) if "mask" in columns else [None] * columns.rows
     values = _read_label_values(columns, mask_label)
     centers = _read_centers(columns, coordinates)
-    clinicals = _read_clinicals(columns, clinical, roles={"label": label, "time": time, "event": event})
+    roles = {"label": label, "time": time, "event": event}
+    clinicals = read_clinical_columns(columns, clinical, roles=roles)
 
     rows = reader.finish()
     keys = {row: (scans[row], masks[row], values[row], centers[row]) for row in rows}
@@ -158,8 +163,15 @@ def read_table(
         for row in rows
     )
     classes = _order_classes({str(item.label) for item in items}) if labels else ()
-    notes = (*reader.notes, *columns.notes, *_note_many_categories(clinicals, len({item.patient for item in items})))
-    table = Table(path=columns.path, items=items, columns=columns.names, classes=classes, notes=notes)
+    notes = (*reader.notes, *columns.notes, *note_many_categories(clinicals, len({item.patient for item in items})))
+    table = Table(
+        path=columns.path,
+        items=items,
+        columns=columns.names,
+        classes=classes,
+        notes=notes,
+        roles={role: name for role, name in roles.items() if name},
+    )
     _refuse_one_sided(table, label, event)
     _refuse_shared_patients(table)
     _refuse_absent_files(table)
@@ -171,7 +183,7 @@ class _Reader:
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
-        self.notes: list[str] = []
+        self.notes: list[Note] = []
         self._dropped: set[int] = set()
 
     def need(self, name: str) -> list[str | None]:
@@ -179,9 +191,8 @@ class _Reader:
         values = self.columns.text(name)
         empty = [row for row, value in enumerate(values) if value is None]
         if empty:
-            self.notes.append(
-                f"column '{name}' is empty in {count_noun(len(empty), 'row')}: left out (row {list_some(r + 1 for r in empty)})"
-            )
+            places = list_some(row + 1 for row in empty)
+            self.notes.append(warn(f"column '{name}' is empty in {count_noun(len(empty), 'row')}: left out (row {places})"))
             self._dropped.update(empty)
         return values
 
@@ -189,7 +200,8 @@ class _Reader:
         """The rows that are left; raises TableError when there are none."""
         rows = [row for row in range(self.columns.rows) if row not in self._dropped]
         if not rows:
-            raise TableError(f"no row can be used: {'; '.join(self.notes)}", where=self.columns.path, do="Fill these columns")
+            reasons = "; ".join(note.text for note in self.notes)
+            raise TableError(f"no row can be used: {reasons}", where=self.columns.path, do="Fill these columns")
         return rows
 
 
@@ -238,7 +250,7 @@ def _read_patients(reader: _Reader, patient: str) -> list[str | None]:
         # Guessing wrong here would let a patient cross folds unseen.
         remedy = f"Pass --patient {like[0]}, or --patient scan if every scan is its own patient"
         raise TableError("has no column 'patient'", where=columns.path, do=remedy)
-    reader.notes.append("no column 'patient': every scan is taken as its own patient")
+    reader.notes.append(inform("no column 'patient': every scan is taken as its own patient"))
     return [_SUFFIX.sub("", text) if text else None for text in columns.text("scan")]
 
 
@@ -275,24 +287,6 @@ def _read_centers(columns: Columns, coordinates: str) -> list[tuple[float, float
     return [None if np.isnan(x) else (float(x), float(y), float(z)) for x, y, z in points]
 
 
-def _read_clinicals(columns: Columns, names: Sequence[str], *, roles: dict[str, str | None]) -> dict[str, list[float | str | None]]:
-    for what, name in roles.items():
-        if name in names:
-            do = f"Leave it out of --clinical: it would give away the {what} that is to be predicted"
-            raise TableError(f"column '{name}' is both the {what} and clinical", where=columns.path, do=do)
-    return {name: columns.numbers_or_words(name) for name in names}
-
-
-def _note_many_categories(clinicals: Mapping[str, Sequence[float | str | None]], patients: int) -> list[str]:
-    """A column of free text becomes nearly a category a patient, which says nothing about others."""
-    notes = []
-    for name, values in clinicals.items():
-        words = {value for value in values if isinstance(value, str)}
-        if len(words) > max(10, patients // 4):
-            notes.append(f"clinical column '{name}' holds {len(words)} different words: each becomes a category of its own")
-    return notes
-
-
 def _refuse_alike(columns: Columns, name: str, texts: Sequence[str | None], what: str) -> None:
     groups = find_alike(text for text in texts if text is not None)
     if groups:
@@ -320,7 +314,8 @@ def _drop_duplicates(
         repeated.append(row)
     if repeated:
         shown_rows = list_some(row + 1 for row in repeated)
-        reader.notes.append(f"{count_noun(len(repeated), 'row')} the same as an earlier one: left out (row {shown_rows})")
+        text = f"{count_noun(len(repeated), 'row')} the same as an earlier one: left out (row {shown_rows})"
+        reader.notes.append(warn(text))
     return [row for row in rows if row not in set(repeated)]
 
 

@@ -95,7 +95,8 @@ def run_task(
         write_predictions(run.out, done.rows)
         write_summary(run.out, done.summary)
         sources = [describe_source(model.spec) for model in inputs.models]
-        about = {"models": sources, "table": hash_file(inputs.table.path), "items": len(inputs.table)}
+        table = inputs.table
+        about = {"models": sources, "table": hash_file(table.path), "columns": dict(table.roles), "items": len(table)}
         write_inputs(run.out, command, settings=_list_settings(settings), inputs=about)
         if done.keep is not None:
             notify("the model that is kept")

@@ -15,6 +15,7 @@ import pytest
 
 from dagman.encoder.items import FeatureTable
 from dagman.errors import MissingExtraError, TableError, TaskError
+from dagman.notes import warn
 from dagman.store.crops import CropSpec
 from dagman.tables.label_maps import expand_label_maps, read_label_names
 from dagman.tables.table import read_table
@@ -87,8 +88,8 @@ def test_each_named_label_that_is_large_enough_becomes_an_item(cohort):
     assert table.names[:3] == ["scan0:bright", "scan0:dark", "scan1:bright"]
     assert [item.label_value for item in table.items[:2]] == [1, 2]
     assert [item.index for item in table.items] == list(range(12))
-    assert "label values without a name, left out: 9" in table.notes
-    assert any(note.startswith("structures of fewer than 4 voxels, left out: scan0:speck (3)") for note in table.notes)
+    assert warn("label values without a name, left out: 9") in table.notes
+    assert any(note.text.startswith("structures of fewer than 4 voxels, left out: scan0:speck (3)") for note in table.notes)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_a_map_of_chances_is_left_out_in_words(cohort, tmp_path):
     (tmp_path / "maps.csv").write_text("\n".join(absolute) + "\n")
     table = expand_label_maps(read_table(tmp_path / "maps.csv"), read_label_names(cohort / "labels.csv"), minimum_voxels=4)
     assert {item.patient for item in table.items} == {f"p{number}" for number in range(1, 6)}
-    assert sum("mask chances.nii.gz holds values that are not whole numbers" in note for note in table.notes) == 1
+    assert sum("mask chances.nii.gz holds values that are not whole numbers" in note.text for note in table.notes) == 1
 
 
 def test_maps_without_named_structures_or_of_one_kind_are_refused(cohort):

@@ -61,7 +61,7 @@ def test_a_decathlon_dataset_is_read_with_its_structures(tmp_path):
     assert data.structures == (Structure(name="liver", values=(1,)), Structure(name="cancer", values=(2,)))
     assert data.splits is None
     assert data.items[0].scan == tmp_path / "imagesTr" / "liver_1.nii.gz"
-    assert any("1 test scan has no label" in note for note in data.notes)
+    assert any("1 test scan has no label" in note.text for note in data.notes)
 
 
 def test_a_decathlon_test_part_with_labels_is_the_split(tmp_path):
@@ -87,7 +87,7 @@ def test_an_nnunet_dataset_without_test_labels_has_no_split(tmp_path):
     data = read_labelled_scans(path)
     assert data.splits is None
     assert len(data.items) == 3
-    assert any("dagman predict" in note for note in data.notes)
+    assert any("dagman predict" in note.text for note in data.notes)
 
 
 def test_rows_of_one_scan_are_joined_and_named_by_their_label(tmp_path):
@@ -105,7 +105,7 @@ def test_rows_of_one_scan_are_joined_and_named_by_their_label(tmp_path):
     nodules = organs.replace("liver", "0").replace("5,", "1,").replace("spleen", "0").replace("6,", "2,")
     data = read_labelled_scans(write_table(tmp_path, nodules))
     assert data.structures == (Structure(name="structure", values=(1, 2)),)
-    assert any("one structure" in note for note in data.notes)
+    assert any("one structure" in note.text for note in data.notes)
 
 
 def test_a_split_is_taken_from_the_column_that_is_named(tmp_path):

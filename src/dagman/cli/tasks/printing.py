@@ -61,7 +61,7 @@ def print_measures(console: Console, summary: Summary, page: Path) -> None:
     from dagman.reports.names import explain_intervals
 
     for note in summary.notes:
-        console.print(f"[dim]·[/] {escape_markup(note)}")
+        console.print(f"[dim]·[/] {escape_markup(note.text)}")
     beside = _tabulate_beside(summary)
     wanted = console.measure(beside, options=console.options.update(width=_UNLIMITED)).maximum
     console.print(beside if wanted <= console.width else _tabulate_below(summary))

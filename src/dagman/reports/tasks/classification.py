@@ -22,13 +22,12 @@ from dagman.reports.figures.planes import CONVENTION
 from dagman.reports.methods import TITLE, quote_results
 from dagman.reports.names import explain_intervals, format_interval, name_measure, name_method
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, Verdict, render_page
-from dagman.reports.provenance import find_option, tabulate_settings
+from dagman.reports.provenance import tabulate_settings
 from dagman.reports.style import FULL_WIDTH
 from dagman.tasks.classify.examples import read_examples
 
 _LONG = 240
 """Letters of a note that leads the page."""
-_WARNING_WORDS = ("seen in pretraining", "left out", "fall outside")
 
 
 def write_classification_report(results: Results) -> Path:
@@ -48,7 +47,7 @@ def render_classification(results: Results) -> str:
         Section("Confusion", show_confusions(summary)),
         Section("Fewer labels", show_subsets(summary)),
         Section("Certain and uncertain, right and wrong", show_examples(results)),
-        Section("What to know", [Listing(summary.notes)] if summary.notes else []),
+        Section("What to know", list_notes(summary)),
         Section(TITLE, quote_results(results)),
         Section("Settings", tabulate_settings(results)),
     ]
@@ -61,7 +60,7 @@ def describe_design(results: Results) -> str:
     extra, splits = results.summary.extra, results.splits
     counts = ", ".join(f"{count} `{name}`" for name, count in extra["counts"].items())
     folds, repeats = splits["fold"].nunique(), splits["repeat"].nunique()
-    column = find_option(results, "--label")
+    column = results.columns.get("label")
     label = f"`{column}`: " if column else ""
     design = f"{folds} folds by patient, {repeats} time{'s' if repeats > 1 else ''}" if folds > 1 else "the table's own split"
     return (
@@ -72,7 +71,12 @@ def describe_design(results: Results) -> str:
 
 def show_warnings(summary: Summary) -> list[Block]:
     """Notes that bear on whether the numbers may be believed, first of all; a long one is cut, and stands whole further down."""
-    return [Verdict("warn", _shorten(note)) for note in summary.notes if any(word in note for word in _WARNING_WORDS)]
+    return [Verdict("warn", _shorten(note.text)) for note in summary.notes if note.kind == "warning"]
+
+
+def list_notes(summary: Summary) -> list[Block]:
+    """All notes; nothing where there are none."""
+    return [Listing([note.text for note in summary.notes])] if summary.notes else []
 
 
 def judge_models(summary: Summary) -> list[Block]:

@@ -19,7 +19,7 @@ from dagman.reports.methods import TITLE, quote_results
 from dagman.reports.names import format_interval, name_measure
 from dagman.reports.page import Block, DataTable, Embedded, Figure, FigureGrid, Level, Listing, Section, Text, Verdict, render_page
 from dagman.reports.provenance import tabulate_settings
-from dagman.reports.tasks.classification import show_warnings
+from dagman.reports.tasks.classification import list_notes, show_warnings
 from dagman.tasks.cluster.clustering import SHEET
 
 _MAPS = {"umap": "UMAP", "pca": "principal components"}
@@ -49,7 +49,7 @@ def render_clustering(results: Results) -> str:
         Section("Paired differences", _tabulate_differences(summary)),
         Section("Kinds and clusters", [block for model in models for block in _cross(rows[rows["model"] == model], model)]),
         Section("Maps for print", [FigureGrid([f for model in models for f in _draw_maps(results, model)])]),
-        Section("What to know", [Listing(summary.notes)] if summary.notes else []),
+        Section("What to know", list_notes(summary)),
         Section(TITLE, quote_results(results)),
         Section("Settings", tabulate_settings(results)),
     ]

@@ -15,10 +15,10 @@ from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.intervals import draw_intervals
 from dagman.reports.methods import TITLE, quote_results
 from dagman.reports.names import format_interval, format_p, name_measure, name_method
-from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, Verdict, render_page
+from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Section, Text, Verdict, render_page
 from dagman.reports.provenance import tabulate_settings
 from dagman.reports.style import FULL_WIDTH
-from dagman.reports.tasks.classification import list_explained, show_warnings
+from dagman.reports.tasks.classification import list_explained, list_notes, show_warnings
 
 _SIGNIFICANT = 0.05
 _FIGURES = 4
@@ -47,7 +47,7 @@ def render_comparison(results: Results) -> str:
         Section("Side by side", _draw_models(summary)),
         Section("Against the labels used in training", _draw_labels(summary)),
         Section("Paired differences", tabulate_differences(summary.comparisons)),
-        Section("What to know", [Listing(summary.notes)] if summary.notes else []),
+        Section("What to know", list_notes(summary)),
         Section(TITLE, quote_results(results)),
         Section("Settings", tabulate_settings(results)),
     ]

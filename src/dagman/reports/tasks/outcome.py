@@ -15,12 +15,13 @@ from dagman.reports.figures.intervals import draw_intervals
 from dagman.reports.figures.survival import draw_survival_calibration, draw_survival_groups
 from dagman.reports.methods import TITLE, quote_results
 from dagman.reports.names import format_interval, format_p, name_measure, name_method
-from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, Verdict, render_page
-from dagman.reports.provenance import find_option, tabulate_settings
+from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Section, Text, Verdict, render_page
+from dagman.reports.provenance import tabulate_settings
 from dagman.reports.style import FULL_WIDTH
 from dagman.reports.tasks.classification import (
     describe_design,
     judge_models,
+    list_notes,
     show_confusions,
     show_curves,
     show_subsets,
@@ -53,7 +54,7 @@ def render_response(results: Results) -> str:
         Section("ROC and reliability", show_curves(summary)),
         Section("Confusion", show_confusions(summary)),
         Section("Fewer labels", show_subsets(summary)),
-        Section("What to know", [Listing(summary.notes)]),
+        Section("What to know", list_notes(summary)),
         Section(TITLE, quote_results(results)),
         Section("Settings", tabulate_settings(results)),
     ]
@@ -69,7 +70,7 @@ def render_outcome(results: Results) -> str:
     repeats, folds = splits["repeat"].nunique(), splits["fold"].nunique()
     design = f"{folds} folds by patient, {repeats} time{'s' if repeats > 1 else ''}" if folds > 1 else "the table's own split"
     # The table knows the unit, its column's name says it if anything does.
-    column = find_option(results, "--time")
+    column = results.columns.get("time")
     clock = f"time (column {column})" if column and column != "time" else "time, in the table's unit"
     lead = (
         f"Time and event of {extra['patients']} patients, {extra['events']} of them with the event; {design}. "
@@ -85,7 +86,7 @@ def render_outcome(results: Results) -> str:
         Section("Time-dependent AUC", _show_areas(extra["predicted"], clock)),
         Section("Calibration", _show_calibration(extra["predicted"], clock)),
         Section("Fewer labels", _show_subsets(summary.measurements)),
-        Section("What to know", [Listing(summary.notes)] if summary.notes else []),
+        Section("What to know", list_notes(summary)),
         Section(TITLE, quote_results(results)),
         Section("Settings", tabulate_settings(results)),
     ]

@@ -19,9 +19,10 @@ from dagman.reports.figures.intervals import draw_intervals
 from dagman.reports.figures.planes import CONVENTION, Contour, draw_three_planes
 from dagman.reports.methods import TITLE, quote_results
 from dagman.reports.names import format_interval, format_p, name_measure
-from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, render_page
+from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Section, Text, render_page
 from dagman.reports.provenance import tabulate_settings
 from dagman.reports.style import CYCLE, FULL_WIDTH, GREEN, ORANGE
+from dagman.reports.tasks.classification import list_notes
 from dagman.tasks.segment.examples import Example, read_examples
 
 SOFT_TISSUE, LUNG = (-160.0, 240.0), (-1000.0, 400.0)
@@ -53,7 +54,7 @@ def render_segmentation(results: Results) -> str:
         "intervals over patients where there are enough."
     )
     sections = [
-        Section("What to know", [Listing(summary.notes)] if summary.notes else []),
+        Section("What to know", list_notes(summary)),
         Section("How much is found", [*_tabulate(summary.measurements), *_draw_dice(summary.measurements, summary.classes)]),
         Section("Paired differences", _tabulate_differences(summary.comparisons)),
         Section("Best, median and worst scan", _show_examples(read_examples(results.path, extra["examples"]), extra)),

@@ -32,6 +32,7 @@ from dagman.evaluation.splits import (
     plan_splits,
     write_splits,
 )
+from dagman.notes import inform, warn
 from dagman.randomness import address
 from dagman.records.counts import count_noun
 from dagman.records.hashes import hash_bytes
@@ -107,7 +108,7 @@ def classify_items(
 
 def _classify(inputs: TaskInputs, out: Path, settings: ClassificationSettings, store: Store | None, notify: Notify) -> Evaluation:
     table = inputs.table
-    splits, subsets, notes = _plan(table, settings)
+    splits, subsets, left_out = _plan(table, settings)
     write_splits(out / "splits.csv", splits, table.names, table.patients)
     jobs = _Jobs(inputs=inputs, splits=splits, settings=settings, journal=out / "scores.jsonl")
     found: list[Scored] = []
@@ -127,7 +128,12 @@ def _classify(inputs: TaskInputs, out: Path, settings: ClassificationSettings, s
         classes=table.classes,
         measurements=tuple(m for s in found for m in measure_scores(s, resamples=settings.resamples, seed=settings.seed)),
         comparisons=tuple(compare_scores(found, resamples=settings.resamples, seed=settings.seed)),
-        notes=(*warn_of_overlap(inputs, tested), *inputs.notes, *notes, *_explain(inputs, settings, splits), *jobs.explain_ends()),
+        notes=(
+            *warn_of_overlap(inputs, tested),
+            *inputs.notes,
+            *map(warn, left_out),
+            *map(inform, [*_explain(inputs, settings, splits), *jobs.explain_ends()]),
+        ),
         extra={
             "curves": curves,
             "counts": {name: int(np.sum(table.codes == code)) for code, name in enumerate(table.classes)},

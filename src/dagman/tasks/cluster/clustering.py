@@ -26,6 +26,7 @@ from dagman.evaluation.clustering_metrics import (
 )
 from dagman.evaluation.results import Comparison, Measurement, Results, Summary
 from dagman.evaluation.statistics import Difference, Interval, bootstrap_difference, bootstrap_interval, correct_holm
+from dagman.notes import Note, inform, warn
 from dagman.randomness import address
 from dagman.records.counts import count_noun
 from dagman.records.names import suggest_name
@@ -254,8 +255,8 @@ def _count_clusters(found: Clustered) -> dict[str, Any]:
     }
 
 
-def _explain(inputs: TaskInputs, found: Sequence[Clustered], settings: ClusteringSettings) -> list[str]:
-    notes = [
+def _explain(inputs: TaskInputs, found: Sequence[Clustered], settings: ClusteringSettings) -> list[Note]:
+    chosen = [
         f"features are standardised and reduced to {', '.join(str(one.components.shape[1]) for one in found)} principal components",
         "distances on a map are Euclidean, in the map's own units, which two maps do not share: intra is the mean distance of a "
         "cluster's points to their centroid, inter the mean distance of two centroids; the paper defines neither",
@@ -264,15 +265,18 @@ def _explain(inputs: TaskInputs, found: Sequence[Clustered], settings: Clusterin
     if settings.map == "umap":
         used = count_neighbours(len(inputs.table), settings.neighbours)
         fewer = "" if used == settings.neighbours else f" ({settings.neighbours} were asked for)"
-        notes.append(f"UMAP: {used} neighbours{fewer}, least distance {CLOSENESS:g}, Euclidean, seed {settings.seed}")
+        chosen.append(f"UMAP: {used} neighbours{fewer}, least distance {CLOSENESS:g}, Euclidean, seed {settings.seed}")
+    notes = [inform(text) for text in chosen]
     if inputs.table.classes and not _has_pairs(inputs.table):
-        notes.append("left out: mutual information, Rand index and purity, as no kind has two structures: any clusters would agree")
+        text = "left out: mutual information, Rand index and purity, as no kind has two structures: any clusters would agree"
+        notes.append(warn(text))
     if inputs.table.classes and not _has_pairs(inputs.table, across_patients=True):
-        notes.append("left out: neighbour accuracy, as no kind occurs in two patients: no neighbour could be of the same kind")
+        text = "left out: neighbour accuracy, as no kind occurs in two patients: no neighbour could be of the same kind"
+        notes.append(warn(text))
     if not inputs.table.classes:
-        notes.append("no labels were given: clusters are judged by their silhouette alone")
+        notes.append(inform("no labels were given: clusters are judged by their silhouette alone"))
     if inputs.crop.spacing is not None:
-        notes.append(f"crops have voxels of {inputs.crop.spacing:.3g} mm")
+        notes.append(inform(f"crops have voxels of {inputs.crop.spacing:.3g} mm"))
     return notes
 
 

@@ -14,6 +14,7 @@ from dagman.encoder.encoder import Encoder
 from dagman.encoder.items import FeatureTable, RefusedItem
 from dagman.errors import TaskError
 from dagman.evaluation.splits import name_overlap
+from dagman.notes import Note, inform, warn
 from dagman.records.counts import count_noun
 from dagman.records.hashes import hash_array
 from dagman.store.crops import FROM_SIZE, CropSpec
@@ -57,7 +58,7 @@ class TaskInputs:
     crops: tuple[ItemCrop, ...] = field(repr=False)
     crop: CropSpec
     "Of the crops of all items; what is None is chosen for each."
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 def gather_inputs(
@@ -121,11 +122,11 @@ def gather_inputs(
         hashes=tuple(hashes[item.name] for item in kept.items),
         crops=() if crops is None else tuple(c for item, c in zip(crops.items, crops.crops, strict=True) if item.name in usable),
         crop=crop,
-        notes=(*table.notes, *describe_refused(list(once.values())), *note_cut(cut_off), *notes),
+        notes=(*table.notes, *map(warn, [*describe_refused(list(once.values())), *note_cut(cut_off)]), *notes),
     )
 
 
-def warn_of_overlap(inputs: TaskInputs, tested: NDArray[np.int64]) -> list[str]:
+def warn_of_overlap(inputs: TaskInputs, tested: NDArray[np.int64]) -> list[Note]:
     """A warning for each model whose pretraining saw scans of the tested items, naming them all."""
     scans = [Path(str(inputs.table.items[i].scan)).name for i in tested]
     hashes = [inputs.hashes[i] for i in tested]
@@ -134,11 +135,11 @@ def warn_of_overlap(inputs: TaskInputs, tested: NDArray[np.int64]) -> list[str]:
         seen = model.encoder.config.scans_seen if model.encoder else ()
         warning = name_overlap(scans, hashes, seen)
         if warning:
-            warnings.append(f"{model.name}: {warning}")
+            warnings.append(warn(f"{model.name}: {warning}"))
     return warnings
 
 
-def _check_features(model: ModelInput) -> list[str]:
+def _check_features(model: ModelInput) -> list[Note]:
     """A note on items with equal features; raises TaskError where a value is not finite, or all items are equal."""
     values = model.features
     if values is None:
@@ -153,7 +154,8 @@ def _check_features(model: ModelInput) -> list[str]:
         what = f"{model.name}: the features of all {len(values)} items are equal, so they cannot be distinguished"
         raise TaskError(what, do="Its pretraining has most likely collapsed (see dagman report), or the items are one scan")
     if distinct < len(values):
-        return [f"{model.name}: {len(values)} items have {distinct} different vectors of features; the others are copies"]
+        text = f"{model.name}: {len(values)} items have {distinct} different vectors of features; the others are copies"
+        return [inform(text)]
     return []
 
 

@@ -21,6 +21,7 @@ from dagman.evaluation.splits import (
     plan_splits,
     write_splits,
 )
+from dagman.notes import inform, warn
 from dagman.store.manifest import Store
 from dagman.tables.clinical import list_categorical
 from dagman.tables.patients import PooledPatients, pool_patients
@@ -87,7 +88,7 @@ def score_response(arm: Arm, patients: PooledPatients, codes: Codes, train: Indi
 def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: Notify) -> Evaluation:
     table, patients = inputs.table, pool_patients(inputs.table.items)
     codes, names = _code(patients, table), np.array(patients.names)
-    splits, subsets, plan_notes = _plan(patients, table, settings)
+    splits, subsets, left_out = _plan(patients, table, settings)
     arms = list_arms(inputs, patients)
     found: list[Scored] = []
     rows: list[dict[str, Any]] = []
@@ -106,7 +107,13 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: N
         classes=table.classes,
         measurements=tuple(m for s in found for m in measure_scores(s, resamples=settings.resamples, seed=settings.seed)),
         comparisons=tuple(compare_scores(found, resamples=settings.resamples, seed=settings.seed)),
-        notes=(*warn_of_overlap(inputs, tested), *inputs.notes, *note_patients(inputs, patients), *plan_notes, kept),
+        notes=(
+            *warn_of_overlap(inputs, tested),
+            *inputs.notes,
+            *map(inform, note_patients(inputs, patients)),
+            *map(warn, left_out),
+            inform(kept),
+        ),
         extra={
             "curves": [describe_curves(s, seed=settings.seed) for s in found if s.subset == subsets[-1].name],
             "counts": {name: int(np.sum(codes == code)) for code, name in enumerate(table.classes)},

@@ -26,6 +26,7 @@ from dagman.evaluation.results import Comparison, Measurement, Results, Summary
 from dagman.evaluation.splits import Protocol, Split, Subset, find_largest_count, list_subsets, plan_splits, write_splits
 from dagman.evaluation.statistics import Interval, correct_holm
 from dagman.evaluation.survival import choose_times
+from dagman.notes import inform, warn
 from dagman.records.names import suggest_name
 from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.manifest import Store
@@ -150,7 +151,7 @@ def note_patients(inputs: TaskInputs, patients: PooledPatients) -> list[str]:
 def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: Notify) -> Evaluation:
     patients = pool_patients(inputs.table.items)
     arms, names = list_arms(inputs, patients), np.array(patients.names)
-    splits, subsets, plan_notes = _plan(patients, settings)
+    splits, subsets, left_out = _plan(patients, settings)
     times = choose_times(patients.times, patients.events)
     found: list[FoldScores] = []
     for subset in subsets:
@@ -175,10 +176,10 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: N
         notes=(
             *warn_of_overlap(inputs, tested),
             *inputs.notes,
-            *note_patients(inputs, patients),
+            *map(inform, note_patients(inputs, patients)),
             *explain_left_out(found[0].out_of_fold),
-            *plan_notes,
-            *_note_methods(settings, kept),
+            *map(warn, left_out),
+            *map(inform, _note_methods(settings, kept)),
         ),
         extra={
             "patients": len(patients),

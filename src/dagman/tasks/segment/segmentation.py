@@ -23,6 +23,7 @@ from dagman.evaluation.results import Comparison, Results, Summary, write_inputs
 from dagman.evaluation.segmentation_scores import MEASURES, METHOD, agree_volumes, average_items, rank_items, summarize_scores
 from dagman.evaluation.splits import Protocol, Split, find_largest_count, list_subsets, name_overlap, plan_splits, write_splits
 from dagman.evaluation.statistics import bootstrap_difference, correct_holm
+from dagman.notes import Note, inform, warn
 from dagman.records.counts import count_noun
 from dagman.records.csv_file import write_csv
 from dagman.records.hashes import hash_file
@@ -148,17 +149,12 @@ def segment_scans(
         shown = rows[(rows["model"] == candidates[0].name) & (rows["subset"] == subsets[-1].name) & (rows["draw"] == 0)]
         first = shown[shown["repeat"] == 0]
         examples = write_examples(out, cases, first, structures, rank_items(first), candidates[0].encoder)
-    notes = [
-        *settings.notes,
-        *data.notes,
-        *_note_refused(refused),
-        *note_cut({case.item.name: case.cut for case in cases}),
-        *subset_notes,
-        *_note_encoders(encoders, candidates, splits),
-    ]
-    notes += [*_note_runs(runner, settings), *_note_missed(rows), *runner.remarks]
+    cut = note_cut({case.item.name: case.cut for case in cases})
+    notes = [*map(inform, settings.notes), *data.notes, *_note_refused(refused), *map(warn, [*cut, *subset_notes])]
+    notes += _note_encoders(encoders, candidates, splits)
+    notes += map(inform, [*_note_runs(runner, settings), *_note_missed(rows), *runner.remarks])
     if note_segs := describe_identity(out / "predictions", identified=settings.identified):
-        notes.append(note_segs)
+        notes.append(inform(note_segs))
     _write_rejected(out, refused)
     write_predictions(out, rows)
     summary = Summary(
@@ -284,27 +280,28 @@ def _mean_of_second(labels: np.ndarray, values: np.ndarray) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
 
 
-def _note_refused(refused: Sequence[RefusedScan]) -> list[str]:
+def _note_refused(refused: Sequence[RefusedScan]) -> list[Note]:
     if not refused:
         return []
     count = count_noun(len(refused), "scan was", "scans were")
-    return [f"{count} left out (all are in rejected.csv); the first: {refused[0].reason}"]
+    return [warn(f"{count} left out (all are in rejected.csv); the first: {refused[0].reason}")]
 
 
-def _note_encoders(encoders: Sequence[Encoder], candidates: Sequence[Candidate], splits: Sequence[Split]) -> list[str]:
+def _note_encoders(encoders: Sequence[Encoder], candidates: Sequence[Candidate], splits: Sequence[Split]) -> list[Note]:
     notes = []
     tested = sorted({int(index) for split in splits for index in split.test})
     for encoder, candidate in zip(encoders, candidates, strict=True):
         used, own = candidate.encoder.config.spacing, encoder.config.spacing
         if used != own:
-            notes.append(
+            text = (
                 f"{candidate.name}: scans are prepared at {used:g} mm, but the encoder was trained at {own:g} mm: all that it sees "
                 "has another size than it learnt, and its features may be worth less"
             )
+            notes.append(inform(text))
         names, hashes = zip(*((candidate.cases[i].item.name, candidate.cases[i].content_hash) for i in tested), strict=True)
         overlap = name_overlap(names, hashes, encoder.config.scans_seen)
         if overlap:
-            notes.append(f"{candidate.name}: {overlap}")
+            notes.append(warn(f"{candidate.name}: {overlap}"))
     return notes
 
 
