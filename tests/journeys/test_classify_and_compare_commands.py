@@ -279,6 +279,18 @@ def test_models_are_compared_on_identical_splits(encoder, lesions, monai_weights
     assert "radiomics:size" in page
     assert "data:image/png" in page
     assert not (tmp_path / "out" / "model").exists()
+    # Named beforehand, one difference is tested alone; nothing has to be fitted again for it.
+    code, printed, errors = call_dagman(
+        *("compare", "classify", *models, lesions / "masks.csv", "--label", "malignant", "--method", "linear"),
+        *("--folds", 3, "--shares", "50,100", "--out", tmp_path / "out", *SMALL_CROPS, "--primary", "second=pixels,measure=auc"),
+    )
+    assert code == 0, errors
+    first, *others = Results(tmp_path / "out").summary.comparisons
+    assert (first.primary, first.second, first.name, first.subset) == (True, "pixels", "auc", "100%")
+    assert first.corrected == first.difference.p
+    assert not any(one.primary for one in others)
+    assert "The primary endpoint is tested alone; p (Holm) of the 19 others" in printed
+    assert "Primary endpoint" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_networks_alone_are_fine_tuned_and_the_others_are_said(encoder, lesions, monai_weights, tmp_path, call_dagman):

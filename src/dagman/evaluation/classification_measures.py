@@ -90,7 +90,7 @@ def compare_scores(found: Sequence[Scored], *, resamples: int = 2000, seed: int 
     for first in (scored for scored in found if scored.model == found[0].model):
         for second in found:
             if second.model != first.model and (second.method, second.subset) == (first.method, first.subset):
-                made += [(name, first, second, _compare(name, first, second, resamples, seed)) for name in _list_compared()]
+                made += [(name, first, second, _compare(name, first, second, resamples, seed)) for name in list_compared()]
     corrected = correct_holm([difference.p for *_, difference in made])
     return [
         Comparison(
@@ -249,7 +249,8 @@ def register_metric(name: str, metric: ClassMetric, about: Measure) -> None:
     METRICS[name] = metric
 
 
-def _list_compared() -> list[str]:
+def list_compared() -> list[str]:
+    """Measures whose differences between models are tested, the main one first."""
     return [name for name, metric in METRICS.items() if metric.compared]
 
 

@@ -19,10 +19,11 @@ from typing import Any
 import pandas as pd
 
 from dagman.errors import TaskError
-from dagman.evaluation.statistics import Difference, Interval
+from dagman.evaluation.statistics import Difference, Interval, correct_holm
 from dagman.notes import Note, inform, warn
 from dagman.records.csv_file import restore_frame, write_frame
 from dagman.records.files import write_json
+from dagman.records.names import suggest_name
 from dagman.records.provenance import write_command
 
 FORMAT = 1
@@ -46,7 +47,10 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One paired difference of two models on the same items; `corrected` is p by Holm over all that were made."""
+    """One paired difference of two models on the same items.
+
+    `corrected` is p by Holm over all that were made, but for the primary endpoint, which is tested alone.
+    """
 
     name: str
     first: str
@@ -55,6 +59,71 @@ class Comparison:
     subset: str = "100%"
     difference: Difference
     corrected: float
+    primary: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """The difference that decides, named before anything is measured."""
+
+    measure: str
+    first: str
+    second: str
+    method: str
+    subset: str
+
+
+def choose_endpoint(
+    text: str, *, measures: Sequence[str], models: Sequence[str], methods: Sequence[str], subsets: Sequence[str]
+) -> Endpoint | None:
+    """The primary endpoint of a table, from KEY=VALUE pairs; None where no text is given.
+
+    Keys: measure, first, second, method, subset. What is left out is the first of each, and all labels (or the most) as subset.
+    Raises TaskError for an unknown key or value, and for fewer than two models.
+    """
+    if not text:
+        return None
+    if len(models) < 2:
+        raise TaskError("--primary needs two models to compare", do="Give a second model, such as scratch:tiny")
+    given = {key.strip(): value.strip() for key, _, value in (part.partition("=") for part in text.split(","))}
+    first = given.get("first", models[0])
+    known = {
+        "measure": measures,
+        "first": models,
+        "second": [name for name in models if name != first],
+        "method": methods,
+        "subset": sorted(subsets, key=lambda name: (name != "100%", -subsets.index(name))),
+    }
+    if not all(known.values()):
+        raise TaskError("--primary: no two models share a method", do="Compare models that can all do what is asked")
+    for key, value in given.items():
+        if key not in known:
+            raise TaskError(
+                f"--primary: unknown key '{key}'", do=f"Give KEY=VALUE with keys of {', '.join(known)}, comma-separated"
+            )
+        if value not in known[key]:
+            raise TaskError(f"--primary: {key} '{value}' is not in this table", do=suggest_name(value, known[key]))
+    return Endpoint(**{key: given.get(key, values[0]) for key, values in known.items()})
+
+
+def mark_primary(comparisons: Sequence[Comparison], endpoint: Endpoint | None) -> tuple[Comparison, ...]:
+    """The primary endpoint first, with its own p, and the others corrected for their number (Holm); unchanged without one.
+
+    An endpoint that no comparison is of (a method that one of its models lacks) leaves all of them as they are.
+    """
+    if endpoint is None:
+        return tuple(comparisons)
+    pair = {endpoint.first, endpoint.second}
+    of = (endpoint.measure, endpoint.method, endpoint.subset)
+    chosen = [row for row in comparisons if {row.first, row.second} == pair and (row.name, row.method, row.subset) == of]
+    if not chosen:
+        return tuple(comparisons)
+    others = [row for row in comparisons if row is not chosen[0]]
+    corrected = correct_holm([row.difference.p for row in others])
+    return (
+        dataclasses.replace(chosen[0], corrected=chosen[0].difference.p, primary=True),
+        *(dataclasses.replace(row, corrected=p) for row, p in zip(others, corrected, strict=True)),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

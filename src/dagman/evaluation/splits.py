@@ -45,6 +45,8 @@ class Protocol:
     "Seed of folds, draws and fits."
     resamples: int = 2000
     "Resamples of the bootstrap."
+    primary: str = ""
+    "The primary endpoint, as in `choose_endpoint`; empty: none, and all differences are corrected for their number."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -19,6 +19,7 @@ from dagman.cli.tasks.task_options import (
     ModelsAndTable,
     Out,
     Patient,
+    Primary,
     Seed,
     StoreFolder,
     Weights,
@@ -49,6 +50,7 @@ def run_clustering(
     crop_spacing: CropSpacing = None,
     store: StoreFolder = None,
     cache: Cache = None,
+    primary: Primary = "",
     seed: Seed = 0,
     weights: Weights = "auto",
     device: Device = "auto",
@@ -71,7 +73,9 @@ def run_clustering(
     if label and labels:
         raise SettingsError("both --label and --labels were given", do="Give a column of kinds, or names of label values")
     specs, table = parse_models(context, models_and_table, weights=weights)
-    settings = ClusteringSettings(map=map, neighbours=neighbours, seed=seed, crop=CropSpec(crop_mm, crop_spacing), device=device)
+    settings = ClusteringSettings(
+        map=map, neighbours=neighbours, primary=primary, seed=seed, crop=CropSpec(crop_mm, crop_spacing), device=device
+    )
     columns = {"patient": patient, "mask_label": mask_label, "coordinates": coordinates, "ids": ids}
     items, opened = read_items(table, store, label=label, split=None, **columns)
     if labels:

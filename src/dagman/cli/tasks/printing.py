@@ -85,10 +85,13 @@ def print_differences(console: Console, summary: Summary) -> None:
         low, high = row.difference.low, row.difference.high
         value = f"{row.difference.value:+.3f}\n{f'{low:+.2f} to {high:+.2f}' if math.isfinite(low + high) else '–'}"
         names = escape_markup(f"{row.first}\n- {row.second}")
-        p, corrected = format_p(row.difference.p), format_p(row.corrected)
+        p, corrected = format_p(row.difference.p), "primary" if row.primary else format_p(row.corrected)
         shown.add_row(names, f"{row.method}\n{row.subset}", name_measure(row.name), value, p, corrected)
     console.print(shown)
-    if len(summary.comparisons) == 1:
+    if summary.comparisons[0].primary:
+        others = len(summary.comparisons) - 1
+        console.print(f"The primary endpoint is tested alone; p (Holm) of the {others} others is corrected for their number.")
+    elif len(summary.comparisons) == 1:
         console.print("1 paired comparison: p (Holm) is p.")
     else:
         console.print(f"{len(summary.comparisons)} paired comparisons; p (Holm) is corrected for their number.")

@@ -18,6 +18,7 @@ from dagman.cli.tasks.task_options import (
     ModelsAndTable,
     Out,
     Patient,
+    Primary,
     Repeats,
     Seed,
     Shares,
@@ -74,6 +75,7 @@ def run_segmentation(
     note: Annotated[
         list[str] | None, typer.Option(help="A sentence for the report, such as who drew the labels; repeatable.")
     ] = None,
+    primary: Primary = "",
     seed: Seed = 0,
     weights: Weights = "auto",
     device: Device = "auto",
@@ -103,6 +105,7 @@ def run_segmentation(
         shares=() if shares is None and counts else split_shares(shares),
         per_class=counts,
         draws=draws,
+        primary=primary,
         seed=seed,
         steps=steps,
         batch=batch,

@@ -64,6 +64,13 @@ Identified = Annotated[
         "--identified", help="DICOM SEGs name patient and study as their sources do. Default: a pseudonym and UIDs alone."
     ),
 ]
+Primary = Annotated[
+    str,
+    typer.Option(
+        help="The primary endpoint, tested alone; all other differences are corrected for their number. KEY=VALUE of first, "
+        "second, method, subset and measure, comma-separated; what is left out is the first of each, on all labels."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of folds, draws, fits and maps.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print measures and differences as JSON.")]

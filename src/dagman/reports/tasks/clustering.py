@@ -20,6 +20,7 @@ from dagman.reports.names import format_interval, name_measure
 from dagman.reports.page import Block, DataTable, Embedded, Figure, FigureGrid, Level, Listing, Section, Text, Verdict, render_page
 from dagman.reports.provenance import tabulate_settings
 from dagman.reports.tasks.classification import list_notes, show_warnings
+from dagman.reports.tasks.differences import tabulate_differences
 from dagman.tasks.cluster.clustering import SHEET
 
 _MAPS = {"umap": "UMAP", "pca": "principal components"}
@@ -46,7 +47,7 @@ def render_clustering(results: Results) -> str:
         Section("What was found", [*show_warnings(summary), *_judge(summary)]),
         Section("The map", [block for number, model in enumerate(models) for block in _show_map(results, model, number)]),
         Section("Measures", _tabulate(summary, models)),
-        Section("Paired differences", _tabulate_differences(summary)),
+        Section("Paired differences", tabulate_differences(summary.comparisons, "On the same structures and resamples.")),
         Section("Kinds and clusters", [block for model in models for block in _cross(rows[rows["model"] == model], model)]),
         Section("Maps for print", [FigureGrid([f for model in models for f in _draw_maps(results, model)])]),
         Section("What to know", list_notes(summary)),
@@ -147,23 +148,6 @@ def _tabulate(summary: Summary, models: Sequence[str]) -> list[Block]:
         f"distance is good, on one map alone: maps share no unit. Intervals: {how}."
     )
     return [DataTable(["measure", "where", *models], rows), Text(text), Listing(clusters)]
-
-
-def _tabulate_differences(summary: Summary) -> list[Block]:
-    rows = [
-        [
-            f"{row.first} − {row.second}",
-            name_measure(row.name),
-            format_interval(row.difference.value, row.difference.low, row.difference.high, sign=True),
-            f"{row.difference.p:.3f}",
-            f"{row.corrected:.3f}",
-        ]
-        for row in summary.comparisons
-    ]
-    text = "On the same structures and resamples."
-    if len(rows) > 1:
-        text = f"{text[:-1]}; {len(rows)} comparisons were made, and p is corrected for their number (Holm)."
-    return [Text(text), DataTable(["difference", "measure", "value (95 % interval)", "p", "p corrected"], rows)] if rows else []
 
 
 def _cross(rows: pd.DataFrame, model: str) -> list[Block]:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from pathlib import Path
 
-from dagman.evaluation.measures import find_chance, find_measure
-from dagman.evaluation.results import Comparison, Results, Summary
+from dagman.evaluation.measures import find_chance
+from dagman.evaluation.results import Results, Summary
 from dagman.evaluation.statistics import Interval
 from dagman.records.files import write_text
 from dagman.reports.figures.classification import draw_label_curve
 from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.intervals import draw_intervals
 from dagman.reports.methods import TITLE, quote_results
-from dagman.reports.names import format_interval, format_p, name_measure, name_method
-from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Section, Text, Verdict, render_page
+from dagman.reports.names import format_interval, name_measure, name_method
+from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Section, render_page
 from dagman.reports.provenance import tabulate_settings
 from dagman.reports.style import FULL_WIDTH
 from dagman.reports.tasks.classification import list_explained, list_notes, show_warnings
+from dagman.reports.tasks.differences import judge_differences, tabulate_differences
 
-_SIGNIFICANT = 0.05
 _FIGURES = 4
 _COLUMNS = 4
 """Models side by side that a page holds."""
@@ -55,25 +53,6 @@ def render_comparison(results: Results) -> str:
     return render_page(f"Comparison: {results.path.resolve().name}", lead, sections, footer=footer)
 
 
-def judge_differences(comparisons: Sequence[Comparison]) -> list[Block]:
-    """A sentence for each difference that is no chance after correction; else that there is none."""
-    if not comparisons:
-        return [Text("No paired differences were tested.")]
-    found: list[Block] = []
-    for row in comparisons:
-        if row.corrected < _SIGNIFICANT:
-            ahead = (row.difference.value > 0) != (find_measure(row.name).higher_is_better is False)
-            better, worse = (row.first, row.second) if ahead else (row.second, row.first)
-            by = f"{name_measure(row.name)} by {abs(row.difference.value):.3f}, p {format_p(row.corrected)} after Holm"
-            found.append(Verdict("ok", f"`{better}` is better than `{worse}` ({name_method(row.method)}, {row.subset}): {by}."))
-    if not found:
-        text = f"**None of the {len(comparisons)} paired differences can be distinguished from chance** after Holm's correction."
-        if len(comparisons) == 1:
-            text = "**The one paired difference cannot be distinguished from chance.**"
-        return [Verdict("warn", f"{text} The intervals below show how large a difference could have been missed.")]
-    return found
-
-
 def tabulate_models(summary: Summary) -> list[Block]:
     """One table: a row a method, subset and measure, a column a model; of more models than a page is wide, a row each."""
     models = list(dict.fromkeys(row.model for row in summary.measurements))
@@ -99,34 +78,6 @@ def tabulate_models(summary: Summary) -> list[Block]:
         DataTable(["method", "labels", "measure", *models], rows, f"Value (95 % interval). {how}."),
         *list_explained(summary.measurements),
     ]
-
-
-def tabulate_differences(comparisons: Sequence[Comparison]) -> list[Block]:
-    """First model minus each other one, with p before and after Holm's correction, and how many there were."""
-    if not comparisons:
-        return []
-    rows = [
-        [
-            f"{row.first} − {row.second}",
-            name_method(row.method),
-            row.subset,
-            name_measure(row.name),
-            format_interval(row.difference.value, row.difference.low, row.difference.high, sign=True),
-            format_p(row.difference.p),
-            format_p(row.corrected),
-            f"{row.difference.detectable:.3f}" if math.isfinite(row.difference.detectable) else "–",
-            row.difference.how,
-        ]
-        for row in comparisons
-    ]
-    text = "The same items for both."
-    if len(rows) > 1:
-        text = f"{text[:-1]}; {len(rows)} comparisons were made, and p is corrected for their number (Holm)."
-    text += (
-        " Detectable: the smallest true difference that this table would have found in 4 of 5 repetitions, from its own interval."
-    )
-    columns = ["difference", "method", "labels", "measure", "value (95 % interval)", "p", "p corrected", "detectable", "by"]
-    return [Text(text), DataTable(columns, rows)]
 
 
 def _draw_models(summary: Summary) -> list[Block]:

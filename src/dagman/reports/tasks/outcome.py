@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dagman.evaluation.results import Comparison, Measurement, Results, Summary
+from dagman.evaluation.results import Measurement, Results, Summary
 from dagman.records.counts import count_noun
 from dagman.records.files import write_text
 from dagman.reports.figures.curves import Series, draw_curves
@@ -28,6 +28,7 @@ from dagman.reports.tasks.classification import (
     show_warnings,
     tabulate_measures,
 )
+from dagman.reports.tasks.differences import judge_differences, tabulate_differences
 
 _MEASURES = ("harrell_c", "uno_c", "dynamic_auc", "integrated_brier")
 _ALL = "100%"
@@ -50,7 +51,7 @@ def render_response(results: Results) -> str:
     sections = [
         Section("What was found", [*show_warnings(summary), *judge_models(summary)]),
         Section("Measures", tabulate_measures(summary)),
-        Section("Paired differences", _tabulate_differences(summary.comparisons)),
+        Section("Paired differences", tabulate_differences(summary.comparisons, "On the same patients and resamples.")),
         Section("ROC and reliability", show_curves(summary)),
         Section("Confusion", show_confusions(summary)),
         Section("Fewer labels", show_subsets(summary)),
@@ -76,12 +77,11 @@ def render_outcome(results: Results) -> str:
         f"Time and event of {extra['patients']} patients, {extra['events']} of them with the event; {design}. "
         "All numbers are of patients that no part of the model had seen, with 95 % intervals over patients."
     )
+    differences = judge_differences(summary.comparisons) if summary.comparisons else []
     sections = [
-        Section(
-            "What was found", [*show_warnings(summary), *_judge(summary.measurements, summary.comparisons), *_state_events(summary)]
-        ),
+        Section("What was found", [*show_warnings(summary), *_judge(summary.measurements), *differences, *_state_events(summary)]),
         Section("Discrimination of outcomes", [*_draw_concordance(summary.measurements), *_tabulate(summary.measurements)]),
-        Section("Paired differences", _tabulate_differences(summary.comparisons)),
+        Section("Paired differences", tabulate_differences(summary.comparisons, "On the same patients and resamples.")),
         Section("Risk groups", _show_groups(extra["predicted"], clock)),
         Section("Time-dependent AUC", _show_areas(extra["predicted"], clock)),
         Section("Calibration", _show_calibration(extra["predicted"], clock)),
@@ -93,8 +93,8 @@ def render_outcome(results: Results) -> str:
     return render_page(f"Outcome: {results.path.resolve().name}", lead, sections, footer=_FOOTER)
 
 
-def _judge(measurements: Sequence[Measurement], comparisons: Sequence[Comparison]) -> list[Block]:
-    """A sentence for each arm: whether its interval excludes chance; and for each difference that is no chance after correction."""
+def _judge(measurements: Sequence[Measurement]) -> list[Block]:
+    """A sentence for each arm: whether its interval excludes chance."""
     found: list[Block] = []
     for row in measurements:
         if row.name != "harrell_c" or row.subset != _ALL:
@@ -110,11 +110,6 @@ def _judge(measurements: Sequence[Measurement], comparisons: Sequence[Comparison
             )
         else:
             found.append(Verdict("warn", f"{who}: {index}. With so few patients this cannot be distinguished from chance (0.5)."))
-    for pair in comparisons:
-        if pair.subset == _ALL and pair.corrected < 0.05:
-            better, worse = (pair.first, pair.second) if pair.difference.value > 0 else (pair.second, pair.first)
-            by = f"{abs(pair.difference.value):.3f}, p {format_p(pair.corrected)} after Holm"
-            found.append(Verdict("ok", f"`{better}` is better than `{worse}` ({name_method(pair.method)}): by {by}."))
     return found
 
 
@@ -166,28 +161,6 @@ def _tabulate(measurements: Sequence[Measurement]) -> list[Block]:
         f"must be below that of the Kaplan-Meier curve, which knows no features. Intervals: {how}."
     )
     return [DataTable(["model", "method", *(name_measure(name) for name in names)], cells), Text(notes)]
-
-
-def _tabulate_differences(comparisons: Sequence[Comparison]) -> list[Block]:
-    if not comparisons:
-        return []
-    rows = [
-        [
-            f"{row.first} − {row.second}",
-            name_method(row.method),
-            row.subset,
-            name_measure(row.name),
-            format_interval(row.difference.value, row.difference.low, row.difference.high, sign=True),
-            format_p(row.difference.p),
-            format_p(row.corrected),
-        ]
-        for row in comparisons
-    ]
-    text = "On the same patients and resamples."
-    if len(rows) > 1:
-        text = f"{text[:-1]}; {len(rows)} comparisons were made, and p is corrected for their number (Holm)."
-    columns = ["difference", "method", "labels", "measure", "value (95 % interval)", "p", "p corrected"]
-    return [Text(text), DataTable(columns, rows)]
 
 
 def _show_groups(predicted: Sequence[dict[str, Any]], clock: str) -> list[Block]:

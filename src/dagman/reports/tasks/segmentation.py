@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dagman.evaluation.results import Comparison, Measurement, Results
+from dagman.evaluation.results import Measurement, Results
 from dagman.evaluation.segmentation_scores import MEASURES
 from dagman.records.files import write_text
 from dagman.reports.figures.agreement import draw_agreement
@@ -18,11 +18,12 @@ from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.intervals import draw_intervals
 from dagman.reports.figures.planes import CONVENTION, Contour, draw_three_planes
 from dagman.reports.methods import TITLE, quote_results
-from dagman.reports.names import format_interval, format_p, name_measure
+from dagman.reports.names import name_measure
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Section, Text, render_page
 from dagman.reports.provenance import tabulate_settings
 from dagman.reports.style import CYCLE, FULL_WIDTH, GREEN, ORANGE
 from dagman.reports.tasks.classification import list_notes
+from dagman.reports.tasks.differences import tabulate_differences
 from dagman.tasks.segment.examples import Example, read_examples
 
 SOFT_TISSUE, LUNG = (-160.0, 240.0), (-1000.0, 400.0)
@@ -56,7 +57,7 @@ def render_segmentation(results: Results) -> str:
     sections = [
         Section("What to know", list_notes(summary)),
         Section("How much is found", [*_tabulate(summary.measurements), *_draw_dice(summary.measurements, summary.classes)]),
-        Section("Paired differences", _tabulate_differences(summary.comparisons)),
+        Section("Paired differences", tabulate_differences(summary.comparisons, "On the same scans and resamples.")),
         Section("Best, median and worst scan", _show_examples(read_examples(results.path, extra["examples"]), extra)),
         Section("Volumes", _show_volumes(rows, extra)),
         Section("Fewer labels", _show_subsets(summary.measurements)),
@@ -122,25 +123,6 @@ def _draw_dice(measurements: Sequence[Measurement], classes: Sequence[str]) -> l
         return []
     drawn = draw_intervals(scored, series, limits=(0, 1), x="Dice", title="Dice of each structure", width=FULL_WIDTH)
     return [Figure(encode_png(drawn), f"Mean over scans with its interval, {last} of the labels.", "Dice of each structure")]
-
-
-def _tabulate_differences(comparisons: Sequence[Comparison]) -> list[Block]:
-    if not comparisons:
-        return []
-    rows = [
-        [
-            f"{row.first} − {row.second}",
-            row.subset,
-            format_interval(row.difference.value, row.difference.low, row.difference.high, sign=True),
-            format_p(row.difference.p),
-            format_p(row.corrected),
-        ]
-        for row in comparisons
-    ]
-    text = "Dice on the same scans and resamples."
-    if len(rows) > 1:
-        text = f"{text[:-1]}; {len(rows)} comparisons were made, and p is corrected for their number (Holm)."
-    return [Text(text), DataTable(["difference", "labels", "Dice (95 % interval)", "p", "p corrected"], rows)]
 
 
 def _show_examples(examples: dict[str, Example], extra: dict[str, Any]) -> list[Block]:

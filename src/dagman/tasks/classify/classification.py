@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from dagman.encoder.embedding import list_stage_ends
 from dagman.errors import TaskError
-from dagman.evaluation.classification_measures import Scored, compare_scores, describe_curves, measure_scores
-from dagman.evaluation.results import Results, Summary
+from dagman.evaluation.classification_measures import Scored, compare_scores, describe_curves, list_compared, measure_scores
+from dagman.evaluation.results import Results, Summary, choose_endpoint, mark_primary
 from dagman.evaluation.splits import (
     Indices,
     Protocol,
@@ -110,6 +110,13 @@ def _classify(inputs: TaskInputs, out: Path, settings: ClassificationSettings, s
     table = inputs.table
     splits, subsets, left_out = _plan(table, settings)
     write_splits(out / "splits.csv", splits, table.names, table.patients)
+    endpoint = choose_endpoint(
+        settings.primary,
+        measures=list_compared(),
+        models=[model.name for model in inputs.models],
+        methods=[method for method in settings.methods if sum(_can(model.spec, method) for model in inputs.models) > 1],
+        subsets=[subset.name for subset in subsets],
+    )
     jobs = _Jobs(inputs=inputs, splits=splits, settings=settings, journal=out / "scores.jsonl")
     found: list[Scored] = []
     rows: list[dict[str, Any]] = []
@@ -127,7 +134,7 @@ def _classify(inputs: TaskInputs, out: Path, settings: ClassificationSettings, s
         task="classify",
         classes=table.classes,
         measurements=tuple(m for s in found for m in measure_scores(s, resamples=settings.resamples, seed=settings.seed)),
-        comparisons=tuple(compare_scores(found, resamples=settings.resamples, seed=settings.seed)),
+        comparisons=mark_primary(compare_scores(found, resamples=settings.resamples, seed=settings.seed), endpoint),
         notes=(
             *warn_of_overlap(inputs, tested),
             *inputs.notes,

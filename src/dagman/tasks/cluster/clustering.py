@@ -24,7 +24,7 @@ from dagman.evaluation.clustering_metrics import (
     measure_purity,
     measure_rand_index,
 )
-from dagman.evaluation.results import Comparison, Measurement, Results, Summary
+from dagman.evaluation.results import Comparison, Measurement, Results, Summary, choose_endpoint, mark_primary
 from dagman.evaluation.statistics import Difference, Interval, bootstrap_difference, bootstrap_interval, correct_holm
 from dagman.notes import Note, inform, warn
 from dagman.randomness import address
@@ -63,6 +63,8 @@ class ClusteringSettings:
     crop: CropSpec = FROM_SIZE
     resamples: int = 1000
     "Of the bootstrap."
+    primary: str = ""
+    "The primary endpoint, as in `choose_endpoint`; empty: none, and all differences are corrected for their number."
     device: str = "auto"
     precision: str = "fp32"
 
@@ -184,6 +186,13 @@ def _cluster(inputs: TaskInputs, out: Path, settings: ClusteringSettings, store:
     if len(inputs.table) < 4:
         what = count_noun(len(inputs.table), "structure makes no map", "structures make no map")
         raise TaskError(what, do="Give at least 4, better some dozens")
+    endpoint = choose_endpoint(
+        settings.primary,
+        measures=["silhouette", "neighbour_accuracy"],
+        models=[model.name for model in inputs.models],
+        methods=["features"],
+        subsets=["100%"],
+    )
     found = []
     for model in inputs.models:
         notify(f"{model.name}: maps and clusters")
@@ -197,7 +206,7 @@ def _cluster(inputs: TaskInputs, out: Path, settings: ClusteringSettings, store:
         task="cluster",
         classes=table.classes,
         measurements=tuple(m for one in found for m in measure_clustering(one, table, settings)),
-        comparisons=tuple(compare_clusterings(found, table, settings)),
+        comparisons=mark_primary(compare_clusterings(found, table, settings), endpoint),
         notes=(*warn_of_overlap(inputs, np.arange(len(table))), *inputs.notes, *_explain(inputs, found, settings)),
         extra={
             "map": settings.map,

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dagman.evaluation.classification_measures import Scored, compare_scores, describe_curves, measure_scores
-from dagman.evaluation.results import Results, Summary
+from dagman.evaluation.classification_measures import Scored, compare_scores, describe_curves, list_compared, measure_scores
+from dagman.evaluation.results import Results, Summary, choose_endpoint, mark_primary
 from dagman.evaluation.splits import (
     Indices,
     Split,
@@ -90,6 +90,13 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: N
     codes, names = _code(patients, table), np.array(patients.names)
     splits, subsets, left_out = _plan(patients, table, settings)
     arms = list_arms(inputs, patients)
+    endpoint = choose_endpoint(
+        settings.primary,
+        measures=list_compared(),
+        models=[arm.name for arm in arms],
+        methods=[METHOD],
+        subsets=[subset.name for subset in subsets],
+    )
     found: list[Scored] = []
     rows: list[dict[str, Any]] = []
     for subset in subsets:
@@ -106,7 +113,7 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: N
         task="response",
         classes=table.classes,
         measurements=tuple(m for s in found for m in measure_scores(s, resamples=settings.resamples, seed=settings.seed)),
-        comparisons=tuple(compare_scores(found, resamples=settings.resamples, seed=settings.seed)),
+        comparisons=mark_primary(compare_scores(found, resamples=settings.resamples, seed=settings.seed), endpoint),
         notes=(
             *warn_of_overlap(inputs, tested),
             *inputs.notes,

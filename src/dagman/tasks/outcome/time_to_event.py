@@ -22,7 +22,7 @@ from dagman.evaluation.outcome_metrics import (
     list_measures,
     measure_outcome,
 )
-from dagman.evaluation.results import Comparison, Measurement, Results, Summary
+from dagman.evaluation.results import Comparison, Measurement, Results, Summary, choose_endpoint, mark_primary
 from dagman.evaluation.splits import Protocol, Split, Subset, find_largest_count, list_subsets, plan_splits, write_splits
 from dagman.evaluation.statistics import Interval, correct_holm
 from dagman.evaluation.survival import choose_times
@@ -153,6 +153,13 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: N
     arms, names = list_arms(inputs, patients), np.array(patients.names)
     splits, subsets, left_out = _plan(patients, settings)
     times = choose_times(patients.times, patients.events)
+    endpoint = choose_endpoint(
+        settings.primary,
+        measures=["harrell_c"],
+        models=[arm.name for arm in arms],
+        methods=[method for method in settings.methods if sum(arm.can(method) for arm in arms) > 1],
+        subsets=[subset.name for subset in subsets],
+    )
     found: list[FoldScores] = []
     for subset in subsets:
         for arm in arms:
@@ -172,7 +179,7 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: N
         task="outcome",
         classes=("censored", "event"),
         measurements=tuple(_measure(found, predict_without_features(patients, splits, times), settings)),
-        comparisons=tuple(_compare(found, settings)),
+        comparisons=mark_primary(_compare(found, settings), endpoint),
         notes=(
             *warn_of_overlap(inputs, tested),
             *inputs.notes,

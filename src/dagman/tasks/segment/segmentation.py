@@ -19,7 +19,16 @@ import pandas as pd
 
 from dagman.encoder.encoder import Encoder
 from dagman.errors import SettingsError, TaskError
-from dagman.evaluation.results import Comparison, Results, Summary, write_inputs, write_predictions, write_summary
+from dagman.evaluation.results import (
+    Comparison,
+    Results,
+    Summary,
+    choose_endpoint,
+    mark_primary,
+    write_inputs,
+    write_predictions,
+    write_summary,
+)
 from dagman.evaluation.segmentation_scores import MEASURES, METHOD, agree_volumes, average_items, rank_items, summarize_scores
 from dagman.evaluation.splits import Protocol, Split, find_largest_count, list_subsets, name_overlap, plan_splits, write_splits
 from dagman.evaluation.statistics import bootstrap_difference, correct_holm
@@ -128,6 +137,13 @@ def segment_scans(
         patients = np.array([case.item.patient for case in cases], dtype=str)
         largest = find_largest_count(splits, np.zeros(len(cases)), patients)
         subsets, subset_notes = list_subsets(settings.shares, settings.per_class, settings.draws, largest)
+        endpoint = choose_endpoint(
+            settings.primary,
+            measures=["dice"],
+            models=[candidate.name for candidate in candidates],
+            methods=[METHOD],
+            subsets=[subset.name for subset in subsets],
+        )
         names = [case.item.name for case in cases]
         write_splits(out / "splits.csv", splits, names, patients)
         runner = FoldRunner(
@@ -163,7 +179,7 @@ def segment_scans(
         measurements=tuple(
             summarize_scores(rows, structures, measures=settings.measures, resamples=settings.resamples, seed=settings.seed)
         ),
-        comparisons=tuple(_compare(rows, settings)),
+        comparisons=mark_primary(_compare(rows, settings), endpoint),
         notes=tuple(notes),
         extra={
             "structures": [asdict(one) for one in structures],

@@ -1,0 +1,89 @@
+"""Paired differences of models on one task: a sentence on what they show, and a table of all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from dagman.evaluation.measures import find_measure
+from dagman.evaluation.results import Comparison
+from dagman.reports.names import format_interval, format_p, name_measure, name_method
+from dagman.reports.page import Block, DataTable, Text, Verdict
+
+_SIGNIFICANT = 0.05
+
+
+def judge_differences(comparisons: Sequence[Comparison]) -> list[Block]:
+    """The primary endpoint, then a sentence for each other difference beyond chance after correction; else that there is none."""
+    if not comparisons:
+        return [Text("No paired differences were tested.")]
+    secondary = [row for row in comparisons if not row.primary]
+    blocks: list[Block] = [_judge_primary(row) for row in comparisons if row.primary]
+    found = [_state_better(row) for row in secondary if row.corrected < _SIGNIFICANT]
+    if not found and secondary:
+        kind = "secondary" if blocks else "paired"
+        text = f"**None of the {len(secondary)} {kind} differences can be distinguished from chance** after Holm's correction."
+        if len(secondary) == 1:
+            text = f"**The one {kind} difference cannot be distinguished from chance.**"
+        found = [Verdict("warn", f"{text} The intervals below show how large a difference could have been missed.")]
+    return [*blocks, *found]
+
+
+def tabulate_differences(comparisons: Sequence[Comparison], sharing: str = "The same items for both.") -> list[Block]:
+    """First model minus the second: interval, p before and after correction, and what could have been detected; none: nothing.
+
+    sharing: a sentence on what both models of a difference have in common.
+    """
+    if not comparisons:
+        return []
+    rows = [
+        [
+            f"{row.first} − {row.second}",
+            name_method(row.method),
+            row.subset,
+            name_measure(row.name),
+            format_interval(row.difference.value, row.difference.low, row.difference.high, sign=True),
+            format_p(row.difference.p),
+            f"{format_p(row.corrected)} (primary)" if row.primary else format_p(row.corrected),
+            f"{row.difference.detectable:.3f}" if math.isfinite(row.difference.detectable) else "–",
+            row.difference.how,
+        ]
+        for row in comparisons
+    ]
+    detectable = (
+        "Detectable: the smallest true difference that this table would have found in 4 of 5 repetitions, from its own interval."
+    )
+    columns = ["difference", "method", "labels", "measure", "value (95 % interval)", "p", "p corrected", "detectable", "by"]
+    return [Text(f"{sharing} {_explain_correction(comparisons)} {detectable}"), DataTable(columns, rows)]
+
+
+def _explain_correction(comparisons: Sequence[Comparison]) -> str:
+    if any(row.primary for row in comparisons):
+        others = len(comparisons) - 1
+        return f"The primary endpoint is tested alone; p of the {others} others is corrected for their number (Holm)."
+    if len(comparisons) == 1:
+        return "One comparison was made."
+    return (
+        f"{len(comparisons)} comparisons were made, and p is corrected for their number (Holm); no primary endpoint was named "
+        "beforehand (`--primary`)."
+    )
+
+
+def _judge_primary(row: Comparison) -> Verdict:
+    value = format_interval(row.difference.value, row.difference.low, row.difference.high, sign=True)
+    pair = f"`{row.first}` minus `{row.second}` ({name_method(row.method)}, {row.subset})"
+    shown = f"**Primary endpoint**: {name_measure(row.name)} of {pair} is {value}, p {format_p(row.difference.p)}"
+    if row.difference.p < _SIGNIFICANT:
+        return Verdict("ok", f"{shown}: `{_find_better(row)[0]}` is better.")
+    return Verdict("warn", f"{shown}: it cannot be distinguished from chance.")
+
+
+def _state_better(row: Comparison) -> Verdict:
+    better, worse = _find_better(row)
+    by = f"{name_measure(row.name)} by {abs(row.difference.value):.3f}, p {format_p(row.corrected)} after Holm"
+    return Verdict("ok", f"`{better}` is better than `{worse}` ({name_method(row.method)}, {row.subset}): {by}.")
+
+
+def _find_better(row: Comparison) -> tuple[str, str]:
+    ahead = (row.difference.value > 0) != (find_measure(row.name).higher_is_better is False)
+    return (row.first, row.second) if ahead else (row.second, row.first)
