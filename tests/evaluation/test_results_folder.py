@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from dagman.errors import TaskError
-from dagman.evaluation.results import Comparison, Measurement, Results, Summary, write_inputs, write_predictions, write_summary
+from dagman.evaluation.results import (
+    Comparison,
+    Measurement,
+    Results,
+    Summary,
+    refuse_other_results,
+    write_inputs,
+    write_predictions,
+    write_summary,
+)
 from dagman.evaluation.splits import plan_splits, write_splits
 from dagman.evaluation.statistics import bootstrap_difference, bootstrap_interval
 from dagman.notes import inform, warn
@@ -27,6 +36,18 @@ def _summary() -> Summary:
         notes=(warn("2 rows left out"), inform("folds are by patient")),
         extra={"confusion": np.array([[1, 2], [3, 4]]), "curve": (np.float32(0.5), float("inf"))},
     )
+
+
+def test_a_folder_of_other_results_is_refused_with_what_differs(tmp_path):
+    made = {"settings": {"repeats": 5, "device": "cpu"}, "inputs": {"models": ["run"], "table": "abc"}}
+    refuse_other_results(tmp_path, "classify", **made)
+    write_inputs(tmp_path, "classify", **made)
+    refuse_other_results(tmp_path, "classify", **made)
+    refuse_other_results(tmp_path, "classify", settings={**made["settings"], "device": "cuda", "new": 1}, inputs=made["inputs"])
+    with pytest.raises(TaskError, match=r"models was .'run'., now .'other'., repeats was 5, now 1"):
+        refuse_other_results(tmp_path, "classify", settings={"repeats": 1}, inputs={"models": ["other"], "table": "abc"})
+    with pytest.raises(TaskError, match="command was classify, now outcome"):
+        refuse_other_results(tmp_path, "outcome", **made)
 
 
 def test_a_summary_survives_its_file(tmp_path):

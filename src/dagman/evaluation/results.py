@@ -160,6 +160,25 @@ def write_inputs(folder: str | Path, command: str, *, settings: dict[str, Any], 
     write_command(folder, command, settings=_to_plain(settings), inputs=_to_plain(inputs))
 
 
+def refuse_other_results(folder: str | Path, command: str, *, settings: dict[str, Any], inputs: dict[str, Any]) -> None:
+    """Raise TaskError where the folder holds results made in another way: nothing is overwritten that cannot be had again.
+
+    What the folder does not name (results of an older version) and the device are not compared.
+    """
+    try:
+        held = json.loads((Path(folder) / "command.json").read_text(encoding="utf-8"))
+        before = {"command": held["command"], **held["settings"], **held["inputs"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    now = {"command": command, **_to_plain(settings), **_to_plain(inputs)}
+    other = [key for key in now.keys() & before.keys() - {"device"} if now[key] != before[key]]
+    if other:
+        what = ", ".join(f"{key} was {_shorten(before[key])}, now {_shorten(now[key])}" for key in sorted(other))
+        raise TaskError(
+            f"holds results that were made in another way: {what}", where=folder, do="Choose another --out, or remove it"
+        )
+
+
 class Results:
     """A folder of results, read when asked.
 
@@ -222,6 +241,11 @@ class Results:
     def model(self) -> Path:
         """The folder of the model to use; it may not exist."""
         return self.path / "model"
+
+
+def _shorten(value: Any) -> str:
+    text = str(value) or "none"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dagman.errors import TaskError
-from dagman.evaluation.results import Results, Summary, write_inputs, write_predictions, write_summary
+from dagman.evaluation.results import Results, Summary, refuse_other_results, write_inputs, write_predictions, write_summary
 from dagman.records.hashes import hash_file
 from dagman.records.lock import hold_lock
 from dagman.store.crops import CropSpec
@@ -78,7 +78,10 @@ def run_task(
     the folder or no item is left, and what `evaluate` raises.
     """
     notify = run.notify or (lambda text: None)
+    sources = [describe_source(spec) for spec in run.models]
+    about = {"models": sources, "table": hash_file(run.table.path), "columns": dict(run.table.roles)}
     with hold_lock(run.out, TaskError):
+        refuse_other_results(run.out, command, settings=_list_settings(settings), inputs=about)
         inputs = gather_inputs(
             run.models,
             run.table,
@@ -94,10 +97,7 @@ def run_task(
         done = evaluate(inputs, notify)
         write_predictions(run.out, done.rows)
         write_summary(run.out, done.summary)
-        sources = [describe_source(model.spec) for model in inputs.models]
-        table = inputs.table
-        about = {"models": sources, "table": hash_file(table.path), "columns": dict(table.roles), "items": len(table)}
-        write_inputs(run.out, command, settings=_list_settings(settings), inputs=about)
+        write_inputs(run.out, command, settings=_list_settings(settings), inputs={**about, "items": len(inputs.table)})
         if done.keep is not None:
             notify("the model that is kept")
             done.keep()

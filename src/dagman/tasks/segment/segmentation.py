@@ -25,6 +25,7 @@ from dagman.evaluation.results import (
     Summary,
     choose_endpoint,
     mark_primary,
+    refuse_other_results,
     write_inputs,
     write_predictions,
     write_summary,
@@ -122,8 +123,11 @@ def segment_scans(
     """
     settings, out = settings or SegmentationSettings(), Path(out)
     notify = on_part or (lambda text: None)
-    # Refuses what cannot be split before hours of reading.
+    # Refuses what cannot be split, or would overwrite other results, before hours of reading.
     _plan(data, [item.index for item in data.items], settings)
+    about = {"models": [describe_source(spec) for spec in models], "table": hash_file(data.path)}
+    asked = {name: value for name, value in asdict(settings).items() if name not in ("steps", "rate") or value is not None}
+    refuse_other_results(out, "segment", settings=asked, inputs=about)
     encoders = [load_segmenting(load_network, spec, device=settings.device) for spec in models]
     structures = data.structures or tuple(find_structures(data.items))
     with hold_lock(out, TaskError), _hold_prepared(out) as folder:
@@ -197,7 +201,7 @@ def segment_scans(
         "segment",
         # As they were resolved: None says nothing to a reader of the methods.
         settings=asdict(replace(settings, steps=runner.fitting.steps, rate=runner.fitting.rate)),
-        inputs={"models": [describe_source(spec) for spec in models], "table": hash_file(data.path), "scans": len(cases)},
+        inputs={**about, "scans": len(cases)},
     )
     return Results(out)
 
