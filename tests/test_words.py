@@ -96,6 +96,30 @@ def test_names_are_the_fields_words():
     assert wrong == []
 
 
+# In these packages a variable is named by what it holds, and docstrings are as plain as messages.
+_PLAIN = [
+    path for path in _SOURCE if path.relative_to(_ROOT / "src" / "dagman").parts[0] in {"evaluation", "reports", "scans", "tables"}
+]
+_VAGUE = {"found", "look", "looks", "looked"}
+_COLUMNS = {("segmentation_metrics.py", "found")}  # a column of predictions.csv
+
+
+@pytest.mark.parametrize("path", _PLAIN, ids=lambda path: "/".join(path.parts[-2:]))
+def test_variables_are_named_by_what_they_hold(path: Path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    names |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    assert {name for name in names if _split(name) & _VAGUE and (path.name, name) not in _COLUMNS} == set()
+
+
+@pytest.mark.parametrize("path", _PLAIN, ids=lambda path: "/".join(path.parts[-2:]))
+def test_docstrings_are_plain(path: Path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    texts = [node.value.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
+    words = re.compile(r"\b(said|told|tells?|looks?|looked|advice|goals?|keeper|chances)\b")
+    assert [text for text in texts if isinstance(text, str) and words.search(text)] == []
+
+
 # What texts of the code (messages, reports, not docstrings) must not have.
 _TEXTS = re.compile(
     r"\b(tells? |told |Say --|say --|says so|look at|Look at|[Ll]ook out|"

@@ -1,6 +1,6 @@
 """The area under the ROC curve of scores that were predicted out of fold: estimate, DeLong's covariance and test, curve.
 
-The models of two folds have no common scale, and ranking items of one fold against those of another makes a useless model look
+The models of two folds have no common scale, and ranking items of one fold against those of another makes a useless model seem
 worse than chance. So the AUC is the share of rightly ordered pairs (positive, negative) of items that one model scored: pairs are
 counted within each fold and column and then added up. With one fold and one column this is the ordinary AUC, and its covariance
 DeLong's (Biometrics 1988); over patients with several items it is Obuchowski's (Biometrics 1997).

@@ -1,4 +1,4 @@
-"""What is said of a classification: measures with intervals, paired differences, curves; repeats and draws as columns.
+"""The numbers of a classification: measures with intervals, paired differences, curves; repeats and draws as columns.
 
 AUC compares scores, and does so within each fold alone (see `evaluation.auc`). The other measures judge each item by itself, at
 a fixed threshold or by its probability, so that pooling the items of all folds is harmless.
@@ -79,16 +79,16 @@ def measure_scores(scored: Scored, *, resamples: int = 2000, seed: int = 0) -> l
     return measurements
 
 
-def compare_scores(found: Sequence[Scored], *, resamples: int = 2000, seed: int = 0) -> list[Comparison]:
+def compare_scores(scores: Sequence[Scored], *, resamples: int = 2000, seed: int = 0) -> list[Comparison]:
     """The first model minus each other one, for every method and subset both have, with p corrected by Holm over all of them.
 
     Binary AUCs by DeLong over patients, the rest by the paired bootstrap; each is the difference of what `measure_scores` gives.
     """
     made: list[tuple[str, Scored, Scored, Any]] = []
-    if not found:
+    if not scores:
         return []
-    for first in (scored for scored in found if scored.model == found[0].model):
-        for second in found:
+    for first in (scored for scored in scores if scored.model == scores[0].model):
+        for second in scores:
             if second.model != first.model and (second.method, second.subset) == (first.method, first.subset):
                 made += [(name, first, second, _compare(name, first, second, resamples, seed)) for name in list_compared()]
     corrected = correct_holm([difference.p for *_, difference in made])
@@ -104,7 +104,7 @@ def compare_scores(found: Sequence[Scored], *, resamples: int = 2000, seed: int 
 def describe_curves(scored: Scored, *, seed: int = 0) -> dict[str, Any]:
     """Plain numbers for the report: ROC within folds; confusion matrix and reliability of scores averaged over repeats."""
     mean = scored.mean_scores
-    found: dict[str, Any] = {
+    curves: dict[str, Any] = {
         "model": scored.model,
         "method": scored.method,
         "subset": scored.subset,
@@ -113,19 +113,19 @@ def describe_curves(scored: Scored, *, seed: int = 0) -> dict[str, Any]:
     if scored.classes == 2:
         band = trace_roc_band(scored.labels, scored.scores[:, :, 1], folds=scored.folds, patients=scored.patients, seed=seed)
         reliability = bin_reliability(scored.labels, mean[:, 1])
-        found["roc"] = {
+        curves["roc"] = {
             "false": band.false_positive_rate,
             "true": band.true_positive_rate,
             "low": band.low,
             "high": band.high,
         }
-        found["reliability"] = {
+        curves["reliability"] = {
             "predicted": reliability.predicted,
             "observed": reliability.observed,
             "counts": reliability.counts,
             "error": reliability.error,
         }
-    return found
+    return curves
 
 
 def measure_mean_auc(labels: NDArray, scores: NDArray, folds: NDArray | None = None) -> float:

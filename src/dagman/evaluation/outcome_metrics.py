@@ -1,7 +1,7 @@
 """How good risks are that were predicted out of fold: n patients, C columns (a repeat and draw each), T times.
 
 Two risks are compared only where one model gave both: the models of two folds have no common scale, and comparing across folds
-makes a useless model look worse than chance. Survival at a time is a probability, and is pooled over the folds.
+makes a useless model seem worse than chance. Survival at a time is a probability, and is pooled over the folds.
 """
 
 from __future__ import annotations

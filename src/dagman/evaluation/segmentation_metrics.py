@@ -74,18 +74,18 @@ def measure_surface_distances(predicted: Mask, truth: Mask, spacing: Sequence[fl
 
 def find_surface(mask: Mask) -> NDArray[np.int64]:
     """Indices (n 3) of a mask's voxels that have a face on something else, or on the array's edge."""
-    found = ndimage.find_objects(mask.view(np.uint8))
-    if not found:
+    boxes = ndimage.find_objects(mask.view(np.uint8))
+    if not boxes:
         return np.zeros((0, 3), dtype=np.int64)
     # Six neighbours by shifted copies: morphology for any structuring element takes thirty times as long.
-    padded = np.pad(mask[found[0]], 1)
+    padded = np.pad(mask[boxes[0]], 1)
     edge, middle = padded[1:-1, 1:-1, 1:-1].copy(), slice(1, -1)
     inside = np.ones_like(edge)
     for axis in range(3):
         for moved in (slice(None, -2), slice(2, None)):
             inside &= padded[tuple(moved if other == axis else middle for other in range(3))]
     edge &= ~inside
-    return np.argwhere(edge) + [part.start for part in found[0]]
+    return np.argwhere(edge) + [part.start for part in boxes[0]]
 
 
 def _search_distances(points: NDArray[np.int64], others: NDArray[np.int64], spacing: Sequence[float]) -> Floats:
@@ -134,8 +134,8 @@ def detect_lesions(predicted: Mask, truth: Mask, overlap: float = 0.0) -> Detect
 
 def _label_parts(mask: Mask) -> tuple[NDArray[np.int32], int, tuple[slice, ...]]:
     """Connected components in the box around a mask, their number, and the box."""
-    found = ndimage.find_objects(mask.view(np.uint8))
-    box = found[0] if found else (slice(0, 1),) * 3
+    boxes = ndimage.find_objects(mask.view(np.uint8))
+    box = boxes[0] if boxes else (slice(0, 1),) * 3
     parts, count = ndimage.label(mask[box], structure=np.ones((3, 3, 3), dtype=bool))
     return parts, count, box
 

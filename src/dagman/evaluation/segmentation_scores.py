@@ -71,7 +71,7 @@ def score_scan(
     boxes = [ndimage.find_objects(classes, len(structures)) for classes in (predicted, truth)]
     rows = []
     for code, (structure, drawn, *pair) in enumerate(zip(structures, known, *boxes, strict=True), start=1):
-        box = _join_boxes([found for found in pair if found is not None])
+        box = _join_boxes([one for one in pair if one is not None])
         masks = predicted[box] == code, truth[box] == code
         if drawn:
             rows.append({"label": structure.name, **_score_structure(*masks, spacing, tolerance, measures)})
@@ -179,5 +179,5 @@ def _find_median(values: NDArray) -> float:
     return float(np.median(known)) if len(known) else float("nan")
 
 
-def _divide_sums(found: NDArray, lesions: NDArray) -> float:
-    return float(found.sum() / lesions.sum()) if lesions.sum() else float("nan")
+def _divide_sums(detected: NDArray, lesions: NDArray) -> float:
+    return float(detected.sum() / lesions.sum()) if lesions.sum() else float("nan")

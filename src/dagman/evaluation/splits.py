@@ -145,9 +145,9 @@ def draw_subset(
         # The tolerance keeps 0.1 of 10 patients at one: floating point makes 1.0000000000000002 of it at times.
         count = per_class if per_class is not None else math.ceil((share or 0) * len(order) - 1e-9)
         if count > len(order):
-            found = count_noun(len(order), "training patient")
+            members = count_noun(len(order), "training patient")
             raise TaskError(
-                f"{_name_class(label, classes)} has {found} in repeat {split.repeat}, fold {split.fold}",
+                f"{_name_class(label, classes)} has {members} in repeat {split.repeat}, fold {split.fold}",
                 do=f"{count} a class were asked for: ask for at most {len(order)}",
             )
         chosen.update(order[:count])

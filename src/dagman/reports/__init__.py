@@ -1,1 +1,1 @@
-"""Figures and self-contained HTML pages, in one look; they read only `Run`, `Results` and `Store`."""
+"""Figures and self-contained HTML pages, in one style; they read only `Run`, `Results` and `Store`."""

@@ -101,20 +101,21 @@ def conclude(comparisons: Sequence[SeedComparison]) -> tuple[Level, str]:
     """One sentence with its level: what is better, what is worse, and what differs by no more than the seeds do."""
     if all(one.interval is None for one in comparisons):
         return "warn", "One seed does not show how much is chance, so no difference is claimed."
-    found = {outcome: [one.question for one in comparisons if one.outcome == outcome] for outcome in ("better", "worse", "open")}
+    outcomes = ("better", "worse", "open")
+    by_outcome = {outcome: [one.question for one in comparisons if one.outcome == outcome] for outcome in outcomes}
     seeds = len(comparisons[0].pretrained)
     ahead = "".join(f"; better still without a network ({one.best_other}): {one.question}" for one in comparisons if one.best_other)
-    if not (found["better"] or found["worse"]):
+    if not (by_outcome["better"] or by_outcome["worse"]):
         return "warn", f"Nothing was gained: no difference is larger than what {seeds} seeds differ by{ahead}."
     parts = [
         f"pretraining {verb}: {list_some(questions)}"
-        for verb, questions in (("improved", found["better"]), ("harmed", found["worse"]))
+        for verb, questions in (("improved", by_outcome["better"]), ("harmed", by_outcome["worse"]))
         if questions
     ]
-    if found["open"]:
-        parts.append(f"no difference beyond what {seeds} seeds differ by: {list_some(found['open'])}")
+    if by_outcome["open"]:
+        parts.append(f"no difference beyond what {seeds} seeds differ by: {list_some(by_outcome['open'])}")
     text = f"{'; '.join(parts)}{ahead}."
-    return "warn" if found["worse"] else "ok", text[0].upper() + text[1:]
+    return "warn" if by_outcome["worse"] else "ok", text[0].upper() + text[1:]
 
 
 def _show_view(run: Run) -> list[Block]:
@@ -143,8 +144,8 @@ def _explain(demo: Demo) -> list[Block]:
             [
                 "Means ± standard deviation over seeds. A seed is a pretraining, a fresh network, and a draw of labelled patients; "
                 "the difference is paired by seed, its interval is Student's t. An interval that holds 0 claims nothing.",
-                f"{count_noun(demo.held_out, 'patient')} took no part in pretraining; organs are segmented and looked for in them "
-                "alone.",
+                f"{count_noun(demo.held_out, 'patient')} took no part in pretraining; organs are segmented and searched for in "
+                "them alone.",
                 f"**Segmentation**: a U-Net decoder from scratch on either encoder, {count_noun(demo.few_shot_steps, 'step')} of "
                 f"two crops of 32^3 voxels at {settings.view.spacing:g} mm, one learning rate for all layers and both networks, "
                 "the same labelled patients and crops. Dice is counted over fixed crops of the other patients. Far longer training "
@@ -177,9 +178,9 @@ def _show_example(example: Outlined | None) -> list[Block]:
 def _tabulate_attention(runs: Sequence[Run]) -> list[Block]:
     rows: list[list[object]] = []
     for run in runs:
-        for when, look in (("before", run.monitors[0]), ("after", run.monitors[-1])):
-            if found := look.get("attention"):
-                shares = [f"{found[key]:.4f}" for key in ("entropy", "brightness", "body_share", "body_units")]
+        for when, row in (("before", run.monitors[0]), ("after", run.monitors[-1])):
+            if attention := row.get("attention"):
+                shares = [f"{attention[key]:.4f}" for key in ("entropy", "brightness", "body_share", "body_units")]
                 rows.append([f"seed {run.settings.seed}, {when}", *shares])
     text = (
         "The teacher's attention. Entropy is a share of its maximum: 1 is uniform. The correlation is with the brightness of the "
@@ -190,8 +191,8 @@ def _tabulate_attention(runs: Sequence[Run]) -> list[Block]:
 
 
 def _judge_runs(runs: Sequence[Run]) -> list[Block]:
-    found = [(run, summarize_verdicts(judge_run(run))) for run in runs]
-    return [Verdict(verdict.level, f"Seed {run.settings.seed}: {verdict.text}") for run, verdict in found]
+    judged = [(run, summarize_verdicts(judge_run(run))) for run in runs]
+    return [Verdict(verdict.level, f"Seed {run.settings.seed}: {verdict.text}") for run, verdict in judged]
 
 
 def _list_pages(demo: Demo) -> list[str]:

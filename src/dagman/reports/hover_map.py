@@ -78,7 +78,7 @@ _SCRIPT = """
 
 @dataclass(frozen=True, kw_only=True)
 class MapPoint:
-    """One point: where, of which class (-1: none), what is said of it, and its tile in the sheet (-1: none)."""
+    """One point: where, of which class (-1: none), its text, and its tile in the sheet (-1: none)."""
 
     x: float
     y: float

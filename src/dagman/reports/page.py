@@ -153,8 +153,8 @@ def mark_inline(text: str) -> Markup:
 def mark_cell(value: Any) -> Markup:
     """A table's cell as HTML; "0.71 (0.60 to 0.80)" is broken before its interval or nowhere."""
     text = format_cell(value)
-    if found := _INTERVAL.fullmatch(text):
-        return Markup('{} <span class="interval">{}</span>').format(*found.groups())
+    if match := _INTERVAL.fullmatch(text):
+        return Markup('{} <span class="interval">{}</span>').format(*match.groups())
     return escape(text)
 
 

@@ -1,4 +1,4 @@
-"""One look for all pages and figures: colours, sizes, and how a figure and its axes begin.
+"""One style for all pages and figures: colours, sizes, and how a figure and its axes begin.
 
 Figures are `Figure` objects on the Agg canvas; pyplot and its global state are not used.
 """

@@ -176,7 +176,7 @@ class Affine:
 
 
 def describe_difference(one: Affine, other: Affine) -> str:
-    """What tells the lattices of two affines apart, along the axes nearest to R, A, S, with as many digits as that takes."""
+    """What distinguishes the lattices of two affines, along the axes nearest to R, A, S, with as many digits as that takes."""
     first, second = (affine.permute(affine.nearest_ras()[0]) for affine in (one, other))
     parts = []
     if not np.allclose(first.spacing, second.spacing, rtol=1e-6, atol=0):
@@ -212,8 +212,8 @@ def _check_matrix(matrix: NDArray[np.float64]) -> None:
         raise ScanError("the last row of the affine is not 0 0 0 1", do="Mend the header, or convert the scan again")
     edges = np.linalg.norm(matrix[:3, :3], axis=0)
     if not edges.all():
-        found = " x ".join(f"{edge:.4g}" for edge in edges)
-        raise ScanError(f"the spacing is {found} mm; every axis needs more than 0", do="Mend the header, or convert the scan again")
+        shown = " x ".join(f"{edge:.4g}" for edge in edges)
+        raise ScanError(f"the spacing is {shown} mm; every axis needs more than 0", do="Mend the header, or convert the scan again")
     if abs(np.linalg.det(matrix[:3, :3] / edges)) < _DEGENERATE:
         raise ScanError(
             "the affine cannot be inverted: two axes point the same way", do="Mend the header, or convert the scan again"

@@ -120,7 +120,7 @@ def find_series(
     beside = _read_beside(single, names, known={header.path for header in headers})
     for one in _select(name_groups(group_headers([*headers, *beside], any_modality=modality is not None)), whole, single, names):
         if one.group.reason:
-            # A row a folder, by its first file: who looks for a folder must find it.
+            # A row a folder, by its first file: who searches for a folder must find it.
             firsts = {path.parent: path for path in reversed(one.group.files)}
             refused.extend(Refusal(source=str(path), reason=one.group.reason) for path in firsts.values())
         else:
@@ -140,9 +140,9 @@ def _read_beside(
     """Headers of the files that belong to series given by one file, or by name, and are not known already."""
     wanted: list[Path] = []
     for folder in dict.fromkeys(path.parent for path in single):
-        found = list_by_uid(folder)
+        by_uid = list_by_uid(folder)
         uids = {uid for path, uid in single.items() if path.parent == folder}
-        wanted += [path for uid in sorted(uids) for path in found.get(uid, ())]
+        wanted += [path for uid in sorted(uids) for path in by_uid.get(uid, ())]
     for name in names.values():
         below = (path for path in _walk_folder(name.folder, set(), []) if os.path.isfile(path))
         wanted += [path for path in below if read_series_uid(path) == name.uid]
@@ -155,28 +155,28 @@ def _read_beside(
 
 
 def _select(
-    found: Sequence[NamedGroup], whole: Collection[Path], single: Mapping[Path, str], names: Mapping[Path, SeriesName]
+    groups: Sequence[NamedGroup], whole: Collection[Path], single: Mapping[Path, str], names: Mapping[Path, SeriesName]
 ) -> list[NamedGroup]:
     """The groups that were asked for: those with a file below a given folder, those of a given file, those of a given name.
 
     A series that was given by a file, or by a name that means it alone, keeps that name. Raises ScanError for a name of nothing.
     """
     chosen: dict[int, NamedGroup] = {}
-    for index, one in enumerate(found):
+    for index, one in enumerate(groups):
         if any(path in whole for path in (*one.group.files, *one.group.copies)):
             chosen[index] = one
     for path in single:
-        for index, one in enumerate(found):
+        for index, one in enumerate(groups):
             if path in one.group.files or path in one.group.copies:
                 chosen.setdefault(index, replace(one, source=str(path)) if not one.group.reason else one)
     for path, name in names.items():
-        meant = [index for index, one in enumerate(found) if name.names(one)]
-        volumes = [index for index in meant if not found[index].group.reason]
+        meant = [index for index, one in enumerate(groups) if name.names(one)]
+        volumes = [index for index in meant if not groups[index].group.reason]
         if not meant:
             do = f"See the names that dagman inspect {name.folder} prints"
             raise ScanError(f"there is no series #{path.name.rpartition('#')[2]}", where=name.folder, do=do)
         for index in volumes or meant:
-            one = found[index]
+            one = groups[index]
             if not one.group.reason:
                 one = replace(one, source=str(path) if len(volumes) == 1 else name_selected(one))
             chosen.setdefault(index, one)

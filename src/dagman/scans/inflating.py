@@ -70,8 +70,8 @@ def check_length(held: int, claimed: int, rest: NDArray[np.uint8], smallest_erro
         raise ScanError(what, do=_CONVERT_AGAIN)
     more = held - claimed
     if more and (more >= min(_BLOCK, smallest_error) or rest.any()):
-        found = f"{held}" if complete else f"at least {held}"
-        what = f"holds {found} bytes of voxels, but its header claims {claimed}: a size or type in it is wrong"
+        size = f"{held}" if complete else f"at least {held}"
+        what = f"holds {size} bytes of voxels, but its header claims {claimed}: a size or type in it is wrong"
         raise ScanError(what, do="Correct the header, or convert the scan again")
 
 

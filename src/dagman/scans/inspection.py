@@ -1,4 +1,4 @@
-"""What `dagman inspect` says of one series: read it, judge it, keep a few numbers and one small picture."""
+"""What `dagman inspect` reports of one series: read it, judge it, keep a few numbers and one small picture."""
 
 from __future__ import annotations
 

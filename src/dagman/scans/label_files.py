@@ -23,7 +23,7 @@ from dagman.scans.scan import Scan
 
 
 def name_outputs(sources: Sequence[str]) -> list[str]:
-    """A file name (no suffix) for each source: its own, and as many of its folders' names in front as tell all apart.
+    """A file name (no suffix) for each source: its own, and as many of its folders' names in front as distinguish all.
 
     >>> name_outputs(["a/ct.nii.gz", "b/ct.nii.gz"])
     ['a_ct', 'b_ct']
@@ -62,7 +62,7 @@ def write_label_map(path: Path, labels: NDArray, scan: Scan) -> None:
 
 
 def write_dicom_labels(path: Path, labels: NDArray, names: dict[int, str], source: str | Path, *, identified: bool = False) -> str:
-    """Write labels as DICOM SEG if the scan came as DICOM. Returns what is to be said where that failed, else nothing.
+    """Write labels as DICOM SEG if the scan came as DICOM. Returns a note where that failed, else nothing.
 
     source: the path that the scan was read by. The scan's own `source` will not do: it may be a folder that holds other series.
     identified: see `write_segments`.
@@ -90,7 +90,7 @@ def renew_dicom_labels(path: Path, names: dict[int, str], source: str | Path, *,
 
 
 def describe_identity(folder: Path, *, identified: bool) -> str:
-    """What is to be said of whom the DICOM SEGs in a folder name; nothing where there are none."""
+    """A note on whom the DICOM SEGs in a folder name; nothing where there are none."""
     if not any(folder.glob("*.dcm")):
         return ""
     if identified:
@@ -106,10 +106,10 @@ def find_dicom_files(source: str | Path) -> tuple[Path, ...]:
     source = Path(source)
     if not dicom.source_exists(source) or ((known := find_format(source)) is not None and known.is_file):
         return ()
-    found = find_series(source).series
-    if len(found) > 1:
-        raise ScanError(f"holds {len(found)} series", where=source, do="Predict it again, by the name of one of them")
-    return found[0].files if found and found[0].kind == DICOM.name else ()
+    series = find_series(source).series
+    if len(series) > 1:
+        raise ScanError(f"holds {len(series)} series", where=source, do="Predict it again, by the name of one of them")
+    return series[0].files if series and series[0].kind == DICOM.name else ()
 
 
 def _copy_geometry(source: Path, shape: tuple[int, ...]) -> Nifti1Header | None:

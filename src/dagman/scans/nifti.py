@@ -118,25 +118,25 @@ def _check_shape(header: Nifti1Header, path: Path, one_slice: bool) -> None:
     shape = tuple(int(n) for n in header.get_data_shape())
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    found = " x ".join(map(str, shape))
+    shown = " x ".join(map(str, shape))
     kind = header.get_data_dtype()
     if kind.fields is not None:
         raise ScanError("holds colours (RGB), not one value a voxel", where=path, do="Give the scan itself, not a rendering")
     if kind.kind == "c":
         raise ScanError("holds complex numbers", where=path, do="Give the magnitude image")
     if len(shape) > 3:
-        raise ScanError(f"has {len(shape)} axes ({found})", where=path, do="Give one 3D volume a file")
+        raise ScanError(f"has {len(shape)} axes ({shown})", where=path, do="Give one 3D volume a file")
     if len(shape) < 3 or (min(shape) == 1 and not one_slice):
-        raise ScanError(f"is one slice ({found})", where=path, do="Give a volume of at least 2 slices")
+        raise ScanError(f"is one slice ({shown})", where=path, do="Give a volume of at least 2 slices")
     if min(shape) < 1:
-        raise ScanError(f"holds no voxels ({found})", where=path, do=_CONVERT_AGAIN)
+        raise ScanError(f"holds no voxels ({shown})", where=path, do=_CONVERT_AGAIN)
 
 
 def _check_spacing(header: Nifti1Header, path: Path) -> None:
     spacing = np.array(header["pixdim"][1:4], dtype=np.float64)
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
-        found = " x ".join(f"{value:.4g}" for value in spacing)
-        raise ScanError(f"the spacing is {found} mm; every axis needs more than 0", where=path, do="Mend the header (pixdim)")
+        shown = " x ".join(f"{value:.4g}" for value in spacing)
+        raise ScanError(f"the spacing is {shown} mm; every axis needs more than 0", where=path, do="Mend the header (pixdim)")
 
 
 def _read_stored(path: Path, header: Nifti1Header) -> NDArray:
@@ -180,7 +180,7 @@ def _build_affine(matrix: NDArray[np.float64], path: Path) -> Affine:
 
 
 def _judge_placement(header: Nifti1Header) -> tuple[str, ...]:
-    """What is to be said where the header places its voxels not at all, or in two ways."""
+    """A note where the header places its voxels not at all, or in two ways."""
     coded = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
     if not any(coded):
         return ("the file does not state the patient's orientation (no sform, no qform); its axes were taken as L A S",)

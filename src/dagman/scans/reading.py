@@ -19,7 +19,7 @@ from dagman.scans.scan import Modality, Scan, narrow_voxels
 from dagman.scans.verdict import LOWEST_HU, clip_padding, judge_modality
 
 _SKEW_TOLERANCE_DEGREES = 0.5
-"""As for DICOM, where the gantry's tilt is looked for."""
+"""As for DICOM, where the gantry's tilt is searched for."""
 
 _STEEPEST_DEGREES = 45.0
 """No gantry tilts by more than 30 degrees; beyond, a header is damaged, and the straight grid might not fit into memory."""
@@ -45,18 +45,18 @@ def read_scan(
         # Not by `find_series`: it leaves out single slices, and a label map may be cropped to one.
         single = Series(kind=known.name, files=(path,), source=str(path), modality=modality, tilt=tilt, widest_gap=widest_gap)
         return read_series(single, labels=True)
-    found = find_series(path, modality=modality, tilt=tilt, widest_gap=widest_gap)
-    if len(found.series) == 1:
-        return read_series(found.series[0], labels=labels)
-    if found.series:
-        names = ", ".join(series.source for series in found.series[:5])
-        more = f" and {len(found.series) - 5} more" if len(found.series) > 5 else ""
-        raise ScanError(f"holds {len(found.series)} series: {names}{more}", where=path, do="Give the name of one of them")
+    discovered = find_series(path, modality=modality, tilt=tilt, widest_gap=widest_gap)
+    if len(discovered.series) == 1:
+        return read_series(discovered.series[0], labels=labels)
+    if discovered.series:
+        names = ", ".join(series.source for series in discovered.series[:5])
+        more = f" and {len(discovered.series) - 5} more" if len(discovered.series) > 5 else ""
+        raise ScanError(f"holds {len(discovered.series)} series: {names}{more}", where=path, do="Give the name of one of them")
     # Not path.is_file(), which raises where a folder on the way is closed.
-    if len(found.refused) == 1 or os.path.isfile(path):
-        raise ScanError(found.refused[0].reason, where=found.refused[0].source)
-    first = found.refused[0]
-    raise ScanError(f"holds no usable series; {len(found.refused)} refused, the first: {first.reason}", where=path)
+    if len(discovered.refused) == 1 or os.path.isfile(path):
+        raise ScanError(discovered.refused[0].reason, where=discovered.refused[0].source)
+    first = discovered.refused[0]
+    raise ScanError(f"holds no usable series; {len(discovered.refused)} refused, the first: {first.reason}", where=path)
 
 
 def read_series(series: Series, *, labels: bool = False) -> Scan:
@@ -76,8 +76,8 @@ def read_series(series: Series, *, labels: bool = False) -> Scan:
 def _read_series(series: Series, labels: bool) -> Scan:
     raw = FORMATS[series.kind].read(series)
     if not labels and min(raw.values.shape) < 2:
-        found = " x ".join(map(str, raw.values.shape))
-        raise ScanError(f"is one slice ({found})", where=series.source, do="Give a volume of at least 2 slices")
+        shown = " x ".join(map(str, raw.values.shape))
+        raise ScanError(f"is one slice ({shown})", where=series.source, do="Give a volume of at least 2 slices")
     _check_finite(raw.values, series.source)
     tilted = _find_tilt(raw.affine, series)
     voxels, affine = narrow_voxels(raw.values), raw.affine

@@ -1,7 +1,7 @@
 """Whether a scan can be used, judged from its values: Hounsfield units leave marks that few other numbers do.
 
 Air lies near -1000, fat from -200 to -20, other soft tissue up to about 300. Crops may hold no air, or only lung, so one
-of two marks is enough; numbers that only look like a range (0..255, 0..4095, labels) have neither.
+of two marks is enough; numbers that only resemble a range (0..255, 0..4095, labels) have neither.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def _correlate_neighbours(voxels: NDArray) -> float:
     middle = voxels[tuple(slice(max(0, size // 2 - half), size // 2 + half) for size in voxels.shape)]
     # Clipped: a few voxels of metal or padding would decide alone.
     block = middle.astype(np.float32).clip(LOWEST_HU, 2000)
-    found = []
+    correlations = []
     for axis in range(block.ndim):
         along = np.moveaxis(block, axis, 0)
         one, next_one = along[:-1].ravel(), along[1:].ravel()
@@ -203,8 +203,8 @@ def _correlate_neighbours(voxels: NDArray) -> float:
         one, next_one = one - one.mean(), next_one - next_one.mean()
         spread = float(one @ one) * float(next_one @ next_one)
         if spread > 0:
-            found.append(float(one @ next_one) / math.sqrt(spread))
-    return max(found, default=1.0)
+            correlations.append(float(one @ next_one) / math.sqrt(spread))
+    return max(correlations, default=1.0)
 
 
 def clip_padding(voxels: NDArray) -> tuple[NDArray, tuple[str, ...]]:
@@ -230,17 +230,17 @@ def _share(voxels: NDArray, low: float, high: float) -> float:
 
 
 def _explain(scan: Scan, evidence: HuEvidence) -> str:
-    found = f"values {evidence.minimum:.4g} to {evidence.maximum:.4g}"
+    values = f"values {evidence.minimum:.4g} to {evidence.maximum:.4g}"
     if scan.modality == "other" and evidence.is_hu:
-        return f"could be HU ({found}), but the file calls itself something else: give --modality ct if it is CT"
+        return f"could be HU ({values}), but the file calls itself something else: give --modality ct if it is CT"
     if evidence.is_raw:
         remedy = "subtract 1024, or convert with the rescale intercept"
-        return f"appears to hold raw values, 1024 too high ({found}, tissue near 1024): {remedy}"
+        return f"appears to hold raw values, 1024 too high ({values}, tissue near 1024): {remedy}"
     if evidence.is_negated:
-        return f"appears to hold HU with the sign flipped ({found}, air at the high end): multiply by -1"
+        return f"appears to hold HU with the sign flipped ({values}, air at the high end): multiply by -1"
     if scan.voxels.dtype == np.int16 and evidence.minimum >= 0 and evidence.maximum < 150:
-        return f"no HU range ({found}, whole numbers only): appears to be a label map; give it as a mask, not as a scan"
+        return f"no HU range ({values}, whole numbers only): appears to be a label map; give it as a mask, not as a scan"
     if evidence.maximum - evidence.minimum < 50:
-        return f"no HU range ({found}): appears to be rescaled already; give the scan in HU"
+        return f"no HU range ({values}): appears to be rescaled already; give the scan in HU"
     remedy = "give the scan in HU" if scan.modality == "CT" else "give --modality mr if it is MR, else the scan in HU"
-    return f"no HU range ({found}; CT holds air near -1000 or fat near -100): {remedy}"
+    return f"no HU range ({values}; CT holds air near -1000 or fat near -100): {remedy}"

@@ -25,7 +25,7 @@ _ROUNDING = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One row: what is looked at (a scan, a structure, a point) and what is known about it."""
+    """One row: what is studied (a scan, a structure, a point) and what is known about it."""
 
     index: int
     "Row of the table, from 0."
@@ -120,8 +120,8 @@ def select_structure(item: Item, labels: NDArray) -> NDArray[np.bool_]:
     values = np.rint(labels)
     inside: NDArray[np.bool_] = values != 0 if item.label_value is None else values == item.label_value
     if not inside.any():
-        found = list_some(int(value) for value in np.unique(values) if value)
-        what = "is empty" if not found else f"holds no {item.label_value} (it holds {found})"
+        others = list_some(int(value) for value in np.unique(values) if value)
+        what = "is empty" if not others else f"holds no {item.label_value} (it holds {others})"
         raise TableError(
             f"mask {_name_mask(item)}{what}", where=_locate(item), do="Correct the mask or label_value, or drop the row"
         )

@@ -28,11 +28,11 @@ def read_label_names(path: str | Path) -> dict[int, str]:
     wrong = [row for row, (number, name) in enumerate(zip(ids, names, strict=True)) if name is None or number != np.round(number)]
     if wrong:
         raise columns.error("a label has no whole number or no name", wrong, do="Write one id and one name a row")
-    found: dict[int, str] = {}
+    by_id: dict[int, str] = {}
     for row, (number, name) in enumerate(zip(ids, names, strict=True)):
-        if found.setdefault(int(number), str(name)) != name:
-            raise columns.error(f"label {int(number)} is '{found[int(number)]}' and '{name}'", [row], do="Give each id one name")
-    return found
+        if by_id.setdefault(int(number), str(name)) != name:
+            raise columns.error(f"label {int(number)} is '{by_id[int(number)]}' and '{name}'", [row], do="Give each id one name")
+    return by_id
 
 
 def expand_label_maps(table: Table, names: dict[int, str], *, minimum_voxels: int = SMALLEST) -> Table:

@@ -110,7 +110,7 @@ def _read_rows(path: Path, patient: str, split: str, contoured: str, ids: str) -
     for item in table.items:
         if isinstance(item.scan, Path):
             masks.setdefault(item.scan, set()).add(item.mask)
-    torn = [os.path.relpath(scan, path.parent) for scan, found in masks.items() if len(found) > 1]
+    torn = [os.path.relpath(scan, path.parent) for scan, paths in masks.items() if len(paths) > 1]
     if torn:
         do = "Write one label map a scan, with a value for each structure"
         raise TableError(f"scans have several masks: {list_some(torn)}", where=path, do=do)
@@ -241,10 +241,10 @@ def _list_nnunet(about: Mapping[str, Any], path: Path) -> tuple[list[tuple[Path,
         labels = path.parent / f"labels{suffix}"
         images = path.parent / f"images{suffix}"
         cases = {f.name.removesuffix(ending) for f in labels.glob(f"*{ending}") if not f.name.startswith(".")}
-        found = {f.name.removesuffix(f"_0000{ending}") for f in images.glob(f"*_0000{ending}") if not f.name.startswith(".")}
-        bare += len(found - cases) if part == "test" else 0
+        imaged = {f.name.removesuffix(f"_0000{ending}") for f in images.glob(f"*_0000{ending}") if not f.name.startswith(".")}
+        bare += len(imaged - cases) if part == "test" else 0
         # Both ways: an image without label and a label without image are both named as absent.
-        for case in sorted(cases | found if part == "train" else cases):
+        for case in sorted(cases | imaged if part == "train" else cases):
             pairs.append((images / f"{case}_0000{ending}", labels / f"{case}{ending}", part))
     if not pairs:
         raise TableError(f"lies beside no imagesTr/*_0000{ending} and labelsTr/*{ending}", where=path, do="Check file_ending")
@@ -297,7 +297,7 @@ def _check_value(value: int, where: object) -> int:
 def _refuse_repeated(structures: Sequence[Structure], where: object) -> None:
     names = [structure.name for structure in structures]
     values = [str(value) for structure in structures for value in structure.values]
-    for what, found in (("name", names), ("value", values)):
-        twice = sorted({one for one in found if found.count(one) > 1})
+    for what, given in (("name", names), ("value", values)):
+        twice = sorted({one for one in given if given.count(one) > 1})
         if twice:
             raise TableError(f"the {what} {twice[0]} is given to two structures", where=where, do="Give each its own")

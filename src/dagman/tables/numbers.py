@@ -14,14 +14,14 @@ _BLANK = frozenset({"none", "-", "--", "---", ".", ".."})
 MISSING_WORDS = frozenset(
     {"unknown", "unk", "missing", "not available", "not known", "not reported", "not recorded", "not applicable", "n.a.", "?"}
 )
-"""Missing in every column, in any case, and said."""
+"""Missing in every column, in any case, and noted."""
 EMPTY_WORDS = frozenset({"", "na", "n/a", "#n/a", "<na>", "nan", "nat", "null", "#null!", "#value!", "#div/0!"})
 """What programs write for nothing, in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """A column's texts as numbers (NaN where missing, or where `wrong`), the rows that are not numbers, and what is to be said."""
+    """A column's texts as numbers (NaN where missing, or where `wrong`), the rows that are not numbers, and notes."""
 
     values: list[float]
     wrong: list[int]

@@ -2,7 +2,7 @@
 
 `scan` (a path relative to the table, or the id of a stored scan), `patient`, then `mask` (and `label_value`), or
 `center_x_mm, center_y_mm, center_z_mm`; a label, or time and event; `split`; clinical columns. Rows that miss a value
-which is needed are left out and said in `Table.notes`; what cannot be meant is refused with its rows.
+which is needed are left out and noted in `Table.notes`; what cannot be meant is refused with its rows.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _PATIENT_LIKE = re.compile(r"(patient|subject|case|pat)[ _-]?(id|name|key|code|n
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Items in the table's order, and what was said while reading them."""
+    """Items in the table's order, and notes on how they were read."""
 
     path: Path
     items: tuple[Item, ...]
@@ -179,7 +179,7 @@ def read_table(
 
 
 class _Reader:
-    """Collects, over the needed columns, the rows that miss a value, and what is to be said."""
+    """Collects, over the needed columns, the rows that miss a value, and notes."""
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
@@ -291,8 +291,8 @@ def _refuse_alike(columns: Columns, name: str, texts: Sequence[str | None], what
     groups = find_alike(text for text in texts if text is not None)
     if groups:
         shown = list_some((" and ".join(f"'{one}'" for one in group) for group in groups), limit=5)
-        found = set(groups[0])
-        rows = list_some((row + 1 for row, text in enumerate(texts) if text in found), limit=6)
+        alike = set(groups[0])
+        rows = list_some((row + 1 for row, text in enumerate(texts) if text in alike), limit=6)
         do = f"Write one {what} in one way, or pass --ids exact if they differ"
         problem = "differ only in leading zeros, case, blanks or dashes"
         raise TableError(f"values of column '{name}' {problem}: {shown} (the first in rows {rows})", where=columns.path, do=do)
@@ -334,7 +334,7 @@ def _order_classes(labels: Collection[str]) -> tuple[str, ...]:
 
 
 def _read_names(columns: Columns, rows: list[int]) -> dict[int, str]:
-    """The names that a column `item` gives, so that no file's name is kept; none where it does not tell all rows apart."""
+    """The names that a column `item` gives, so that no file's name is kept; none where it does not distinguish all rows."""
     if "item" not in columns:
         return {}
     names = {row: text for row, text in enumerate(columns.text("item")) if text and row in rows}
@@ -342,7 +342,7 @@ def _read_names(columns: Columns, rows: list[int]) -> dict[int, str]:
 
 
 def _name_rows(rows: list[int], keys: dict[int, tuple]) -> dict[int, str]:
-    """The shortest description that tells all rows apart, so that a name does not depend on the order of rows."""
+    """The shortest description that distinguishes all rows, so that a name does not depend on the order of rows."""
 
     def bare(text: str) -> str:
         return _SUFFIX.sub("", text)
@@ -371,11 +371,11 @@ def _refuse_one_sided(table: Table, label: str | None, event: str | None) -> Non
 
 
 def _refuse_shared_patients(table: Table) -> None:
-    found: dict[str, set[str]] = defaultdict(set)
+    parts: dict[str, set[str]] = defaultdict(set)
     for item in table.items:
         if item.split:
-            found[item.patient].add(item.split)
-    shared = sorted(f"{patient} ({' and '.join(sorted(splits))})" for patient, splits in found.items() if len(splits) > 1)
+            parts[item.patient].add(item.split)
+    shared = sorted(f"{patient} ({' and '.join(sorted(splits))})" for patient, splits in parts.items() if len(splits) > 1)
     if shared:
         do = "Put all items of a patient into one split"
         raise TableError(f"patients stand in more than one split: {list_some(shared)}", where=table.path, do=do)

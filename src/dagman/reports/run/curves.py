@@ -1,4 +1,4 @@
-"""The curves of a run, each with what it is, its normal range, and what abnormal looks like (METHOD, What is watched)."""
+"""The curves of a run, each with what it is, its normal range, and its warning sign (METHOD, What is watched)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Curve:
 
     @property
     def caption(self) -> str:
-        """What it is, its normal range, and what to look out for."""
+        """What it is, its normal range, and its warning sign."""
         return f"**{self.title}.** {self.what} **Normal:** {self.normal} **Warning sign:** {self.abnormal}"
 
 
@@ -204,11 +204,11 @@ def draw_columns(
     for curve in curves:
         series = {}
         for key, name in curve.keys.items():
-            found = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-            if found:
+            points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+            if points:
                 factor = (scale or {}).get(key, 1.0)
                 color = COLORS.get(key.removeprefix("tau_"), PURPLE)
-                series[name] = Series([step for step, _ in found], [value * factor for _, value in found], color=color)
+                series[name] = Series([step for step, _ in points], [value * factor for _, value in points], color=color)
         if series:
             drawn = draw_curves(series, title=curve.title, y=curve.y, references=curve.references, log=curve.log)
             figures.append(Figure(encode_png(drawn), curve.caption, describe_course(curve.title, series)))

@@ -212,12 +212,12 @@ def tabulate_diversity(rows: _Rows) -> list[DataTable]:
 
 
 def _collect(rows: _Rows, path: Sequence[str], color: str, *, dashed: bool = False, spread: Sequence[str] | None = None) -> Series:
-    found = [(row["step"], value, _reach(row, spread)) for row in rows if (value := _reach(row, path)) is not None]
-    bands = [band for _, _, band in found if band is not None]
+    points = [(row["step"], value, _reach(row, spread)) for row in rows if (value := _reach(row, path)) is not None]
+    bands = [band for _, _, band in points if band is not None]
     return Series(
-        [step for step, _, _ in found],
-        [value for _, value, _ in found],
-        spread=bands if bands and len(bands) == len(found) else None,
+        [step for step, _, _ in points],
+        [value for _, value, _ in points],
+        spread=bands if bands and len(bands) == len(points) else None,
         color=color,
         dashed=dashed,
     )

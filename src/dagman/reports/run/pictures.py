@@ -46,9 +46,9 @@ def find_hints(hidden: NDArray[np.bool_], attention: NDArray, share: float) -> N
     # The small number keeps 0.3 * 10 = 2.9999999999999996 from losing a unit.
     count = min(math.floor(share * len(hidden) + 1e-9), int((~hidden).sum()))
     order = np.argsort(np.where(hidden, np.inf, -attention), kind="stable")
-    found = np.zeros(len(hidden), dtype=bool)
-    found[order[:count]] = True
-    return found
+    hints = np.zeros(len(hidden), dtype=bool)
+    hints[order[:count]] = True
+    return hints
 
 
 def show_masks(gallery: Gallery, settings: Settings) -> list[Block]:

@@ -53,28 +53,28 @@ def render_run(run: Run) -> str:
 
 
 def judge_run(run: Run) -> list[Verdict]:
-    """A verdict from each monitor that has something to judge, at its last look."""
+    """A verdict from each monitor that has something to judge, at its last measurement."""
     settings = run.settings
-    found = [verdicts.judge_progress(run.last_step, settings.train.steps), *verdicts.judge_losses(run.steps, settings.optim.clip)]
+    judged = [verdicts.judge_progress(run.last_step, settings.train.steps), *verdicts.judge_losses(run.steps, settings.optim.clip)]
     measured = run.monitors
     if measured:
         first, last = measured[0], measured[-1]
         step = int(last["step"])
         if last.get("reconstruction"):
-            found.append(verdicts.judge_reconstruction(last["reconstruction"], step))
-        found += [
+            judged.append(verdicts.judge_reconstruction(last["reconstruction"], step))
+        judged += [
             verdicts.judge_targets(name, monitored, step, settings.train.steps)
             for name, monitored in (last.get("projectors") or {}).items()
         ]
         if last.get("features") and first.get("features"):
-            found.append(verdicts.judge_features(last["features"], first["features"]))
+            judged.append(verdicts.judge_features(last["features"], first["features"]))
         if last.get("attention"):
-            found.append(verdicts.judge_attention(last["attention"], settings.masking.choice.needs_attention))
-    return [*found, verdicts.judge_waiting([row["waiting_share"] for row in run.timings])]
+            judged.append(verdicts.judge_attention(last["attention"], settings.masking.choice.needs_attention))
+    return [*judged, verdicts.judge_waiting([row["waiting_share"] for row in run.timings])]
 
 
 def _give_verdict(run: Run, settings: Settings) -> list[Block]:
-    found = judge_run(run)
+    judged = judge_run(run)
     measured = run.monitors
     seen = (
         f"{settings.train.monitor_views} fixed validation views, last measured after step {measured[-1]['step']}"
@@ -82,9 +82,9 @@ def _give_verdict(run: Run, settings: Settings) -> list[Block]:
         else "validation views not measured yet"
     )
     return [
-        verdicts.summarize_verdicts(found),
+        verdicts.summarize_verdicts(judged),
         Text(f"What each monitor shows ({seen}):"),
-        *sorted(found, key=lambda verdict: ("bad", "warn", "ok").index(verdict.level)),
+        *sorted(judged, key=lambda verdict: ("bad", "warn", "ok").index(verdict.level)),
         Text(
             "**H** is the entropy of the teacher's targets, as a share of ln K (1: uniform). **MI** says how much they "
             "distinguish samples (0: collapse). **Gain** is how well the student predicts them (1: fully; 0: no better "

@@ -1,4 +1,4 @@
-"""What the monitors say of a run, as one plain sentence each: pure functions of numbers.
+"""What the monitors show of a run, as one plain sentence each: pure functions of numbers.
 
 The limits are those of the warnings during the run (`dagman.training.monitoring.verdicts`);
 what they mean is METHOD, What is watched.
@@ -17,9 +17,9 @@ from dagman.training.monitoring.verdicts import EARLY, FRESH, WAITING, judge_pro
 UNIFORM_ATTENTION = 0.99
 """Entropy of the attention, as a share of ln N, from which it is called almost uniform. [ours; short runs: 0.998 or more]"""
 BRIGHTNESS = 0.7
-"""Rank correlation of attention and intensity above which masking is said to follow brightness. [ours]"""
+"""Rank correlation of attention and intensity above which masking is reported to follow brightness. [ours]"""
 NO_GAIN = 0.02
-"""Gain below which the student is said to do no better than one constant answer. [ours]"""
+"""Gain below which the student is reported to do no better than one constant answer. [ours]"""
 YOUNG = 90
 """Steps within which a student need not beat the trivial answers yet (METHOD, Small runs)."""
 _PREDICTS = 0.1
@@ -126,7 +126,7 @@ def judge_targets(name: str, monitored: Mapping[str, float], step: int, steps: i
 
 
 def judge_features(monitored: Mapping[str, float], first: Mapping[str, float]) -> Verdict:
-    """Whether x4 has shrunk to a point or a line; `first` is the same at the run's first look."""
+    """Whether x4 has shrunk to a point or a line; `first` is the same at the run's first measurement."""
     numbers = (
         f"standard deviation {monitored['std']:.3g} (first {first['std']:.3g}), effective rank "
         f"{monitored['effective_rank']:.1f} (first {first['effective_rank']:.1f})"

@@ -81,20 +81,20 @@ def list_notes(summary: Summary) -> list[Block]:
 
 def judge_models(summary: Summary) -> list[Block]:
     """A sentence for each model and method with all labels: whether its AUC excludes chance; and what a fresh encoder means."""
-    found: list[Block] = []
+    blocks: list[Block] = []
     for row in list_measurements(summary, name="auc", subset=find_last_subset(summary)):
         interval = row.interval
         who = f"`{row.model}`, {name_method(row.method)}"
         if not math.isfinite(interval.low + interval.high):
-            found.append(Verdict("warn", f"{who}: AUC {state_interval(row)}; {interval.how}."))
+            blocks.append(Verdict("warn", f"{who}: AUC {state_interval(row)}; {interval.how}."))
         elif interval.low > 0.5:
-            found.append(Verdict("ok", f"{who}: AUC {state_interval(row)}, better than chance (0.5)."))
+            blocks.append(Verdict("ok", f"{who}: AUC {state_interval(row)}, better than chance (0.5)."))
         elif interval.high < 0.5:
-            found.append(
+            blocks.append(
                 Verdict("bad", f"{who}: AUC {state_interval(row)}, worse than chance. Check for a leak, or a label read wrongly.")
             )
         else:
-            found.append(
+            blocks.append(
                 Verdict(
                     "warn",
                     f"{who}: AUC {state_interval(row)}. With so few patients this cannot be distinguished from chance (0.5).",
@@ -102,11 +102,11 @@ def judge_models(summary: Summary) -> list[Block]:
             )
     fresh = summary.extra.get("fresh", [])
     for name in fresh:
-        found.append(Text(f"`{name}` is not pretrained: what it reaches is what any pretraining must beat."))
+        blocks.append(Text(f"`{name}` is not pretrained: what it reaches is what any pretraining must beat."))
     if summary.extra.get("sized") and not any(m.model == "radiomics:size" for m in summary.measurements):
         command = "dagman compare classify MODEL radiomics:size TABLE"
-        found.append(Text(f"A structure's size alone may predict as well: `{command}` shows, on the same splits."))
-    return found
+        blocks.append(Text(f"A structure's size alone may predict as well: `{command}` shows, on the same splits."))
+    return blocks
 
 
 def tabulate_measures(summary: Summary, subset: str | None = None) -> list[Block]:

@@ -64,13 +64,13 @@ def _judge(summary: Summary) -> list[Block]:
     if not counts:
         return [Text("Without labels there is no measure of whether the clusters mean anything: inspect the map.")]
     guess = max(counts.values()) / sum(counts.values())
-    found: list[Block] = []
+    blocks: list[Block] = []
     for row in summary.measurements:
         if row.name == "neighbour_accuracy":
             statement = f"the nearest structures of other patients are of the same kind for {_state(row)}"
             level: Level = "ok" if row.interval.low > guess else "warn"
-            found.append(Verdict(level, f"`{row.model}`: {statement}; always naming the most frequent kind gives {guess:.3f}."))
-    return found
+            blocks.append(Verdict(level, f"`{row.model}`: {statement}; always naming the most frequent kind gives {guess:.3f}."))
+    return blocks
 
 
 def _show_map(results: Results, model: str, number: int) -> list[Block]:
@@ -138,9 +138,9 @@ def _tabulate(summary: Summary, models: Sequence[str]) -> list[Block]:
         for name, method in keys
     ]
     clusters = [
-        f"{model}: {count_noun(found['kmeans'], 'cluster')} by k-means, {found['hdbscan']} by HDBSCAN with "
-        f"{count_noun(found['alone'], 'structure')} left alone"
-        for model, found in summary.extra["found"].items()
+        f"{model}: {count_noun(counts['kmeans'], 'cluster')} by k-means, {counts['hdbscan']} by HDBSCAN with "
+        f"{count_noun(counts['alone'], 'structure')} left alone"
+        for model, counts in summary.extra["found"].items()
     ]
     how = summary.measurements[0].interval.how if summary.measurements else ""
     text = (

@@ -19,14 +19,14 @@ def judge_differences(comparisons: Sequence[Comparison]) -> list[Block]:
         return [Text("No paired differences were tested.")]
     secondary = [row for row in comparisons if not row.primary]
     blocks: list[Block] = [_judge_primary(row) for row in comparisons if row.primary]
-    found = [_state_better(row) for row in secondary if row.corrected < _SIGNIFICANT]
-    if not found and secondary:
+    verdicts = [_state_better(row) for row in secondary if row.corrected < _SIGNIFICANT]
+    if not verdicts and secondary:
         kind = "secondary" if blocks else "paired"
         text = f"**None of the {len(secondary)} {kind} differences can be distinguished from chance** after Holm's correction."
         if len(secondary) == 1:
             text = f"**The one {kind} difference cannot be distinguished from chance.**"
-        found = [Verdict("warn", f"{text} The intervals below show how large a difference could have been missed.")]
-    return [*blocks, *found]
+        verdicts = [Verdict("warn", f"{text} The intervals below show how large a difference could have been missed.")]
+    return [*blocks, *verdicts]
 
 
 def tabulate_differences(comparisons: Sequence[Comparison], sharing: str = "The same items for both.") -> list[Block]:

@@ -95,7 +95,7 @@ def render_outcome(results: Results) -> str:
 
 def _judge(measurements: Sequence[Measurement]) -> list[Block]:
     """A sentence for each arm: whether its interval excludes chance."""
-    found: list[Block] = []
+    blocks: list[Block] = []
     for row in measurements:
         if row.name != "harrell_c" or row.subset != _ALL:
             continue
@@ -103,14 +103,14 @@ def _judge(measurements: Sequence[Measurement]) -> list[Block]:
         who = f"`{row.model}` ({name_method(row.method)})"
         index = f"Harrell's C {_state(row)}"
         if value.low > 0.5:
-            found.append(Verdict("ok", f"{who} separates early from late events: {index}."))
+            blocks.append(Verdict("ok", f"{who} separates early from late events: {index}."))
         elif value.high < 0.5:
-            found.append(
+            blocks.append(
                 Verdict("bad", f"{who} is worse than chance: {index}. Check for a leak, or a column read the wrong way round.")
             )
         else:
-            found.append(Verdict("warn", f"{who}: {index}. With so few patients this cannot be distinguished from chance (0.5)."))
-    return found
+            blocks.append(Verdict("warn", f"{who}: {index}. With so few patients this cannot be distinguished from chance (0.5)."))
+    return blocks
 
 
 def _state_events(summary: Summary) -> list[Block]:

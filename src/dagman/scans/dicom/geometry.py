@@ -142,8 +142,8 @@ def _check_plane(plane: Plane) -> None:
     if not np.isfinite(numbers).all():
         raise ScanError("position, orientation or pixel spacing is not a number", do="Mend the header, or leave the series out")
     if min(plane.pixel_spacing) <= 0:
-        found = " x ".join(f"{value:.4g}" for value in plane.pixel_spacing)
-        raise ScanError(f"the pixel spacing is {found} mm; both need more than 0", do="Mend the header, or leave the series out")
+        shown = " x ".join(f"{value:.4g}" for value in plane.pixel_spacing)
+        raise ScanError(f"the pixel spacing is {shown} mm; both need more than 0", do="Mend the header, or leave the series out")
     row, column = np.array(plane.orientation[:3]), np.array(plane.orientation[3:])
     # A product of two directions is off by up to 2 sqrt(3) times what each number is.
     tolerance = 1e-2 + 4 * _round_directions(plane)

@@ -163,8 +163,8 @@ def read_planes(data: Dataset) -> tuple[Plane, ...]:
 
 
 def _functional_group(name: str, frame: Dataset, shared: Dataset) -> Dataset:
-    found = read_items(frame, name) or read_items(shared, name)
-    return found[0] if found else Dataset()
+    items = read_items(frame, name) or read_items(shared, name)
+    return items[0] if items else Dataset()
 
 
 def _build_plane(position: Dataset, orientation: Dataset, measures: Dataset, data: Dataset) -> Plane | None:
@@ -222,7 +222,7 @@ def _summarise(path: Path, data: Dataset, left: int) -> Header:
 
 
 def _count_pixel_bytes(data: Dataset) -> int:
-    """Bytes that uncompressed pixel data need; -1 where the file is compressed and nothing can be said."""
+    """Bytes that uncompressed pixel data need; -1 where the file is compressed and the number is unknown."""
     if not is_uncompressed(data):
         return _COMPRESSED_OR_UNKNOWN
     values = read_count(data, "Rows", 0) * read_count(data, "Columns", 0) * read_count(data, "NumberOfFrames", 1)

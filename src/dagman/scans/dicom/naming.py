@@ -24,7 +24,7 @@ _PLAIN_UID = re.compile(r"[\w.-]+")
 
 @dataclass(frozen=True, kw_only=True)
 class NamedGroup:
-    """A group with the name it is printed by; `part` tells it from other volumes of its series, empty where it is the only one."""
+    """A group with the name it is printed by; `part`: which volume of its series, empty where it is the only one."""
 
     source: str
     part: str
@@ -55,7 +55,7 @@ def parse_name(path: str | Path) -> SeriesName | None:
 
 
 def source_exists(path: str | Path) -> bool:
-    """Whether a path, or the folder of a `folder#uid`, is there; whether that folder holds the series is not looked up."""
+    """Whether a path, or the folder of a `folder#uid`, is there; whether that folder holds the series is not checked."""
     return os.path.exists(path) or parse_name(path) is not None
 
 
@@ -69,7 +69,7 @@ def read_series_uid(path: Path) -> str | None:
 
 def list_by_uid(folder: Path) -> dict[str, list[Path]]:
     """The DICOM files in a folder (not below it) by SeriesInstanceUID; empty where the folder cannot be read."""
-    found: dict[str, list[Path]] = {}
+    by_uid: dict[str, list[Path]] = {}
     try:
         beside = sorted(folder.iterdir())
     except PermissionError:
@@ -78,8 +78,8 @@ def list_by_uid(folder: Path) -> dict[str, list[Path]]:
         # Not path.is_file(), which raises where a link leads below a closed folder.
         uid = read_series_uid(path) if not path.name.startswith(".") and os.path.isfile(path) else None
         if uid is not None:
-            found.setdefault(uid, []).append(path)
-    return found
+            by_uid.setdefault(uid, []).append(path)
+    return by_uid
 
 
 def name_groups(groups: Sequence[DicomGroup]) -> list[NamedGroup]:

@@ -29,8 +29,8 @@ _MOST_PASSES, _SHORTEST_PASS = 8, 4
 
 @dataclass(frozen=True, kw_only=True)
 class Volume:
-    """Slices that make one volume; `part` is the tag that tells it from others of its series, such as "echo=2"; `copies` are
-    slices that were left out because a kept one shows the same."""
+    """Slices that make one volume; `part` is the tag that distinguishes it from others of its series, such as "echo=2";
+    `copies` are slices that were left out because a kept one shows the same."""
 
     headers: tuple[Header, ...]
     part: str = ""
@@ -38,7 +38,7 @@ class Volume:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is to be said of it."""
+        """Notes on it."""
         count = len(self.copies)
         if not count:
             return ()
@@ -50,7 +50,7 @@ def part_slices(headers: Sequence[Header]) -> list[Volume]:
 
     Slices that share a place with equal tags and equal pixels are copies. Those that share a place otherwise are parted by
     the first tag (or two) that leaves each part without repeats, best with each part even; then by their time at each place.
-    Slices that are uneven as a whole are parted by acquisition where each is even. What no tag tells apart stays together, and
+    Slices that are uneven as a whole are parted by acquisition where each is even. What no tag separates stays together, and
     is refused when it is read.
     """
     if len(headers) < 2:
@@ -87,20 +87,20 @@ def _part_by_acquisition(headers: Sequence[Header]) -> dict[str, list[Header]]:
 
 
 def _part_by_tags(headers: Sequence[Header]) -> dict[str, list[Header]]:
-    """Parts without repeats by one tag, by two, or by the time at each place; empty where nothing tells them apart."""
+    """Parts without repeats by one tag, by two, or by the time at each place; empty where nothing separates them."""
     names = [name for name, _ in headers[0].volume_keys if len({dict(header.volume_keys)[name] for header in headers}) > 1]
-    found: dict[str, list[Header]] = {}
+    best: dict[str, list[Header]] = {}
     for chosen in (*((name,) for name in names), *itertools.combinations(names, 2)):
         parts = _collect(headers, chosen)
         if all(len(part) > 1 and not _repeat(part) for part in parts.values()):
             if all(_even(part) for part in parts.values()):
                 return parts
-            found = found or parts
-    if found:
-        return found
+            best = best or parts
+    if best:
+        return best
     for name in _TIMES:
-        found = found or _rank_times(headers, name)
-    return found
+        best = best or _rank_times(headers, name)
+    return best
 
 
 def _collect(headers: Sequence[Header], names: tuple[str, ...]) -> dict[str, list[Header]]:

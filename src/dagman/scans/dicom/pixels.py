@@ -96,9 +96,9 @@ def _find_rescale(data: Dataset, index: int) -> tuple[float, float]:
     """Slope and intercept of a frame, from its functional group, the shared one, or the file itself."""
     frames = read_items(data, "PerFrameFunctionalGroupsSequence")
     for place in (*frames[index : index + 1], *read_items(data, "SharedFunctionalGroupsSequence")):
-        found = read_items(place, "PixelValueTransformationSequence")
-        if found:
-            slope, intercept = read_number(found[0], "RescaleSlope"), read_number(found[0], "RescaleIntercept")
+        items = read_items(place, "PixelValueTransformationSequence")
+        if items:
+            slope, intercept = read_number(items[0], "RescaleSlope"), read_number(items[0], "RescaleIntercept")
             if slope is None or intercept is None:
                 missing = "RescaleSlope" if slope is None else "RescaleIntercept"
                 raise ScanError(f"the functional group of frame {index + 1} lacks {missing}", do="Export the series again")

@@ -27,7 +27,7 @@ class DicomGroup:
     uid: str = field(repr=False)
     reason: str = ""
     part: str = ""
-    'What tells it from other volumes of its series, such as "acquisition=2".'
+    'What distinguishes it from other volumes of its series, such as "acquisition=2".'
     copies: tuple[Path, ...] = ()
     "Files that show a slice of `files` again."
     notes: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """Values of a DICOM data set as plain Python: a tag that is absent, empty, doubled or garbled is named, and never an exception.
 
-pydicom converts a value when it is first looked at, and returns whatever the file holds: nothing, text, several, a sequence.
+pydicom converts a value when it is first read, and returns whatever the file holds: nothing, text, several, a sequence.
 """
 
 from __future__ import annotations

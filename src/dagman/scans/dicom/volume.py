@@ -17,7 +17,7 @@ from dagman.scans.faults import explain_faults
 from dagman.scans.scan import RawImage
 
 _MOST_PADDED = 0.9
-"""Share of padded voxels above which nothing is left to look at; a round field of view leaves 21 %."""
+"""Share of padded voxels above which nothing is left to see; a round field of view leaves 21 %."""
 
 
 def read_volume(files: Sequence[Path], *, source: str, tilted: bool = False, widest_gap: float = 0.0) -> RawImage:

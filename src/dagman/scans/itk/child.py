@@ -32,7 +32,7 @@ _CONVERT_AGAIN = "Convert the scan again, or leave it out"
 
 @dataclass(frozen=True, kw_only=True)
 class ItkImage:
-    """What SimpleITK says of a file: size X Y Z ..., spacing, origin, direction (LPS mm), the name of its pixel type.
+    """What SimpleITK reads of a file: size X Y Z ..., spacing, origin, direction (LPS mm), the name of its pixel type.
 
     `voxels` is Z Y X, None where only the header was read.
     """

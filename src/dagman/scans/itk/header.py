@@ -115,9 +115,9 @@ def _parse_header(start: bytes, kind: str, path: Path) -> Header:
         # Comments and a writer's own keys (":=") may be long.
         if len(line) > _LONGEST_LINE and not (kind == "NRRD" and (line.startswith("#") or ":=" in line)):
             raise _refuse(kind, f"line {number} has {len(line)} characters", path)
-        found = re.match(r"\s*([^:=#][^:=]*?)\s*(?::=|[:=])\s*(.*?)\s*$", line)
-        if found:
-            fields.setdefault(found[1].lower(), found[2])
+        field = re.match(r"\s*([^:=#][^:=]*?)\s*(?::=|[:=])\s*(.*?)\s*$", line)
+        if field:
+            fields.setdefault(field[1].lower(), field[2])
     return Header(format=kind, fields=fields, end=end)
 
 
@@ -153,8 +153,8 @@ def _check_spacing(header: Header, path: Path) -> None:
         raise ScanError("does not state its spacing", where=path, do="Mend the header, or convert the scan again")
     stated_plainly = "space directions" not in header.fields
     if stated_plainly and not all(math.isfinite(number) and number > 0 for number in spacing):
-        found = " x ".join(f"{number:.4g}" for number in spacing)
-        raise ScanError(f"the spacing is {found} mm; every axis needs more than 0", where=path, do="Mend the header")
+        shown = " x ".join(f"{number:.4g}" for number in spacing)
+        raise ScanError(f"the spacing is {shown} mm; every axis needs more than 0", where=path, do="Mend the header")
 
 
 _SPACING_FIELDS = ("space directions", "spacings", "elementspacing", "elementsize")

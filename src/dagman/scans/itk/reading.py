@@ -1,7 +1,7 @@
 """NRRD and MetaImage files to values and an affine: the header is judged first, then the data, then SimpleITK reads both.
 
 SimpleITK turns a negative spacing into a flip, fills damaged compressed data with zeros, and gives what the memory held before
-where a header names the wrong size; all are looked for here.
+where a header names the wrong size; all are checked here.
 """
 
 from __future__ import annotations
@@ -81,16 +81,16 @@ def _check_volume(image: ItkImage) -> None:
     size = image.size
     while len(size) > 3 and size[-1] == 1:
         size = size[:-1]
-    found = " x ".join(map(str, size))
+    shown = " x ".join(map(str, size))
     if "complex" in image.pixel:
         raise ScanError("holds complex numbers", do="Give the magnitude image")
     if image.components > 1:
         what = f"holds {image.components} values a voxel (colours or vectors)"
         raise ScanError(what, do="Give an image of one value a voxel")
     if len(size) > 3:
-        raise ScanError(f"has {len(size)} axes ({found})", do="Give one 3D volume a file")
+        raise ScanError(f"has {len(size)} axes ({shown})", do="Give one 3D volume a file")
     if len(size) < 3:
-        raise ScanError(f"is one slice ({found})", do="Give a volume of at least 2 slices")
+        raise ScanError(f"is one slice ({shown})", do="Give a volume of at least 2 slices")
 
 
 def _check_data(path: Path, header: Header, image: ItkImage, claimed: int) -> int | None:

@@ -19,7 +19,7 @@ class Tree:
 
 
 def grow_tree(root: np.ndarray, targets: np.ndarray, *, step: float, tip_radius: float, root_radius: float) -> Tree:
-    """Join each goal (N 3, mm), nearest to the root first, to the closest point that the tree has by then.
+    """Join each target (N 3, mm), nearest to the root first, to the closest point that the tree has by then.
 
     Branches are cut into pieces of `step` mm, so that later ones may leave between the ends. A segment's radius follows from
     the number of tips beyond it, by the cube law of Murray (1926).

@@ -1,7 +1,7 @@
 """LIDC-IDRI's XML: what each reader of one CT marked.
 
 A file holds up to four reading sessions, one a reader. A reader outlined nodules of 3 mm and more slice by slice and rated them
-(`characteristics`); smaller ones are one point without ratings; what was looked at and is no nodule is a `nonNodule`.
+(`characteristics`); smaller ones are one point without ratings; what was seen and is not a nodule is a `nonNodule`.
 """
 
 from __future__ import annotations

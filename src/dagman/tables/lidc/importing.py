@@ -62,16 +62,16 @@ def import_lidc(
     _check_ranges(benign, malignant)
     folder, out = Path(folder), Path(out)
     messages, refusals = _find_messages(folder)
-    found = find_series(folder)
-    refusals += found.refused
-    volumes = Counter(one.uid for one in found.series)
-    series = {one.uid: one for one in found.series if one.uid and volumes[one.uid] == 1}
+    discovered = find_series(folder)
+    refusals += discovered.refused
+    volumes = Counter(one.uid for one in discovered.series)
+    series = {one.uid: one for one in discovered.series if one.uid and volumes[one.uid] == 1}
     refusals += [
         Refusal(
             source=one.source,
             reason=f"its series holds {volumes[one.uid]} volumes: the readers' files do not state which one they read",
         )
-        for one in found.series
+        for one in discovered.series
         if one.uid in messages and volumes[one.uid] > 1
     ]
     pairs = [(series[uid], message) for uid, message in messages.items() if uid in series]
