@@ -32,7 +32,7 @@ def test_delong_gives_the_published_interval_of_hanley_and_mcneils_ratings():
     found = estimate_auc(_ABNORMAL, _RATINGS)
     assert round(found.value, 4) == 0.8932
     assert (round(found.low, 5), round(found.high, 5)) == (0.83295, 0.95339)
-    assert (found.items, found.patients, found.how) == (109, 109, "DeLong")
+    assert (found.items, found.patients, found.how) == (109, 109, "DeLong over patients")
 
 
 @given(st.integers(0, 1000))

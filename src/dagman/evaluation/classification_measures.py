@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dagman.evaluation.auc import compare_auc, count_pairs, prepare_auc, trace_roc_band
+from dagman.evaluation.auc import compare_auc, count_pairs, estimate_auc, prepare_auc, trace_roc_band
 from dagman.evaluation.classification_metrics import bin_reliability, count_confusions
 from dagman.evaluation.measures import Measure, register_measure
 from dagman.evaluation.results import Comparison, Measurement
@@ -28,6 +28,7 @@ from dagman.evaluation.statistics import (
     bootstrap_interval,
     bound_proportion,
     correct_holm,
+    find_widening,
 )
 from dagman.records.counts import count_noun
 
@@ -62,15 +63,17 @@ class Scored:
 
 
 def measure_scores(scored: Scored, *, resamples: int = 2000, seed: int = 0) -> list[Measurement]:
-    """Every measure, as the mean over repeats, with its BCa interval over patients; AUC of several classes is macro."""
+    """Every measure, as the mean over repeats, with its interval over patients, widened for refitting if there are folds.
+
+    The AUC of two classes by DeLong, the rest by the BCa bootstrap; AUC of several classes is macro.
+    """
     measurements = []
     for name, metric in METRICS.items():
         if metric.binary_only and scored.classes != 2:
             continue
-        rows = np.arange(len(scored.labels))
-        interval = bootstrap_interval(_prepare(metric, scored), rows, patients=scored.patients, draws=resamples, seed=seed)
+        interval = _estimate(name, metric, scored, resamples, seed)
         if metric.shares is not None:
-            interval = _bound_edge(interval, metric.shares(scored.labels, scored.scores), scored.patients)
+            interval = _bound_edge(interval, metric.shares(scored.labels, scored.scores), scored)
         if metric.within_folds and scored.classes == 2:
             interval = _warn_of_few_pairs(interval, scored)
         measurements.append(
@@ -151,6 +154,36 @@ def _prepare(metric: ClassMetric, scored: Scored) -> Callable[[NDArray], float]:
     return lambda rows: metric.measure(scored.labels[rows], scored.scores[rows])
 
 
+def _estimate(name: str, metric: ClassMetric, scored: Scored, resamples: int, seed: int) -> Interval:
+    if name == "auc" and scored.classes == 2:
+        return estimate_auc(scored.labels, scored.scores[:, :, 1], folds=scored.folds, patients=scored.patients)
+    return bootstrap_interval(
+        _prepare(metric, scored),
+        np.arange(len(scored.labels)),
+        patients=scored.patients,
+        draws=resamples,
+        seed=seed,
+        widening=_find_widening(metric, scored),
+        limits=metric.limits,
+    )
+
+
+def _find_widening(metric: ClassMetric, first: Scored, second: Scored | None = None) -> float:
+    """Of a measure, or of its difference between two models on the same items and folds."""
+    if first.folds is None:
+        return 1.0
+
+    def prepare(columns: NDArray) -> Callable[[NDArray], float]:
+        parts = [
+            _prepare(metric, replace(one, scores=one.scores[:, columns], folds=one.folds[:, columns]))
+            for one in (first, second)
+            if one is not None and one.folds is not None
+        ]
+        return lambda rows: parts[0](rows) - sum(part(rows) for part in parts[1:])
+
+    return find_widening(prepare, first.folds, first.patients)
+
+
 def _warn_of_few_pairs(interval: Interval, scored: Scored) -> Interval:
     folds = np.zeros(scored.scores.shape[:2], dtype=np.int64) if scored.folds is None else scored.folds
     pairs = count_pairs(scored.labels, folds) // folds.shape[1]
@@ -159,19 +192,21 @@ def _warn_of_few_pairs(interval: Interval, scored: Scored) -> Interval:
     return replace(interval, how=f"{interval.how}; only {count_noun(pairs, 'pair')} of items compared in each repeat")
 
 
-def _bound_edge(interval: Interval, shares: Floats, patients: NDArray) -> Interval:
+def _bound_edge(interval: Interval, shares: Floats, scored: Scored) -> Interval:
     """The exact interval over patients where the bootstrap has none: at 0 and 1, and of a few patients.
 
     shares: how often each item was right (n), NaN for those that do not count.
     """
-    known = ~np.isnan(shares)
+    known, patients = ~np.isnan(shares), scored.patients
+    refitted = scored.folds is not None and len(np.unique(scored.folds[scored.folds >= 0])) > 1
     own = [float(shares[known & (patients == one)].mean()) for one in np.unique(patients[known])]
     right = float(np.sum(own))
     edge = right < 1e-9 or right > len(own) - 1e-9
     if not own or not (edge or len(own) < FEWEST_PATIENTS):
         return interval
     low, high = bound_proportion(round(right) if edge else right, len(own), level=interval.level)
-    return replace(interval, low=low, high=high, how=f"exact (Clopper-Pearson) over {len(own)} patients")
+    how = f"exact (Clopper-Pearson) over {len(own)} patients{', without refitting' if refitted else ''}"
+    return replace(interval, low=low, high=high, how=how)
 
 
 def _measure_accuracy(labels: NDArray, scores: NDArray) -> float:
@@ -230,15 +265,19 @@ class ClassMetric:
     "Whether scores of two items are compared, so that both must be of one fold: AUC."
     shares: Callable[[NDArray, NDArray], Floats] | None = None
     "Of a proportion: how often each item was right (n), NaN where it does not count. It gives the exact interval at 0 and 1."
+    limits: tuple[float, float] = (-np.inf, np.inf)
+    "Values it cannot pass; a widened interval ends there."
 
+
+_SHARE = (0.0, 1.0)
 
 METRICS: dict[str, ClassMetric] = {
-    "auc": ClassMetric(measure=measure_mean_auc, compared=True, within_folds=True),
-    "accuracy": ClassMetric(measure=_measure_accuracy, shares=_count_right),
-    "balanced_accuracy": ClassMetric(measure=_measure_balanced, compared=True),
-    "sensitivity": ClassMetric(measure=_measure_sensitivity, binary_only=True, shares=_count_right_positives),
-    "specificity": ClassMetric(measure=_measure_specificity, binary_only=True, shares=_count_right_negatives),
-    "brier": ClassMetric(measure=_measure_brier),
+    "auc": ClassMetric(measure=measure_mean_auc, compared=True, within_folds=True, limits=_SHARE),
+    "accuracy": ClassMetric(measure=_measure_accuracy, shares=_count_right, limits=_SHARE),
+    "balanced_accuracy": ClassMetric(measure=_measure_balanced, compared=True, limits=_SHARE),
+    "sensitivity": ClassMetric(measure=_measure_sensitivity, binary_only=True, shares=_count_right_positives, limits=_SHARE),
+    "specificity": ClassMetric(measure=_measure_specificity, binary_only=True, shares=_count_right_negatives, limits=_SHARE),
+    "brier": ClassMetric(measure=_measure_brier, limits=_SHARE),
 }
 """The measures of a classification, in the order of the tables."""
 
@@ -268,4 +307,5 @@ def _compare(name: str, first: Scored, second: Scored, resamples: int, seed: int
         patients=first.patients,
         draws=resamples,
         seed=seed,
+        widening=_find_widening(METRICS[name], first, second),
     )

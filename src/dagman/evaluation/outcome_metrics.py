@@ -7,13 +7,13 @@ makes a useless model seem worse than chance. Survival at a time is a probabilit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dagman.evaluation.statistics import Difference, Interval, bootstrap_difference, bootstrap_interval
+from dagman.evaluation.statistics import Difference, Interval, bootstrap_difference, bootstrap_interval, find_widening
 from dagman.evaluation.survival import (
     calibrate_survival,
     censoring_survival,
@@ -86,10 +86,24 @@ def prepare_measure(name: str, predictions: OutOfFold) -> Measure:
 
 
 def measure_outcome(predictions: OutOfFold, *, draws: int = 2000, seed: int = 0) -> dict[str, Interval]:
-    """MEASURES with intervals over patients; those that these patients do not allow are left out (`explain_left_out`)."""
-    rows = np.arange(len(predictions.time))
+    """MEASURES with intervals over patients, widened for refitting if there are folds.
+
+    Those that these patients do not allow are left out (`explain_left_out`).
+    """
     return {
-        name: bootstrap_interval(prepare_measure(name, predictions), rows, patients=predictions.patients, draws=draws, seed=seed)
+        name: bootstrap_interval(
+            prepare_measure(name, predictions),
+            np.arange(len(predictions.time)),
+            patients=predictions.patients,
+            draws=draws,
+            seed=seed,
+            widening=find_widening(
+                lambda columns, name=name: prepare_measure(name, _take_columns(predictions, columns)),  # type: ignore[misc]
+                predictions.fold,
+                predictions.patients,
+            ),
+            limits=(0.0, 1.0),
+        )
         for name in list_measures(predictions)
     }
 
@@ -119,14 +133,19 @@ def explain_left_out(predictions: OutOfFold) -> list[Note]:
 
 
 def compare_outcome(name: str, first: OutOfFold, second: OutOfFold, *, draws: int = 2000, seed: int = 0) -> Difference:
-    """First minus second of one of MEASURES, on the same resamples of the same patients."""
+    """First minus second of one of MEASURES, on the same resamples of the same patients; widened as `measure_outcome`."""
     measures = (prepare_measure(name, first), prepare_measure(name, second))
     rows, zeros = np.arange(len(first.time)), np.zeros(len(first.time), dtype=np.int64)
 
     def measure(rows: NDArray, which: NDArray) -> float:
         return measures[int(which[0])](rows)
 
-    return bootstrap_difference(measure, rows, zeros, zeros + 1, patients=first.patients, draws=draws, seed=seed)
+    def subtract(columns: NDArray[np.int64]) -> Measure:
+        one, other = (prepare_measure(name, _take_columns(predictions, columns)) for predictions in (first, second))
+        return lambda rows: one(rows) - other(rows)
+
+    widening = find_widening(subtract, first.fold, first.patients)
+    return bootstrap_difference(measure, rows, zeros, zeros + 1, patients=first.patients, draws=draws, seed=seed, widening=widening)
 
 
 def describe_groups(predictions: OutOfFold, ticks: int = 7) -> dict[str, Any]:
@@ -190,6 +209,11 @@ def describe_auc(predictions: OutOfFold) -> dict[str, Any] | None:
     if not len(predictions.times):
         return None
     return {"times": predictions.times, "auc": _prepare_areas(predictions)(np.ones(len(predictions.time)))}
+
+
+def _take_columns(predictions: OutOfFold, columns: NDArray[np.int64]) -> OutOfFold:
+    kept = {name: getattr(predictions, name)[:, columns] for name in ("fold", "risk", "high", "uncensored", "survival")}
+    return replace(predictions, **kept)
 
 
 def _list_folds(fold: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

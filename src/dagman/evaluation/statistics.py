@@ -2,6 +2,9 @@
 
 Items of one patient are not independent, so resampling draws patients with all their items. A difference, its interval and its
 p come from one statistic: p is the level at which the interval just reaches 0.
+
+Out of fold, resampling the patients of given scores misses that other patients would have given other models. Intervals are widened
+for it by the variance of a repeated cross-validation (Nadeau and Bengio, Machine Learning 2003; decision 0022).
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ FEWEST_PATIENTS = 5
 """Fewer have too few resamples for an interval: two patients give three, and bounds that say nothing. [ours]"""
 FEWEST_PAIRS = 100
 """Fewer comparable pairs are stated beside an AUC or a C: each then moves it by more than 0.01. [ours]"""
+REFITTING = "widened for refitting (Nadeau & Bengio)"
+"""Said of intervals that hold for the models of other patients too."""
 POWER = 0.8
 """Chance of finding a difference of `Difference.detectable`."""
 
@@ -62,18 +67,27 @@ class Difference(Interval):
 
 
 def bootstrap_interval(
-    metric: Metric, *arrays: ArrayLike, patients: ArrayLike, level: float = 0.95, draws: int = 2000, seed: int = 0
+    metric: Metric,
+    *arrays: ArrayLike,
+    patients: ArrayLike,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+    widening: float = 1.0,
+    limits: tuple[float, float] = (-math.inf, math.inf),
 ) -> Interval:
     """The BCa bootstrap interval of `metric(*arrays)` over patients (Efron, JASA 1987).
 
     arrays: each with items first. Resamples on which the metric is NaN (one class only) are skipped and counted.
     Where bias or acceleration cannot be had, the plain percentile interval is given, and `how` says so; with fewer than
     FEWEST_PATIENTS, or where every resample gives the same value, there is none (NaN), and `how` says why.
+    widening: how much further from the value its ends lie than those of the bootstrap (`find_widening`), up to the `limits`.
     """
     inputs, rows = [np.asarray(array) for array in arrays], rows_of_patients(patients)
     value = float(metric(*inputs))
     values = _resample(metric, inputs, rows, draws, seed)
-    low, high, how = _bound(metric, inputs, rows, value, values, level)
+    low, high, how = _bound(metric, inputs, rows, value, values, level, widening)
+    low, high = max(low, min(limits[0], value)), min(high, max(limits[1], value))
     items = len(inputs[0])
     return Interval(value=value, low=low, high=high, level=level, items=items, patients=len(rows), how=how)
 
@@ -88,11 +102,13 @@ def bootstrap_difference(
     level: float = 0.95,
     draws: int = 2000,
     seed: int = 0,
+    widening: float = 1.0,
 ) -> Difference:
     """`metric(labels, first) - metric(labels, second)` with a BCa interval, both models on the same resamples.
 
     p inverts the interval: it is 1 minus the largest level at which the interval leaves 0 out, at least 2 / (resamples + 1)
     (Davison and Hinkley 1997, 4.4), so that an interval that leaves out 0 and a p below its level are one and the same.
+    widening: as of `bootstrap_interval`; p is that of the widened interval.
     """
 
     def subtract(labels: NDArray, first: NDArray, second: NDArray) -> float:
@@ -101,8 +117,8 @@ def bootstrap_difference(
     inputs, rows = [np.asarray(labels), np.asarray(first), np.asarray(second)], rows_of_patients(patients)
     value = float(subtract(*inputs))
     values = _resample(subtract, inputs, rows, draws, seed)
-    low, high, how = _bound(subtract, inputs, rows, value, values, level)
-    p = _find_p(subtract, inputs, rows, value, values)
+    low, high, how = _bound(subtract, inputs, rows, value, values, level, widening)
+    p = _find_p(subtract, inputs, rows, value, values, widening)
     items = len(inputs[0])
     return Difference(value=value, low=low, high=high, level=level, items=items, patients=len(rows), how=f"paired {how}", p=p)
 
@@ -118,6 +134,52 @@ def bound_proportion(right: float, count: int, *, level: float = 0.95) -> tuple[
     low = float(beta.ppf(tail, right, count - right + 1)) if right > 0 else 0.0
     high = float(beta.ppf(1 - tail, right + 1, count - right)) if right < count else 1.0
     return low, high
+
+
+def correct_for_refitting(folds: int, repeats: int) -> float:
+    """Variance of a repeated cross-validation's mean, over that of one repeat whose models are taken as given.
+
+    1 / repeats + folds / (folds - 1): of the fold and repeat means, of variance s^2, (1 / (folds repeats) + n_test / n_train) s^2
+    is the variance of their mean (Nadeau and Bengio, Machine Learning 2003; Bouckaert and Frank, PAKDD 2004), where s^2 / folds is
+    what one repeat claims. 1 for one fold, a single split, whose model is the one that is judged.
+    """
+    return 1 / repeats + folds / (folds - 1) if folds > 1 else 1.0
+
+
+def list_divisions(folds: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
+    """Number of folds and columns of each division of the items; folds n R, -1 for none. Draws share a division."""
+    _, division = np.unique(folds, axis=1, return_inverse=True)
+    columns = [np.flatnonzero(np.ravel(division) == one) for one in range(int(np.max(division)) + 1)]
+    return [(len(np.unique(folds[folds[:, own[0]] >= 0, own[0]])), own) for own in columns]
+
+
+def find_widening(prepare: Callable[[NDArray[np.int64]], Metric], folds: NDArray[np.int64], patients: ArrayLike) -> float:
+    """How many times wider than over the patients of given scores an interval over refitted models is; 1 for a single split.
+
+    prepare: the measure of some of the columns of `folds` (n R), as a function of rows of items. Repeats average out what depends
+    on the division, and an interval over patients shrinks with them; what refitting adds does not. So the variance is that of one
+    division by the jackknife, as all together have it, times `correct_for_refitting`.
+    """
+    divisions = list_divisions(folds)
+    factor = correct_for_refitting(max(count for count, _ in divisions), len(divisions))
+    if factor == 1 or len(divisions) == 1:
+        return math.sqrt(factor)
+    rows = rows_of_patients(patients)
+    together = _jackknife(prepare(np.arange(folds.shape[1])), rows)
+    single = [_jackknife(prepare(columns), rows) for _, columns in divisions]
+    known = [variance for variance in single if variance > 0]
+    return math.sqrt(factor * max(1.0, float(np.mean(known)) / together)) if known and together > 0 else math.sqrt(factor)
+
+
+def _jackknife(measure: Metric, rows: list[NDArray]) -> float:
+    """Variance over patients of a measure of rows of items; NaN where it is defined on fewer than two of the resamples."""
+    left = (
+        np.array([measure(np.concatenate([*rows[:i], *rows[i + 1 :]])) for i in range(len(rows))])
+        if len(rows) > 1
+        else np.array([])
+    )
+    known = left[~np.isnan(left)]
+    return float((len(known) - 1) * np.var(known)) if len(known) > 1 else float("nan")
 
 
 def correct_holm(p_values: Sequence[float]) -> list[float]:
@@ -162,7 +224,13 @@ def _resample(metric: Metric, inputs: list[NDArray], rows: list[NDArray], draws:
 
 
 def _bound(
-    metric: Metric, inputs: list[NDArray], rows: list[NDArray], value: float, values: Floats, level: float
+    metric: Metric,
+    inputs: list[NDArray],
+    rows: list[NDArray],
+    value: float,
+    values: Floats,
+    level: float,
+    widening: float,
 ) -> tuple[float, float, str]:
     known = values[~np.isnan(values)]
     skipped = f", {count_noun(len(values) - len(known), 'undefined one')} skipped" if len(known) < len(values) else ""
@@ -180,8 +248,9 @@ def _bound(
         method = "BCa bootstrap"
     else:
         method = "percentile bootstrap (BCa undefined)"
-    low, high = np.quantile(known, ends)
-    return float(low), float(high), f"{method} over patients, {len(values)} resamples{skipped}"
+    low, high = value + widening * (np.quantile(known, ends) - value)
+    widened = f", {REFITTING}" if widening != 1 else ""
+    return float(low), float(high), f"{method} over patients, {len(values)} resamples{skipped}{widened}"
 
 
 def _correct(metric: Metric, inputs: list[NDArray], rows: list[NDArray], value: float, known: Floats) -> tuple[float, float]:
@@ -191,7 +260,7 @@ def _correct(metric: Metric, inputs: list[NDArray], rows: list[NDArray], value: 
     return (bias, acceleration) if np.isfinite(bias) and np.isfinite(acceleration) else (float("nan"), float("nan"))
 
 
-def _find_p(metric: Metric, inputs: list[NDArray], rows: list[NDArray], value: float, values: Floats) -> float:
+def _find_p(metric: Metric, inputs: list[NDArray], rows: list[NDArray], value: float, values: Floats, widening: float) -> float:
     """Two-sided p of 0: the level at which an end of the interval of `_bound` lies on 0."""
     known = np.sort(values[~np.isnan(values)])
     if len(rows) < FEWEST_PATIENTS or not len(known) or math.isnan(value):
@@ -200,10 +269,12 @@ def _find_p(metric: Metric, inputs: list[NDArray], rows: list[NDArray], value: f
     if np.ptp(known) <= _SAME * max(1.0, abs(value)):
         return 1.0 if abs(value) <= _SAME else least
     bias, acceleration = _correct(metric, inputs, rows, value, known)
-    # The levels between which the quantiles of the resamples, as np.quantile draws them, are 0.
+    # Where an end of the bootstrap's interval lies when that of the widened one lies on 0.
+    edge = value - value / widening
+    # The levels between which the quantiles of the resamples, as np.quantile draws them, are there.
     places = np.linspace(0.0, 1.0, len(known))
-    below, above = np.interp(0.0, known, places), 1 - np.interp(0.0, -known[::-1], places)
-    if known[0] > 0 or known[-1] < 0:
+    below, above = np.interp(edge, known, places), 1 - np.interp(-edge, -known[::-1], places)
+    if known[0] > edge or known[-1] < edge:
         return least
     tails = []
     for share in (min(below, above), max(below, above)):

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dagman.evaluation.results import Results
+from dagman.evaluation.statistics import REFITTING
 from dagman.records.counts import count_noun
+from dagman.reports.names import state_kinds
 from dagman.reports.page import Block, Text
 from dagman.reports.provenance import name_software
 from dagman.settings import Settings
@@ -209,12 +211,14 @@ def _state_splits(results: Results, settings: Mapping[str, Any]) -> list[str]:
 def _state_statistics(results: Results) -> list[str]:
     summary = results.summary
     hows = [row.interval.how for row in summary.measurements]
-    resampled = [how for how in hows if "bootstrap" in how or how == "DeLong"]
-    lines = [f"95 % intervals: {how}." for how in resampled[:1]]
+    resampled = [how for how in hows if "bootstrap" in how or how.startswith("DeLong")]
+    lines = [f"95 % intervals: {state_kinds(summary.measurements)}."] if resampled else []
     if hows and not resampled:
         lines.append(f"95 % intervals: none ({hows[0].removeprefix('no interval: ')}).")
     if summary.comparisons:
         named = " and ".join(_distinct([row.difference.how for row in summary.comparisons]))
+        if any(REFITTING in row.difference.how for row in summary.comparisons):
+            named += f", {REFITTING}"
         count = len(summary.comparisons)
         several = f"{count} paired differences were tested ({named}); p was corrected by Holm."
         lines.append(several if count > 1 else f"One paired difference was tested ({named}).")

@@ -9,6 +9,8 @@ from dagman.evaluation.measures import find_measure
 from dagman.evaluation.results import Measurement
 
 _NAMED = 4
+_STATED_APART = ("exact", "no interval", "undefined")
+"""How intervals that `explain_intervals` explains begin."""
 """Measures that a sentence on their intervals names."""
 
 METHODS = {
@@ -50,11 +52,25 @@ def format_interval(value: float, low: float, high: float, *, sign: bool = False
     return f"{value:{show}} ({low:{show}} to {high:{show}})" if math.isfinite(low + high) else f"{value:{show}}"
 
 
+def state_kinds(rows: Sequence[Measurement]) -> str:
+    """How the intervals of a table came to be, each kind once, with its measures where there are several."""
+    kinds: dict[str, tuple[str, list[str]]] = {}
+    for row in rows:
+        how = row.interval.how.partition("; only ")[0]
+        if not how.startswith(_STATED_APART):
+            # Kinds differ in their first words; how many resamples were skipped differs from row to row.
+            names = kinds.setdefault(how.partition(" over ")[0], (how, []))[1]
+            names += [name_measure(row.name)] if name_measure(row.name) not in names else []
+    if len(kinds) < 2:
+        return next((how for how, _ in kinds.values()), rows[0].interval.how if rows else "")
+    return "; ".join(f"{how} ({', '.join(names)})" for how, names in kinds.values())
+
+
 def explain_intervals(rows: Sequence[Measurement]) -> list[str]:
     """A sentence for each kind of interval among measurements that is not a plain bootstrap: exact, missing, or of few pairs."""
     cells: dict[str, list[str]] = {}
     for row in rows:
         how = row.interval.how
-        if how.startswith(("exact", "no interval", "undefined")) or "; only " in how:
+        if how.startswith(_STATED_APART) or "; only " in how:
             cells.setdefault(how, []).append(f"{name_measure(row.name)} of {row.model} ({name_method(row.method)}, {row.subset})")
     return [f"{', '.join(names[:_NAMED])}{' and others' if len(names) > _NAMED else ''}: {how}." for how, names in cells.items()]

@@ -20,7 +20,7 @@ from dagman.reports.figures.classification import (
 from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.planes import CONVENTION
 from dagman.reports.methods import TITLE, quote_results
-from dagman.reports.names import explain_intervals, format_interval, name_measure, name_method
+from dagman.reports.names import explain_intervals, format_interval, name_measure, name_method, state_kinds
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, Verdict, render_page
 from dagman.reports.provenance import tabulate_settings
 from dagman.reports.style import FULL_WIDTH
@@ -123,7 +123,7 @@ def tabulate_measures(summary: Summary, subset: str | None = None) -> list[Block
         ]
         for model, method in keys
     ]
-    how = rows[0].interval.how if rows else ""
+    how = state_kinds(rows)
     several = " Of several classes AUC is the mean of each against the rest." if len(summary.classes) > 2 else ""
     text = f"AUC: 0.5 is chance, 1 is perfect. Brier score: 0 is perfect.{several} Intervals: {how}."
     return [DataTable(["model", "method", *(name_measure(name) for name in names)], cells), Text(text), *list_explained(rows)]

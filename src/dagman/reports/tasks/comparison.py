@@ -12,7 +12,7 @@ from dagman.reports.figures.classification import draw_label_curve
 from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.intervals import draw_intervals
 from dagman.reports.methods import TITLE, quote_results
-from dagman.reports.names import format_interval, name_measure, name_method
+from dagman.reports.names import format_interval, name_measure, name_method, state_kinds
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Section, render_page
 from dagman.reports.provenance import tabulate_settings
 from dagman.reports.style import FULL_WIDTH
@@ -62,7 +62,7 @@ def tabulate_models(summary: Summary) -> list[Block]:
         [name_method(method), subset, name_measure(name), *(_state(held.get((method, subset, name, model))) for model in models)]
         for method, subset, name in keys
     ]
-    how = summary.measurements[0].interval.how if summary.measurements else ""
+    how = state_kinds(summary.measurements)
     if len(models) > _COLUMNS:
         measures = list(dict.fromkeys(name for *_, name in keys))
         arms = list(dict.fromkeys((row.method, row.subset, row.model) for row in summary.measurements))

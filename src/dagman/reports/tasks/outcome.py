@@ -14,7 +14,7 @@ from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.intervals import draw_intervals
 from dagman.reports.figures.survival import draw_survival_calibration, draw_survival_groups
 from dagman.reports.methods import TITLE, quote_results
-from dagman.reports.names import format_interval, format_p, name_measure, name_method
+from dagman.reports.names import format_interval, format_p, name_measure, name_method, state_kinds
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Section, Text, Verdict, render_page
 from dagman.reports.provenance import tabulate_settings
 from dagman.reports.style import FULL_WIDTH
@@ -155,7 +155,7 @@ def _tabulate(measurements: Sequence[Measurement]) -> list[Block]:
         ]
         for model, method in keys
     ]
-    how = rows[0].interval.how if rows else ""
+    how = state_kinds(rows)
     notes = (
         "Harrell's and Uno's C and the AUC: 0.5 is chance, 1 is perfect. Integrated Brier score: 0 is perfect; to be of use it "
         f"must be below that of the Kaplan-Meier curve, which knows no features. Intervals: {how}."
