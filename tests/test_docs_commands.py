@@ -5,14 +5,12 @@ Shell blocks of README and guides, the examples that end each command's help, op
 
 from __future__ import annotations
 
-import importlib
 import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 from dagman.cli import application
 
@@ -22,20 +20,15 @@ _PAGES = [_ROOT / "README.md", _ROOT / "CONTRIBUTING.md", *sorted((_ROOT / "docs
 _OTHERS = {"--user"}
 
 
-def _load(name: str) -> Any:
-    module = importlib.import_module(f"dagman.cli.{application._MODULES.get(name, name)}")
-    return typer.main.get_command(module.app)
-
-
 def _parse(words: list[str]) -> None:
     """Parse one command line of dagman; raises what click raises for what the program would refuse."""
     if words in (["--help"], ["--version"]):
         return
-    assert words[0] in application._COMMANDS, f"there is no command {words[0]}"
-    command, rest = _load(words[0]), words[1:]
+    assert words[0] in application.list_commands(), f"there is no command {words[0]}"
+    command, rest = application.load_command(words[0]), words[1:]
     if hasattr(command, "commands"):
         assert rest, f"{words[0]} needs a command of its own"
-        command, rest = command.commands[rest[0]], rest[1:]
+        command, rest = command.get_command(None, rest[0]), rest[1:]
     if "--help" not in rest:
         command.make_context(words[0], list(rest))
 
@@ -55,7 +48,7 @@ def _examples() -> list[str]:
         own = [command.epilog.removeprefix("Example: ")] if command.epilog else []
         return own + [text for one in getattr(command, "commands", {}).values() for text in visit(one)]
 
-    return [text for name in application._COMMANDS for text in visit(_load(name))]
+    return [text for name in application.list_commands() for text in visit(application.load_command(name))]
 
 
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.name)
@@ -83,8 +76,8 @@ def test_options_named_in_the_text_exist():
         for inner in getattr(command, "commands", {}).values():
             visit(inner)
 
-    for name in application._COMMANDS:
-        visit(_load(name))
+    for name in application.list_commands():
+        visit(application.load_command(name))
     for page in _PAGES:
         named = set(re.findall(r"`(--[a-z][a-z-]*)", page.read_text(encoding="utf-8")))
         assert not named - known - {"--help", "--version"}, page.name

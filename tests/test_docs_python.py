@@ -16,11 +16,13 @@ from dagman.evaluation.classification_measures import METRICS
 from dagman.evaluation.measures import MEASURES
 from dagman.method.masking import MASKINGS, count_units
 from dagman.model import BACKBONES, SwinShape, build_backbone
+from dagman.scans.formats import FORMATS
+from dagman.scans.reading import read_scan
 from dagman.settings import choices, load_settings
 from dagman.study.plan import Endpoint, MonitorPlan, Study, TaskPlan, list_jobs, read_study
 
 _GUIDES = Path(__file__).parents[1] / "docs" / "guides"
-_REGISTRIES: tuple[dict[str, Any], ...] = (METRICS, MEASURES, MASKINGS, BACKBONES, choices.MASKINGS)
+_REGISTRIES: tuple[dict[str, Any], ...] = (METRICS, MEASURES, MASKINGS, BACKBONES, FORMATS, choices.MASKINGS)
 
 
 def _run_blocks(guide: str) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def test_python_of_the_guides_runs(tmp_path, monkeypatch):
     assert len(attention.heads) > 1
 
 
-def test_parts_of_ones_own_are_what_their_guide_says(restored_registries):
+def test_parts_of_ones_own_are_what_their_guide_says(restored_registries, tmp_path):
     _run_blocks("own-parts.md")
     settings, _ = load_settings(assignments=["masking.kind=checkerboard", "model.backbone=averages"])
     assert settings.masking.choice.description == "every second unit"
@@ -68,6 +70,8 @@ def test_parts_of_ones_own_are_what_their_guide_says(restored_registries):
     assert [tuple(x.shape[1:3]) for x in maps] == [(16, 8), (32, 4), (64, 2), (128, 1)]
     labels, scores = np.array([0, 1]), np.array([[[0.5, 0.5]], [[0.75, 0.25]]])
     assert METRICS["log_loss"].measure(labels, scores) == pytest.approx((np.log(2) + np.log(4)) / 2)
+    np.save(tmp_path / "scan.npy", np.zeros((20, 21, 22), dtype=np.int16))
+    assert read_scan(tmp_path / "scan.npy").affine.spacing == (2.0, 2.0, 2.0)
 
 
 def test_the_study_of_its_guide_is_read_and_its_keys_are_all_explained(tmp_path):

@@ -100,11 +100,11 @@ def test_the_probe_would_notice_a_heavy_library():
 def test_help_loads_no_heavy_library_and_lists_every_command():
     output, modules = _probe(["--help"])
     assert not modules & _HEAVY
-    for name in application._COMMANDS:
+    for name in application.list_commands():
         assert re.search(rf"^\W*{name}\b", output, re.MULTILINE), name
 
 
-@pytest.mark.parametrize("command", application._COMMANDS)
+@pytest.mark.parametrize("command", application.list_commands())
 def test_help_of_a_command_is_light_and_ends_with_an_example(command: str):
     output, modules = _probe([command, "--help"])
     assert not modules & _HEAVY

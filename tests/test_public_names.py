@@ -78,7 +78,7 @@ _REFERENCES = {
 
 
 def _count_uses(trees: dict[Path, ast.Module]) -> Counter[str]:
-    """How often src reads each name; strings count, for names are looked up by them too."""
+    """How often src reads each name; strings count, "module:name" too, for names are looked up by them."""
     uses: Counter[str] = Counter()
     for tree in trees.values():
         for node in ast.walk(tree):
@@ -87,7 +87,7 @@ def _count_uses(trees: dict[Path, ast.Module]) -> Counter[str]:
             elif isinstance(node, ast.Attribute):
                 uses[node.attr] += 1
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                uses[node.value] += 1
+                uses[node.value.rpartition(":")[2]] += 1
     return uses
 
 

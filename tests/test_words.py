@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 from dagman.cli import application
 
@@ -31,8 +30,7 @@ _HELP = {
 
 def _describe(name: str) -> list[tuple[str, str]]:
     """Every text of a command's help, and where it is."""
-    module = __import__(f"dagman.cli.{application._MODULES.get(name, name)}", fromlist=["app"])
-    texts: list[tuple[str, str]] = [(name, application._COMMANDS[name])]
+    texts: list[tuple[str, str]] = [(name, application.list_commands()[name])]
 
     def visit(command: Any, place: str) -> None:
         texts.append((place, command.help or ""))
@@ -40,11 +38,11 @@ def _describe(name: str) -> list[tuple[str, str]]:
         for inner, child in getattr(command, "commands", {}).items():
             visit(child, f"{place} {inner}")
 
-    visit(typer.main.get_command(module.app), name)
+    visit(application.load_command(name), name)
     return texts
 
 
-@pytest.mark.parametrize("name", application._COMMANDS)
+@pytest.mark.parametrize("name", application.list_commands())
 def test_help_is_in_plain_sentences(name: str):
     wrong = [
         f"{place}: {text!r}: {instead}"
@@ -56,7 +54,7 @@ def test_help_is_in_plain_sentences(name: str):
 
 
 def test_help_begins_with_a_capital_or_with_values():
-    texts = [(place, text) for name in application._COMMANDS for place, text in _describe(name) if text]
+    texts = [(place, text) for name in application.list_commands() for place, text in _describe(name) if text]
     assert [f"{place}: {text}" for place, text in texts if not re.match(r"[A-Z]|[a-z0-9_]+[,:.=]|[a-z]+ \(", text)] == []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 import threading
@@ -14,8 +13,9 @@ from typer.core import TyperCommand, TyperGroup
 from dagman.errors import DagmanError, SettingsError, explain_system_error
 from dagman.records.names import suggest_name
 from dagman.records.stopping import catch_stops
+from dagman.tasks.registry import TASKS, load_part
 
-_COMMANDS = {
+_BEFORE_TASKS = {
     "demo": "The whole pipeline on the built-in cohort: prepare, pretrain, probe, report.",
     "inspect": "Check whether each series can be used, with the reason if not.",
     "prepare": "Turn scans into a store: resampled, cropped, int16, ready for training.",
@@ -23,31 +23,40 @@ _COMMANDS = {
     "report": "One self-contained HTML page of a run.",
     "embed": "Feature vectors of scans, or of a table's items, as Parquet.",
     "attention": "Attention maps of a scan on its own grid, as NIfTI and pictures.",
-    "classify": "Classify a table's items: linear probe, k-NN, fine-tuning.",
-    "outcome": "Predict a response, or time and event.",
-    "segment": "Train and evaluate a segmentation network on the encoder.",
+}
+_AFTER_TASKS = {
     "predict": "Apply a trained model to scans.",
-    "cluster": "Group structures by their features and draw the map.",
     "compare": "Run one task for several models on identical splits.",
     "study": "Run a whole study from one file: methods, seeds, tasks, one page.",
     "import": "Turn a public data set into a table: lidc, medmnist.",
     "store": "Check a store, list its scans, or remove patients from it.",
 }
-# `import` is a keyword of Python, so its file has another name; the tasks' commands have a folder.
-_TASKS = ("classify", "outcome", "segment", "predict", "cluster", "compare")
-_MODULES = {"import": "imports"} | {name: f"tasks.{name}" for name in _TASKS}
+# `import` is a keyword of Python, so its file has another name; what is of all tasks is in their folder.
+_MODULES = {"import": "imports", "predict": "tasks.predict", "compare": "tasks.compare"}
+
+
+def list_commands() -> dict[str, str]:
+    """Every command with its line in `dagman --help`; a task that is registered has one."""
+    return _BEFORE_TASKS | {task.name: task.help for task in TASKS.values()} | _AFTER_TASKS
+
+
+def load_command(name: str) -> Any:
+    """The click command of that name; only its own file is imported."""
+    module = f"dagman.cli.{_MODULES.get(name, name)}"
+    command = typer.main.get_command(load_part(TASKS[name].command if name in TASKS else f"{module}:app"))
+    command.name = name
+    return command
 
 
 class _LazyGroup(TyperGroup):
-    """Lists all commands from the table above; imports only the one that is called."""
+    """Lists all commands from the tables above; imports only the one that is called."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(_COMMANDS)
+        return list(list_commands())
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in _COMMANDS:
-            return None
-        return TyperCommand(cmd_name, help=_COMMANDS[cmd_name])
+        text = list_commands().get(cmd_name)
+        return None if text is None else TyperCommand(cmd_name, help=text)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -58,13 +67,12 @@ class _LazyGroup(TyperGroup):
             raise typer.Exit(130) from None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name = args[0]
-        if name not in _COMMANDS and not name.startswith("-"):
-            raise SettingsError(f"there is no command '{name}'", do=suggest_name(name, _COMMANDS))
-        if name not in _COMMANDS:
+        name, known = args[0], list_commands()
+        if name in known:
+            return name, load_command(name), args[1:]
+        if name.startswith("-"):
             return super().resolve_command(ctx, args)
-        module = importlib.import_module(f"dagman.cli.{_MODULES.get(name, name)}")
-        return name, typer.main.get_command(module.app), args[1:]
+        raise SettingsError(f"there is no command '{name}'", do=suggest_name(name, known))
 
 
 app = typer.Typer(

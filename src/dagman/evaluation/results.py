@@ -221,6 +221,11 @@ class Results:
         """A row an item, split, subset and model."""
         return _read_csv(self.path / "predictions.csv")
 
+    @property
+    def is_split(self) -> bool:
+        """Whether the task trained on some items and tested on others."""
+        return (self.path / "splits.csv").is_file()
+
     @cached_property
     def splits(self) -> pd.DataFrame:
         """A row an item and split: repeat, fold, item, patient, part. `protocol.read_splits` gives indices."""

@@ -5,7 +5,7 @@ Numbers that the tasks hold are read from them; what a sentence claims is what t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dagman.evaluation.results import Results
@@ -18,6 +18,7 @@ from dagman.settings import Settings
 from dagman.tasks.classify.classification import SMOOTHING
 from dagman.tasks.outcome.cox import MIXING
 from dagman.tasks.outcome.time_to_event import CLINICAL
+from dagman.tasks.registry import find_task, load_part
 from dagman.tasks.segment.training import FOREGROUND
 from dagman.tasks.survival_models import COMPONENTS, TREES
 from dagman.training.run import Run
@@ -36,9 +37,9 @@ def quote_run(run: Run) -> list[Block]:
 
 def quote_results(results: Results) -> list[Block]:
     """How a task's numbers came to be: items, models, splits, subsets, intervals, comparisons, software."""
-    describe = _TASKS[results.summary.task]
-    settings = results.command["settings"]
-    sentences = [*describe(results, settings), *_state_splits(results, settings), *_state_statistics(results)]
+    task, settings = find_task(results.summary.task), results.command["settings"]
+    described = load_part(task.methods)(results, settings) if task and task.methods else []
+    sentences = [*described, *_state_splits(results, settings), *_state_statistics(results)]
     sentences.append(f"Seed {settings['seed']}; {name_software(results.command)}.")
     return [Text(_LEAD), Text(" ".join(sentences))]
 
@@ -90,7 +91,8 @@ def _state_training(run: Run) -> list[str]:
     return lines
 
 
-def _state_classification(results: Results, settings: Mapping[str, Any]) -> list[str]:
+def state_classification(results: Results, settings: Mapping[str, Any]) -> list[str]:
+    """How items were classified: their number, features, probes and fine-tuning."""
     extra, methods = results.summary.extra, _list_methods(results)
     counts = ", ".join(f"{count} `{name}`" for name, count in extra["counts"].items())
     lines = [f"{sum(extra['counts'].values())} items ({counts}) of {extra['patients']} patients were classified."]
@@ -112,19 +114,22 @@ def _state_classification(results: Results, settings: Mapping[str, Any]) -> list
     return lines
 
 
-def _state_response(results: Results, settings: Mapping[str, Any]) -> list[str]:
+def _state_response(results: Results) -> str:
     extra = results.summary.extra
     counts = ", ".join(f"{count} `{name}`" for name, count in extra["counts"].items())
     beside = "; beside clinical columns the penalty alone" if _has_clinical(results) else ""
     reduced = f", and beside clinical columns reduced to at most {COMPONENTS} principal components"
-    return [
+    return (
         f"The response of {extra['patients']} patients ({counts}) was predicted. {_POOLED} They were averaged over the items of a "
         f"patient{reduced if _has_clinical(results) else ''}. {_state_clinical(results)}The model is a logistic regression with an "
         f"L2 penalty; {_CHOSEN}{beside}."
-    ]
+    )
 
 
-def _state_outcome(results: Results, settings: Mapping[str, Any]) -> list[str]:
+def state_outcome(results: Results, settings: Mapping[str, Any]) -> list[str]:
+    """How a response, or time and event, were predicted."""
+    if results.summary.task == "response":
+        return [_state_response(results)]
     extra, methods = results.summary.extra, _list_methods(results)
     lines = [
         f"Time and event of {extra['patients']} patients ({extra['events']} events) were predicted.",
@@ -145,7 +150,8 @@ def _state_outcome(results: Results, settings: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _state_segmentation(results: Results, settings: Mapping[str, Any]) -> list[str]:
+def state_segmentation(results: Results, settings: Mapping[str, Any]) -> list[str]:
+    """How structures were segmented: decoder, training, windows and measures."""
     extra, classes = results.summary.extra, results.summary.classes
     steps = f"{settings['steps']} steps" if settings["steps"] else "the default number of steps"
     rate = f"learning rate {settings['rate']:g}" if settings["rate"] else "the default learning rate"
@@ -161,7 +167,8 @@ def _state_segmentation(results: Results, settings: Mapping[str, Any]) -> list[s
     ]
 
 
-def _state_clustering(results: Results, settings: Mapping[str, Any]) -> list[str]:
+def state_clustering(results: Results, settings: Mapping[str, Any]) -> list[str]:
+    """How structures were described, grouped and mapped."""
     extra, rows = results.summary.extra, results.predictions
     structures = len(rows) // rows["model"].nunique()
     umap = f", and mapped by UMAP ({extra.get('neighbours', settings['neighbours'])} neighbours)" if extra["map"] == "umap" else ""
@@ -194,7 +201,7 @@ def _has_clinical(results: Results) -> bool:
 
 
 def _state_splits(results: Results, settings: Mapping[str, Any]) -> list[str]:
-    if results.summary.task == "cluster":
+    if not results.is_split:
         return []
     splits = results.splits
     folds, repeats = splits["fold"].nunique(), splits["repeat"].nunique()
@@ -253,10 +260,3 @@ _REDUCED = (
     f"They were averaged over the items of a patient, standardised, and reduced to at most {COMPONENTS} principal components of "
     "the training patients."
 )
-_TASKS: dict[str, Callable[[Results, Mapping[str, Any]], list[str]]] = {
-    "classify": _state_classification,
-    "response": _state_response,
-    "outcome": _state_outcome,
-    "segment": _state_segmentation,
-    "cluster": _state_clustering,
-}

@@ -1,6 +1,6 @@
 """The file formats that dagman reads: one entry holds all that finding, reading, estimating and predicting must know of one.
 
-A further format is one `register_format(Format(...))`; see CONTRIBUTING.md.
+A further format is one `register_format(Format(...))`; see docs/guides/own-parts.md.
 """
 
 from __future__ import annotations

@@ -38,10 +38,11 @@ MASKINGS: dict[str, MaskingChoice] = {
 
 def check_masking(name: Any) -> Any:
     """A name in `MASKINGS`; raises pydantic's error for a value that is not one of several."""
-    return _check_name(name, MASKINGS)
+    return check_name(name, MASKINGS)
 
 
-def _check_name(name: Any, names: Collection[str]) -> Any:
+def check_name(name: Any, names: Collection[str]) -> Any:
+    """A name among `names`; raises pydantic's error, which lists them, for any other value."""
     if name not in names:
         *most, last = (repr(one) for one in names)
         expected = f"{', '.join(most)} or {last}" if most else last

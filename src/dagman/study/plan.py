@@ -15,10 +15,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dagman.errors import RunError, SettingsError
 from dagman.settings import list_presets
+from dagman.settings.choices import check_name
+from dagman.tasks.registry import TASKS
 from dagman.training.run import Run
 
 Option = str | int | float | bool | list[str | int | float]
@@ -33,7 +35,7 @@ class TaskPlan(_Section):
 
     name: str
     """How the study calls it."""
-    task: Literal["classify", "outcome", "segment", "cluster"]
+    task: Annotated[str, BeforeValidator(lambda name: check_name(name, TASKS))]
     """The command."""
     table: str
     """The table of items, relative to the study's file."""

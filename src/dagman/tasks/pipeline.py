@@ -63,7 +63,7 @@ class Evaluation:
     keep: Callable[[], None] | None = None
 
 
-def run_task(
+def run_pipeline(
     command: str,
     run: ItemRun,
     settings: ItemSettings,

@@ -35,10 +35,10 @@ from dagman.cli.tasks.task_options import (
 
 app = typer.Typer(add_completion=False)
 
-EXAMPLE = "Example: dagman classify runs/first nodules.csv --label label --repeats 10 --shares 25,50,100 --out malignancy"
+_EXAMPLE = "Example: dagman classify runs/first nodules.csv --label label --repeats 10 --shares 25,50,100 --out malignancy"
 
 
-@app.command(epilog=EXAMPLE)
+@app.command(epilog=_EXAMPLE)
 def run_classification(
     context: typer.Context,
     models_and_table: ModelsAndTable,
@@ -77,7 +77,6 @@ def run_classification(
     from dagman.cli.tasks.printing import run_task
     from dagman.cli.tasks.task_options import parse_models, read_items, split_counts, split_names, split_shares
     from dagman.errors import TaskError
-    from dagman.reports.tasks.classification import write_classification_report
     from dagman.store.crops import CropSpec
     from dagman.tasks.classify.classification import ClassificationSettings, classify_items
     from dagman.tasks.finetuning import choose_finetuning
@@ -102,7 +101,7 @@ def run_classification(
         table, store, label=label, patient=patient, split=split, mask_label=mask_label, coordinates=coordinates, ids=ids
     )
     run_task(
+        "classify",
         lambda on_part: classify_items(specs, items, out, settings, store=opened, cache=cache, on_part=on_part),
-        write_classification_report,
         as_json=as_json,
     )

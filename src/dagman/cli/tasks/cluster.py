@@ -27,10 +27,10 @@ from dagman.cli.tasks.task_options import (
 
 app = typer.Typer(add_completion=False)
 
-EXAMPLE = "Example: dagman cluster runs/first organs.csv --label label --out organs"
+_EXAMPLE = "Example: dagman cluster runs/first organs.csv --label label --out organs"
 
 
-@app.command(epilog=EXAMPLE)
+@app.command(epilog=_EXAMPLE)
 def run_clustering(
     context: typer.Context,
     models_and_table: ModelsAndTable,
@@ -65,7 +65,6 @@ def run_clustering(
     from dagman.cli.tasks.printing import run_task
     from dagman.cli.tasks.task_options import parse_models, read_items
     from dagman.errors import SettingsError
-    from dagman.reports.tasks.clustering import write_clustering_report
     from dagman.store.crops import CropSpec
     from dagman.tables.label_maps import expand_label_maps, read_label_names
     from dagman.tasks.cluster.clustering import ClusteringSettings, cluster_structures
@@ -81,7 +80,7 @@ def run_clustering(
     if labels:
         items = expand_label_maps(items, read_label_names(labels), minimum_voxels=minimum_voxels)
     run_task(
+        "cluster",
         lambda on_part: cluster_structures(specs, items, out, settings, store=opened, cache=cache, on_part=on_part),
-        write_clustering_report,
         as_json=as_json,
     )

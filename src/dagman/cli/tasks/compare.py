@@ -7,9 +7,10 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from dagman.cli.tasks import classify, cluster, outcome, segment
+from dagman.cli.application import load_command
 from dagman.errors import TaskError
 from dagman.records.names import suggest_name
+from dagman.tasks.registry import TASKS
 
 _EXAMPLE = (
     "Example: dagman compare classify runs/first scratch:small radiomics:size nodules.csv --label label --shares 25,50,100 "
@@ -18,19 +19,21 @@ _EXAMPLE = (
 
 
 class _Tasks(TyperGroup):
-    """Refuses a task that there is not, naming the nearest."""
+    """The commands of all tasks; refuses a task that there is not, naming the nearest."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(TASKS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return load_command(cmd_name) if cmd_name in TASKS else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args[0] not in self.commands and not args[0].startswith("-"):
-            raise TaskError(f"there is no task '{args[0]}'", do=suggest_name(args[0], self.commands))
+        if args[0] not in TASKS and not args[0].startswith("-"):
+            raise TaskError(f"there is no task '{args[0]}'", do=suggest_name(args[0], TASKS))
         return super().resolve_command(ctx, args)
 
 
 app = typer.Typer(cls=_Tasks, add_completion=False, no_args_is_help=True, epilog=_EXAMPLE)
-app.command("classify", epilog=classify.EXAMPLE)(classify.run_classification)
-app.command("outcome", epilog=outcome.EXAMPLE)(outcome.run_outcome)
-app.command("segment", epilog=segment.EXAMPLE)(segment.run_segmentation)
-app.command("cluster", epilog=cluster.EXAMPLE)(cluster.run_clustering)
 
 
 @app.callback()

@@ -35,10 +35,10 @@ from dagman.cli.tasks.task_options import (
 
 app = typer.Typer(add_completion=False)
 
-EXAMPLE = "Example: dagman outcome runs/first outcome.csv --time time --event event --clinical age,grade --out outcome"
+_EXAMPLE = "Example: dagman outcome runs/first outcome.csv --time time --event event --clinical age,grade --out outcome"
 
 
-@app.command(epilog=EXAMPLE)
+@app.command(epilog=_EXAMPLE)
 def run_outcome(
     context: typer.Context,
     models_and_table: ModelsAndTable,
@@ -81,7 +81,6 @@ def run_outcome(
     from dagman.cli.tasks.printing import run_task
     from dagman.cli.tasks.task_options import parse_models, read_items, split_counts, split_names, split_shares
     from dagman.errors import TaskError
-    from dagman.reports.tasks.outcome import write_outcome_report
     from dagman.store.crops import CropSpec
     from dagman.tasks.finetuning import choose_finetuning
     from dagman.tasks.outcome.response import predict_response
@@ -110,7 +109,7 @@ def run_outcome(
     items, opened = read_items(table, store, label=label, time=time, event=event, clinical=split_names(clinical), **columns)
     predict = predict_response if label else predict_outcome
     run_task(
+        "outcome",
         lambda on_part: predict(specs, items, out, settings, store=opened, cache=cache, on_part=on_part),
-        write_outcome_report,
         as_json=as_json,
     )

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from dagman.cli.tasks.task_options import Identified, Ids, KeyPath
+from dagman.tasks.registry import list_keeping
 
 app = typer.Typer(add_completion=False)
 
@@ -18,7 +19,7 @@ _SHOWN = 10
 
 @app.command(epilog="Example: dagman predict tumours/model new-scans --out predicted")
 def run_prediction(
-    model: Annotated[Path, typer.Argument(help="The --out folder of dagman segment, classify or outcome, or its model/.")],
+    model: Annotated[Path, typer.Argument(help=f"The --out folder of dagman {list_keeping()}, or its model/.")],
     scans: Annotated[list[Path], typer.Argument(help="Scans (files, folders, patterns, a .txt of paths), or one table of items.")],
     out: Annotated[Path, typer.Option(help="Folder of predictions.")],
     mirror: Annotated[

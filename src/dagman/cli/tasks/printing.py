@@ -22,26 +22,27 @@ _UNLIMITED = 10_000
 
 
 def run_task(
+    name: str,
     run: Callable[[Callable[[str], None]], Results],
-    write_report: Callable[[Results], Path],
     *,
     as_json: bool,
     remark: Callable[[], str] = str,
 ) -> None:
     """Run a task with its progress on the terminal, write its page, and print what was measured.
 
-    run: is given what it calls with each part that it begins. write_report: the page of one model; of several it is a comparison.
-    remark: a last sentence on what was written, if any.
+    name: of the task in the registry, which knows the page of one model; several have that of a comparison. run: is given what it
+    calls with each part that it begins. remark: a last sentence on what was written, if any.
     """
     from rich.console import Console
 
     from dagman.reports.tasks.comparison import write_comparison_report
+    from dagman.tasks.registry import TASKS, load_part
 
     console = Console(stderr=as_json, soft_wrap=True, highlight=False)
     with console.status("reading") as status:
         results = run(lambda text: status.update(escape_markup(text)))
         several = len(results.command["inputs"]["models"]) > 1
-        page = (write_comparison_report if several else write_report)(results)
+        page = (write_comparison_report if several else load_part(TASKS[name].page))(results)
     if as_json:
         typer.echo(format_results(results.path, page))
         return

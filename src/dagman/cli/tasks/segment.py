@@ -29,10 +29,10 @@ from dagman.cli.tasks.task_options import (
 
 app = typer.Typer(add_completion=False)
 
-EXAMPLE = "Example: dagman segment runs/first scratch:tiny tumours.csv --shots 4,8,16 --draws 3 --out tumours"
+_EXAMPLE = "Example: dagman segment runs/first scratch:tiny tumours.csv --shots 4,8,16 --draws 3 --out tumours"
 
 
-@app.command(epilog=EXAMPLE)
+@app.command(epilog=_EXAMPLE)
 def run_segmentation(
     context: typer.Context,
     models_and_table: ModelsAndTable,
@@ -92,7 +92,6 @@ def run_segmentation(
     from dagman.cli.tasks.task_options import parse_models, split_counts, split_shares
     from dagman.devices import tune_allocator
     from dagman.evaluation.segmentation_scores import parse_measures
-    from dagman.reports.tasks.segmentation import write_segmentation_report
     from dagman.scans.label_files import describe_identity
     from dagman.tables.labelled_scans import read_labelled_scans
     from dagman.tasks.segment.segmentation import SegmentationSettings, segment_scans
@@ -125,8 +124,8 @@ def run_segmentation(
     data = read_labelled_scans(table, labels=labels, mask_label=mask_label, **columns)
     tune_allocator()
     run_task(
+        "segment",
         lambda on_part: segment_scans(specs, data, out, settings, on_part=on_part),
-        write_segmentation_report,
         as_json=as_json,
         remark=lambda: describe_identity(out / "predictions", identified=identified),
     )

@@ -47,7 +47,7 @@ from dagman.tasks.contract import make_contract
 from dagman.tasks.finetuning import FinetunedModel, FinetuneSettings, finetune, hold_out, pool_crops
 from dagman.tasks.inputs.model_inputs import ModelInput, TaskInputs, warn_of_overlap
 from dagman.tasks.models import ModelSpec
-from dagman.tasks.pipeline import Evaluation, ItemRun, Notify, run_task
+from dagman.tasks.pipeline import Evaluation, ItemRun, Notify, run_pipeline
 from dagman.tasks.probes import fit_linear_probe, linear_probe, neighbour_probe
 
 METHODS = ("linear", "knn", "finetune")
@@ -96,7 +96,7 @@ def classify_items(
         raise TaskError(f"{models[0].text} has no weights to fine-tune", do="Ask for --method linear, or give a network")
     # Refuses what cannot be split before hours of reading.
     _plan(table, settings)
-    return run_task(
+    return run_pipeline(
         "classify",
         ItemRun(models=models, table=table, out=out, store=store, cache=cache, notify=on_part),
         settings,

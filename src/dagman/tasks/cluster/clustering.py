@@ -37,7 +37,7 @@ from dagman.tasks.cluster.structure_maps import CLOSENESS, NEIGHBOURS, count_nei
 from dagman.tasks.cluster.thumbnails import COLUMNS, SIDE, draw_sheet, write_sheet
 from dagman.tasks.inputs.model_inputs import ModelInput, TaskInputs, warn_of_overlap
 from dagman.tasks.models import ModelSpec
-from dagman.tasks.pipeline import Evaluation, ItemRun, Notify, run_task
+from dagman.tasks.pipeline import Evaluation, ItemRun, Notify, run_pipeline
 from dagman.tasks.survival_models import fit_projection
 
 Floats = NDArray[np.float64]
@@ -102,7 +102,7 @@ def cluster_structures(
     """
     settings, out = settings or ClusteringSettings(), Path(out)
     run = ItemRun(models=models, table=table, out=out, store=store, cache=cache, notify=on_part)
-    return run_task("cluster", run, settings, lambda inputs, notify: _cluster(inputs, out, settings, store, notify))
+    return run_pipeline("cluster", run, settings, lambda inputs, notify: _cluster(inputs, out, settings, store, notify))
 
 
 def group_structures(model: ModelInput, table: Table, settings: ClusteringSettings) -> Clustered:

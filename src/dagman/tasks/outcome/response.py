@@ -32,7 +32,7 @@ from dagman.tasks.inputs.model_inputs import TaskInputs, warn_of_overlap
 from dagman.tasks.models import ModelSpec
 from dagman.tasks.outcome.folds import Arm
 from dagman.tasks.outcome.time_to_event import OutcomeSettings, list_arms, note_patients
-from dagman.tasks.pipeline import Evaluation, ItemRun, Notify, run_task
+from dagman.tasks.pipeline import Evaluation, ItemRun, Notify, run_pipeline
 from dagman.tasks.probes import fit_linear_probe, fit_scaled_probe
 from dagman.tasks.survival_models import fit_design
 
@@ -60,7 +60,7 @@ def predict_response(
     settings, out = settings or OutcomeSettings(), Path(out)
     _plan(pool_patients(table.items), table, settings)
     run = ItemRun(models=models, table=table, out=out, store=store, cache=cache, notify=on_part)
-    return run_task("outcome", run, settings, lambda inputs, notify: _predict(inputs, out, settings, notify))
+    return run_pipeline("outcome", run, settings, lambda inputs, notify: _predict(inputs, out, settings, notify))
 
 
 def score_response(arm: Arm, patients: PooledPatients, codes: Codes, train: Indices, test: Indices, *, seed: int = 0) -> NDArray:

@@ -49,7 +49,7 @@ from dagman.tasks.outcome.folds import (
     stratify_patients,
 )
 from dagman.tasks.outcome.model import OutcomeModel, save_outcome_model
-from dagman.tasks.pipeline import Evaluation, ItemRun, Notify, run_task
+from dagman.tasks.pipeline import Evaluation, ItemRun, Notify, run_pipeline
 
 CLINICAL = "clinical"
 """Name of the arm that sees the clinical columns alone."""
@@ -106,7 +106,7 @@ def predict_outcome(
         raise TaskError(f"{models[0].text} has no weights to fine-tune", do="Ask for --method cox, or give a network")
     # Refuses what cannot be split before hours of reading.
     _plan(pool_patients(table.items), settings)
-    return run_task(
+    return run_pipeline(
         "outcome",
         ItemRun(models=models, table=table, out=out, store=store, cache=cache, notify=on_part),
         settings,
