@@ -336,3 +336,5 @@ def test_segmentations_are_compared_between_models(encoder, lesions, tmp_path, c
     )
     assert code == 0, errors
     assert {m.model for m in Results(tmp_path / "out").summary.measurements} == {"run", "other"}
+    (difference,) = Results(tmp_path / "out").summary.comparisons
+    assert (difference.first, difference.second) == ("run", "other")

@@ -272,11 +272,11 @@ def _choose_fitting(encoders: Sequence[Encoder], candidates: Sequence[Candidate]
 
 
 def _compare(rows: pd.DataFrame, settings: SegmentationSettings) -> list[Comparison]:
-    """Mean Dice of every two models on the same scans, from one subset."""
+    """Mean Dice of every two models on the same scans, from one subset: the one named first minus the other."""
     found = []
     for subset, group in rows.groupby("subset", sort=False):
         means = {model: average_items(part).set_index("item") for model, part in group.groupby("model", sort=False)}
-        for second, first in itertools.combinations(means, 2):
+        for first, second in itertools.combinations(means, 2):
             a, b = means[first], means[second].loc[means[first].index]
             known = a["dice"].notna() & b["dice"].notna()
             difference = bootstrap_difference(
@@ -312,7 +312,7 @@ def _note_encoders(encoders: Sequence[Encoder], candidates: Sequence[Candidate],
     tested = sorted({int(index) for split in splits for index in split.test})
     for encoder, candidate in zip(encoders, candidates, strict=True):
         used, own = candidate.encoder.config.spacing, encoder.config.spacing
-        if used != own:
+        if used != own and not encoder.config.fresh:
             text = (
                 f"{candidate.name}: scans are prepared at {used:g} mm, but the encoder was trained at {own:g} mm: all that it sees "
                 "has another size than it learnt, and its features may be worth less"
