@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dagman.study.plan import Study
+    from dagman.study.plan import Job, Study
 
 app = typer.Typer(add_completion=False)
 
@@ -41,9 +41,9 @@ def run_study(
     from rich.console import Console
 
     from dagman.errors import SettingsError
-    from dagman.study.execution import run_jobs, write_slurm
+    from dagman.study.execution import run_jobs
     from dagman.study.page import write_study
-    from dagman.study.plan import Job, describe_jobs, list_jobs, list_runs, read_study
+    from dagman.study.plan import list_jobs, list_runs, read_study
     from dagman.study.tables import collect_rows, compare_arms
 
     read = read_study(study)
@@ -62,18 +62,8 @@ def run_study(
     if plan:
         _print_plan(read, console, chosen[0])
         return
-    left = [job for job in jobs if not job.finished]
-    if (slurm or dry_run) and not left:
-        typer.echo(f"Every job of the study is finished; repeat it without --slurm or --dry-run for its page in {out}.", err=True)
-    if slurm:
-        for path in write_slurm(left, out) if left else ():
-            typer.echo(path)
-        return
-    if dry_run:
-        if as_json:
-            typer.echo(describe_jobs(jobs))
-        for job in left if not as_json else ():
-            typer.echo(job.command)
+    if slurm or dry_run:
+        _print_jobs(jobs, out, slurm=slurm, as_json=as_json)
         return
 
     def report(job: Job, state: str) -> None:
@@ -89,6 +79,24 @@ def run_study(
             console.print(f"written: {page}")
     if as_json:
         typer.echo(json.dumps({"out": str(out), "differences": [vars(row) for row in differences]}))
+
+
+def _print_jobs(jobs: list[Job], out: Path, *, slurm: bool, as_json: bool) -> None:
+    """The commands that are not finished, or the scripts for Slurm that were written of them."""
+    from dagman.study.execution import write_slurm
+    from dagman.study.plan import describe_jobs
+
+    left = [job for job in jobs if not job.finished]
+    if not left:
+        typer.echo(f"Every job of the study is finished; repeat it without --slurm or --dry-run for its page in {out}.", err=True)
+    if slurm:
+        for path in write_slurm(left, out) if left else ():
+            typer.echo(path)
+    elif as_json:
+        typer.echo(describe_jobs(jobs))
+    else:
+        for job in left:
+            typer.echo(job.command)
 
 
 def _print_plan(study: Study, console: Console, device: str) -> None:

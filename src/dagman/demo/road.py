@@ -80,16 +80,7 @@ def run_demo(
     # In this process: fresh ones take longer to start than such scans to prepare.
     prepare_store([cohort.scans / f"{name}.nii.gz" for name in seen], out / "store", Preparation(spacing=SPACING), workers=1)
 
-    runs = []
-    for number, seed in enumerate(seeds, start=1):
-        clock.start("pretrain", f"pretraining, seed {seed} ({number} of {len(seeds)})")
-        settings = [f"train.steps={steps}", f"seed={seed}", *assignments]
-        run = pretrain(out / "store", out / "runs" / f"seed-{seed}", size="tiny", assignments=settings, on_event=notify)
-        if run.last_step < steps:
-            # Ctrl-C let the step end; the demo ends with it and goes on from there when repeated.
-            raise KeyboardInterrupt
-        runs.append(run)
-
+    runs = _pretrain_seeds(out, seeds, steps, assignments, clock)
     pairs = [(str(run.path), f"scratch:tiny:{seed}") for run, seed in zip(runs, seeds, strict=True)]
     table = read_table(cohort.organs_table, label="label")
     clock.start("segment", f"segmenting after {SHOTS[0]} and {SHOTS[-1]} labelled patients")
@@ -142,6 +133,19 @@ def _write_cohort(folder: Path, patients: int) -> Cohort:
     cohort = write_cohort(folder, patients=patients, seed=0, spacing=SPACING)
     write_json(made, wanted)
     return cohort
+
+
+def _pretrain_seeds(out: Path, seeds: Sequence[int], steps: int, assignments: Sequence[str], clock: _Clock) -> list[Run]:
+    runs = []
+    for number, seed in enumerate(seeds, start=1):
+        clock.start("pretrain", f"pretraining, seed {seed} ({number} of {len(seeds)})")
+        settings = [f"train.steps={steps}", f"seed={seed}", *assignments]
+        run = pretrain(out / "store", out / "runs" / f"seed-{seed}", size="tiny", assignments=settings, on_event=clock.notify)
+        if run.last_step < steps:
+            # Ctrl-C let the step end; the demo ends with it and goes on from there when repeated.
+            raise KeyboardInterrupt
+        runs.append(run)
+    return runs
 
 
 def _compare_segmentations(values: dict[str, list[float]], shots: int) -> SeedComparison:

@@ -8,6 +8,7 @@ Letters: n items, R repeats and draws, K classes. Scores are n R K, NaN for an i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ from dagman.evaluation.auc import compare_auc, count_pairs, estimate_auc, prepar
 from dagman.evaluation.classification_metrics import bin_reliability, count_confusions
 from dagman.evaluation.measures import Measure, register_measure
 from dagman.evaluation.results import Comparison, Measurement
+from dagman.evaluation.splits import Indices, Split, Subset, draw_subset
 from dagman.evaluation.statistics import (
     FEWEST_PAIRS,
     FEWEST_PATIENTS,
@@ -60,6 +62,60 @@ class Scored:
     def classes(self) -> int:
         """Number of classes, K."""
         return int(self.scores.shape[2])
+
+
+def score_out_of_fold(
+    score: Callable[[Split, Indices, int], Floats],
+    *,
+    names: Sequence[str],
+    patients: NDArray,
+    codes: NDArray[np.int64],
+    classes: Sequence[str],
+    splits: Sequence[Split],
+    subset: Subset,
+    model: str,
+    method: str,
+    seed: int = 0,
+) -> tuple[Scored, list[dict[str, Any]]]:
+    """Scores of one model, method and subset over all splits and draws, and their rows of predictions.csv.
+
+    score: of a split, its labelled training items and the number of the draw, to scores of `split.test` (n K).
+    names, patients, codes: one an item; a code is the place of its label in `classes`.
+    """
+    columns = subset.draws * (1 + max(split.repeat for split in splits))
+    scores = np.full((len(names), columns, len(classes)), np.nan)
+    folds = np.full((len(names), columns), -1)
+    rows: list[dict[str, Any]] = []
+    for split, draw in itertools.product(splits, range(subset.draws)):
+        train = draw_subset(
+            split, codes, patients, share=subset.share, per_class=subset.per_class, seed=seed, draw=draw, classes=classes
+        )
+        got = score(split, train, draw)
+        scores[split.test, split.repeat * subset.draws + draw] = got
+        folds[split.test, split.repeat * subset.draws + draw] = split.fold
+        about = {"repeat": split.repeat, "fold": split.fold, "draw": draw, "subset": subset.name, "model": model, "method": method}
+        rows += [
+            {"item": names[i], "patient": patients[i], **about, "label": classes[codes[i]], **_name_scores(classes, one)}
+            for i, one in zip(split.test, got, strict=True)
+        ]
+    tested = ~np.isnan(scores).any(axis=(1, 2))
+    scored = Scored(
+        model=model,
+        method=method,
+        subset=subset.name,
+        names=tuple(name for name, kept in zip(names, tested, strict=True) if kept),
+        labels=codes[tested],
+        patients=patients[tested],
+        scores=scores[tested],
+        folds=folds[tested],
+    )
+    return scored, rows
+
+
+def _name_scores(classes: Sequence[str], scores: NDArray) -> dict[str, float]:
+    if len(classes) == 2:
+        return {"score": float(scores[1])}
+    return {f"score_{name}": float(score) for name, score in zip(classes, scores, strict=True)}
 
 
 def measure_scores(scored: Scored, *, resamples: int = 2000, seed: int = 0) -> list[Measurement]:

@@ -31,6 +31,7 @@ from dagman.tasks.layer_rates import scale_rates
 
 Indices = NDArray[np.int64]
 Loss = Callable[[Tensor, Tensor], Tensor]
+_State = dict[str, Tensor]
 """Of outputs (B K) and targets (B ...), float32, to a scalar; it sees whole batches, so it may compare items (Cox)."""
 
 _PIECE = 2**21 * 24
@@ -154,60 +155,88 @@ def finetune(
     Raises TaskError when the loss is not finite.
     """
     settings = settings or FinetuneSettings()
-    values = torch.from_numpy(np.asarray(targets))
-    network = copy.deepcopy(encoder.network.encoder).requires_grad_(True).train()
-    head = _HeadLayer(start or _measure_start(encoder, [crops[i] for i in train], outputs)).to(encoder.device)
-    batch = max(1, min(settings.batch, math.ceil(len(train) / settings.least_steps)))
-    groups = scale_rates(network, head.linear, rate=settings.rate, decay=settings.layer_decay, weight_decay=settings.weight_decay)
-    optimiser = torch.optim.AdamW(groups)
-    peaks = [group["lr"] for group in optimiser.param_groups]
-    steps = settings.epochs * math.ceil(len(train) / batch)
-
-    def judge() -> float:
-        network.eval()
-        with torch.no_grad():
-            seen = _run_all(encoder, network, head, [crops[i] for i in val])
-            result = float(loss(seen, values[val].to(encoder.device)))
-        network.train()
-        return result
-
-    best, kept = 0, (_copy_state(network), _copy_state(head))
-    lowest = judge() if len(val) else math.inf
-    history = [{"epoch": 0.0, "train": math.nan, "val": lowest if len(val) else math.nan}]
-    step = 0
+    training = _Training(
+        encoder=encoder, crops=crops, values=torch.from_numpy(np.asarray(targets)), train=train, val=val, loss=loss,
+        head=start or _measure_start(encoder, [crops[i] for i in train], outputs), settings=settings, seed=seed,
+    )  # fmt: skip
+    best, kept = 0, training.copy_state()
+    lowest = training.validate()
+    history = [{"epoch": 0.0, "train": math.nan, "val": lowest}]
     ended = f"all {settings.epochs} epochs were run"
     for epoch in range(1, settings.epochs + 1):
-        total = 0.0
-        for chosen in _draw_batches(train, batch, seed, epoch):
-            for group, peak in zip(optimiser.param_groups, peaks, strict=True):
-                group["lr"] = peak * anneal(step, steps, settings.warmup)
-            views = [_augment(encoder, crops[i], settings, seed, epoch, int(i)) for i in chosen]
-            value = loss(_run_pieces(encoder, network, head, views), values[chosen].to(encoder.device))
-            if not torch.isfinite(value):
-                raise TaskError(f"the fine-tuning loss is not finite in epoch {epoch}", do="Lower the learning rate")
-            optimiser.zero_grad(set_to_none=True)
-            value.backward()
-            parameters = [p for group in optimiser.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, settings.clip)
-            optimiser.step()
-            total += float(value.detach()) * len(chosen)
-            step += 1
-        row = {"epoch": float(epoch), "train": total / len(train), "val": judge() if len(val) else math.nan}
+        row = {"epoch": float(epoch), "train": training.run_epoch(epoch), "val": training.validate()}
         history.append(row)
         if on_epoch:
             on_epoch(row)
         if not len(val) or row["val"] < lowest:
-            best, lowest, kept = epoch, row["val"], (_copy_state(network), _copy_state(head))
+            best, lowest, kept = epoch, row["val"], training.copy_state()
         elif 2 * epoch >= settings.epochs and epoch - best >= settings.patience:
             ended = f"no better validation loss in {settings.patience} epochs"
             break
-    network.load_state_dict(kept[0])
-    head.load_state_dict(kept[1])
+    network, head = training.restore(kept)
     tuned = copy.copy(encoder.network)
     tuned._modules = {**encoder.network._modules, "encoder": network.requires_grad_(False).eval()}
     return FinetunedModel(
         encoder=replace(encoder, network=tuned), head=head.to_arrays(), history=tuple(history), best=best, ended=ended
     )
+
+
+class _Training:
+    """A copy of the encoder and a head, their optimiser, and the steps that were taken."""
+
+    def __init__(
+        self, *, encoder: Encoder, crops: Sequence[ItemCrop], values: Tensor, train: Indices, val: Indices, loss: Loss,
+        head: LinearHead, settings: FinetuneSettings, seed: int,
+    ) -> None:  # fmt: skip
+        self.encoder, self.crops, self.values, self.train, self.val, self.loss = encoder, crops, values, train, val, loss
+        self.settings, self.seed = settings, seed
+        self.network = copy.deepcopy(encoder.network.encoder).requires_grad_(True).train()
+        self.head = _HeadLayer(head).to(encoder.device)
+        rates = {"rate": settings.rate, "decay": settings.layer_decay, "weight_decay": settings.weight_decay}
+        self.optimiser = torch.optim.AdamW(scale_rates(self.network, self.head.linear, **rates))
+        self.peaks = [group["lr"] for group in self.optimiser.param_groups]
+        self.batch = max(1, min(settings.batch, math.ceil(len(train) / settings.least_steps)))
+        self.steps, self.step = settings.epochs * math.ceil(len(train) / self.batch), 0
+
+    def run_epoch(self, epoch: int) -> float:
+        """The mean loss over the training items, a step for each batch; raises TaskError where it is not finite."""
+        total = 0.0
+        for chosen in _draw_batches(self.train, self.batch, self.seed, epoch):
+            for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
+                group["lr"] = peak * anneal(self.step, self.steps, self.settings.warmup)
+            views = [_augment(self.encoder, self.crops[i], self.settings, self.seed, epoch, int(i)) for i in chosen]
+            value = self.loss(
+                _run_pieces(self.encoder, self.network, self.head, views), self.values[chosen].to(self.encoder.device)
+            )
+            if not torch.isfinite(value):
+                raise TaskError(f"the fine-tuning loss is not finite in epoch {epoch}", do="Lower the learning rate")
+            self.optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.settings.clip)
+            self.optimiser.step()
+            total += float(value.detach()) * len(chosen)
+            self.step += 1
+        return total / len(self.train)
+
+    def validate(self) -> float:
+        """The loss over the validation items; NaN where there are none."""
+        if not len(self.val):
+            return math.nan
+        self.network.eval()
+        with torch.no_grad():
+            outputs = _run_all(self.encoder, self.network, self.head, [self.crops[i] for i in self.val])
+            loss = float(self.loss(outputs, self.values[self.val].to(self.encoder.device)))
+        self.network.train()
+        return loss
+
+    def copy_state(self) -> tuple[_State, _State]:
+        return _copy_state(self.network), _copy_state(self.head)
+
+    def restore(self, kept: tuple[_State, _State]) -> tuple[nn.Module, _HeadLayer]:
+        self.network.load_state_dict(kept[0])
+        self.head.load_state_dict(kept[1])
+        return self.network, self.head
 
 
 def anneal(step: int, steps: int, warmup: float) -> float:
@@ -353,5 +382,5 @@ def _run_all(encoder: Encoder, network: nn.Module, head: _HeadLayer, crops: Sequ
     return torch.cat([head(_pool_views(encoder, network, [_to_view(encoder, crop)])) for crop in crops])
 
 
-def _copy_state(module: nn.Module) -> dict[str, Tensor]:
+def _copy_state(module: nn.Module) -> _State:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}

@@ -94,12 +94,8 @@ def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle
     precision = devices.choose_precision(settings.train.precision, device.value)
     threads = devices.choose_threads()
     torch.set_num_threads(threads.value)
-    choices: list[devices.Choice[str] | devices.Choice[int]] = [
-        device,
-        precision,
-        threads,
-        devices.tune_allocator(device=device.value),
-    ]
+    allocator = devices.tune_allocator(device=device.value)
+    choices: list[devices.Choice[str] | devices.Choice[int]] = [device, precision, threads, allocator]
     state = {
         "store": fingerprint,
         "grid": _hash_grids(store, usable),
@@ -122,11 +118,7 @@ def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle
         trainer.resume()
         lines.append(f"resumed at step {trainer.step} of {settings.train.steps}")
     else:
-        write_settings(out, settings)
-        for line in lines:
-            write_note(out, 0, "choice", line)
-        for key, warning in noted.items():
-            write_note(out, 0, key, warning)
+        _write_beginning(out, settings, lines, noted)
     for line in lines:
         on_event("choice", {"text": line})
     for warning in warnings:
@@ -141,6 +133,14 @@ def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle
     with catch_stops(stop), _explain_full_disk(out):
         trainer.train()
     return Run(out)
+
+
+def _write_beginning(out: Path, settings: Settings, choices: Sequence[str], noted: Mapping[str, str]) -> None:
+    write_settings(out, settings)
+    for line in choices:
+        write_note(out, 0, "choice", line)
+    for key, warning in noted.items():
+        write_note(out, 0, key, warning)
 
 
 def _open_store(

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dagman.cli.tasks.task_options import Identified, Ids, KeyPath
 from dagman.tasks.registry import list_keeping
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dagman.tasks.prediction import PredictionSummary
 
 app = typer.Typer(add_completion=False)
 
@@ -78,13 +83,19 @@ def run_prediction(
         }
         typer.echo(json.dumps({**outcome, "refused": len(refusals), "refusals": refusals}))
         return
+    _print_summary(console, summary)
+
+
+def _print_summary(console: Console, summary: PredictionSummary) -> None:
+    from dagman.cli.tasks.printing import escape_markup
+
     for note in summary.notes:
         console.print(f"[dim]·[/] {escape_markup(note)}")
     console.print(f"[bold]{summary.predicted} predicted[/], {len(summary.refused)} refused.")
     for one in summary.refused[:_SHOWN]:
         console.print(f"  [yellow]{escape_markup(one.source)}[/]: {escape_markup(one.reason)}")
     if len(summary.refused) > _SHOWN:
-        console.print(f"  and {len(summary.refused) - _SHOWN} more in {escape_markup(str(out / 'rejected.csv'))}")
-    console.print(f"written: {out / 'predictions.csv'}", markup=False)
+        console.print(f"  and {len(summary.refused) - _SHOWN} more in {escape_markup(str(summary.out / 'rejected.csv'))}")
+    console.print(f"written: {summary.out / 'predictions.csv'}", markup=False)
     if summary.identity:
         console.print(summary.identity, markup=False)

@@ -40,6 +40,30 @@ def describe_losses(settings: Settings) -> list[Curve]:
     """The total and the four losses; those with weight 0 have no rows and are not drawn."""
     weights = settings.losses
     parts = " + ".join(f"{getattr(weights, name):g} {name.upper()}" for name in COLORS if getattr(weights, name) > 0)
+    return [
+        Curve(
+            title="Total loss",
+            y="loss",
+            keys={"total": "total"},
+            what=f"What is minimised: {parts}.",
+            normal="falls quickly in the first tens of steps, then slowly; small steps up are usual while the targets sharpen.",
+            abnormal="a jump that does not come back (lower `optim.lr`), or a line that is flat from the first step.",
+        ),
+        Curve(
+            title="AMIP loss",
+            y="mean absolute error",
+            keys={"amip": "AMIP"},
+            what="Masked image prediction: mean error over masked voxels, intensities in [0, 1] (0.1 = "
+            f"{(settings.view.high - settings.view.low) * 0.1:g} HU in CT).",
+            normal="falls from 0.2 to 0.3 to 0.15 or less within 100 to 200 steps. Raw errors do not compare "
+            "between maskings: attention may hide the harder units.",
+            abnormal="a plateau at the level of the trivial answers (see below): the network paints one grey, or a blur.",
+        ),
+        *_describe_distillations(settings),
+    ]
+
+
+def _describe_distillations(settings: Settings) -> list[Curve]:
     schedule = settings.teacher.temperature == "schedule"
     ln_k = {} if isinstance(settings.projector.prototypes, str) else {"ln K": math.log(settings.projector.prototypes)}
     balanced = settings.teacher.centering == "sinkhorn"
@@ -54,7 +78,7 @@ def describe_losses(settings: Settings) -> list[Curve]:
         if balanced
         else " Read it with MI and gain below."
     )
-    distilled = [
+    return [
         Curve(
             title=f"{name.upper()} loss",
             y="nats",
@@ -85,27 +109,6 @@ def describe_losses(settings: Settings) -> list[Curve]:
                 "ln K throughout, as for AITD; or a sudden drop to 0 with MI near 0 (collapse).",
             ),
         )
-    ]
-    return [
-        Curve(
-            title="Total loss",
-            y="loss",
-            keys={"total": "total"},
-            what=f"What is minimised: {parts}.",
-            normal="falls quickly in the first tens of steps, then slowly; small steps up are usual while the targets sharpen.",
-            abnormal="a jump that does not come back (lower `optim.lr`), or a line that is flat from the first step.",
-        ),
-        Curve(
-            title="AMIP loss",
-            y="mean absolute error",
-            keys={"amip": "AMIP"},
-            what="Masked image prediction: mean error over masked voxels, intensities in [0, 1] (0.1 = "
-            f"{(settings.view.high - settings.view.low) * 0.1:g} HU in CT).",
-            normal="falls from 0.2 to 0.3 to 0.15 or less within 100 to 200 steps. Raw errors do not compare "
-            "between maskings: attention may hide the harder units.",
-            abnormal="a plateau at the level of the trivial answers (see below): the network paints one grey, or a blur.",
-        ),
-        *distilled,
     ]
 
 

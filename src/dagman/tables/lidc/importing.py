@@ -61,6 +61,38 @@ def import_lidc(
     """
     _check_ranges(benign, malignant)
     folder, out = Path(folder), Path(out)
+    pairs, refusals = _pair_readings(folder, out)
+    rows: list[dict[str, object]] = []
+    counted: list[Message] = []
+    for done, (one, message) in enumerate(pairs, start=1):
+        try:
+            new, left = _import_scan(one, message, out, benign, malignant, readers)
+        except DagmanError as error:
+            refusals.append(Refusal.from_error(one.source, error))
+        else:
+            rows += new
+            refusals += left
+            counted.append(message)
+        if on_scan:
+            on_scan(done, len(pairs))
+    _write_refusals(out, refusals)
+    if not rows:
+        raise TableError("holds no nodule of either class", where=folder, do=f"See the reasons in {out / 'left_out.csv'}")
+    _write_rows(out / "table.csv", rows, list(rows[0]))
+    return LidcSummary(
+        table=out / "table.csv",
+        scans=len(counted),
+        patients=len({row["patient"] for row in rows}),
+        benign=sum(row["label"] == 0 for row in rows),
+        malignant=sum(row["label"] == 1 for row in rows),
+        small=sum(message.small for message in counted),
+        others=sum(message.others for message in counted),
+        left_out=tuple(refusals),
+    )
+
+
+def _pair_readings(folder: Path, out: Path) -> tuple[list[tuple[Series, Message]], list[Refusal]]:
+    """Each series of one volume with its readers' file, in the order of their sources; and what has no counterpart."""
     messages, refusals = _find_messages(folder)
     discovered = find_series(folder)
     refusals += discovered.refused
@@ -88,33 +120,7 @@ def import_lidc(
     refusals += [
         Refusal(source=str(m.path), reason=f"its series is not here ({uid})") for uid, m in messages.items() if uid not in volumes
     ]
-    rows: list[dict[str, object]] = []
-    counted: list[Message] = []
-    for done, (one, message) in enumerate(sorted(pairs, key=lambda pair: pair[0].source), start=1):
-        try:
-            new, left = _import_scan(one, message, out, benign, malignant, readers)
-        except DagmanError as error:
-            refusals.append(Refusal.from_error(one.source, error))
-        else:
-            rows += new
-            refusals += left
-            counted.append(message)
-        if on_scan:
-            on_scan(done, len(pairs))
-    _write_refusals(out, refusals)
-    if not rows:
-        raise TableError("holds no nodule of either class", where=folder, do=f"See the reasons in {out / 'left_out.csv'}")
-    _write_rows(out / "table.csv", rows, list(rows[0]))
-    return LidcSummary(
-        table=out / "table.csv",
-        scans=len(counted),
-        patients=len({row["patient"] for row in rows}),
-        benign=sum(row["label"] == 0 for row in rows),
-        malignant=sum(row["label"] == 1 for row in rows),
-        small=sum(message.small for message in counted),
-        others=sum(message.others for message in counted),
-        left_out=tuple(refusals),
-    )
+    return sorted(pairs, key=lambda pair: pair[0].source), refusals
 
 
 def _write_refusals(out: Path, refusals: Sequence[Refusal]) -> None:

@@ -19,14 +19,20 @@ from numpy.typing import NDArray
 
 from dagman.encoder.embedding import list_stage_ends
 from dagman.errors import TaskError
-from dagman.evaluation.classification_measures import Scored, compare_scores, describe_curves, list_compared, measure_scores
+from dagman.evaluation.classification_measures import (
+    Scored,
+    compare_scores,
+    describe_curves,
+    list_compared,
+    measure_scores,
+    score_out_of_fold,
+)
 from dagman.evaluation.results import Results, Summary, choose_endpoint, mark_primary
 from dagman.evaluation.splits import (
     Indices,
     Protocol,
     Split,
     Subset,
-    draw_subset,
     find_largest_count,
     list_subsets,
     plan_splits,
@@ -199,47 +205,19 @@ class _Jobs:
 
     def score(self, model: ModelInput, method: str, subset: Subset) -> tuple[Scored, list[dict[str, Any]]]:
         """All repeats and draws of one model, method and subset: scores, and rows of predictions.csv."""
-        table, codes, patients = self.inputs.table, self.inputs.table.codes, self.inputs.table.patients
-        columns = self.settings.repeats * subset.draws
-        scores = np.full((len(table), columns, len(table.classes)), np.nan)
-        folds = np.full((len(table), columns), -1)
-        rows: list[dict[str, Any]] = []
-        for split in self.splits:
-            for draw in range(subset.draws):
-                train = draw_subset(
-                    split, codes, patients, share=subset.share, per_class=subset.per_class, seed=self.settings.seed, draw=draw,
-                    classes=table.classes,
-                )  # fmt: skip
-                got = self._score_once(model, method, split, train, draw)
-                scores[split.test, split.repeat * subset.draws + draw] = got
-                folds[split.test, split.repeat * subset.draws + draw] = split.fold
-                rows += [
-                    {
-                        "item": table.items[i].name,
-                        "patient": patients[i],
-                        "repeat": split.repeat,
-                        "fold": split.fold,
-                        "draw": draw,
-                        "subset": subset.name,
-                        "model": model.name,
-                        "method": method,
-                        "label": table.items[i].label,
-                        **_name_scores(table.classes, one),
-                    }
-                    for i, one in zip(split.test, got, strict=True)
-                ]
-        tested = ~np.isnan(scores).any(axis=(1, 2))
-        scored = Scored(
+        table = self.inputs.table
+        return score_out_of_fold(
+            lambda split, train, draw: self._score_once(model, method, split, train, draw),
+            names=table.names,
+            patients=table.patients,
+            codes=table.codes,
+            classes=table.classes,
+            splits=self.splits,
+            subset=subset,
             model=model.name,
             method=method,
-            subset=subset.name,
-            names=tuple(np.array(table.names)[tested].tolist()),
-            labels=codes[tested],
-            patients=patients[tested],
-            scores=scores[tested],
-            folds=folds[tested],
+            seed=self.settings.seed,
         )
-        return scored, rows
 
     def _score_once(self, model: ModelInput, method: str, split: Split, train: Indices, draw: int) -> Floats:
         names, codes = self.inputs.table.names, self.inputs.table.codes
@@ -355,12 +333,6 @@ def _keep_model(inputs: TaskInputs, out: Path, settings: ClassificationSettings,
         codes, patients = table.codes[train], table.patients[train]
         probe = fit_linear_probe(model.features[train], codes, patients, stage_ends=model.stage_ends, seed=settings.seed)
         save_classifier(Classifier(method="linear", encoder=model.encoder, head=make_head(probe), **about), out / "model")
-
-
-def _name_scores(classes: Sequence[str], scores: NDArray) -> dict[str, float]:
-    if len(classes) == 2:
-        return {"score": float(scores[1])}
-    return {f"score_{name}": float(score) for name, score in zip(classes, scores, strict=True)}
 
 
 def _explain(inputs: TaskInputs, settings: ClassificationSettings, splits: Sequence[Split]) -> list[str]:

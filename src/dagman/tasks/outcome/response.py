@@ -9,13 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dagman.evaluation.classification_measures import Scored, compare_scores, describe_curves, list_compared, measure_scores
+from dagman.evaluation.classification_measures import (
+    Scored,
+    compare_scores,
+    describe_curves,
+    list_compared,
+    measure_scores,
+    score_out_of_fold,
+)
 from dagman.evaluation.results import Results, Summary, choose_endpoint, mark_primary
 from dagman.evaluation.splits import (
     Indices,
     Split,
     Subset,
-    draw_subset,
     find_largest_count,
     list_subsets,
     plan_splits,
@@ -134,64 +140,27 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: N
 def _score_subset(
     arm: Arm, patients: PooledPatients, codes: Codes, table: Table, splits: Sequence[Split], subset: Subset, seed: int
 ) -> tuple[Scored, list[dict[str, Any]]]:
-    names, classes = np.array(patients.names), table.classes
-    columns = subset.draws * (1 + max(split.repeat for split in splits))
-    scores = np.full((len(patients), columns, len(classes)), np.nan)
-    folds = np.full((len(patients), columns), -1)
-    rows = []
-    for split in splits:
-        for draw in range(subset.draws):
-            train = draw_subset(
-                split,
-                codes,
-                names,
-                share=subset.share,
-                per_class=subset.per_class,
-                seed=seed,
-                draw=draw,
-                classes=classes,
-            )
-            # A class that the given split never trains on has no column.
-            present, compact = np.unique(codes[train], return_inverse=True)
-            own = np.zeros(len(codes), dtype=np.int64)
-            own[train] = compact
-            got = np.zeros((len(split.test), len(classes)))
-            got[:, present] = score_response(arm, patients, own, train, split.test, seed=seed)
-            scores[split.test, split.repeat * subset.draws + draw] = got
-            folds[split.test, split.repeat * subset.draws + draw] = split.fold
-            rows += [
-                {
-                    "item": names[row],
-                    "patient": names[row],
-                    "repeat": split.repeat,
-                    "fold": split.fold,
-                    "draw": draw,
-                    "subset": subset.name,
-                    "model": arm.name,
-                    "method": METHOD,
-                    "label": classes[codes[row]],
-                    **_name_scores(classes, one),
-                }
-                for row, one in zip(split.test, got, strict=True)
-            ]
-    tested = np.flatnonzero(~np.isnan(scores).any(axis=(1, 2)))
-    scored = Scored(
+    def score(split: Split, train: Indices, draw: int) -> NDArray[np.float64]:
+        # A class that the given split never trains on has no column.
+        present, compact = np.unique(codes[train], return_inverse=True)
+        own = np.zeros(len(codes), dtype=np.int64)
+        own[train] = compact
+        got = np.zeros((len(split.test), len(table.classes)))
+        got[:, present] = score_response(arm, patients, own, train, split.test, seed=seed)
+        return got
+
+    return score_out_of_fold(
+        score,
+        names=patients.names,
+        patients=np.array(patients.names),
+        codes=codes,
+        classes=table.classes,
+        splits=splits,
+        subset=subset,
         model=arm.name,
         method=METHOD,
-        subset=subset.name,
-        names=tuple(names[tested].tolist()),
-        labels=codes[tested],
-        patients=names[tested],
-        scores=scores[tested],
-        folds=folds[tested],
+        seed=seed,
     )
-    return scored, rows
-
-
-def _name_scores(classes: Sequence[str], scores: NDArray) -> dict[str, float]:
-    if len(classes) == 2:
-        return {"score": float(scores[1])}
-    return {f"score_{name}": float(score) for name, score in zip(classes, scores, strict=True)}
 
 
 def _code(patients: PooledPatients, table: Table) -> Codes:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from dagman.encoder.encoder import Encoder
@@ -82,6 +83,10 @@ class FoldRunner:
         if self.keep:
             self._keep_final()
         return rows
+
+    def choose_shown(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """The rows of the page's pictures and volumes: the first model, with the most labels."""
+        return rows[(rows["model"] == self.candidates[0].name) & (rows["subset"] == self.subsets[-1].name) & (rows["draw"] == 0)]
 
     def _run_once(self, candidate: Candidate, subset: Subset, split: Split, draw: int) -> list[dict[str, Any]]:
         chosen = draw_subset(

@@ -21,6 +21,7 @@ from dagman.encoder.encoder import Encoder
 from dagman.errors import SettingsError, TaskError
 from dagman.evaluation.results import (
     Comparison,
+    Endpoint,
     Results,
     Summary,
     choose_endpoint,
@@ -136,74 +137,97 @@ def segment_scans(
             Candidate(name=name, encoder=_fit_side(encoder, cases, settings), cases=tuple(cases))
             for name, encoder, cases in zip(name_models(models), encoders, prepared, strict=True)
         )
-        cases = candidates[0].cases
-        splits = _plan(data, [case.item.index for case in cases], settings)
-        patients = np.array([case.item.patient for case in cases], dtype=str)
-        largest = find_largest_count(splits, np.zeros(len(cases)), patients)
-        subsets, subset_notes = list_subsets(settings.shares, settings.per_class, settings.draws, largest)
+        runner, subset_notes = _plan_runs(candidates, data, structures, settings, out, notify)
         endpoint = choose_endpoint(
             settings.primary,
             measures=["dice"],
             models=[candidate.name for candidate in candidates],
             methods=[METHOD],
-            subsets=[subset.name for subset in subsets],
-        )
-        names = [case.item.name for case in cases]
-        write_splits(out / "splits.csv", splits, names, patients)
-        runner = FoldRunner(
-            candidates=candidates,
-            structures=structures,
-            splits=splits,
-            subsets=subsets,
-            fitting=_choose_fitting(encoders, candidates, settings),
-            tolerance=settings.tolerance,
-            out=out,
-            notify=notify,
-            given=data.splits is not None,
-            keep=settings.keep,
-            measures=settings.measures,
-            identified=settings.identified,
+            subsets=[subset.name for subset in runner.subsets],
         )
         rows = pd.DataFrame(runner.run())
         notify("intervals")
-        shown = rows[(rows["model"] == candidates[0].name) & (rows["subset"] == subsets[-1].name) & (rows["draw"] == 0)]
+        shown = runner.choose_shown(rows)
         first = shown[shown["repeat"] == 0]
-        examples = write_examples(out, cases, first, structures, rank_items(first), candidates[0].encoder)
-    cut = note_cut({case.item.name: case.cut for case in cases})
+        examples = write_examples(out, candidates[0].cases, first, structures, rank_items(first), candidates[0].encoder)
+    cut = note_cut({case.item.name: case.cut for case in candidates[0].cases})
     notes = [*map(inform, settings.notes), *data.notes, *_note_refused(refused), *map(warn, [*cut, *subset_notes])]
-    notes += _note_encoders(encoders, candidates, splits)
+    notes += _note_encoders(encoders, candidates, runner.splits)
     notes += map(inform, [*_note_runs(runner, settings), *_note_missed(rows), *runner.remarks])
     if note_segs := describe_identity(out / "predictions", identified=settings.identified):
         notes.append(inform(note_segs))
     _write_rejected(out, refused)
     write_predictions(out, rows)
-    summary = Summary(
-        task="segment",
-        classes=tuple(one.name for one in structures),
-        measurements=tuple(
-            summarize_scores(rows, structures, measures=settings.measures, resamples=settings.resamples, seed=settings.seed)
-        ),
-        comparisons=mark_primary(_compare(rows, settings), endpoint),
-        notes=tuple(notes),
-        extra={
-            "structures": [asdict(one) for one in structures],
-            "patients": len(set(patients.tolist())),
-            "scans": len(cases),
-            "tolerance_mm": settings.tolerance,
-            "agreement_ml": {one.name: agree_volumes(shown[shown["label"] == one.name]) for one in structures},
-            "examples": examples,
-            "shown": {"model": candidates[0].name, "subset": subsets[-1].name},
-        },
-    )
+    summary = _summarize(runner, rows, settings, endpoint, notes, examples)
     write_summary(out, summary)
     write_inputs(
         out,
         "segment",
         # As they were resolved: None says nothing to a reader of the methods.
         settings=asdict(replace(settings, steps=runner.fitting.steps, rate=runner.fitting.rate)),
-        inputs={**about, "scans": len(cases)},
+        inputs={**about, "scans": len(runner.patients)},
     )
     return Results(out)
+
+
+def _plan_runs(
+    candidates: tuple[Candidate, ...],
+    data: LabelledScans,
+    structures: tuple[Structure, ...],
+    settings: SegmentationSettings,
+    out: Path,
+    notify: Callable[[str], None],
+) -> tuple[FoldRunner, list[str]]:
+    """All trainings of the scans that every candidate can use, their splits written; and notes on subsets that cannot be."""
+    cases = candidates[0].cases
+    splits = _plan(data, [case.item.index for case in cases], settings)
+    patients = np.array([case.item.patient for case in cases], dtype=str)
+    largest = find_largest_count(splits, np.zeros(len(cases)), patients)
+    subsets, notes = list_subsets(settings.shares, settings.per_class, settings.draws, largest)
+    write_splits(out / "splits.csv", splits, [case.item.name for case in cases], patients)
+    runner = FoldRunner(
+        candidates=candidates,
+        structures=structures,
+        splits=splits,
+        subsets=subsets,
+        fitting=_choose_fitting(candidates, settings),
+        tolerance=settings.tolerance,
+        out=out,
+        notify=notify,
+        given=data.splits is not None,
+        keep=settings.keep,
+        measures=settings.measures,
+        identified=settings.identified,
+    )
+    return runner, notes
+
+
+def _summarize(
+    runner: FoldRunner,
+    rows: pd.DataFrame,
+    settings: SegmentationSettings,
+    endpoint: Endpoint | None,
+    notes: Sequence[Note],
+    examples: dict[str, dict[str, object]],
+) -> Summary:
+    structures, shown = runner.structures, runner.choose_shown(rows)
+    measured = summarize_scores(rows, structures, measures=settings.measures, resamples=settings.resamples, seed=settings.seed)
+    return Summary(
+        task="segment",
+        classes=tuple(one.name for one in structures),
+        measurements=tuple(measured),
+        comparisons=mark_primary(_compare(rows, settings), endpoint),
+        notes=tuple(notes),
+        extra={
+            "structures": [asdict(one) for one in structures],
+            "patients": len(set(runner.patients.tolist())),
+            "scans": len(runner.patients),
+            "tolerance_mm": settings.tolerance,
+            "agreement_ml": {one.name: agree_volumes(shown[shown["label"] == one.name]) for one in structures},
+            "examples": examples,
+            "shown": {"model": runner.candidates[0].name, "subset": runner.subsets[-1].name},
+        },
+    )
 
 
 @contextmanager
@@ -259,8 +283,8 @@ def _fit_side(encoder: Encoder, cases: Sequence[Case], settings: SegmentationSet
     return adapt_encoder(encoder, side=side, spacing=settings.spacing or encoder.config.spacing)
 
 
-def _choose_fitting(encoders: Sequence[Encoder], candidates: Sequence[Candidate], settings: SegmentationSettings) -> Fitting:
-    steps = settings.steps or (STEPS_CPU if encoders[0].device == "cpu" else STEPS_GPU)
+def _choose_fitting(candidates: Sequence[Candidate], settings: SegmentationSettings) -> Fitting:
+    steps = settings.steps or (STEPS_CPU if candidates[0].encoder.device == "cpu" else STEPS_GPU)
     return Fitting(
         steps=steps,
         batch=settings.batch,
