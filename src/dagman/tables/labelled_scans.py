@@ -134,12 +134,12 @@ def _read_rows(path: Path, patient: str, split: str, contoured: str, ids: str) -
         for index, ((scan, item), name) in enumerate(zip(first.items(), names, strict=True))
     )
     if drawn:
-        known = sum(item.contoured is None for item in items)
+        whole = sum(item.contoured is None for item in items)
         text = (
             f"column '{contoured}' lists the structures drawn in each scan: any other is unknown there, left out of its loss and "
-            f"scores ({count_noun(known, 'scan has', 'scans have')} all of them)"
+            "scores"
         )
-        notes.append(warn(text))
+        notes.append(warn(f"{text}; {count_noun(whole, 'scan says', 'scans say')} 'all'" if whole else text))
     structures, structure_notes = _join_values(table)
     return LabelledScans(path=table.path, items=items, structures=structures, notes=(*notes, *structure_notes))
 
