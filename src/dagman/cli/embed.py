@@ -143,9 +143,14 @@ def _show_progress(rows: Iterator[FeatureRow | RefusedItem], total: int, *, quie
     from rich.console import Console
     from rich.progress import track
 
+    from dagman.cli.progress import PlainLines
+
+    console = Console(stderr=True)
     if quiet:
         return rows
-    return track(rows, description="embedding", total=total, console=Console(stderr=True), transient=True)
+    if not console.is_terminal:
+        return PlainLines(console).follow(rows, "embedding: item", total)
+    return track(rows, description="embedding", total=total, console=console, transient=True)
 
 
 def _report(outcome: dict[str, Any], reasons: list[tuple[str, str]], notes: list[str], *, as_json: bool) -> None:

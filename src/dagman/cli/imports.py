@@ -38,17 +38,22 @@ def import_lidc_idri(
     from rich.markup import escape as escape_markup
     from rich.progress import Progress
 
+    from dagman.cli.progress import PlainLines
     from dagman.records.counts import count_noun
     from dagman.records.provenance import write_command
     from dagman.tables.lidc import import_lidc
 
     console = Console(stderr=as_json)
     ranges = {"benign": _parse_range("--benign", benign), "malignant": _parse_range("--malignant", malignant)}
+    lines = PlainLines(console)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("reading", total=None)
-        summary = import_lidc(
-            folder, out, **ranges, readers=readers, on_scan=lambda done, total: bar.update(task, completed=done, total=total)
-        )
+
+        def notify(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+            lines.state(f"reading: scan {done} of {total}", done, total)
+
+        summary = import_lidc(folder, out, **ranges, readers=readers, on_scan=notify)
     outcome = {
         "scans": summary.scans,
         "patients": summary.patients,

@@ -94,6 +94,7 @@ def _inspect_all(found: Discovery, workers: int | None, *, pictures: bool) -> li
     from rich.console import Console
     from rich.progress import track
 
+    from dagman.cli.progress import PlainLines
     from dagman.scans.discovery import Refusal
     from dagman.scans.inspection import inspect_refusal, inspect_series
     from dagman.store.workers import Lost, run_tasks
@@ -103,7 +104,11 @@ def _inspect_all(found: Discovery, workers: int | None, *, pictures: bool) -> li
     rows = [inspect_refusal(refusal) for refusal in found.refused]
     screen = Console(stderr=True)
     done = run_tasks(partial(inspect_series, picture=pictures), found.series, count)
-    for index, result in track(done, "Reading", len(found.series), console=screen, transient=True, disable=not screen.is_terminal):
+    total = len(found.series)
+    following = track(done, "Reading", total, console=screen, transient=True)
+    if not screen.is_terminal:
+        following = PlainLines(screen).follow(done, "reading: series", total)
+    for index, result in following:
         if isinstance(result, Lost):
             result = inspect_refusal(Refusal(source=found.series[index].source, reason=result.reason))
         rows.append(result)

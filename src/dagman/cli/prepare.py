@@ -64,7 +64,7 @@ def prepare_scans(
     from dagman.store.writer import prepare_store
 
     console = Console(stderr=as_json)
-    with show_preparing(console) as notify:
+    with show_preparing(console, out) as notify:
         summary = prepare_store(
             scans,
             out,

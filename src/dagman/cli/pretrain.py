@@ -42,7 +42,7 @@ def pretrain_command(
     from dagman.training.pretraining import pretrain
 
     console = Console(stderr=as_json)
-    with show_preparing(console) as on_preparation, show_training(console) as on_event:
+    with show_preparing(console, out) as on_preparation, show_training(console, out) as on_event:
         run = pretrain(
             source,
             out,

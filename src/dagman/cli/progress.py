@@ -1,10 +1,13 @@
-"""What a terminal shows while scans are prepared and an encoder is trained."""
+"""What is shown while a command works: bars on a terminal, plain lines at a steady pace where there is none."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+import datetime
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -13,17 +16,73 @@ if TYPE_CHECKING:
     from dagman.store.estimate import Estimate
     from dagman.store.writer import Progress
 
+T = TypeVar("T")
+
 _LOSSES = ("amip", "ampd", "aitd", "gitd")
+FIRST, EVERY = 10.0, 30.0
+"""Seconds before the first line, so that quick commands stay quiet; and from line to line."""
+LOG = "run.log"
+
+
+class PlainLines:
+    """What a command is doing, to stderr unless `console` is a terminal, and to run.log in `folder` once that exists.
+
+    Attributes:
+        clock: Seconds, as `time.monotonic` counts them.
+    """
+
+    def __init__(self, console: Console, folder: Path | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.console, self.folder, self.clock = console, folder, clock
+        self.began = self.last = clock()
+        self.first: tuple[float, int] | None = None
+        self.shown = False
+
+    def state(self, text: str, done: int | None = None, total: int | None = None) -> None:
+        """Write a line if it is time for one, or the last of many; done, total: how far it is, for the time left."""
+        now = self.clock()
+        if done is not None and self.first is None:
+            self.first = (now, done)
+        ended = self.shown and done is not None and done == total
+        due = now - self.last >= EVERY if self.shown else now - self.began >= FIRST
+        if not (due or ended):
+            return
+        self.shown, self.last = True, now
+        line = f"{text} · {describe_seconds(now - self.began)} so far{self._estimate_left(now, done, total)}"
+        if not self.console.is_terminal:
+            self._print(line)
+        if self.folder is not None and self.folder.is_dir():
+            stamp = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            # On a full disk the work itself ends with a reason of its own.
+            with suppress(OSError), (self.folder / LOG).open("a", encoding="utf-8") as log:
+                log.write(f"{stamp} {line}\n")
+
+    def follow(self, items: Iterable[T], text: str, total: int) -> Iterator[T]:
+        """The items as they come, each counted."""
+        for done, item in enumerate(items, 1):
+            yield item
+            self.state(f"{text} {done} of {total}", done, total)
+
+    def _estimate_left(self, now: float, done: int | None, total: int | None) -> str:
+        if self.first is None or done is None or total is None or done >= total or done <= self.first[1]:
+            return ""
+        since, before = self.first
+        return f", about {describe_seconds((now - since) / (done - before) * (total - done))} left"
+
+    def _print(self, line: str) -> None:
+        from rich.console import Console
+
+        Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(line)
 
 
 @contextmanager
-def show_preparing(console: Console) -> Iterator[Callable[[Estimate | Progress], None]]:
-    """A listener for `dagman.prepare`: the estimate as a line, then a bar with the time left."""
+def show_preparing(console: Console, folder: Path | None = None) -> Iterator[Callable[[Estimate | Progress], None]]:
+    """A listener for `dagman.prepare`: the estimate as a line, then a bar, or plain lines with run.log in `folder`."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     from dagman.store.estimate import Estimate
 
+    lines = PlainLines(console, folder)
     columns = (
         TextColumn("preparing"),
         BarColumn(),
@@ -43,6 +102,7 @@ def show_preparing(console: Console) -> Iterator[Callable[[Estimate | Progress],
                 bar.start()
         else:
             bar.update(task, completed=event.done)
+            lines.state(f"preparing: {event.done} of {event.total} series", event.done, event.total)
             if event.done == event.total:
                 bar.stop()
 
@@ -51,8 +111,11 @@ def show_preparing(console: Console) -> Iterator[Callable[[Estimate | Progress],
 
 
 @contextmanager
-def show_training(console: Console) -> Iterator[Callable[[str, dict[str, Any]], None]]:
-    """A listener for `dagman.pretrain`: choices and warnings as lines, steps as a bar with losses and the time left."""
+def show_training(console: Console, folder: Path | None = None) -> Iterator[Callable[[str, dict[str, Any]], None]]:
+    """A listener for `dagman.pretrain`: choices and warnings as lines, steps as a bar with losses and the time left.
+
+    Where there is no terminal the steps are plain lines. folder: of run.log, if one is to be kept.
+    """
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -65,9 +128,12 @@ def show_training(console: Console) -> Iterator[Callable[[str, dict[str, Any]], 
         TimeRemainingColumn(),
         TextColumn("{task.fields[losses]}"),
     )
-    bar = Progress(*columns, console=console)
+    bar = Progress(*columns, console=console, disable=not console.is_terminal)
+    lines = PlainLines(console, folder)
+    total = 0
 
     def notify(name: str, values: dict[str, Any]) -> None:
+        nonlocal total
         if name == "part":
             console.print(f"[bold]{escape(values['text'])}[/]", highlight=False, soft_wrap=True)
         elif name == "choice":
@@ -77,10 +143,12 @@ def show_training(console: Console) -> Iterator[Callable[[str, dict[str, Any]], 
         elif name == "begin":
             # Not before: one console shows one bar at a time, and scans may be prepared first.
             bar.start()
+            total = values["steps"]
             bar.add_task("pretrain", total=values["steps"], completed=values["step"], losses="")
         elif name == "step":
             losses = " ".join(f"{key} {values[key]:.3f}" for key in _LOSSES if key in values)
             bar.update(bar.task_ids[-1], completed=values["step"], losses=f"{losses} · {values['views_per_s']:.1f} views/s")
+            lines.state(f"step {values['step']} of {total}: {losses}", values["step"], total)
 
     with _stopped_at_end(bar):
         yield notify

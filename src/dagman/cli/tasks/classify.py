@@ -103,5 +103,6 @@ def run_classification(
     run_task(
         "classify",
         lambda on_part: classify_items(specs, items, out, settings, store=opened, cache=cache, on_part=on_part),
+        out=out,
         as_json=as_json,
     )

@@ -82,5 +82,6 @@ def run_clustering(
     run_task(
         "cluster",
         lambda on_part: cluster_structures(specs, items, out, settings, store=opened, cache=cache, on_part=on_part),
+        out=out,
         as_json=as_json,
     )

@@ -111,5 +111,6 @@ def run_outcome(
     run_task(
         "outcome",
         lambda on_part: predict(specs, items, out, settings, store=opened, cache=cache, on_part=on_part),
+        out=out,
         as_json=as_json,
     )

@@ -49,7 +49,8 @@ def run_prediction(
     """
     from rich.console import Console
 
-    from dagman.cli.tasks.printing import escape_markup
+    from dagman.cli.progress import PlainLines
+    from dagman.cli.tasks.printing import show_parts
     from dagman.devices import tune_allocator
     from dagman.records.sources import expand_sources
     from dagman.tasks.prediction import PredictionSettings, predict_scans
@@ -71,7 +72,7 @@ def run_prediction(
                 mask_label=mask_label,
                 coordinates=coordinates,
             ),
-            on_part=lambda text: status.update(escape_markup(text)),
+            on_part=show_parts(status, PlainLines(console, out)),
         )
     if as_json:
         refusals = [{"source": one.source, "reason": one.reason} for one in summary.refused]

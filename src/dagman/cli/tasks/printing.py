@@ -12,8 +12,10 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
     from rich.table import Table
 
+    from dagman.cli.progress import PlainLines
     from dagman.evaluation.results import Measurement, Results, Summary
     from dagman.evaluation.statistics import Interval
 
@@ -25,22 +27,25 @@ def run_task(
     name: str,
     run: Callable[[Callable[[str], None]], Results],
     *,
+    out: Path | None = None,
     as_json: bool,
     remark: Callable[[], str] = str,
 ) -> None:
-    """Run a task with its progress on the terminal, write its page, and print what was measured.
+    """Run a task with its progress on the terminal (or in plain lines), write its page, and print what was measured.
 
     name: of the task in the registry, which knows the page of one model; several have that of a comparison. run: is given what it
-    calls with each part that it begins. remark: a last sentence on what was written, if any.
+    calls with each part that it begins. out: its folder, if run.log is to be kept there. remark: a last sentence on what was
+    written, if any.
     """
     from rich.console import Console
 
+    from dagman.cli.progress import PlainLines
     from dagman.reports.tasks.comparison import write_comparison_report
     from dagman.tasks.registry import TASKS, load_part
 
     console = Console(stderr=as_json, soft_wrap=True, highlight=False)
     with console.status("reading") as status:
-        results = run(lambda text: status.update(escape_markup(text)))
+        results = run(show_parts(status, PlainLines(console, out)))
         several = len(results.command["inputs"]["models"]) > 1
         page = (write_comparison_report if several else load_part(TASKS[name].page))(results)
     if as_json:
@@ -50,6 +55,16 @@ def run_task(
     print_differences(console, results.summary)
     if last := remark():
         console.print(last, markup=False)
+
+
+def show_parts(status: Status, lines: PlainLines) -> Callable[[str], None]:
+    """What is called with each part: it stands in the terminal's status, or in plain lines."""
+
+    def notify(text: str) -> None:
+        status.update(escape_markup(text))
+        lines.state(text)
+
+    return notify
 
 
 def format_results(out: Path, page: Path) -> str:

@@ -126,6 +126,7 @@ def run_segmentation(
     run_task(
         "segment",
         lambda on_part: segment_scans(specs, data, out, settings, on_part=on_part),
+        out=out,
         as_json=as_json,
         remark=lambda: describe_identity(out / "predictions", identified=identified),
     )

@@ -1,0 +1,80 @@
+"""Progress in a job's log: quiet for quick commands, steady for long ones, with an honest time left."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dagman.cli.progress import EVERY, FIRST, LOG, PlainLines, show_training
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _lines(folder: Path | None, *, terminal: bool = False) -> tuple[PlainLines, _Clock]:
+    clock = _Clock()
+    return PlainLines(Console(file=io.StringIO(), force_terminal=terminal), folder, clock=clock), clock
+
+
+def _run(lines: PlainLines, clock: _Clock, steps: int, seconds: float) -> None:
+    for step in range(1, steps + 1):
+        clock.now += seconds
+        lines.state(f"step {step} of {steps}", step, steps)
+
+
+def test_a_quick_command_stays_quiet(tmp_path, capsys):
+    _run(*_lines(tmp_path), steps=5, seconds=FIRST / 6)
+    assert capsys.readouterr().err == ""
+    assert not (tmp_path / LOG).exists()
+
+
+def test_a_long_command_is_followed_at_a_steady_pace_to_its_end(tmp_path, capsys):
+    _run(*_lines(tmp_path), steps=200, seconds=1.0)
+    printed = capsys.readouterr().err.splitlines()
+    steps = [int(line.split()[1]) for line in printed]
+    assert steps == [FIRST, *range(int(FIRST + EVERY), 200, int(EVERY)), 200]
+    assert [line.split(" ", 1)[1] for line in (tmp_path / LOG).read_text().splitlines()] == printed
+
+
+def test_the_time_left_is_that_of_the_steps_left(capsys):
+    _run(*_lines(None), steps=100, seconds=2.0)
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("step 50 "))
+    assert line == "step 50 of 100 · 100 s so far, about 100 s left".replace("100 s", "2 min")
+
+
+def test_a_terminal_has_its_bar_and_the_folder_its_log(tmp_path, capsys):
+    _run(*_lines(tmp_path, terminal=True), steps=20, seconds=10.0)
+    assert capsys.readouterr().err == ""
+    assert (tmp_path / LOG).read_text().count("\n") == 8
+
+
+def test_nothing_is_made_for_a_folder_that_does_not_exist_yet(tmp_path):
+    _run(*_lines(tmp_path / "later"), steps=3, seconds=60.0)
+    assert not (tmp_path / "later").exists()
+
+
+def test_a_training_without_a_terminal_states_steps_losses_and_time_left(monkeypatch, capsys):
+    clock = _Clock()
+    monkeypatch.setattr("dagman.cli.progress.PlainLines.__init__.__kwdefaults__", {"clock": clock})
+    with show_training(Console(file=io.StringIO())) as notify:
+        notify("begin", {"step": 0, "steps": 90})
+        for step in range(1, 91):
+            clock.now += 1
+            notify("step", {"step": step, "amip": 0.25, "views_per_s": 4.0})
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first == "step 10 of 90: amip 0.250 · 10 s so far, about 80 s left"
+    assert last.startswith("step 90 of 90: amip 0.250")
+
+
+@pytest.mark.parametrize("total", [0, 3])
+def test_items_are_followed_without_being_changed(total):
+    lines, _ = _lines(None)
+    assert list(lines.follow(range(total), "item", total)) == list(range(total))
