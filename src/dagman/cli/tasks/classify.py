@@ -24,6 +24,7 @@ from dagman.cli.tasks.task_options import (
     Out,
     Patient,
     Primary,
+    Repeats,
     Seed,
     Shares,
     Shots,
@@ -31,9 +32,6 @@ from dagman.cli.tasks.task_options import (
     StoreFolder,
     Weights,
 )
-
-CHEAP_REPEATS = 5
-"""Of the probes: one repeat gave verdicts that two took back. [ours]"""
 
 app = typer.Typer(add_completion=False)
 
@@ -48,9 +46,7 @@ def run_classification(
     label: Annotated[str | None, typer.Option(help="Column of the label; two or more classes.", show_default="required")] = None,
     method: Annotated[str, typer.Option(help="One or more of linear, knn, finetune, comma-separated.")] = "linear,knn",
     folds: Folds = 5,
-    repeats: Annotated[
-        int | None, typer.Option(help="Number of repeats, each with new folds. Default: 5, but 1 with finetune.")
-    ] = None,
+    repeats: Repeats = 1,
     shares: Shares = None,
     per_class: Shots = "",
     draws: Draws = 1,
@@ -88,11 +84,10 @@ def run_classification(
     specs, table = parse_models(context, models_and_table, weights=weights)
     if label is None:
         raise TaskError("classify needs a label", do="Give --label COL")
-    methods = split_names(method)
     settings = ClassificationSettings(
-        methods=methods,
+        methods=split_names(method),
         folds=folds,
-        repeats=repeats if repeats is not None else 1 if "finetune" in methods else CHEAP_REPEATS,
+        repeats=repeats,
         shares=split_shares(shares),
         per_class=split_counts("shots", per_class),
         draws=draws,
