@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dagman.cli import application
 from dagman.errors import SettingsError
 from dagman.evaluation.measures import MEASURES
 from dagman.evaluation.results import Results
@@ -23,7 +21,6 @@ from dagman.tasks.registry import TASKS, find_task, load_part, register_task
 
 pytestmark = pytest.mark.journey
 
-Call = Callable[..., tuple[int, str, str]]
 _GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "own-task.md"
 _STUDY = """
 title = "own"
@@ -45,19 +42,6 @@ def regress() -> Iterator[None]:
         exec(block, names)
     yield
     del TASKS["regress"], MEASURES["absolute_error"]
-
-
-@pytest.fixture
-def call_dagman(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """A command line in this process: exit code, output, errors."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dagman", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            application.main()
-        return int(ended.value.code or 0), *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dagman.cli import application
 from dagman.evaluation.results import Results
 from dagman.notes import warn
 from dagman.scans.reading import read_scan
@@ -27,22 +26,8 @@ from dagman.tasks.classify.examples import read_examples
 
 pytestmark = pytest.mark.journey
 
-Call = Callable[..., tuple[int, str, str]]
 PATIENTS = 12
 SMALL_CROPS = ("--crop-mm", 64, "--crop-spacing", 2, "--device", "cpu")
-
-
-@pytest.fixture
-def call_dagman(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """A command line in this process, which has its libraries loaded: exit code, output, errors."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dagman", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            application.main()
-        return int(ended.value.code or 0), *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
@@ -14,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dagman.cli import application
 from dagman.evaluation.results import Results
 from dagman.scans.phantom import write_cohort
 from dagman.tasks.outcome.model import load_outcome_model
@@ -25,19 +23,6 @@ pytestmark = pytest.mark.journey
 def run_dagman(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dagman", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
-
-
-@pytest.fixture
-def call_dagman(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """The same command line in this process, which has its libraries loaded: exit code, output, errors."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dagman", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            application.main()
-        return int(ended.value.code or 0), *capsys.readouterr()
-
-    return call
 
 
 def _draw_tumour(path: Path, radius: float, seed: int) -> None:

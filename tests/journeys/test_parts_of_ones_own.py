@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dagman.cli import application
 from dagman.encoder.loading import load_encoder
 from dagman.evaluation.classification_measures import METRICS, ClassMetric, register_metric
 from dagman.evaluation.measures import MEASURES, Measure
@@ -74,19 +72,6 @@ def own_parts() -> Iterator[None]:
     register_metric("certainty", ClassMetric(measure=_average_certainty, compared=True), Measure(label="mean certainty"))
     yield
     del masking.MASKINGS["first"], choices.MASKINGS["first"], BACKBONES["averages"], METRICS["certainty"], MEASURES["certainty"]
-
-
-@pytest.fixture
-def call_dagman(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """A command line in this process: exit code, output, errors."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dagman", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            application.main()
-        return int(ended.value.code or 0), *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture(scope="module")

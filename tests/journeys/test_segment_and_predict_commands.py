@@ -24,7 +24,6 @@ from dagman.tasks.segment.model import load_model
 
 pytestmark = pytest.mark.journey
 
-Call = Callable[..., tuple[int, str, str]]
 FAST = ("--steps", 2, "--side", 32, "--device", "cpu")
 SHAPE = (32, 30, 28)
 
@@ -37,19 +36,6 @@ class Bodies:
     table: Path
     decathlon: Path
     nnunet: Path
-
-
-@pytest.fixture
-def call_dagman(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """A command line in this process, which has its libraries loaded: exit code, output, errors."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dagman", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            application.main()
-        return int(ended.value.code or 0), *capsys.readouterr()
-
-    return call
 
 
 def draw_body(number: int) -> tuple[np.ndarray, np.ndarray]:
