@@ -50,6 +50,15 @@ def test_the_time_left_is_that_of_the_steps_left(capsys):
     assert line == "step 50 of 100 · 100 s so far, about 100 s left".replace("100 s", "2 min")
 
 
+def test_the_time_left_is_counted_anew_for_a_second_run(capsys):
+    lines, clock = _lines(None)
+    _run(lines, clock, steps=50, seconds=2.0)
+    _run(lines, clock, steps=50, seconds=2.0)
+    left = [line.split(", about ")[1] for line in capsys.readouterr().err.splitlines() if ", about " in line]
+    assert max(int(text.split()[0]) for text in left if text.endswith(" s left")) <= 98
+    assert not any("min" in text for text in left)
+
+
 def test_a_terminal_has_its_bar_and_the_folder_its_log(tmp_path, capsys):
     _run(*_lines(tmp_path, terminal=True), steps=20, seconds=10.0)
     assert capsys.readouterr().err == ""

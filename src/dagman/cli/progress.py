@@ -35,13 +35,16 @@ class PlainLines:
         self.console, self.folder, self.clock = console, folder, clock
         self.began = self.last = clock()
         self.first: tuple[float, int] | None = None
-        self.shown = False
+        self.done, self.shown = 0, False
 
     def state(self, text: str, done: int | None = None, total: int | None = None) -> None:
         """Write a line if it is time for one, or the last of many; done, total: how far it is, for the time left."""
         now = self.clock()
-        if done is not None and self.first is None:
-            self.first = (now, done)
+        if done is not None:
+            # Counted anew where another run has begun.
+            if self.first is None or done < self.done:
+                self.first = (now, done)
+            self.done = done
         ended = self.shown and done is not None and done == total
         due = now - self.last >= EVERY if self.shown else now - self.began >= FIRST
         if not (due or ended):
