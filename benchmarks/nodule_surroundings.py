@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-SETS = ("torso", "chest-dicom", "other-ct", "lidc-cubes/scans")
+SETS = ("torso/scans", "chest-dicom", "other-ct/LIDC-IDRI-0314.nii.gz", "lidc-cubes/scans")
 STEPS = 1000
 RIM_MM = 5.0
 """The ball's radius beyond the nodule's."""
@@ -82,7 +82,7 @@ def main() -> None:
     data, folder = arguments.data.resolve(), arguments.work.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     tables = write_tables(data, folder)
-    call(["prepare", *(str(data / name) for name in SETS), "--out", "store", "--spacing", "1", "--modality", "ct"], folder)
+    call(["prepare", *(str(data / name) for name in SETS), "--out", "store", "--spacing", "1"], folder)
     more = ["--resume"] if (folder / "pretrained").exists() else []
     call(
         [
