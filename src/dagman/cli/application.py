@@ -31,8 +31,14 @@ _AFTER_TASKS = {
     "import": "Turn a public data set into a table: lidc, medmnist.",
     "store": "Check a store, list its scans, or remove patients from it.",
 }
-# `import` is a keyword of Python, so its file has another name; what is of all tasks is in their folder.
-_MODULES = {"import": "imports", "predict": "tasks.predict", "compare": "tasks.compare"}
+# `import` is a keyword of Python, so its file has another name; what is of all tasks, or of encoders, is in a folder of its own.
+_MODULES = {
+    "import": "imports",
+    "predict": "tasks.predict",
+    "compare": "tasks.compare",
+    "embed": "encoders.embed",
+    "attention": "encoders.attention",
+}
 
 
 def list_commands() -> dict[str, str]:
