@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dagman.errors import TaskError
-from dagman.evaluation.results import Comparison, choose_endpoint, mark_primary
+from dagman.evaluation.results import Comparison, choose_endpoint, correct_comparisons
 from dagman.evaluation.statistics import Difference, correct_holm
 from dagman.reports.tasks.differences import judge_differences, tabulate_differences
 
@@ -19,7 +19,7 @@ TABLE = {
 
 def _compare(second: str, name: str, p: float) -> Comparison:
     difference = Difference(value=0.1, low=0.01, high=0.2, p=p, level=0.95, items=9, patients=9, how="DeLong")
-    return Comparison(name=name, first="a", second=second, method="linear", difference=difference, corrected=4 * p)
+    return Comparison(name=name, first="a", second=second, method="linear", difference=difference)
 
 
 @pytest.mark.parametrize(
@@ -60,16 +60,19 @@ def test_one_model_has_no_primary_difference():
 
 def test_the_primary_is_tested_alone_and_the_others_are_corrected_for_their_own_number():
     rows = [_compare("b", "auc", 0.03), _compare("b", "brier", 0.04), _compare("c", "auc", 0.02), _compare("c", "brier", 0.5)]
-    marked = mark_primary(rows, choose_endpoint("second=c", **TABLE))
+    marked = correct_comparisons(rows, choose_endpoint("second=c", **TABLE))
     assert (marked[0].second, marked[0].name, marked[0].primary) == ("c", "auc", True)
     assert marked[0].corrected == 0.02
     assert [row.corrected for row in marked[1:]] == pytest.approx(correct_holm([0.03, 0.04, 0.5]))
-    assert mark_primary(rows, None) == tuple(rows)
+    for none in (None, choose_endpoint("second=c,method=knn", **TABLE)):
+        alone = correct_comparisons(rows, none)
+        assert [(row.second, row.name, row.primary) for row in alone] == [(row.second, row.name, False) for row in rows]
+        assert [row.corrected for row in alone] == pytest.approx(correct_holm([0.03, 0.04, 0.02, 0.5]))
 
 
 def test_pages_lead_with_the_primary_endpoint():
     rows = [_compare("b", "auc", 0.3), _compare("c", "auc", 0.02)]
-    marked = mark_primary(rows, choose_endpoint("second=c", **TABLE))
+    marked = correct_comparisons(rows, choose_endpoint("second=c", **TABLE))
     first, second = judge_differences(marked)
     assert "Primary endpoint" in first.text
     assert "`a` is better" in first.text

@@ -29,7 +29,6 @@ from dagman.evaluation.statistics import (
     bootstrap_difference,
     bootstrap_interval,
     bound_proportion,
-    correct_holm,
     find_widening,
 )
 from dagman.records.counts import count_noun
@@ -139,25 +138,24 @@ def measure_scores(scored: Scored, *, resamples: int = 2000, seed: int = 0) -> l
 
 
 def compare_scores(scores: Sequence[Scored], *, resamples: int = 2000, seed: int = 0) -> list[Comparison]:
-    """The first model minus each other one, for every method and subset both have, with p corrected by Holm over all of them.
+    """The first model minus each other one, for every method and subset both have; `correct_comparisons` corrects their p.
 
     Binary AUCs by DeLong over patients, the rest by the paired bootstrap; each is the difference of what `measure_scores` gives.
     """
-    made: list[tuple[str, Scored, Scored, Any]] = []
-    if not scores:
-        return []
-    for first in (scored for scored in scores if scored.model == scores[0].model):
-        for second in scores:
-            if second.model != first.model and (second.method, second.subset) == (first.method, first.subset):
-                made += [(name, first, second, _compare(name, first, second, resamples, seed)) for name in list_compared()]
-    corrected = correct_holm([difference.p for *_, difference in made])
     return [
         Comparison(
-            name=name, first=first.model, second=second.model, method=first.method, subset=first.subset, difference=difference,
-            corrected=p,
+            name=name,
+            first=first.model,
+            second=second.model,
+            method=first.method,
+            subset=first.subset,
+            difference=_compare(name, first, second, resamples, seed),
         )
-        for (name, first, second, difference), p in zip(made, corrected, strict=True)
-    ]  # fmt: skip
+        for first in scores
+        for second in scores
+        if first.model == scores[0].model != second.model and (first.method, first.subset) == (second.method, second.subset)
+        for name in list_compared()
+    ]
 
 
 def describe_curves(scored: Scored, *, seed: int = 0) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -49,7 +49,8 @@ class Measurement:
 class Comparison:
     """One paired difference of two models on the same items.
 
-    `corrected` is p by Holm over all that were made, but for the primary endpoint, which is tested alone.
+    `corrected` is given by `correct_comparisons`: p by Holm over all that were made, but for the primary endpoint, which is tested
+    alone.
     """
 
     name: str
@@ -58,7 +59,7 @@ class Comparison:
     method: str
     subset: str = "100%"
     difference: Difference
-    corrected: float
+    corrected: float = math.nan
     primary: bool = False
 
 
@@ -106,24 +107,24 @@ def choose_endpoint(
     return Endpoint(**{key: given.get(key, values[0]) for key, values in known.items()})
 
 
-def mark_primary(comparisons: Sequence[Comparison], endpoint: Endpoint | None) -> tuple[Comparison, ...]:
-    """The primary endpoint first, with its own p, and the others corrected for their number (Holm); unchanged without one.
+def correct_comparisons(comparisons: Iterable[Comparison], endpoint: Endpoint | None = None) -> tuple[Comparison, ...]:
+    """The primary endpoint first, with its own p; the others, or all where there is none, corrected for their number (Holm).
 
-    An endpoint that no comparison is of (a method that one of its models lacks) leaves all of them as they are.
+    An endpoint that no comparison is of (a method that one of its models lacks) is none.
     """
-    if endpoint is None:
-        return tuple(comparisons)
-    pair = {endpoint.first, endpoint.second}
-    of = (endpoint.measure, endpoint.method, endpoint.subset)
-    chosen = [row for row in comparisons if {row.first, row.second} == pair and (row.name, row.method, row.subset) == of]
-    if not chosen:
-        return tuple(comparisons)
-    others = [row for row in comparisons if row is not chosen[0]]
+    rows = list(comparisons)
+    primary = next((row for row in rows if endpoint is not None and _is_of(row, endpoint)), None)
+    others = [row for row in rows if row is not primary]
     corrected = correct_holm([row.difference.p for row in others])
     return (
-        dataclasses.replace(chosen[0], corrected=chosen[0].difference.p, primary=True),
+        *([] if primary is None else [dataclasses.replace(primary, corrected=primary.difference.p, primary=True)]),
         *(dataclasses.replace(row, corrected=p) for row, p in zip(others, corrected, strict=True)),
     )
+
+
+def _is_of(row: Comparison, endpoint: Endpoint) -> bool:
+    same_pair = {row.first, row.second} == {endpoint.first, endpoint.second}
+    return same_pair and (row.name, row.method, row.subset) == (endpoint.measure, endpoint.method, endpoint.subset)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from dagman.evaluation.classification_measures import (
     measure_scores,
     score_out_of_fold,
 )
-from dagman.evaluation.results import Results, Summary, choose_endpoint, mark_primary
+from dagman.evaluation.results import Results, Summary, choose_endpoint, correct_comparisons
 from dagman.evaluation.splits import (
     Indices,
     Protocol,
@@ -140,7 +140,7 @@ def _classify(inputs: TaskInputs, out: Path, settings: ClassificationSettings, s
         task="classify",
         classes=table.classes,
         measurements=tuple(m for s in found for m in measure_scores(s, resamples=settings.resamples, seed=settings.seed)),
-        comparisons=mark_primary(compare_scores(found, resamples=settings.resamples, seed=settings.seed), endpoint),
+        comparisons=correct_comparisons(compare_scores(found, resamples=settings.resamples, seed=settings.seed), endpoint),
         notes=(
             *warn_of_overlap(inputs, tested),
             *inputs.notes,

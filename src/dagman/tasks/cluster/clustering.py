@@ -24,8 +24,8 @@ from dagman.evaluation.clustering_metrics import (
     measure_purity,
     measure_rand_index,
 )
-from dagman.evaluation.results import Comparison, Measurement, Results, Summary, choose_endpoint, mark_primary
-from dagman.evaluation.statistics import Difference, Interval, bootstrap_difference, bootstrap_interval, correct_holm
+from dagman.evaluation.results import Comparison, Measurement, Results, Summary, choose_endpoint, correct_comparisons
+from dagman.evaluation.statistics import Interval, bootstrap_difference, bootstrap_interval
 from dagman.notes import Note, inform, warn
 from dagman.randomness import address
 from dagman.records.counts import count_noun
@@ -160,9 +160,9 @@ def judge_structures(found: Clustered, table: Table) -> dict[str, Floats]:
 
 
 def compare_clusterings(found: Sequence[Clustered], table: Table, settings: ClusteringSettings) -> list[Comparison]:
-    """The first model minus each other one: silhouette and neighbour accuracy, paired; p corrected by Holm."""
+    """The first model minus each other one: silhouette and neighbour accuracy, paired."""
     judged = [judge_structures(one, table) for one in found]
-    made: list[tuple[str, str, Difference]] = []
+    made: list[Comparison] = []
     for other, values in zip(found[1:], judged[1:], strict=True):
         for name in (name for name in judged[0] if name in values):
             difference = bootstrap_difference(
@@ -174,12 +174,8 @@ def compare_clusterings(found: Sequence[Clustered], table: Table, settings: Clus
                 draws=settings.resamples,
                 seed=settings.seed,
             )
-            made.append((name, other.model, difference))
-    corrected = correct_holm([difference.p for *_, difference in made])
-    return [
-        Comparison(name=name, first=found[0].model, second=second, method="features", difference=difference, corrected=p)
-        for (name, second, difference), p in zip(made, corrected, strict=True)
-    ]
+            made.append(Comparison(name=name, first=found[0].model, second=other.model, method="features", difference=difference))
+    return made
 
 
 def _cluster(inputs: TaskInputs, out: Path, settings: ClusteringSettings, store: Store | None, notify: Notify) -> Evaluation:
@@ -206,7 +202,7 @@ def _cluster(inputs: TaskInputs, out: Path, settings: ClusteringSettings, store:
         task="cluster",
         classes=table.classes,
         measurements=tuple(m for one in found for m in measure_clustering(one, table, settings)),
-        comparisons=mark_primary(compare_clusterings(found, table, settings), endpoint),
+        comparisons=correct_comparisons(compare_clusterings(found, table, settings), endpoint),
         notes=(*warn_of_overlap(inputs, np.arange(len(table))), *inputs.notes, *_explain(inputs, found, settings)),
         extra={
             "map": settings.map,

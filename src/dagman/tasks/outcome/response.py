@@ -17,7 +17,7 @@ from dagman.evaluation.classification_measures import (
     measure_scores,
     score_out_of_fold,
 )
-from dagman.evaluation.results import Results, Summary, choose_endpoint, mark_primary
+from dagman.evaluation.results import Results, Summary, choose_endpoint, correct_comparisons
 from dagman.evaluation.splits import (
     Indices,
     Split,
@@ -119,7 +119,7 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: N
         task="response",
         classes=table.classes,
         measurements=tuple(m for s in found for m in measure_scores(s, resamples=settings.resamples, seed=settings.seed)),
-        comparisons=mark_primary(compare_scores(found, resamples=settings.resamples, seed=settings.seed), endpoint),
+        comparisons=correct_comparisons(compare_scores(found, resamples=settings.resamples, seed=settings.seed), endpoint),
         notes=(
             *warn_of_overlap(inputs, tested),
             *inputs.notes,

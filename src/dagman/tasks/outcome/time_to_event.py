@@ -22,9 +22,9 @@ from dagman.evaluation.outcome_metrics import (
     list_measures,
     measure_outcome,
 )
-from dagman.evaluation.results import Comparison, Measurement, Results, Summary, choose_endpoint, mark_primary
+from dagman.evaluation.results import Comparison, Measurement, Results, Summary, choose_endpoint, correct_comparisons
 from dagman.evaluation.splits import Protocol, Split, Subset, find_largest_count, list_subsets, plan_splits, write_splits
-from dagman.evaluation.statistics import Interval, correct_holm
+from dagman.evaluation.statistics import Interval
 from dagman.evaluation.survival import choose_times
 from dagman.notes import inform, warn
 from dagman.records.names import suggest_name
@@ -179,7 +179,7 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: N
         task="outcome",
         classes=("censored", "event"),
         measurements=tuple(_measure(found, predict_without_features(patients, splits, times), settings)),
-        comparisons=mark_primary(_compare(found, settings), endpoint),
+        comparisons=correct_comparisons(_compare(found, settings), endpoint),
         notes=(
             *warn_of_overlap(inputs, tested),
             *inputs.notes,
@@ -235,16 +235,17 @@ def _state(name: str, arm: str, method: str, subset: str, interval: Interval) ->
 
 def _compare(found: Sequence[FoldScores], settings: OutcomeSettings) -> list[Comparison]:
     """Harrell's C of every two arms under one method, from one subset."""
-    pairs = [(a, b) for a, b in combinations(found, 2) if (a.method, a.subset) == (b.method, b.subset)]
-    differences = [
-        compare_outcome("harrell_c", a.out_of_fold, b.out_of_fold, draws=settings.resamples, seed=settings.seed) for a, b in pairs
-    ]
-    corrected = correct_holm([difference.p for difference in differences])
     return [
         Comparison(
-            name="harrell_c", first=a.arm, second=b.arm, method=a.method, subset=a.subset, difference=difference, corrected=p
+            name="harrell_c",
+            first=a.arm,
+            second=b.arm,
+            method=a.method,
+            subset=a.subset,
+            difference=compare_outcome("harrell_c", a.out_of_fold, b.out_of_fold, draws=settings.resamples, seed=settings.seed),
         )
-        for (a, b), difference, p in zip(pairs, differences, corrected, strict=True)
+        for a, b in combinations(found, 2)
+        if (a.method, a.subset) == (b.method, b.subset)
     ]
 
 

@@ -25,7 +25,7 @@ from dagman.evaluation.results import (
     Results,
     Summary,
     choose_endpoint,
-    mark_primary,
+    correct_comparisons,
     refuse_other_results,
     write_inputs,
     write_predictions,
@@ -33,7 +33,7 @@ from dagman.evaluation.results import (
 )
 from dagman.evaluation.segmentation_scores import MEASURES, METHOD, agree_volumes, average_items, rank_items, summarize_scores
 from dagman.evaluation.splits import Protocol, Split, find_largest_count, list_subsets, name_overlap, plan_splits, write_splits
-from dagman.evaluation.statistics import bootstrap_difference, correct_holm
+from dagman.evaluation.statistics import bootstrap_difference
 from dagman.notes import Note, inform, warn
 from dagman.records.counts import count_noun
 from dagman.records.csv_file import write_csv
@@ -216,7 +216,7 @@ def _summarize(
         task="segment",
         classes=tuple(one.name for one in structures),
         measurements=tuple(measured),
-        comparisons=mark_primary(_compare(rows, settings), endpoint),
+        comparisons=correct_comparisons(_compare(rows, settings), endpoint),
         notes=tuple(notes),
         extra={
             "structures": [asdict(one) for one in structures],
@@ -312,12 +312,12 @@ def _compare(rows: pd.DataFrame, settings: SegmentationSettings) -> list[Compari
                 draws=settings.resamples,
                 seed=settings.seed,
             )
-            found.append((str(first), str(second), str(subset), difference))
-    corrected = correct_holm([difference.p for *_, difference in found])
-    return [
-        Comparison(name="dice", first=first, second=second, method=METHOD, subset=subset, difference=difference, corrected=p)
-        for (first, second, subset, difference), p in zip(found, corrected, strict=True)
-    ]
+            found.append(
+                Comparison(
+                    name="dice", first=str(first), second=str(second), method=METHOD, subset=str(subset), difference=difference
+                )
+            )
+    return found
 
 
 def _mean_of_second(labels: np.ndarray, values: np.ndarray) -> float:
