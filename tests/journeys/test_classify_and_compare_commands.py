@@ -246,7 +246,8 @@ def test_models_are_compared_on_identical_splits(encoder, lesions, monai_weights
     models = [encoder, "scratch:tiny", f"monai:{monai_weights}", "resnet3d:10", "radiomics:size", "pixels"]
     code, printed, errors = call_dagman(
         *("compare", "classify", *models, lesions / "masks.csv", "--label", "malignant", "--method", "linear"),
-        *("--folds", 3, "--shares", "50,100", "--out", tmp_path / "out", *SMALL_CROPS, "--primary", "second=pixels"),
+        *("--folds", 3, "--repeats", 1, "--shares", "50,100", "--primary", "second=pixels"),
+        *("--out", tmp_path / "out", *SMALL_CROPS),
     )
     assert code == 0, errors
     names = ["run", "scratch:tiny", "monai:swin.safetensors", "resnet3d:10", "radiomics:size", "pixels"]
@@ -284,7 +285,7 @@ def test_networks_alone_are_fine_tuned_and_the_others_are_said(encoder, lesions,
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--label", "malignant"), "paired comparisons; p (Holm) is corrected for their number"),
+        (("--label", "malignant", "--repeats", 1), "paired comparisons; p (Holm) is corrected for their number"),
         (("--time", "days", "--event", "died", "--repeats", 1), "1 paired comparison: p (Holm) is p"),
     ],
 )

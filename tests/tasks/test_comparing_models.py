@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dagman.cli.application import main
+from dagman.evaluation.splits import Protocol
 from dagman.store.crops import CropSpec
 from dagman.tasks.finetuning import choose_finetuning
 
@@ -77,6 +78,14 @@ def test_what_was_not_given_is_left_to_the_task(table, ask):
     asked = ask("classify", "pixels", str(table), "--label", "label", "--epochs", "3", "--folds", "2")
     assert asked["settings"] == type(asked["settings"])(folds=2, finetuning=choose_finetuning("short", epochs=3))
     assert set(asked["read"].splits) == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "trains", "given", "wanted"),
+    [(None, False, False, 5), (None, True, False, 1), (None, False, True, 1), (2, True, True, 2), (1, False, False, 1)],
+)
+def test_repeats_that_were_not_asked_for_are_five_where_they_are_cheap(asked, trains, given, wanted):
+    assert Protocol(repeats=asked).count_repeats(trains=trains, given=given) == wanted
 
 
 @pytest.mark.parametrize(("given", "wanted"), [((), (1.0,)), (("--shots", "1"), ()), (("--shots", "1", "--shares", "50"), (0.5,))])

@@ -46,7 +46,7 @@ def run_classification(
     label: Annotated[str | None, typer.Option(help="Column of the label; two or more classes.", show_default="required")] = None,
     method: Annotated[str, typer.Option(help="One or more of linear, knn, finetune, comma-separated.")] = "linear,knn",
     folds: Folds = 5,
-    repeats: Repeats = 1,
+    repeats: Repeats = None,
     shares: Shares = None,
     per_class: Shots = "",
     draws: Draws = 1,

@@ -49,7 +49,7 @@ def run_outcome(
     clinical: Annotated[str, typer.Option(help="Clinical columns, comma-separated: judged alone and with the image.")] = "",
     method: Annotated[str, typer.Option(help="One or more of cox, forest, finetune; a response has the linear probe.")] = "",
     folds: Folds = 5,
-    repeats: Repeats = 5,
+    repeats: Repeats = None,
     shares: Shares = None,
     per_class: Shots = "",
     draws: Draws = 1,

@@ -42,7 +42,7 @@ def run_segmentation(
     ] = None,
     mask_label: MaskLabel = None,
     folds: Folds = 5,
-    repeats: Repeats = 1,
+    repeats: Repeats = None,
     shares: Shares = None,
     shots: Shots = "",
     draws: Draws = 1,

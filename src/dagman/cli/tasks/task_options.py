@@ -23,7 +23,15 @@ ModelsAndTable = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Folder of results.")]
 Folds = Annotated[int, typer.Option(help="Number of folds by patient; a column 'split' replaces them.")]
-Repeats = Annotated[int, typer.Option(help="Number of repeats, each with new folds.")]
+Repeats = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of repeats, each with new folds. Default: 5; 1 where networks are fine-tuned or trained, or the table has its "
+        "own split.",
+        show_default=False,
+    ),
+]
 Shares = Annotated[
     str | None,
     typer.Option(help="Shares of the training patients, such as 25,50,100 (percent). Default: 100 (segment: if no --shots)."),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from dagman.reports.names import explain_intervals, format_interval, name_measur
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, Verdict, render_page
 from dagman.reports.provenance import tabulate_settings
 from dagman.reports.style import FULL_WIDTH
+from dagman.reports.tasks.chance import judge_against_chance
 from dagman.tasks.classify.examples import read_examples
 
 _LONG = 240
@@ -41,7 +41,7 @@ def render_classification(results: Results) -> str:
     """The page as HTML."""
     summary = results.summary
     sections = [
-        Section("What was found", [*show_warnings(summary), *judge_models(summary)]),
+        Section("What was found", [*show_warnings(summary), *judge_models(results)]),
         Section("Measures", tabulate_measures(summary)),
         Section("ROC and reliability", show_curves(summary)),
         Section("Confusion", show_confusions(summary)),
@@ -79,27 +79,11 @@ def list_notes(summary: Summary) -> list[Block]:
     return [Listing([note.text for note in summary.notes])] if summary.notes else []
 
 
-def judge_models(summary: Summary) -> list[Block]:
+def judge_models(results: Results) -> list[Block]:
     """A sentence for each model and method with all labels: whether its AUC excludes chance; and what a fresh encoder means."""
-    blocks: list[Block] = []
-    for row in list_measurements(summary, name="auc", subset=find_last_subset(summary)):
-        interval = row.interval
-        who = f"`{row.model}`, {name_method(row.method)}"
-        if not math.isfinite(interval.low + interval.high):
-            blocks.append(Verdict("warn", f"{who}: AUC {state_interval(row)}; {interval.how}."))
-        elif interval.low > 0.5:
-            blocks.append(Verdict("ok", f"{who}: AUC {state_interval(row)}, better than chance (0.5)."))
-        elif interval.high < 0.5:
-            blocks.append(
-                Verdict("bad", f"{who}: AUC {state_interval(row)}, worse than chance. Check for a leak, or a label read wrongly.")
-            )
-        else:
-            blocks.append(
-                Verdict(
-                    "warn",
-                    f"{who}: AUC {state_interval(row)}. With so few patients this cannot be distinguished from chance (0.5).",
-                )
-            )
+    summary = results.summary
+    shown = list_measurements(summary, name="auc", subset=find_last_subset(summary))
+    blocks: list[Block] = [judge_against_chance(row, results, chance=0.5, called="chance (0.5)") for row in shown]
     fresh = summary.extra.get("fresh", [])
     for name in fresh:
         blocks.append(Text(f"`{name}` is not pretrained: what it reaches is what any pretraining must beat."))

@@ -15,9 +15,10 @@ from dagman.reports.figures.intervals import draw_intervals
 from dagman.reports.figures.survival import draw_survival_calibration, draw_survival_groups
 from dagman.reports.methods import TITLE, quote_results
 from dagman.reports.names import format_interval, format_p, name_measure, name_method, state_kinds
-from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Section, Text, Verdict, render_page
+from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Section, Text, render_page
 from dagman.reports.provenance import tabulate_settings
 from dagman.reports.style import FULL_WIDTH
+from dagman.reports.tasks.chance import judge_against_chance
 from dagman.reports.tasks.classification import (
     describe_design,
     judge_models,
@@ -49,7 +50,7 @@ def render_response(results: Results) -> str:
     """The page of a response as HTML."""
     summary = results.summary
     sections = [
-        Section("What was found", [*show_warnings(summary), *judge_models(summary)]),
+        Section("What was found", [*show_warnings(summary), *judge_models(results)]),
         Section("Measures", tabulate_measures(summary)),
         Section("Paired differences", tabulate_differences(summary.comparisons, "On the same patients and resamples.")),
         Section("ROC and reliability", show_curves(summary)),
@@ -79,7 +80,7 @@ def render_outcome(results: Results) -> str:
     )
     differences = judge_differences(summary.comparisons) if summary.comparisons else []
     sections = [
-        Section("What was found", [*show_warnings(summary), *_judge(summary.measurements), *differences, *_state_events(summary)]),
+        Section("What was found", [*show_warnings(summary), *_judge(results), *differences, *_state_events(summary)]),
         Section("Discrimination of outcomes", [*_draw_concordance(summary.measurements), *_tabulate(summary.measurements)]),
         Section("Paired differences", tabulate_differences(summary.comparisons, "On the same patients and resamples.")),
         Section("Risk groups", _show_groups(extra["predicted"], clock)),
@@ -93,24 +94,10 @@ def render_outcome(results: Results) -> str:
     return render_page(f"Outcome: {results.path.resolve().name}", lead, sections, footer=_FOOTER)
 
 
-def _judge(measurements: Sequence[Measurement]) -> list[Block]:
+def _judge(results: Results) -> list[Block]:
     """A sentence for each arm: whether its interval excludes chance."""
-    blocks: list[Block] = []
-    for row in measurements:
-        if row.name != "harrell_c" or row.subset != _ALL:
-            continue
-        value = row.interval
-        who = f"`{row.model}` ({name_method(row.method)})"
-        index = f"Harrell's C {_state(row)}"
-        if value.low > 0.5:
-            blocks.append(Verdict("ok", f"{who} separates early from late events: {index}."))
-        elif value.high < 0.5:
-            blocks.append(
-                Verdict("bad", f"{who} is worse than chance: {index}. Check for a leak, or a column read the wrong way round.")
-            )
-        else:
-            blocks.append(Verdict("warn", f"{who}: {index}. With so few patients this cannot be distinguished from chance (0.5)."))
-    return blocks
+    shown = [row for row in results.summary.measurements if row.name == "harrell_c" and row.subset == _ALL]
+    return [judge_against_chance(row, results, chance=0.5, called="chance (0.5)") for row in shown]
 
 
 def _state_events(summary: Summary) -> list[Block]:

@@ -97,7 +97,7 @@ def classify_items(
 
     Raises TaskError when the items cannot be split, or a model cannot do what was asked.
     """
-    settings, out = settings or ClassificationSettings(), Path(out)
+    settings, out = _settle(settings or ClassificationSettings(), table), Path(out)
     if not any(_can(spec, method) for spec in models for method in settings.methods):
         raise TaskError(f"{models[0].text} has no weights to fine-tune", do="Ask for --method linear, or give a network")
     # Refuses what cannot be split before hours of reading.
@@ -165,13 +165,19 @@ def _can(spec: ModelSpec, method: str) -> bool:
     return method != "finetune" or spec.has_network
 
 
+def _settle(settings: ClassificationSettings, table: Table) -> ClassificationSettings:
+    """With the number of repeats that is meant where none is given."""
+    repeats = settings.count_repeats(trains="finetune" in settings.methods, given=table.splits is not None)
+    return replace(settings, repeats=repeats)
+
+
 def _plan(table: Table, settings: ClassificationSettings) -> tuple[list[Split], list[Subset], list[str]]:
     """Splits, few-shot subsets, and notes on those that cannot be."""
     splits = plan_splits(
         table.patients,
         table.codes,
         folds=settings.folds,
-        repeats=settings.repeats,
+        repeats=settings.count_repeats(),
         seed=settings.seed,
         given=table.splits,
         classes=table.classes,

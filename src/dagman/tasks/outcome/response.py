@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def predict_response(
     Raises TaskError when the patients cannot be split.
     """
     settings, out = settings or OutcomeSettings(), Path(out)
+    settings = replace(settings, repeats=settings.count_repeats(given=table.splits is not None))
     _plan(pool_patients(table.items), table, settings)
     run = ItemRun(models=models, table=table, out=out, store=store, cache=cache, notify=on_part)
     return run_pipeline("outcome", run, settings, lambda inputs, notify: _predict(inputs, out, settings, notify))
@@ -175,7 +177,7 @@ def _plan(patients: PooledPatients, table: Table, settings: OutcomeSettings) -> 
         patients.names,
         codes,
         folds=settings.folds,
-        repeats=settings.repeats,
+        repeats=settings.count_repeats(),
         seed=settings.seed,
         given=patients.splits,
         classes=table.classes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,6 @@ class OutcomeSettings(Protocol):
 
     methods: tuple[str, ...] = ("cox",)
     "Of METHODS; forest and fine-tuning cost more."
-    repeats: int = 5
     crop: CropSpec = FROM_SIZE
     device: str = "auto"
     precision: str = "fp32"
@@ -102,6 +101,8 @@ def predict_outcome(
     Raises TaskError when the table holds too few patients or events, or when no two patients can be compared.
     """
     settings, out = settings or OutcomeSettings(), Path(out)
+    repeats = settings.count_repeats(trains="finetune" in settings.methods, given=table.splits is not None)
+    settings = replace(settings, repeats=repeats)
     if settings.methods == ("finetune",) and not any(spec.has_network for spec in models):
         raise TaskError(f"{models[0].text} has no weights to fine-tune", do="Ask for --method cox, or give a network")
     # Refuses what cannot be split before hours of reading.
@@ -202,7 +203,7 @@ def _plan(patients: PooledPatients, settings: OutcomeSettings) -> tuple[list[Spl
     """Splits, few-shot subsets, and notes on those that cannot be."""
     strata = stratify_patients(patients, settings.folds) if patients.splits is None else None
     splits = plan_splits(
-        patients.names, strata, folds=settings.folds, repeats=settings.repeats, seed=settings.seed, given=patients.splits
+        patients.names, strata, folds=settings.folds, repeats=settings.count_repeats(), seed=settings.seed, given=patients.splits
     )
     refuse_incomparable(patients, splits)
     largest = find_largest_count(splits, patients.events, np.array(patients.names))

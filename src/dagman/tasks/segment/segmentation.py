@@ -123,6 +123,7 @@ def segment_scans(
     Raises TaskError and SettingsError for what cannot be meant; a scan that cannot be used is refused in `out/rejected.csv`.
     """
     settings, out = settings or SegmentationSettings(), Path(out)
+    settings = replace(settings, repeats=settings.count_repeats(trains=True))
     notify = on_part or (lambda text: None)
     # Refuses what cannot be split, or would overwrite other results, before hours of reading.
     _plan(data, [item.index for item in data.items], settings)
@@ -243,7 +244,7 @@ def _plan(data: LabelledScans, indices: Sequence[int], settings: SegmentationSet
     return plan_splits(
         [data.items[index].patient for index in indices],
         folds=settings.folds,
-        repeats=settings.repeats,
+        repeats=settings.count_repeats(),
         seed=settings.seed,
         given=None if data.splits is None else data.splits[list(indices)],
     )

@@ -1,0 +1,36 @@
+"""Whether a model does better than chance, in a sentence that says over how many patients and repeats."""
+
+from __future__ import annotations
+
+import math
+
+from dagman.evaluation.results import Measurement, Results
+from dagman.evaluation.statistics import FEW_PATIENTS
+from dagman.records.counts import count_noun
+from dagman.reports.names import format_interval, name_measure, name_method
+from dagman.reports.page import Verdict
+
+
+def judge_against_chance(row: Measurement, results: Results, *, chance: float, called: str) -> Verdict:
+    """A verdict on a measure of which more is better, by its interval; `called` names chance to readers, as in "chance (0.5)"."""
+    interval = row.interval
+    value = format_interval(interval.value, interval.low, interval.high)
+    sentence = f"`{row.model}`, {name_method(row.method)}: {name_measure(row.name)} {value}"
+    if not math.isfinite(interval.low + interval.high):
+        return Verdict("warn", f"{sentence}; {interval.how}.")
+    repeats, folds = _count_splits(results)
+    over = f"over {count_noun(interval.patients, 'patient')}" + (f" and {count_noun(repeats, 'repeat')}" if folds > 1 else "")
+    few = interval.patients < FEW_PATIENTS
+    again = " Other folds may give another number: `--repeats 5` averages over them." if folds > 1 and repeats == 1 else ""
+    if interval.low > chance:
+        wide = " With so few patients read the interval, not the value." if few else ""
+        return Verdict("ok", f"{sentence}, better than {called} by its interval {over}.{wide}{again}")
+    if interval.high < chance:
+        return Verdict("bad", f"{sentence}, worse than {called} by its interval {over}. Check for a leak, or a column read wrongly.")
+    with_few = " with so few patients" if few else ""
+    return Verdict("warn", f"{sentence}. {over.capitalize()} this cannot be distinguished from {called}{with_few}.{again}")
+
+
+def _count_splits(results: Results) -> tuple[int, int]:
+    """Repeats and folds."""
+    return int(results.splits["repeat"].nunique()), int(results.splits["fold"].nunique())
