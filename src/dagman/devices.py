@@ -6,6 +6,7 @@ Nothing here is applied behind a caller's back: `choose_*` only says what to use
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import platform
 import resource
@@ -81,6 +82,27 @@ def choose_precision(name: str = "auto", device: str = "cpu") -> Choice[str]:
     if name == "bf16":
         return Choice("precision", "bf16", "asked for" if native else f"asked for, but slower than fp32: {why}")
     return Choice("precision", "bf16" if native else "fp32", why)
+
+
+def choose_kernels(name: str = "auto", device: str = "cpu") -> Choice[str]:
+    """`reference`, torch's own operations, or `triton`, the kernels of `dagman.model.kernels`; `auto` takes the reference.
+
+    `auto` changes only when a run on a card has shown the kernels' gain and error together (docs/decisions/0035).
+    Raises SettingsError for an unknown name, and for `triton` without a CUDA device or without the package triton.
+    """
+    if name not in ("auto", "reference", "triton"):
+        raise SettingsError("are not kernels", where=f"kernels {name!r}", do="Use auto, reference, or triton")
+    if name == "reference":
+        return Choice("kernels", "reference", "asked for")
+    cuda = torch.device(device).type == "cuda"
+    if name == "auto":
+        why = "Triton's have not been measured on a card; train.kernels=triton takes them" if cuda else f"runs on {device}"
+        return Choice("kernels", "reference", why)
+    if not cuda:
+        raise SettingsError("the Triton kernels need a CUDA device", where=f"kernels {name!r}", do="Use auto or reference")
+    if importlib.util.find_spec("triton") is None:
+        raise SettingsError("the package triton is missing", where=f"kernels {name!r}", do="Install it, or use reference")
+    return Choice("kernels", "triton", "asked for")
 
 
 def choose_threads() -> Choice[int]:

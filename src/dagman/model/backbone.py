@@ -54,6 +54,10 @@ class Backbone(nn.Module):
         stages: how many maps are wanted, all by default.
         """
 
+    def use_kernels(self, kernels: str) -> None:
+        """Compute by "triton" kernels or by the "reference"; a backbone without kernels of its own has the reference alone."""
+        del kernels
+
     @abstractmethod
     def layers(self) -> list[list[nn.Parameter]]:
         """All parameters, layer by layer from the input on, so that fine-tuning can give each layer its own learning rate."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dagman.errors import SettingsError
 from dagman.model.swin import Mlp
@@ -99,7 +100,7 @@ class GlobalBlock(nn.Module):
         qkv = self.qkv(self.norm1(z)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
         # Never holds the T x T probabilities: with stage 1 as the place of the module T is 32,769.
-        attended = F.scaled_dot_product_attention(q, k, v)
+        attended = _attend(q, k, v)
         z = z + self.proj(attended.transpose(1, 2).flatten(2))
         return z + self.mlp(self.norm2(z))
 
@@ -109,7 +110,7 @@ class GlobalBlock(nn.Module):
         weight, bias = self.qkv.weight, self.qkv.bias
         q = F.linear(normed[:, -1:], weight[:dim], bias[:dim]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = F.linear(normed, weight[dim:], bias[dim:]).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-        attended = F.scaled_dot_product_attention(q, k, v)
+        attended = _attend(q, k, v)
         cls = z[:, -1:] + self.proj(attended.transpose(1, 2).flatten(2))
         return (cls + self.mlp(self.norm2(cls)))[:, 0]
 
@@ -125,6 +126,15 @@ class GlobalBlock(nn.Module):
             q, k = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k))
             logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
             return torch.softmax(logits, dim=-1).squeeze(2)[..., :-1]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v; all B H T D."""
+    if q.device.type != "cuda":
+        return F.scaled_dot_product_attention(q, k, v)
+    # cuDNN's backend has given wrong gradients (pytorch#196678), and torch prefers it on some cards (docs/decisions/0035).
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        return F.scaled_dot_product_attention(q, k, v)
 
 
 def encode_positions(grid: tuple[int, int, int], dim: int) -> Float[Tensor, "N {dim}"]:

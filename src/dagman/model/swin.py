@@ -8,7 +8,7 @@ Tokens stay channels-last (B L C) throughout; feature maps are channels-first vi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from dagman.errors import SettingsError
 from dagman.model.backbone import Backbone, BackboneKind, MaskFill, register_backbone
 from dagman.model.window_attention import LARGE, WindowAttention
-from dagman.model.windows import Triple, plan_windows
+from dagman.model.windows import Triple, WindowPlan, plan_windows
+
+AddAndNormalise = Callable[..., tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,12 @@ class SwinEncoder(Backbone):
         parts = [part for stage in self.stages for part in (*cast(SwinStage, stage).blocks, cast(SwinStage, stage).merging)]
         return [first, *(list(part.parameters()) for part in parts)]
 
+    def use_kernels(self, kernels: str) -> None:
+        """Blocks by "triton" kernels, or by the "reference" of torch's own operations; the same numbers to rounding."""
+        for stage in self.stages:
+            for block in cast(SwinStage, stage).blocks:
+                cast(SwinBlock, block).use_kernels(kernels)
+
     @torch.no_grad()
     def attention_of(self, view: Float[Tensor, "B channels X Y Z"]) -> list[StageAttention]:
         """The window attention of each stage's last block, without gradient."""
@@ -227,12 +235,38 @@ class SwinBlock(nn.Module):
         self.attention = WindowAttention(dim, heads, window)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.add_and_normalise: AddAndNormalise | None = None
+        """`kernels.layer_norm.add_and_normalise` where it was chosen."""
+
+    def use_kernels(self, kernels: str) -> None:
+        """As `SwinEncoder.use_kernels`."""
+        if kernels == "triton":
+            from dagman.model.kernels.layer_norm import add_and_normalise
+            from dagman.model.kernels.window_attention import attend_tokens
+
+            self.add_and_normalise, self.attention.kernel = add_and_normalise, attend_tokens
+        else:
+            self.add_and_normalise = self.attention.kernel = None
 
     def forward(self, x: Float[Tensor, "B L C"], grid: Triple, scales: Iterator[Tensor] | None) -> Float[Tensor, "B L C"]:
         """Tokens after the block."""
         plan = plan_windows(grid, self.window, self.shift, x.device)
+        if self.add_and_normalise is not None:
+            return self._forward_fused(self.add_and_normalise, x, plan, scales)
         x = _add_branch(x, self.attention(self.norm1(x), plan), scales)
         return _add_branch(x, self.mlp(self.norm2(x)), scales)
+
+    def _forward_fused(
+        self, add_and_normalise: AddAndNormalise, x: Tensor, plan: WindowPlan, scales: Iterator[Tensor] | None
+    ) -> Tensor:
+        """`forward` with each norm, the sum before it and the cast after it as one kernel."""
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        one, two = self.norm1, self.norm2
+        _, normed = add_and_normalise(x, None, None, one.weight, one.bias, one.eps, dtype)
+        branch, scale = self.attention(normed, plan), None if scales is None else next(scales).flatten()
+        x, normed = add_and_normalise(x, branch, scale, two.weight, two.bias, two.eps, dtype)
+        return _add_branch(x, self.mlp(normed), scales)
 
 
 class Mlp(nn.Module):

@@ -6,6 +6,7 @@ Letters: M windows of all views (B * W), W windows of a view, H heads, n tokens 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -95,9 +96,13 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.bias_table, std=0.02)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
+        self.kernel: Callable[[Tensor, Tensor, Tensor, WindowPlan, float], Tensor] | None = None
+        """`kernels.window_attention.attend_tokens` where it was chosen; None: the reference below."""
 
     def forward(self, x: Float[Tensor, "B L C"], plan: WindowPlan) -> Float[Tensor, "B L C"]:
         """Tokens after attention in the plan's windows."""
+        if self.kernel is not None:
+            return self.proj(self.kernel(self.qkv(x), self.qkv.bias, self._bias(plan), plan, self.scale))
         windows, bias = gather_windows(x, plan), self._bias(plan)
         if torch.is_grad_enabled() or plan.tokens <= LARGE:
             return gather_tokens(self._attend(windows, bias, plan.masked), plan)

@@ -30,6 +30,7 @@ class WindowPlan:
     to_windows (W*n): the token in each place of each window; `tokens` (one past the last) is padding.
     to_tokens (L): the place of each token, the inverse of `to_windows`.
     masked (W n n): True where two places lie in one window by wrap-around alone and must not attend; None where nothing is shifted.
+    regions (W n): the part of the grid that a place comes from; a pair is masked where these differ. None where nothing is shifted.
     valid (W n): True where a place holds a token, not padding.
     """
 
@@ -39,6 +40,7 @@ class WindowPlan:
     to_windows: Int[Tensor, " places"]
     to_tokens: Int[Tensor, " tokens"]
     masked: Bool[Tensor, "W n n"] | None
+    regions: Int[Tensor, "W n"] | None
     valid: Bool[Tensor, "W n"]
 
     @property
@@ -79,7 +81,8 @@ def plan_windows(grid: Triple, side: int, shift: int, device: torch.device) -> W
         to_windows = _cut(rolled[None, ..., None], window).flatten()
         to_tokens = torch.argsort(to_windows)[:tokens]
         places = math.prod(window)
-        masked = _wrapped_pairs(padded, window, shifts, device) if any(shifts) else None
+        regions = _number_regions(padded, window, shifts, device) if any(shifts) else None
+        masked = None if regions is None else regions[:, :, None] != regions[:, None, :]
     return WindowPlan(
         grid=grid,
         window=window,
@@ -87,6 +90,7 @@ def plan_windows(grid: Triple, side: int, shift: int, device: torch.device) -> W
         to_windows=to_windows,
         to_tokens=to_tokens,
         masked=masked,
+        regions=regions,
         valid=(to_windows < tokens).reshape(-1, places),
     )
 
@@ -153,12 +157,11 @@ def _padding(grid: Triple, padded: Triple | list[int]) -> list[int]:
     return [n for g, p in zip(reversed(grid), reversed(padded), strict=True) for n in (0, p - g)]
 
 
-def _wrapped_pairs(padded: list[int], window: Triple, shift: Triple, device: torch.device) -> Tensor:
-    """True where, after rolling, two places of a window come from opposite ends of the grid."""
+def _number_regions(padded: list[int], window: Triple, shift: Triple, device: torch.device) -> Tensor:
+    """Places of one window have different numbers (int32) where, after rolling, they come from opposite ends of the grid."""
     region = torch.zeros(padded, dtype=torch.long, device=device)
     for axis, (side, w, s) in enumerate(zip(padded, window, shift, strict=True)):
         place = torch.arange(side, device=device)
         number = (place >= side - w).long() + (place >= side - s).long() if s else torch.zeros_like(place)
         region = region * 3 + number.reshape([-1 if a == axis else 1 for a in range(3)])
-    regions = _cut(region[None, ..., None], window).squeeze(-1)
-    return regions[:, :, None] != regions[:, None, :]
+    return _cut(region[None, ..., None], window).squeeze(-1).int().contiguous()

@@ -242,6 +242,8 @@ class TrainSettings(Section):
     """Fixed validation views."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the networks; losses, centres, softmax and EMA stay float32."""
+    kernels: Literal["auto", "reference", "triton"] = "auto"
+    """What Swin's blocks are computed by: torch's own operations, or Triton kernels on a CUDA device."""
     device: str = "auto"
     """auto, cpu, cuda, or cuda:N."""
     workers: Annotated[int, Field(ge=0)] | Auto = "auto"

@@ -92,10 +92,11 @@ def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle
     fingerprint = hash_bytes("\n".join(usable).encode())
     device = devices.choose_device(settings.train.device)
     precision = devices.choose_precision(settings.train.precision, device.value)
+    kernels = devices.choose_kernels(settings.train.kernels, device.value)
     threads = devices.choose_threads()
     torch.set_num_threads(threads.value)
     allocator = devices.tune_allocator(device=device.value)
-    choices: list[devices.Choice[str] | devices.Choice[int]] = [device, precision, threads, allocator]
+    choices: list[devices.Choice[str] | devices.Choice[int]] = [device, precision, kernels, threads, allocator]
     state = {
         "store": fingerprint,
         "grid": _hash_grids(store, usable),
@@ -111,6 +112,9 @@ def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle
     trainer = Trainer(
         settings, dataset, out, device=device.value, precision=precision.value, workers=workers, state=state, on_event=on_event
     )
+    for network in (trainer.student, trainer.teacher):
+        if network is not None:
+            network.encoder.use_kernels(kernels.value)
     noted = {} if exists else {**{f"idle: {text}": text for text in idle}, **list_run_warnings(settings)}
     warnings = [*noted.values(), *_list_changed_precision(before, state)]
     lines = [*reasons, *devices.describe_choices(choices), *describe_run(settings, trainer.student, dataset, left_out)]

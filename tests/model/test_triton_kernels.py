@@ -1,0 +1,114 @@
+"""Proves the Triton kernels equal to their references, values and every gradient, under Triton's interpreter on the CPU."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Read when the kernels are decorated, so before they are imported. On a card tests/gpu runs them compiled.
+os.environ["TRITON_INTERPRET"] = "1"
+pytest.importorskip("triton")
+
+from dagman.model.kernels.layer_norm import add_and_normalise
+from dagman.model.kernels.window_attention import attend_tokens
+from dagman.model.swin import SwinEncoder, SwinShape
+from dagman.model.window_attention import WindowAttention
+from dagman.model.windows import plan_windows
+
+CPU = torch.device("cpu")
+
+
+def _differ(got: list[Tensor], wanted: list[Tensor]) -> float:
+    """Largest relative error of norm over the pairs."""
+    return max(
+        float((a.detach() - b.detach()).float().norm() / b.detach().float().norm()) for a, b in zip(got, wanted, strict=True)
+    )
+
+
+def _attend_both_ways(
+    grid: tuple[int, int, int], side: int, shift: int, heads: int, dim: int, dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
+    torch.manual_seed(0)
+    layer = WindowAttention(dim, heads, side)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    layer.to(dtype)
+    plan = plan_windows(grid, side, shift, CPU)
+    x = torch.randn(2, math.prod(grid), dim).to(dtype).requires_grad_()
+    given = torch.randn(2, math.prod(grid), dim).to(dtype)
+    results = []
+    for kernel in (attend_tokens, None):
+        layer.kernel = kernel
+        out = layer(x, plan)
+        results.append([out, *torch.autograd.grad(out, [x, *layer.parameters()], given)])
+    return results[0], results[1]
+
+
+@pytest.mark.parametrize(
+    ("grid", "side", "shift", "heads", "dim"),
+    [
+        pytest.param((8, 8, 4), 4, 2, 2, 24, id="shifted, heads of 12 channels"),
+        pytest.param((5, 6, 3), 4, 2, 1, 32, id="padded and shifted, heads of 32"),
+        pytest.param((1, 4, 4), 4, 0, 2, 48, id="one window cut short, heads of 24"),
+        pytest.param((7, 6, 6), 6, 3, 1, 16, id="6 tokens along a window"),
+        pytest.param((7, 8, 7), 7, 3, 1, 16, id="7 tokens along a window"),
+    ],
+)
+def test_window_attention_and_every_gradient_equal_the_reference(
+    grid: tuple[int, int, int], side: int, shift: int, heads: int, dim: int
+):
+    got, wanted = _attend_both_ways(grid, side, shift, heads, dim, torch.float32)
+    assert _differ(got, wanted) < 2e-6
+
+
+def test_half_precision_attention_errs_no_more_than_the_reference_itself():
+    # float16: Triton's interpreter multiplies the bits of bfloat16 as if they were integers. tests/gpu has bfloat16.
+    got, wanted = _attend_both_ways((5, 6, 3), 4, 2, 2, 32, torch.float16)
+    _, exact = _attend_both_ways((5, 6, 3), 4, 2, 2, 32, torch.float32)
+    for ours, reference, true in zip(got, wanted, exact, strict=True):
+        assert _differ([ours], [true]) < 1.1 * _differ([reference], [true])
+
+
+@pytest.mark.parametrize("branch", ["none", "added", "scaled"])
+@pytest.mark.parametrize("channels", [24, 50, 768])
+def test_layer_norm_with_the_sum_before_it_equals_the_reference(channels: int, branch: str):
+    torch.manual_seed(0)
+    x, added = (torch.randn(2, 7, channels, requires_grad=True) for _ in range(2))
+    weight, bias = (torch.randn(channels, requires_grad=True) for _ in range(2))
+    scale = torch.tensor([0.0, 1.25]) if branch == "scaled" else None
+    given = torch.randn(2, 2, 7, channels)
+    leaves = [x, weight, bias, *([] if branch == "none" else [added])]
+
+    def measure(compute: Callable[[], tuple[Tensor, Tensor]]) -> list[Tensor]:
+        total, normed = compute()
+        return [total, normed, *torch.autograd.grad((total * given[0]).sum() + (normed * given[1]).sum(), leaves)]
+
+    def refer() -> tuple[Tensor, Tensor]:
+        factor = 1.0 if scale is None else scale[:, None, None]
+        total = x if branch == "none" else x + added * factor
+        return total, F.layer_norm(total, (channels,), weight, bias, 1e-5)
+
+    got = measure(lambda: add_and_normalise(x, None if branch == "none" else added, scale, weight, bias, 1e-5))
+    assert _differ(got, measure(refer)) < 1e-6
+
+
+def test_an_encoder_by_kernels_has_the_features_and_gradients_of_the_reference():
+    shape = SwinShape(embed=12, depths=(2, 1, 1, 1), heads=(1, 1, 1, 2), drop_path=0.5)
+    torch.manual_seed(0)
+    encoder = SwinEncoder(shape)
+    view, drop = torch.rand(2, 1, 16, 20, 12), torch.rand(shape.branches, 2)
+    results = []
+    for kernels in ("triton", "reference"):
+        encoder.use_kernels(kernels)
+        features = encoder(view, drop=drop)
+        loss = sum(x.square().mean() for x in features)
+        results.append([*features, *torch.autograd.grad(loss, list(encoder.parameters()))])
+    # Keys' biases have a gradient of zero but for rounding, so tensors are compared together.
+    got, wanted = (torch.cat([part.detach().flatten() for part in parts]) for parts in results)
+    assert float((got - wanted).norm() / wanted.norm()) < 1e-5
