@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from typer.testing import CliRunner
 
-from dagman.cli import inspect
+from dagman.cli.scans import inspect
 from dagman.scans.inspection import Inspection
 
 

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from dagman.cli import demo, pretrain, report, store
+from dagman.cli import demo, pretrain, report
+from dagman.cli.scans import store
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from dagman.cli import prepare, progress, store
+from dagman.cli import progress
+from dagman.cli.scans import prepare, store
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from dagman.cli.inspect import app as inspect_app
+from dagman.cli.scans.inspect import app as inspect_app
 from dagman.errors import ScanError
 from dagman.scans.affine import Affine
 from dagman.scans.discovery import Series, find_series

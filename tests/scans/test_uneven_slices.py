@@ -7,8 +7,8 @@ import inspect
 import numpy as np
 import pytest
 
-from dagman.cli.inspect import inspect_scans
-from dagman.cli.prepare import prepare_scans
+from dagman.cli.scans.inspect import inspect_scans
+from dagman.cli.scans.prepare import prepare_scans
 from dagman.errors import ScanError
 from dagman.scans.discovery import WIDEST_GAP_MM
 from dagman.scans.reading import read_scan

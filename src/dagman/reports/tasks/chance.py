@@ -26,7 +26,9 @@ def judge_against_chance(row: Measurement, results: Results, *, chance: float, c
         wide = " With so few patients read the interval, not the value." if few else ""
         return Verdict("ok", f"{sentence}, better than {called} by its interval {over}.{wide}{again}")
     if interval.high < chance:
-        return Verdict("bad", f"{sentence}, worse than {called} by its interval {over}. Check for a leak, or a column read wrongly.")
+        return Verdict(
+            "bad", f"{sentence}, worse than {called} by its interval {over}. Check for a leak, or a column read wrongly."
+        )
     with_few = " with so few patients" if few else ""
     return Verdict("warn", f"{sentence}. {over.capitalize()} this cannot be distinguished from {called}{with_few}.{again}")
 

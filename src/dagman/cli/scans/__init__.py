@@ -1,0 +1,1 @@
+"""The commands about scans and stores of them."""
