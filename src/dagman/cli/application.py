@@ -23,6 +23,8 @@ _BEFORE_TASKS = {
     "report": "One self-contained HTML page of a run.",
     "embed": "Feature vectors of scans, or of a table's items, as Parquet.",
     "attention": "Attention maps of a scan on its own grid, as NIfTI and pictures.",
+    "info": "What an encoder, run, store or model is, is made from, and expects.",
+    "export": "An encoder in the form of another program: monai.",
 }
 _AFTER_TASKS = {
     "predict": "Apply a trained model to scans.",
@@ -41,6 +43,8 @@ _MODULES = {
     "compare": "tasks.compare",
     "embed": "encoders.embed",
     "attention": "encoders.attention",
+    "info": "encoders.info",
+    "export": "encoders.export",
 }
 
 

@@ -1,0 +1,44 @@
+"""`dagman export`: an encoder in the form of another program, with its preprocessing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+_EXAMPLE = "Example: dagman export runs/first --to monai --out for-monai"
+
+
+@app.command(epilog=_EXAMPLE)
+def export_weights(
+    encoder: Annotated[str, typer.Argument(help="A run, an encoder folder, or scratch:SIZE.")],
+    to: Annotated[str, typer.Option(help="Program to write for: monai.")],
+    out: Annotated[Path, typer.Option(help="Folder to write into.")],
+    weights: Annotated[str, typer.Option(help="Whose weights of a run: teacher, student, or auto.")] = "auto",
+    results: Annotated[list[Path] | None, typer.Option(help="Results of a task to list in the card; may be repeated.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+) -> None:
+    """Write an encoder for another program: its weights there, preprocessing.json, and README.md, which shows how to load it."""
+    from rich.console import Console
+
+    from dagman.encoder.loading import load_encoder
+    from dagman.evaluation.results import Results
+    from dagman.export.forms import export_encoder
+
+    loaded = load_encoder(encoder, device="cpu", weights=weights)
+    exported = export_encoder(loaded, to, out, results=[Results(folder) for folder in results or []])
+    outcome = {"out": str(out), "files": exported.files, "left_out": exported.left_out, "notes": exported.notes}
+    if as_json:
+        typer.echo(json.dumps(outcome))
+        return
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console.print(f"{loaded.describe()}: {', '.join(exported.files)}")
+    for part in exported.left_out:
+        console.print(f"  left out: {part}")
+    for note in exported.notes:
+        console.print(f"  {note}")
+    console.print(f"written: {out} (README.md shows how to load it)")

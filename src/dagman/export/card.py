@@ -1,0 +1,88 @@
+"""The card of an export (README.md): how it is used, what it was made from, what it was measured to do, what it is not for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dagman.encoder.encoder import Encoder
+from dagman.evaluation.results import Results
+from dagman.export.contents import describe_encoder, describe_run, find_run
+from dagman.export.preprocessing import state_preprocessing
+
+FILE = "README.md"
+LICENCE = "To be set by whoever publishes these weights: the data they were trained on may forbid some licences."
+
+
+def write_card(
+    folder: Path,
+    encoder: Encoder,
+    program: str,
+    usage: str,
+    left_out: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    *,
+    results: Sequence[Results] = (),
+    header: str = "",
+) -> None:
+    """Write README.md. results: of tasks that this encoder took part in. header: what stands before it, such as YAML."""
+    run = find_run(encoder)
+    contents = describe_encoder(encoder) if run is None else describe_run(run, weights=encoder.config.weights)
+    lines = [
+        f"# {encoder.describe()[0].upper()}{encoder.describe()[1:]}, for {program}",
+        "",
+        "Made by `dagman export`. Research use only; see the end.",
+        "",
+        "## Use",
+        "```python",
+        usage.rstrip(),
+        "```",
+        *([f"Left out, because it has no place there: {', '.join(left_out)}."] if left_out else []),
+        *notes,
+        "",
+        "## Preprocessing",
+        state_preprocessing(encoder),
+        "",
+        "For programs: `preprocessing.json`.",
+        "",
+        "## Made of",
+        *_list_values(contents.made_of),
+        "",
+        "## Made from",
+        *_list_values(contents.made_from),
+        "",
+        "## What the monitors of the pretraining showed",
+        *[f"- {note}" for note in contents.notes or ("No run lies beside these weights.",)],
+        "",
+        "## Results",
+        *_list_results(results),
+        "",
+        "## Licence",
+        LICENCE,
+        "",
+        "## What it may be used for",
+        *[f"- {use}" for use in contents.used_for],
+        "",
+        "## What it must not be used for",
+        *[f"- {use}" for use in contents.not_for],
+    ]
+    (folder / FILE).write_text(header + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _list_values(values: Mapping[str, Any]) -> list[str]:
+    return [f"- {key.replace('_', ' ')}: {value}" for key, value in values.items()]
+
+
+def _list_results(results: Sequence[Results]) -> list[str]:
+    """A table of every measurement with its interval; a sentence where there are none."""
+    if not results:
+        return ["None were given (`--results FOLDER` adds those of a task)."]
+    lines = ["| task | model | method | labels | measure | value | interval | items | patients |", "|" + "---|" * 9]
+    for one in results:
+        for row in one.summary.measurements:
+            interval = row.interval
+            spread = f"{interval.low:.3f} to {interval.high:.3f} ({interval.level:.0%})"
+            cells = [one.summary.task, row.model, row.method, row.subset, row.name, f"{interval.value:.3f}", spread]
+            lines.append(f"| {' | '.join(cells)} | {interval.items} | {interval.patients} |")
+    return lines

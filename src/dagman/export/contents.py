@@ -1,0 +1,238 @@
+"""What a folder of dagman's is: made of, made from, may be used for, and its contract; for `dagman info` and for model cards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dagman.encoder.encoder import Encoder
+from dagman.encoder.loading import find_folder, load_encoder
+from dagman.errors import DagmanError, TaskError
+from dagman.export.preprocessing import describe_preprocessing, state_preprocessing
+from dagman.records.counts import count_noun, list_some
+from dagman.reports.run.run_page import judge_run
+from dagman.store.manifest import Store
+from dagman.tasks.registry import TASKS, list_keeping
+from dagman.training.run import Run
+
+RESEARCH = "Research on scans of {modalities} at about {spacing:g} mm: features, fine-tuning, segmentation, retrieval."
+NOT_FOR = (
+    "Diagnosis, treatment, or any decision about a patient: nobody has validated it for that.",
+    "Scores on scans that it was trained on: their content hashes are in config.json (scans_seen), and dagman leaves them out.",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What something is. `kind`: encoder, run, store or model. Values of the mappings are plain, for JSON.
+
+    Attributes:
+        what: One sentence.
+        made_of: Parts and sizes.
+        made_from: Data, method, seed, version.
+        used_for: What it may be used for.
+        not_for: What it must not be used for.
+        contract: What it is given and what it gives.
+        notes: Verdicts and warnings, in sentences.
+    """
+
+    kind: str
+    what: str
+    made_of: Mapping[str, Any] = field(default_factory=dict)
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+    used_for: tuple[str, ...] = ()
+    not_for: tuple[str, ...] = ()
+    contract: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def to_values(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def describe_path(path: str, *, weights: str = "auto") -> Contents:
+    """What a path or a name of an encoder is; raises DagmanError where it is none of what dagman makes, or is damaged."""
+    folder = Path(path)
+    if (folder / "store.json").is_file():
+        return describe_store(Store(folder))
+    if (folder / "settings.toml").is_file():
+        return describe_run(Run(folder), weights=weights)
+    model = _find_model(folder)
+    if model is not None:
+        return describe_model(model)
+    if (folder / "metrics.json").is_file():
+        what = f"holds results without a model; {list_keeping()} keep one"
+        raise TaskError(what, where=folder, do="Open its report.html, or give a model, a run, a store or an encoder")
+    return describe_encoder(load_encoder(path, device="cpu", weights=weights))
+
+
+def describe_encoder(encoder: Encoder) -> Contents:
+    """What an encoder is."""
+    config, network = encoder.config, encoder.network
+    parameters = sum(value.numel() for value in network.parameters())
+    made_of = {
+        "backbone": config.backbone,
+        "size": config.size,
+        "parameters": parameters,
+        "embed": config.shape.embed,
+        "depths": list(config.shape.depths),
+        "heads": list(config.shape.heads),
+        "window": config.shape.window if "swin" in config.backbone else None,
+        "widths": list(network.encoder.widths),
+        "strides": list(network.encoder.strides),
+        "semantic_attention": None if config.semantic is None else asdict(config.semantic),
+        "digest": encoder.digest,
+    }
+    made_from = {
+        "method": config.method,
+        "steps": config.step,
+        "seed": config.seed,
+        "weights": config.weights,
+        "first_weights": config.first_weights,
+        "scans_seen": len(config.scans_seen),
+    }
+    notes: tuple[str, ...] = ("Its weights are random: it has not been trained.",) if config.fresh else ()
+    if config.first_weights is not None and config.first_weights > 0.05:
+        notes += (f"{config.first_weights:.0%} of the teacher's first, random weights is left in it.",)
+    gives = {f"x{stage}": [width, stride] for stage, (width, stride) in enumerate(_list_maps(encoder), start=1)}
+    use = RESEARCH.format(modalities=" and ".join(config.modalities), spacing=config.spacing)
+    return Contents(
+        kind="encoder",
+        what=encoder.describe(),
+        made_of={key: value for key, value in made_of.items() if value is not None},
+        made_from={key: value for key, value in made_from.items() if value is not None},
+        used_for=(use,),
+        not_for=NOT_FOR,
+        contract={"preprocessing": describe_preprocessing(encoder), "maps (channels, stride in voxels)": gives},
+        notes=notes,
+    )
+
+
+def describe_run(run: Run, *, weights: str = "auto") -> Contents:
+    """What a pretraining run is, with the encoder that it exports where there is one yet."""
+    settings, command = run.settings, run.command
+    inputs = command.get("inputs", {})
+    try:
+        inner: Contents | None = describe_encoder(load_encoder(run.path, device="cpu", weights=weights))
+    except DagmanError as error:
+        if (run.path / "encoder").is_dir():
+            raise
+        inner, missing = None, (str(error),)
+    made_from = {
+        "method": settings.method,
+        "size": settings.size,
+        "steps": f"{run.last_step} of {settings.train.steps}",
+        "seed": settings.seed,
+        "scans": inputs.get("count"),
+        "store": inputs.get("store"),
+        "data_digest": inputs.get("scans"),
+        "dagman": command.get("dagman"),
+        "written": command.get("written"),
+    }
+    verdicts = tuple(f"[{verdict.level}] {verdict.text.replace('**', '').replace('`', '')}" for verdict in judge_run(run))
+    return Contents(
+        kind="run",
+        what=f"A pretraining run of the method {settings.method}, {run.last_step} of {settings.train.steps} steps",
+        made_of=inner.made_of if inner else {},
+        made_from={key: value for key, value in made_from.items() if value is not None} | ({} if inner is None else _share(inner)),
+        used_for=inner.used_for if inner else ("Continuing it: repeat its command.",),
+        not_for=NOT_FOR,
+        contract=inner.contract if inner else {},
+        notes=verdicts + (inner.notes if inner else missing),
+    )
+
+
+def describe_store(store: Store) -> Contents:
+    """What a store of prepared scans is."""
+    rows = store.rows
+    modalities = sorted({row.modality for row in rows})
+    return Contents(
+        kind="store",
+        what=f"A store of {count_noun(len(rows), 'prepared scan')} at {store.preparation.spacing:g} mm",
+        made_of={
+            "scans": len(rows),
+            "patients": len({row.patient for row in rows}),
+            "modalities": {name: sum(row.modality == name for row in rows) for name in modalities},
+            "bytes": sum(row.size for row in rows),
+        },
+        made_from=_read_origin(store.path),
+        used_for=("Pretraining (dagman pretrain), and tasks whose tables name its scans by id.",),
+        not_for=("Publication: its voxels are the patients'. Names are pseudonyms, made with the key whose fingerprint it holds.",),
+        contract={key: value for key, value in store.info.items() if key != "format"},
+    )
+
+
+def describe_model(folder: Path) -> Contents:
+    """What a model is that a task left behind."""
+    task = next(task for task in TASKS.values() if task.model is not None and (folder / task.model.file).is_file())
+    values = _read_json(folder / task.model.file) if task.model else {}
+    contract = values.get("contract") or {}
+    made_of: dict[str, Any] = {
+        key: values[key] for key in ("classes", "method", "model", "source", "mirrored", "penalty") if key in values
+    }
+    if "structures" in values:
+        made_of["structures"] = {one["name"]: one["values"] for one in values["structures"]}
+    trained = {"items": contract.get("items"), "patients": contract.get("patients")}
+    trained["scans"] = len(contract.get("scans") or values.get("trained_on") or [])
+    given = {key: contract[key] for key in ("units", "clinical") if contract.get(key)}
+    given |= {key: values[key] for key in ("crop_mm", "crop_spacing", "times") if values.get(key) is not None}
+    notes: tuple[str, ...] = ()
+    if (folder / "encoder").is_dir():
+        encoder = load_encoder(folder / "encoder", device="cpu")
+        made_of["encoder"] = encoder.describe()
+        given["preprocessing"] = state_preprocessing(encoder)
+    if "contract" in values and not contract:
+        notes = ("It was kept by an earlier dagman, without a record of what it was trained on.",)
+    return Contents(
+        kind="model",
+        what=f"A model of dagman {task.name}" + (f" for {list_some(made_of['structures'], 8)}" if "structures" in made_of else ""),
+        made_of=made_of,
+        made_from={key: value for key, value in trained.items() if value is not None} | _read_origin(folder.parent),
+        used_for=("Research: dagman predict applies it to scans like those it was trained on.",),
+        not_for=(NOT_FOR[0], "Scores on the scans that it was trained on."),
+        contract=given,
+        notes=notes,
+    )
+
+
+def _list_maps(encoder: Encoder) -> list[tuple[int, int]]:
+    backbone = encoder.network.encoder
+    return list(zip(backbone.widths, backbone.strides, strict=True))
+
+
+def _share(inner: Contents) -> dict[str, Any]:
+    return {key: inner.made_from[key] for key in ("weights", "first_weights", "scans_seen") if key in inner.made_from}
+
+
+def _find_model(folder: Path) -> Path | None:
+    files = [task.model.file for task in TASKS.values() if task.model is not None]
+    return next((place for place in (folder, folder / "model") if any((place / file).is_file() for file in files)), None)
+
+
+def _read_origin(folder: Path) -> dict[str, Any]:
+    """The command behind a folder and its dagman, as far as they are on record."""
+    if not (folder / "command.json").is_file():
+        return {}
+    values = _read_json(folder / "command.json")
+    return {key: values[key] for key in ("command", "dagman", "written") if values.get(key)}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise TaskError(f"is damaged ({error})", where=path, do="Repeat the command that wrote it") from None
+
+
+def find_run(encoder: Encoder) -> Run | None:
+    """The run that an encoder was loaded from, if it was: from the run itself, or from the encoder folder in it."""
+    source = Path(encoder.source)
+    if ":" in encoder.source and not source.exists():
+        return None
+    for place in (source, find_folder(source).parent):
+        if (place / "settings.toml").is_file():
+            return Run(place)
+    return None

@@ -1,0 +1,64 @@
+"""From an encoder to a folder for another program: its weights there, its preprocessing, and a card that shows its use."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dagman.encoder.encoder import Encoder
+from dagman.errors import EncoderError
+from dagman.evaluation.results import Results
+from dagman.export.card import write_card
+from dagman.export.preprocessing import FILE, write_preprocessing
+from dagman.records.files import write_whole
+from dagman.records.names import suggest_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        files: Names of the files with weights and code, the most important first.
+        usage: Python that loads them in the other program.
+        left_out: Parts of the encoder that have no place there.
+        notes: What the user has to know, in sentences.
+    """
+
+    files: tuple[str, ...]
+    usage: str
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+Writer = Callable[[Encoder, Path], Exported]
+
+FORMS: dict[str, tuple[str, str]] = {
+    "monai": ("MONAI's SwinUNETR", "dagman.export.monai:write_monai"),
+}
+"""The program and the writer ("module:function", imported when it is used) of each form."""
+
+
+def export_encoder(encoder: Encoder, form: str, out: str | Path, *, results: Sequence[Results] = ()) -> Exported:
+    """Write an encoder for another program into the folder `out`, whole; `results` of tasks are listed in its card.
+
+    Raises:
+        EncoderError: There is no such form, the encoder has no place in it, or `out` holds something else.
+        MissingExtraError: The form needs a library that is not installed.
+    """
+    if form not in FORMS:
+        raise EncoderError(f"there is no form {form!r}", do=f"{suggest_name(form, FORMS)} There are {', '.join(FORMS)}")
+    out = Path(out)
+    if out.exists() and not (out / FILE).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise EncoderError("holds something that is not an export", where=out, do="Give another --out")
+    program, writer = FORMS[form]
+    module, _, name = writer.partition(":")
+    write: Writer = getattr(importlib.import_module(module), name)
+    with write_whole(out) as temporary:
+        temporary.mkdir()
+        exported = write(encoder, temporary)
+        write_preprocessing(temporary, encoder)
+        write_card(temporary, encoder, program, exported.usage, exported.left_out, exported.notes, results=results)
+    return exported

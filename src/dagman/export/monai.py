@@ -1,0 +1,105 @@
+"""A Swin encoder as the `swinViT` of MONAI's SwinUNETR, loaded strictly there.
+
+Our encoder standardises intensities, (x - mean) / std, and MONAI's does not: that step is folded into the patch projection.
+Padding is intensity 0 before it in both, so that views with odd sides keep their features.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dagman.encoder.encoder import Encoder
+from dagman.errors import EncoderError
+from dagman.export.forms import Exported
+from dagman.model import SwinEncoder
+from dagman.model.foreign import MonaiSwin
+from dagman.model.window_attention import relative_positions
+
+FILE = "swinvit.safetensors"
+FEATURE_UNIT = 12
+"""SwinUNETR refuses a feature_size that is no multiple of it; the SwinTransformer in it does not."""
+
+
+def write_monai(encoder: Encoder, folder: Path) -> Exported:
+    """Write the weights of `swinViT`; raises EncoderError for an encoder that is no Swin."""
+    state, merging, left_out = convert_swin(encoder)
+    save_file(state, folder / FILE, metadata={"format": "pt", "downsample": merging})
+    return Exported(files=(FILE,), usage=_show_usage(encoder, merging), left_out=left_out, notes=_state_limits(encoder))
+
+
+def convert_swin(encoder: Encoder) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
+    """Weights of a SwinTransformer of MONAI by its own names, its `downsample`, and what has no place in it."""
+    backbone = encoder.network.encoder
+    left_out: tuple[str, ...] = ("the semantic attention",) if encoder.network.semantic_attention is not None else ()
+    if isinstance(backbone, MonaiSwin):
+        state = {name: _own(value) for name, value in backbone.swin.state_dict().items()}
+        return state, encoder.config.backbone.partition(":")[2] or "mergingv2", left_out
+    if not isinstance(backbone, SwinEncoder):
+        what = f"is a {encoder.config.backbone}; MONAI's SwinUNETR takes a Swin"
+        raise EncoderError(what, where=encoder.source, do="Use --to onnx or --to torch-export, which take any encoder")
+    if backbone.mask_token is not None:
+        left_out += ("the mask token",)
+    shape = backbone.shape
+    state = {
+        _rename(name): _own(value) for name, value in backbone.state_dict().items() if name not in ("mean", "std", "mask_token")
+    }
+    weight, bias = state["patch_embed.proj.weight"].double(), state["patch_embed.proj.bias"].double()
+    state["patch_embed.proj.bias"] = (bias - weight.sum(dim=1) * shape.mean / shape.std).float()
+    state["patch_embed.proj.weight"] = (weight / shape.std).float().unflatten(1, (shape.in_channels, *(shape.patch,) * 3))
+    index = relative_positions((shape.window,) * 3, shape.window, torch.device("cpu"))
+    for name in [name for name in state if name.endswith("relative_position_bias_table")]:
+        state[name.replace("bias_table", "index")] = index.clone()
+    return state, "mergingv2", left_out
+
+
+def _rename(name: str) -> str:
+    for ours, theirs in (
+        ("patch_projection", "patch_embed.proj"),
+        (".merging.", ".downsample."),
+        (".attention.", ".attn."),
+        ("bias_table", "relative_position_bias_table"),
+    ):
+        name = name.replace(ours, theirs)
+    head, stage, *rest = name.split(".", 2)
+    return f"layers{int(stage) + 1}.0.{rest[0]}" if head == "stages" else name
+
+
+def _own(value: Tensor) -> Tensor:
+    return value.detach().to("cpu").clone().contiguous()
+
+
+def _show_usage(encoder: Encoder, merging: str) -> str:
+    shape, c = encoder.config.shape, encoder.config
+    sizes = f"depths={shape.depths}, num_heads={shape.heads}, window_size={shape.window}, patch_size={shape.patch}"
+    if shape.embed % FEATURE_UNIT:
+        from_where, start = "SwinTransformer", f"swin = SwinTransformer(in_chans=1, embed_dim={shape.embed}, "
+        sizes = (
+            f"window_size=({shape.window},) * 3, patch_size=({shape.patch},) * 3, depths={shape.depths}, num_heads={shape.heads}"
+        )
+        load = f'swin.load_state_dict(load_file("{FILE}"))'
+    else:
+        from_where, start = "SwinUNETR", f"net = SwinUNETR(in_channels=1, out_channels=2, feature_size={shape.embed}, "
+        load = f'net.swinViT.load_state_dict(load_file("{FILE}"))'
+    ranges = f"a_min={c.low:g}, a_max={c.high:g}, b_min=0.0, b_max=1.0, clip=True"
+    return f"""from monai.networks.nets.swin_unetr import {from_where}
+from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation, ScaleIntensityRange, Spacing
+from safetensors.torch import load_file
+
+{start}{sizes}, downsample="{merging}")
+{load}  # strict: every weight has its place
+read = Compose([LoadImage(), EnsureChannelFirst(), Orientation("RAS"), Spacing({c.spacing:g}), ScaleIntensityRange({ranges})])
+"""
+
+
+def _state_limits(encoder: Encoder) -> tuple[str, ...]:
+    least = 16 * encoder.config.shape.window
+    return (
+        f"Features equal dagman's for views whose sides are at least {least} voxels: below that MONAI 1.6 "
+        "reads the position bias of a window that the view cuts short from other rows of its table.",
+        "MONAI's Spacing does not filter before it makes voxels larger; dagman's resampling does. Where the two must agree to the "
+        "last digit, give it scans that dagman prepared.",
+    )
