@@ -11,16 +11,9 @@ import statistics
 import time
 
 import torch
+from gpu.work import build_work
 
 from dagman.devices import peak_memory_gib, tune_allocator
-from dagman.method import Targets, ViewPair
-from dagman.method.masking import DRAWS
-from dagman.method.networks import unit_grid
-from dagman.method.noise import count_noise_draws
-from dagman.method.teacher import update_teacher
-from dagman.settings import load_settings, resolve_settings
-from dagman.training import assembly
-from dagman.training.accumulation import accumulate_gradients
 
 
 def main() -> None:
@@ -35,39 +28,14 @@ def main() -> None:
     arguments = parser.parse_args()
     tune_allocator("auto", arguments.device)
     device = torch.device(arguments.device)
-    asked = [f"train.batch={arguments.batch}"] if arguments.batch else []
-    settings = resolve_settings(load_settings(arguments.size, arguments.method, assignments=asked)[0])[0]
-    student, teacher = assembly.build_networks(settings)
-    student.to(device).train()
-    if teacher is not None:
-        teacher.to(device)
-    method = assembly.compose_method(settings)
-    targets = Targets(
-        assembly.compose_rules(settings), int(settings.projector.prototypes), assembly.name_projectors(settings), device
+    work = build_work(
+        arguments.size, batch=arguments.batch, device=arguments.device, precision=arguments.precision, method=arguments.method
     )
-    optimizer = torch.optim.AdamW(assembly.group_parameters(student, settings.optim.weight_decay), lr=1e-4)
-    side, micro = settings.view.side, int(settings.train.micro_batch)
-    grid = unit_grid((side,) * 3)
-    units, dropped = grid[0] * grid[1] * grid[2], count_noise_draws(grid, settings.teacher.granularity)
-
-    def draw() -> ViewPair:
-        return ViewPair(
-            views=torch.rand(micro // 2, 2, 1, side, side, side, device=device),
-            masking=torch.rand(micro // 2, 2, units, DRAWS, device=device),
-            noise=torch.rand(micro // 2, 2, dropped, device=device),
-            drop_path=torch.rand(student.encoder.branches, micro // 2, 2, device=device),
-        )
-
-    pairs = [draw() for _ in range(settings.train.batch // micro)]
+    settings, side = work.settings, work.settings.view.side
+    micro = int(settings.train.micro_batch)
 
     def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=arguments.precision == "bf16"):
-            accumulate_gradients(student, teacher, pairs, method, targets, 0.05)
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 3.0)
-        optimizer.step()
-        if teacher is not None:
-            update_teacher(teacher, student, 0.99)
+        work.step()
         if device.type == "cuda":
             torch.cuda.synchronize()
 

@@ -60,7 +60,7 @@ class _AddAndNormalise(torch.autograd.Function):
         mean, rstd = (torch.empty(rows, dtype=torch.float32, device=x.device) for _ in range(2))
         given = x if branch is None else branch.contiguous()
         factors = weight if scale is None else scale.float().contiguous()
-        _forward[(triton.cdiv(rows, block),)](
+        _normalise_forward[(triton.cdiv(rows, block),)](
             x, given, factors, weight, bias, total, normed, mean, rstd, rows, L, C, eps,
             ADD=branch is not None, SCALED=scale is not None, ROWS=block, WIDTH=triton.next_power_of_2(C),
         )  # fmt: skip
@@ -82,7 +82,7 @@ class _AddAndNormalise(torch.autograd.Function):
         partial = torch.empty(2, programs, C, dtype=torch.float32, device=total.device)
         d_normed = gradients[1].contiguous()
         d_total = gradients[0].contiguous() if ctx.added else d_normed
-        _backward[(programs,)](
+        _normalise_backward[(programs,)](
             total, mean, rstd, weight, d_total, d_normed, factors[0] if factors else mean, d_x, d_branch, partial,
             rows, L, C, programs,
             ADD=ctx.added, SCALED=bool(factors), ROWS=block, WIDTH=triton.next_power_of_2(C),
@@ -97,7 +97,7 @@ def _rows_at_once(channels: int) -> int:
 
 @triton.jit
 @no_type_check
-def _forward(
+def _normalise_forward(
     x, branch, factors, weight, bias, total, normed, mean, rstd, rows, tokens, width, eps,
     ADD: tl.constexpr, SCALED: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -125,7 +125,7 @@ def _forward(
 
 @triton.jit
 @no_type_check
-def _backward(
+def _normalise_backward(
     total, mean, rstd, weight, d_total, d_normed, factors, d_x, d_branch, partial, rows, tokens, width, programs,
     ADD: tl.constexpr, SCALED: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip

@@ -65,7 +65,7 @@ class _AttendTokens(torch.autograd.Function):
         B, rows, width = qkv.shape
         out = qkv.new_empty(B, plan.tokens, width // 3)
         n, heads = plan.places, len(bias)
-        _forward[(B * len(plan.valid), heads)](
+        _attend_forward[(B * len(plan.valid), heads)](
             qkv, bias, index, _regions(plan, index), out, scale, rows, plan.tokens, len(plan.valid), n, width // 3 // heads,
             HEADS=heads, **_sizes(n, width // 3 // heads, plan, qkv.dtype),
         )  # fmt: skip
@@ -80,7 +80,7 @@ class _AttendTokens(torch.autograd.Function):
         parts = max(1, min(windows, MOST_PARTS, PARTIAL_BYTES // (heads * n * n * 4)))
         d_qkv = torch.empty_like(qkv)
         partial = torch.zeros(parts, heads, n, n, dtype=torch.float32, device=qkv.device)
-        _backward[(parts, heads)](
+        _attend_backward[(parts, heads)](
             qkv, bias, ctx.index, _regions(plan, ctx.index), gradients[0].contiguous(), d_qkv, partial,
             ctx.scale, rows, plan.tokens, len(plan.valid), windows, parts, n, width // 3 // heads,
             HEADS=heads, **_sizes(n, width // 3 // heads, plan, qkv.dtype),
@@ -127,7 +127,7 @@ def _probabilities(
 
 @triton.jit
 @no_type_check
-def _forward(
+def _attend_forward(
     qkv, bias, index, regions, out, scale, rows, tokens, windows, n, width,
     HEADS: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr,
     SHIFTED: tl.constexpr, PRECISION: tl.constexpr,
@@ -155,7 +155,7 @@ def _forward(
 
 @triton.jit
 @no_type_check
-def _backward(
+def _attend_backward(
     qkv, bias, index, regions, d_out, d_qkv, partial, scale, rows, tokens, windows, total, parts, n, width,
     HEADS: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr,
     SHIFTED: tl.constexpr, PRECISION: tl.constexpr,

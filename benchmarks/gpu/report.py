@@ -1,0 +1,64 @@
+"""The figures as the tables of docs/benchmarks.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+CHECKS = ("fast path", "fp32 error", "half error (reference)", "same bits twice", "times the reference", "of its byte floor")
+ENCODERS = ("encoder", "pass", "ms", "times MONAI")
+STEPS = ("step", "views", "kernels", "s (least to most)", "views/s", "GiB", "of the floor")
+
+
+def render(found: dict[str, Any]) -> str:
+    """Markdown: the ceilings, the checks, encoders beside MONAI's, whole steps, the profile."""
+    ceilings = found["ceilings"]
+    parts = [
+        f"{found['device']}, torch {found['torch']}, {found['date']}; {found['command']}",
+        f"Ceilings: {ceilings['bytes_per_s'] / 1e9:,.0f} GB/s copied, {ceilings['bf16_flop_per_s'] / 1e12:,.1f} TFLOP/s in bf16.",
+        _tabulate(CHECKS, [_say_check(row, ceilings) for row in found["checks"]]),
+        _tabulate(ENCODERS, [_say_encoder(row) for row in found["encoders"]]),
+        _tabulate(STEPS, [_say_step(row) for row in found["steps"]]),
+    ]
+    for row in found["profiles"]:
+        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in row["share"].items())
+        parts.append(f"A step of {row['name']} by kind: {shares}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _say_check(row: dict[str, Any], ceilings: dict[str, Any]) -> list[str]:
+    if "failed" in row:
+        return [row["case"], row["failed"], "", "", "", ""]
+    floor = row["fewest_bytes"] / ceilings["bytes_per_s"]
+    return [
+        row["case"],
+        f"{max(row['fp32_error']):.1e}",
+        f"{max(row['half_error']):.1e} ({max(row['reference_half_error']):.1e})",
+        "yes" if row["again_the_same_bits"] else "NO",
+        f"{row['reference_seconds'] / row['kernel_seconds']:.2f}",
+        f"{floor / row['kernel_seconds']:.0%}",
+    ]
+
+
+def _say_encoder(row: dict[str, Any]) -> list[str]:
+    ratio = "–" if row.get("monai") is None else f"{row['monai'] / row['seconds']:.2f}"
+    return [row["name"], row["pass"], f"{1000 * row['seconds']:.1f}", ratio]
+
+
+def _say_step(row: dict[str, Any]) -> list[str]:
+    if "failed" in row:
+        return [row["name"], str(row["views"]), row["kernels"], row["failed"], "", "", ""]
+    memory = "–" if row["memory_gib"] is None else f"{row['memory_gib']:.1f}"
+    return [
+        row["name"],
+        str(row["views"]),
+        row["kernels"],
+        f"{row['seconds']:.3f} ({row['least']:.3f} to {row['most']:.3f})",
+        f"{row['views'] / row['seconds']:.1f}",
+        memory,
+        f"{row['floor'] / row['seconds']:.0%}",
+    ]
+
+
+def _tabulate(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [list(head), ["---"] * len(head), *rows])
