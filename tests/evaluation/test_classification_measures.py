@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn import metrics
+from sklearn.calibration import calibration_curve
 
 from dagman.evaluation import classification_metrics as ours
 from dagman.evaluation.classification_measures import METRICS
@@ -13,6 +14,7 @@ from dagman.evaluation.measures import MEASURES
 _RANDOM = np.random.default_rng(0)
 _LABELS = _RANDOM.integers(0, 2, 200)
 _SCORES = np.round(np.clip(0.3 * _LABELS + 0.7 * _RANDOM.random(200), 0, 1), 2)
+_UNTIED = np.clip(_SCORES, 0.01, 0.99) + _RANDOM.permutation(200) * 1e-6
 _GUESSES = (_SCORES > 0.5).astype(int)
 _MANY = _RANDOM.integers(0, 4, 200)
 _CHANCES = _RANDOM.dirichlet(np.ones(4), 200) + 0.3 * np.eye(4)[_MANY]
@@ -68,8 +70,31 @@ def test_the_roc_curve_is_scikit_learns():
     np.testing.assert_allclose(found[1], true_rate)
 
 
+def test_reliability_in_bins_of_equal_counts_is_scikit_learns():
+    found = ours.bin_reliability(_LABELS, _UNTIED, bins=4, least=2)
+    observed, predicted = calibration_curve(_LABELS, _UNTIED, n_bins=4, strategy="quantile")
+    np.testing.assert_allclose(found.predicted, predicted)
+    np.testing.assert_allclose(found.observed, observed)
+
+
+@pytest.mark.parametrize(("items", "bins"), [(0, 0), (19, 0), (20, 2), (57, 5), (99, 9), (400, 10)])
+def test_bins_are_fewer_where_items_are_few_and_none_where_two_cannot_be_filled(items, bins):
+    probabilities = np.random.default_rng(items).random(items)
+    found = ours.bin_reliability(np.arange(items) % 2, probabilities)
+    assert len(found.counts) == bins
+    assert found.counts.sum() == (items if bins else 0)
+    assert bins == 0 or (found.counts.min() >= 10 and np.ptp(found.counts) <= 1)
+    assert np.isnan(found.error) == (bins == 0)
+
+
+def test_items_of_one_probability_share_a_bin():
+    found = ours.bin_reliability([0] * 15 + [1] * 15, np.repeat([0.2, 0.5, 0.9], 10))
+    assert found.counts.tolist() == [10, 10, 10]
+    assert ours.bin_reliability([0, 1] * 15, np.full(30, 0.5)).counts.tolist() == [30]
+
+
 def test_reliability_of_a_hand_worked_case():
-    found = ours.bin_reliability([0, 1, 1, 1], [0.1, 0.1, 0.9, 1.0], bins=5)
+    found = ours.bin_reliability([0, 1, 1, 1], [0.1, 0.1, 0.9, 1.0], least=2)
     np.testing.assert_allclose(found.predicted, [0.1, 0.95])
     np.testing.assert_allclose(found.observed, [0.5, 1.0])
     assert found.counts.tolist() == [2, 2]

@@ -112,6 +112,26 @@ def test_intervals_hold_their_value_and_no_events_in_time_leave_two_measures():
     assert describe_calibration(none) is None
 
 
+def test_a_concordance_of_few_pairs_states_their_number_and_small_groups_are_not_calibrated():
+    found = _predicted(items=12, columns=2, folds=2)
+    time, event, fold = found.time, found.event, found.fold
+    early = event & (time < found.horizon)
+    measured = measure_outcome(found, draws=20)
+    for name, seen in (("harrell_c", event), ("uno_c", early)):
+        # By the definition: the earlier of two times is an event, within one fold, averaged over repeats.
+        pairs = [
+            (time[i] < time[j] and seen[i]) or (time[i] == time[j] and seen[i] and not seen[j])
+            for column in range(2)
+            for i in range(12)
+            for j in range(12)
+            if fold[i, column] == fold[j, column]
+        ]
+        assert measured[name].how.endswith(f"; only {round(sum(pairs) / 2)} pairs of patients compared in each repeat")
+    assert all("; only" not in interval.how for interval in measure_outcome(_predicted(folds=2), draws=20).values())
+    assert describe_calibration(found) is None
+    assert describe_calibration(_predicted(items=29, columns=2, folds=2))["counts"].tolist() == [15, 14]
+
+
 def test_a_measure_that_the_patients_do_not_allow_is_left_out_and_explained_never_nan():
     found = _predicted(items=40, columns=2, folds=2)
     assert explain_left_out(found) == []

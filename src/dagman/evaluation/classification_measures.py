@@ -22,7 +22,6 @@ from dagman.evaluation.measures import Measure, register_measure
 from dagman.evaluation.results import Comparison, Measurement
 from dagman.evaluation.splits import Indices, Split, Subset, draw_subset
 from dagman.evaluation.statistics import (
-    FEWEST_PAIRS,
     FEWEST_PATIENTS,
     Interval,
     Metric,
@@ -30,8 +29,8 @@ from dagman.evaluation.statistics import (
     bootstrap_interval,
     bound_proportion,
     find_widening,
+    warn_of_few_pairs,
 )
-from dagman.records.counts import count_noun
 
 Floats = NDArray[np.float64]
 
@@ -130,7 +129,7 @@ def measure_scores(scored: Scored, *, resamples: int = 2000, seed: int = 0) -> l
         if metric.shares is not None:
             interval = _bound_edge(interval, metric.shares(scored.labels, scored.scores), scored)
         if metric.within_folds and scored.classes == 2:
-            interval = _warn_of_few_pairs(interval, scored)
+            interval = warn_of_few_pairs(interval, _count_pairs(scored), "items")
         measurements.append(
             Measurement(name=name, model=scored.model, method=scored.method, subset=scored.subset, interval=interval)
         )
@@ -176,12 +175,13 @@ def describe_curves(scored: Scored, *, seed: int = 0) -> dict[str, Any]:
             "low": band.low,
             "high": band.high,
         }
-        curves["reliability"] = {
-            "predicted": reliability.predicted,
-            "observed": reliability.observed,
-            "counts": reliability.counts,
-            "error": reliability.error,
-        }
+        if len(reliability.counts):
+            curves["reliability"] = {
+                "predicted": reliability.predicted,
+                "observed": reliability.observed,
+                "counts": reliability.counts,
+                "error": reliability.error,
+            }
     return curves
 
 
@@ -238,12 +238,10 @@ def _find_widening(metric: ClassMetric, first: Scored, second: Scored | None = N
     return find_widening(prepare, first.folds, first.patients)
 
 
-def _warn_of_few_pairs(interval: Interval, scored: Scored) -> Interval:
+def _count_pairs(scored: Scored) -> int:
+    """Pairs of items that are compared in each repeat."""
     folds = np.zeros(scored.scores.shape[:2], dtype=np.int64) if scored.folds is None else scored.folds
-    pairs = count_pairs(scored.labels, folds) // folds.shape[1]
-    if pairs >= FEWEST_PAIRS:
-        return interval
-    return replace(interval, how=f"{interval.how}; only {count_noun(pairs, 'pair')} of items compared in each repeat")
+    return count_pairs(scored.labels, folds) // folds.shape[1]
 
 
 def _bound_edge(interval: Interval, shares: Floats, scored: Scored) -> Interval:

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
+from dagman.evaluation.statistics import LEAST_IN_GROUP
+
 Floats = NDArray[np.float64]
 
 
@@ -42,25 +44,32 @@ def count_confusions(labels: ArrayLike, predicted: ArrayLike, classes: int) -> N
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reliability:
-    """Predicted against observed shares in bins of predicted probability, empty bins left out."""
+    """Predicted against observed shares in bins of predicted probability; no bins where the items are too few for two."""
 
     predicted: Floats
     observed: Floats
     counts: NDArray[np.int64]
     error: float
-    "Expected calibration error: mean distance of the two, weighted by counts (Naeini et al., AAAI 2015)."
+    "Expected calibration error: mean distance of the two, weighted by counts (Naeini et al., AAAI 2015); NaN without bins."
 
 
-def bin_reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> Reliability:
-    """Reliability of binary probabilities (n) in `bins` bins of equal width."""
+def bin_reliability(labels: ArrayLike, probabilities: ArrayLike, *, bins: int = 10, least: int = LEAST_IN_GROUP) -> Reliability:
+    """Reliability of binary probabilities (n) in up to `bins` bins of equal numbers of items, `least` at least; ties stay together.
+
+    In bins of equal width (the usual choice) one item at an end makes a point of its own, at 0 or 1 whatever was predicted.
+    """
     positive = np.asarray(labels) > 0
     probabilities = np.asarray(probabilities, dtype=np.float64)
-    places = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
+    bins = min(bins, len(probabilities) // least)
+    if bins < 2:
+        none = np.empty(0)
+        return Reliability(predicted=none, observed=none, counts=none.astype(np.int64), error=float("nan"))
+    places = np.searchsorted(np.sort(probabilities), probabilities) * bins // len(probabilities)
     counts = np.bincount(places, minlength=bins)
     filled = counts > 0
     predicted = np.bincount(places, weights=probabilities, minlength=bins)[filled] / counts[filled]
     observed = np.bincount(places, weights=positive, minlength=bins)[filled] / counts[filled]
-    error = float(np.sum(np.abs(predicted - observed) * counts[filled]) / max(len(positive), 1))
+    error = float(np.sum(np.abs(predicted - observed) * counts[filled]) / len(positive))
     return Reliability(predicted=predicted, observed=observed, counts=counts[filled], error=error)
 
 

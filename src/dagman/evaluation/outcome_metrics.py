@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dagman.evaluation.statistics import Difference, Interval, bootstrap_difference, bootstrap_interval, find_widening
+from dagman.evaluation.statistics import (
+    LEAST_IN_GROUP,
+    Difference,
+    Interval,
+    bootstrap_difference,
+    bootstrap_interval,
+    find_widening,
+    warn_of_few_pairs,
+)
 from dagman.evaluation.survival import (
     calibrate_survival,
     censoring_survival,
@@ -29,6 +37,7 @@ Measure = Callable[[NDArray[np.int64]], float]
 """Of rows of patients, as a resample draws them, to a number."""
 
 MEASURES = ("harrell_c", "uno_c", "dynamic_auc", "integrated_brier")
+_MOST_GROUPS = 4
 _NAMES = {
     "harrell_c": "Harrell's C",
     "uno_c": "Uno's C",
@@ -90,7 +99,7 @@ def measure_outcome(predictions: OutOfFold, *, draws: int = 2000, seed: int = 0)
 
     Those that these patients do not allow are left out (`explain_left_out`).
     """
-    return {
+    intervals = {
         name: bootstrap_interval(
             prepare_measure(name, predictions),
             np.arange(len(predictions.time)),
@@ -106,6 +115,15 @@ def measure_outcome(predictions: OutOfFold, *, draws: int = 2000, seed: int = 0)
         )
         for name in list_measures(predictions)
     }
+    counts = {"harrell_c": count_comparable(predictions), "uno_c": count_comparable(predictions, uno=True)}
+    ranked = {name: warn_of_few_pairs(intervals[name], pairs, "patients") for name, pairs in counts.items() if name in intervals}
+    return intervals | ranked
+
+
+def count_comparable(predictions: OutOfFold, *, uno: bool = False) -> int:
+    """Pairs of patients of one fold whose order is known, in each repeat: what a concordance counts; Uno's up to the horizon."""
+    unweighted = replace(predictions, uncensored=(predictions.uncensored > 0).astype(np.float64))
+    return round(float(_sum_pairs(unweighted, uno=uno)[0].sum()) / predictions.risk.shape[1])
 
 
 def list_measures(predictions: OutOfFold) -> list[str]:
@@ -187,12 +205,15 @@ def describe_groups(predictions: OutOfFold, ticks: int = 7) -> dict[str, Any]:
 
 
 def describe_calibration(predictions: OutOfFold) -> dict[str, Any] | None:
-    """Predicted (mean over columns) and observed survival at the middle time in up to four groups; None without times."""
-    if not len(predictions.times):
+    """Predicted (mean over columns) and observed survival at the middle time in up to four groups of LEAST_IN_GROUP or more.
+
+    None without times, or with too few patients for two groups.
+    """
+    groups = min(_MOST_GROUPS, len(predictions.time) // LEAST_IN_GROUP)
+    if not len(predictions.times) or groups < 2:
         return None
     place = len(predictions.times) // 2
     predicted, horizon = predictions.survival[:, :, place].mean(axis=1), float(predictions.times[place])
-    groups = int(np.clip(len(predicted) // 8, 2, 4))
     bins = calibrate_survival(predictions.time, predictions.event, predicted, horizon, groups=groups)
     return {
         "horizon": horizon,

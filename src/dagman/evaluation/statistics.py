@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -32,6 +32,8 @@ FEWEST_PAIRS = 100
 """Fewer comparable pairs are stated beside an AUC or a C: each then moves it by more than 0.01. [ours]"""
 FEW_PATIENTS = 50
 """Of fewer a verdict says so: of 43 an AUC of 0.69 has an interval that is 0.46 wide (decision 0022). [ours]"""
+LEAST_IN_GROUP = 10
+"""Fewest items in a group whose share is set against what was predicted of it: a tenth more or less is one item then. [ours]"""
 REFITTING = "widened for refitting (Nadeau & Bengio)"
 """Said of intervals that hold for the models of other patients too."""
 POWER = 0.8
@@ -123,6 +125,13 @@ def bootstrap_difference(
     p = _find_p(subtract, inputs, rows, value, values, widening)
     items = len(inputs[0])
     return Difference(value=value, low=low, high=high, level=level, items=items, patients=len(rows), how=f"paired {how}", p=p)
+
+
+def warn_of_few_pairs(interval: Interval, pairs: int, of: str) -> Interval:
+    """The interval, with the number of pairs in each repeat where it is below FEWEST_PAIRS; of: "items" or "patients"."""
+    if pairs >= FEWEST_PAIRS:
+        return interval
+    return replace(interval, how=f"{interval.how}; only {count_noun(pairs, 'pair')} of {of} compared in each repeat")
 
 
 def bound_proportion(right: float, count: int, *, level: float = 0.95) -> tuple[float, float]:

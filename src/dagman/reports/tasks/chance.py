@@ -1,4 +1,4 @@
-"""Whether a model does better than chance, in a sentence that says over how many patients and repeats."""
+"""Whether a model does better than chance, in a lead that says over how many patients and repeats."""
 
 from __future__ import annotations
 
@@ -15,22 +15,20 @@ def judge_against_chance(row: Measurement, results: Results, *, chance: float, c
     """A verdict on a measure of which more is better, by its interval; `called` names chance to readers, as in "chance (0.5)"."""
     interval = row.interval
     value = format_interval(interval.value, interval.low, interval.high)
-    sentence = f"`{row.model}`, {name_method(row.method)}: {name_measure(row.name)} {value}"
+    lead = f"`{row.model}`, {name_method(row.method)}: {name_measure(row.name)} {value}"
     if not math.isfinite(interval.low + interval.high):
-        return Verdict("warn", f"{sentence}; {interval.how}.")
+        return Verdict("warn", f"{lead}; {interval.how}.")
     repeats, folds = _count_splits(results)
     over = f"over {count_noun(interval.patients, 'patient')}" + (f" and {count_noun(repeats, 'repeat')}" if folds > 1 else "")
     few = interval.patients < FEW_PATIENTS
     again = " Other folds may give another number: `--repeats 5` averages over them." if folds > 1 and repeats == 1 else ""
     if interval.low > chance:
         wide = " With so few patients read the interval, not the value." if few else ""
-        return Verdict("ok", f"{sentence}, better than {called} by its interval {over}.{wide}{again}")
+        return Verdict("ok", f"{lead}, better than {called} by its interval {over}.{wide}{again}")
     if interval.high < chance:
-        return Verdict(
-            "bad", f"{sentence}, worse than {called} by its interval {over}. Check for a leak, or a column read wrongly."
-        )
+        return Verdict("bad", f"{lead}, worse than {called} by its interval {over}. Check for a leak, or a column read wrongly.")
     with_few = " with so few patients" if few else ""
-    return Verdict("warn", f"{sentence}. {over.capitalize()} this cannot be distinguished from {called}{with_few}.{again}")
+    return Verdict("warn", f"{lead}. {over.capitalize()} this cannot be distinguished from {called}{with_few}.{again}")
 
 
 def _count_splits(results: Results) -> tuple[int, int]:

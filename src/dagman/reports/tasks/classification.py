@@ -8,6 +8,7 @@ from typing import Any
 
 from dagman.evaluation.measures import find_chance
 from dagman.evaluation.results import Measurement, Results, Summary
+from dagman.evaluation.statistics import LEAST_IN_GROUP
 from dagman.records.files import write_text
 from dagman.reports.figures.classification import (
     draw_confusion,
@@ -119,26 +120,24 @@ def show_curves(summary: Summary) -> list[Block]:
     if not curves:
         return []
     roc = draw_roc({_name(curve): curve["roc"] for curve in curves})
-    reliability = draw_reliability({_name(curve): curve["reliability"] for curve in curves})
     positive = summary.classes[1]
-    return [
-        FigureGrid(
-            [
-                Figure(
-                    encode_png(roc),
-                    f"For `{positive}`. The mean of the folds' curves; the band is pointwise, 95 % over patients. Dotted: chance.",
-                    "ROC curves",
-                ),
-                Figure(
-                    encode_png(reliability),
-                    f"Ten bins of the predicted probability of `{positive}`; on the dotted line it can be taken at its word. "
-                    "A dot is as large as its bin is full. In brackets the expected "
-                    "calibration error: the mean distance from that line.",
-                    "Predicted against observed shares",
-                ),
-            ]
+    figures = [
+        Figure(
+            encode_png(roc),
+            f"For `{positive}`. The mean of the folds' curves; the band is pointwise, 95 % over patients. Dotted: chance.",
+            "ROC curves",
         )
     ]
+    reliabilities = {_name(curve): curve["reliability"] for curve in curves if "reliability" in curve}
+    if not reliabilities:
+        return [FigureGrid(figures), Text(f"No reliability curve is drawn: it takes two bins of {LEAST_IN_GROUP} items.")]
+    bins = max(len(curve["counts"]) for curve in reliabilities.values())
+    text = (
+        f"Up to {bins} bins of equal numbers of items by the predicted probability of `{positive}`; on the dotted line it can be "
+        "taken at its word. In brackets the expected calibration error: the mean distance from that line."
+    )
+    figures.append(Figure(encode_png(draw_reliability(reliabilities)), text, "Predicted against observed shares"))
+    return [FigureGrid(figures)]
 
 
 def show_confusions(summary: Summary) -> list[Block]:

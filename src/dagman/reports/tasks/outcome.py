@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dagman.evaluation.results import Measurement, Results, Summary
+from dagman.evaluation.statistics import LEAST_IN_GROUP
 from dagman.records.counts import count_noun
 from dagman.records.files import write_text
 from dagman.reports.figures.curves import Series, draw_curves
@@ -22,6 +23,7 @@ from dagman.reports.tasks.chance import judge_against_chance
 from dagman.reports.tasks.classification import (
     describe_design,
     judge_models,
+    list_explained,
     list_notes,
     show_confusions,
     show_curves,
@@ -75,7 +77,7 @@ def render_outcome(results: Results) -> str:
     column = results.columns.get("time")
     clock = f"time (column {column})" if column and column != "time" else "time, in the table's unit"
     lead = (
-        f"Time and event of {extra['patients']} patients, {extra['events']} of them with the event; {design}. "
+        f"Time and event of {extra['patients']} patients, {extra['events']} of them with the event{_state_pairs(extra)}; {design}. "
         "All numbers are of patients that no part of the model had seen, with 95 % intervals over patients."
     )
     differences = judge_differences(summary.comparisons) if summary.comparisons else []
@@ -92,6 +94,11 @@ def render_outcome(results: Results) -> str:
         Section("Settings", tabulate_settings(results)),
     ]
     return render_page(f"Outcome: {results.path.resolve().name}", lead, sections, footer=_FOOTER)
+
+
+def _state_pairs(extra: dict[str, Any]) -> str:
+    """How many pairs a concordance rests on; nothing for results of before they were counted."""
+    return f" and {count_noun(extra['pairs'], 'comparable pair')} in each repeat" if "pairs" in extra else ""
 
 
 def _judge(results: Results) -> list[Block]:
@@ -147,7 +154,7 @@ def _tabulate(measurements: Sequence[Measurement]) -> list[Block]:
         "Harrell's and Uno's C and the AUC: 0.5 is chance, 1 is perfect. Integrated Brier score: 0 is perfect; to be of use it "
         f"must be below that of the Kaplan-Meier curve, which knows no features. Intervals: {how}."
     )
-    return [DataTable(["model", "method", *(name_measure(name) for name in names)], cells), Text(notes)]
+    return [DataTable(["model", "method", *(name_measure(name) for name in names)], cells), Text(notes), *list_explained(rows)]
 
 
 def _show_groups(predicted: Sequence[dict[str, Any]], clock: str) -> list[Block]:
@@ -195,7 +202,8 @@ def _show_calibration(predicted: Sequence[dict[str, Any]], clock: str) -> list[B
         "Groups of patients by predicted survival, against what Kaplan-Meier saw in them, with its 95 % interval; "
         "on the dotted line both agree."
     )
-    return [Text(text), FigureGrid(figures)] if figures else []
+    few = f"No calibration is drawn: it takes two groups of {LEAST_IN_GROUP} patients, and a time at which they can be judged."
+    return [Text(text), FigureGrid(figures)] if figures else [Text(few)]
 
 
 def _show_subsets(measurements: Sequence[Measurement]) -> list[Block]:

@@ -15,6 +15,7 @@ from dagman.errors import TaskError
 from dagman.evaluation.outcome_metrics import (
     OutOfFold,
     compare_outcome,
+    count_comparable,
     describe_auc,
     describe_calibration,
     describe_groups,
@@ -27,6 +28,7 @@ from dagman.evaluation.splits import Protocol, Split, Subset, find_largest_count
 from dagman.evaluation.statistics import Interval
 from dagman.evaluation.survival import choose_times
 from dagman.notes import inform, warn
+from dagman.records.counts import count_noun
 from dagman.records.names import suggest_name
 from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.manifest import Store
@@ -185,6 +187,7 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: N
             *warn_of_overlap(inputs, tested),
             *inputs.notes,
             *map(inform, note_patients(inputs, patients)),
+            inform(_state_counts(patients, found[-1].out_of_fold)),
             *explain_left_out(found[0].out_of_fold),
             *map(warn, left_out),
             *map(inform, _note_methods(settings, kept)),
@@ -192,6 +195,7 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: N
         extra={
             "patients": len(patients),
             "events": int(patients.events.sum()),
+            "pairs": count_comparable(found[-1].out_of_fold),
             "times": times,
             "predicted": [_describe(one) for one in found if one.subset == subsets[-1].name],
         },
@@ -208,6 +212,12 @@ def _plan(patients: PooledPatients, settings: OutcomeSettings) -> tuple[list[Spl
     refuse_incomparable(patients, splits)
     largest = find_largest_count(splits, patients.events, np.array(patients.names))
     return splits, *list_subsets(settings.shares, settings.per_class, settings.draws, largest)
+
+
+def _state_counts(patients: PooledPatients, predictions: OutOfFold) -> str:
+    events, pairs = int(patients.events.sum()), count_comparable(predictions)
+    known = count_noun(pairs, "pair of patients has a known order and is", "pairs of patients have a known order and are")
+    return f"{count_noun(events, 'event')} among {count_noun(len(patients), 'patient')}; {known} compared in each repeat"
 
 
 def _note_methods(settings: OutcomeSettings, kept: str) -> list[str]:
