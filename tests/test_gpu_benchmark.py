@@ -25,7 +25,7 @@ def test_fewest_bytes_of_a_network_small_enough_to_count_by_hand():
     student = SimpleNamespace(encoder=encoder, parameters=encoder.parameters)
     settings = SimpleNamespace(train=SimpleNamespace(batch=2, micro_batch=2), view=SimpleNamespace(side=8))
     weights = sum(p.numel() for p in encoder.parameters())
-    # Stage 1: 4^3 tokens of 12 channels, read and written by two half-blocks, merged into 2^3 of 24; stage 2: 2^3 of 24, then 1 of 48.
+    # Stage 1: 4^3 tokens of 12, read and written by two half-blocks, merged into 2^3 of 24; stage 2: 2^3 of 24, then 48.
     values = 64 * 12 * 4 + 64 * 12 + 8 * 24 + 8 * 24 * 4 + 8 * 24 + 48
     forward = 2 * values * 2 + 2 * 8**3 * 2
     expected = 3 * forward + 2 * values * 2 * 3 // 2 + 2 * weights * 4 + 4 * weights * 11

@@ -1,4 +1,4 @@
-"""Proves the Triton kernels, compiled, on a CUDA device: float32 to 1e-4, bfloat16 within the reference's own error, the same bits twice.
+"""Proves the compiled Triton kernels on a CUDA device: float32 to 1e-4, bfloat16 within the reference's error, the same bits twice.
 
 Skipped where there is none, and where another test has switched Triton to its interpreter: `pytest tests/gpu` alone.
 """
