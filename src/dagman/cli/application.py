@@ -33,7 +33,7 @@ _AFTER_TASKS = {
     "import": "Turn a public data set into a table: lidc, medmnist.",
     "store": "Check a store, list its scans, or remove patients from it.",
 }
-# `import` is a keyword of Python, so its file has another name; what is of scans, training, tasks or encoders is in a folder of its own.
+# `import` is a keyword of Python, so its file has another name. Commands of one subject share a folder.
 _MODULES = {
     "import": "imports",
     "inspect": "scans.inspect",
