@@ -26,7 +26,7 @@ def scan(tmp_path, trunk, nifti_of) -> Path:
 def test_the_first_store_makes_the_key_and_says_where_it_lies(scan, tmp_path):
     place = tmp_path / "keys" / "mine.key"
     made = prepare_store(scan.parent, tmp_path / "store", key=place)
-    assert made.notes == (f"key of the pseudonyms: {place} was made; keep it, and keep it apart from the store",)
+    assert made.notes[0] == f"key of the pseudonyms: {place} was made; keep it, and keep it apart from the store"
     key = find_key(place)
     assert key is not None
     info = json.loads((tmp_path / "store" / "store.json").read_text())

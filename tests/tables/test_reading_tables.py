@@ -129,7 +129,7 @@ def test_repeated_rows_are_left_out_and_said(folder):
 def test_without_a_patient_column_every_scan_is_its_own_patient(folder):
     table = read_table(_write(folder, "scan,label\na.nii.gz,0\nb.nii.gz,1"), label="label")
     assert table.patients.tolist() == ["a", "b"]
-    assert table.notes == (inform("no column 'patient': every scan is taken as its own patient"),)
+    assert table.notes == (inform("no column 'patient': each of 2 scans is taken as a patient of its own"),)
 
 
 def test_a_column_that_looks_like_the_patient_is_not_passed_over(folder):

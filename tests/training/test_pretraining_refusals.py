@@ -226,3 +226,41 @@ def test_settings_without_effect_are_warned_of_once_and_kept_in_the_notes(store,
     resumed = pretrain(store.path, run.path, resume=True)
     assert [row["text"] for row in resumed.warnings if "has no effect" in row["text"]] == idle
     assert resumed.last_step == Run(run.path).last_step == 2
+
+
+@pytest.fixture(scope="module")
+def mixed(store, tmp_path_factory) -> Path:
+    """The store, with one of its scans as MR."""
+    folder = tmp_path_factory.mktemp("mixed") / "store"
+    shutil.copytree(store.path, folder)
+    (folder / "journal.jsonl").unlink(missing_ok=True)
+    large = next(row.id for row in store.rows if min(row.shape) >= 32)
+    rows = [dataclasses.replace(row, modality="MR", scale=(0.0, 100.0)) if row.id == large else row for row in store.rows]
+    write_manifest(folder, rows)
+    return folder
+
+
+def test_a_mixture_of_modalities_is_asked_for(mixed, tiny, tmp_path):
+    text = _refuse(RunError, mixed, tmp_path / "run", assignments=tiny)
+    assert text == f"{mixed}: the store holds 3 CT and 1 MR scans. Choose what to train on: --modality ct, mr, or all."
+    options = [*tiny, "train.steps=1", "train.monitor_every=1"]
+    seen = {}
+    for modality in ("ct", "all"):
+        run = pretrain(mixed, tmp_path / modality, assignments=[*options, f"view.modality={modality}"])
+        assert run.settings.view.modality == modality
+        seen[modality] = json.loads((run.encoder_folder / "config.json").read_text())["modalities"]
+    assert seen == {"ct": ["CT"], "all": ["CT", "MR"]}
+
+
+def test_a_modality_that_the_store_does_not_hold_is_refused(store, tiny, tmp_path):
+    text = _refuse(RunError, store.path, tmp_path / "run", assignments=[*tiny, "view.modality=mr"])
+    assert text == f"{store.path}: holds no MR, but CT alone. Correct --modality, or leave it out."
+
+
+def test_very_many_passes_over_few_scans_are_refused_until_asked_for(store, tiny, tmp_path):
+    options = [*tiny, "train.steps=50000", "train.batch=4"]
+    text = _refuse(RunError, store.path, tmp_path / "run", assignments=options)
+    assert text.startswith("each of 3 usable scans would be seen 33,333 times in 50,000 steps of 4 views")
+    assert "--set train.steps=15000 gives 10,000 passes" in text
+    assert "--many-passes" in text
+    assert not (tmp_path / "run" / "settings.toml").exists()

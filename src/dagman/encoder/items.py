@@ -27,6 +27,7 @@ from dagman.store.crops import FROM_SIZE, Crop, CropShape, CropSpec, choose_crop
 from dagman.store.manifest import Store
 from dagman.store.preparation import PreparedScan, prepare_mask, prepare_scan
 from dagman.tables.items import Item, align_mask, check_points, measure_cut, read_mask, select_structure
+from dagman.tables.patients import state_patients
 
 __all__ = [
     "CropShape",
@@ -102,11 +103,20 @@ class FeatureTable:
         return len(self.items)
 
 
-def list_scans(paths: str | Path | Iterable[str | Path]) -> tuple[list[Item], list[Refusal]]:
-    """One item for each series below the paths, and what was refused; raises ScanError when there is nothing at all."""
-    found = find_series(paths)
+def list_scans(paths: str | Path | Iterable[str | Path], *, patients: str | Path | None = None) -> tuple[list[Item], list[Refusal]]:
+    """One item for each series below the paths, and what was refused; raises ScanError when there is nothing at all.
+
+    patients: whose the scans are, as in `state_patients`.
+    """
+    found = state_patients(find_series(paths), patients)
     items = [
-        Item(index=index, name=series.source, scan=Path(series.source), patient=series.patient or name_file(series.files[0]))
+        Item(
+            index=index,
+            name=series.source,
+            scan=Path(series.source),
+            patient=series.patient or name_file(series.files[0]),
+            patient_assumed=series.patient_assumed,
+        )
         for index, series in enumerate(found.series)
     ]
     return items, list(found.refused)
@@ -114,7 +124,10 @@ def list_scans(paths: str | Path | Iterable[str | Path]) -> tuple[list[Item], li
 
 def list_stored(store: Store) -> list[Item]:
     """One item for each scan of a store."""
-    return [Item(index=index, name=row.id, scan=row.id, patient=row.patient) for index, row in enumerate(store.rows)]
+    return [
+        Item(index=index, name=row.id, scan=row.id, patient=row.patient, patient_assumed=row.patient_from == "assumed")
+        for index, row in enumerate(store.rows)
+    ]
 
 
 def embed_items(

@@ -31,6 +31,7 @@ from dagman.scans.pseudonyms import name_patients
 from dagman.scans.scan import Modality
 
 Tilt = Literal["resample", "refuse"]
+PatientFrom = Literal["file", "assumed", "user"]
 
 WIDEST_GAP_MM = 3.0
 """A gap that slices of common thickness bridge; a nodule of 6 mm cannot hide in it. [ours]"""
@@ -53,12 +54,19 @@ class Series:
     source: str
     modality: Modality | None = None
     patient: str | None = field(default=None, repr=False)
+    patient_from: PatientFrom = "file"
+    "What names the patient: the file itself, nothing (the scan is taken as a patient of its own), or the user."
     uid: str | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
     tilt: Tilt = "resample"
     "What is done where the gantry was tilted."
     widest_gap: float = WIDEST_GAP_MM
     "Distance between slices (mm) up to which uneven slices, or missing ones, are interpolated."
+
+    @property
+    def patient_assumed(self) -> bool:
+        """Whether nothing states the patient, so that the scan is taken as a patient of its own."""
+        return self.patient_from == "assumed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +289,7 @@ def _name_files(series: Sequence[Series], files: dict[Path, Path]) -> list[Serie
         relative.append(path.relative_to(root) if path != root else Path(path.name))
     names = name_patients(relative)
     return [
-        Series(kind=one.kind, files=one.files, source=one.source, modality=one.modality, patient=name)
+        Series(kind=one.kind, files=one.files, source=one.source, modality=one.modality, patient=name, patient_from="assumed")
         for one, name in zip(series, names, strict=True)
     ]
 
@@ -295,6 +303,7 @@ def _build_dicom_series(one: NamedGroup, modality: Modality | None) -> Series:
         source=one.source,
         modality=modality or stated,
         patient=group.patient,
+        patient_from="file" if group.names_patient else "assumed",
         uid=group.uid or None,
         notes=group.notes,
     )

@@ -30,6 +30,7 @@ class Inspection:
     source: str
     kind: str | None = None
     patient: str | None = None
+    patient_from: str = ""
     modality: str | None = None
     size: tuple[int, int, int] | None = None
     spacing_mm: tuple[float, float, float] | None = None
@@ -67,6 +68,7 @@ def inspect_series(series: Series, *, picture: bool = True) -> Inspection:
         source=series.source,
         kind=series.kind,
         patient=scan.patient,
+        patient_from=series.patient_from,
         modality=scan.modality,
         size=scan.shape,
         spacing_mm=(round(x, 4), round(y, 4), round(z, 4)),

@@ -25,6 +25,8 @@ SMALL_LR, PAPER_LR = 3e-4, 8e-4
 SMALL_PROTOTYPES, PAPER_PROTOTYPES = 1024, 8192
 MACHINE_CHOICES = frozenset({"train.precision", "train.device", "train.kernels", "train.workers"})
 """Settings that stay `auto` in a run's folder: each machine chooses anew."""
+_OF_STORE = frozenset({"view.modality"})
+"""Settled by the store, not here; a run from before this setting was kept has read all modalities."""
 
 
 def resolve_settings(settings: Settings) -> tuple[Settings, list[str]]:
@@ -81,7 +83,7 @@ def list_unresolved(settings: Settings) -> list[str]:
     """Keys that are still `auto` though `resolve_settings` gives them a value; none in the settings of a run."""
     sections = {name: value for name, value in settings.model_dump().items() if isinstance(value, dict)}
     keys = [f"{name}.{key}" for name, section in sections.items() for key, value in section.items() if value == "auto"]
-    return [key for key in keys if key not in MACHINE_CHOICES]
+    return [key for key in keys if key not in MACHINE_CHOICES | _OF_STORE]
 
 
 def _place_batch(batch: int) -> float:

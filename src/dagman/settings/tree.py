@@ -41,6 +41,8 @@ class ViewSettings(Section):
     """HU that becomes 1. [ours]"""
     box: Annotated[float, Field(ge=1)] = 4 / 3
     """Side of the box both views are cut from, in view sides, so that they overlap. [SMIT]"""
+    modality: Literal["auto", "ct", "mr", "all"] = "auto"
+    """Scans that views are cut from; auto: the store's, which must then be of one modality. [ours]"""
     padding: Share = 0.5
     """Largest share of a view's side that may lie outside the scan; smaller scans are left out by name. [ours]"""
     flip: Share = 0.0
@@ -57,6 +59,11 @@ class ViewSettings(Section):
         if self.low >= self.high:
             raise ValueError(f"low ({self.low:g} HU) must lie below high ({self.high:g} HU)")
         return self
+
+    @property
+    def least(self) -> int:
+        """Voxels that a scan must have along each axis."""
+        return round(self.side * (1 - self.padding))
 
 
 class ModelSettings(Section):
@@ -248,6 +255,8 @@ class TrainSettings(Section):
     """auto, cpu, cuda, or cuda:N."""
     workers: Annotated[int, Field(ge=0)] | Auto = "auto"
     """Loader processes."""
+    many_passes: bool = False
+    """Begin even if each scan is seen more than 10,000 times. [ours]"""
 
 
 class Settings(Section):

@@ -57,6 +57,8 @@ class ManifestRow:
     source_hash: str = field(repr=False)
     checksum: str = field(repr=False)
     size: int
+    patient_from: str = ""
+    "As in `Series`; empty in rows from before it was kept."
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> ManifestRow:
@@ -73,6 +75,7 @@ _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("patient", pa.string()),
+        ("patient_from", pa.string()),
         ("modality", pa.string()),
         ("shape", pa.list_(pa.int32(), 3)),
         ("spacing", pa.list_(pa.float64(), 3)),

@@ -85,6 +85,7 @@ def prepare_series(task: Task, out: Path, preparation: Preparation) -> Prepared 
     row = ManifestRow(
         id=name_scan(prepared.content_hash),
         patient=prepared.patient,
+        patient_from=series.patient_from,
         modality=prepared.modality,
         shape=prepared.shape,
         spacing=prepared.spacing,

@@ -33,7 +33,9 @@ from dagman.store.naming import settle_key
 from dagman.store.preparation import Preparation
 from dagman.store.series import DiskFull, Prepared, Refused, Task, Unchanged, explain_full_disk, explain_write_error, prepare_series
 from dagman.store.sources import EarlierRefusals, Origin, Origins, describe_refusal, describe_sources, may_be_kept, name_roots
+from dagman.store.upkeep.remarks import remark_on_scans
 from dagman.store.workers import run_tasks
+from dagman.tables.patients import state_patients
 
 CHECKED_BYTES = 4 * 2**30
 """Bytes of a store up to which a repeated preparation compares every checksum: about three seconds. [ours]"""
@@ -81,6 +83,7 @@ def prepare_store(
     tilt: Tilt = "resample",
     widest_gap: float = WIDEST_GAP_MM,
     key: str | Path | None = None,
+    patients: str | Path | None = None,
     on_event: Callable[[Estimate | Progress], None] | None = None,
 ) -> StoreSummary:
     """Prepare all scans below `paths` into the store `out`; called again it goes on where it stopped.
@@ -88,7 +91,8 @@ def prepare_store(
     A scan whose files have changed since is replaced by what they hold now; one whose files are gone is kept, and named.
 
     `workers` processes (None: one a core); `modality` overrides what files say; `tilt`, `widest_gap`: see `read_series`; `key`: of
-    the patients' pseudonyms (see `settle_key`). `on_event` hears an Estimate before the work and a Progress after each series.
+    the patients' pseudonyms (see `settle_key`); `patients`: whose the scans are (see `state_patients`). `on_event` hears an
+    Estimate before the work and a Progress after each series.
     One bad scan, or one killed process, never stops the others.
     Raises ScanError when nothing was found, StoreError when nothing could be used, when `out` is another kind of folder or
     store, is being written by another process, or when the disk is full (what was done stays).
@@ -99,7 +103,7 @@ def prepare_store(
     _check_folder(out, preparation)
     naming, notes = settle_key(out, key)
     with use_key(naming):
-        found = find_series(given, modality=_MODALITIES[modality], tilt=tilt, widest_gap=widest_gap)
+        found = state_patients(find_series(given, modality=_MODALITIES[modality], tilt=tilt, widest_gap=widest_gap), patients)
     notify = on_event or (lambda event: None)
     try:
         with hold_lock(out, StoreError), catch_stops():
@@ -125,7 +129,8 @@ def prepare_store(
         do = f"Their reasons are in {out / 'rejected.csv'}"
         raise StoreError(f"all {summary.rejected} series were rejected", where=out, do=do)
     kept = ("file names are kept in rejected.csv, and nowhere else",) if summary.rejected else ()
-    return replace(summary, notes=(*notes, *_note_sources(summary), *kept))
+    remarks = remark_on_scans({source: writer.rows[scan_id] for source, scan_id in writer.ids.items()}, writer.rows.values())
+    return replace(summary, notes=(*notes, *remarks, *_note_sources(summary), *kept))
 
 
 class _Writer:
@@ -243,6 +248,10 @@ class _Writer:
         """Take a scan in, in the place of what its files held before."""
         row, source = prepared.row, self.seen[series.source]
         origin, earlier = Origin(id=row.id, source=source, digest=prepared.digest), self.origins.find(source)
+        before = self.rows.get(earlier.id) if earlier is not None else None
+        if row.patient_from == "assumed" and before is not None and before.patient_from == "user":
+            # The file changed, not whose it is.
+            row = replace(row, patient=before.patient, patient_from="user")
         staged = self.out / STAGING / f"{row.source_hash}.b2nd"
         if row.id in self.whole and not self._comes_first(row, earlier):
             staged.unlink()
@@ -271,6 +280,9 @@ class _Writer:
         source = self.seen[series.source]
         self.ids[series.source] = origin.id
         self.already.add(series.source)
+        if series.patient_from == "user" and series.patient != self.rows[origin.id].patient:
+            # Stated after the scan was prepared.
+            self._write_row(replace(self.rows[origin.id], patient=str(series.patient), patient_from="user"), origin)
         if source == origin.source:
             return
         now, row = replace(origin, source=source), self.rows[origin.id]

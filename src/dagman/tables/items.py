@@ -34,6 +34,8 @@ class Item:
     scan: Path | str
     "File or folder of the scan, or the id of a stored one."
     patient: str
+    patient_assumed: bool = False
+    "Whether nothing states the patient, so that the scan is taken as a patient of its own."
     mask: Path | None = None
     label_value: int | None = None
     "The structure's value in the mask; None: everything that is not 0."

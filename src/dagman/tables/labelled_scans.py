@@ -213,7 +213,8 @@ def _read_dataset(path: Path) -> LabelledScans:
         Item(index=index, name=case, scan=image, mask=label, patient=case, split=part if tested else None)
         for index, ((image, label, part), case) in enumerate(zip(pairs, cases, strict=True))
     )
-    notes.append(inform("a dataset.json names no patients: every scan is taken as its own patient"))
+    scans = count_noun(len(items), "scan")
+    notes.append(inform(f"a dataset.json names no patients: each of {scans} is taken as a patient of its own"))
     return LabelledScans(path=path, items=items, structures=_name_structures(about["labels"], path), notes=tuple(notes))
 
 

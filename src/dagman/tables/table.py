@@ -250,7 +250,8 @@ def _read_patients(reader: _Reader, patient: str) -> list[str | None]:
         # Guessing wrong here would let a patient cross folds unseen.
         remedy = f"Pass --patient {like[0]}, or --patient scan if every scan is its own patient"
         raise TableError("has no column 'patient'", where=columns.path, do=remedy)
-    reader.notes.append(inform("no column 'patient': every scan is taken as its own patient"))
+    scans = len(set(filter(None, columns.text("scan"))))
+    reader.notes.append(inform(f"no column 'patient': each of {count_noun(scans, 'scan')} is taken as a patient of its own"))
     return [_SUFFIX.sub("", text) if text else None for text in columns.text("scan")]
 
 

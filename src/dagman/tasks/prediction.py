@@ -45,6 +45,8 @@ class PredictionSettings:
     device: str = "auto"
     clinical: Path | None = None
     "Table with a column of patients and the model's clinical columns, where scans are given as files."
+    patients: str | None = None
+    "Whose the scans are, where they are given as files; as in `state_patients`."
     patient: str = "patient"
     mask_label: int | None = None
     coordinates: str = "ras"
@@ -140,6 +142,9 @@ def list_items(
     if len(scans) == 1 and is_table(first):
         if settings.clinical is not None:
             raise TaskError("--clinical was given beside a table of items", where=first, do="Write its columns into the table")
+        if settings.patients is not None:
+            do = "Leave it out: the table has a column of patients (--patient)"
+            raise TaskError("--patients is for scans that are given as files", where=first, do=do)
         read = read_table(
             first,
             clinical=clinical,
@@ -149,7 +154,7 @@ def list_items(
             ids=settings.ids,
         )
         return list(read.items), []
-    items, refused = list_scans(list(scans))
+    items, refused = list_scans(list(scans), patients=settings.patients)
     names = name_outputs([item.name for item in items])
     items = [replace(item, name=name) for item, name in zip(items, names, strict=True)]
     if settings.clinical is not None:

@@ -22,15 +22,18 @@ from dagman.settings import Settings, load_settings, resolve_settings
 from dagman.settings.resolution import list_idle_settings
 from dagman.store.manifest import Store
 from dagman.store.preparation import Preparation
+from dagman.store.upkeep.remarks import describe_mixture
 from dagman.store.writer import prepare_store
 from dagman.training.assembly import check_backbone
 from dagman.training.checkpoints import list_checkpoints, read_state
 from dagman.training.run import Run, write_note, write_settings
 from dagman.training.summary import describe_run, list_run_warnings
 from dagman.training.trainer import Event, Trainer
-from dagman.training.views import ViewDataset, find_usable
+from dagman.training.views import ViewDataset, find_usable, refuse_repetition, select_rows
 
-FREE_TO_CHANGE = frozenset({"train.device", "train.workers", "train.checkpoint_every", "train.keep_checkpoints"})
+FREE_TO_CHANGE = frozenset(
+    {"train.device", "train.workers", "train.checkpoint_every", "train.keep_checkpoints", "train.many_passes"}
+)
 """Settings that a resume may change: they do not change the weights."""
 
 
@@ -42,6 +45,7 @@ def pretrain(
     method: str | None = None,
     config: str | Path | None = None,
     assignments: Iterable[str] = (),
+    patients: str | Path | None = None,
     resume: bool = False,
     on_event: Event | None = None,
     on_preparation: Callable[..., None] | None = None,
@@ -55,6 +59,7 @@ def pretrain(
         method: A preset of the method, "dagman" or another of `dagman.settings.presets`.
         config: A TOML file of settings.
         assignments: Single settings, "key=value"; they win over the file and the presets.
+        patients: Whose the scans are, where scans are given and their files do not state it; as in `prepare_store`.
         resume: Refuse to begin a run: there must be one in `out`. Without it, a run that is there is continued as well.
         on_event: Called with each event's name ("choice", "warning", "begin", "step", "monitor", "checkpoint") and values.
         on_preparation: Passed to `prepare_store` as `on_event`.
@@ -82,13 +87,17 @@ def pretrain(
     idle = [] if exists else list_idle_settings(settings, given)
     out.mkdir(parents=True, exist_ok=True)
     with hold_lock(out, RunError):
-        store, prepared = _open_store(source, out, settings, on_preparation)
+        store, prepared = _open_store(source, out, settings, on_preparation, patients)
         settings = _settle_spacing(settings, store, asked=exists or "view.spacing" in given)
+        settings = settings if exists else _settle_modality(settings, store)
         return _train(store, out, settings, prepared + reasons, idle, exists, on_event)
 
 
 def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle: list[str], exists: bool, on_event: Event) -> Run:
-    usable, left_out = find_usable({row.id: row.shape for row in store.rows}, settings.view)
+    rows = select_rows(store.rows, settings.view)
+    usable, left_out = find_usable({row.id: row.shape for row in rows}, settings.view)
+    if not exists:
+        refuse_repetition(settings, len(usable))
     fingerprint = hash_bytes("\n".join(usable).encode())
     device = devices.choose_device(settings.train.device)
     precision = devices.choose_precision(settings.train.precision, device.value)
@@ -148,12 +157,18 @@ def _write_beginning(out: Path, settings: Settings, choices: Sequence[str], note
 
 
 def _open_store(
-    source: str | Path | Sequence[str | Path], out: Path, settings: Settings, on_event: Callable[..., None] | None
+    source: str | Path | Sequence[str | Path],
+    out: Path,
+    settings: Settings,
+    on_event: Callable[..., None] | None,
+    patients: str | Path | None,
 ) -> tuple[Store, list[str]]:
     paths = [Path(source)] if isinstance(source, str | Path) else [Path(p) for p in source]
     if len(paths) == 1 and (paths[0] / "store.json").exists():
+        if patients is not None:
+            raise RunError("--patients is for scans, and this is a store", where=paths[0], do="Give it to dagman prepare")
         return Store(paths[0]), []
-    done = prepare_store(paths, out / "store", Preparation(spacing=settings.view.spacing), on_event=on_event)
+    done = prepare_store(paths, out / "store", Preparation(spacing=settings.view.spacing), patients=patients, on_event=on_event)
     refused = f", {done.rejected} rejected: see {done.path / 'rejected.csv'}" if done.rejected else ""
     return Store(done.path), [f"store: {count_noun(done.kept, 'scan')} prepared{refused}", *done.notes]
 
@@ -168,6 +183,19 @@ def _settle_spacing(settings: Settings, store: Store, *, asked: bool) -> Setting
             do=f"Set view.spacing={found:g}, or prepare the scans again with --spacing {wanted:g}",
         )
     return settings.model_copy(update={"view": settings.view.model_copy(update={"spacing": found})})
+
+
+def _settle_modality(settings: Settings, store: Store) -> Settings:
+    """The settings with the store's modality; a store of several is read only as the user asks. Raises RunError."""
+    held = {row.modality for row in store.rows}
+    if settings.view.modality != "auto":
+        select_rows(store.rows, settings.view, where=store.path)
+        return settings
+    if len(held) > 1:
+        do = "Choose what to train on: --modality ct, mr, or all"
+        raise RunError(f"the store holds {describe_mixture(store.rows)} scans", where=store.path, do=do)
+    chosen = next((name.lower() for name in held if name in ("CT", "MR")), "all")
+    return settings.model_copy(update={"view": settings.view.model_copy(update={"modality": chosen})})
 
 
 def _settle_with_run(out: Path, asked: Settings, given: frozenset[str]) -> Settings:
@@ -219,7 +247,8 @@ def _refuse_other_store(out: Path, before: Mapping[str, Any], now: Mapping[str, 
 def _hash_settings(settings: Settings) -> str:
     """A fingerprint of the settings that decide the weights."""
     values = settings.model_dump(mode="json")
-    for key in FREE_TO_CHANGE:
+    # The modality decides which scans are read, and those have a fingerprint of their own, which earlier runs hold, too.
+    for key in FREE_TO_CHANGE | {"view.modality"}:
         section, _, name = key.rpartition(".")
         del values[section][name]
     return hash_bytes(json.dumps(values, sort_keys=True).encode())

@@ -24,13 +24,15 @@ def describe_run(settings: Settings, student: Network, dataset: ViewDataset, lef
     units, counts = count_masked(settings)
     pairs = train.steps * train.batch // 2
     parts = math.ceil(train.batch / int(train.micro_batch))
-    patients = len({row.patient for row in store.rows if row.id in set(usable)})
+    held = set(usable)
+    patients = len({row.patient for row in store.rows if row.id in held})
+    assumed = sum(row.patient_from == "assumed" for row in store.rows if row.id in held)
     size = sum(p.numel() for p in student.parameters())
     encoder = sum(p.numel() for name, p in student.named_parameters() if name.startswith(("encoder.", "semantic_attention.")))
     dropped = f"{settings.teacher.noise:.0%} of the teacher's units dropped" if settings.needs_teacher else "no teacher"
-    least = round(view.side * (1 - view.padding))
     lines = [
-        f"scans: {len(usable)} of {count_noun(patients, 'patient')} at {store.preparation.spacing:g} mm",
+        f"scans: {len(usable)} of {count_noun(patients, 'patient')} at {store.preparation.spacing:g} mm"
+        + (f"; {assumed} of them name no patient, and each was taken as a patient of its own" if assumed else ""),
         f"views: {view.side}^3 voxels ({view.side * store.preparation.spacing:g} mm), {train.batch} a step"
         + (f" in {parts} parts of {train.micro_batch} at most" if parts > 1 else "")
         + f"; {train.steps} steps = {pairs} pairs = {pairs / len(usable):.1f} a scan",
@@ -54,8 +56,8 @@ def describe_run(settings: Settings, student: Network, dataset: ViewDataset, lef
         shown = (f"{one} of {rows[one].patient}, {' x '.join(map(str, rows[one].shape))}" for one in left_out[:5])
         named = "; ".join(shown) + ("; ..." if len(left_out) > 5 else "")
         lines.append(
-            f"left out: {count_noun(len(left_out), 'scan')} smaller than {least} voxels along an axis ({named}); see view.side, "
-            "view.padding"
+            f"left out: {count_noun(len(left_out), 'scan')} smaller than {view.least} voxels along an axis ({named}); see "
+            "view.side, view.padding"
         )
     return lines
 

@@ -6,7 +6,7 @@ random box of 4/3 their side, so that they overlap [SMIT].
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,15 @@ import torch
 from dagman.errors import DagmanError, RunError
 from dagman.model.intensity import to_unit_ranges
 from dagman.randomness import generator
+from dagman.records.counts import count_noun
 from dagman.records.stopping import leave_stops_to_parent
-from dagman.settings.tree import ViewSettings
-from dagman.store.manifest import Store
+from dagman.settings.tree import Settings, ViewSettings
+from dagman.store.manifest import ManifestRow, Store
 from dagman.store.preparation import AIR, SCALED_RANGE
 
 Triple = tuple[int, int, int]
+MOST_PASSES = 10_000
+"""Pairs of views of one scan beyond which a run has to be asked for; the paper has 800. [ours]"""
 SAMPLED_STEPS = 8
 """Steps whose views are looked at for the mean and median intensity. [ours]"""
 
@@ -44,8 +47,7 @@ def find_usable(shapes: dict[str, Triple], view: ViewSettings) -> tuple[list[str
     """
     if not shapes:
         raise RunError("the store holds no scans", do="Prepare some: dagman prepare SCANS --out STORE")
-    least = round(view.side * (1 - view.padding))
-    usable = sorted(i for i, shape in shapes.items() if min(shape) >= least)
+    usable = sorted(i for i, shape in shapes.items() if min(shape) >= view.least)
     left_out = sorted(set(shapes) - set(usable))
     if not usable:
         largest = max(shapes.values(), key=min)
@@ -55,6 +57,32 @@ def find_usable(shapes: dict[str, Triple], view: ViewSettings) -> tuple[list[str
             f"a view of {view.side} voxels is larger than every scan; the largest is {' x '.join(map(str, largest))} voxels", do=do
         )
     return usable, left_out
+
+
+def select_rows(rows: Iterable[ManifestRow], view: ViewSettings, *, where: object = None) -> list[ManifestRow]:
+    """The scans of the modality that a run reads. Raises RunError where there is none."""
+    rows = list(rows)
+    if view.modality in ("auto", "all"):
+        return rows
+    chosen = [row for row in rows if row.modality == view.modality.upper()]
+    if rows and not chosen:
+        held = " and ".join(sorted({row.modality for row in rows}))
+        raise RunError(f"holds no {view.modality.upper()}, but {held} alone", where=where, do="Correct --modality, or leave it out")
+    return chosen
+
+
+def refuse_repetition(settings: Settings, scans: int) -> None:
+    """Raise RunError for a run that would see each scan more than `MOST_PASSES` times, unless `train.many_passes` asks for it."""
+    train = settings.train
+    passes = train.steps * train.batch / 2 / scans
+    if passes <= MOST_PASSES or train.many_passes:
+        return
+    steps = int(MOST_PASSES * scans * 2 / train.batch)
+    raise RunError(
+        f"each of {count_noun(scans, 'usable scan')} would be seen {passes:,.0f} times in {train.steps:,} steps of "
+        f"{train.batch} views (the paper's 10,412 scans: 800 times)",
+        do=f"Train for fewer steps (--set train.steps={steps} gives {MOST_PASSES:,} passes), give more scans, or add --many-passes",
+    )
 
 
 def choose_scan(usable: Sequence[str], seed: int, number: int) -> str:

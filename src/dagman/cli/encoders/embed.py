@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids, KeyPath
+from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids, KeyPath, PatientsOf
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -41,6 +41,7 @@ def embed_sources(
     weights: Annotated[str, typer.Option(help="Whose weights of a run: teacher, student, or auto.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto.")] = "fp32",
+    patients: PatientsOf = None,
     key: KeyPath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
@@ -63,7 +64,7 @@ def embed_sources(
     sources = expand_sources(sources)
     pooling = _read_pooling(stages, pools)
     loaded = load_encoder(encoder, device=device, precision=precision, weights=weights)
-    items, opened, refused, notes = _list_items(sources, store, patient, mask_label, coordinates, ids)
+    items, opened, refused, notes = _list_items(sources, store, patient, mask_label, coordinates, ids, patients)
     crop = CropSpec(crop_mm, crop_spacing)
     rows = stream_features(loaded, items, store=opened, pooling=pooling, crop=crop, cache=cache)
     columns = list_columns(loaded, pooling)
@@ -100,7 +101,7 @@ def _read_pooling(stages: str, pools: str) -> Any:
 
 
 def _list_items(
-    sources: list[Path], store: Path | None, patient: str, mask_label: int | None, coordinates: Any, ids: str
+    sources: list[Path], store: Path | None, patient: str, mask_label: int | None, coordinates: Any, ids: str, patients: str | None
 ) -> tuple[list[Item], Store | None, list[Refusal], list[str]]:
     """Items of one table, of one store, or of scans; the store, what was refused already, and what is to be said."""
     from dataclasses import replace
@@ -109,20 +110,25 @@ def _list_items(
     from dagman.errors import SettingsError
     from dagman.records.sources import describe_names, name_relative
     from dagman.store.manifest import Store
+    from dagman.tables.patients import note_patients
     from dagman.tables.table import read_table
     from dagman.tables.table_file import is_table
 
     special = [source for source in sources if is_table(source) or (source / "store.json").exists()]
     if special and len(sources) > 1:
         raise SettingsError("is a table or a store, and other sources were given beside it", where=special[0], do="Give it alone")
+    if special and patients:
+        do = "Leave it out: a table has a column of patients (--patient), and a store knows its own"
+        raise SettingsError("--patients is for scans that are given as files", where=special[0], do=do)
     if not special:
-        items, refused = list_scans(sources)
+        items, refused = list_scans(sources, patients=patients)
         names = name_relative([item.name for item in items], sources)
         items = [replace(item, name=name) for item, name in zip(items, names, strict=True)]
-        return items, None, refused, [describe_names()] if items else []
+        return items, None, refused, [*note_patients(items), describe_names()] if items else []
     if (special[0] / "store.json").exists():
         opened = Store(special[0])
-        return list_stored(opened), opened, [], []
+        items = list_stored(opened)
+        return items, opened, [], note_patients(items)
     held = Store(store) if store else None
     stored = [row.id for row in held.rows] if held else []
     table = read_table(special[0], patient=patient, mask_label=mask_label, coordinates=coordinates, known_ids=stored, ids=ids)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dagman.cli.tasks.task_options import KeyPath
+from dagman.cli.tasks.task_options import KeyPath, PatientsOf
 
 if TYPE_CHECKING:
     from dagman.reports.page import Figure
@@ -64,6 +64,7 @@ def inspect_scans(
         typer.Option("--widest-gap", help="Widest gap in mm that is interpolated where slices are uneven or missing.", min=0.0),
     ] = 3.0,
     workers: Annotated[int | None, typer.Option(help="Processes. Default: from the number of series and cores.", min=1)] = None,
+    patients: PatientsOf = None,
     key: KeyPath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -72,8 +73,10 @@ def inspect_scans(
     Reads NIfTI, NRRD, MetaImage and DICOM. Exit code 0 if at least one series can be used, else 2.
     """
     from dagman.scans.discovery import find_series
+    from dagman.tables.patients import state_patients
 
     found = find_series(scans, modality=modality.modality, tilt=tilt.value, widest_gap=widest_gap)
+    found = state_patients(found, patients)
     rows = _inspect_all(found, workers, pictures=out is not None)
     if as_json:
         typer.echo(json.dumps({"counts": _count(rows), "series": [row.to_row() for row in rows]}, indent=2))
@@ -118,16 +121,19 @@ def _inspect_all(found: Discovery, workers: int | None, *, pictures: bool) -> li
 def _count(rows: Sequence[Inspection]) -> dict[str, int]:
     accepted = [row for row in rows if row.accepted]
     patients = len({row.patient for row in accepted})
-    return {"accepted": len(accepted), "refused": len(rows) - len(accepted), "patients": patients}
+    assumed = sum(row.patient_from == "assumed" for row in accepted)
+    return {"accepted": len(accepted), "refused": len(rows) - len(accepted), "patients": patients, "patients_assumed": assumed}
 
 
 def _format_counts(rows: Sequence[Inspection]) -> str:
     from dagman.records.counts import count_noun
+    from dagman.tables.patients import note_assumed
 
     counts = _count(rows)
     series = f"{counts['accepted'] or 'no'} series"
     used = f"{series} of {count_noun(counts['patients'], 'patient')} can be used"
-    return f"{used}; {counts['refused']} refused."
+    notes = [f" {note[0].upper()}{note[1:]}." for note in note_assumed(counts["patients_assumed"], counts["accepted"])]
+    return f"{used}; {counts['refused']} refused.{''.join(notes)}"
 
 
 def _describe(row: Inspection) -> dict[str, Any]:

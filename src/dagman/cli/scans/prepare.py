@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dagman.cli.progress import describe_bytes, describe_seconds, show_preparing
-from dagman.cli.tasks.task_options import KeyPath
+from dagman.cli.tasks.task_options import KeyPath, PatientsOf
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,6 +50,7 @@ def prepare_scans(
         float,
         typer.Option("--widest-gap", help="Widest gap in mm that is interpolated where slices are uneven or missing.", min=0.0),
     ] = 3.0,
+    patients: PatientsOf = None,
     key: KeyPath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
@@ -74,6 +75,7 @@ def prepare_scans(
             tilt=tilt.value,
             widest_gap=widest_gap,
             key=key,
+            patients=patients,
             on_event=notify,
         )
     if as_json:

@@ -61,10 +61,11 @@ def list_folder(
 ) -> None:
     """List the scans of a store: id, patient, modality, size. Only the manifest is read."""
     from dagman.records.counts import count_noun
+    from dagman.tables.patients import note_assumed
 
     rows = _open_store(store).rows
     if as_json:
-        keys = ("id", "patient", "modality", "shape", "spacing", "size")
+        keys = ("id", "patient", "patient_from", "modality", "shape", "spacing", "size")
         typer.echo(json.dumps({"store": str(store), "scans": [{key: getattr(row, key) for key in keys} for row in rows]}))
         return
     # Columns by hand: rich takes 2 ms a row.
@@ -75,6 +76,8 @@ def list_folder(
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     patients = count_noun(len({row.patient for row in rows}), "patient")
     typer.echo(f"{count_noun(len(rows), 'scan')} of {patients}, {sum(row.size for row in rows) / 1e6:.1f} MB.")
+    for note in note_assumed(sum(row.patient_from == "assumed" for row in rows), len(rows)):
+        typer.echo(note)
 
 
 @app.command("remove", epilog="Example: dagman store remove store P-1f2e3d4c5b6a7988")

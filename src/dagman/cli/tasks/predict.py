@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dagman.cli.tasks.task_options import Identified, Ids, KeyPath
+from dagman.cli.tasks.task_options import Identified, Ids, KeyPath, PatientsOf
 from dagman.tasks.registry import list_keeping
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def run_prediction(
     mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
     coordinates: Annotated[str, typer.Option(help="Coordinates of the table's points: ras or lps.")] = "ras",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
+    patients: PatientsOf = None,
     key: KeyPath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
@@ -67,6 +68,7 @@ def run_prediction(
                 identified=identified,
                 device=device,
                 clinical=clinical,
+                patients=patients,
                 patient=patient,
                 ids=ids,
                 mask_label=mask_label,

@@ -102,6 +102,18 @@ KeyPath = Annotated[
 ]
 
 
+PatientsOf = Annotated[
+    str | None,
+    typer.Option(
+        "--patients",
+        metavar="TABLE|REGEX",
+        help="Whose the scans are: a table with the columns scan and patient, or a regular expression with one group, searched for "
+        "in each file's name, then its path. Default: as the file states; if it does not, each scan is a patient of its own.",
+        show_default=False,
+    ),
+]
+
+
 def parse_models(context: typer.Context, models_and_table: list[str], *, weights: str = "auto") -> tuple[list[ModelSpec], Path]:
     """The models and the table of a command line; `dagman compare` needs two models or more.
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dagman.cli.tasks.task_options import KeyPath
+from dagman.cli.tasks.task_options import KeyPath, PatientsOf
 
 app = typer.Typer(add_completion=False)
 
@@ -24,6 +24,14 @@ def pretrain_command(
     method: Annotated[str | None, typer.Option(help="Method: dagman, smit, ibot, ... Default: dagman.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings in a TOML file.")] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value, repeatable; see docs/settings.md.")] = None,
+    modality: Annotated[
+        str | None,
+        typer.Option(metavar="ct|mr|all", help="Scans to train on, where there are CT and MR.", show_default=False),
+    ] = None,
+    many_passes: Annotated[
+        bool, typer.Option("--many-passes", help="Begin even if each scan is seen more than 10,000 times.")
+    ] = False,
+    patients: PatientsOf = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT, and refuse to begin one.")] = False,
     key: KeyPath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
@@ -41,6 +49,8 @@ def pretrain_command(
     from dagman.records.counts import count_noun
     from dagman.training.pretraining import pretrain
 
+    shorthands = [f"view.modality={modality}"] if modality else []
+    shorthands += ["train.many_passes=true"] if many_passes else []
     console = Console(stderr=as_json)
     with show_preparing(console, out) as on_preparation, show_training(console, out) as on_event:
         run = pretrain(
@@ -49,7 +59,8 @@ def pretrain_command(
             size=size,
             method=method,
             config=config,
-            assignments=assignments or (),
+            assignments=[*(assignments or ()), *shorthands],
+            patients=patients,
             resume=resume,
             on_event=on_event,
             on_preparation=on_preparation,

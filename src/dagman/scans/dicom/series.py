@@ -25,6 +25,8 @@ class DicomGroup:
     modality: str  # as in DICOM, or "derived map" for blood flow and the like, which CT scanners write too
     patient: str = field(repr=False)
     uid: str = field(repr=False)
+    names_patient: bool = True
+    "Whether there is a PatientID; the study stands in for one that is empty."
     reason: str = ""
     part: str = ""
     'What distinguishes it from other volumes of its series, such as "acquisition=2".'
@@ -146,5 +148,6 @@ def _group(headers: Sequence[Header], reason: str = "") -> DicomGroup:
         modality=first.modality if "PERFUSION" not in first.image_type else "derived map",
         patient=name_patient(first.patient_id.strip() or first.study_uid),
         uid=first.series_uid,
+        names_patient=bool(first.patient_id.strip()),
         reason=reason,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dagman.records.counts import count_noun
 from dagman.scans.discovery import Refusal
+from dagman.tables.patients import note_patients
 from dagman.tasks.classifier import load_classifier
 from dagman.tasks.prediction import NO_CONTRACT, Applied, Notify, PredictionSettings, list_items
 
@@ -28,4 +29,4 @@ def apply_classifier(folder: Path, scans: Sequence[str | Path], out: Path, setti
     ]
     notes = classifier.contract.note_training_items(scored.hashes) if classifier.contract else [NO_CONTRACT]
     lost = [Refusal(source=one.item.name, reason=one.reason) for one in scored.refused]
-    return Applied(rows=rows, refused=(*refused, *lost), notes=tuple(notes))
+    return Applied(rows=rows, refused=(*refused, *lost), notes=(*note_patients(items), *notes))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dagman.records.counts import count_noun
 from dagman.scans.discovery import Refusal
+from dagman.tables.patients import note_patients
 from dagman.tasks.outcome.model import load_outcome_model
 from dagman.tasks.prediction import NO_CONTRACT, Applied, Notify, PredictionSettings, Rows, list_items
 
@@ -20,4 +21,6 @@ def apply_outcome(folder: Path, scans: Sequence[str | Path], out: Path, settings
     rows: Rows = [{"item": row["patient"], **row} for row in predicted]
     found = {row["patient"] for row in rows}
     lost = [Refusal(source=item.name, reason="cannot be used (see dagman inspect)") for item in items if item.patient not in found]
-    return Applied(rows=rows, refused=(*refused, *lost), notes=tuple(notes if model.contract else [NO_CONTRACT]))
+    return Applied(
+        rows=rows, refused=(*refused, *lost), notes=(*note_patients(items), *(notes if model.contract else [NO_CONTRACT]))
+    )

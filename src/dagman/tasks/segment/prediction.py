@@ -14,6 +14,7 @@ from dagman.scans.discovery import Refusal
 from dagman.scans.label_files import renew_dicom_labels, write_dicom_labels, write_label_map
 from dagman.scans.scan import Scan, hash_scan
 from dagman.tables.items import Item
+from dagman.tables.patients import note_patients
 from dagman.tasks.prediction import Applied, Notify, PredictionSettings, Rows, list_items
 from dagman.tasks.segment.model import SegmentationModel, load_model
 
@@ -24,7 +25,7 @@ def apply_segmentation(
     """Apply the model in `folder`, one scan at a time; what was done is kept in a journal. See `dagman.tasks.prediction.Apply`."""
     model = load_model(folder, device=settings.device)
     items, refused = list_items(scans, (), settings)
-    notes: list[str] = []
+    notes = note_patients(items)
     if settings.mirror and not model.mirrored:
         notes.append("--mirror: the model was not trained on mirrored crops; structures that differ by side may be mixed up")
     journal = out / "predictions.jsonl"
