@@ -25,7 +25,7 @@ _SHOWN = 5
 """Scans named in a message."""
 
 
-def state_patients(found: Discovery, stated: str | Path | None) -> Discovery:
+def state_patients(discovered: Discovery, stated: str | Path | None) -> Discovery:
     """What was found, with the patients that the user states; a scan whose file names one keeps it where nothing is stated.
 
     stated: A table with the columns `scan` (a file's name, or its path relative to the table) and `patient`, or a regular
@@ -35,11 +35,11 @@ def state_patients(found: Discovery, stated: str | Path | None) -> Discovery:
     Raises:
         TableError, SettingsError: The table or pattern is wrong, or leaves a scan without a patient.
     """
-    if stated is None or not found.series:
-        return found
-    find = _read_table(Path(stated), found.series) if is_table(stated) else _read_pattern(str(stated))
-    names = [find(one) for one in found.series]
-    left = [one.source for one, name in zip(found.series, names, strict=True) if name is None and one.patient_assumed]
+    if stated is None or not discovered.series:
+        return discovered
+    find = _read_table(Path(stated), discovered.series) if is_table(stated) else _read_pattern(str(stated))
+    names = [find(one) for one in discovered.series]
+    left = [one.source for one, name in zip(discovered.series, names, strict=True) if name is None and one.patient_assumed]
     if left:
         count = count_noun(len(left), "scan has", "scans have")
         what = f"{count} no patient by it: {list_some((Path(source).name for source in left), limit=_SHOWN)}"
@@ -47,9 +47,9 @@ def state_patients(found: Discovery, stated: str | Path | None) -> Discovery:
         raise SettingsError(what, where=f"--patients {stated}", do=do)
     series = [
         one if name is None else replace(one, patient=_hide(name), patient_from="user")
-        for one, name in zip(found.series, names, strict=True)
+        for one, name in zip(discovered.series, names, strict=True)
     ]
-    return replace(found, series=tuple(series))
+    return replace(discovered, series=tuple(series))
 
 
 def note_assumed(assumed: int, total: int) -> list[str]:
