@@ -26,8 +26,9 @@ def run_command(app, *arguments) -> str:
 def test_pretrain_says_where_the_encoder_lies(place, monkeypatch):
     run = SimpleNamespace(last_step=3, settings=SimpleNamespace(train=SimpleNamespace(steps=3)), warnings=[])
     monkeypatch.setattr("dagman.training.pretraining.pretrain", lambda *_, **__: run)
+    monkeypatch.setattr("dagman.training.monitoring.health.judge_run", lambda run: ())
     told = run_command(pretrain.app, "store", "--out", place)
-    assert told == f"{place}/encoder holds the encoder after 3 steps. Next: dagman report {place}\n"
+    assert told.endswith(f"\n{place}/encoder holds the encoder after 3 steps. Next: dagman report {place}\n")
 
 
 def test_the_demo_says_where_its_page_lies(place, monkeypatch):
@@ -39,7 +40,7 @@ def test_the_demo_says_where_its_page_lies(place, monkeypatch):
 def test_report_says_where_its_page_lies(place, monkeypatch):
     monkeypatch.setattr("dagman.training.run.Run", lambda path: path)
     monkeypatch.setattr("dagman.reports.run.run_page.write_run_report", lambda run: run / "report.html")
-    monkeypatch.setattr("dagman.reports.run.run_page.judge_run", lambda run: ())
+    monkeypatch.setattr("dagman.training.monitoring.health.judge_run", lambda run: ())
     monkeypatch.setattr("dagman.reports.run.verdicts.summarize_verdicts", lambda verdicts: SimpleNamespace(text="fine"))
     assert run_command(report.app, place) == f"fine\n{place / 'report.html'}\n"
 

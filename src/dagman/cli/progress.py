@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from dagman.store.estimate import Estimate
     from dagman.store.writer import Progress
+    from dagman.training.monitoring.verdicts import Verdict
 
 T = TypeVar("T")
 
@@ -133,28 +134,45 @@ def show_training(console: Console, folder: Path | None = None) -> Iterator[Call
     )
     bar = Progress(*columns, console=console, disable=not console.is_terminal)
     lines = PlainLines(console, folder)
-    total = 0
+    total, light = 0, ""
 
     def notify(name: str, values: dict[str, Any]) -> None:
-        nonlocal total
+        nonlocal total, light
         if name == "part":
             console.print(f"[bold]{escape(values['text'])}[/]", highlight=False, soft_wrap=True)
         elif name == "choice":
             console.print(f"[dim]·[/] {escape(values['text'])}", highlight=False, soft_wrap=True)
         elif name == "warning":
             console.print(f"[yellow]![/] step {values['step']}: {escape(values['text'])}", highlight=False, soft_wrap=True)
+        elif name == "verdict":
+            light = f"{values['light']} · "
         elif name == "begin":
             # Not before: one console shows one bar at a time, and scans may be prepared first.
             bar.start()
             total = values["steps"]
             bar.add_task("pretrain", total=values["steps"], completed=values["step"], losses="")
         elif name == "step":
-            losses = " ".join(f"{key} {values[key]:.3f}" for key in _LOSSES if key in values)
+            losses = light + " ".join(f"{key} {values[key]:.3f}" for key in _LOSSES if key in values)
             bar.update(bar.task_ids[-1], completed=values["step"], losses=f"{losses} · {values['views_per_s']:.1f} views/s")
             lines.state(f"step {values['step']} of {total}: {losses}", values["step"], total)
 
     with _stopped_at_end(bar):
         yield notify
+
+
+def print_verdicts(console: Console, judged: Sequence[Verdict]) -> None:
+    """The light over a run, then each sentence that is not green with what to try."""
+    from rich.text import Text
+
+    from dagman.training.monitoring.verdicts import LIGHTS, sum_up
+
+    colors = {"green": "green", "amber": "yellow", "red": "red"}
+    total = sum_up(judged)
+    grave = [one for light in LIGHTS[:2] for one in judged if one.light == light]
+    for mark, one in [("", total), *(("  ", one) for one in grave)]:
+        sentence = one.text.replace("**", "").replace("`", "") if one is total else one.plain
+        line = Text.assemble(mark, (one.light, colors[one.light]), f"  {sentence}")
+        console.print(line, soft_wrap=True, highlight=False)
 
 
 @contextmanager

@@ -19,8 +19,9 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a pretraining run
     """
     from rich.console import Console
 
-    from dagman.reports.run.run_page import judge_run, write_run_report
+    from dagman.reports.run.run_page import write_run_report
     from dagman.reports.run.verdicts import summarize_verdicts
+    from dagman.training.monitoring.health import judge_run
     from dagman.training.run import Run
 
     found = Run(run)

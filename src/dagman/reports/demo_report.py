@@ -16,11 +16,12 @@ from dagman.reports.figures.planes import CONVENTION, Contour, draw_three_planes
 from dagman.reports.figures.views import draw_summary
 from dagman.reports.names import format_interval
 from dagman.reports.page import Block, DataTable, Figure, Level, Listing, Section, Text, Verdict, render_page
-from dagman.reports.run.run_page import judge_run, show_gallery
+from dagman.reports.run.run_page import show_gallery
 from dagman.reports.run.verdicts import summarize_verdicts
 from dagman.reports.style import CYCLE
 from dagman.settings.tree import UNIT
 from dagman.tasks.seeds import SeedComparison, describe_values
+from dagman.training.monitoring.health import judge_run
 from dagman.training.run import Run
 
 _WINDOW = (-1000.0, 400.0)

@@ -136,7 +136,15 @@ def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle
         on_event("choice", {"text": line})
     for warning in warnings:
         on_event("warning", {"step": trainer.step, "key": "idle", "text": warning})
-    inputs = {"store": store.path.name, "scans": fingerprint, "count": len(usable), "left_out": left_out}
+    cohort = trainer.cohort
+    inputs = {
+        "store": store.path.name,
+        "scans": fingerprint,
+        "count": cohort.scans,
+        "patients": cohort.patients,
+        "copies": cohort.copies,
+        "left_out": left_out,
+    }
     write_command(out, "pretrain", settings=settings.model_dump(mode="json"), inputs=inputs)
     on_event("begin", {"step": trainer.step, "steps": settings.train.steps})
 

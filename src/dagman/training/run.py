@@ -7,6 +7,7 @@ RUN/  settings.toml     every setting, resolved
       monitors.jsonl    a row each time the fixed validation views are looked at
       timing.jsonl      a row a step: seconds, views and voxels a second, waiting, memory
       notes.jsonl       warnings and choices, in plain words
+      summary.json      the last measurement in words: light, verdicts and what to try, losses
       gallery/          validation views, masks, reconstructions, attention as safetensors
       checkpoints/      full state (dagman.training.checkpoints)
       encoder/          what users keep (dagman.encoder.folder)
@@ -19,7 +20,7 @@ from __future__ import annotations
 import json
 import shutil
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from dagman.errors import RunError
-from dagman.records.files import write_text, write_whole
+from dagman.records.files import write_json, write_text, write_whole
 from dagman.records.journal import append_row, keep_rows, read_rows
 from dagman.settings import Settings
 from dagman.settings.presets import validate_settings
 from dagman.settings.resolution import list_unresolved
+from dagman.training.monitoring.verdicts import Verdict, sum_up
 
 _RESTORE = "Restore it from a copy, or begin another run"
 _METRICS = frozenset({"total", "lr", "grad_norm"})
+LOSSES = ("total", "amip", "ampd", "aitd", "gitd")
 _TIMINGS = frozenset({"seconds", "views_per_s", "voxels_per_s", "waiting_share", "memory_gib"})
 
 
@@ -144,6 +147,16 @@ def write_settings(folder: Path, settings: Settings) -> None:
 def write_note(folder: Path, step: int, key: str, text: str) -> None:
     """Add a warning or (key "choice") a choice."""
     append_row(folder / "notes.jsonl", {"step": step, "key": key, "text": text})
+
+
+def write_summary(folder: Path, step: int, steps: int, losses: Mapping[str, Any], judged: Sequence[Verdict]) -> None:
+    """Write `summary.json`: how far the run is, its last losses, and the verdicts with what to try."""
+    values = {"step": step, "steps": steps, "losses": _pick_losses(losses), **sum_up(judged).to_json()}
+    write_json(folder / "summary.json", {**values, "verdicts": [verdict.to_json() for verdict in judged]})
+
+
+def _pick_losses(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: row[name] for name in LOSSES if name in row}
 
 
 def write_gallery(folder: Path, step: int, arrays: dict[str, np.ndarray]) -> None:

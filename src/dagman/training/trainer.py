@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,12 @@ from dagman.training.accumulation import StepLosses, accumulate_gradients
 from dagman.training.augmentation import augment_views, is_active, mirror_boxes
 from dagman.training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from dagman.training.draws import draw_drop_path, draw_masking, draw_noise
+from dagman.training.monitoring.cohort import Cohort, describe_cohort
 from dagman.training.monitoring.curves import Curves
+from dagman.training.monitoring.health import Health, follow_run, list_warnings
 from dagman.training.monitoring.validation import Validation
-from dagman.training.monitoring.verdicts import EARLY, FRESH, judge_monitors, judge_waiting
-from dagman.training.run import rewind_run, write_gallery, write_note
+from dagman.training.monitoring.verdicts import FRESH, sum_up
+from dagman.training.run import Run, rewind_run, write_gallery, write_note, write_summary
 from dagman.training.summary import describe_pace
 from dagman.training.views import ViewDataset, load_steps, sample_intensities
 
@@ -108,7 +110,7 @@ class Trainer:
         if self.step == 0 and self.student.reconstruction is not None:
             self.student.reconstruction.start_at(sample_intensities(self.dataset).mean().item())
         validation = Validation(self.settings, self.dataset, self.method, self.device)
-        waits: deque[float] = deque(maxlen=50)
+        self.health = self._start_health()
         first, paces = self.step, []
         curves = Curves(self.folder, self.step)
         batches = load_steps(self.dataset, self.step, self.workers)
@@ -131,8 +133,8 @@ class Trainer:
             append_row(self.folder / "metrics.jsonl", row)
             append_row(self.folder / "timing.jsonl", timing)
             curves.add(self.step, row | timing)
-            waits.append(timing["waiting_share"])
-            self._warn(judge_waiting(list(waits)))
+            self.health.add_step(row)
+            self.health.add_wait(timing["waiting_share"])
             self.on_event("step", row | timing)
             if first < self.step <= first + PACED_STEPS:
                 paces.append(seconds)
@@ -225,10 +227,22 @@ class Trainer:
         append_row(self.folder / "monitors.jsonl", row)
         write_gallery(self.folder, self.step, gallery)
         curves.add_monitor(self.step, row)
-        progress = self.step / self.settings.train.steps
-        if progress >= FRESH:
-            self._warn(judge_monitors(row, early=progress < EARLY))
+        self.health.add_look(row)
+        judged = self.health.judge()
+        if self.step >= FRESH * self.settings.train.steps:
+            self._warn(list_warnings(judged))
+        write_summary(self.folder, self.step, self.settings.train.steps, self.health.last_step, judged)
         self.on_event("monitor", row)
+        self.on_event("verdict", {"step": self.step, **sum_up(judged).to_json()})
+
+    @functools.cached_property
+    def cohort(self) -> Cohort:
+        """What the run learns from."""
+        return describe_cohort(self.dataset.store, self.dataset.usable)
+
+    def _start_health(self) -> Health:
+        """The verdicts so far: of a run that is resumed, those of its folder."""
+        return follow_run(Run(self.folder), self.cohort) if self.step else Health(settings=self.settings, cohort=self.cohort)
 
     def _warn(self, warnings: list[tuple[str, str]]) -> None:
         for key, text in warnings:
@@ -278,6 +292,8 @@ class Trainer:
         if torch.isfinite(losses.total) and torch.isfinite(norm):
             return
         scans = sorted({pair[0].scan for pair in self.dataset.places(step)})
+        what = f"Losses or gradient: not finite at step {step + 1}. Lower optim.lr, or check the scans of that step."
+        self._warn([("not-finite", what)])
         raise RunError(
             f"the loss or its gradient is not finite at step {step + 1}, on scans {', '.join(scans)}",
             where=self.folder,

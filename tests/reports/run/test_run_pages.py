@@ -18,8 +18,9 @@ from dagman.cli.report import app
 from dagman.errors import RunError
 from dagman.records.journal import append_row
 from dagman.records.provenance import write_command
-from dagman.reports.run.run_page import judge_run, render_run, write_run_report
+from dagman.reports.run.run_page import render_run, write_run_report
 from dagman.settings import load_settings, resolve_settings
+from dagman.training.monitoring.health import judge_run
 from dagman.training.run import Run, write_gallery, write_note, write_settings
 
 _UNITS, _HEADS = 8, 8
@@ -50,7 +51,7 @@ def _write_look(folder: Path, step: int, losses: list[str], views: int, *, seman
     heads = {"entropy": 3.0, "entropy_spread": 0.1, "distance_mm": 20.0, "distance_spread": 1.0, "js": 0.03}
     row = {
         "step": step,
-        "features": {"std": 0.3, "effective_rank": 20.0},
+        "features": {"std": 0.3 + step / 1000, "effective_rank": 20.0},
         "diversity": {f"stage{stage}": heads for stage in range(1, 5)},
     }
     gallery = {
@@ -165,8 +166,9 @@ def test_what_was_printed_and_warned_is_shown_and_never_markup(full):
     assert "inputs.store.scans" in full[1]
 
 
-def test_a_good_run_is_called_good_but_for_its_attention(full):
-    assert [verdict.text[:13] for verdict in judge_run(full[0]) if verdict.level != "ok"] == ["**Attention**"]
+def test_a_good_run_is_green(full):
+    assert [verdict.text for verdict in judge_run(full[0]) if verdict.light != "green"] == []
+    assert "Green. <strong>This run is healthy</strong>" in full[1]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def test_the_command_prints_the_headline_and_the_path(tmp_path):
     run = _write_run(tmp_path / "run", steps=0, views=0)
     result = CliRunner().invoke(app, [str(run.path)])
     assert result.exit_code == 0
-    assert "2 reservations" in result.output
+    assert "Amber. No fault is seen, but 1 reservation" in result.output
     assert str(run.path / "report.html") in result.output
     assert (run.path / "report.html").is_file()
 

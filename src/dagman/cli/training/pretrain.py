@@ -45,8 +45,10 @@ def pretrain_command(
 
     from rich.console import Console
 
-    from dagman.cli.progress import show_preparing, show_training
+    from dagman.cli.progress import print_verdicts, show_preparing, show_training
     from dagman.records.counts import count_noun
+    from dagman.training.monitoring.health import judge_run
+    from dagman.training.monitoring.verdicts import sum_up
     from dagman.training.pretraining import pretrain
 
     shorthands = [f"view.modality={modality}"] if modality else []
@@ -66,9 +68,12 @@ def pretrain_command(
             on_preparation=on_preparation,
         )
     done, steps = run.last_step, run.settings.train.steps
-    outcome: dict[str, Any] = {"run": str(out), "step": done, "steps": steps, "warnings": [w["text"] for w in run.warnings]}
+    judged = judge_run(run)
     if as_json:
-        typer.echo(json.dumps(outcome))
+        light = {**sum_up(judged).to_json(), "verdicts": [verdict.to_json() for verdict in judged]}
+        outcome: dict[str, Any] = {"run": str(out), "step": done, "steps": steps, "warnings": [w["text"] for w in run.warnings]}
+        typer.echo(json.dumps(outcome | {"verdict": light}))
+    print_verdicts(console, judged)
     if done < steps:
         console.print(f"Stopped at step {done} of {steps}; repeat the command to go on.")
         raise typer.Exit(130)

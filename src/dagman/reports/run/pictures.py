@@ -20,10 +20,10 @@ from dagman.reports.figures.views import (
     spread_units,
 )
 from dagman.reports.page import Block, Figure, FigureGrid, Text
-from dagman.reports.run.verdicts import UNIFORM_ATTENTION
 from dagman.reports.style import FULL_WIDTH, HALF_WIDTH
 from dagman.settings import Settings
 from dagman.settings.tree import UNIT
+from dagman.training.monitoring.verdicts import UNIFORM_ATTENTION
 
 _SHOWN = 4
 _COURSE = 5

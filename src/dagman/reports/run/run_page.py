@@ -11,11 +11,12 @@ from pydantic import BaseModel
 
 from dagman.records.files import write_text
 from dagman.reports.methods import TITLE, quote_run
-from dagman.reports.page import Block, DataTable, FigureGrid, Listing, Section, Text, Verdict, render_page
+from dagman.reports.page import Block, DataTable, FigureGrid, Listing, Section, Text, render_page
 from dagman.reports.provenance import flatten_values
 from dagman.reports.run import curves, monitors, pictures, verdicts
 from dagman.settings import Settings, load_settings, resolve_settings
 from dagman.settings.presets import list_presets
+from dagman.training.monitoring.health import judge_run
 from dagman.training.run import Run
 
 
@@ -52,27 +53,6 @@ def render_run(run: Run) -> str:
     )
 
 
-def judge_run(run: Run) -> list[Verdict]:
-    """A verdict from each monitor that has something to judge, at its last measurement."""
-    settings = run.settings
-    judged = [verdicts.judge_progress(run.last_step, settings.train.steps), *verdicts.judge_losses(run.steps, settings.optim.clip)]
-    measured = run.monitors
-    if measured:
-        first, last = measured[0], measured[-1]
-        step = int(last["step"])
-        if last.get("reconstruction"):
-            judged.append(verdicts.judge_reconstruction(last["reconstruction"], step))
-        judged += [
-            verdicts.judge_targets(name, monitored, step, settings.train.steps)
-            for name, monitored in (last.get("projectors") or {}).items()
-        ]
-        if last.get("features") and first.get("features"):
-            judged.append(verdicts.judge_features(last["features"], first["features"]))
-        if last.get("attention"):
-            judged.append(verdicts.judge_attention(last["attention"], settings.masking.choice.needs_attention))
-    return [*judged, verdicts.judge_waiting([row["waiting_share"] for row in run.timings])]
-
-
 def _give_verdict(run: Run, settings: Settings) -> list[Block]:
     judged = judge_run(run)
     measured = run.monitors
@@ -83,8 +63,9 @@ def _give_verdict(run: Run, settings: Settings) -> list[Block]:
     )
     return [
         verdicts.summarize_verdicts(judged),
+        Text(verdicts.state_progress(run.last_step, settings.train.steps)),
         Text(f"What each monitor shows ({seen}):"),
-        *sorted(judged, key=lambda verdict: ("bad", "warn", "ok").index(verdict.level)),
+        *verdicts.show_verdicts(judged),
         Text(
             "**H** is the entropy of the teacher's targets, as a share of ln K (1: uniform). **MI** says how much they "
             "distinguish samples (0: collapse). **Gain** is how well the student predicts them (1: fully; 0: no better "

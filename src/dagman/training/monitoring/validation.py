@@ -12,7 +12,7 @@ from torch import Tensor
 from dagman.method.masking import expand_units
 from dagman.method.networks import UNIT, Network, unit_grid
 from dagman.method.noise import PATCHES_PER_UNIT, count_noise_draws
-from dagman.method.step import Method, ViewPair, find_inside_voxels, teacher_forward
+from dagman.method.step import Method, ViewPair, find_inside_units, find_inside_voxels, teacher_forward
 from dagman.method.targets import Targets
 from dagman.model.intensity import to_unit_ranges
 from dagman.settings import Settings
@@ -70,9 +70,11 @@ class Validation:
             "hidden": masked[self.shown].to(torch.uint8),
             "spacing": torch.tensor([self.spacing]),
         }
+        row["masks"] = self._measure_masks(masked)
         patches, voxels = (expand_units(masked, self.grid, factor) for factor in (PATCHES_PER_UNIT, UNIT))
         answers = student(views, patches, masked)
-        if answers.reconstruction is not None and student.reconstruction is not None:
+        # Without a masked voxel there is no error to measure; the masks' verdict says so.
+        if answers.reconstruction is not None and student.reconstruction is not None and bool(masked.any()):
             restored = {"student": answers.reconstruction}
             if teacher is not None:
                 restored["teacher"] = student.reconstruction(teacher.encoder(views, patches)[3])
@@ -80,6 +82,8 @@ class Validation:
             row["reconstruction"] = monitors.measure_reconstruction(restored, views, voxels, self.median, inside)
             gallery["reconstruction"] = answers.reconstruction[self.shown].float()
         for name, logits in outputs.projections.items():
+            if not logits.numel():
+                continue
             flat = logits.flatten(0, -2).float()
             target = targets.compute(name, flat, targets.temperature(name, flat, scheduled)).view_as(logits)
             if name != "ampd":
@@ -96,6 +100,13 @@ class Validation:
         """The views of the gallery: u of each pair first, so that they come from as many scans as possible."""
         count = len(self.views)
         return [*range(0, count, 2), *range(1, count, 2)][:SHOWN]
+
+    def _measure_masks(self, masked: Tensor) -> dict[str, float]:
+        """The share of the units that lie in scans which is hidden, and the share asked for."""
+        box = find_inside_units(self.inside)
+        inside = int((box[:, 1] - box[:, 0]).prod(dim=1).sum())
+        units = math.prod(self.grid)
+        return {"share": int(masked.sum()) / inside, "wanted": self.method.shares.count(units).hidden / units}
 
     def _describe(self, network: Network) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Attention, features and diversity of the heads of one network on clean views, and its attention for the gallery."""

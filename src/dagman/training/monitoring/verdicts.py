@@ -1,9 +1,20 @@
-"""One warning in plain words for each way a run fails silently (METHOD, What is watched)."""
+"""What the monitors show, as a traffic light with a sentence and what to try: pure functions of numbers (METHOD, What is watched).
+
+Green: as it should be. Amber: use with the reservation stated. Red: the run is not healthy, and its encoder is not worth using.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from dagman.records.counts import count_noun
+
+Light = Literal["green", "amber", "red"]
+LIGHTS: tuple[Light, ...] = ("red", "amber", "green")
+"""From the gravest."""
 
 COLLAPSED_MI = 0.05
 """Targets that distinguish samples less than this share of what they could are taken for collapsed. [ours]"""
@@ -14,49 +25,282 @@ FRESH = 0.1
 """Share of a run within which no verdict is passed on targets."""
 EARLY = 0.3
 """Share of a run within which a loss at ln K is no news. [ours]"""
+UNIFORM_ATTENTION = 0.99
+"""Entropy of the attention, as a share of ln N, from which it is called almost uniform. [ours; short runs: 0.998 or more]"""
+LONG = 1000
+"""Steps after which attention is expected to have left uniformity (0.96 in one run of 1,000 steps). [ours]"""
+BRIGHTNESS = 0.7
+"""Rank correlation of attention and intensity above which masking is reported to follow brightness. [ours]"""
+NO_GAIN = 0.02
+"""Gain below which the student is reported to do no better than one constant answer. [ours]"""
+YOUNG = 90
+"""Steps within which a student need not beat the trivial answers yet (METHOD, Small runs)."""
+DIVERGED = 1.5
+"""Growth of the AMIP loss over the best it was from which a run is taken for diverging. [ours]"""
+RISEN = 1.2
+"""Growth of the AMIP loss over that of the first steps from which a run is taken for diverging. [ours]"""
+WINDOW, OPENING = 10, 3
+"""Steps over which the AMIP loss is averaged before it is compared, and those of the start. [ours]"""
+_PREDICTS = 0.1
+_TELLING = 0.2
+_FEW_STEPS = 10
+_NO_SPREAD = 1e-6
+_LOST_SPREAD = 0.05
+_ONE_DIRECTION = 1.5
+_OFTEN_CLIPPED = 0.5
+_SPARSE = 0.5
+_HOPELESS = 2.0
 _NAMES = {"ampd": "patch", "aitd": "[CLS]", "gitd": "view"}
 
 
-def judge_projector(name: str, monitor: Mapping[str, float], early: bool) -> list[tuple[str, str]]:
-    """Warnings (key, text) for one projector; `early`: too soon to expect that the student has learned."""
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What one monitor shows.
+
+    Attributes:
+        light: green, amber or red.
+        text: A sentence; `**` surrounds what it is about, backticks surround settings.
+        remedy: What to try; empty where nothing is to be done.
+        key: Its name in `notes.jsonl`, such as collapse-ampd; empty for a green one.
+    """
+
+    light: Light
+    text: str
+    remedy: str = ""
+    key: str = ""
+
+    @property
+    def plain(self) -> str:
+        """Sentence and remedy without emphasis, as printed."""
+        return " ".join(part for part in (self.text, self.remedy) if part).replace("**", "").replace("`", "")
+
+    def to_json(self) -> dict[str, str]:
+        """As `summary.json` holds it."""
+        return asdict(self) | {"text": self.text.replace("**", "").replace("`", ""), "remedy": self.remedy.replace("`", "")}
+
+
+def sum_up(verdicts: Sequence[Verdict]) -> Verdict:
+    """The light over all of a run's verdicts: as grave as the gravest; its remedy is that of the first such verdict."""
+    faults, notes = (sum(one.light == light for one in verdicts) for light in ("red", "amber"))
+    remedy = next((one.remedy for light in LIGHTS[:2] for one in verdicts if one.light == light and one.remedy), "")
+    if faults:
+        text = (
+            f"**This run is not healthy**: {count_noun(faults, 'fault')}, {count_noun(notes, 'note')}. Mend the faults before its "
+            "encoder is used."
+        )
+        return Verdict(light="red", text=text, remedy=remedy)
+    if notes:
+        text = f"**No fault is seen, but {count_noun(notes, 'reservation')}**, each explained below."
+        return Verdict(light="amber", text=text, remedy=remedy)
+    return Verdict(light="green", text="**This run is healthy**: nothing has collapsed, and every monitor is in its normal range.")
+
+
+def judge_losses(
+    rows: Sequence[Mapping[str, Any]], clip: float, start: float | None = None, best: float | None = None
+) -> list[Verdict]:
+    """Whether the losses are finite, whether they grow, and whether the gradient is cut most of the time.
+
+    rows: The last steps. start, best: mean AMIP of the run's first `OPENING` steps, and the lowest over any `WINDOW` steps.
+    """
+    if not rows:
+        return [Verdict(light="amber", text="**Losses**: no step is done yet.")]
+    wrong = [row["step"] for row in rows if not _is_finite(row.get("total"))]
+    if wrong:
+        text = f"**Losses**: not finite from step {wrong[0]} on."
+        return [Verdict(light="red", text=text, remedy="Lower `optim.lr`, or check the scans of that step.", key="not-finite")]
+    last = average_loss(rows)
+    if last is not None and ((best is not None and last > DIVERGED * best) or (start is not None and last > RISEN * start)):
+        from_best = "" if best is None else f", {best:.3g} at its best"
+        text = f"**Losses** diverge: the AMIP loss is {last:.3g}; it was {start or last:.3g} at the start{from_best}."
+        remedy = "Lower `optim.lr` (a third is a usual try), or lengthen `optim.warmup`; begin the run again."
+        return [Verdict(light="red", text=text, remedy=remedy, key="diverging")]
+    norms = [row["grad_norm"] for row in rows[len(rows) // 2 :] if _is_finite(row.get("grad_norm"))]
+    cut = sum(norm > clip for norm in norms) / len(norms) if norms else 0.0
+    if cut > _OFTEN_CLIPPED:
+        text = f"**Gradient**: cut to {clip:g} in {cut:.0%} of the later steps, so that steps are smaller than the rate set."
+        return [Verdict(light="amber", text=text, remedy="Lower `optim.lr`, or raise `optim.clip`.", key="clipped")]
+    text = f"**Losses and gradient**: finite throughout; the gradient was cut to {clip:g} in {cut:.0%} of the later steps."
+    return [Verdict(light="green", text=text)]
+
+
+def average_loss(rows: Sequence[Mapping[str, Any]], window: int = WINDOW) -> float | None:
+    """The mean AMIP loss of the last steps; None where the method has none or there are fewer than `window`."""
+    values = [rows[i].get("amip") for i in range(-min(window, len(rows)), 0)]
+    finite = [value for value in values if value is not None and _is_finite(value)]
+    return math.fsum(finite) / window if len(finite) == window else None
+
+
+def judge_masks(monitored: Mapping[str, float]) -> Verdict:
+    """Whether masks hide what they should; `share` of the units in the scans is hidden, `wanted` was asked for."""
+    share, wanted = monitored["share"], monitored["wanted"]
+    numbers = f"{share:.1%} of the units that lie in scans are hidden, {wanted:.1%} were asked for"
+    if share == 0:
+        text = f"**Masks** hide nothing: {numbers}. The student sees the answer, so that it learns nothing."
+        return Verdict(light="red", text=text, remedy="Check `masking.kind`, and raise `masking.ratio`.", key="masks-empty")
+    if share >= 1:
+        text = f"**Masks** hide everything: {numbers}. The student sees nothing to answer from."
+        return Verdict(light="red", text=text, remedy="Check `masking.kind`, and lower `masking.ratio`.", key="masks-full")
+    if share < _SPARSE * wanted:
+        text = f"**Masks** hide less than they should: {numbers}."
+        return Verdict(light="amber", text=text, remedy="Check `masking.kind`, and raise `view.side`.", key="masks-sparse")
+    return Verdict(light="green", text=f"**Masks**: {numbers}.")
+
+
+def judge_reconstruction(monitored: Mapping[str, float], step: int, steps: int | None = None) -> Verdict:
+    """Whether the student restores masked voxels better, at a step (of `steps`), than the best of three trivial answers."""
+    names = {
+        "visible_mean": "the view's visible mean",
+        "training_median": "the training median",
+        "push_pull": "a smooth fill from visible voxels",
+    }
+    best = min(names, key=lambda name: monitored[name])
+    numbers = (
+        f"error {monitored['student']:.3f} against {monitored[best]:.3f} of {names[best]}, the best of three trivial answers "
+        f"(ratio {monitored['ratio']:.2f})"
+    )
+    if monitored["ratio"] < 1:
+        return Verdict(light="green", text=f"**Reconstruction** beats the trivial answers: {numbers}.")
+    if step < YOUNG and monitored["ratio"] < _HOPELESS:
+        text = f"**Reconstruction** does not yet beat the trivial answers: {numbers}. It usually does within 30 to 90 steps."
+        # Too early to mend anything, unless the run ends here.
+        return Verdict(light="amber", text=text, remedy="Train longer: `train.steps`." if steps and step >= steps else "")
+    text = f"**Reconstruction** does not beat the trivial answers: {numbers}. The encoder has learned less than a blur knows."
+    remedy = "Lower `optim.lr` if the loss has jumped; train longer if it still falls."
+    return Verdict(light="red", text=text, remedy=remedy, key="reconstruction")
+
+
+def judge_targets(name: str, monitored: Mapping[str, float], step: int, steps: int) -> Verdict:
+    """Whether a projector's targets are alive, and whether the student predicts them, at a step of so many."""
+    head = f"**{name.upper()} targets**"
+    numbers = f"H {monitored['H']:.2f}, MI {monitored['MI']:.2f}, gain {monitored['gain']:.2f}"
+    if fault := _find_fault(name, monitored):
+        key, text, remedy = fault
+        # The last step is judged however short the run: its encoder will be used.
+        fresh = max(YOUNG, round(FRESH * steps))
+        if step < min(fresh, steps):
+            text = f"{head} ({numbers}): {text} So early (before step {fresh}) this may still pass."
+            return Verdict(light="amber", text=text)
+        return Verdict(light="red", text=f"{head} ({numbers}): {text}", remedy=remedy, key=f"{key}-{name}")
+    longer = "More views a step (`train.batch`) or more steps may help."
+    if step >= EARLY * steps and monitored["ce"] > AT_LN_K * monitored["ln_k"] and monitored["gain"] < NO_GAIN:
+        text = (
+            f"{head} ({numbers}): the {name.upper()} loss is at ln K ({monitored['ce']:.2f}): the student's answer is not better "
+            f"than a constant (gain = {monitored['gain']:.2f}). Short runs with few views a step often stay there."
+        )
+        return Verdict(light="amber", text=text, remedy=longer, key=f"ln-k-{name}")
+    notify = "distinguish samples" if monitored["MI"] >= _TELLING else "hardly distinguish samples"
+    if monitored["gain"] >= NO_GAIN:
+        predicts = "predicts them" if monitored["gain"] >= _PREDICTS else "begins to predict them"
+        return Verdict(light="green", text=f"{head} {notify}, and the student {predicts} ({numbers}).")
+    usual = "" if name == "ampd" else " Image targets often stay there in short runs with few views a step."
+    text = f"{head} {notify} ({numbers}), but the student does no better than one constant answer.{usual}"
+    return Verdict(light="amber", text=text, remedy=f"Longer runs, or more views a step, may help{' here' if usual else ''}.")
+
+
+def _find_fault(name: str, monitored: Mapping[str, float]) -> tuple[str, str, str] | None:
+    """Key, sentence and remedy where the targets are uniform or collapsed."""
     what = f"{name.upper()} ({_NAMES[name]} targets)"
-    if monitor["H"] > UNIFORM_H:
-        return [
-            (
-                f"uniform-{name}",
-                f"{what} sit at ln K: every target is nearly uniform (H = {monitor['H']:.2f}), so there is nothing to learn from. "
-                "Lower teacher.target_entropy, or set teacher.temperature=entropy.",
-            )
-        ]
-    if monitor["MI"] < COLLAPSED_MI:
-        return [
-            (
-                f"collapse-{name}",
-                f"{what} have collapsed: all samples get the same target (MI = {monitor['MI']:.2f}). "
-                "Try teacher.centering=sinkhorn, or more views a step.",
-            )
-        ]
-    if not early and monitor["ce"] > AT_LN_K * monitor["ln_k"] and monitor["gain"] < 0.02:
-        return [
-            (
-                f"ln-k-{name}",
-                f"the {name.upper()} loss is at ln K ({monitor['ce']:.2f}): the student's answer is not better than a constant "
-                f"(gain = {monitor['gain']:.2f}). Short runs with few views a step often stay there; more views or steps may help.",
-            )
-        ]
-    return []
+    if monitored["H"] > UNIFORM_H:
+        return (
+            "uniform",
+            f"{what} sit at ln K: every target is nearly uniform (H = {monitored['H']:.2f}), so there is nothing to learn from.",
+            "Lower `teacher.temperature_end`, or set `teacher.temperature=entropy`; where it is solved already, the teacher's "
+            "answers no longer differ: lower `optim.lr`.",
+        )
+    if monitored["MI"] < COLLAPSED_MI:
+        return (
+            "collapse",
+            f"{what} have collapsed: all samples get the same target (MI = {monitored['MI']:.2f}).",
+            "Lower `optim.lr`, try `teacher.centering=sinkhorn`, or more views a step (`train.batch`).",
+        )
+    return None
 
 
-def judge_monitors(row: Mapping[str, Any], early: bool) -> list[tuple[str, str]]:
-    """Warnings for a row of `monitors.jsonl`."""
-    return [w for name, monitor in row.get("projectors", {}).items() for w in judge_projector(name, monitor, early)]
+def judge_features(monitored: Mapping[str, float], first: Mapping[str, float]) -> Verdict:
+    """Whether x4 has shrunk to a point or a line; `first` is the same at the run's first measurement."""
+    numbers = (
+        f"standard deviation {monitored['std']:.3g} (first {first['std']:.3g}), effective rank "
+        f"{monitored['effective_rank']:.1f} (first {first['effective_rank']:.1f})"
+    )
+    remedy = "Do not use the encoder. Lower `optim.lr`, try `teacher.centering=sinkhorn`, and begin again."
+    if monitored["std"] < max(_NO_SPREAD, _LOST_SPREAD * first["std"]):
+        text = f"**Features** have collapsed to nearly one point: {numbers}. Every scan looks the same to the encoder."
+        return Verdict(light="red", text=text, remedy=remedy, key="features-point")
+    # Few tokens fill few directions from the start: two views of one token each always lie on a line.
+    if monitored["effective_rank"] < _ONE_DIRECTION < 2 * _ONE_DIRECTION <= first["effective_rank"]:
+        text = f"**Features** have collapsed to nearly one direction: {numbers}."
+        return Verdict(light="red", text=text, remedy=remedy, key="features-line")
+    return Verdict(light="green", text=f"**Features** of the last stage keep their spread: {numbers}.")
 
 
-def judge_waiting(shares: list[float]) -> list[tuple[str, str]]:
-    """A warning if the last steps waited for data more than a fifth of their time."""
-    if len(shares) < 10 or sum(shares) / len(shares) <= WAITING:
-        return []
-    share = sum(shares) / len(shares)
-    return [
-        ("waiting", f"{share:.0%} of the time is spent waiting for data. Raise train.workers, or put the store on a faster disk.")
-    ]
+def judge_teacher(last: Mapping[str, Any], first: Mapping[str, Any], first_weights: float) -> Verdict:
+    """Whether the teacher follows the student; `first_weights` is the share of its first weights that the momenta leave in it."""
+    stands = last["step"] > first["step"] and all(
+        last.get(part) == first.get(part) for part in ("features", "attention", "diversity")
+    )
+    remedy = "Leave `teacher.momentum` and `teacher.momentum_end` at auto."
+    if stands:
+        text = (
+            f"**Teacher** does not move: after step {last['step']} its features are to the last digit those of step "
+            f"{first['step']}. The student chases answers that were drawn at random."
+        )
+        return Verdict(light="red", text=text, remedy=remedy, key="teacher-frozen")
+    if first_weights > _SPARSE:
+        text = f"**Teacher** hardly follows: {first_weights:.0%} of it are still its first random weights."
+        return Verdict(light="amber", text=text, remedy=f"{remedy[:-1]}, or train longer.", key="teacher-slow")
+    return Verdict(light="green", text=f"**Teacher** follows the student: {first_weights:.2g} of its first weights are left in it.")
+
+
+def judge_attention(monitored: Mapping[str, float], guides: bool, step: int = 0) -> Verdict:
+    """How uniform the attention is, and whether it merely follows brightness; `guides`: it decides what is masked."""
+    numbers = f"entropy {monitored['entropy']:.4f} of its maximum, correlation with brightness {monitored['brightness']:+.2f}"
+    follows = abs(monitored["brightness"]) > BRIGHTNESS
+    order = (
+        f"the {'brightest' if monitored['brightness'] > 0 else 'darkest'} tissue first"
+        if follows
+        else "an order that is not mere brightness"
+    )
+    use = f" The masks use its order alone: {order}." if guides else ""
+    noisy = "Try a noisier teacher (`teacher.noise`), or compare with `masking.kind=random`."
+    if monitored["entropy"] >= UNIFORM_ATTENTION:
+        usual = "as always in short runs: its map does not mean anything yet." if step < LONG else "even after a long run."
+        text = f"**Attention** is almost uniform ({numbers}), {usual}{use}"
+        quiet = step < LONG and not follows
+        return Verdict(light="green" if quiet else "amber", text=text, remedy=noisy if follows else "")
+    if follows:
+        text = f"**Attention** follows brightness ({numbers}): it may mark a density rather than what matters.{use}"
+        return Verdict(light="amber", text=text, remedy=noisy)
+    return Verdict(light="green", text=f"**Attention** is neither uniform nor mere brightness ({numbers}).{use}")
+
+
+def judge_scans(scans: int, patients: int, copies: Sequence[Sequence[str]]) -> Verdict:
+    """Whether there is enough to learn from; `copies` are groups of scans whose voxels are the same."""
+    spare = sum(len(group) - 1 for group in copies)
+    if scans - spare <= 1:
+        why = f"{scans} scans that are copies of one another" if spare else "one scan"
+        text = f"**Scans**: the store holds {why}. The encoder learns it by heart, and nothing that holds for others."
+        return Verdict(light="red", text=text, remedy="Prepare scans of more patients into the store.", key="one-scan")
+    if spare:
+        named = "; ".join(" = ".join(group) for group in copies[:3]) + ("; ..." if len(copies) > 3 else "")
+        text = f"**Scans**: {spare} of {scans} are copies of another one ({named}): they count double, and two patients may be one."
+        remedy = "Remove them (dagman store remove), or check the export they came from."
+        return Verdict(light="red" if spare > scans / 2 else "amber", text=text, remedy=remedy, key="copies")
+    if patients == 1:
+        text = f"**Scans**: all {scans} are of one patient. The encoder learns what this patient looks like."
+        return Verdict(light="amber", text=text, remedy="Prepare scans of more patients into the store.", key="one-patient")
+    return Verdict(light="green", text=f"**Scans**: {scans} of {count_noun(patients, 'patient')}, none a copy of another.")
+
+
+def judge_waiting(shares: Sequence[float]) -> Verdict:
+    """Whether data keeps the machine waiting; the first step, which starts the loader, does not count."""
+    if len(shares) < _FEW_STEPS:
+        return Verdict(light="green", text=f"**Data**: too few steps ({len(shares)}) to show whether the machine waits for them.")
+    share = sum(shares[1:]) / len(shares[1:])
+    text = f"**Data**: {share:.0%} of the time is spent waiting for data (limit {WAITING:.0%})."
+    if share > WAITING:
+        return Verdict(light="amber", text=text, remedy="Raise `train.workers`, or put the store on a faster disk.", key="waiting")
+    return Verdict(light="green", text=text)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
