@@ -13,9 +13,9 @@ from dagman.encoder.loading import find_folder, load_encoder
 from dagman.errors import DagmanError, TaskError
 from dagman.export.preprocessing import describe_preprocessing, state_preprocessing
 from dagman.records.counts import count_noun, list_some
-from dagman.reports.run.run_page import judge_run
 from dagman.store.manifest import Store
 from dagman.tasks.registry import TASKS, list_keeping
+from dagman.training.monitoring.health import judge_run
 from dagman.training.run import Run
 
 RESEARCH = "Research on scans of {modalities} at about {spacing:g} mm: features, fine-tuning, segmentation, retrieval."
@@ -132,7 +132,7 @@ def describe_run(run: Run, *, weights: str = "auto") -> Contents:
         "dagman": command.get("dagman"),
         "written": command.get("written"),
     }
-    verdicts = tuple(f"[{verdict.level}] {verdict.text.replace('**', '').replace('`', '')}" for verdict in judge_run(run))
+    verdicts = tuple(f"[{verdict.light}] {verdict.plain}" for verdict in judge_run(run))
     return Contents(
         kind="run",
         what=f"A pretraining run of the method {settings.method}, {run.last_step} of {settings.train.steps} steps",
