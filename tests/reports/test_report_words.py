@@ -106,7 +106,7 @@ def test_readers_words_stand_for_keys_and_p_is_never_a_bare_zero():
         ((0.7, 0.6, 0.8), False, "0.700 (0.600 to 0.800)"),
         ((0.1, -0.2, 0.4), True, "+0.100 (-0.200 to +0.400)"),
         ((0.7, float("nan"), float("nan")), False, "0.700"),
-        ((float("nan"), float("nan"), float("nan")), False, "–"),
+        ((float("nan"), float("nan"), float("nan")), False, "n/a"),
     ],
 )
 def test_a_value_without_an_interval_stands_alone(ends, sign, shown):

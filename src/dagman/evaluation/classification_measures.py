@@ -22,12 +22,11 @@ from dagman.evaluation.measures import Measure, register_measure
 from dagman.evaluation.results import Comparison, Measurement
 from dagman.evaluation.splits import Indices, Split, Subset, draw_subset
 from dagman.evaluation.statistics import (
-    FEWEST_PATIENTS,
     Interval,
     Metric,
     bootstrap_difference,
     bootstrap_interval,
-    bound_proportion,
+    bound_edge,
     find_widening,
     warn_of_few_pairs,
 )
@@ -127,7 +126,9 @@ def measure_scores(scored: Scored, *, resamples: int = 2000, seed: int = 0) -> l
             continue
         interval = _estimate(name, metric, scored, resamples, seed)
         if metric.shares is not None:
-            interval = _bound_edge(interval, metric.shares(scored.labels, scored.scores), scored)
+            refitted = scored.folds is not None and len(np.unique(scored.folds[scored.folds >= 0])) > 1
+            shares = metric.shares(scored.labels, scored.scores)
+            interval = bound_edge(interval, shares, scored.patients, refitted=refitted)
         if metric.within_folds and scored.classes == 2:
             interval = warn_of_few_pairs(interval, _count_pairs(scored), "items")
         measurements.append(
@@ -242,23 +243,6 @@ def _count_pairs(scored: Scored) -> int:
     """Pairs of items that are compared in each repeat."""
     folds = np.zeros(scored.scores.shape[:2], dtype=np.int64) if scored.folds is None else scored.folds
     return count_pairs(scored.labels, folds) // folds.shape[1]
-
-
-def _bound_edge(interval: Interval, shares: Floats, scored: Scored) -> Interval:
-    """The exact interval over patients where the bootstrap has none: at 0 and 1, and of a few patients.
-
-    shares: how often each item was right (n), NaN for those that do not count.
-    """
-    known, patients = ~np.isnan(shares), scored.patients
-    refitted = scored.folds is not None and len(np.unique(scored.folds[scored.folds >= 0])) > 1
-    own = [float(shares[known & (patients == one)].mean()) for one in np.unique(patients[known])]
-    right = float(np.sum(own))
-    edge = right < 1e-9 or right > len(own) - 1e-9
-    if not own or not (edge or len(own) < FEWEST_PATIENTS):
-        return interval
-    low, high = bound_proportion(round(right) if edge else right, len(own), level=interval.level)
-    how = f"exact (Clopper-Pearson) over {len(own)} patients{', without refitting' if refitted else ''}"
-    return replace(interval, low=low, high=high, how=how)
 
 
 def _measure_accuracy(labels: NDArray, scores: NDArray) -> float:

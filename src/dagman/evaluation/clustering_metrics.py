@@ -14,6 +14,28 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, s
 Floats = NDArray[np.float64]
 
 
+AGREEMENTS = ("nmi", "ari", "purity")
+"""Measures of whether clusters agree with names."""
+
+
+def explain_trivial(groups: ArrayLike, patients: ArrayLike, *, called: str = "kind") -> dict[str, str]:
+    """Why measures (by name) are undefined for these groups (n), or the same for any points; empty where all mean something.
+
+    called: what a group is to readers: a kind, or a cluster.
+    """
+    groups, patients = np.asarray(groups), np.asarray(patients)
+    values, counts = np.unique(groups, return_counts=True)
+    reasons: dict[str, str] = {}
+    if not any(len(np.unique(patients[groups == value])) > 1 for value in values):
+        reasons["neighbour_accuracy"] = f"no {called} occurs in two patients, so no neighbour could be of the same {called}"
+    if not (counts > 1).any():
+        reasons |= dict.fromkeys(AGREEMENTS, f"no {called} has two structures, so any clusters would agree with the names")
+        reasons |= dict.fromkeys(("silhouette", "intra_distance", "inter_distance"), f"no {called} has two structures")
+    if len(values) < 2:
+        reasons |= dict.fromkeys(("silhouette", "inter_distance", *AGREEMENTS, "neighbour_accuracy"), f"there is one {called}")
+    return reasons
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClusterDistances:
     """Euclidean distances in the units of the points."""

@@ -147,6 +147,23 @@ def bound_proportion(right: float, count: int, *, level: float = 0.95) -> tuple[
     return low, high
 
 
+def bound_edge(interval: Interval, shares: ArrayLike, patients: ArrayLike, *, refitted: bool = False) -> Interval:
+    """The exact interval over patients of a proportion that the bootstrap has none for: at 0 and 1, and of a few patients.
+
+    shares: how often each item was right (n), NaN for those that do not count. refitted: whether its models are of several folds.
+    """
+    shares, patients = np.asarray(shares, dtype=np.float64), np.asarray(patients)
+    known = ~np.isnan(shares)
+    own = [float(shares[known & (patients == one)].mean()) for one in np.unique(patients[known])]
+    right = float(np.sum(own))
+    edge = right < 1e-9 or right > len(own) - 1e-9
+    if not own or not (edge or len(own) < FEWEST_PATIENTS):
+        return interval
+    low, high = bound_proportion(round(right) if edge else right, len(own), level=interval.level)
+    how = f"exact (Clopper-Pearson) over {count_noun(len(own), 'patient')}{', without refitting' if refitted else ''}"
+    return replace(interval, low=low, high=high, how=how)
+
+
 def correct_for_refitting(folds: int, repeats: int) -> float:
     """Variance of a repeated cross-validation's mean, over that of one repeat whose models are taken as given.
 

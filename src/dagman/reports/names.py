@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dagman.evaluation.measures import find_measure
 from dagman.evaluation.results import Measurement
 
+NOT_KNOWN = "n/a"
+"""In place of a number that is undefined or means nothing; the reason stands below the table."""
 _NAMED = 4
-_STATED_APART = ("exact", "no interval", "undefined")
-"""How intervals that `explain_intervals` explains begin."""
 """Measures that a sentence on their intervals names."""
+_STATED_APART = ("exact", "no interval", "undefined", NOT_KNOWN)
+"""How intervals that `explain_intervals` explains begin."""
 
 METHODS = {
     "linear": "linear probe",
@@ -45,9 +47,9 @@ def format_p(p: float) -> str:
 
 
 def format_interval(value: float, low: float, high: float, *, sign: bool = False) -> str:
-    """A value as 0.713 (0.602 to 0.801), +0.713 with `sign`; alone where it has no interval, a dash where it is undefined."""
+    """A value as 0.713 (0.602 to 0.801), +0.713 with `sign`; alone where it has no interval, n/a where it is undefined."""
     if not math.isfinite(value):
-        return "–"
+        return NOT_KNOWN
     show = "+.3f" if sign else ".3f"
     return f"{value:{show}} ({low:{show}} to {high:{show}})" if math.isfinite(low + high) else f"{value:{show}}"
 

@@ -16,6 +16,7 @@ import pytest
 from dagman.encoder.items import FeatureTable
 from dagman.errors import MissingExtraError, TableError, TaskError
 from dagman.notes import warn
+from dagman.reports.names import explain_intervals
 from dagman.store.crops import CropSpec
 from dagman.tables.label_maps import expand_label_maps, read_label_names
 from dagman.tables.table import read_table
@@ -31,6 +32,9 @@ from dagman.tasks.cluster.thumbnails import SIDE, draw_tile
 from dagman.tasks.inputs.item_crops import ItemCrop
 from dagman.tasks.inputs.model_inputs import ModelInput, gather_inputs
 from dagman.tasks.models import parse_model
+
+_AGREEING = {"nmi", "ari", "purity"}
+_SPREAD = {"silhouette", "intra_distance", "inter_distance"}
 
 
 @pytest.fixture(scope="module")
@@ -276,14 +280,28 @@ def test_features_that_say_nothing_end_the_task(table, monkeypatch, change, said
         gather_inputs([parse_model("histogram")], replace(table[0], items=items))
 
 
-def test_measures_that_names_make_trivial_are_left_out(table):
+@pytest.mark.parametrize(
+    ("labels", "patients", "trivial", "known"),
+    [
+        # 6 structures of one patient, one a kind: any clusters would agree, and no neighbour could be of the same kind.
+        ("012345", "pppppp", _AGREEING | _SPREAD | {"neighbour_accuracy"}, set()),
+        ("000000", "pqrstu", _AGREEING | {"silhouette", "inter_distance", "neighbour_accuracy"}, {"intra_distance"}),
+        ("001122", "pppppp", {"neighbour_accuracy"}, _AGREEING | _SPREAD),
+        ("012012", "pppqqq", set(), _AGREEING | _SPREAD | {"neighbour_accuracy"}),
+    ],
+)
+def test_measures_that_names_make_trivial_are_not_numbers_and_give_the_reason(labels, patients, trivial, known, table):
     items, features = table
     settings = ClusteringSettings(map="pca", resamples=20)
     model = ModelInput(name="m", spec=parse_model("histogram"), encoder=None, features=features[:6].astype(np.float32))
-    alone = replace(items, items=tuple(replace(item, label=str(i), patient="p") for i, item in enumerate(items.items[:6])))
-    alone = replace(alone, classes=tuple("012345"))
-    measured = {m.name for m in measure_clustering(group_structures(model, alone, settings), alone, settings)}
-    assert not measured & {"nmi", "ari", "purity", "neighbour_accuracy"}
-    paired = replace(items, items=items.items[:6])
-    measured = {m.name for m in measure_clustering(group_structures(model, paired, settings), paired, settings)}
-    assert measured >= {"nmi", "ari", "purity", "neighbour_accuracy"}
+    chosen = zip(items.items, labels, patients, strict=False)
+    named = replace(items, items=tuple(replace(item, label=label, patient=who) for item, label, who in chosen))
+    named = replace(named, classes=tuple(sorted(set(labels))))
+    measured = measure_clustering(group_structures(model, named, settings), named, settings)
+    assert {m.name for m in measured if m.method != "hdbscan" and not np.isfinite(m.interval.value)} == trivial
+    assert {m.name for m in measured if np.isfinite(m.interval.value)} == known
+    undefined = [m for m in measured if not np.isfinite(m.interval.value)]
+    assert all(m.interval.how.startswith("n/a: ") for m in undefined)
+    # HDBSCAN finds nothing among six points.
+    assert all(m.interval.how == "n/a: no cluster was found" for m in undefined if m.method == "hdbscan" and not trivial)
+    assert len(explain_intervals(measured)) >= len({m.interval.how for m in undefined})

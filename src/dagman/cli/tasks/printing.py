@@ -157,9 +157,11 @@ def _find_order(summary: Summary) -> Callable[[Measurement], int]:
 
 
 def _show_interval(interval: Interval) -> tuple[str, str]:
-    """A value and its interval in words; a dash where there is no number."""
-    value = f"{interval.value:.3f}" if math.isfinite(interval.value) else "–"
-    return value, f"{interval.low:.2f} to {interval.high:.2f}" if math.isfinite(interval.low + interval.high) else "–"
+    """A value and its interval in words; n/a where there is no number: `explain_intervals` gives the reason."""
+    from dagman.reports.names import NOT_KNOWN
+
+    value = f"{interval.value:.3f}" if math.isfinite(interval.value) else NOT_KNOWN
+    return value, f"{interval.low:.2f} to {interval.high:.2f}" if math.isfinite(interval.low + interval.high) else NOT_KNOWN
 
 
 def escape_markup(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,10 +17,10 @@ from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.scatter import draw_scatter
 from dagman.reports.hover_map import MapPoint, TileSheet, render_hover_map
 from dagman.reports.methods import TITLE, quote_results
-from dagman.reports.names import format_interval, name_measure
+from dagman.reports.names import format_interval, name_measure, state_kinds
 from dagman.reports.page import Block, DataTable, Embedded, Figure, FigureGrid, Level, Listing, Section, Text, Verdict, render_page
 from dagman.reports.provenance import tabulate_settings
-from dagman.reports.tasks.classification import list_notes, show_warnings
+from dagman.reports.tasks.classification import list_explained, list_notes, show_warnings
 from dagman.reports.tasks.differences import tabulate_differences
 from dagman.tasks.cluster.clustering import SHEET
 
@@ -66,7 +67,7 @@ def _judge(summary: Summary) -> list[Block]:
     guess = max(counts.values()) / sum(counts.values())
     blocks: list[Block] = []
     for row in summary.measurements:
-        if row.name == "neighbour_accuracy":
+        if row.name == "neighbour_accuracy" and math.isfinite(row.interval.value):
             statement = f"the nearest structures of other patients are of the same kind for {_state(row)}"
             level: Level = "ok" if row.interval.low > guess else "warn"
             blocks.append(Verdict(level, f"`{row.model}`: {statement}; always naming the most frequent kind gives {guess:.3f}."))
@@ -142,12 +143,12 @@ def _tabulate(summary: Summary, models: Sequence[str]) -> list[Block]:
         f"{count_noun(counts['alone'], 'structure')} left alone"
         for model, counts in summary.extra["found"].items()
     ]
-    how = summary.measurements[0].interval.how if summary.measurements else ""
+    how = state_kinds(summary.measurements)
     text = (
         "1 is best for all but the distances; the adjusted Rand index of chance is 0. A small intra- beside a large inter-cluster "
         f"distance is good, on one map alone: maps share no unit. Intervals: {how}."
     )
-    return [DataTable(["measure", "where", *models], rows), Text(text), Listing(clusters)]
+    return [DataTable(["measure", "where", *models], rows), Text(text), *list_explained(summary.measurements), Listing(clusters)]
 
 
 def _cross(rows: pd.DataFrame, model: str) -> list[Block]:

@@ -18,14 +18,16 @@ from sklearn.metrics import silhouette_samples, silhouette_score
 
 from dagman.errors import TaskError
 from dagman.evaluation.clustering_metrics import (
+    explain_trivial,
     judge_neighbours,
     measure_cluster_distances,
     measure_mutual_information,
     measure_purity,
     measure_rand_index,
 )
+from dagman.evaluation.measures import find_measure
 from dagman.evaluation.results import Comparison, Measurement, Results, Summary, choose_endpoint, correct_comparisons
-from dagman.evaluation.statistics import Interval, bootstrap_difference, bootstrap_interval
+from dagman.evaluation.statistics import Interval, bootstrap_difference, bootstrap_interval, bound_edge
 from dagman.notes import Note, inform, warn
 from dagman.randomness import address
 from dagman.records.counts import count_noun
@@ -129,31 +131,38 @@ def measure_clustering(found: Clustered, table: Table, settings: ClusteringSetti
     as the paper's Table 2. Without: those of the k-means clusters.
     """
     groups = table.codes if table.classes else found.clusters["kmeans"]
+    trivial, judged = explain_trivial(groups, table.patients, called=_name_group(table)), judge_structures(found, table)
     measured: list[Measurement] = []
 
-    def add(name: str, method: str, metric: Callable[..., float], *arrays: NDArray) -> None:
-        interval = bootstrap_interval(metric, *arrays, patients=table.patients, draws=settings.resamples, seed=settings.seed)
+    def add(name: str, method: str, metric: Callable[..., float], *arrays: NDArray, reason: str | None = None) -> None:
+        if reason := reason or trivial.get(name):
+            interval = _leave_undefined(table, reason)
+        else:
+            interval = bootstrap_interval(metric, *arrays, patients=table.patients, draws=settings.resamples, seed=settings.seed)
+        if name == "neighbour_accuracy" and name in judged:
+            interval = bound_edge(interval, judged[name], table.patients)
         measured.append(_state(name, found.model, method, interval))
 
     for name, points in found.maps.items():
         add("intra_distance", name, lambda p, g: measure_cluster_distances(p, g).intra, points, groups)
         add("inter_distance", name, lambda p, g: measure_cluster_distances(p, g).inter, points, groups)
-    for name, values in judge_structures(found, table).items():
-        add(name, "features", _average, values)
-    if table.classes and _has_pairs(table):
-        for method, clusters in found.clusters.items():
-            for name, metric in _AGREEMENTS.items():
-                add(name, method, metric, table.codes, clusters)
+    for name in ("silhouette", "neighbour_accuracy") if table.classes else ("silhouette",):
+        add(name, "features", _average, judged.get(name, np.empty(0)))
+    for method, clusters in found.clusters.items() if table.classes else ():
+        none = "no cluster was found" if np.all(clusters < 0) else None
+        for name, metric in _AGREEMENTS.items():
+            add(name, method, metric, table.codes, clusters, reason=trivial.get(name, none))
     return measured
 
 
 def judge_structures(found: Clustered, table: Table) -> dict[str, Floats]:
     """What each structure (n) adds to the silhouette and, with labels, to the accuracy of its neighbours of other patients."""
     groups = table.codes if table.classes else found.clusters["kmeans"]
+    trivial = explain_trivial(groups, table.patients)
     judged: dict[str, Floats] = {}
-    if 2 <= len(np.unique(groups)) < len(groups):
+    if "silhouette" not in trivial:
         judged["silhouette"] = np.asarray(silhouette_samples(found.components, groups), dtype=np.float64)
-    if table.classes and _has_pairs(table, across_patients=True):
+    if table.classes and "neighbour_accuracy" not in trivial:
         right = judge_neighbours(found.components, table.codes, patients=table.patients, neighbours=_ASKED)
         judged["neighbour_accuracy"] = right.astype(np.float64)
     return judged
@@ -216,12 +225,13 @@ def _cluster(inputs: TaskInputs, out: Path, settings: ClusteringSettings, store:
     return Evaluation(rows=[row for one in found for row in _list_rows(one, table, settings)], summary=summary)
 
 
-def _has_pairs(table: Table, *, across_patients: bool = False) -> bool:
-    """Whether some kind has two structures (of two patients): without any, agreement with names is trivial."""
-    seen: dict[str | None, set[str]] = {}
-    for item in table.items:
-        seen.setdefault(item.label, set()).add(item.patient if across_patients else item.name)
-    return any(len(names) > 1 for names in seen.values())
+def _name_group(table: Table) -> str:
+    return "kind" if table.classes else "cluster"
+
+
+def _leave_undefined(table: Table, reason: str) -> Interval:
+    nan, patients = float("nan"), len(set(table.patients.tolist()))
+    return Interval(value=nan, low=nan, high=nan, level=0.95, items=len(table), patients=patients, how=f"n/a: {reason}")
 
 
 def _draw_crops(inputs: TaskInputs, out: Path, settings: ClusteringSettings, store: Store | None) -> tuple[str, ...]:
@@ -272,12 +282,11 @@ def _explain(inputs: TaskInputs, found: Sequence[Clustered], settings: Clusterin
         fewer = "" if used == settings.neighbours else f" ({settings.neighbours} were asked for)"
         chosen.append(f"UMAP: {used} neighbours{fewer}, least distance {CLOSENESS:g}, Euclidean, seed {settings.seed}")
     notes = [inform(text) for text in chosen]
-    if inputs.table.classes and not _has_pairs(inputs.table):
-        text = "left out: mutual information, Rand index and purity, as no kind has two structures: any clusters would agree"
-        notes.append(warn(text))
-    if inputs.table.classes and not _has_pairs(inputs.table, across_patients=True):
-        text = "left out: neighbour accuracy, as no kind occurs in two patients: no neighbour could be of the same kind"
-        notes.append(warn(text))
+    if inputs.table.classes:
+        trivial = explain_trivial(inputs.table.codes, inputs.table.patients)
+        for reason in dict.fromkeys(trivial.values()):
+            names = ", ".join(find_measure(name).label for name, own in trivial.items() if own == reason)
+            notes.append(warn(f"n/a: {names}, as {reason}"))
     if not inputs.table.classes:
         notes.append(inform("no labels were given: clusters are judged by their silhouette alone"))
     if inputs.crop.spacing is not None:
