@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import io
+import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dagman.reports.page import (
     DataTable,
@@ -20,6 +25,7 @@ from dagman.reports.page import (
     mark_inline,
     render_page,
 )
+from dagman.reports.volumes import MOST_VOXELS, Layer, Volume, choose_steps, shrink_volume
 
 _VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -46,6 +52,38 @@ class _Outline(HTMLParser):
 
 def _page(*blocks, lead="What it is.") -> str:
     return render_page("A page", lead, [Section("First things", blocks)], footer="Made here.")
+
+
+def _volume() -> Volume:
+    voxels = np.linspace(-1350, 1350, 12 * 10 * 8).reshape(12, 10, 8)
+    return Volume(
+        voxels=voxels,
+        spacing=(1, 1, 2),
+        still=b"\x89PNG",
+        caption="a crop",
+        alt="slices",
+        title="a </script> crop",
+        window=(-160, 240),
+        hounsfield=True,
+        layers=[Layer(codes=(voxels > 0).astype(np.uint8), names=["</script>"], colors=["#00ff00"])],
+        attention=np.linspace(0.9, 1.2, 24, dtype=np.float32).reshape(4, 3, 2),
+        within=[(0, 12), (0, 10.5), (0, 8)],
+    )
+
+
+def _read_grid(source: str, shape: list[int]) -> np.ndarray:
+    x, y, z = shape
+    rows = np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))))
+    return rows.reshape(z, y, x).transpose(2, 1, 0)
+
+
+def _scripts(html: str) -> list[str]:
+    return re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+
+
+def _allow(scripts: list[str]) -> str:
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
+    return " ".join(f"'sha256-{text}'" for text in hashes)
 
 
 def test_every_block_is_shown_in_a_page_that_parses_and_whose_contents_lead_somewhere():
@@ -79,20 +117,50 @@ def test_every_block_is_shown_in_a_page_that_parses_and_whose_contents_lead_some
 
 
 def test_a_page_loads_nothing():
-    html = _page(Figure(b"\x89PNG", "", "a"), Figure("<svg xmlns='http://www.w3.org/2000/svg'/>", "", "b"))
+    html = _page(Figure(b"\x89PNG", "", "a"), Figure("<svg xmlns='http://www.w3.org/2000/svg'/>", "", "b"), _volume())
     assert set(re.findall(r'src="([^"]{5})', html)) == {"data:"}
     assert "default-src 'none'" in html
-    assert "script" not in html
-    assert not re.search(r"url\(|@import|<link|https?://", html)
+    assert re.findall(r"script-src ([^;\"]*)", html) == [_allow(_scripts(html))]
+    assert not re.search(r"url\((?!#)|@import|<link|https?://", html)
 
 
-def test_scripts_are_allowed_where_a_plot_needs_them_and_nowhere_else():
-    assert "script-src 'unsafe-inline'" in _page(Embedded("<script>1</script>"))
+def test_scripts_run_where_a_block_brings_them_each_by_its_hash_and_nowhere_else():
+    assert "script" not in _page(Text("words"), DataTable(["a"], [[1]]))
+    html = _page(Embedded("<b>plot</b><script>draw()</script>"))
+    assert f"script-src {_allow(['draw()'])}" in html
+    assert "script-src 'unsafe" not in html
+
+
+def test_a_crop_travels_in_the_page_to_the_nearest_grey_level_with_its_layers():
+    volume = _volume()
+    (text,) = re.findall(r'<script type="application/json">(.*?)</script>', _page(volume))
+    held = json.loads(text)
+    table, levels = np.array(held["table"]), _read_grid(held["levels"], held["shape"])
+    assert len(table) == 256
+    assert (np.diff(table) > 0).all()
+    within = (volume.voxels >= table[0]) & (volume.voxels <= table[-1])
+    assert np.abs(table[levels] - volume.voxels)[within].max() <= 12
+    soft = np.abs(volume.voxels) < 150
+    assert np.abs(table[levels] - volume.voxels)[soft].max() <= 2.1
+    assert (_read_grid(held["layers"][0]["codes"], held["layers"][0]["shape"]) == volume.layers[0].codes).all()
+    heat = held["attention"]
+    relative = 1 + (_read_grid(heat["values"], heat["shape"]).astype(float) - 127) / 127 * heat["reach"]
+    assert relative == pytest.approx(volume.attention, abs=heat["reach"] / 200)
+    assert held["within"] == [[0, 12], [0, 10.5], [0, 8]]
+
+
+def test_a_large_crop_is_averaged_down_along_its_finest_axes_first():
+    assert choose_steps((64, 64, 64), (1, 1, 1)) == (1, 1, 1)
+    steps = choose_steps((512, 512, 40), (0.7, 0.7, 5.0))
+    assert steps[2] == 1
+    assert 512 // steps[0] * (512 // steps[1]) * 40 <= MOST_VOXELS
+    shrunk = shrink_volume(np.arange(24, dtype=float).reshape(4, 3, 2), (2, 1, 2))
+    assert shrunk.tolist() == [[[3.5], [5.5], [7.5]], [[15.5], [17.5], [19.5]]]
 
 
 def test_text_never_becomes_markup():
     html = _page(Text("<script>alert(1)</script>"), DataTable(["<i>"], [["<b>"]]), Figure(b"", "<u>", '"><script>'), lead="<h1>")
-    assert "<script>" not in html
+    assert html.count("<script>") == 1, "the page's own"
     assert "&lt;i&gt;" in html
     assert "&lt;b&gt;" in html
 

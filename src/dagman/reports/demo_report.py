@@ -135,7 +135,7 @@ def _show_view(run: Run) -> list[Block]:
         f"looks ({relative.min():.3f} to {relative.max():.3f} times uniform; the colours are stretched over this). {CONVENTION}"
     )
     alt = "Axial and coronal slices of a scan: as it is, masked, restored, and with attention in colour."
-    return [Figure(encode_png(draw_summary(view, restored, spacing, hidden, relative)), caption, alt)]
+    return [Figure(encode_png(draw_summary(view, restored, spacing, hidden, relative)), caption, alt, kind="slices")]
 
 
 def _explain(demo: Demo) -> list[Block]:

@@ -7,19 +7,24 @@ its reader's browser to fetch anything (Content-Security-Policy), so that it sta
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
 from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from dagman.reports.style import DPI
+from dagman.reports.volumes import Volume, VolumeGrid, list_window_filters
 
 Level = Literal["ok", "warn", "bad"]
 
+_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 _INTERVAL = re.compile(r"([+−-]?[\d.]+) (\([^()]+ to [^()]+\))")
 
 
@@ -46,13 +51,15 @@ class Listing:
 class Figure:
     """A picture: PNG bytes, or SVG markup as a string; a caption that says what is seen; `alt` for those who cannot see it.
 
-    `scale` enlarges a PNG of few pixels.
+    `scale` enlarges a PNG of few pixels. `kind` decides how it follows a dark page: a "chart" is turned over, "slices" of a scan
+    stay as they are, and "slices windowed", in the grey levels of `volumes.list_levels`, can be read in several windows.
     """
 
     image: bytes | str = field(repr=False)
     caption: str
     alt: str
     scale: float = 1.0
+    kind: Literal["chart", "slices", "slices windowed"] = "chart"
 
     @property
     def source(self) -> str:
@@ -105,8 +112,13 @@ class Embedded:
     html: str = field(repr=False)
     caption: str = ""
 
+    @property
+    def scripts(self) -> list[str]:
+        """The texts of its scripts."""
+        return _SCRIPT.findall(self.html)
 
-Block = Text | Listing | Figure | FigureGrid | DataTable | Verdict | Embedded
+
+Block = Text | Listing | Figure | FigureGrid | Volume | VolumeGrid | DataTable | Verdict | Embedded
 
 
 @dataclass(frozen=True)
@@ -121,16 +133,57 @@ class Section:
         """The heading's address in the page."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
+    @property
+    def figures(self) -> list[Figure]:
+        """Its still pictures."""
+        return [
+            figure
+            for block in self.blocks
+            for figure in ([block] if isinstance(block, Figure) else block.figures if isinstance(block, FigureGrid) else [])
+        ]
+
+    @property
+    def is_pictured(self) -> bool:
+        """Whether anything in it can be enlarged."""
+        return bool(self.figures) or any(isinstance(block, Volume | VolumeGrid) for block in self.blocks)
+
+    @property
+    def is_windowed(self) -> bool:
+        """Whether still pictures in it can be read in several windows."""
+        return any("windowed" in figure.kind for figure in self.figures)
+
 
 def render_page(title: str, lead: str, sections: Sequence[Section], footer: str = "") -> str:
     """The whole page as HTML: title, lead paragraph, table of contents, sections.
 
-    Sections without blocks are left out.
+    Sections without blocks are left out. Of scripts, those of the page's own blocks alone may run, each by its hash.
     """
     filled = [section for section in sections if section.blocks]
-    scripted = any(isinstance(block, Embedded) for section in filled for block in section.blocks)
+    pictured = any(section.is_pictured for section in filled)
+    script = _read_script("pictures.js")
+    own = [script] if pictured else []
+    own += [text for section in filled for block in section.blocks if isinstance(block, Embedded) for text in block.scripts]
     page = _environment().get_template("page.html.j2")
-    return page.render(title=title, lead=lead, sections=filled, footer=footer, scripted=scripted)
+    return page.render(
+        title=title,
+        lead=lead,
+        sections=filled,
+        footer=footer,
+        pictured=pictured,
+        script=Markup(script),
+        scripts=Markup(" ").join(_allow_script(text) for text in dict.fromkeys(own)),
+        filters=list_window_filters() if any(section.is_windowed for section in filled) else {},
+    )
+
+
+@cache
+def _read_script(name: str) -> str:
+    return (files("dagman.reports") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _allow_script(text: str) -> Markup:
+    """A script as a Content-Security-Policy names it."""
+    return Markup("'sha256-{}'").format(base64.b64encode(hashlib.sha256(text.encode()).digest()).decode())
 
 
 def _environment() -> Environment:

@@ -10,6 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 INK, MUTED, RULE, PAPER = "#1b2733", "#5b6b7a", "#d9e0e6", "#ffffff"
+NEUTRAL = "#73808d"
+"""Of words beside slices, whose colours a dark page leaves alone: it can be read on white and on black."""
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED, YELLOW = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#56b4e9", "#b2182b", "#e69f00"
 CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, RED, MUTED)
 """Colours of series in order: Okabe and Ito's, which colour-blind readers can distinguish."""
@@ -25,7 +27,7 @@ _SMALL, _NORMAL = 8.0, 9.0
 
 def new_figure(width: float = HALF_WIDTH, height: float = 2.7) -> Figure:
     """An empty figure on the Agg canvas, `width` x `height` in inches."""
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor=PAPER)
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="none")
     FigureCanvasAgg(figure)
     return figure
 
@@ -38,6 +40,7 @@ def style_axes(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> None
     axes.tick_params(which="both", labelsize=_SMALL, colors=MUTED, length=3)
     axes.grid(True, color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
+    axes.set_facecolor("none")
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(RULE)

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from dagman.reports.style import FULL_WIDTH, INK, MUTED, new_figure
+from dagman.reports.style import FULL_WIDTH, NEUTRAL, new_figure
 
 CONVENTION = "Radiological convention: the patient's left is on the image's right; sagittal slices show the front on the left."
 """For captions."""
@@ -141,13 +141,13 @@ def draw_three_planes(
     panels = [figure.add_subplot(grid[0, column]) for column in range(3)]
     for axes, plane in zip(panels, PLANES, strict=True):
         draw_plane(axes, volume, spacing, plane, point, window=window, overlay=overlay, contours=contours)
-        axes.set_title(plane.name.capitalize(), fontsize=9, color=MUTED)
+        axes.set_title(plane.name.capitalize(), fontsize=9, color=NEUTRAL)
     draw_scale_bar(panels[0], widths[0])
     if overlay is not None:
         add_color_bar(figure, panels, overlay)
     add_contour_legend(figure, contours)
     if title:
-        figure.suptitle(title, fontsize=10, fontweight="bold", color=INK)
+        figure.suptitle(title, fontsize=10, fontweight="bold", color=NEUTRAL)
     return figure
 
 
@@ -204,8 +204,8 @@ def add_color_bar(figure: Figure, panels: Sequence[Axes], overlay: Overlay) -> N
     if not negative and (overlay.norm.vmin or 0.0) < 0:
         # Colours reach as far below 1 as above it, shares do not.
         bar.ax.set_ylim(bottom=0)
-    bar.set_label(overlay.label, fontsize=8, color=MUTED)
-    bar.ax.tick_params(labelsize=8, colors=MUTED)
+    bar.set_label(overlay.label, fontsize=8, color=NEUTRAL)
+    bar.ax.tick_params(labelsize=8, colors=NEUTRAL)
     bar.outline.set_visible(False)
 
 
@@ -217,7 +217,7 @@ def add_contour_legend(figure: Figure, contours: Sequence[Contour]) -> None:
             Patch(facecolor=to_rgba(c.color, max(c.fill, 0.0)), edgecolor=c.color, linestyle=c.style, linewidth=1.5, label=c.label)
             for c in named
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(named), fontsize=8, frameon=False, labelcolor=INK)
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(named), fontsize=8, frameon=False, labelcolor=NEUTRAL)
 
 
 def _slice_at(volume: NDArray, plane: Plane, share: float) -> NDArray:

@@ -26,8 +26,10 @@ from dagman.reports.figures.planes import (
     draw_three_planes,
     overlay_relative,
 )
-from dagman.reports.style import FULL_WIDTH, MUTED, SKY, YELLOW, new_figure
+from dagman.reports.style import FULL_WIDTH, NEUTRAL, SKY, YELLOW, new_figure
 
+MASKED, HINT = "masked: hidden from the student", "hint: attended, left visible"
+"""What legends call them."""
 _COVER = "#3b4b5a"
 _LARGEST_DIFFERENCE = 0.4
 
@@ -41,9 +43,9 @@ def draw_masks(
     width: float = FULL_WIDTH,
 ) -> Figure:
     """A view with its masked units shaded and outlined, and the hints (visible units among the most attended) framed."""
-    contours = [Contour(mask=hidden, color=SKY, label="masked: hidden from the student", fill=0.4)]
+    contours = [Contour(mask=hidden, color=SKY, label=MASKED, fill=0.4)]
     if hints is not None and hints.any():
-        contours.append(Contour(mask=hints, color=YELLOW, label="hint: attended, left visible", width=2.2))
+        contours.append(Contour(mask=hints, color=YELLOW, label=HINT, width=2.2))
     return draw_three_planes(view, spacing, contours=contours, width=width)
 
 
@@ -143,7 +145,7 @@ def draw_course(
 
 
 def _draw_rows(rows: Sequence[tuple[NDArray, NDArray, NDArray, Plane]], spacing: Sequence[float], names: Sequence[str]) -> Figure:
-    cover = [Contour(mask=np.ones((1, 1, 1), bool), color=_COVER, label="masked: hidden from the student", fill=1.0)]
+    cover = [Contour(mask=np.ones((1, 1, 1), bool), color=_COVER, label=MASKED, fill=1.0)]
     figure = new_figure(FULL_WIDTH, len(rows) * 2.25 + 0.55)
     panels = figure.subplots(len(rows), 4, squeeze=False)
     overlay = Overlay(values=np.zeros((1, 1, 1)), label="")
@@ -163,7 +165,7 @@ def _draw_rows(rows: Sequence[tuple[NDArray, NDArray, NDArray, Plane]], spacing:
         draw_plane(panels[number, 1], np.where(voxels, restored, view), spacing, plane, letters=False)
         draw_plane(panels[number, 2], view, spacing, plane, letters=False)
         draw_plane(panels[number, 3], np.zeros_like(view), spacing, plane, overlay=overlay, letters=False)
-        panels[number, 0].set_ylabel(names[number], fontsize=9, color=MUTED)
+        panels[number, 0].set_ylabel(names[number], fontsize=9, color=NEUTRAL)
     for axes, name in zip(panels[0], ("Seen by the student", "Restored", "Original", "Difference"), strict=True):
         _name(axes, name)
     draw_scale_bar(panels[0, 2], float(panels[0, 2].get_xlim()[1]))
@@ -180,4 +182,4 @@ def spread_units(cells: NDArray, shape: Sequence[int]) -> NDArray:
 
 
 def _name(axes: Axes, name: str) -> None:
-    axes.set_title(name, fontsize=9, color=MUTED)
+    axes.set_title(name, fontsize=9, color=NEUTRAL)

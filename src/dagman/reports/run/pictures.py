@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from dagman.reports.figures import CONVENTION, draw_three_planes, encode_png, overlay_relative
 from dagman.reports.figures.views import (
+    HINT,
+    MASKED,
     draw_attention,
     draw_course,
     draw_heads,
@@ -19,8 +21,9 @@ from dagman.reports.figures.views import (
     draw_restored_views,
     spread_units,
 )
-from dagman.reports.page import Block, Figure, FigureGrid, Text
-from dagman.reports.style import FULL_WIDTH, HALF_WIDTH
+from dagman.reports.page import Block, Figure, Text
+from dagman.reports.style import FULL_WIDTH, HALF_WIDTH, SKY, YELLOW
+from dagman.reports.volumes import Layer, Volume, VolumeGrid
 from dagman.settings import Settings
 from dagman.settings.tree import UNIT
 from dagman.training.monitoring.verdicts import UNIFORM_ATTENTION
@@ -54,28 +57,31 @@ def find_hints(hidden: NDArray[np.bool_], attention: NDArray, share: float) -> N
 def show_masks(gallery: Gallery, settings: Settings) -> list[Block]:
     """Views with masked units shaded and hints framed."""
     views, spacing, grid = gallery["view"][:_SHOWN, 0], _spacing(gallery), _grid(gallery)
-    figures = []
+    volumes = []
     for number, view in enumerate(views, start=1):
         hidden = gallery["hidden"][number - 1].astype(bool)
         hints = None
         if settings.masking.choice.gives_hints and "attention" in gallery:
             hints = find_hints(hidden, gallery["attention"][number - 1], settings.masking.hints)
         framed = int(hints.sum()) if hints is not None else 0
-        picture = draw_masks(
-            view,
-            spacing,
-            hidden.reshape(grid),
-            hints.reshape(grid) if hints is not None else None,
-            width=FULL_WIDTH if number == 1 else HALF_WIDTH,
+        mask, hint = hidden.reshape(grid), hints.reshape(grid) if hints is not None else None
+        layers = [Layer(codes=mask.astype(np.uint8), names=[MASKED], colors=[SKY], fill=0.4)]
+        if hint is not None and framed:
+            layers.append(Layer(codes=hint.astype(np.uint8), names=[HINT], colors=[YELLOW]))
+        volumes.append(
+            Volume(
+                voxels=view,
+                spacing=spacing,
+                still=encode_png(draw_masks(view, spacing, mask, hint, width=FULL_WIDTH if number == 1 else HALF_WIDTH)),
+                caption=f"**View {number}.** {int(hidden.sum())} of {hidden.size} units masked ({hidden.mean():.0%})"
+                + (f", {framed} hints." if framed else "."),
+                alt=f"Axial, coronal and sagittal slices of view {number} with {int(hidden.sum())} masked units shaded and "
+                f"{framed} hints framed.",
+                title=f"view {number}",
+                window=(0.0, 1.0),
+                layers=layers,
+            )
         )
-        caption = f"**View {number}.** {int(hidden.sum())} of {hidden.size} units masked ({hidden.mean():.0%})" + (
-            f", {framed} hints." if framed else "."
-        )
-        alt = (
-            f"Axial, coronal and sagittal slices of view {number} with {int(hidden.sum())} masked units shaded and {framed} "
-            "hints framed."
-        )
-        figures.append(Figure(encode_png(picture), caption, alt))
     side = settings.view.side * spacing[0]
     text = (
         f"Each view is a cube of {side:g} mm cut from a scan of the fixed validation set, shown from {settings.view.low:g} "
@@ -83,7 +89,7 @@ def show_masks(gallery: Gallery, settings: Settings) -> list[Block]:
         f"({UNIT * spacing[0]:g} mm); those shaded blue are hidden from the student, which must restore them. "
         f"{_explain_masking(settings)} {CONVENTION}"
     )
-    return [Text(text), figures[0], *([FigureGrid(figures[1:])] if figures[1:] else [])]
+    return [Text(text), volumes[0], *([VolumeGrid(volumes[1:])] if volumes[1:] else [])]
 
 
 def show_reconstructions(gallery: Gallery, settings: Settings) -> list[Block]:
@@ -115,6 +121,7 @@ def show_reconstructions(gallery: Gallery, settings: Settings) -> list[Block]:
             f"**View 1, three planes.** {CONVENTION} The difference is black where nothing was masked or nothing is wrong, "
             f"and its colours end at 0.4: what is brightest may be worse. 0.1 is {span * 0.1:g} HU in CT.",
             f"View 1 masked, restored, original and difference in three planes; mean error {errors[0]:.3f}.",
+            kind="slices",
         ),
     ]
     if len(views) > 1:
@@ -124,6 +131,7 @@ def show_reconstructions(gallery: Gallery, settings: Settings) -> list[Block]:
                 encode_png(picture),
                 "**Further views**, axial slices.",
                 f"Views 2 to {len(views)} masked, restored, original and difference.",
+                kind="slices",
             )
         )
     return blocks
@@ -145,25 +153,26 @@ def show_attention(gallery: Gallery, settings: Settings) -> list[Block]:
             f"{_judge_uniformity(gallery['attention'][:_SHOWN])}"
         )
     ]
-    for number, (view, values) in enumerate(zip(views, relative, strict=True), start=1):
-        caption = f"**View {number}.** {values.min():.3f} to {values.max():.3f} times uniform."
-        alt = (
-            f"Attention over axial, coronal and sagittal slices of view {number}, from {values.min():.3f} to "
-            f"{values.max():.3f} times uniform."
+    volumes = [
+        Volume(
+            voxels=view,
+            spacing=spacing,
+            still=encode_png(
+                draw_attention(view, spacing, values)
+                if number == 1
+                else draw_three_planes(view, spacing, overlay=overlay_relative(values, "times uniform"), width=HALF_WIDTH)
+            ),
+            caption=f"**View {number}.** {values.min():.3f} to {values.max():.3f} times uniform."
+            + (f" Above the slices alone. {CONVENTION}" if number == 1 else ""),
+            alt=f"Attention over axial, coronal and sagittal slices of view {number}, from {values.min():.3f} to "
+            f"{values.max():.3f} times uniform.",
+            title=f"view {number}",
+            window=(0.0, 1.0),
+            attention=values,
         )
-        if number == 1:
-            blocks.append(
-                Figure(encode_png(draw_attention(view, spacing, values)), f"{caption} Above the slices alone. {CONVENTION}", alt)
-            )
-    rest = [
-        Figure(
-            encode_png(draw_three_planes(view, spacing, overlay=overlay_relative(values, "times uniform"), width=HALF_WIDTH)),
-            f"**View {number}.** {values.min():.3f} to {values.max():.3f} times uniform.",
-            f"Attention over three slices of view {number}, from {values.min():.3f} to {values.max():.3f} times uniform.",
-        )
-        for number, (view, values) in enumerate(zip(views[1:], relative[1:], strict=True), start=2)
+        for number, (view, values) in enumerate(zip(views, relative, strict=True), start=1)
     ]
-    blocks += [FigureGrid(rest)] if rest else []
+    blocks += [volumes[0], *([VolumeGrid(volumes[1:])] if volumes[1:] else [])]
     if "attention_heads" in gallery:
         heads = _relative(gallery["attention_heads"][0], grid)
         caption = (
@@ -175,6 +184,7 @@ def show_attention(gallery: Gallery, settings: Settings) -> list[Block]:
                 encode_png(draw_heads(views[0], spacing, heads)),
                 caption,
                 f"The attention of {len(heads)} heads over one axial slice.",
+                kind="slices",
             )
         )
     return blocks
@@ -208,6 +218,7 @@ def show_course(run: Galleries) -> list[Block]:
             encode_png(draw_course(view, _spacing(last), restored, relative)),
             caption,
             f"One axial slice at steps {', '.join(map(str, chosen))}.",
+            kind="slices",
         )
     ]
 

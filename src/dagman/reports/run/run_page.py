@@ -64,13 +64,13 @@ def _give_verdict(run: Run, settings: Settings) -> list[Block]:
     return [
         verdicts.summarize_verdicts(judged),
         Text(verdicts.state_progress(run.last_step, settings.train.steps)),
-        Text(f"What each monitor shows ({seen}):"),
-        *verdicts.show_verdicts(judged),
         Text(
-            "**H** is the entropy of the teacher's targets, as a share of ln K (1: uniform). **MI** says how much they "
-            "distinguish samples (0: collapse). **Gain** is how well the student predicts them (1: fully; 0: no better "
-            "than one constant answer)."
+            f"What each monitor shows ({seen}). The targets are the teacher's answers to one sample, over K prototypes. **H** is "
+            "their entropy as a share of ln K (1: all prototypes alike, 0: a single one). **MI**, mutual information, says how "
+            "much they distinguish samples (0: every sample gets the same target, which is collapse). **Gain** is how well "
+            "the student predicts them (1: fully; 0: no better than one constant answer)."
         ),
+        *verdicts.show_verdicts(judged),
     ]
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from dagman.evaluation.results import Measurement, Results
 from dagman.evaluation.segmentation_scores import MEASURES
@@ -17,6 +16,7 @@ from dagman.reports.figures.agreement import draw_agreement
 from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.intervals import draw_intervals
 from dagman.reports.figures.planes import CONVENTION, Contour, draw_three_planes
+from dagman.reports.figures.windows import choose_window
 from dagman.reports.methods import TITLE, quote_results
 from dagman.reports.names import name_measure
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Section, Text, render_page
@@ -26,8 +26,6 @@ from dagman.reports.tasks.classification import list_notes
 from dagman.reports.tasks.differences import tabulate_differences
 from dagman.tasks.segment.examples import Example, read_examples
 
-SOFT_TISSUE, LUNG = (-160.0, 240.0), (-1000.0, 400.0)
-"""Windows in HU; the second where most of the picture is lung."""
 _LISTED = 200
 _FEWEST = 3
 """Scans of a Bland-Altman plot; of fewer there is no spread to show."""
@@ -71,14 +69,6 @@ def render_segmentation(results: Results) -> str:
         sections,
         footer="Made by `dagman segment`. Not for diagnosis. This page loads nothing from elsewhere.",
     )
-
-
-def choose_window(voxels: NDArray[np.int16], *, hounsfield: bool) -> tuple[float, float]:
-    """Intensities shown black and white: for CT a usual window, else the picture's own range."""
-    if not hounsfield:
-        low, high = np.percentile(voxels, (1, 99.5))
-        return float(low), float(max(high, low + 1))
-    return LUNG if float(np.mean(voxels < -500)) > 0.35 else SOFT_TISSUE
 
 
 def _tabulate(measurements: Sequence[Measurement]) -> list[Block]:
