@@ -20,10 +20,35 @@ from torch import Tensor
 from dagman.errors import EncoderError
 from dagman.method.networks import SemanticShape
 from dagman.model import SwinShape
+from dagman.records.counts import count_noun
 from dagman.records.files import write_whole
 from dagman.records.hashes import hash_file
 
 FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedOn:
+    """One pretraining behind an encoder's weights. `digest` identifies the scans; None and empty where it is not known."""
+
+    method: str
+    steps: int
+    scans: int
+    patients: int | None = None
+    digest: str = ""
+    modalities: tuple[str, ...] = ("CT",)
+    spacing: float = 0.0
+    view: int = 0
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> PretrainedOn:
+        """A record as `config.json` holds it."""
+        return cls(**values | {"modalities": tuple(values["modalities"])})
+
+    def __str__(self) -> str:
+        whose = "" if self.patients is None else f" of {count_noun(self.patients, 'patient')}"
+        where = f" at {self.spacing:g} mm, views of {self.view}^3" if self.spacing else ""
+        return f"{count_noun(self.scans, 'scan')} ({', '.join(self.modalities)}){whose}{where}: {self.method}, {self.steps} steps"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +67,8 @@ class EncoderConfig:
         step: Optimiser steps behind the weights; 0 for a fresh encoder.
         seed: Seed of the run.
         modalities: Modalities of the scans seen.
-        scans_seen: Content hashes of the scans seen in pretraining.
+        scans_seen: Content hashes of the scans seen in pretraining, in all pretrainings behind the weights.
+        cohorts: The pretrainings behind the weights, the first one first; empty where it is not known.
         weights: Whose they are: the EMA teacher's, or the student's (the only ones where a method has no teacher).
         first_weights: Share of the teacher's first, random weights that is left in it; 0 for a student, None where it is not known.
         average_age: Average age in steps of what the weights average; 0 for a student, None where it is not known.
@@ -68,6 +94,7 @@ class EncoderConfig:
     weights: Literal["teacher", "student"] = "teacher"
     first_weights: float | None = None
     average_age: float | None = None
+    cohorts: tuple[PretrainedOn, ...] = ()
 
     @property
     def fresh(self) -> bool:
@@ -111,6 +138,9 @@ def read_config(folder: str | Path) -> EncoderConfig:
         shape: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("shape").items()}
         semantic = values.pop("semantic")
         values |= {k: tuple(values[k]) for k in ("modalities", "scans_seen")}
+        values["cohorts"] = tuple(
+            PretrainedOn(**one | {"modalities": tuple(one["modalities"])}) for one in values.get("cohorts", ())
+        )
         return EncoderConfig(shape=SwinShape(**shape), semantic=SemanticShape(**semantic) if semantic else None, **values)
     except FileNotFoundError:
         raise EncoderError(

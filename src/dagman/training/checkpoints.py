@@ -98,21 +98,33 @@ def load_checkpoint(
     Raises:
         RunError: There is none, or it is damaged or of another format version.
     """
+    values, files = read_checkpoint(run)
+    try:
+        _fill(student, files["student"], _take(files["heads"], "student."))
+        if teacher is not None:
+            _fill(teacher, files["teacher"], _take(files["heads"], "teacher."))
+        targets.restore(_take(files["heads"], "targets."), values["log_temperatures"])
+        _unpack_optimizer(student, optimizer, files["optimizer"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise _explain_damage(_find_newest(run), error) from None
+    return values
+
+
+def read_checkpoint(run: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """The newest checkpoint: the values of `state.json`, and the tensors of its files by the files' names.
+
+    Raises:
+        RunError: There is none, or it is damaged or of another format version.
+    """
     values, folder = read_state(run), _find_newest(run)
     for name, checksum in values.get("checksums", {}).items():
         path = folder / f"{name}.safetensors"
         if path.is_file() and hash_file(path) != checksum:
             raise _explain_damage(folder, f"the checksum of {path.name} differs from that in state.json")
     try:
-        files = {name: load_file(folder / f"{name}.safetensors") for name in ("student", "teacher", "heads", "optimizer")}
-        _fill(student, files["student"], _take(files["heads"], "student."))
-        if teacher is not None:
-            _fill(teacher, files["teacher"], _take(files["heads"], "teacher."))
-        targets.restore(_take(files["heads"], "targets."), values["log_temperatures"])
-        _unpack_optimizer(student, optimizer, files["optimizer"])
-    except (KeyError, ValueError, SafetensorError, OSError, RuntimeError) as error:
+        return values, {name: load_file(folder / f"{name}.safetensors") for name in ("student", "teacher", "heads", "optimizer")}
+    except (SafetensorError, OSError) as error:
         raise _explain_damage(folder, error) from None
-    return values
 
 
 def _find_newest(run: str | Path) -> Path:

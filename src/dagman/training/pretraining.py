@@ -27,6 +27,9 @@ from dagman.store.writer import prepare_store
 from dagman.training.assembly import check_backbone
 from dagman.training.checkpoints import list_checkpoints, read_state
 from dagman.training.run import Run, write_note, write_settings
+from dagman.training.start.adoption import adopt_settings, choose_presets, describe_parts
+from dagman.training.start.record import check_start
+from dagman.training.start.source import Source, resolve_source
 from dagman.training.summary import describe_run, list_run_warnings
 from dagman.training.trainer import Event, Trainer
 from dagman.training.views import ViewDataset, find_usable, refuse_repetition, select_rows
@@ -46,6 +49,7 @@ def pretrain(
     config: str | Path | None = None,
     assignments: Iterable[str] = (),
     patients: str | Path | None = None,
+    continue_from: str | None = None,
     resume: bool = False,
     on_event: Event | None = None,
     on_preparation: Callable[..., None] | None = None,
@@ -60,6 +64,7 @@ def pretrain(
         config: A TOML file of settings.
         assignments: Single settings, "key=value"; they win over the file and the presets.
         patients: Whose the scans are, where scans are given and their files do not state it; as in `prepare_store`.
+        continue_from: A run, an encoder, or a file of MONAI that the first weights are taken from, with its sizes.
         resume: Refuse to begin a run: there must be one in `out`. Without it, a run that is there is continued as well.
         on_event: Called with each event's name ("choice", "warning", "begin", "step", "monitor", "checkpoint") and values.
         on_preparation: Passed to `prepare_store` as `on_event`.
@@ -70,9 +75,13 @@ def pretrain(
     """
     out = Path(out)
     on_event = on_event or (lambda name, values: None)
-    settings, given = load_settings(size, method, config=config, assignments=assignments)
-    check_backbone(settings)
     exists = (out / "settings.toml").exists()
+    start = resolve_source(continue_from) if continue_from is not None and not exists else None
+    if start is not None:
+        size, method = choose_presets(start, size, method)
+    settings, given = load_settings(size, method, config=config, assignments=assignments)
+    settings = settings if start is None else adopt_settings(settings, given, start)
+    check_backbone(settings)
     if out.exists() and not out.is_dir():
         raise RunError("is a file", where=out, do="Choose another folder for --out")
     if resume and not exists:
@@ -81,6 +90,8 @@ def pretrain(
         raise RunError("exists and is not a run", where=out, do="Choose another folder for --out")
     reasons: list[str] = []
     if exists:
+        if continue_from is not None:
+            check_start(out, continue_from)
         settings = _settle_with_run(out, settings, given)
     else:
         settings, reasons = resolve_settings(settings)
@@ -90,10 +101,19 @@ def pretrain(
         store, prepared = _open_store(source, out, settings, on_preparation, patients)
         settings = _settle_spacing(settings, store, asked=exists or "view.spacing" in given)
         settings = settings if exists else _settle_modality(settings, store)
-        return _train(store, out, settings, prepared + reasons, idle, exists, on_event)
+        return _train(store, out, settings, prepared + reasons, idle, exists, on_event, start)
 
 
-def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle: list[str], exists: bool, on_event: Event) -> Run:
+def _train(
+    store: Store,
+    out: Path,
+    settings: Settings,
+    reasons: list[str],
+    idle: list[str],
+    exists: bool,
+    on_event: Event,
+    start: Source | None = None,
+) -> Run:
     rows = select_rows(store.rows, settings.view)
     usable, left_out = find_usable({row.id: row.shape for row in rows}, settings.view)
     if not exists:
@@ -131,6 +151,10 @@ def _train(store: Store, out: Path, settings: Settings, reasons: list[str], idle
         trainer.resume()
         lines.append(f"resumed at step {trainer.step} of {settings.train.steps}")
     else:
+        if start is not None:
+            lines += describe_parts(trainer.start_from(start), start)
+            # The first weights are not random.
+            warnings = [text for text in warnings if text != noted.pop("settings: memory", None)]
         _write_beginning(out, settings, lines, noted)
     for line in lines:
         on_event("choice", {"text": line})

@@ -8,13 +8,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from dagman.devices import peak_memory_gib
-from dagman.encoder.folder import write_encoder
+from dagman.encoder.folder import EncoderConfig, write_encoder
 from dagman.errors import RunError
 from dagman.method.networks import unit_grid
 from dagman.method.noise import count_noise_draws
@@ -36,6 +36,9 @@ from dagman.training.monitoring.health import Health, follow_run, list_warnings
 from dagman.training.monitoring.validation import Validation
 from dagman.training.monitoring.verdicts import FRESH, sum_up
 from dagman.training.run import Run, rewind_run, write_gallery, write_note, write_summary
+from dagman.training.start.adoption import Part, adopt_weights
+from dagman.training.start.record import read_start, remember_start, write_start
+from dagman.training.start.source import Source
 from dagman.training.summary import describe_pace
 from dagman.training.views import ViewDataset, load_steps, sample_intensities
 
@@ -102,12 +105,23 @@ class Trainer:
         if self.step < self.settings.train.steps:
             rewind_run(self.folder, self.step, self.warned)
 
+    def start_from(self, source: Source) -> list[Part]:
+        """Take the first weights from a source, and keep them as the checkpoint of step 0; what became of each part."""
+        parts = adopt_weights(self.student, self.teacher, self.targets, source)
+        fresh = {part.name for part in parts if part.state == "fresh"}
+        if self.student.reconstruction is not None and "reconstruction" in fresh:
+            self.student.reconstruction.start_at(sample_intensities(self.dataset).mean().item())
+        write_start(self.folder, source, parts)
+        self._save_state()
+        return parts
+
     def train(self) -> int:
         """Run to the last step, or until `stop` is set; returns the steps done. A checkpoint is left in either case."""
         train = self.settings.train
         if self.step == train.steps:
             return self.step
-        if self.step == 0 and self.student.reconstruction is not None:
+        # A run that goes on from another has its first weights in a checkpoint of step 0.
+        if self.student.reconstruction is not None and not list_checkpoints(self.folder):
             self.student.reconstruction.start_at(sample_intensities(self.dataset).mean().item())
         validation = Validation(self.settings, self.dataset, self.method, self.device)
         self.health = self._start_health()
@@ -254,6 +268,10 @@ class Trainer:
     def _save(self) -> None:
         # The encoder first: whoever finds a checkpoint finds an encoder that is not older.
         self._export()
+        self._save_state()
+        self.on_event("checkpoint", {"step": self.step})
+
+    def _save_state(self) -> None:
         save_checkpoint(
             self.folder,
             self.step,
@@ -264,18 +282,17 @@ class Trainer:
             {**self.state, "warned": sorted(self.warned)},
             self.settings.train.keep_checkpoints,
         )
-        self.on_event("checkpoint", {"step": self.step})
 
     def _export(self) -> None:
         """Write the teacher to `encoder/` and the student to `encoder-student/`; without a teacher the student to `encoder/`."""
-        if self.teacher is None:
-            config = assembly.describe_encoder(self.settings, self.dataset, self.step, "student")
-            write_encoder(self.folder / "encoder", config, self.student.state_dict())
-            return
-        config = assembly.describe_encoder(self.settings, self.dataset, self.step, "student")
-        write_encoder(self.folder / "encoder-student", config, self.student.state_dict())
-        config = assembly.describe_encoder(self.settings, self.dataset, self.step, "teacher")
-        write_encoder(self.folder / "encoder", config, self.teacher.state_dict())
+        student = "encoder" if self.teacher is None else "encoder-student"
+        write_encoder(self.folder / student, self._describe("student"), self.student.state_dict())
+        if self.teacher is not None:
+            write_encoder(self.folder / "encoder", self._describe("teacher"), self.teacher.state_dict())
+
+    def _describe(self, weights: Literal["teacher", "student"]) -> EncoderConfig:
+        config = assembly.describe_encoder(self.settings, self.dataset, self.step, weights)
+        return remember_start(config, read_start(self.folder), self.cohort.patients, str(self.state.get("store", "")))
 
     def _time(self, seconds: float, waited: float) -> dict[str, Any]:
         views = self.settings.train.batch

@@ -32,6 +32,10 @@ def pretrain_command(
         bool, typer.Option("--many-passes", help="Begin even if each scan is seen more than 10,000 times.")
     ] = False,
     patients: PatientsOf = None,
+    continue_from: Annotated[
+        str | None,
+        typer.Option(help="Take the first weights, and their sizes, from a run, an encoder or a file of MONAI.", metavar="SOURCE"),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT, and refuse to begin one.")] = False,
     key: KeyPath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
@@ -63,6 +67,7 @@ def pretrain_command(
             config=config,
             assignments=[*(assignments or ()), *shorthands],
             patients=patients,
+            continue_from=continue_from,
             resume=resume,
             on_event=on_event,
             on_preparation=on_preparation,

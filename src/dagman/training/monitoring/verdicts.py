@@ -246,7 +246,7 @@ def judge_teacher(last: Mapping[str, Any], first: Mapping[str, Any], first_weigh
         )
         return Verdict(light="red", text=text, remedy=remedy, key="teacher-frozen")
     if first_weights > _SPARSE:
-        text = f"**Teacher** hardly follows: {first_weights:.0%} of it are still its first random weights."
+        text = f"**Teacher** hardly follows: {first_weights:.0%} of it are still the weights it began with."
         return Verdict(light="amber", text=text, remedy=f"{remedy[:-1]}, or train longer.", key="teacher-slow")
     return Verdict(light="green", text=f"**Teacher** follows the student: {first_weights:.2g} of its first weights are left in it.")
 

@@ -1,0 +1,1 @@
+"""Where a pretraining goes on from: another run, an encoder, or weights of MONAI."""

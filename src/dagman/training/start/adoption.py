@@ -1,0 +1,184 @@
+"""Going on from a source: its sizes become the run's settings, its weights the first ones; what is not taken is fresh, and said."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from dagman.errors import RunError
+from dagman.method.networks import Network
+from dagman.method.targets import Targets
+from dagman.records.counts import count_noun, list_some
+from dagman.settings import Settings, list_presets
+from dagman.settings.presets import validate_settings
+from dagman.training.start.source import Source
+
+ASIDE = frozenset({"drop_path"})
+"""Settings of the model that change no weight's shape or meaning."""
+_ANCHORED = ("encoder", "semantic_attention")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What became of one part of the networks: taken from the source, fresh, or left over in the source."""
+
+    name: str
+    state: Literal["taken", "fresh", "left over"]
+    weights: int
+    reason: str = ""
+
+
+def choose_presets(source: Source, size: str | None, method: str | None) -> tuple[str | None, str | None]:
+    """Size and method to start the settings from: the source's own where none is asked for and they are presets."""
+    held = source.config if source.settings is None else source.settings
+    size = size or (held.size if held.size in list_presets("sizes") else None)
+    return size, method or (held.method if held.method in list_presets("methods") else None)
+
+
+def adopt_settings(settings: Settings, given: Collection[str], source: Source) -> Settings:
+    """The settings with the sizes and the intensity range of the source, where nothing else was asked for.
+
+    Raises:
+        RunError: Another architecture was asked for, named key by key.
+    """
+    values = settings.model_dump()
+    differing = []
+    for key, value in _list_sizes(source).items():
+        section, _, name = key.partition(".")
+        if key not in given:
+            values[section][name] = value
+        elif section == "model" and name not in ASIDE and _plain(values[section][name]) != _plain(value):
+            differing.append(f"{key} is {_plain(value)} there and {_plain(values[section][name])} here")
+    if differing:
+        raise RunError(
+            f"has other sizes than were asked for: {'; '.join(differing)}",
+            where=source.name,
+            do="Leave these settings out: a run takes the sizes of what it goes on from",
+        )
+    return validate_settings(values)
+
+
+def _list_sizes(source: Source) -> dict[str, Any]:
+    """Settings by key that the source's weights and their meaning depend on."""
+    config = source.config
+    if source.settings is not None:
+        held = source.settings.model_dump()
+        keys = [f"{section}.{name}" for section in ("model", "projector") for name in held[section]]
+        keys += ["view.side", "view.low", "view.high", "masking.mask_fill"]
+        return {key: held[key.partition(".")[0]][key.partition(".")[2]] for key in keys}
+    shape = config.shape
+    sizes: dict[str, Any] = {
+        "model.backbone": config.backbone,
+        "model.embed": shape.embed,
+        "model.depths": shape.depths,
+        "model.heads": shape.heads,
+        "model.window": shape.window,
+        "model.mlp_ratio": shape.mlp_ratio,
+        "view.side": config.view,
+        "view.low": config.low,
+        "view.high": config.high,
+        "masking.mask_fill": config.mask_fill,
+    }
+    if config.semantic is not None:
+        semantic = config.semantic
+        sizes |= {"model.sa_stage": semantic.stage, "model.sa_heads": semantic.heads, "model.sa_depth": semantic.depth}
+        sizes["model.sa_position"] = semantic.position
+    return sizes
+
+
+def adopt_weights(student: Network, teacher: Network | None, targets: Targets, source: Source) -> list[Part]:
+    """Fill the networks and the targets' state from the source; what became of each part.
+
+    Encoder and semantic attention fit weight by weight or are refused. A projector, or the reconstruction head, is taken whole or
+    stays fresh. A source without a teacher gives its weights to both.
+
+    Raises:
+        RunError: The encoder lacks weights, has others, or has them in other shapes; all are counted and some named.
+    """
+    wanted, held = _group(student.state_dict()), _group(source.student)
+    parts: list[Part] = []
+    taken: dict[str, Tensor] = {}
+    for name, weights in wanted.items():
+        if name not in held:
+            parts.append(Part(name=name, state="fresh", weights=len(weights), reason="the source has none"))
+        elif reason := _compare(weights, held[name]):
+            if name in _ANCHORED:
+                raise RunError(f"does not fit this run's {name}: {reason}", where=source.name, do="Give a source of the same sizes")
+            parts.append(Part(name=name, state="fresh", weights=len(weights), reason=reason))
+        else:
+            parts.append(Part(name=name, state="taken", weights=len(weights)))
+            taken |= held[name]
+    parts += [Part(name=name, state="left over", weights=len(held[name])) for name in held if name not in wanted]
+    student.load_state_dict({**student.state_dict(), **taken}, strict=True)
+    kept = {part.name for part in parts if part.state == "taken"}
+    if teacher is not None:
+        parts.append(_fill_teacher(teacher, student, source, kept))
+    restored = _restore_targets(targets, source, kept)
+    if targets.centers:
+        where = "" if restored else "the source has none that fit"
+        parts.append(Part(name="centres", state="taken" if restored else "fresh", weights=len(restored), reason=where))
+    return parts
+
+
+def _fill_teacher(teacher: Network, student: Network, source: Source, kept: Collection[str]) -> Part:
+    own = _group(source.teacher or {})
+    state = {name: value for name, value in student.state_dict().items() if name in teacher.state_dict()}
+    for name in kept:
+        state |= {key: value for key, value in own.get(name, {}).items() if key in state}
+    teacher.load_state_dict(state, strict=True)
+    if source.teacher is None:
+        return Part(name="teacher", state="fresh", weights=len(state), reason="a copy of the student, as the source has none")
+    return Part(name="teacher", state="taken", weights=len(state))
+
+
+def _restore_targets(targets: Targets, source: Source, kept: Collection[str]) -> list[str]:
+    """Take over centres, queues and temperatures of the projectors that were taken."""
+    if source.targets is None:
+        return []
+    tensors, temperatures = source.targets
+    fresh, logarithms = targets.state()
+    names = [name for name in targets.centers if f"projectors.{name}" in kept and f"center.{name}" in tensors]
+    for name in names:
+        for key in (f"center.{name}", f"queue.{name}"):
+            if key in fresh and key in tensors:
+                fresh[key] = tensors[key]
+        logarithms[name] = temperatures.get(name)
+    targets.restore(fresh, logarithms)
+    return names
+
+
+def describe_parts(parts: list[Part], source: Source) -> list[str]:
+    """Lines on what the run goes on from."""
+    lines = [f"goes on from {source.name}, {'a run' if source.kind == 'run' else 'an encoder'}; the optimiser is fresh"]
+    for state in ("taken", "fresh", "left over"):
+        chosen = [part for part in parts if part.state == state]
+        named = [f"{part.name} ({part.reason or count_noun(part.weights, 'weight')})" for part in chosen]
+        if named:
+            lines.append(f"{state}: {', '.join(named)}")
+    return lines + [f"pretrained before on {cohort}" for cohort in source.config.cohorts]
+
+
+def _group(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Weights by the part they belong to: encoder, semantic_attention, projectors.NAME, reconstruction."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        names = key.split(".")
+        groups.setdefault(".".join(names[:2]) if names[0] == "projectors" else names[0], {})[key] = value
+    return groups
+
+
+def _compare(wanted: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> str:
+    """Why weights do not fit, in words; empty where all do."""
+    missing, surplus = sorted(wanted.keys() - held.keys()), sorted(held.keys() - wanted.keys())
+    unfit = sorted(key for key in wanted.keys() & held.keys() if wanted[key].shape != held[key].shape)
+    reasons = (("missing", missing), ("left over", surplus), ("of another shape", unfit))
+    found = [f"{count_noun(len(keys), 'weight')} {what} ({list_some(keys, 3)})" for what, keys in reasons if keys]
+    matched = len(wanted.keys() & held.keys()) - len(unfit)
+    return f"{matched} of {len(wanted)} match, {', '.join(found)}" if found else ""
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
