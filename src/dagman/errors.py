@@ -27,6 +27,9 @@ class DagmanError(Exception):
     'a.nii.gz: holds one slice. Give a volume.'
     """
 
+    exit_code = 2
+    """What the command line ends with."""
+
     def __init__(self, what: str, *, where: object = None, do: str | None = None) -> None:
         self.what = " ".join(str(what).split()).rstrip(".")
         self.where = None if where is None else str(where)

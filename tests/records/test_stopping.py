@@ -38,7 +38,7 @@ def test_each_signal_interrupts_and_what_was_set_before_is_put_back(number):
 @pytest.mark.parametrize("number", STOPS)
 def test_the_first_signal_is_told_and_the_second_interrupts_at_once(number):
     heard = []
-    with catch_stops(), catch_stops(lambda: heard.append("stop")):
+    with catch_stops(), catch_stops(lambda number: heard.append("stop")):
         os.kill(os.getpid(), number)
         assert heard == ["stop"]
         with pytest.raises(KeyboardInterrupt):
@@ -49,7 +49,7 @@ def test_the_first_signal_is_told_and_the_second_interrupts_at_once(number):
 def test_a_lost_connection_is_ignored_under_nohup():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     heard = []
-    with catch_stops(lambda: heard.append("stop")):
+    with catch_stops(lambda number: heard.append("stop")):
         os.kill(os.getpid(), signal.SIGHUP)
     assert heard == []
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -59,7 +59,7 @@ def test_a_thread_leaves_signals_to_the_main_one():
     found = []
 
     def work():
-        with catch_stops(lambda: None):
+        with catch_stops(lambda number: None):
             found.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)

@@ -133,7 +133,7 @@ def main() -> None:
             app()
     except DagmanError as error:
         typer.echo(f"dagman: {error}", err=True)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader (head, less) went away: not an error, but Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

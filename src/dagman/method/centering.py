@@ -1,6 +1,7 @@
 """From teacher logits to target probabilities P_t: centre and sharpen, or Sinkhorn-Knopp. All in float32.
 
-R rows (masked units or views of the whole step, over all micro-batches), K prototypes.
+R rows (masked units or views of the whole step, over all micro-batches), K prototypes. Where several processes share a step, R are
+this process's rows, and `peers` exchanges what the rows of the others add.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from dagman.method.peers import ALONE, Peers, average_rows, logsumexp_rows, place_rows
 
 TEMPERATURE_FLOOR, TEMPERATURE_CEILING = 5e-4, 10.0
 _ROWS = 2048
@@ -21,19 +24,21 @@ def center_and_sharpen(logits: Float[Tensor, "R K"], center: Float[Tensor, "K"],
     return torch.softmax((logits.float() - center) / temperature, dim=-1)
 
 
-def update_center(center: Float[Tensor, "K"], logits: Float[Tensor, "R K"], momentum: float) -> Float[Tensor, "K"]:
+def update_center(
+    center: Float[Tensor, "K"], logits: Float[Tensor, "R K"], momentum: float, peers: Peers = ALONE
+) -> Float[Tensor, "K"]:
     """The centre after a step: EMA of the mean logit over the rows."""
-    return center * momentum + logits.float().mean(dim=0) * (1 - momentum)
+    return center * momentum + average_rows(logits.float(), peers) * (1 - momentum)
 
 
-def sinkhorn_knopp(logits: Float[Tensor, "R K"], temperature: float, rounds: int = 3) -> Float[Tensor, "R K"]:
+def sinkhorn_knopp(logits: Float[Tensor, "R K"], temperature: float, rounds: int = 3, peers: Peers = ALONE) -> Float[Tensor, "R K"]:
     """Sinkhorn-Knopp [SwAV, DINOv2] in the log domain: prototypes are used equally, each row sums to 1.
 
     The plain form divides by sums of exp(t / tau) that underflow to 0 when rows are few and tau is small.
     """
     scores = logits.float() / temperature
     for _ in range(rounds):
-        scores = scores - torch.logsumexp(scores, dim=0, keepdim=True)
+        scores = scores - logsumexp_rows(scores, peers)
         scores = scores - torch.logsumexp(scores, dim=1, keepdim=True)
     return scores.exp()
 
@@ -43,19 +48,21 @@ def entropy(probabilities: Float[Tensor, "*R K"]) -> Float[Tensor, "*R"]:
     return torch.special.entr(probabilities).sum(dim=-1)
 
 
-def solve_temperature(logits: Float[Tensor, "R K"], target: float) -> float:
+def solve_temperature(logits: Float[Tensor, "R K"], target: float, peers: Peers = ALONE) -> float:
     """tau_t at which the batch-centred logits have mean normalised entropy H(P_t)/ln K = `target`, by bisection [ours].
 
     Entropy grows with the temperature, so that log tau is halved between the floor and the ceiling. At most 2,048 rows,
     evenly spaced, are used.
     """
-    centred = logits.float() - logits.float().mean(dim=0, keepdim=True)
-    centred = centred[:: max(1, math.ceil(len(centred) / _ROWS))]
+    centred = logits.float() - average_rows(logits.float(), peers)
+    first, total = place_rows(len(centred), peers, centred)
+    stride = max(1, math.ceil(total / _ROWS))
+    centred = centred[-first % stride :: stride]
     wanted = target * math.log(logits.shape[-1])
     low, high = math.log(TEMPERATURE_FLOOR), math.log(TEMPERATURE_CEILING)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        if entropy(torch.softmax(centred / math.exp(middle), dim=-1)).mean().item() < wanted:
+        if average_rows(entropy(torch.softmax(centred / math.exp(middle), dim=-1)), peers).item() < wanted:
             low = middle
         else:
             high = middle

@@ -5,7 +5,7 @@ P pairs of views u and v, N units, K prototypes, R masked units of all views in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dagman.method.losses import cross_entropy, masked_l1
 from dagman.method.masking import Masking, MaskingShares, expand_units, mask_units
-from dagman.method.networks import UNIT, Network, unit_grid
+from dagman.method.networks import UNIT, Network, Outputs, unit_grid
 from dagman.method.noise import PATCHES_PER_UNIT, patch_dropout
 
 
@@ -82,7 +82,7 @@ def teacher_forward(teacher: Network | None, pair: ViewPair, method: Method) -> 
 
 
 def student_losses(
-    student: Network, pair: ViewPair, masked: Bool[Tensor, "P 2 N"], targets: Mapping[str, Tensor], method: Method
+    student: Callable[..., Outputs], pair: ViewPair, masked: Bool[Tensor, "P 2 N"], targets: Mapping[str, Tensor], method: Method
 ) -> dict[str, Float[Tensor, ""]]:
     """The losses of METHOD by name, unweighted: the student restores what is masked and predicts the teacher's targets P_t.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dagman.method.centering import TEMPERATURE_FLOOR, center_and_sharpen, sinkhorn_knopp, solve_temperature, update_center
+from dagman.method.peers import ALONE, Peers
 
 PROJECTORS = ("ampd", "aitd", "gitd")
 SMOOTHING = 0.9
@@ -49,24 +50,30 @@ class Targets:
         self.queues = {name: torch.zeros(0, prototypes, device=device) for name in projectors if name != "ampd"}
         self.log_temperatures: dict[str, float | None] = dict.fromkeys(projectors)
 
-    def update(self, name: str, logits: Tensor, scheduled: float) -> tuple[Tensor, float]:
+    def update(self, name: str, logits: Tensor, scheduled: float, peers: Peers = ALONE) -> tuple[Tensor, float]:
         """P_t (R x K) of a projector from all rows of a step, and the tau_t used; then the state moves on.
 
-        `scheduled` is tau_t of the schedule, taken unless the rules solve it for an entropy.
+        `scheduled` is tau_t of the schedule, taken unless the rules solve it for an entropy. Where `peers` share the step, `logits`
+        and P_t are of this process's rows, and the state moves on alike in all.
         """
-        temperature = self._find_temperature(name, logits, scheduled)
-        probabilities = self.compute(name, logits, temperature)
+        if peers.size > 1 and self._uses_queue(name):
+            # A queue holds every view of a step, in order, so all rows travel; they are few: one a view.
+            probabilities, temperature = self.update(name, peers.gather(logits.float()), scheduled)
+            return probabilities[peers.rank * len(logits) :][: len(logits)], temperature
+        temperature = self._find_temperature(name, logits, scheduled, peers)
+        probabilities = self.compute(name, logits, temperature, peers)
         if self.rules.target_entropy is not None:
             self.log_temperatures[name] = math.log(temperature)
-        self.centers[name] = update_center(self.centers[name], logits, self.rules.center_momentum)
-        if name in self.queues and self.rules.queue:
+        self.centers[name] = update_center(self.centers[name], logits, self.rules.center_momentum, peers)
+        if self._uses_queue(name):
             self.queues[name] = self._with_queue(name, logits)[-self.rules.queue :]
         return probabilities, temperature
 
-    def compute(self, name: str, logits: Tensor, temperature: float) -> Tensor:
+    def compute(self, name: str, logits: Tensor, temperature: float, peers: Peers = ALONE) -> Tensor:
         """P_t (R x K) at a temperature, without moving the state."""
         if self.rules.centering == "sinkhorn":
-            return sinkhorn_knopp(self._with_queue(name, logits), temperature)[-len(logits) :]
+            rows = self._with_queue(name, logits)
+            return sinkhorn_knopp(rows, temperature, peers=peers)[len(rows) - len(logits) :]
         return center_and_sharpen(logits, self.centers[name], temperature)
 
     def temperature(self, name: str, logits: Tensor, scheduled: float) -> float:
@@ -86,15 +93,18 @@ class Targets:
         self.queues = {name: tensors[f"queue.{name}"].to(old.device) for name, old in self.queues.items()}
         self.log_temperatures = dict(log_temperatures)
 
+    def _uses_queue(self, name: str) -> bool:
+        return name in self.queues and self.rules.queue > 0
+
     def _with_queue(self, name: str, logits: Tensor) -> Tensor:
-        if name not in self.queues or not self.rules.queue:
+        if not self._uses_queue(name):
             return logits.float()
         return torch.cat([self.queues[name], logits.float() - logits.float().mean(dim=0)])
 
-    def _find_temperature(self, name: str, logits: Tensor, scheduled: float) -> float:
+    def _find_temperature(self, name: str, logits: Tensor, scheduled: float, peers: Peers = ALONE) -> float:
         if self.rules.target_entropy is None:
             return scheduled
-        solved = math.log(solve_temperature(self._with_queue(name, logits), self.rules.target_entropy))
+        solved = math.log(solve_temperature(self._with_queue(name, logits), self.rules.target_entropy, peers))
         before = self.log_temperatures[name]
         smoothed = solved if before is None else SMOOTHING * before + (1 - SMOOTHING) * solved
         return max(TEMPERATURE_FLOOR, math.exp(smoothed))

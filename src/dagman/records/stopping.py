@@ -1,4 +1,4 @@
-"""Signals that ask a program to stop: Ctrl-C, a job's time limit (SIGTERM), a lost connection (SIGHUP)."""
+"""Signals that ask a program to stop: Ctrl-C, a job's time limit (SIGTERM), Slurm's warning of it (SIGUSR1), SIGHUP."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+REQUEUES = frozenset({signal.SIGTERM, signal.SIGUSR1})
+"""Signals by which a cluster takes a job's place away, and after which the job is to be started again."""
 
 
 @contextlib.contextmanager
-def catch_stops(stop: Callable[[], None] | None = None) -> Iterator[None]:
-    """Within the block the first of these signals calls `stop`, and the next acts as before; without `stop` each interrupts.
+def catch_stops(stop: Callable[[int], None] | None = None) -> Iterator[None]:
+    """Within the block the first of these calls `stop` with its number, the next acts as before; without `stop` each interrupts.
 
     A SIGHUP that is ignored stays so: that is what nohup is for. Outside the main thread, which alone hears signals, nothing
     changes.
@@ -28,7 +30,7 @@ def catch_stops(stop: Callable[[], None] | None = None) -> Iterator[None]:
         if stop is None:
             raise KeyboardInterrupt
         restore()
-        stop()
+        stop(number)
 
     def restore() -> None:
         for number, handler in before.items():

@@ -253,6 +253,8 @@ class TrainSettings(Section):
     """What Swin's blocks are computed by: torch's own operations, or Triton kernels on a CUDA device."""
     device: str = "auto"
     """auto, cpu, cuda, or cuda:N."""
+    rank_timeout: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds after which a rank that does not answer, or is stuck while the others wait for it, is named and the run ends."""
     workers: Annotated[int, Field(ge=0)] | Auto = "auto"
     """Loader processes."""
     many_passes: bool = False

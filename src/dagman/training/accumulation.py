@@ -1,18 +1,22 @@
-"""Gradients of one optimiser step over micro-batches.
+"""Gradients of one optimiser step over micro-batches, and over the processes that share the step.
 
 The teacher's forward pass over every micro-batch comes first, so that centres, Sinkhorn and queues see the whole step; then each
-micro-batch passes through the student and adds its share of the gradient.
+micro-batch passes through the student and adds its share of the gradient. With several processes each does so with its own views;
+gradients are summed over them once, while the last backward pass runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from dagman.method.networks import Network
+from dagman.method.peers import ALONE, Peers
 from dagman.method.step import Method, ViewPair, student_losses, teacher_forward
 from dagman.method.targets import Targets
 
@@ -27,42 +31,47 @@ class StepLosses:
 
 
 def accumulate_gradients(
-    student: Network,
+    student: Network | DistributedDataParallel,
     teacher: Network | None,
     micro_batches: Sequence[ViewPair],
     method: Method,
     targets: Targets,
     scheduled_temperature: float,
+    peers: Peers = ALONE,
 ) -> StepLosses:
     """Losses of one step, averaged over its pairs of views, and their gradients in the student; `targets` moves on.
 
-    A step is the same, to rounding, however its pairs are cut into micro-batches.
+    A step is the same, to rounding, however its pairs are cut into micro-batches and shared out evenly among `peers`.
     """
     outputs = [teacher_forward(teacher, pair, method) for pair in micro_batches]
-    step_targets, temperatures = update_targets(targets, [o.projections for o in outputs], scheduled_temperature)
-    pairs = sum(len(pair.views) for pair in micro_batches)
+    step_targets, temperatures = update_targets(targets, [o.projections for o in outputs], scheduled_temperature, peers)
+    pairs = sum(len(pair.views) for pair in micro_batches) * peers.size
     sums: dict[str, Tensor] = {}
-    for pair, output, target in zip(micro_batches, outputs, step_targets, strict=True):
-        losses = student_losses(student, pair, output.masked, target, method)
-        total = torch.stack([method.weights[name] * value for name, value in losses.items()]).sum()
-        parts = pairs / len(pair.views)
-        # Outside autocast, which would redo the float32 islands' products in bfloat16; other products keep their forward's type.
-        with torch.autocast(total.device.type, enabled=False):
-            (total / parts).backward()
+    for number, (pair, output, target) in enumerate(zip(micro_batches, outputs, step_targets, strict=True), 1):
+        last = number == len(micro_batches)
+        with student.no_sync() if isinstance(student, DistributedDataParallel) and not last else contextlib.nullcontext():
+            losses = student_losses(student, pair, output.masked, target, method)
+            total = torch.stack([method.weights[name] * value for name, value in losses.items()]).sum()
+            parts = pairs / len(pair.views)
+            # Outside autocast, which would redo the float32 islands' products in bfloat16; others keep their forward's type.
+            with torch.autocast(total.device.type, enabled=False):
+                (total / parts).backward()
         for name, value in {**losses, "total": total}.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach() / parts
+    if peers.size > 1:
+        sums = dict(zip(sums, peers.sum(torch.stack(list(sums.values()))), strict=True))
     return StepLosses(total=sums.pop("total"), parts=sums, temperatures=temperatures)
 
 
 def update_targets(
-    targets: Targets, projections: Sequence[dict[str, Tensor]], scheduled_temperature: float
+    targets: Targets, projections: Sequence[dict[str, Tensor]], scheduled_temperature: float, peers: Peers = ALONE
 ) -> tuple[list[dict[str, Tensor]], dict[str, float]]:
     """P_t of each micro-batch, by loss, from the teacher's projections of the whole step; and the tau_t used."""
     parts: list[dict[str, Tensor]] = [{} for _ in projections]
     temperatures: dict[str, float] = {}
     for name in projections[0]:
         logits = torch.cat([p[name] for p in projections]).float()
-        probabilities, temperatures[name] = targets.update(name, logits.flatten(0, -2), scheduled_temperature)
+        probabilities, temperatures[name] = targets.update(name, logits.flatten(0, -2), scheduled_temperature, peers)
         split = probabilities.view_as(logits).split([len(p[name]) for p in projections])
         for part, probability in zip(parts, split, strict=True):
             part[name] = probability

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,13 +12,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from dagman import devices
-from dagman.errors import RunError, is_full_disk
+from dagman import __version__, devices
+from dagman.errors import DagmanError, RunError, is_full_disk
 from dagman.records.counts import count_noun
 from dagman.records.hashes import hash_bytes
 from dagman.records.lock import hold_lock
 from dagman.records.provenance import write_command
-from dagman.records.stopping import catch_stops
+from dagman.records.stopping import REQUEUES, catch_stops
 from dagman.settings import Settings, load_settings, resolve_settings
 from dagman.settings.resolution import list_idle_settings
 from dagman.store.manifest import Store
@@ -26,6 +27,8 @@ from dagman.store.upkeep.remarks import describe_mixture
 from dagman.store.writer import prepare_store
 from dagman.training.assembly import check_backbone
 from dagman.training.checkpoints import list_checkpoints, read_state
+from dagman.training.parallel.group import Group, join_group, start_watch
+from dagman.training.parallel.sharing import check_sharing, describe_ranks, list_own_pairs
 from dagman.training.run import Run, write_note, write_settings
 from dagman.training.start.adoption import adopt_settings, choose_presets, describe_parts
 from dagman.training.start.record import check_start
@@ -35,7 +38,7 @@ from dagman.training.trainer import Event, Trainer
 from dagman.training.views import ViewDataset, find_usable, refuse_repetition, select_rows
 
 FREE_TO_CHANGE = frozenset(
-    {"train.device", "train.workers", "train.checkpoint_every", "train.keep_checkpoints", "train.many_passes"}
+    {"train.device", "train.workers", "train.checkpoint_every", "train.keep_checkpoints", "train.many_passes", "train.rank_timeout"}
 )
 """Settings that a resume may change: they do not change the weights."""
 
@@ -74,60 +77,102 @@ def pretrain(
         SettingsError, StoreError, ScanError: From the settings, the store, the scans.
     """
     out = Path(out)
-    on_event = on_event or (lambda name, values: None)
     exists = (out / "settings.toml").exists()
-    start = resolve_source(continue_from) if continue_from is not None and not exists else None
-    if start is not None:
-        size, method = choose_presets(start, size, method)
-    settings, given = load_settings(size, method, config=config, assignments=assignments)
-    settings = settings if start is None else adopt_settings(settings, given, start)
-    check_backbone(settings)
+    settings, given, start, refused = _load(size, method, config, assignments, None if exists else continue_from)
+    with join_group(settings.train.rank_timeout) as group, contextlib.ExitStack() as stack:
+        on_event = on_event if on_event is not None and group.writes else _ignore
+        with group.together():
+            if refused is not None:
+                raise refused
+            check_backbone(settings)
+            if exists and continue_from is not None:
+                check_start(out, continue_from)
+            settings, reasons, idle = _settle(out, settings, given, exists=exists, resume=resume)
+            _refuse_scans(source, group)
+        with group.together():
+            if group.writes:
+                out.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(hold_lock(out, RunError))
+            store, prepared = _open_store(source, out, settings, on_preparation, patients)
+            settings = _settle_spacing(settings, store, asked=exists or "view.spacing" in given)
+            settings = settings if exists else _settle_modality(settings, store)
+        return _train(store, out, settings, given, prepared + reasons, idle, exists, on_event, group, start)
+
+
+def _ignore(name: str, values: Mapping[str, Any]) -> None:
+    """The listener of a process that does not write."""
+
+
+def _load(
+    size: str | None, method: str | None, config: str | Path | None, assignments: Iterable[str], continue_from: str | None
+) -> tuple[Settings, frozenset[str], Source | None, DagmanError | None]:
+    """Settings, the keys that were given, and what the run goes on from; where they are refused the defaults, and why.
+
+    Not raised, so that one rank says it for all.
+    """
+    try:
+        start = None if continue_from is None else resolve_source(continue_from)
+        if start is not None:
+            size, method = choose_presets(start, size, method)
+        settings, given = load_settings(size, method, config=config, assignments=assignments)
+        return settings if start is None else adopt_settings(settings, given, start), given, start, None
+    except DagmanError as error:
+        return Settings(), frozenset(), None, error
+
+
+def _settle(
+    out: Path, settings: Settings, given: frozenset[str], *, exists: bool, resume: bool
+) -> tuple[Settings, list[str], list[str]]:
+    """Resolved settings, the reasons for what was chosen, and settings without effect; exists: whether the run is there already."""
     if out.exists() and not out.is_dir():
         raise RunError("is a file", where=out, do="Choose another folder for --out")
     if resume and not exists:
         raise RunError("holds no run to resume", where=out, do="Leave --resume out to begin one, or name the folder of a run")
     if not exists and out.exists() and any(p.name not in {".lock", "store"} for p in out.iterdir()):
         raise RunError("exists and is not a run", where=out, do="Choose another folder for --out")
-    reasons: list[str] = []
     if exists:
-        if continue_from is not None:
-            check_start(out, continue_from)
-        settings = _settle_with_run(out, settings, given)
-    else:
-        settings, reasons = resolve_settings(settings)
-    idle = [] if exists else list_idle_settings(settings, given)
-    out.mkdir(parents=True, exist_ok=True)
-    with hold_lock(out, RunError):
-        store, prepared = _open_store(source, out, settings, on_preparation, patients)
-        settings = _settle_spacing(settings, store, asked=exists or "view.spacing" in given)
-        settings = settings if exists else _settle_modality(settings, store)
-        return _train(store, out, settings, prepared + reasons, idle, exists, on_event, start)
+        return _settle_with_run(out, settings, given), [], []
+    settings, reasons = resolve_settings(settings)
+    return settings, reasons, list_idle_settings(settings, given)
+
+
+def _refuse_scans(source: str | Path | Sequence[str | Path], group: Group) -> None:
+    """Raise RunError for scans where several ranks would prepare them beside one another."""
+    paths = [source] if isinstance(source, str | Path) else source
+    if group.size > 1 and not all((Path(path) / "store.json").exists() for path in paths):
+        raise RunError(
+            f"{group.size} ranks read a store, and {paths[0]} is none", do="Prepare it first: dagman prepare SCANS --out STORE"
+        )
 
 
 def _train(
     store: Store,
     out: Path,
     settings: Settings,
+    given: frozenset[str],
     reasons: list[str],
     idle: list[str],
     exists: bool,
     on_event: Event,
-    start: Source | None = None,
+    group: Group,
+    start: Source | None,
 ) -> Run:
-    rows = select_rows(store.rows, settings.view)
-    usable, left_out = find_usable({row.id: row.shape for row in rows}, settings.view)
-    if not exists:
-        refuse_repetition(settings, len(usable))
-    fingerprint = hash_bytes("\n".join(usable).encode())
-    device = devices.choose_device(settings.train.device)
-    precision = devices.choose_precision(settings.train.precision, device.value)
-    kernels = devices.choose_kernels(settings.train.kernels, device.value)
+    with group.together():
+        rows = select_rows(store.rows, settings.view)
+        usable, left_out = find_usable({row.id: row.shape for row in rows}, settings.view)
+        if not exists:
+            refuse_repetition(settings, len(usable))
+        check_sharing(settings, given, group.size, len(usable))
+        device = devices.choose_device(settings.train.device)
+        precision = devices.choose_precision(settings.train.precision, device.value)
+        kernels = devices.choose_kernels(settings.train.kernels, device.value)
+        group.use_device(torch.device(device.value), settings.train.rank_timeout)
     threads = devices.choose_threads()
     torch.set_num_threads(threads.value)
     allocator = devices.tune_allocator(device=device.value)
     choices: list[devices.Choice[str] | devices.Choice[int]] = [device, precision, kernels, threads, allocator]
     state = {
-        "store": fingerprint,
+        "store": hash_bytes("\n".join(usable).encode()),
         "grid": _hash_grids(store, usable),
         "scans": len(usable),
         "precision": precision.value,
@@ -135,11 +180,22 @@ def _train(
         "settings": _hash_settings(settings),
     }
     before = read_state(out) if list_checkpoints(out) else state
-    _refuse_other_store(out, before, state)
+    with group.together():
+        _refuse_other_ranks(group, settings, state, kernels.value)
+        _refuse_other_store(out, before, state)
     workers = (0 if device.value == "cpu" else 4) if settings.train.workers == "auto" else int(settings.train.workers)
-    dataset = ViewDataset(store, usable, settings.view, settings.train.batch, settings.seed, settings.train.steps)
+    train, own = settings.train, list_own_pairs(settings.train.batch // 2, group.rank, group.size)
+    dataset = ViewDataset(store, usable, settings.view, train.batch, settings.seed, train.steps, own)
     trainer = Trainer(
-        settings, dataset, out, device=device.value, precision=precision.value, workers=workers, state=state, on_event=on_event
+        settings,
+        dataset,
+        out,
+        device=device.value,
+        precision=precision.value,
+        workers=workers,
+        state=state,
+        on_event=on_event,
+        group=group,
     )
     for network in (trainer.student, trainer.teacher):
         if network is not None:
@@ -147,37 +203,56 @@ def _train(
     noted = {} if exists else {**{f"idle: {text}": text for text in idle}, **list_run_warnings(settings)}
     warnings = [*noted.values(), *_list_changed_precision(before, state)]
     lines = [*reasons, *devices.describe_choices(choices), *describe_run(settings, trainer.student, dataset, left_out)]
+    lines += describe_ranks(settings, trainer.student, group, device.value)
     if exists:
         trainer.resume()
         lines.append(f"resumed at step {trainer.step} of {settings.train.steps}")
-    else:
-        if start is not None:
-            lines += describe_parts(trainer.start_from(start), start)
-            # The first weights are not random.
-            warnings = [text for text in warnings if text != noted.pop("settings: memory", None)]
+    elif start is not None:
+        lines += describe_parts(trainer.start_from(start), start)
+        # The first weights are not random.
+        warnings = [text for text in warnings if text != noted.pop("settings: memory", None)]
+    if not exists and group.writes:
         _write_beginning(out, settings, lines, noted)
     for line in lines:
         on_event("choice", {"text": line})
     for warning in warnings:
         on_event("warning", {"step": trainer.step, "key": "idle", "text": warning})
-    cohort = trainer.cohort
-    inputs = {
-        "store": store.path.name,
-        "scans": fingerprint,
-        "count": cohort.scans,
-        "patients": cohort.patients,
-        "copies": cohort.copies,
-        "left_out": left_out,
-    }
-    write_command(out, "pretrain", settings=settings.model_dump(mode="json"), inputs=inputs)
+    if group.writes:
+        cohort = trainer.cohort
+        inputs = {
+            "store": store.path.name,
+            "scans": state["store"],
+            "count": cohort.scans,
+            "patients": cohort.patients,
+            "copies": cohort.copies,
+            "left_out": left_out,
+        }
+        write_command(out, "pretrain", settings=settings.model_dump(mode="json"), inputs=inputs)
     on_event("begin", {"step": trainer.step, "steps": settings.train.steps})
+    start_watch(group, settings.train.rank_timeout)
 
-    def stop() -> None:
-        trainer.stop = True
+    def stop(number: int) -> None:
+        trainer.stop("requeue" if number in REQUEUES else "interrupt")
 
     with catch_stops(stop), _explain_full_disk(out):
         trainer.train()
-    return Run(out)
+    run = Run(out)
+    run.stopped = trainer.stopped
+    return run
+
+
+def _refuse_other_ranks(group: Group, settings: Settings, state: Mapping[str, Any], kernels: str) -> None:
+    """Raise RunError where the ranks are not of one run: other settings, scans, versions or arithmetic."""
+    values = settings.model_dump(mode="json")
+    nested = {name: value for name, value in values.items() if isinstance(value, dict)}
+    flat = {key: value for key, value in values.items() if key not in nested}
+    flat |= {f"{name}.{key}": value for name, section in nested.items() for key, value in section.items()}
+    versions = {"dagman": __version__, "torch": torch.__version__}
+    found = {name: state[name] for name in ("scans", "precision")} | {
+        "the list of scans": state["store"],
+        "their grid": state["grid"],
+    }
+    group.compare({**versions, **flat, **found, "kernels": kernels})
 
 
 def _write_beginning(out: Path, settings: Settings, choices: Sequence[str], noted: Mapping[str, str]) -> None:

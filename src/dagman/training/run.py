@@ -47,12 +47,16 @@ _TIMINGS = frozenset({"seconds", "views_per_s", "voxels_per_s", "waiting_share",
 class Run:
     """Reads a run folder; every property is read anew, so that a running run can be watched.
 
+    Attributes:
+        stopped: Why the `pretrain` that gave this run ended before its last step: "interrupt", "requeue", or None.
+
     Raises:
         RunError: `path` is not a run folder.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.stopped: str | None = None
         if not (self.path / "settings.toml").is_file():
             raise RunError(
                 "is not a run: settings.toml is missing", where=path, do="Give the folder that `dagman pretrain --out` wrote"

@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from dagman.devices import peak_memory_gib
 from dagman.encoder.folder import EncoderConfig, write_encoder
 from dagman.errors import RunError
-from dagman.method.networks import unit_grid
+from dagman.method.networks import Network, unit_grid
 from dagman.method.noise import count_noise_draws
 from dagman.method.schedules import freeze_last_layer, learning_rate, teacher_momentum, teacher_temperature
 from dagman.method.step import ViewPair
@@ -35,6 +36,9 @@ from dagman.training.monitoring.curves import Curves
 from dagman.training.monitoring.health import Health, follow_run, list_warnings
 from dagman.training.monitoring.validation import Validation
 from dagman.training.monitoring.verdicts import FRESH, sum_up
+from dagman.training.parallel.group import Group
+from dagman.training.parallel.replicas import replicate
+from dagman.training.parallel.sharing import size_micro_batch
 from dagman.training.run import Run, rewind_run, write_gallery, write_note, write_summary
 from dagman.training.start.adoption import Part, adopt_weights
 from dagman.training.start.record import read_start, remember_start, write_start
@@ -45,6 +49,8 @@ from dagman.training.views import ViewDataset, load_steps, sample_intensities
 PACED_STEPS = 5
 """Steps after which a run says how long it will take; the first one, which warms up, is left out."""
 Event = Callable[[str, dict[str, Any]], None]
+Stop = Literal["interrupt", "requeue"]
+"""Why a run ends before its last step: someone wants it to, or a cluster takes its place away."""
 
 
 class Trainer:
@@ -59,6 +65,7 @@ class Trainer:
         workers: Processes that read views; 0 reads them in this one.
         state: What is saved beside the weights (fingerprint of the store, ...).
         on_event: Called with an event's name and values ("step", "warning", "checkpoint").
+        group: The processes that share each step; one alone by default. The first of them writes the run.
     """
 
     def __init__(
@@ -72,8 +79,10 @@ class Trainer:
         workers: int,
         state: dict[str, Any],
         on_event: Event,
+        group: Group | None = None,
     ) -> None:
         self.settings, self.dataset, self.folder = settings, dataset, folder
+        self.group = group or Group()
         self.device, self.precision, self.workers, self.state, self.on_event = (
             torch.device(device),
             precision,
@@ -82,6 +91,7 @@ class Trainer:
             on_event,
         )
         self.student, self.teacher = assembly.build_networks(settings)
+        self.replica: Network | DistributedDataParallel = self.student
         self.student.to(self.device).train()
         if self.teacher is not None:
             self.teacher.to(self.device)
@@ -91,18 +101,20 @@ class Trainer:
         prototypes = int(settings.projector.prototypes)
         self.targets = Targets(assembly.compose_rules(settings), prototypes, assembly.name_projectors(settings), self.device)
         self.step = 0
-        self.stop = False
+        self.asked: Stop | None = None
+        self.stopped: Stop | None = None
         self.warned: set[str] = set()
 
     def resume(self) -> None:
         """Take over the newest checkpoint, if there is one yet, and drop what the run had written after it."""
         if not list_checkpoints(self.folder):
-            rewind_run(self.folder, 0, ())
+            if self.group.writes:
+                rewind_run(self.folder, 0, ())
             return
         values = load_checkpoint(self.folder, self.student, self.teacher, self.optimizer, self.targets)
         self.step = int(values["step"])
         self.warned = set(values["warned"])
-        if self.step < self.settings.train.steps:
+        if self.step < self.settings.train.steps and self.group.writes:
             rewind_run(self.folder, self.step, self.warned)
 
     def start_from(self, source: Source) -> list[Part]:
@@ -111,42 +123,50 @@ class Trainer:
         fresh = {part.name for part in parts if part.state == "fresh"}
         if self.student.reconstruction is not None and "reconstruction" in fresh:
             self.student.reconstruction.start_at(sample_intensities(self.dataset).mean().item())
-        write_start(self.folder, source, parts)
-        self._save_state()
+        if self.group.writes:
+            write_start(self.folder, source, parts)
+            self._save_state()
         return parts
 
+    def stop(self, reason: Stop) -> None:
+        """Ask for an end after the current step, of this and of all other processes of the run."""
+        self.asked = reason
+
     def train(self) -> int:
-        """Run to the last step, or until `stop` is set; returns the steps done. A checkpoint is left in either case."""
+        """Run to the last step, or until a process is asked to stop; returns the steps done. A checkpoint is left either way."""
         train = self.settings.train
         if self.step == train.steps:
             return self.step
-        # A run that goes on from another has its first weights in a checkpoint of step 0.
-        if self.student.reconstruction is not None and not list_checkpoints(self.folder):
-            self.student.reconstruction.start_at(sample_intensities(self.dataset).mean().item())
-        validation = Validation(self.settings, self.dataset, self.method, self.device)
-        self.health = self._start_health()
+        writer = self._begin_writing() if self.group.writes else None
+        # Broadcasts the weights of the first process, whose reconstruction head has learned where to start.
+        self.replica = replicate(self.student, self.group, assembly.list_untrained(self.settings))
         first, paces = self.step, []
-        curves = Curves(self.folder, self.step)
         batches = load_steps(self.dataset, self.step, self.workers)
-        while self.step < train.steps and not self.stop:
+        while self.step < train.steps and not self._is_stopped():
             step = self.step
             # ------------------------------------------------------- once in a while
-            if step % train.monitor_every == 0:
-                self._evaluate(validation, curves)
+            self.group.move(step, 0)
+            if writer and step % train.monitor_every == 0:
+                self._evaluate(*writer)
 
             # ------------------------------------------------------- a step
+            self.group.move(step, 1)
             began = time.perf_counter()
             pairs = self._draw_pairs(next(batches), step)
             waited = time.perf_counter() - began
+            self.group.move(step, 2)
+            self.group.communicated = 0
             row = self._advance(pairs, step)
             self.step = step + 1
 
             # ------------------------------------------------------- what is written
             seconds = time.perf_counter() - began
-            timing = self._time(seconds, waited)
+            timing = self._time(seconds, self._settle(waited))
+            if not writer:
+                continue
             append_row(self.folder / "metrics.jsonl", row)
             append_row(self.folder / "timing.jsonl", timing)
-            curves.add(self.step, row | timing)
+            writer[1].add(self.step, row | timing)
             self.health.add_step(row)
             self.health.add_wait(timing["waiting_share"])
             self.on_event("step", row | timing)
@@ -154,14 +174,41 @@ class Trainer:
                 paces.append(seconds)
                 if len(paces) == PACED_STEPS:
                     self.on_event("choice", {"text": describe_pace(paces[1:], train.steps - self.step, timing["memory_gib"])})
-            if self.step % train.checkpoint_every == 0 and self.step < train.steps and not self.stop:
+            if self.step % train.checkpoint_every == 0 and self.step < train.steps and not self._is_stopped():
                 self._save()
-        if self.step == train.steps:
+        if writer:
+            self._end_writing(*writer)
+        self.group.wait()
+        return self.step
+
+    def _begin_writing(self) -> tuple[Validation, Curves]:
+        """What the process that writes has besides: the fixed validation views and the curves."""
+        # A run that goes on from another has its first weights in a checkpoint of step 0.
+        if self.student.reconstruction is not None and not list_checkpoints(self.folder):
+            self.student.reconstruction.start_at(sample_intensities(self.dataset).mean().item())
+        validation = Validation(self.settings, self.dataset, self.method, self.device)
+        self.health = self._start_health()
+        return validation, Curves(self.folder, self.step)
+
+    def _end_writing(self, validation: Validation, curves: Curves) -> None:
+        if self.step == self.settings.train.steps:
             self._evaluate(validation, curves)
         if list_checkpoints(self.folder)[-1:] != [self.step]:
             self._save()
         curves.close()
-        return self.step
+
+    def _is_stopped(self) -> bool:
+        if self.group.size == 1:
+            self.stopped = self.asked
+        return self.stopped is not None
+
+    def _settle(self, waited: float) -> float:
+        """Agree with the other processes on an end, at one step for all; the mean of what they waited, in seconds."""
+        if self.group.size == 1:
+            return waited
+        interrupts, requeues, waits = self.group.add_up([self.asked == "interrupt", self.asked == "requeue", waited])
+        self.stopped = "interrupt" if interrupts else "requeue" if requeues else None
+        return waits / self.group.size
 
     def _advance(self, pairs: Sequence[ViewPair], step: int) -> dict[str, Any]:
         """One optimiser step; the row for `metrics.jsonl`."""
@@ -173,7 +220,7 @@ class Trainer:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            losses = accumulate_gradients(self.student, self.teacher, pairs, self.method, self.targets, scheduled)
+            losses = accumulate_gradients(self.replica, self.teacher, pairs, self.method, self.targets, scheduled, self.group)
         if freeze_last_layer(step, steps, epochs=s.train.freeze_epochs):
             for parameter in assembly.list_frozen(self.student):
                 parameter.grad = None
@@ -198,20 +245,20 @@ class Trainer:
         stored = torch.stack([batch["u"], batch["v"]], dim=1).to(self.device, non_blocking=True)
         ranges = batch["range"].repeat_interleave(2, dim=0)
         views, inside = to_unit_ranges(stored.flatten(0, 1), ranges), batch["inside"]
+        numbers = range(2 * self.dataset.own.start, 2 * self.dataset.own.stop)
         if is_active(settings.view):
-            views = augment_views(views, settings.view, seed, step, range(len(views)))
-            boxes = mirror_boxes(inside.flatten(0, 1), settings.view.side, settings.view, seed, step, range(len(views)))
+            views = augment_views(views, settings.view, seed, step, numbers)
+            boxes = mirror_boxes(inside.flatten(0, 1), settings.view.side, settings.view, seed, step, numbers)
             inside = boxes.unflatten(0, (-1, 2))
         views = views.unflatten(0, (-1, 2))
         grid = unit_grid((settings.view.side,) * 3)
-        numbers = range(2 * len(views))
         drawn = {
             "masking": draw_masking(seed, step, numbers, math.prod(grid)).unflatten(0, (-1, 2)),
             "noise": draw_noise(seed, step, numbers, count_noise_draws(grid, settings.teacher.granularity)).unflatten(0, (-1, 2)),
         }
         drop_path = draw_drop_path(seed, step, numbers, self.student.encoder.branches).unflatten(1, (-1, 2)).to(self.device)
         drawn = {name: values.to(self.device, non_blocking=True) for name, values in drawn.items()}
-        size = int(settings.train.micro_batch) // 2
+        size = size_micro_batch(settings, self.group.size)
         return [
             ViewPair(
                 views=views[part],
@@ -303,6 +350,7 @@ class Trainer:
             "voxels_per_s": round(views * self.settings.view.side**3 / seconds),
             "waiting_share": round(waited / seconds, 4),
             "memory_gib": round(peak_memory_gib(self.device.type), 3),
+            **({"communicated_mib": round(self.group.communicated / 2**20, 3)} if self.group.size > 1 else {}),
         }
 
     def _refuse_nonfinite(self, losses: StepLosses, norm: Tensor, step: int) -> None:
@@ -310,9 +358,11 @@ class Trainer:
             return
         scans = sorted({pair[0].scan for pair in self.dataset.places(step)})
         what = f"Losses or gradient: not finite at step {step + 1}. Lower optim.lr, or check the scans of that step."
-        self._warn([("not-finite", what)])
-        raise RunError(
-            f"the loss or its gradient is not finite at step {step + 1}, on scans {', '.join(scans)}",
-            where=self.folder,
-            do="Check these scans, or lower optim.lr; the last checkpoint is whole",
-        )
+        if self.group.writes:
+            self._warn([("not-finite", what)])
+        with self.group.together():
+            raise RunError(
+                f"the loss or its gradient is not finite at step {step + 1}, on scans {', '.join(scans)}",
+                where=self.folder,
+                do="Check these scans, or lower optim.lr; the last checkpoint is whole",
+            )

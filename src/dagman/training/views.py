@@ -136,10 +136,16 @@ def find_inside(crop: Crop, shape: Triple, side: int) -> tuple[Triple, Triple]:
 
 class ViewDataset(torch.utils.data.Dataset):
     """Steps of a run: item `step` is that step's views as int16 (u: P 1 X Y Z, v alike), the range that becomes [0, 1] (P 2), and
-    the box of each view that lies in its scan (inside: P 2 2 3)."""
+    the box of each view that lies in its scan (inside: P 2 2 3).
 
-    def __init__(self, store: Store, usable: Sequence[str], view: ViewSettings, batch: int, seed: int, steps: int) -> None:
+    own: The pairs of each step that this process reads, default all.
+    """
+
+    def __init__(
+        self, store: Store, usable: Sequence[str], view: ViewSettings, batch: int, seed: int, steps: int, own: range | None = None
+    ) -> None:
         self.store, self.usable, self.view, self.batch, self.seed, self.steps = store, list(usable), view, batch, seed, steps
+        self.own = range(batch // 2) if own is None else own
         rows = {row.id: row for row in store.rows}
         self.shapes: dict[str, Triple] = {i: tuple(rows[i].shape) for i in usable}  # type: ignore[misc]
         self.modalities = {i: rows[i].modality for i in usable}
@@ -148,13 +154,13 @@ class ViewDataset(torch.utils.data.Dataset):
         return self.steps
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        return self.read(self.places(step))
+        return self.read(self.places(step, self.own))
 
-    def places(self, step: int) -> list[tuple[Crop, Crop]]:
-        """Where a step's pairs of views lie."""
+    def places(self, step: int, numbers: Iterable[int] | None = None) -> list[tuple[Crop, Crop]]:
+        """Where a step's pairs of views lie: those of these numbers, or all."""
         pairs = self.batch // 2
         places = []
-        for i in range(pairs):
+        for i in range(pairs) if numbers is None else numbers:
             scan = choose_scan(self.usable, self.seed, step * pairs + i)
             places.append(draw_crops(scan, self.shapes[scan], self.view, self.seed, step, i))
         return places
@@ -181,7 +187,7 @@ def sample_intensities(dataset: ViewDataset) -> torch.Tensor:
     """Intensities in [0, 1] of every fourth voxel along each axis of the first steps' views u, known before a run learns."""
     values = []
     for step in range(min(SAMPLED_STEPS, len(dataset))):
-        item = dataset[step]
+        item = dataset.read(dataset.places(step))
         values.append(to_unit_ranges(item["u"], item["range"])[..., ::4, ::4, ::4].flatten())
     return torch.cat(values)
 

@@ -43,9 +43,11 @@ def pretrain_command(
     """Pretrain an encoder on a store, or on scans.
 
     Repeated, the command continues its run; settings that differ from the run's are refused by name.
-    Ctrl-C lets the current step end first.
+    Ctrl-C lets the current step end first. SIGTERM and SIGUSR1, by which clusters announce the end of a job's time, do so as well
+    and end with exit code 75: start me again. Under torchrun several processes share each step (docs/guides/devices.md).
     """
     import json
+    import os
 
     from rich.console import Console
 
@@ -53,11 +55,14 @@ def pretrain_command(
     from dagman.records.counts import count_noun
     from dagman.training.monitoring.health import judge_run
     from dagman.training.monitoring.verdicts import sum_up
+    from dagman.training.parallel.watch import REQUEUE
     from dagman.training.pretraining import pretrain
 
     shorthands = [f"view.modality={modality}"] if modality else []
     shorthands += ["train.many_passes=true"] if many_passes else []
-    console = Console(stderr=as_json)
+    # Under torchrun, of all the processes of a run one speaks.
+    first = os.environ.get("RANK", "0") == "0"
+    console = Console(stderr=as_json, quiet=not first)
     with show_preparing(console, out) as on_preparation, show_training(console, out) as on_event:
         run = pretrain(
             source,
@@ -74,14 +79,14 @@ def pretrain_command(
         )
     done, steps = run.last_step, run.settings.train.steps
     judged = judge_run(run)
-    if as_json:
+    if as_json and first:
         light = {**sum_up(judged).to_json(), "verdicts": [verdict.to_json() for verdict in judged]}
         outcome: dict[str, Any] = {"run": str(out), "step": done, "steps": steps, "warnings": [w["text"] for w in run.warnings]}
         typer.echo(json.dumps(outcome | {"verdict": light}))
     print_verdicts(console, judged)
     if done < steps:
         console.print(f"Stopped at step {done} of {steps}; repeat the command to go on.")
-        raise typer.Exit(130)
+        raise typer.Exit(REQUEUE if run.stopped == "requeue" else 130)
     if not as_json:
         text = f"{out}/encoder holds the encoder after {count_noun(done, 'step')}. Next: dagman report {out}"
         console.print(text, soft_wrap=True, highlight=False, markup=False)

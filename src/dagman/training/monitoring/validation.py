@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -28,7 +29,8 @@ class Validation:
     """Fixed pairs of views, masks and noise, drawn once for a run."""
 
     def __init__(self, settings: Settings, dataset: ViewDataset, method: Method, device: torch.device) -> None:
-        self.settings, self.method = settings, method
+        # Both views are looked at, also where the losses take u alone.
+        self.settings, self.method = settings, dataclasses.replace(method, symmetric=True)
         self.spacing = float(dataset.store.preparation.spacing)
         count = settings.train.monitor_views
         item = dataset.read(validation_places(dataset, count))

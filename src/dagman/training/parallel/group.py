@@ -1,0 +1,237 @@
+"""The processes of one run, as `torchrun` starts them: who they are, what they exchange, and how they end together.
+
+Control goes over gloo whatever the device; sums of tensors on a CUDA device go over NCCL. Nothing is exchanged by a process alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dagman.errors import DagmanError, RunError, SettingsError
+from dagman.method.peers import Peers
+from dagman.training.parallel.watch import REQUEUE, Watch
+
+T = TypeVar("T")
+
+_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class LostRankError(RunError):
+    """Another process of the run ended or hangs: the run can be started again as it is."""
+
+    exit_code = REQUEUE
+
+
+class Group(Peers):
+    """This process and the others of its run.
+
+    Attributes:
+        communicated: Bytes that this process has given to sums, maxima and gatherings since it was last set to 0.
+        watch: Who notices a process that hangs; None where this one is alone.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+        self.communicated = 0
+        self.watch: Watch | None = None
+        self.tensors: dist.ProcessGroup | None = None
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes the run."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def maximum(self, values: Tensor) -> Tensor:
+        """The largest over all processes."""
+        return self._reduce(values, dist.ReduceOp.MAX)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, by rank; each must hold as many."""
+        if self.size == 1:
+            return rows
+        rows = rows.contiguous()
+        found = [torch.empty_like(rows) for _ in range(self.size)]
+        self.count(rows)
+        dist.all_gather(found, rows, group=self.tensors)
+        return torch.cat(found)
+
+    def count(self, values: Tensor) -> None:
+        """Count the bytes of a tensor that is exchanged."""
+        self.communicated += values.numel() * values.element_size()
+
+    def share(self, value: T) -> list[T]:
+        """What each process gives, by rank."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def add_up(self, values: Sequence[float]) -> list[float]:
+        """Sums of plain numbers over all processes."""
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        self.count(total)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def move(self, step: int, stage: int) -> None:
+        """Tell the watch where this process is, if there is one: stages as in `watch.STAGES`."""
+        if self.watch is not None:
+            self.watch.move(step, stage)
+
+    def broadcast(self, value: T) -> T:
+        """What the process of rank 0 gives, in all."""
+        return self.share(value)[0]
+
+    def wait(self) -> None:
+        """Wait until all have come here."""
+        if self.size > 1:
+            dist.barrier()
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that succeeds in all processes or in none: what one refuses is raised there and ends the others in silence."""
+        failed: DagmanError | None = None
+        try:
+            yield
+        except DagmanError as error:
+            failed = error
+        refusals = [rank for rank, refused in enumerate(self.share(failed is not None)) if refused]
+        if not refusals:
+            return
+        if failed is not None and self.rank == refusals[0]:
+            raise failed from None
+        raise SystemExit(2)
+
+    def compare(self, what: dict[str, Any]) -> None:
+        """Refuse processes that are not of one run; what: values by the name that a message gives them.
+
+        Raises:
+            RunError: In all processes, naming the first rank that differs, and in what.
+        """
+        found = self.share(what)
+        for rank, other in enumerate(found):
+            differing = [
+                f"{name} is {found[0].get(name)} and {other.get(name)}" for name in what if other.get(name) != found[0].get(name)
+            ]
+            if differing:
+                raise RunError(
+                    f"ranks 0 and {rank} differ: {'; '.join(differing)}", do="Start every rank with the same command and version"
+                )
+
+    def use_device(self, device: torch.device, timeout_s: float) -> None:
+        """Say where exchanged tensors lie: NCCL carries those of a CUDA device. Raises SettingsError where there is none."""
+        if self.size == 1:
+            return
+        if device.type == "cuda":
+            if not dist.is_nccl_available():
+                raise SettingsError(
+                    f"{self.size} ranks on CUDA devices need NCCL, which this torch was built without",
+                    where="train.device",
+                    do="Install torch for CUDA on Linux, or set train.device=cpu",
+                )
+            torch.cuda.set_device(device)
+            # Twice as long as the watch waits, so that the watch names the rank before NCCL ends the process.
+            self.tensors = dist.new_group(backend="nccl", timeout=datetime.timedelta(seconds=2 * timeout_s))
+
+    def _reduce(self, values: Tensor, operation: Any) -> Tensor:
+        if self.size == 1:
+            return values
+        result = values.detach().clone()
+        self.count(result)
+        dist.all_reduce(result, op=operation, group=self.tensors)
+        return result
+
+
+@contextlib.contextmanager
+def join_group(timeout_s: float) -> Iterator[Group]:
+    """The group that the environment describes until the block ends: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, by torchrun.
+
+    A process without them, or with a WORLD_SIZE of 1, is alone. timeout_s: within which every rank must answer.
+
+    Raises:
+        SettingsError: The environment is incomplete, or this torch has no gloo.
+        RunError: The others did not come, or one of them went away.
+    """
+    size = _read_number("WORLD_SIZE", 1)
+    if size == 1:
+        yield Group()
+        return
+    missing = [name for name in _VARIABLES if name not in os.environ]
+    if missing:
+        raise SettingsError(f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set", do="Start the ranks with torchrun")
+    if not (dist.is_available() and dist.is_gloo_available()):
+        raise SettingsError(
+            f"{size} ranks need gloo, which this torch was built without", do="Install another torch, or start one process"
+        )
+    rank = _read_number("RANK", 0)
+    limit = datetime.timedelta(seconds=2 * timeout_s)
+    try:
+        dist.init_process_group("gloo", init_method="env://", rank=rank, world_size=size, timeout=limit)
+    except (RuntimeError, ValueError) as error:
+        raise RunError(
+            f"rank {rank} of {size} found no others at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
+            f"({_first_line(error)})",
+            do="Start all ranks with one rendezvous address",
+        ) from None
+    group = Group(rank, size)
+    try:
+        with _explain_loss(group):
+            yield group
+    finally:
+        if group.watch is not None:
+            group.watch.end()
+        dist.destroy_process_group()
+
+
+def start_watch(group: Group, timeout_s: float) -> None:
+    """Let the processes of a group watch one another from here on."""
+    if group.size == 1:
+        return
+    group.watch = Watch(group.rank, group.size, timeout_s, f"{platform.node()}, process {os.getpid()}")
+    group.watch.publish()
+    group.wait()
+    group.watch.start()
+
+
+@contextlib.contextmanager
+def _explain_loss(group: Group) -> Iterator[None]:
+    """One line where an exchange broke off because another process ended or hangs."""
+    try:
+        yield
+    except (RuntimeError, dist.DistError) as error:
+        text = str(error)
+        if not isinstance(error, dist.DistError) and not any(
+            sign in text for sign in ("gloo", "Gloo", "Connection", "NCCL", "Timed out")
+        ):
+            raise
+        raise LostRankError(
+            f"rank {group.rank} lost another rank ({_first_line(error)})",
+            do="That rank's own line says why; start all ranks again, and the run goes on from its last checkpoint",
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:160]
+
+
+def _read_number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdigit():
+        raise SettingsError(f"{name} is {text!r} in the environment, which is no number", do="Start the ranks with torchrun")
+    return int(text)
