@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from dagman.cli import demo, pretrain, report
+from dagman.cli import demo, report
 from dagman.cli.scans import store
+from dagman.cli.training import pretrain
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_the_demo_says_where_its_page_lies(place, monkeypatch):
 
 def test_report_says_where_its_page_lies(place, monkeypatch):
     monkeypatch.setattr("dagman.training.run.Run", lambda path: path)
-    monkeypatch.setattr("dagman.reports.run.run_page.write_run_report", lambda run: run / "report.html")
+    monkeypatch.setattr("dagman.reports.run.run_page.write_run_report", lambda run, out: run / "report.html")
     monkeypatch.setattr("dagman.training.monitoring.health.judge_run", lambda run: ())
     monkeypatch.setattr("dagman.reports.run.verdicts.summarize_verdicts", lambda verdicts: SimpleNamespace(text="fine"))
     assert run_command(report.app, place) == f"fine\n{place / 'report.html'}\n"

@@ -1,4 +1,4 @@
-"""`dagman report`: one self-contained page of a run."""
+"""`dagman report`: one self-contained page of a run, or of several over one another."""
 
 from __future__ import annotations
 
@@ -11,21 +11,35 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example: dagman report runs/first")
-def report(run: Annotated[Path, typer.Argument(help="Folder of a pretraining run, finished or not.", metavar="RUN")]) -> None:
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of pretraining runs, finished or not.", metavar="RUN...")],
+    out: Annotated[Path | None, typer.Option(help="The page to write. Default: report.html in the run's folder.")] = None,
+) -> None:
     """One self-contained HTML page of a run: verdict, pictures, curves with their normal ranges, settings.
 
-    The page is written into the run's folder and loads nothing from elsewhere; open it in any browser, mail it, archive it.
-    Repeat the command to update it, also during the run.
+    Of several runs: their curves over one another, and the settings in which they differ; --out names that page.
+    The page loads nothing from elsewhere; open it in any browser, mail it, archive it. Repeat the command to update it, also
+    during the run.
     """
     from rich.console import Console
+
+    from dagman.errors import SettingsError
+    from dagman.training.run import Run
+
+    found = [Run(run) for run in runs]
+    console = Console()
+    if len(found) > 1:
+        from dagman.reports.run.overlay import write_runs_page
+
+        if out is None:
+            raise SettingsError("the page of several runs needs a place", do="Give --out PAGE.html")
+        console.print(str(write_runs_page(found, out)), markup=False, soft_wrap=True)
+        return
 
     from dagman.reports.run.run_page import write_run_report
     from dagman.reports.run.verdicts import summarize_verdicts
     from dagman.training.monitoring.health import judge_run
-    from dagman.training.run import Run
 
-    found = Run(run)
-    path = write_run_report(found)
-    console = Console()
-    console.print(summarize_verdicts(judge_run(found)).text.replace("**", ""), markup=False)
+    path = write_run_report(found[0], out)
+    console.print(summarize_verdicts(judge_run(found[0])).text.replace("**", ""), markup=False)
     console.print(str(path), markup=False, soft_wrap=True)

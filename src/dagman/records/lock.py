@@ -46,6 +46,22 @@ def hold_lock(folder: str | Path, error: type[DagmanError] = DagmanError) -> Ite
             file.truncate(0)
 
 
+def is_held(folder: str | Path) -> bool:
+    """Whether a living process of this file system's hosts holds `folder/.lock`; nothing is written."""
+    path = Path(folder) / ".lock"
+    try:
+        with open(path) as file:
+            # A holder writes its name, and empties the file at its end: only a killed one leaves it, with the lock free.
+            if not file.read().strip():
+                return False
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
 def _is_at(file: IO[str], path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())

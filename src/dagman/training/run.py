@@ -155,11 +155,12 @@ def write_note(folder: Path, step: int, key: str, text: str) -> None:
 
 def write_summary(folder: Path, step: int, steps: int, losses: Mapping[str, Any], judged: Sequence[Verdict]) -> None:
     """Write `summary.json`: how far the run is, its last losses, and the verdicts with what to try."""
-    values = {"step": step, "steps": steps, "losses": _pick_losses(losses), **sum_up(judged).to_json()}
+    values = {"step": step, "steps": steps, "losses": pick_losses(losses), **sum_up(judged).to_json()}
     write_json(folder / "summary.json", {**values, "verdicts": [verdict.to_json() for verdict in judged]})
 
 
-def _pick_losses(row: Mapping[str, Any]) -> dict[str, float]:
+def pick_losses(row: Mapping[str, Any]) -> dict[str, float]:
+    """The total and the losses of a row of `metrics.jsonl`."""
     return {name: row[name] for name in LOSSES if name in row}
 
 

@@ -20,9 +20,9 @@ from dagman.training.monitoring.health import judge_run
 from dagman.training.run import Run
 
 
-def write_run_report(run: Run) -> Path:
-    """Write `report.html` into a run's folder, however far the run has come, and return its path."""
-    path = run.path / "report.html"
+def write_run_report(run: Run, out: Path | None = None) -> Path:
+    """Write the page of a run, however far it has come, into its folder or to `out`; returns the page's path."""
+    path = out or run.path / "report.html"
     write_text(path, render_run(run))
     return path
 

@@ -8,7 +8,8 @@ from dagman.reports.page import Level, Verdict
 from dagman.training.monitoring import verdicts
 from dagman.training.monitoring.verdicts import LIGHTS, Light
 
-_LEVELS: dict[Light, Level] = {"green": "ok", "amber": "warn", "red": "bad"}
+LEVELS: dict[Light, Level] = {"green": "ok", "amber": "warn", "red": "bad"}
+"""Levels of a page's blocks by the light."""
 
 
 def show_verdicts(judged: Sequence[verdicts.Verdict]) -> list[Verdict]:
@@ -19,13 +20,13 @@ def show_verdicts(judged: Sequence[verdicts.Verdict]) -> list[Verdict]:
 def show_verdict(verdict: verdicts.Verdict) -> Verdict:
     """A verdict as a block: its light, its sentence, what to try."""
     remedy = f" **What to try:** {verdict.remedy}" if verdict.remedy else ""
-    return Verdict(_LEVELS[verdict.light], f"{verdict.text}{remedy}")
+    return Verdict(LEVELS[verdict.light], f"{verdict.text}{remedy}")
 
 
 def summarize_verdicts(judged: Sequence[verdicts.Verdict]) -> Verdict:
     """The light over all of a run's verdicts."""
     total = verdicts.sum_up(judged)
-    return Verdict(_LEVELS[total.light], f"{total.light.capitalize()}. {total.text}")
+    return Verdict(LEVELS[total.light], f"{total.light.capitalize()}. {total.text}")
 
 
 def state_progress(done: int, wanted: int) -> str:
