@@ -55,7 +55,7 @@ def test_every_series_gets_a_verdict_and_the_files_are_written(scans, tmp_path):
     assert rows["ct.nii.gz"]["spacing_mm"] == "1 x 1 x 2"
     page = (tmp_path / "out" / "inspect.html").read_text()
     assert page.count("data:image/png;base64,") == 9
-    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "://" not in page
     assert json.loads((tmp_path / "out" / "command.json").read_text())["outcome"] == {"accepted": 9, "refused": 2, "patients": 9}
 
 

@@ -103,7 +103,7 @@ def test_the_page_shows_groups_with_their_test_and_loads_nothing(predicted):
     page = (predicted[0] / "report.html").read_text()
     for told in ("Log-rank p", "Risk groups", "Calibration", "Time-dependent AUC", "Fewer labels", "Paired differences"):
         assert told in page
-    assert "http" not in page.replace("http-equiv", "")
+    assert "://" not in page
 
 
 def test_the_kept_model_predicts_new_patients(predicted, tumours):
@@ -218,7 +218,7 @@ def test_organs_of_the_phantom_cluster_far_better_than_chance(organs, tmp_path):
     assert page.count('class="point"') == len(results.predictions)
     assert "background-image:url(data:image/png;base64," in page
     assert "kidney_left" in page
-    assert "http" not in page.replace("http-equiv", "")
+    assert "://" not in page
 
 
 def test_structures_are_drawn_by_umap_from_a_column_of_names(organs, tmp_path):

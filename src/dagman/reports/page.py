@@ -25,6 +25,7 @@ from dagman.reports.volumes import Volume, VolumeGrid, list_window_filters
 Level = Literal["ok", "warn", "bad"]
 
 _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+_NUMBER = re.compile(r"[+−-]?\d+(\.\d+)?|∞|–")
 _INTERVAL = re.compile(r"([+−-]?[\d.]+) (\([^()]+ to [^()]+\))")
 
 
@@ -93,8 +94,8 @@ class DataTable:
 
     @property
     def numeric(self) -> list[bool]:
-        """Which columns hold numbers alone, and are aligned to the right."""
-        return [all(isinstance(row[i], int | float | None) for row in self.rows) for i in range(len(self.columns))]
+        """Which columns hold numbers alone, as such or written, and are aligned to the right."""
+        return [all(_is_number(row[i]) for row in self.rows) for i in range(len(self.columns))]
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,10 @@ def _environment() -> Environment:
     environment.filters["cell"] = mark_cell
     environment.tests["block"] = lambda block, name: type(block).__name__ == name
     return environment
+
+
+def _is_number(value: Any) -> bool:
+    return bool(_NUMBER.fullmatch(value)) if isinstance(value, str) else isinstance(value, int | float | None)
 
 
 def mark_inline(text: str) -> Markup:

@@ -59,6 +59,8 @@ class CropSpec:
                 raise SettingsError(f"{name} is {value:g} mm", do="Give more than 0")
 
 
+Reach = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+"""Start and stop along X, Y, Z in voxels of a crop, 0 at its edge."""
 FROM_SIZE = CropSpec()
 """Nothing is asked: side and voxel size follow from the structure."""
 
@@ -70,6 +72,8 @@ class Crop:
     voxels: NDArray[np.float32]
     inside: NDArray[np.bool_]
     modality: Modality
+    within: Reach | None = None
+    "What of it is scan; the rest is mirrored. None: not known."
 
 
 def choose_crop(extent_mm: float | Sequence[float] | None, asked: CropSpec = FROM_SIZE, *, coarsest: float = 2.0) -> CropShape:
@@ -110,7 +114,8 @@ def cut_structure(scan: Scan, inside: NDArray[np.bool_], shape: CropShape) -> Cr
     if not structure.any():
         # Thinner than the spacing: no sample met it, but its middle did.
         structure[(slice(shape.side // 2 - 1, shape.side // 2 + 1),) * 3] = True
-    return Crop(voxels=_cut_voxels(scan, center, shape), inside=structure, modality=scan.modality)
+    within = measure_reach(scan, center, shape)
+    return Crop(voxels=_cut_voxels(scan, center, shape), inside=structure, modality=scan.modality, within=within)
 
 
 def cut_surroundings(scan: Scan, point_mm: ArrayLike, shape: CropShape) -> Crop:
@@ -119,7 +124,7 @@ def cut_surroundings(scan: Scan, point_mm: ArrayLike, shape: CropShape) -> Crop:
     places = (np.arange(shape.side) + 0.5) / shape.side - 0.5
     squares = places**2
     ball = squares[:, None, None] + squares[None, :, None] + squares[None, None, :] <= (BALL / 2) ** 2
-    return Crop(voxels=voxels, inside=ball, modality=scan.modality)
+    return Crop(voxels=voxels, inside=ball, modality=scan.modality, within=measure_reach(scan, point_mm, shape))
 
 
 def cut_crop(scan: Scan, center_mm: ArrayLike, side: int, spacing: float) -> NDArray[np.float32]:
@@ -136,6 +141,20 @@ def cut_crop(scan: Scan, center_mm: ArrayLike, side: int, spacing: float) -> NDA
         weights.append(matrix[:, first:last])
         region.append(slice(first, last))
     return np.ascontiguousarray(apply_weights(upright.voxels[tuple(region)], weights))
+
+
+def measure_reach(scan: Scan, center_mm: ArrayLike, shape: CropShape) -> Reach:
+    """What of the crop that `cut_crop` cuts there is scan: beyond, it is mirrored."""
+    upright = reorient_scan(scan)
+    positions = _place_samples(upright, center_mm, *shape)
+    reach = []
+    for size, place, mm in zip(upright.shape, positions, upright.spacing, strict=True):
+        step = shape.spacing / mm
+        # From the edges of the scan's first and last voxel to the edge of the crop's first.
+        edges = (np.array([-0.5, size - 0.5]) - place[0]) / step + 0.5
+        start, stop = np.clip(edges, 0, shape.side)
+        reach.append((float(start), float(stop)))
+    return reach[0], reach[1], reach[2]
 
 
 def cut_mask_crop(mask: Scan, center_mm: ArrayLike, side: int, spacing: float) -> NDArray[np.int32]:

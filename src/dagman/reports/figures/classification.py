@@ -14,13 +14,14 @@ from dagman.reports.figures.planes import (
     add_color_bar,
     draw_plane,
     draw_scale_bar,
+    hatch_beyond,
     overlay_relative,
 )
+from dagman.reports.figures.windows import choose_window
 from dagman.reports.style import CYCLE, FULL_WIDTH, HALF_WIDTH, INK, MUTED, YELLOW, add_legend, new_figure, style_axes
 from dagman.tasks.classify.examples import Example
 
 _SQUARE = 3.8
-_LUNG_AND_SOFT = (-1000.0, 500.0)
 
 
 def draw_roc(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -109,15 +110,19 @@ def draw_example(example: Example) -> Figure:
     panels = figure.subplots(2 if attended else 1, 3, squeeze=False)
     figure.set_layout_engine("constrained", hspace=0.0, h_pad=0.02)
     spacing = (example.spacing,) * 3
-    window = _LUNG_AND_SOFT if example.modality == "CT" else tuple(np.quantile(example.voxels, [0.01, 0.99]).tolist())
+    window = choose_window(example.voxels, hounsfield=example.modality == "CT")
     outline = [] if example.inside.all() else [Contour(mask=example.inside, color=YELLOW, width=0.8)]
     for axes, plane in zip(panels[0], PLANES, strict=True):
         draw_plane(axes, example.voxels, spacing, plane, window=window, contours=outline)
+        if example.within is not None:
+            hatch_beyond(axes, example.voxels.shape, spacing, plane, example.within)
     draw_scale_bar(panels[0, 0], example.voxels.shape[0] * example.spacing)
     if example.attention is not None:
         overlay = overlay_relative(example.attention)
         for axes, plane in zip(panels[1], PLANES, strict=True):
             draw_plane(axes, example.voxels, spacing, plane, window=window, overlay=overlay, letters=False)
+            if example.within is not None:
+                hatch_beyond(axes, example.voxels.shape, spacing, plane, example.within)
         add_color_bar(figure, list(panels[1]), overlay)
     return figure
 

@@ -17,7 +17,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
 from dagman.reports.style import FULL_WIDTH, NEUTRAL, new_figure
@@ -186,6 +186,27 @@ def draw_plane(
         spine.set_visible(False)
     if letters:
         _mark_edges(axes, plane)
+
+
+def hatch_beyond(
+    axes: Axes, shape: Sequence[int], spacing: Sequence[float], plane: Plane, within: Sequence[Sequence[float]]
+) -> None:
+    """Hatch what of the middle slice lies outside `within`: (start, stop) along X, Y, Z in voxels."""
+    wide, tall = shape[plane.across] * spacing[plane.across], shape[plane.up] * spacing[plane.up]
+    start, stop = within[plane.normal]
+    left, right, top, bottom = 0.0, 0.0, 0.0, 0.0
+    if start <= shape[plane.normal] / 2 <= stop:
+        # Both axes of a slice run against the index.
+        right, left = (wide * (1 - edge / shape[plane.across]) for edge in within[plane.across])
+        bottom, top = (tall * (1 - edge / shape[plane.up]) for edge in within[plane.up])
+    corners = ((0, 0, wide, top), (0, bottom, wide, tall), (0, top, left, bottom), (right, top, wide, bottom))
+    for x, y, until_x, until_y in corners:
+        if until_x - x > 0 and until_y - y > 0:
+            axes.add_patch(
+                Rectangle(
+                    (x, y), until_x - x, until_y - y, facecolor=(0, 0, 0, 0.45), edgecolor=(1, 1, 1, 0.6), hatch="///", linewidth=0
+                )
+            )
 
 
 def draw_scale_bar(axes: Axes, extent: float) -> None:

@@ -12,20 +12,19 @@ from dagman.evaluation.statistics import LEAST_IN_GROUP
 from dagman.records.files import write_text
 from dagman.reports.figures.classification import (
     draw_confusion,
-    draw_example,
     draw_label_curve,
     draw_reliability,
     draw_roc,
 )
 from dagman.reports.figures.encoding import encode_png
-from dagman.reports.figures.planes import CONVENTION
 from dagman.reports.methods import TITLE, quote_results
 from dagman.reports.names import explain_intervals, format_interval, name_measure, name_method, state_kinds
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, Verdict, render_page
 from dagman.reports.provenance import tabulate_settings
 from dagman.reports.style import FULL_WIDTH
+from dagman.reports.tasks.basis import state_basis
 from dagman.reports.tasks.chance import judge_against_chance
-from dagman.tasks.classify.examples import read_examples
+from dagman.reports.tasks.examples import show_examples
 
 _LONG = 240
 """Letters of a note that leads the page."""
@@ -44,9 +43,9 @@ def render_classification(results: Results) -> str:
     sections = [
         Section("What was found", [*show_warnings(summary), *judge_models(results)]),
         Section("Measures", tabulate_measures(summary)),
-        Section("ROC and reliability", show_curves(summary)),
-        Section("Confusion", show_confusions(summary)),
-        Section("Fewer labels", show_subsets(summary)),
+        Section("ROC and reliability", show_curves(results)),
+        Section("Confusion", show_confusions(results)),
+        Section("Fewer labels", show_subsets(results)),
         Section("Certain and uncertain, right and wrong", show_examples(results)),
         Section("What to know", list_notes(summary)),
         Section(TITLE, quote_results(results)),
@@ -114,17 +113,18 @@ def tabulate_measures(summary: Summary, subset: str | None = None) -> list[Block
     return [DataTable(["model", "method", *(name_measure(name) for name in names)], cells), Text(text), *list_explained(rows)]
 
 
-def show_curves(summary: Summary) -> list[Block]:
+def show_curves(results: Results) -> list[Block]:
     """ROC with band and reliability of every model and method; for two classes alone."""
+    summary = results.summary
     curves = [curve for curve in summary.extra["curves"] if "roc" in curve]
     if not curves:
         return []
     roc = draw_roc({_name(curve): curve["roc"] for curve in curves})
-    positive = summary.classes[1]
+    positive, basis = summary.classes[1], state_basis(results)
     figures = [
         Figure(
             encode_png(roc),
-            f"For `{positive}`. The mean of the folds' curves; the band is pointwise, 95 % over patients. Dotted: chance.",
+            f"For `{positive}`. The mean of the folds' curves; the band is pointwise, 95 % over patients. Dotted: chance. {basis}",
             "ROC curves",
         )
     ]
@@ -140,12 +140,13 @@ def show_curves(summary: Summary) -> list[Block]:
     return [FigureGrid(figures)]
 
 
-def show_confusions(summary: Summary) -> list[Block]:
+def show_confusions(results: Results) -> list[Block]:
     """A matrix of counts for each model and method."""
+    summary, basis = results.summary, state_basis(results)
     figures = [
         Figure(
             encode_png(draw_confusion(curve["confusion"], summary.classes, _name(curve))),
-            "Items, and their share of the row; scores averaged over repeats, the likeliest class taken.",
+            f"Items, and their share of the row; scores averaged over repeats, the likeliest class taken. {basis}",
             f"Confusion matrix of {_name(curve)}",
         )
         for curve in summary.extra["curves"]
@@ -153,8 +154,9 @@ def show_confusions(summary: Summary) -> list[Block]:
     return [FigureGrid(figures)] if figures else []
 
 
-def show_subsets(summary: Summary) -> list[Block]:
+def show_subsets(results: Results) -> list[Block]:
     """AUC and balanced accuracy against the labels used in training, with intervals; nothing for one subset."""
+    summary = results.summary
     subsets = list(dict.fromkeys(row.subset for row in summary.measurements))
     if len(subsets) < 2:
         return []
@@ -168,34 +170,12 @@ def show_subsets(summary: Summary) -> list[Block]:
         drawn = draw_label_curve(
             subsets, series, y=name_measure(name), reference=find_chance(name, len(summary.classes)), width=FULL_WIDTH
         )
-        caption = "k: labelled patients a class. A larger subset contains the smaller ones. Bars: 95 % intervals; dotted: chance."
+        caption = (
+            "k: labelled patients a class. A larger subset contains the smaller ones. Bars: 95 % intervals; dotted: chance. "
+            f"{state_basis(results)}"
+        )
         blocks.append(Figure(encode_png(drawn), caption, f"{name_measure(name)} against labels"))
     return blocks
-
-
-def show_examples(results: Results) -> list[Block]:
-    """The most and least certain items, right and wrong, with their outline and the attention."""
-    who, examples = read_examples(results.path)
-    if not examples:
-        return []
-    figures = [
-        Figure(
-            encode_png(draw_example(one)),
-            f"**{one.kind.capitalize()}**: `{one.name}` is `{one.label}`, called `{one.predicted}` with a probability of "
-            f"{one.probability:.2f}.",
-            f"{one.name}, {one.kind}",
-        )
-        for one in examples
-    ]
-    attended = any(one.attention is not None for one in examples)
-    below = (
-        " Below each, what the encoder's [CLS] token attends to, relative to uniform, in colours that are stretched over each "
-        "item's own range: read the bar. After short runs it does not mean anything yet."
-        if attended
-        else ""
-    )
-    shown = "Crops around the item, CT from -1000 (black) to 500 HU (white); outlined: the structure."
-    return [Text(f"Items of {_name_pair(who)}, scores averaged over repeats. {shown} {CONVENTION}{below}"), FigureGrid(figures)]
 
 
 def list_explained(rows: Sequence[Measurement]) -> list[Block]:
@@ -224,11 +204,6 @@ def _shorten(note: str) -> str:
         return note
     kept = note[:_LONG].rpartition(", ")[0] or note[:_LONG]
     return f"{kept}, ... (all of them under What to know)"
-
-
-def _name_pair(who: str) -> str:
-    model, _, method = who.rpartition(", ")
-    return f"{model}, {name_method(method)}" if model else who
 
 
 def _name(curve: dict[str, Any]) -> str:

@@ -11,22 +11,25 @@ import pandas as pd
 
 from dagman.evaluation.results import Measurement, Results
 from dagman.evaluation.segmentation_scores import MEASURES
+from dagman.records.counts import count_noun
 from dagman.records.files import write_text
 from dagman.reports.figures.agreement import draw_agreement
 from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.intervals import draw_intervals
-from dagman.reports.figures.planes import CONVENTION, Contour, draw_three_planes
-from dagman.reports.figures.windows import choose_window
 from dagman.reports.methods import TITLE, quote_results
 from dagman.reports.names import name_measure
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Section, Text, render_page
 from dagman.reports.provenance import tabulate_settings
-from dagman.reports.style import CYCLE, FULL_WIDTH, GREEN, ORANGE
-from dagman.reports.tasks.classification import list_notes
+from dagman.reports.style import FULL_WIDTH
+from dagman.reports.tasks.basis import state_basis
+from dagman.reports.tasks.classification import list_notes, show_warnings
 from dagman.reports.tasks.differences import tabulate_differences
-from dagman.tasks.segment.examples import Example, read_examples
+from dagman.reports.tasks.segmentation_examples import show_scans
+from dagman.reports.tasks.segmentation_verdicts import format_measure, format_measurement, judge_structures
 
 _LISTED = 200
+_ALIKE = {"volume_ml": "volume_bias_ml", "true_volume_ml": "volume_bias_ml"}
+"""Columns with the decimals of a measure."""
 _FEWEST = 3
 """Scans of a Bland-Altman plot; of fewer there is no spread to show."""
 
@@ -52,14 +55,16 @@ def render_segmentation(results: Results) -> str:
         f"{design}. All numbers are of whole scans that the training had not seen, on the masks' own grids, with 95 % "
         "intervals over patients where there are enough."
     )
+    judged = judge_structures(summary.measurements, rows, summary.classes, model=shown["model"], subset=shown["subset"])
     sections = [
-        Section("What to know", list_notes(summary)),
-        Section("How much is found", [*_tabulate(summary.measurements), *_draw_dice(summary.measurements, summary.classes)]),
+        Section("What was found", [*show_warnings(summary), *judged]),
+        Section("How much is found", [*_tabulate(summary.measurements), *_draw_dice(results)]),
         Section("Paired differences", tabulate_differences(summary.comparisons, "On the same scans and resamples.")),
-        Section("Best, median and worst scan", _show_examples(read_examples(results.path, extra["examples"]), extra)),
-        Section("Volumes", _show_volumes(rows, extra)),
-        Section("Fewer labels", _show_subsets(summary.measurements)),
+        Section("Best, median and worst scan", show_scans(results)),
+        Section("Volumes", _show_volumes(rows, extra, state_basis(results, of="scan"))),
+        Section("Fewer labels", _show_subsets(results)),
         Section("Every tested scan", _list_scans(rows)),
+        Section("What to know", list_notes(summary)),
         Section(TITLE, quote_results(results)),
         Section("Settings", tabulate_settings(results)),
     ]
@@ -76,7 +81,7 @@ def _tabulate(measurements: Sequence[Measurement]) -> list[Block]:
     keys = list(dict.fromkeys((model, subset, structure) for model, subset, _, structure in held))
     measured = [name for name in MEASURES if any(measure == name for _, _, measure, _ in held)]
     rows = [
-        [model, subset, structure or "all", *(_state(held[model, subset, name, structure]) for name in measured)]
+        [model, subset, structure or "all", *(format_measurement(held[model, subset, name, structure]) for name in measured)]
         for model, subset, structure in keys
     ]
     hows = list(dict.fromkeys(m.interval.how for m in measurements))
@@ -100,7 +105,8 @@ def _is_scored(measurements: Sequence[Measurement], structure: str) -> bool:
     return any(m.name == f"dice:{structure}" and np.isfinite(m.interval.value) for m in measurements)
 
 
-def _draw_dice(measurements: Sequence[Measurement], classes: Sequence[str]) -> list[Block]:
+def _draw_dice(results: Results) -> list[Block]:
+    measurements, classes = results.summary.measurements, results.summary.classes
     last = measurements[-1].subset if measurements else ""
     series: dict[str, dict[str, tuple[float, float, float]]] = {}
     for m in measurements:
@@ -112,47 +118,16 @@ def _draw_dice(measurements: Sequence[Measurement], classes: Sequence[str]) -> l
     if not scored or (len(series) == 1 and len(classes) == 1):
         return []
     drawn = draw_intervals(scored, series, limits=(0, 1), x="Dice", title="Dice of each structure", width=FULL_WIDTH)
-    return [Figure(encode_png(drawn), f"Mean over scans with its interval, {last} of the labels.", "Dice of each structure")]
-
-
-def _show_examples(examples: dict[str, Example], extra: dict[str, Any]) -> list[Block]:
-    names = [one["name"] for one in extra["structures"]]
-    blocks: list[Block] = []
-    for kind, example in examples.items():
-        scored = {name: value for name, value in extra["examples"][kind]["dice"].items() if _round(value) != "–"}
-        dice = ", ".join(f"{name} {_round(value)}" for name, value in scored.items())
-        label = kind.capitalize() if len(examples) > 1 else "The tested scan"
-        drawn = draw_three_planes(
-            example.voxels.astype(np.float32),
-            example.spacing,
-            example.point,
-            window=choose_window(example.voxels, hounsfield=example.modality == "CT"),
-            contours=_outline(example, names),
-        )
-        caption = f"**{label}: `{example.item}`**, Dice {dice}. Solid: the reader. Dashed: the model. {CONVENTION}"
-        blocks.append(Figure(encode_png(drawn), caption, f"{kind} scan with outlines of reader and model"))
-    if not blocks:
-        return []
-    model, subset = extra["shown"]["model"], extra["shown"]["subset"]
     return [
-        Text(f"Of `{model}`, {subset} of the labels, by mean Dice; slices through the middle of the reader's outline."),
-        *blocks,
+        Figure(
+            encode_png(drawn),
+            f"Mean over scans with its interval, {last} of the labels. {state_basis(results, of='scan')}",
+            "Dice of each structure",
+        )
     ]
 
 
-def _outline(example: Example, names: Sequence[str]) -> list[Contour]:
-    contours = []
-    for code, name in enumerate(names, start=1):
-        reader, model = (GREEN, ORANGE) if len(names) == 1 else (CYCLE[(code - 1) % len(CYCLE)],) * 2
-        truth, predicted = example.truth == code, example.predicted == code
-        if truth.any() or predicted.any():
-            label = name if len(names) > 1 else ""
-            contours.append(Contour(mask=truth, color=reader, label=label or "reader", width=1.6))
-            contours.append(Contour(mask=predicted, color=model, label="" if label else "model", width=1.4, style="dashed"))
-    return contours
-
-
-def _show_volumes(rows: pd.DataFrame, extra: dict[str, Any]) -> list[Block]:
+def _show_volumes(rows: pd.DataFrame, extra: dict[str, Any], basis: str) -> list[Block]:
     figures, few = [], []
     for name, limits in extra["agreement_ml"].items():
         means = rows[rows["label"] == name].groupby("item")[["volume_ml", "true_volume_ml"]].mean().dropna()
@@ -163,10 +138,13 @@ def _show_volumes(rows: pd.DataFrame, extra: dict[str, Any]) -> list[Block]:
         drawn = draw_agreement(
             means["volume_ml"].to_numpy(), means["true_volume_ml"].to_numpy(), (known[0], known[1], known[2]), title=name
         )
-        figures.append(Figure(encode_png(drawn), "", f"Bland-Altman plot of the volume of {name}"))
+        figures.append(
+            Figure(encode_png(drawn), f"n = {count_noun(len(means), 'scan')}.", f"Bland-Altman plot of the volume of {name}")
+        )
     text = (
         "Bland and Altman: each point is a scan; between the dashed lines lie about 95 % of differences, if they are normally "
-        "distributed and do not grow with the volume."
+        "distributed and do not grow with the volume. "
+        f"{basis}"
     )
     shown: list[Block] = [Text(text), FigureGrid(figures)] if figures else []
     if few:
@@ -174,8 +152,8 @@ def _show_volumes(rows: pd.DataFrame, extra: dict[str, Any]) -> list[Block]:
     return shown
 
 
-def _show_subsets(measurements: Sequence[Measurement]) -> list[Block]:
-    held = [m for m in measurements if m.name == "dice"]
+def _show_subsets(results: Results) -> list[Block]:
+    held = [m for m in results.summary.measurements if m.name == "dice"]
     subsets = list(dict.fromkeys(m.subset for m in held))
     if len(subsets) < 2:
         return []
@@ -183,29 +161,33 @@ def _show_subsets(measurements: Sequence[Measurement]) -> list[Block]:
     for m in held:
         series.setdefault(m.model, {})[m.subset] = (m.interval.value, m.interval.low, m.interval.high)
     drawn = draw_intervals(subsets, series, x="Dice", title="Dice by labels used in training", width=FULL_WIDTH)
-    return [Figure(encode_png(drawn), "Each larger draw of patients holds the smaller ones.", "Dice by labels used in training")]
+    return [
+        Figure(
+            encode_png(drawn),
+            f"Each larger draw of patients holds the smaller ones. {state_basis(results, of='scan')}",
+            "Dice by labels used in training",
+        )
+    ]
 
 
 def _list_scans(rows: pd.DataFrame) -> list[Block]:
     columns = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "nsd": "surface Dice", "volume_ml": "ml", "true_volume_ml": "true ml"}
     means = rows.groupby(["item", "label"], sort=False)[list(columns)].mean().reset_index().sort_values("dice", kind="stable")
-    shown = [[row.item, row.label, *(float(getattr(row, name)) for name in columns)] for row in means.head(_LISTED).itertuples()]
+    shown = [
+        [row.item, row.label, *(format_measure(_ALIKE.get(name, name), float(getattr(row, name))) for name in columns)]
+        for row in means.head(_LISTED).itertuples()
+    ]
     more = f" The worst {_LISTED} of {len(means)}; all are in `predictions.csv`." if len(means) > _LISTED else ""
-    return [DataTable(["scan", "structure", *columns.values()], shown, f"The worst first.{more}")]
+    return [
+        DataTable(
+            ["scan", "structure", *columns.values()],
+            shown,
+            f"The worst first; ∞: missed as a whole, or found where there is none.{more}",
+        )
+    ]
 
 
 def _part_name(name: str) -> tuple[str, str]:
     """A measurement's name as its measure and its structure ("" for all)."""
     measure, _, structure = name.partition(":")
     return measure, structure
-
-
-def _state(row: Measurement) -> str:
-    value, low, high = map(_round, (row.interval.value, row.interval.low, row.interval.high))
-    return value if "–" in (low, high) else f"{value} ({low} to {high})"
-
-
-def _round(value: float | None) -> str:
-    if value is None or not np.isfinite(value):
-        return "–"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"

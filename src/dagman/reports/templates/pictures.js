@@ -278,14 +278,14 @@
   };
 
   function addWindows(section) {
-    const volumes = [...section.querySelectorAll('figure.volume')].filter(one => one.volume && one.volume.volume.hounsfield);
+    const volumes = [...section.querySelectorAll('figure.volume')].filter(one => one.volume && Object.keys(one.volume.volume.windows).length);
     const stills = section.querySelectorAll('img.windowed');
     if (!volumes.length && !stills.length) return;
     const windows = volumes.length ? volumes[0].volume.volume.windows : { lung: 0, 'soft tissue': 0, bone: 0 };
     const bar = element('div', { class: 'bar', role: 'toolbar', 'aria-label': 'Window' }, element('span', {}, 'Window'));
     for (const [name, ends] of Object.entries(windows)) {
       const button = element('button', { type: 'button', 'aria-pressed': 'false' }, name);
-      if (section.dataset.window === name) button.setAttribute('aria-pressed', 'true');
+      if (section.dataset.window === name || volumes.length && volumes.every(one => one.volume.state.window + '' === ends + '')) button.setAttribute('aria-pressed', 'true');
       button.addEventListener('click', () => {
         for (const other of bar.querySelectorAll('button')) other.setAttribute('aria-pressed', String(other === button));
         section.dataset.window = name;

@@ -16,6 +16,7 @@ from dagman.encoder.encoder import Encoder
 from dagman.encoder.reader import ANY_SCAN
 from dagman.evaluation.classification_measures import Scored
 from dagman.records.files import write_whole
+from dagman.store.crops import Reach
 from dagman.store.manifest import Store
 from dagman.tasks.inputs.item_crops import ItemCrop, cut_items
 from dagman.tasks.inputs.model_inputs import TaskInputs
@@ -29,7 +30,8 @@ FILE = "examples.npz"
 class Example:
     """One item: its crop in HU (X Y Z), where was pooled, the attention relative to uniform (x y z) or None, and what was said.
 
-    `kind` is such as "most certain, wrong"; `probability` is that of the predicted class.
+    `kind` is such as "most certain, wrong"; `probability` is that of the predicted class. `within` is what of the crop is scan, as
+    in `store.crops.Crop`; older files hold neither it nor patient and file.
     """
 
     name: str
@@ -42,6 +44,9 @@ class Example:
     voxels: NDArray[np.int16] = field(repr=False)
     inside: NDArray[np.bool_] = field(repr=False)
     attention: NDArray[np.float32] | None = field(repr=False)
+    patient: str = ""
+    file: str = ""
+    within: Reach | None = None
 
 
 def choose_examples(labels: NDArray, scores: NDArray, each: int = EACH) -> list[tuple[int, str]]:
@@ -86,6 +91,9 @@ def write_examples(folder: str | Path, inputs: TaskInputs, found: Sequence[Score
                 "probability": float(scores.max()),
                 "spacing": crop.spacing,
                 "modality": crop.modality,
+                "patient": item.patient,
+                "file": Path(item.scan).name,
+                "within": crop.within,
             }
         )
         arrays[f"voxels_{number}"], arrays[f"inside_{number}"] = crop.voxels, crop.inside

@@ -22,6 +22,7 @@ from dagman.store.crops import (
     Crop,
     CropShape,
     CropSpec,
+    Reach,
     choose_crop,
     cut_mask_crop,
     cut_structure,
@@ -34,12 +35,16 @@ from dagman.tables.items import Item
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ItemCrop:
-    """A crop as it is kept: `voxels` int16 X Y Z (HU, MR as stored), where to pool (True), and the voxel size in mm."""
+    """A crop as it is kept: `voxels` int16 X Y Z (HU, MR as stored), where to pool (True), and the voxel size in mm.
+
+    within: what of it is scan and not mirrored, as in `Crop`.
+    """
 
     voxels: NDArray[np.int16] = field(repr=False)
     inside: NDArray[np.bool_] = field(repr=False)
     modality: Modality
     spacing: float
+    within: Reach | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,7 +103,8 @@ def stream_crops(
             yield RefusedItem(item=opened.item, reason=str(error))
             continue
         voxels = np.rint(np.clip(taken.voxels, -32768, 32767)).astype(np.int16)
-        yield opened, ItemCrop(voxels=voxels, inside=taken.inside, modality=taken.modality, spacing=shape.spacing)
+        kept = ItemCrop(voxels=voxels, inside=taken.inside, modality=taken.modality, spacing=shape.spacing, within=taken.within)
+        yield opened, kept
 
 
 def _prepare_cutter(reader: ScanReader, asked: CropSpec) -> Callable[[OpenItem], tuple[Crop, CropShape]]:
@@ -128,4 +134,4 @@ def _cut_whole(reader: ScanReader, scan: Scan) -> tuple[Crop, CropShape]:
         voxels=np.ones(body.shape, dtype=np.int16), affine=body.affine, modality="other", patient=body.patient, source=body.source
     )
     inside = cut_mask_crop(everything, center, *shape) != 0
-    return Crop(voxels=crop.voxels, inside=inside, modality=crop.modality), shape
+    return Crop(voxels=crop.voxels, inside=inside, modality=crop.modality, within=crop.within), shape

@@ -1,0 +1,82 @@
+"""Example items of a classification: their crops to step through, and where a crop goes beyond its scan."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dagman.evaluation.results import Results
+from dagman.reports.figures.classification import draw_example
+from dagman.reports.figures.encoding import encode_png
+from dagman.reports.figures.planes import CONVENTION
+from dagman.reports.figures.windows import choose_window
+from dagman.reports.names import name_method
+from dagman.reports.page import Block, Text
+from dagman.reports.style import YELLOW
+from dagman.reports.volumes import Layer, Volume, VolumeGrid
+from dagman.tasks.classify.examples import Example, read_examples
+
+_SIDES = (("to the patient's left", "to the patient's right"), ("behind", "in front"), ("below", "above"))
+"""Of a crop in RAS+ order, at the start and at the end of each axis."""
+
+
+def show_examples(results: Results) -> list[Block]:
+    """The most and least certain items, right and wrong, with their outline and the attention."""
+    who, examples = read_examples(results.path)
+    if not examples:
+        return []
+    below = (
+        " Below each, what the encoder's [CLS] token attends to, relative to uniform, in colours that are stretched over each "
+        "item's own range: read the bar. After short runs it does not mean anything yet."
+        if any(one.attention is not None for one in examples)
+        else ""
+    )
+    model, _, method = who.rpartition(", ")
+    pair = f"{model}, {name_method(method)}" if model else who
+    shown = "Crops around the item, in a lung window where a quarter of the crop is lung or air, else in one of soft tissue."
+    mirrored = ""
+    if any(describe_beyond(one) for one in examples):
+        mirrored = (
+            " What is hatched lies beyond the scan: the network was given the scan mirrored there, so nothing in it is anatomy."
+        )
+    return [
+        Text(f"Items of {pair}, scores averaged over repeats. {shown} Outlined: the structure.{mirrored} {CONVENTION}{below}"),
+        VolumeGrid([_show_example(one) for one in examples]),
+    ]
+
+
+def describe_beyond(example: Example) -> str:
+    """How far a crop goes beyond its scan and where, such as "12 mm below"; nothing where it does not, or is not known to."""
+    if example.within is None:
+        return ""
+    parts = []
+    for (start, stop), size, sides in zip(example.within, example.voxels.shape, _SIDES, strict=True):
+        for voxels, side in zip((start, size - stop), sides, strict=True):
+            # Half a voxel is what two grids of one place may differ by.
+            if voxels > 0.5:
+                parts.append(f"{max(voxels * example.spacing, 1):.0f} mm {side}")
+    return ", ".join(parts)
+
+
+def _show_example(example: Example) -> Volume:
+    whose = f" Patient `{example.patient}`, file `{example.file}`." if example.patient else ""
+    beyond = describe_beyond(example)
+    caption = (
+        f"**{example.kind.capitalize()}**: `{example.name}` is `{example.label}`, called `{example.predicted}` with a probability "
+        f"of {example.probability:.2f}.{whose}" + (f" The crop reaches beyond the scan: {beyond}." if beyond else "")
+    )
+    outline = (
+        [] if example.inside.all() else [Layer(codes=example.inside.astype(np.uint8), names=["the structure"], colors=[YELLOW])]
+    )
+    return Volume(
+        voxels=example.voxels,
+        spacing=(example.spacing,) * 3,
+        still=encode_png(draw_example(example)),
+        caption=caption,
+        alt=f"{example.name}, {example.kind}" + (f"; beyond the scan: {beyond}" if beyond else ""),
+        title=" · ".join(filter(None, (example.name, example.patient, example.file))),
+        window=choose_window(example.voxels, hounsfield=example.modality == "CT"),
+        hounsfield=example.modality == "CT",
+        layers=outline,
+        attention=example.attention,
+        within=example.within if beyond else None,
+    )
