@@ -200,3 +200,19 @@ def test_axes_in_signatures_are_checked_in_tests(encoder: SwinEncoder, view: tor
         encoder(view[0])
     with pytest.raises(TypeCheckError, match="'hidden'"):
         encoder(view, torch.zeros(1, 16, 16, 16, dtype=torch.bool))
+
+
+def test_recomputed_stages_give_the_same_bits_and_keep_fewer_activations():
+    encoder = SwinEncoder(SwinShape(embed=12, depths=(2, 1, 1, 1), heads=(1, 1, 2, 2), drop_path=0.5))
+    view, drop = torch.rand(2, 1, 24, 20, 16), torch.rand(encoder.branches, 2)
+    results, kept = [], []
+    for stages in (0, 2):
+        encoder.recompute(stages)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t):
+            features = encoder(view, drop=drop)
+            kept.append(sum(sizes))
+        loss = torch.stack([x.square().mean() for x in features]).sum()
+        results.append([*features, *torch.autograd.grad(loss, list(encoder.parameters()))])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert kept[1] < kept[0] / 3

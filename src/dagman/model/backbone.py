@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from dagman.errors import EncoderError
+from dagman.errors import EncoderError, SettingsError
 
 if TYPE_CHECKING:
     from dagman.model.swin import StageAttention, SwinShape
@@ -53,6 +53,14 @@ class Backbone(nn.Module):
         hidden: True = masked, on the grid of patch tokens of 2^3 voxels. drop: uniform draws in [0, 1) for stochastic depth.
         stages: how many maps are wanted, all by default.
         """
+
+    def recompute(self, stages: int) -> None:
+        """Compute the activations of the first `stages` stages again in the backward pass: less memory, more time.
+
+        Raises SettingsError where the backbone cannot.
+        """
+        if stages:
+            raise SettingsError("this backbone keeps all activations", where="train.recompute", do="Leave it at 0")
 
     def use_kernels(self, kernels: str) -> None:
         """Compute by "triton" kernels or by the "reference"; a backbone without kernels of its own has the reference alone."""

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dagman.errors import SettingsError
 from dagman.model.backbone import Backbone, BackboneKind, MaskFill, register_backbone
@@ -145,6 +146,11 @@ class SwinEncoder(Backbone):
         parts = [part for stage in self.stages for part in (*cast(SwinStage, stage).blocks, cast(SwinStage, stage).merging)]
         return [first, *(list(part.parameters()) for part in parts)]
 
+    def recompute(self, stages: int) -> None:
+        """See `Backbone.recompute`; the gradients are the same bits, as nothing here draws."""
+        for number, stage in enumerate(self.stages):
+            cast(SwinStage, stage).recomputed = number < stages
+
     def use_kernels(self, kernels: str) -> None:
         """Blocks by "triton" kernels, or by the "reference" of torch's own operations; the same numbers to rounding."""
         for stage in self.stages:
@@ -202,14 +208,25 @@ class SwinStage(nn.Module):
         self.window = window
         self.blocks = nn.ModuleList(SwinBlock(dim, heads, window, mlp_ratio, shift=window // 2 * (i % 2)) for i in range(depth))
         self.merging = PatchMerging(dim)
+        self.recomputed = False
+        """Whether a block keeps its input alone for the backward pass, which runs it again."""
 
     def forward(
         self, x: Float[Tensor, "B L C"], grid: Triple, scales: Iterator[Tensor] | None
     ) -> tuple[Float[Tensor, "B l c"], Triple]:
         """Tokens and grid after the stage; scales: the factors of the residual branches still to come."""
         for block in self.blocks:
-            x = block(x, grid, scales)
+            x = self._recompute(block, x, grid, scales) if self.recomputed and torch.is_grad_enabled() else block(x, grid, scales)
         return self.merging(x, grid)
+
+    def _recompute(self, block: nn.Module, x: Tensor, grid: Triple, scales: Iterator[Tensor] | None) -> Tensor:
+        # The backward pass runs the block again, so its two factors are taken from the iterator once, here.
+        factors = None if scales is None else [next(scales), next(scales)]
+
+        def run(tokens: Tensor) -> Tensor:
+            return cast(Tensor, block(tokens, grid, None if factors is None else iter(factors)))
+
+        return cast(Tensor, checkpoint(run, x, use_reentrant=False, preserve_rng_state=False))
 
     def attention_of(self, x: Float[Tensor, "B L C"], grid: Triple, voxels: int) -> StageAttention:
         """The last block's attention; voxels: side of a token of this stage."""

@@ -237,6 +237,8 @@ class TrainSettings(Section):
     """Views a step; they come in pairs of one scan."""
     micro_batch: Annotated[int, Field(ge=2, multiple_of=2)] | Auto = "auto"
     """Views held at once at most; the gradients of a step are accumulated over parts of nearly equal size."""
+    recompute: Annotated[int, Field(ge=0, le=STAGES)] = 0
+    """Stages, from the first on, whose activations are computed again in the backward pass: less memory, more time."""
     freeze_epochs: Weight = 1.0
     """Epochs (800 a run) in which the projectors' last layers stay frozen. [iBOT]"""
     checkpoint_every: Positive = 50

@@ -74,6 +74,7 @@ def build_networks(settings: Settings) -> tuple[Network, Network | None]:
             mask_fill=settings.masking.mask_fill,
             backbone=settings.model.backbone,
         )
+    student.encoder.recompute(settings.train.recompute)
     return student, copy_student(student) if settings.needs_teacher else None
 
 

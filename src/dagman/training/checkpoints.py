@@ -164,5 +164,6 @@ def _unpack_optimizer(student: Network, optimizer: torch.optim.Optimizer, packed
     for key, value in packed.items():
         kind, name = key.split(":", 1)
         parameter = parameters[name]
-        # AdamW keeps its step counter on the CPU, its moments beside the weights.
-        optimizer.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
+        # AdamW keeps its step counter on the CPU unless it is fused, its moments beside the weights.
+        moves = kind != "step" or bool(optimizer.defaults.get("fused"))
+        optimizer.state[parameter][kind] = value.to(parameter.device) if moves else value
