@@ -204,7 +204,7 @@ def test_mirroring_untrained_is_said_and_scans_seen_in_training_are_too(trained,
     )
     assert code == 0
     assert "was not trained on mirrored crops" in printed
-    assert "1 of the scans was trained on" in printed
+    assert "1 of 1 items is of a scan the model was trained on" in printed
 
 
 @pytest.mark.parametrize("layout", ["decathlon", "nnunet"])

@@ -51,9 +51,12 @@ def test_items_that_were_trained_on_are_counted():
 
 
 def test_a_contract_is_written_and_read_and_names_nobody():
-    contract = make_contract([_SCAN, _POINT, replace(_SCAN, patient="MILLER")], ["b", "a", "a"], ["age"])
+    more = {"labels": ("0", "1"), "spacing": 2.0, "modalities": ("CT",)}
+    contract = make_contract([_SCAN, _POINT, replace(_SCAN, patient="MILLER")], ["b", "a", "a"], ["age"], **more)
     text = json.dumps(contract.to_values())
     assert "MILLER" not in text
     assert read_contract(json.loads(text)) == contract
-    assert contract == Contract(units=("point", "scan"), clinical=("age",), items=3, patients=2, scans=("a", "b"))
+    assert contract == Contract(units=("point", "scan"), clinical=("age",), items=3, patients=2, scans=("a", "b"), **more)
     assert read_contract(None) is None
+    older = {name: value for name, value in contract.to_values().items() if name not in more}
+    assert read_contract(older) == replace(contract, labels=(), spacing=None, modalities=())

@@ -178,7 +178,7 @@ def describe_model(folder: Path) -> Contents:
         made_of["structures"] = {one["name"]: one["values"] for one in values["structures"]}
     trained = {"items": contract.get("items"), "patients": contract.get("patients")}
     trained["scans"] = len(contract.get("scans") or values.get("trained_on") or [])
-    given = {key: contract[key] for key in ("units", "clinical") if contract.get(key)}
+    given = {key: contract[key] for key in ("units", "clinical", "labels", "spacing", "modalities") if contract.get(key)}
     given |= {key: values[key] for key in ("crop_mm", "crop_spacing", "times") if values.get(key) is not None}
     notes: tuple[str, ...] = ()
     if (folder / "encoder").is_dir():

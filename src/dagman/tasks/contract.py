@@ -31,6 +31,12 @@ class Contract:
     patients: int = 0
     scans: tuple[str, ...] = field(default=(), repr=False)
     "Content hashes of the scans trained on."
+    labels: tuple[str, ...] = ()
+    "Names of what it predicts: classes, structures; empty for a number or a risk."
+    spacing: float | None = None
+    "Voxel size in mm of what it is given; None: from each structure's size."
+    modalities: tuple[str, ...] = ()
+    "Of the scans trained on; empty where this was not recorded."
 
     def refuse_other_units(self, items: Sequence[Item]) -> None:
         """Raise TaskError for items of a kind that the model was not trained on, saying what to give."""
@@ -68,10 +74,22 @@ class Contract:
         return asdict(self)
 
 
-def make_contract(items: Sequence[Item], hashes: Sequence[str], clinical: Sequence[str] = ()) -> Contract:
-    """The contract of a model trained on items; `hashes` are the content hashes of their scans."""
+def make_contract(
+    items: Sequence[Item],
+    hashes: Sequence[str],
+    clinical: Sequence[str] = (),
+    *,
+    units: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    spacing: float | None = None,
+    modalities: Sequence[str] = (),
+) -> Contract:
+    """The contract of a model trained on items; `hashes` are the content hashes of their scans. units: else those of the items."""
     return Contract(
-        units=tuple(sorted({find_unit(item) for item in items})),
+        units=tuple(units) or tuple(sorted({find_unit(item) for item in items})),
+        labels=tuple(labels),
+        spacing=spacing,
+        modalities=tuple(sorted(set(modalities))),
         clinical=tuple(clinical),
         items=len(items),
         patients=len({item.patient for item in items}),
@@ -83,8 +101,8 @@ def read_contract(values: Mapping[str, Any] | None) -> Contract | None:
     """The contract of `to_values`; None for a model that was kept before there were any."""
     if values is None:
         return None
-    listed = {name: tuple(values[name]) for name in ("units", "clinical", "scans")}
-    return Contract(items=int(values["items"]), patients=int(values["patients"]), **listed)
+    listed = {name: tuple(values.get(name) or ()) for name in ("units", "clinical", "scans", "labels", "modalities")}
+    return Contract(items=int(values["items"]), patients=int(values["patients"]), spacing=values.get("spacing"), **listed)
 
 
 def find_unit(item: Item) -> str:

@@ -16,6 +16,7 @@ from dagman.evaluation.segmentation_metrics import measure_dice
 from dagman.scans.label_files import write_label_map
 from dagman.scans.reading import read_scan
 from dagman.tables.structures import Structure
+from dagman.tasks.contract import Contract
 from dagman.tasks.segment.model import SegmentationModel, adapt_encoder, load_model, save_model, start_model
 
 
@@ -116,9 +117,10 @@ def test_values_above_255_are_written_as_they_are(small_encoder):
 
 def test_a_saved_model_says_the_same(tmp_path, small_encoder, make_ball):
     started = start_model(adapt_encoder(small_encoder, side=32, spacing=6.0), [Structure(name="ball", values=(3,))], seed=5)
-    save_model(replace(started, trained_on=("ab",), mirrored=True), tmp_path / "model")
+    contract = Contract(units=("scan",), items=2, patients=1, scans=("ab",), labels=("ball",), spacing=6.0, modalities=("CT",))
+    save_model(replace(started, contract=contract, mirrored=True), tmp_path / "model")
     again = load_model(tmp_path, device="cpu")
-    assert (again.trained_on, again.mirrored, again.structures) == (("ab",), True, started.structures)
+    assert (again.contract, again.mirrored, again.structures) == (contract, True, started.structures)
     assert again.encoder.config.spacing == 6.0
     assert again.digest == started.digest
     started.network.eval()

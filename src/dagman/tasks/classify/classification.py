@@ -328,7 +328,12 @@ def _keep_model(inputs: TaskInputs, out: Path, settings: ClassificationSettings,
         "classes": table.classes,
         "spec": describe_source(model.spec),
         "crop": inputs.crop,
-        "contract": make_contract([table.items[i] for i in fitted], [inputs.hashes[i] for i in fitted]),
+        "contract": make_contract(
+            [table.items[i] for i in fitted],
+            [inputs.hashes[i] for i in fitted],
+            labels=table.classes,
+            spacing=inputs.crop.spacing,
+        ),
     }
     if "finetune" in settings.methods and model.encoder is not None:
         # Of a given split this is the seed of what was scored, so that a run that went on keeps the same model.

@@ -205,7 +205,12 @@ def _keep_model(
         encoder=first.encoder,
         head=make_head(probe),
         crop=inputs.crop,
-        contract=make_contract([inputs.table.items[i] for i in fitted], [inputs.hashes[i] for i in fitted]),
+        contract=make_contract(
+            [inputs.table.items[i] for i in fitted],
+            [inputs.hashes[i] for i in fitted],
+            labels=inputs.table.classes,
+            spacing=inputs.crop.spacing,
+        ),
     )
     save_classifier(classifier, out / "model")
     return f"model/ holds the linear probe on {first.name} alone, fitted to {len(train)} patients"

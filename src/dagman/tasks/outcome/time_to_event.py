@@ -327,7 +327,9 @@ def _keep_model(
             times=times,
             crop=inputs.crop,
             encoder=first.encoder,
-            contract=make_contract([inputs.table.items[i] for i in fitted], [inputs.hashes[i] for i in fitted], clinical),
+            contract=make_contract(
+                [inputs.table.items[i] for i in fitted], [inputs.hashes[i] for i in fitted], clinical, spacing=inputs.crop.spacing
+            ),
         ),
         out / "model",
     )

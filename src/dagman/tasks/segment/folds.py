@@ -24,6 +24,7 @@ from dagman.records.journal import append_row, read_rows
 from dagman.scans.label_files import renew_dicom_labels, write_dicom_labels, write_label_map
 from dagman.scans.scan import Scan
 from dagman.tables.structures import Structure
+from dagman.tasks.contract import make_contract
 from dagman.tasks.finetuning import hold_out
 from dagman.tasks.segment.cases import Case, load_classes
 from dagman.tasks.segment.model import SegmentationModel, save_model, start_model
@@ -189,8 +190,17 @@ class FoldRunner:
         return self.out / "predictions" / f"{case.item.name}.nii.gz"
 
     def _save(self, model: SegmentationModel, candidate: Candidate, chosen: Sequence[int] | Indices) -> None:
-        hashes = tuple(sorted({candidate.cases[index].content_hash for index in chosen}))
-        save_model(replace(model, trained_on=hashes), self.out / "model")
+        cases = [candidate.cases[index] for index in chosen]
+        contract = make_contract(
+            [case.item for case in cases],
+            [case.content_hash for case in cases],
+            # Masks are what it learns, not what it is given.
+            units=("scan",),
+            labels=[one.name for one in self.structures],
+            spacing=model.encoder.config.spacing,
+            modalities=[case.modality for case in cases],
+        )
+        save_model(replace(model, contract=contract), self.out / "model")
 
     def _name_job(self, candidate: Candidate, fitting: Fitting, *parts: Indices) -> str:
         """A hash of all that decides a training and its test."""

@@ -35,6 +35,7 @@ from dagman.records.hashes import hash_array, hash_bytes
 from dagman.scans.scan import Modality, Scan
 from dagman.store.preparation import SCALED_RANGE, PreparedScan, prepare_scan, restore_to_scan_grid
 from dagman.tables.structures import Structure
+from dagman.tasks.contract import Contract, read_contract
 from dagman.tasks.segment.unet import SegmentationNetwork
 
 FORMAT = 1
@@ -53,14 +54,14 @@ class SegmentationModel:
         encoder: Preprocessing, device, precision; its spacing is that of the training, its view the window's side.
         network: Class 0 is background, class i is structures[i - 1].
         mirrored: Whether it was trained on mirrored crops.
-        trained_on: Content hashes of the scans trained on.
+        contract: What it was trained on; None for a model that was not kept.
     """
 
     encoder: Encoder
     network: SegmentationNetwork = field(repr=False)
     structures: tuple[Structure, ...]
     mirrored: bool = False
-    trained_on: tuple[str, ...] = field(default=(), repr=False)
+    contract: Contract | None = field(default=None, repr=False)
 
     @cached_property
     def digest(self) -> str:
@@ -166,7 +167,7 @@ def save_model(model: SegmentationModel, folder: str | Path) -> None:
         "task": "segment",
         "structures": [asdict(structure) for structure in model.structures],
         "mirrored": model.mirrored,
-        "trained_on": list(model.trained_on),
+        "contract": model.contract.to_values() if model.contract else None,
     }
     with write_whole(folder) as temporary:
         temporary.mkdir()
@@ -185,12 +186,14 @@ def load_model(folder: str | Path, *, device: str = "auto") -> SegmentationModel
         structures = tuple(Structure(name=one["name"], values=tuple(one["values"])) for one in values["structures"])
         model = start_model(encoder, structures, mirrored=bool(values["mirrored"]))
         model.network.decoder.load_state_dict(load_file(path / "decoder.safetensors", device=encoder.device))
-        trained_on = tuple(values["trained_on"])
+        # Until the end of November 2026 the scans alone were recorded.
+        before = Contract(units=("scan",), scans=tuple(values.get("trained_on", ())))
+        contract = read_contract(values.get("contract")) or before
     except (KeyError, TypeError, OSError, SafetensorError, RuntimeError) as error:
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TaskError(f"the model is damaged ({what})", where=path, do="Repeat dagman segment") from None
     model.network.requires_grad_(False).eval()
-    return replace(model, trained_on=trained_on)
+    return replace(model, contract=contract)
 
 
 def load_segmenting(load: Callable[..., Encoder], source: Any, *, device: str = "auto") -> Encoder:

@@ -15,6 +15,7 @@ from dagman.scans.label_files import renew_dicom_labels, write_dicom_labels, wri
 from dagman.scans.scan import Scan, hash_scan
 from dagman.tables.items import Item
 from dagman.tables.patients import note_patients
+from dagman.tasks.contract import find_unit
 from dagman.tasks.prediction import Applied, Notify, PredictionSettings, Rows, list_items
 from dagman.tasks.segment.model import SegmentationModel, load_model
 
@@ -31,13 +32,14 @@ def apply_segmentation(
     journal = out / "predictions.jsonl"
     kept = {row["key"]: row["rows"] for row in read_rows(journal)}
     rows: Rows = []
-    trained = 0
+    hashes: list[str] = []
+    _note_once(notes, _note_unread(items))
     for number, item in enumerate(items, start=1):
         notify(f"scan {number} of {len(items)}: {item.name}")
         try:
             scan = model.encoder.read(item.scan)
             content = hash_scan(scan)
-            trained += content in model.trained_on
+            hashes.append(content)
             place = f"{content}|{item.name}|{scan.affine.matrix.tolist()}"
             key = hash_bytes(f"1|{model.digest}|{settings.mirror}|{place}".encode())
             if key not in kept or not (out / "predictions" / f"{item.name}.nii.gz").is_file():
@@ -49,9 +51,7 @@ def apply_segmentation(
             rows += [{**row, "patient": item.patient} for row in kept[key]]
         except DagmanError as error:
             refused.append(Refusal.from_error(str(item.scan), error))
-    if trained:
-        count = count_noun(trained, "of the scans was", "of the scans were")
-        notes.append(f"{count} trained on: predictions there mean little for others")
+    notes += model.contract.note_training_items(hashes) if model.contract else []
     return Applied(rows=rows, refused=tuple(refused), notes=tuple(notes))
 
 
@@ -73,6 +73,12 @@ def _segment_one(
         }
         for code, structure in enumerate(model.structures, start=1)
     ]
+
+
+def _note_unread(items: Sequence[Item]) -> str:
+    """A note where a table names masks or points: a segmentation reads whole scans."""
+    named = sum(find_unit(item) != "scan" for item in items)
+    return f"masks and points of {count_noun(named, 'item')} are not read: a segmentation is of whole scans" if named else ""
 
 
 def _note_once(notes: list[str], note: str) -> None:
