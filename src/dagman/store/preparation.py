@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import NDArray
 
 from dagman.errors import ScanError, SettingsError
@@ -17,7 +19,7 @@ from dagman.records.hashes import hash_bytes
 from dagman.scans.affine import Affine
 from dagman.scans.scan import Modality, Scan, hash_scan, reorient_scan
 from dagman.store.body import CT_LEVELS, SCALED_LEVELS, Triple, find_body
-from dagman.store.resampling import apply_weights, axis_weights, resample_labels, resample_voxels, to_labels
+from dagman.store.resampling import apply_weights, axis_weights, list_values, resample_labels, resample_voxels, to_labels
 
 VERSION = 1
 """Raised when the same settings would give other voxels."""
@@ -26,6 +28,7 @@ AIR = -1024
 SCALED_RANGE = (0, 10000)
 """What the 0.5 and 99.5 percentile of a scan that is not in HU are stored as; values beyond them are kept."""
 
+Box = tuple[slice, slice, slice]
 Scale = tuple[float, float]
 """(low, high): the scan's own values that are stored as 0 and 10000."""
 
@@ -142,7 +145,7 @@ def prepare_mask(mask: Scan, prepared: PreparedScan) -> NDArray[np.int32]:
     """
     labels = resample_labels(mask.voxels, mask.affine, prepared.affine, prepared.shape)
     wanted = to_labels(mask.voxels)
-    vanished = np.setdiff1d(np.unique(wanted[wanted != 0]), labels[labels != 0])
+    vanished = np.setdiff1d(list_values(wanted), [0, *list_values(labels)])
     for label in vanished:
         own = np.argwhere(wanted == label)
         # A bent structure's centroid may lie outside it, so the voxel of its own that is nearest.
@@ -151,6 +154,99 @@ def prepare_mask(mask: Scan, prepared: PreparedScan) -> NDArray[np.int32]:
         if (place >= 0).all() and (place < prepared.shape).all():
             labels[tuple(place)] = label
     return labels
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScanGrid:
+    """The grid of a scan seen from that of its prepared form, to bring values back: see `place_on_scan`.
+
+    `shape` of the scan, upright; `prepared` of the prepared form. Of each upright axis: `inside`, the voxels that lie in the
+    prepared grid, and `positions` of these in it, `steps` of its voxels apart. `order` and `flips` of the scan's own axes.
+    """
+
+    shape: Triple
+    prepared: Triple
+    inside: tuple[slice, slice, slice]
+    positions: tuple[NDArray[np.float64], ...] = field(repr=False)
+    steps: tuple[float, float, float]
+    order: Triple
+    flips: tuple[bool, bool, bool]
+
+    @cached_property
+    def weights(self) -> list[scipy.sparse.csr_array]:
+        """Of each upright axis, the matrix that interpolates linearly, voxels of the scan by voxels of the prepared form."""
+        parts = zip(self.prepared, self.positions, self.steps, strict=True)
+        return [axis_weights(size, place, step) for size, place, step in parts]
+
+    def interpolate(self, values: NDArray, box: Box | None = None) -> NDArray[np.float32]:
+        """Values on the prepared grid (X Y Z), linearly, on the upright grid of the scan, or on a box of it; 0 outside."""
+        box = box or self.whole
+        result = np.zeros([part.stop - part.start for part in box], dtype=np.float32)
+        matrices, columns, target = [], [], []
+        for matrix, within, part in zip(self.weights, self.inside, box, strict=True):
+            first, last = max(part.start, within.start), max(part.start, within.start, min(part.stop, within.stop))
+            rows = matrix[first - within.start : last - within.start]
+            used = _cover(np.bincount(rows.indices, minlength=rows.shape[1]) > 0)
+            matrices.append(rows[:, used])
+            columns.append(used)
+            target.append(slice(first - part.start, last - part.start))
+        if all(matrix.shape[0] for matrix in matrices):
+            result[tuple(target)] = apply_weights(values[tuple(columns)], matrices)
+        return result
+
+    def find_box(self, marked: NDArray[np.bool_]) -> Box | None:
+        """The box of the scan, upright, in which interpolation reads marked voxels of the prepared form; None if nowhere.
+
+        The whole scan where a weight is below 0: a mean is then not held by what it is the mean of.
+        """
+        if not marked.any():
+            return None
+        if any(len(matrix.data) and matrix.data.min() < 0 for matrix in self.weights):
+            return self.whole
+        parts = []
+        for axis, (matrix, within) in enumerate(zip(self.weights, self.inside, strict=True)):
+            others = tuple(other for other in range(3) if other != axis)
+            reached = _cover(matrix @ marked.any(axis=others).astype(np.float32) > 0)
+            if reached.stop == reached.start:
+                return None
+            parts.append(slice(within.start + reached.start, within.start + reached.stop))
+        return parts[0], parts[1], parts[2]
+
+    @property
+    def whole(self) -> Box:
+        """The box of the whole scan, upright."""
+        return slice(0, self.shape[0]), slice(0, self.shape[1]), slice(0, self.shape[2])
+
+    def to_scan(self, upright: NDArray) -> NDArray:
+        """An upright array as the scan's own axes run."""
+        flipped = np.flip(upright, tuple(axis for axis in range(3) if self.flips[axis]))
+        return flipped.transpose(np.argsort(self.order))
+
+
+def place_on_scan(prepared: PreparedScan, scan: Scan) -> ScanGrid:
+    """How the grid of a scan lies in that of its prepared form; raises ValueError where their axes differ."""
+    order, flips = scan.affine.nearest_ras()
+    upright = reorient_scan(scan)
+    change = np.linalg.inv(prepared.affine.matrix) @ upright.affine.matrix
+    steps = np.diag(change)[:3]
+    if not np.allclose(change[:3, :3], np.diag(steps), atol=1e-4):
+        raise ValueError("the axes of the prepared scan are not those of this scan")
+    positions, inside = [], []
+    for offset, step, size, kept in zip(change[:3, 3], steps, upright.shape, prepared.shape, strict=True):
+        place = offset + step * np.arange(size)
+        # Half a voxel beyond the last centre still belongs to the grid; the tolerance is for rounding in the affines.
+        within = _cover((place > -0.5 - 1e-4) & (place < kept - 0.5 + 1e-4))
+        positions.append(place[within])
+        inside.append(within)
+    return ScanGrid(
+        shape=upright.shape,
+        prepared=prepared.shape,
+        inside=(inside[0], inside[1], inside[2]),
+        positions=tuple(positions),
+        steps=(float(steps[0]), float(steps[1]), float(steps[2])),
+        order=order,
+        flips=flips,
+    )
 
 
 def restore_to_scan_grid(
@@ -162,23 +258,17 @@ def restore_to_scan_grid(
     """
     if values.shape != prepared.shape:
         raise ValueError(f"values have shape {values.shape}, the prepared scan {prepared.shape}")
-    order, flips = scan.affine.nearest_ras()
-    upright = reorient_scan(scan)
-    change = np.linalg.inv(prepared.affine.matrix) @ upright.affine.matrix
-    steps = np.diag(change)[:3]
-    if not np.allclose(change[:3, :3], np.diag(steps), atol=1e-4):
-        raise ValueError("the axes of the prepared scan are not those of this scan")
-    positions = [offset + step * np.arange(size) for offset, step, size in zip(change[:3, 3], steps, upright.shape, strict=True)]
-    # Half a voxel beyond the last centre still belongs to the grid; the tolerance is for rounding in the affines.
-    inside = [(place > -0.5 - 1e-4) & (place < size - 0.5 + 1e-4) for place, size in zip(positions, values.shape, strict=True)]
-    positions = [place[within] for place, within in zip(positions, inside, strict=True)]
-    result = np.zeros(upright.shape, dtype=np.float32 if interpolation == "linear" else values.dtype)
+    grid = place_on_scan(prepared, scan)
     if interpolation == "linear":
-        weights = [axis_weights(size, place, step) for size, place, step in zip(values.shape, positions, steps, strict=True)]
-        result[np.ix_(*inside)] = apply_weights(values, weights)
-    else:
-        nearest = (np.floor(place + 0.5).astype(int) for place in positions)
-        indices = [np.clip(index, 0, size - 1) for size, index in zip(values.shape, nearest, strict=True)]
-        result[np.ix_(*inside)] = values[np.ix_(*indices)]
-    result = np.flip(result, tuple(axis for axis in range(3) if flips[axis]))
-    return result.transpose(np.argsort(order))
+        return grid.to_scan(grid.interpolate(values))
+    result = np.zeros(grid.shape, dtype=values.dtype)
+    nearest = (np.floor(place + 0.5).astype(int) for place in grid.positions)
+    indices = [np.clip(index, 0, size - 1) for size, index in zip(values.shape, nearest, strict=True)]
+    result[grid.inside] = values[np.ix_(*indices)]
+    return grid.to_scan(result)
+
+
+def _cover(marked: NDArray[np.bool_]) -> slice:
+    """From the first to the last True; an empty slice where there is none."""
+    places = np.flatnonzero(marked)
+    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)

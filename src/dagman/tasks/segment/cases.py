@@ -16,9 +16,12 @@ from dagman.records.counts import list_some
 from dagman.records.hashes import hash_array
 from dagman.scans.scan import Modality, Scan
 from dagman.store.preparation import prepare_mask, prepare_scan
+from dagman.store.resampling import list_values
 from dagman.tables.items import Item, align_mask, measure_cut, read_mask
 from dagman.tables.structures import Structure, list_contoured
 
+_TABLE = 2**20
+"""Largest label value up to which a table holds the class of each."""
 PLACES = 500
 """Voxels of a structure that are remembered as centres of crops."""
 
@@ -105,20 +108,33 @@ def _load_classes(item: Item, scan: Scan, structures: Sequence[Structure]) -> tu
         raise TableError("has no mask", where=item.name, do="Fill the column 'mask'")
     mask = read_mask(item)
     aligned = align_mask(item, mask, scan)
-    values = np.rint(aligned).astype(np.int64)
-    classes = np.zeros(values.shape, dtype=np.uint8)
-    for code, structure in enumerate(structures, start=1):
-        classes[np.isin(values, structure.values)] = code
+    classes = to_classes(aligned, structures)
     if not any(list_contoured(item.contoured, structures)):
         names = list_some(structure.name for structure in structures)
         raise TableError(f"has none of the structures contoured ({names})", where=item.name, do="Drop the row")
     if not classes.any():
-        found = list_some(int(value) for value in np.unique(values) if value)
+        found = list_some(value for value in list_values(aligned) if value)
         wanted = ", ".join("+".join(map(str, structure.values)) for structure in structures)
         what = f"holds no {wanted} (it holds {found})" if found else "is empty"
         do = "Correct the mask or the label, or drop the row"
         raise TableError(f"mask {item.mask.name} {what}", where=item.name, do=do)
     return classes, measure_cut(mask, aligned)
+
+
+def to_classes(labels: NDArray, structures: Sequence[Structure]) -> NDArray[np.uint8]:
+    """Labels (any shape, whole numbers of any type) as classes: i where they are a value of structures[i - 1], else 0."""
+    values = labels if np.issubdtype(labels.dtype, np.integer) else np.rint(labels).astype(np.int64)
+    low, high = int(values.min(initial=0)), int(values.max(initial=0))
+    if low < 0 or high > _TABLE:
+        classes = np.zeros(values.shape, dtype=np.uint8)
+        for code, structure in enumerate(structures, start=1):
+            classes[np.isin(values, structure.values)] = code
+        return classes
+    # One look-up a voxel, whatever the number of structures.
+    table = np.zeros(high + 1, dtype=np.uint8)
+    for code, structure in enumerate(structures, start=1):
+        table[[value for value in structure.values if 0 <= value <= high]] = code
+    return np.take(table, values)
 
 
 def find_structures(items: Iterable[Item]) -> list[Structure]:
@@ -129,7 +145,7 @@ def find_structures(items: Iterable[Item]) -> list[Structure]:
         if item.mask is None:
             continue
         try:
-            values.update(int(value) for value in np.unique(np.rint(read_mask(item).voxels)))
+            values.update(list_values(read_mask(item).voxels))
         except DagmanError as error:
             # It is refused by name when its turn comes.
             first = first or f"; the first: {error}"
