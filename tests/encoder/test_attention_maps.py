@@ -17,7 +17,7 @@ from dagman.encoder.attention import Attention, write_attention
 from dagman.encoder.encoder import Encoder
 from dagman.errors import EncoderError
 from dagman.method.networks import Network, ProjectorShape
-from dagman.reports.figures.overlays import PLANES, describe_range, draw_overlays, find_maximum
+from dagman.reports.figures.overlays import PLANES, describe_range, draw_overlays, find_body_mask, find_maximum, share_outside
 from dagman.scans.affine import Affine
 from dagman.scans.scan import Scan
 
@@ -130,6 +130,10 @@ def test_the_maximum_is_found_and_the_middle_where_there_is_none():
     assert find_maximum(values) == (2, 3, 4)
     values[1, 5, 2] = 1.1
     assert find_maximum(values) == (1, 5, 2)
+    body = np.ones(values.shape, dtype=bool)
+    body[1] = False
+    values[3, 2, 2] = 1.05
+    assert find_maximum(values, body) == (3, 2, 2), "air may hold the most"
 
 
 @pytest.mark.parametrize(
@@ -161,6 +165,10 @@ def test_pictures_are_written_and_say_the_true_range(encoder: Encoder, body: Sca
         assert np.abs(picture[..., 0] - picture[..., 2]).max() > 0.2
     words = " ".join(said)
     assert f"True range: {describe_range(attention.mean)}" in words
+    share, uniform = share_outside(attention)
+    outside = ~find_body_mask(attention)
+    assert share == pytest.approx(attention.mean[outside].sum() / attention.mean.sum())
+    assert f"{share:.1%} of the attention lies outside the body (uniform: {uniform:.1%})" in words
     assert "CT window -1000 to 500 HU" in words
     assert "method dagman, 7 steps" in words
 

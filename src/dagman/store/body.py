@@ -49,22 +49,43 @@ def find_body(voxels: NDArray[np.int16], spacing: float, levels: Levels) -> tupl
     return (start[0], start[1], start[2]), (stop[0], stop[1], stop[2])
 
 
+def mask_body(voxels: NDArray[np.int16], spacing: float, levels: Levels) -> NDArray[np.bool_]:
+    """True inside the body, X Y Z: its large parts of soft tissue and, axial slice by slice, what they enclose (lung, gut).
+
+    On the coarse grid of `find_body`; where nothing is found, everything is body.
+    """
+    step, parts, large = _find_parts(voxels, spacing, levels)
+    if not large.size:
+        return np.ones(voxels.shape, dtype=bool)
+    body = np.isin(parts, large)
+    for level in range(body.shape[2]):
+        body[:, :, level] = scipy.ndimage.binary_fill_holes(body[:, :, level])
+    for axis, size in enumerate(voxels.shape):
+        body = np.take(body, np.minimum((np.arange(size) + step // 2) // step, body.shape[axis] - 1), axis=axis)
+    return body
+
+
 def _surround_tissue(voxels: NDArray[np.int16], spacing: float, levels: Levels) -> tuple[list[int], list[int]]:
-    step = max(1, round(COARSE_MM / spacing))
-    coarse = voxels[::step, ::step, ::step] > levels.tissue
-    # Opening takes off the table. At the border of the grid the body goes on, so nothing is worn off there.
-    eroded = scipy.ndimage.binary_erosion(coarse, border_value=1)
-    opened = scipy.ndimage.binary_dilation(eroded, mask=coarse)
-    parts, count = scipy.ndimage.label(opened)
-    if not count:
+    step, parts, large = _find_parts(voxels, spacing, levels)
+    if not large.size:
         return [0, 0, 0], list(voxels.shape)
-    sizes = np.bincount(parts.ravel())[1:]
-    large = 1 + np.flatnonzero(sizes >= LEAST_SHARE * sizes.max())
     boxes = [box for number, box in enumerate(scipy.ndimage.find_objects(parts), start=1) if number in large]
     margin = step + round(MARGIN_MM / spacing)
     start = [max(0, min(box[axis].start for box in boxes) * step - margin) for axis in range(3)]
     stop = [min(size, (max(box[axis].stop for box in boxes) - 1) * step + 1 + margin) for axis, size in enumerate(voxels.shape)]
     return start, stop
+
+
+def _find_parts(voxels: NDArray[np.int16], spacing: float, levels: Levels) -> tuple[int, NDArray[np.int32], NDArray[np.int64]]:
+    """Every how many voxels was looked, the connected parts of tissue there (0: none), and the numbers of the large ones."""
+    step = max(1, round(COARSE_MM / spacing))
+    coarse = voxels[::step, ::step, ::step] > levels.tissue
+    # Opening takes off the table. At the border of the grid the body goes on, so nothing is worn off there.
+    eroded = scipy.ndimage.binary_erosion(coarse, border_value=1)
+    opened = scipy.ndimage.binary_dilation(eroded, mask=coarse)
+    parts, _ = scipy.ndimage.label(opened)
+    sizes = np.bincount(parts.ravel())[1:]
+    return step, parts, 1 + np.flatnonzero(sizes >= LEAST_SHARE * sizes.max(initial=1))
 
 
 def _is_air(slab: NDArray[np.int16], levels: Levels) -> bool:

@@ -32,7 +32,7 @@ def map_attention(
     from dagman.encoder.attention import write_attention
     from dagman.encoder.loading import load_encoder
     from dagman.records.provenance import write_command
-    from dagman.reports.figures.overlays import describe_range, draw_overlays
+    from dagman.reports.figures.overlays import describe_outside, describe_range, draw_overlays, share_outside
 
     loaded = load_encoder(encoder, device=device, weights=weights)
     opened = loaded.read(scan)
@@ -44,6 +44,7 @@ def map_attention(
         "maps": [path.name for path in maps],
         "pictures": [path.name for path in pictures],
         "range": describe_range(attention.mean),
+        "outside_body": dict(zip(("share", "uniform"), share_outside(attention), strict=True)),
         "out": str(out),
     }
     inputs = {"encoder": loaded.source, "encoder_digest": loaded.digest, "content_hash": attention.prepared.content_hash}
@@ -53,5 +54,6 @@ def map_attention(
         return
     console = Console(soft_wrap=True, markup=False, highlight=False)
     console.print(f"{loaded.describe()}; {len(attention.heads)} heads, mean attention {outcome['range']}")
+    console.print(describe_outside(attention))
     console.print(f"{len(maps)} maps and {len(pictures)} pictures")
     console.print(f"written: {out}")

@@ -1,7 +1,8 @@
 """Pictures of attention on slices, as a radiologist expects slices: the patient's right on the left of the picture, true in mm.
 
 Attention of short runs is almost uniform. Colours are stretched to show its order, so every picture says how little the
-numbers differ.
+numbers differ. Colours are those of the pages: clear at uniform, orange above, blue below. Slices go through the body: the most
+attended place may be air.
 """
 
 from __future__ import annotations
@@ -10,22 +11,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from dagman.encoder.attention import Attention
 from dagman.records.files import write_whole
+from dagman.reports.figures.planes import AROUND_ONE
+from dagman.store.body import CT_LEVELS, SCALED_LEVELS, mask_body
 
-COLOURS = ListedColormap(matplotlib.colormaps["turbo"](np.linspace(0.1, 0.88, 256)))
-"""Hue carries the value, brightness is left to the scan; turbo without its dark ends."""
-OPACITY = 0.45
 PERCENTILES = (2.0, 98.0)
+DEEP_MM = 25.0
+"""Below the skin lies the maximum that is shown."""
 _INK, _PAPER, _FAINT = "#e8e8e8", "#111111", "#8fd3ff"
 _WIDTH = 12.0
 """Inches of a picture."""
@@ -53,17 +55,20 @@ PLANES = (
 
 
 def draw_overlays(attention: Attention, folder: str | Path, *, intensity: tuple[float, float]) -> list[Path]:
-    """Write three pictures: the mean through its maximum and through the scan's middle, and an axial slice of every head.
+    """Write three pictures: the mean through its maximum in the body and through the body's middle, an axial slice of every head.
 
     `overlay_maximum.png`, `overlay_center.png`, `overlay_heads.png`. intensity: values shown as black and white, HU for CT.
     """
     folder = Path(folder)
-    shape = attention.prepared.shape
-    center = tuple(size // 2 for size in shape)
-    maximum = find_maximum(attention.mean)
+    body = find_body_mask(attention)
+    center = tuple(int(np.median(places)) for places in np.nonzero(body))
+    # Not at its surface, where the other two planes would show air; at the border of the grid the body goes on.
+    depth = max(1, round(DEEP_MM / attention.prepared.spacing[0]))
+    deep = ndimage.binary_erosion(body, iterations=depth, border_value=1)
+    maximum = find_maximum(attention.mean, deep if deep.any() else body)
     pictures = {
-        "overlay_maximum.png": draw_planes(attention, maximum, "its maximum", intensity=intensity),
-        "overlay_center.png": draw_planes(attention, center, "the middle of the scan", intensity=intensity),
+        "overlay_maximum.png": draw_planes(attention, maximum, "its maximum in the body", intensity=intensity),
+        "overlay_center.png": draw_planes(attention, center, "the middle of the body", intensity=intensity),
         "overlay_heads.png": draw_heads(attention, maximum[2], intensity=intensity),
     }
     for name, figure in pictures.items():
@@ -72,13 +77,32 @@ def draw_overlays(attention: Attention, folder: str | Path, *, intensity: tuple[
     return [folder / name for name in pictures]
 
 
-def find_maximum(values: NDArray[np.float32]) -> tuple[int, int, int]:
-    """The voxel with most attention; the middle one where all are alike."""
+def find_maximum(values: NDArray[np.float32], body: NDArray[np.bool_] | None = None) -> tuple[int, int, int]:
+    """The voxel of the body (None: of all) with most attention; the middle one where all are alike."""
     if np.ptp(values) < 1e-6:
         x, y, z = (size // 2 for size in values.shape)
     else:
-        x, y, z = (int(place) for place in np.unravel_index(int(values.argmax()), values.shape))
+        inside = values if body is None or not body.any() else np.where(body, values, -np.inf)
+        x, y, z = (int(place) for place in np.unravel_index(int(inside.argmax()), values.shape))
     return x, y, z
+
+
+def find_body_mask(attention: Attention) -> NDArray[np.bool_]:
+    """Where the body lies in the prepared scan, X Y Z; all of it where no body is found."""
+    prepared = attention.prepared
+    return mask_body(prepared.voxels, prepared.spacing[0], CT_LEVELS if prepared.modality == "CT" else SCALED_LEVELS)
+
+
+def share_outside(attention: Attention) -> tuple[float, float]:
+    """The share of the mean attention that lies outside the body, and the share that uniform attention would have there."""
+    outside, values = ~find_body_mask(attention), attention.mean
+    return float(values[outside].sum() / values.sum()), float(outside.mean())
+
+
+def describe_outside(attention: Attention) -> str:
+    """The same in words, such as "12.1 % of the attention lies outside the body (uniform: 13.0 %)"."""
+    share, uniform = share_outside(attention)
+    return f"{share:.1%} of the attention lies outside the body (uniform: {uniform:.1%})"
 
 
 def draw_planes(attention: Attention, place: Sequence[int], where: str, *, intensity: tuple[float, float]) -> Figure:
@@ -146,7 +170,7 @@ def draw_heads(attention: Attention, level: int, *, intensity: tuple[float, floa
         axes.set_title(f"Head {number + 1}: {_write_range(values)}", color=_INK, fontsize=10)
     _add_colour_bar(figure, figure.add_subplot(grid[:, columns]), norm)
     z = attention.prepared.affine.to_world([[0, 0, level]])[0][2]
-    title = f"[CLS] attention of each head, axial, S {z:+.0f} mm (the slice of the mean's maximum)"
+    title = f"[CLS] attention of each head, axial, S {z:+.0f} mm (the slice of the mean's maximum in the body)"
     _add_words(figure, title, together, norm, attention, intensity, attention.stride * spacing[0])
     return figure
 
@@ -185,7 +209,7 @@ def _show_slice(axes: Axes, pixels: NDArray, plane: Plane, spacing: Sequence[flo
 
 def _lay_over(axes: Axes, values: NDArray, plane: Plane, spacing: Sequence[float], norm: Normalize) -> None:
     across, upward = (spacing[axis] for axis in range(3) if axis != plane.axis)
-    axes.imshow(values, cmap=COLOURS, norm=norm, alpha=OPACITY, aspect=upward / across, interpolation="bilinear")
+    axes.imshow(values, cmap=AROUND_ONE, norm=norm, aspect=upward / across, interpolation="bilinear")
 
 
 def _mark_planes(axes: Axes, plane: Plane, place: Sequence[int], shape: Sequence[int], spacing: Sequence[float]) -> None:
@@ -196,15 +220,15 @@ def _mark_planes(axes: Axes, plane: Plane, place: Sequence[int], shape: Sequence
 
 
 def _stretch_colours(values: NDArray[np.float32]) -> Normalize:
-    low, high = (float(value) for value in np.percentile(values, PERCENTILES))
-    # Constant attention has one colour, the middle one.
-    return Normalize(low, high) if high > low else Normalize(low - 1, high + 1)
+    reach = float(np.abs(np.percentile(values, PERCENTILES) - 1.0).max())
+    # Constant attention has one colour, the clear one in the middle.
+    return Normalize(1.0 - reach, 1.0 + reach) if reach > 1e-6 else Normalize(0.0, 2.0)
 
 
 def _add_colour_bar(figure: Figure, axes: Axes, norm: Normalize) -> None:
-    # As translucent as on the slices, so that the colours match; over mid grey.
+    # As translucent as on the slices; over mid grey.
     axes.set_facecolor("#808080")
-    bar = figure.colorbar(ScalarMappable(norm, COLOURS), cax=axes, alpha=OPACITY)
+    bar = figure.colorbar(ScalarMappable(norm, AROUND_ONE), cax=axes)
     bar.set_label("attention relative to uniform (1 = all units alike)", color=_INK, fontsize=9)
     bar.ax.tick_params(colors=_INK, labelsize=8)
     bar.ax.yaxis.get_offset_text().set_color(_INK)
@@ -223,7 +247,8 @@ def _add_words(
     height = figure.get_figheight()
     shown = np.array([norm.vmin or 0.0, norm.vmax or 0.0], dtype=np.float32)
     figure.text(0.03, 1 - 0.22 / height, title, color=_INK, fontsize=13, fontweight="bold", va="center")
-    words = f"True range: {describe_range(values)}. Colours are stretched over the 2nd to 98th percentile, {_write_range(shown)}."
+    words = f"True range: {describe_range(values)}. Colours reach {_write_range(shown)}, as far as the 2nd to 98th percentile."
+    words += f" {describe_outside(attention)}."
     figure.text(0.03, 1 - 0.5 / height, words, color=_INK, fontsize=10, va="center")
     unit = "HU" if attention.prepared.modality == "CT" else "(stored values)"
     foot = (
