@@ -94,8 +94,8 @@ def pretrain(
                 out.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(hold_lock(out, RunError))
             store, prepared = _open_store(source, out, settings, on_preparation, patients)
-            settings = _settle_spacing(settings, store, asked=exists or "view.spacing" in given)
-            settings = settings if exists else _settle_modality(settings, store)
+            settings = settle_spacing(settings, store, asked=exists or "view.spacing" in given)
+            settings = settings if exists else settle_modality(settings, store)
         return _train(store, out, settings, given, prepared + reasons, idle, exists, on_event, group, start)
 
 
@@ -280,7 +280,7 @@ def _open_store(
     return Store(done.path), [f"store: {count_noun(done.kept, 'scan')} prepared{refused}", *done.notes]
 
 
-def _settle_spacing(settings: Settings, store: Store, *, asked: bool) -> Settings:
+def settle_spacing(settings: Settings, store: Store, *, asked: bool) -> Settings:
     """The settings with the store's spacing, which is that of the views; another one that was asked for is refused."""
     wanted, found = settings.view.spacing, store.preparation.spacing
     if asked and wanted != found:
@@ -292,7 +292,7 @@ def _settle_spacing(settings: Settings, store: Store, *, asked: bool) -> Setting
     return settings.model_copy(update={"view": settings.view.model_copy(update={"spacing": found})})
 
 
-def _settle_modality(settings: Settings, store: Store) -> Settings:
+def settle_modality(settings: Settings, store: Store) -> Settings:
     """The settings with the store's modality; a store of several is read only as the user asks. Raises RunError."""
     held = {row.modality for row in store.rows}
     if settings.view.modality != "auto":

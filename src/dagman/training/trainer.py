@@ -183,6 +183,16 @@ class Trainer:
         self.group.wait()
         return self.step
 
+    def rehearse(self, steps: int) -> Iterator[tuple[float, float]]:
+        """Take so many steps without writing anything; seconds of each, and how many of them were spent waiting for views."""
+        batches = load_steps(self.dataset, 0, self.workers)
+        for step in range(steps):
+            began = time.perf_counter()
+            pairs = self._draw_pairs(next(batches), step)
+            waited = time.perf_counter() - began
+            self._advance(pairs, step)
+            yield time.perf_counter() - began, waited
+
     def _begin_writing(self) -> tuple[Validation, Curves]:
         """What the process that writes has besides: the fixed validation views and the curves."""
         # A run that goes on from another has its first weights in a checkpoint of step 0.

@@ -19,7 +19,7 @@ def pretrain_command(
     source: Annotated[
         list[Path], typer.Argument(help="A store, or scans: files or folders, which are prepared into RUN/store first.")
     ],
-    out: Annotated[Path, typer.Option(help="The run folder to write.")],
+    out: Annotated[Path | None, typer.Option(help="The run folder to write.")] = None,
     size: Annotated[str | None, typer.Option(help="Size of the model: tiny, small or paper. Default: tiny.")] = None,
     method: Annotated[str | None, typer.Option(help="Method: dagman, smit, ibot, ... Default: dagman.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings in a TOML file.")] = None,
@@ -36,12 +36,16 @@ def pretrain_command(
         str | None,
         typer.Option(help="Take the first weights, and their sizes, from a run, an encoder or a file of MONAI.", metavar="SOURCE"),
     ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Take a few steps, print what the run will cost, and write nothing. Needs a store.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT, and refuse to begin one.")] = False,
     key: KeyPath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Pretrain an encoder on a store, or on scans.
 
+    --plan measures a few steps first: hours with an interval, memory, disk, energy where the device counts it, the micro-batch.
     Repeated, the command continues its run; settings that differ from the run's are refused by name.
     Ctrl-C lets the current step end first. SIGTERM and SIGUSR1, by which clusters announce the end of a job's time, do so as well
     and end with exit code 75: start me again. Under torchrun several processes share each step (docs/guides/devices.md).
@@ -52,6 +56,8 @@ def pretrain_command(
     from rich.console import Console
 
     from dagman.cli.progress import print_verdicts, show_preparing, show_training
+    from dagman.cli.training.planning import print_plan
+    from dagman.errors import SettingsError
     from dagman.records.counts import count_noun
     from dagman.training.monitoring.health import judge_run
     from dagman.training.monitoring.verdicts import sum_up
@@ -63,14 +69,17 @@ def pretrain_command(
     # Under torchrun, of all the processes of a run one speaks.
     first = os.environ.get("RANK", "0") == "0"
     console = Console(stderr=as_json, quiet=not first)
+    choices: dict[str, Any] = {"size": size, "method": method, "config": config, "assignments": [*(assignments or ()), *shorthands]}
+    if plan:
+        print_plan(console, source, as_json, continue_from=continue_from, **choices)
+        return
+    if out is None:
+        raise SettingsError("a run needs a folder", do="Give --out RUN; or --plan, which writes none")
     with show_preparing(console, out) as on_preparation, show_training(console, out) as on_event:
         run = pretrain(
             source,
             out,
-            size=size,
-            method=method,
-            config=config,
-            assignments=[*(assignments or ()), *shorthands],
+            **choices,
             patients=patients,
             continue_from=continue_from,
             resume=resume,

@@ -1,0 +1,58 @@
+"""What `dagman pretrain --plan` prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dagman.training.plan.rehearsal import Plan
+
+
+def print_plan(console: Console, source: Sequence[Path], as_json: bool, **choices: Any) -> None:
+    """Measure a few steps and print what the run will cost, as lines or as JSON."""
+    from dagman.training.plan.rehearsal import plan_pretraining
+
+    console.print("Taking a few steps; nothing is written.", style="dim")
+    plan = plan_pretraining(source, **choices)
+    if as_json:
+        typer.echo(json.dumps(plan.to_json()))
+        return
+    for line in describe_plan(plan):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def describe_plan(plan: Plan) -> list[str]:
+    """The plan in lines."""
+    from dagman.cli.progress import describe_bytes
+
+    mean, low, high = plan.seconds
+    energy = ", ".join(f"{value:.3g} kWh ({name})" for name, value in plan.energy_kwh.items())
+    speeds = ", ".join(
+        f"{size}: {'does not fit' if speed is None else f'{speed:.3g} views/s'}" for size, speed in plan.micro_batches.items()
+    )
+    chosen = next(iter(plan.micro_batches))
+    best = plan.best_micro_batch
+    suggestion = f"keep {chosen}" if best == chosen else f"set train.micro_batch={best}"
+    return [
+        f"run       {plan.steps} steps of {plan.views} views from {plan.scans} scans on {plan.device}",
+        f"step      {mean:.3g} s ({low:.3g} to {high:.3g}, 95 %, from {plan.measured_steps} steps), {plan.views / mean:.3g} "
+        f"views/s; {plan.waiting:.0%} waiting for data",
+        f"time      {_show_hours(plan.hours[0])} ({_show_hours(plan.hours[1])} to {_show_hours(plan.hours[2])}) if the machine "
+        f"stays as busy; an evaluation takes {plan.evaluation_seconds:.2g} s of it",
+        f"memory    {plan.memory_gib:.2f} GiB at the peak",
+        f"disk      {describe_bytes(plan.disk_bytes)}; a checkpoint {describe_bytes(plan.checkpoint_bytes)}",
+        f"energy    {energy or 'not counted by this hardware, or not readable'}",
+        f"views at once   {speeds}: {suggestion}",
+        *(f"slow      {sentence}" for sentence in plan.slow or ("nothing stands out.",)),
+    ]
+
+
+def _show_hours(hours: float) -> str:
+    return f"{hours * 3600:.0f} s" if hours < 1 / 60 else f"{hours * 60:.0f} min" if hours < 2 else f"{hours:.1f} h"

@@ -1,0 +1,102 @@
+"""`pretrain --plan` measures a few steps, says what the run will cost, and leaves no trace; its bytes are those of a real run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dagman.cli.training import pretrain as command
+from dagman.errors import DagmanError
+from dagman.training.plan.energy import EnergyMeter
+from dagman.training.plan.rehearsal import Plan, plan_pretraining
+from dagman.training.pretraining import pretrain
+
+
+@pytest.fixture(scope="module")
+def length() -> tuple[str, ...]:
+    return ("train.steps=4", "train.checkpoint_every=2", "train.monitor_every=2", "train.keep_checkpoints=2")
+
+
+def test_the_command_states_the_cost_and_writes_nothing(store, tiny, length, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted((path, path.stat().st_mtime_ns) for path in store.path.rglob("*"))
+    options = [f"--set={line}" for line in (*tiny, *length)]
+    result = CliRunner().invoke(command.app, [str(store.path), "--plan", "--json", *options])
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.output[result.output.index("{") :])
+    assert list(tmp_path.iterdir()) == []
+    assert sorted((path, path.stat().st_mtime_ns) for path in store.path.rglob("*")) == before
+    mean, low, high = plan["seconds"]
+    assert low <= mean <= high
+    assert plan["hours"][0] == pytest.approx((4 * mean + 3 * plan["evaluation_seconds"]) / 3600)
+    assert (plan["steps"], plan["views"], plan["scans"], plan["measured_steps"]) == (4, 4, 3, 3)
+    assert list(plan["micro_batches"]) == ["4", "2"]
+    assert plan["memory_gib"] > 0
+
+
+def test_bytes_on_disk_are_those_of_the_run_that_follows(store, tiny, length, tmp_path):
+    plan = plan_pretraining(store.path, assignments=[*tiny, *length])
+    run = pretrain(store.path, tmp_path / "run", assignments=[*tiny, *length])
+    newest = sum(file.stat().st_size for file in (run.path / "checkpoints" / "step-000004").iterdir())
+    # Headers, queues and state.json come on top: much in a run of 0.2 MB, nothing in one of gigabytes.
+    assert plan.checkpoint_bytes < newest < plan.checkpoint_bytes + 100_000
+    whole = sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file())
+    assert whole == pytest.approx(plan.disk_bytes, rel=0.35)
+
+
+def _plan(micro_batches: dict[int, float | None]) -> Plan:
+    return Plan(
+        steps=1,
+        views=4,
+        scans=1,
+        device="cpu",
+        measured_steps=1,
+        seconds=(1.0, 1.0, 1.0),
+        hours=(1.0, 1.0, 1.0),
+        waiting=0.0,
+        evaluation_seconds=0.0,
+        memory_gib=1.0,
+        disk_bytes=1,
+        checkpoint_bytes=1,
+        energy_kwh={},
+        micro_batches=micro_batches,
+        slow=(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("speeds", "best"),
+    [({8: 10.0, 4: 10.4, 16: 9.0}, 8), ({8: 10.0, 4: 9.0, 16: 12.0}, 16), ({8: 10.0, 4: 11.0, 16: None}, 4)],
+)
+def test_another_micro_batch_is_suggested_where_it_is_clearly_quicker(speeds, best):
+    assert _plan(speeds).best_micro_batch == best
+
+
+def _count(folder: Path, number: int, microjoules: int) -> None:
+    package = folder / f"intel-rapl:{number}"
+    package.mkdir(exist_ok=True)
+    (package / "energy_uj").write_text(f"{microjoules}\n")
+    (package / "max_energy_range_uj").write_text("10000000\n")
+
+
+def test_energy_of_processors_is_added_up_and_survives_a_counter_that_begins_again(tmp_path):
+    _count(tmp_path, 0, 9_000_000)
+    _count(tmp_path, 1, 1_000_000)
+    meter = EnergyMeter("cpu", tmp_path)
+    _count(tmp_path, 0, 2_000_000)
+    _count(tmp_path, 1, 4_000_000)
+    assert meter.read() == {"cpu": pytest.approx(3 + 3)}
+    assert meter.read() == {"cpu": 0}
+
+
+def test_energy_that_is_not_counted_is_left_out(tmp_path):
+    assert EnergyMeter("cpu", tmp_path).read() == {}
+
+
+def test_scans_are_to_be_prepared_first_and_a_run_needs_a_folder(scans, store):
+    with pytest.raises(DagmanError, match="a plan is made from a store"):
+        plan_pretraining(scans)
+    assert "Give --out RUN" in str(CliRunner().invoke(command.app, [str(store.path)]).exception)
