@@ -58,7 +58,7 @@ These tables show that the road holds and what such encoders are worth; they say
 Pretraining saw the scans of tasks 3 to 8, unlabelled. The nodules' crops (30 mm) are smaller than a view and were not seen; of one
 of their 172 patients (LIDC-IDRI-0314) the whole scan was.
 
-Intervals: 95 %, over patients, of scores averaged over repeats, widened for the refitting of each fold (docs/decisions/0022): AUCs by
+Intervals: 95 %, over patients, of scores averaged over repeats, widened for the refitting of each fold (decision 0022): AUCs by
 DeLong, others by the bootstrap. Differences are paired on the same items; p is corrected by Holm for all the comparisons of its
 table. `scratch:tiny` is the network of `pretrained` with fresh weights{also}.
 Times are of one core beside other work.
