@@ -24,6 +24,8 @@ from dagman.reports.volumes import Volume, VolumeGrid, list_window_filters
 
 Level = Literal["ok", "warn", "bad"]
 
+_LONG_WORD = 20
+"""Letters of a word that a table may break, where the page is narrow."""
 _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 _NUMBER = re.compile(r"[+−-]?\d+(\.\d+)?|∞|–")
 _INTERVAL = re.compile(r"([+−-]?[\d.]+) (\([^()]+ to [^()]+\))")
@@ -86,11 +88,15 @@ class FigureGrid:
 
 @dataclass(frozen=True)
 class DataTable:
-    """Rows under named columns; numbers are shown with four significant digits, None and NaN as a dash."""
+    """Rows under named columns; numbers are shown with four significant digits, None and NaN as a dash.
+
+    filtered: whether the page offers to show the rows, and small pictures, that hold certain words alone.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     caption: str = ""
+    filtered: bool = False
 
     @property
     def numeric(self) -> list[bool]:
@@ -145,8 +151,9 @@ class Section:
 
     @property
     def is_pictured(self) -> bool:
-        """Whether anything in it can be enlarged."""
-        return bool(self.figures) or any(isinstance(block, Volume | VolumeGrid) for block in self.blocks)
+        """Whether anything in it can be enlarged or filtered."""
+        filtered = any(isinstance(block, DataTable) and block.filtered for block in self.blocks)
+        return filtered or bool(self.figures) or any(isinstance(block, Volume | VolumeGrid) for block in self.blocks)
 
     @property
     def is_windowed(self) -> bool:
@@ -193,6 +200,7 @@ def _environment() -> Environment:
     )
     environment.filters["inline"] = mark_inline
     environment.filters["cell"] = mark_cell
+    environment.tests["unbreakable"] = lambda value: any(len(word) > _LONG_WORD for word in format_cell(value).split())
     environment.tests["block"] = lambda block, name: type(block).__name__ == name
     return environment
 

@@ -15,8 +15,7 @@ from dagman.scans.reading import read_series
 from dagman.scans.scan import Scan, reorient_scan
 from dagman.scans.verdict import judge_scan
 
-_PICTURE_PIXELS = 160
-_CT_WINDOW = (-1000.0, 500.0)
+_PICTURE_PIXELS = 192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +23,7 @@ class Inspection:
     """A verdict with what a reader wants to see beside it; fields are None where the series could not be read.
 
     `axes` are letters of the file's own axis order, `low` and `high` the lowest and highest value (HU for CT) after
-    padding was clipped. `picture` is the middle axial slice, X Y in RAS+, 0 to 255.
+    padding was clipped. `picture` is the middle axial slice, X Y in RAS+, in the scan's values.
     """
 
     source: str
@@ -40,7 +39,7 @@ class Inspection:
     accepted: bool = False
     reason: str = ""
     notes: tuple[str, ...] = ()
-    picture: NDArray[np.uint8] | None = field(default=None, repr=False)
+    picture: NDArray[np.int16] | None = field(default=None, repr=False)
 
     def to_row(self) -> dict[str, Any]:
         """The fields without the picture, ready for JSON."""
@@ -87,13 +86,16 @@ def inspect_refusal(refusal: Refusal, *, kind: str | None = None, patient: str |
     return Inspection(source=refusal.source, reason=refusal.reason, kind=kind, patient=patient)
 
 
-def take_picture(scan: Scan) -> NDArray[np.uint8]:
-    """The middle axial slice (X Y, RAS+) with square pixels, at most 160 a side; CT from -1000 to 500 HU, else 1 to 99 %."""
+def take_picture(scan: Scan) -> NDArray[np.int16]:
+    """The middle axial slice (X Y, RAS+) with square pixels, at most 192 a side: HU of CT, else -32768 to 32767 over its range."""
     upright = reorient_scan(scan)
     middle = upright.voxels[:, :, upright.shape[2] // 2].astype(np.float32)
     extent = np.array(middle.shape) * upright.spacing[:2]
     sides = np.maximum(np.rint(extent / extent.max() * _PICTURE_PIXELS), 1).astype(int)
     columns, rows = (((np.arange(side) + 0.5) * size / side).astype(int) for side, size in zip(sides, middle.shape, strict=True))
-    low, high = _CT_WINDOW if scan.modality == "CT" else np.percentile(middle, [1, 99])
-    shown = (middle[np.ix_(columns, rows)] - low) / max(high - low, 1e-6)
-    return np.rint(np.clip(shown, 0, 1) * 255).astype(np.uint8)
+    shown = middle[np.ix_(columns, rows)]
+    limits = np.iinfo(np.int16)
+    if scan.modality != "CT":
+        low, high = float(shown.min()), float(shown.max())
+        shown = limits.min + (shown - low) / max(high - low, 1e-6) * (limits.max - limits.min)
+    return np.rint(np.clip(shown, limits.min, limits.max)).astype(np.int16)

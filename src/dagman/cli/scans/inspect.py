@@ -13,7 +13,6 @@ import typer
 from dagman.cli.tasks.task_options import KeyPath, PatientsOf
 
 if TYPE_CHECKING:
-    from dagman.reports.page import Figure
     from dagman.scans.discovery import Discovery
     from dagman.scans.inspection import Inspection
     from dagman.scans.scan import Modality
@@ -23,8 +22,6 @@ app = typer.Typer(add_completion=False)
 _NAMES_KEPT = "Names of files and folders are kept in inspect.csv and inspect.html: they may name patients."
 _MOST_STYLED = 1000
 """Rows that a terminal gets in colour and folded to its width."""
-_MOST_PICTURES = 600
-"""Of a page that a browser still opens."""
 _SERIES_A_PROCESS = 8
 """A further process costs about a second to start; fewer series than this do not earn it."""
 
@@ -181,65 +178,9 @@ def _write_results(out: Path, rows: Sequence[Inspection], scans: Sequence[str]) 
     from dagman.records.csv_file import write_csv
     from dagman.records.files import write_text
     from dagman.records.provenance import hide_path, write_command
+    from dagman.reports.inspection_page import render_inspection
 
     cells = [_describe(row) for row in rows]
     write_csv(out / "inspect.csv", list(cells[0]), [list(cell.values()) for cell in cells])
-    write_text(out / "inspect.html", _render(rows, cells, scans))
+    write_text(out / "inspect.html", render_inspection(rows, _describe, lead=f"{_format_counts(rows)} {_NAMES_KEPT}", scans=scans))
     write_command(out, "inspect", settings={"scans": [hide_path(scan) for scan in scans]}, outcome=_count(rows))
-
-
-def _render(rows: Sequence[Inspection], cells: Sequence[dict[str, Any]], scans: Sequence[str]) -> str:
-    from dagman.reports.page import DataTable, FigureGrid, Section, Text, render_page
-
-    accepted = [cell for cell, row in zip(cells, rows, strict=True) if row.accepted]
-    refused = [cell for cell, row in zip(cells, rows, strict=True) if not row.accepted]
-    pictured = [row for row in rows if row.picture is not None]
-    cut = f" The first {_MOST_PICTURES} of {len(pictured)} are shown." if len(pictured) > _MOST_PICTURES else ""
-    full = ["source", "format", "modality", "size", "spacing_mm", "axes", "values", "patient", "reason"]
-    names = ["source", "format", "modality", "size", "spacing (mm)", "axes", "values", "patient", "notes"]
-    sections = [
-        Section("Accepted", [DataTable(names, [[cell[name] for name in full] for cell in accepted])] if accepted else []),
-        Section(
-            "Refused",
-            [DataTable(["source", "format", "reason"], [[c["source"], c["format"], c["reason"]] for c in refused])]
-            if refused
-            else [],
-        ),
-        Section(
-            "Pictures",
-            [
-                Text(
-                    "The middle axial slice: the patient's left is on the image's right, the front on top. CT is shown from -1000 "
-                    f"to 500 HU, other scans from their 1st to their 99th percentile.{cut}"
-                ),
-                FigureGrid([_draw_picture(row) for row in pictured[:_MOST_PICTURES]], narrow=True),
-            ]
-            if accepted
-            else [],
-        ),
-    ]
-    return render_page(
-        "Inspection of scans",
-        f"{_format_counts(rows)} Searched: {', '.join(f'`{scan}`' for scan in scans)}. {_NAMES_KEPT}",
-        sections,
-    )
-
-
-def _draw_picture(row: Inspection) -> Figure:
-    from io import BytesIO
-
-    from PIL import Image, ImageDraw
-
-    from dagman.reports.figures.planes import AXIAL
-    from dagman.reports.page import Figure
-
-    assert row.picture is not None
-    image = Image.fromarray(row.picture.T[::-1, ::-1].copy())
-    width, height = image.size
-    draw = ImageDraw.Draw(image)
-    places = {"lm": (3, height / 2), "rm": (width - 3, height / 2), "ma": (width / 2, 2), "md": (width / 2, height - 2)}
-    for (anchor, place), letter in zip(places.items(), (AXIAL.left, AXIAL.right, AXIAL.top, AXIAL.bottom), strict=True):
-        draw.text(place, letter, fill=255, anchor=anchor, stroke_width=1, stroke_fill=0)
-    buffer = BytesIO()
-    image.save(buffer, format="png")
-    return Figure(buffer.getvalue(), f"`{row.source}`", f"middle axial slice of {row.source}", scale=2.0)

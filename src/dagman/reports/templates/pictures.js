@@ -281,11 +281,11 @@
     const volumes = [...section.querySelectorAll('figure.volume')].filter(one => one.volume && Object.keys(one.volume.volume.windows).length);
     const stills = section.querySelectorAll('img.windowed');
     if (!volumes.length && !stills.length) return;
-    const windows = volumes.length ? volumes[0].volume.volume.windows : { lung: 0, 'soft tissue': 0, bone: 0 };
+    const windows = volumes.length ? volumes[0].volume.volume.windows : { all: 0, lung: 0, 'soft tissue': 0, bone: 0 };
     const bar = element('div', { class: 'bar', role: 'toolbar', 'aria-label': 'Window' }, element('span', {}, 'Window'));
     for (const [name, ends] of Object.entries(windows)) {
       const button = element('button', { type: 'button', 'aria-pressed': 'false' }, name);
-      if (section.dataset.window === name || volumes.length && volumes.every(one => one.volume.state.window + '' === ends + '')) button.setAttribute('aria-pressed', 'true');
+      if (!volumes.length && (section.dataset.window || 'all') === name || volumes.length && volumes.every(one => one.volume.state.window + '' === ends + '')) button.setAttribute('aria-pressed', 'true');
       button.addEventListener('click', () => {
         for (const other of bar.querySelectorAll('button')) other.setAttribute('aria-pressed', String(other === button));
         section.dataset.window = name;
@@ -296,6 +296,22 @@
     section.querySelector('h2').after(bar);
   }
 
+  // Rows of tables and small pictures that hold all the words typed.
+  function addFilter() {
+    if (!document.querySelector('[data-filtered]')) return;
+    const input = element('input', { type: 'search', placeholder: 'words, such as refused or a name' }), count = element('span');
+    const items = [...document.querySelectorAll('[data-filtered] tbody tr, .grid.narrow figure')];
+    const rows = items.filter(item => item.matches('tr'));
+    const show = () => {
+      const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+      for (const item of items) item.hidden = !words.every(word => item.textContent.toLowerCase().includes(word));
+      count.textContent = words.length ? `${rows.filter(row => !row.hidden).length} of ${rows.length}` : '';
+    };
+    input.addEventListener('input', show);
+    document.querySelector('main').prepend(element('p', { class: 'filter' }, element('label', {}, 'Show only ', input), count));
+  }
+
+  addFilter();
   for (const image of document.querySelectorAll('main figure:not(.volume) > img')) {
     image.tabIndex = 0;
     image.setAttribute('role', 'button');

@@ -1,0 +1,147 @@
+"""The page of an inspection: what was found, pictures, and a row for each series, the worst first."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from pathlib import PurePath
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from dagman.records.counts import count_noun
+from dagman.reports.figures.planes import AXIAL
+from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Listing, Section, Text, Verdict, render_page
+from dagman.reports.volumes import find_levels, list_levels
+from dagman.scans.inspection import Inspection
+
+MOST_PICTURES = 600
+"""Of a page that a browser still opens."""
+_MOST_REASONS = 8
+_UID = re.compile(r"#[\d.]{12,}([\d.]{8})")
+_CELLS = ("format", "modality", "size", "spacing_mm", "axes", "values", "patient")
+_HEADINGS = ("series", "verdict", "notes", "format", "modality", "size", "spacing (mm)", "axes", "values", "patient")
+
+
+def render_inspection(
+    rows: Sequence[Inspection], describe: Callable[[Inspection], Mapping[str, str]], *, lead: str, scans: Sequence[str]
+) -> str:
+    """The page as HTML; `describe` gives the cells of a row, `lead` the counts, `scans` what was searched."""
+    names = shorten_names([row.source for row in rows])
+    ranked = sorted(zip(rows, names, strict=True), key=lambda pair: (rank_badness(pair[0]), pair[1]))
+    sections = [
+        Section("What was found", _sum_up(rows)),
+        Section("Pictures, the worst first", _show_pictures([(row, name) for row, name in ranked if row.picture is not None])),
+        Section("Every series, the worst first", [_tabulate(ranked, describe)] if ranked else []),
+    ]
+    searched = ", ".join(f"`{scan}`" for scan in scans)
+    return render_page("Inspection of scans", f"{lead} Searched: {searched}.", sections, footer="Made by `dagman inspect`.")
+
+
+def rank_badness(row: Inspection) -> int:
+    """0 for what is refused, 1 for what has notes, 2 for what has none."""
+    return 0 if not row.accepted else 1 if row.notes else 2
+
+
+def shorten_names(sources: Sequence[str]) -> list[str]:
+    """The last parts of each path, as many as set it apart from all others."""
+    parts = [PurePath(source).parts or (source,) for source in sources]
+    shortened = ["/".join(own[-1:]) for own in parts]
+    for depth in range(2, max(map(len, parts), default=0) + 1):
+        counts = Counter(shortened)
+        shortened = [name if counts[name] == 1 else "/".join(own[-depth:]) for name, own in zip(shortened, parts, strict=True)]
+    short = [_UID.sub(r"#…\1", name) for name in shortened]
+    return short if len(set(short)) == len(set(shortened)) else shortened
+
+
+def state_notes(row: Inspection) -> str:
+    """Why it is refused, or what is to be known of it; never empty."""
+    notes = [row.reason] if row.reason else list(row.notes)
+    if row.accepted and row.patient_from == "assumed":
+        notes.append("names no patient: taken as one of its own")
+    return "; ".join(notes) or "nothing to remark"
+
+
+def _sum_up(rows: Sequence[Inspection]) -> list[Block]:
+    accepted = [row for row in rows if row.accepted]
+    noted = [row for row in accepted if row.notes]
+    refused = [row for row in rows if not row.accepted]
+    blocks: list[Block] = []
+    if refused:
+        blocks.append(
+            Verdict(
+                "warn" if accepted else "bad", f"**{count_noun(len(refused), 'series', 'series')} of {len(rows)} cannot be used.**"
+            )
+        )
+        blocks.append(_list_reasons([row.reason for row in refused]))
+    if accepted:
+        kinds = Counter(row.modality or "unknown modality" for row in accepted)
+        modalities = ", ".join(f"{count} {name}" for name, count in sorted(kinds.items()))
+        blocks.append(
+            Verdict("ok", f"{count_noun(len(accepted), 'series', 'series')} can be used: {modalities}. {_state_spacings(accepted)}")
+        )
+    if noted:
+        blocks.append(Text(f"{len(noted)} of them with notes:"))
+        blocks.append(_list_reasons([note for row in noted for note in row.notes]))
+    return blocks
+
+
+def _list_reasons(reasons: Sequence[str]) -> Listing:
+    counts = Counter(reasons).most_common()
+    shown = [f"{count} x {reason}" for reason, count in counts[:_MOST_REASONS]]
+    rest = len(counts) - _MOST_REASONS
+    return Listing([*shown, *([f"and {rest} others, in the table below"] if rest > 0 else [])])
+
+
+def _state_spacings(rows: Sequence[Inspection]) -> str:
+    spacings = np.array([row.spacing_mm for row in rows if row.spacing_mm])
+    if not len(spacings):
+        return ""
+    finest, coarsest = spacings.min(axis=1), spacings.max(axis=1)
+    return (
+        f"Their finest voxel edges are {finest.min():.3g} to {finest.max():.3g} mm, their coarsest {coarsest.min():.3g} to "
+        f"{coarsest.max():.3g} mm."
+    )
+
+
+def _show_pictures(rows: Sequence[tuple[Inspection, str]]) -> list[Block]:
+    if not rows:
+        return []
+    cut = f" The first {MOST_PICTURES} of {len(rows)} are shown." if len(rows) > MOST_PICTURES else ""
+    text = (
+        "The middle axial slice: the patient's left is on the image's right, the front on top. CT shows lung, soft tissue and bone "
+        f"at once until a window is chosen; other scans run from their 1st to their 99th percentile.{cut}"
+    )
+    return [Text(text), FigureGrid([_draw_picture(row, name) for row, name in rows[:MOST_PICTURES]], narrow=True)]
+
+
+def _draw_picture(row: Inspection, name: str) -> Figure:
+    assert row.picture is not None
+    ct = row.modality == "CT"
+    if ct:
+        grey = find_levels(row.picture, list_levels(row.picture, hounsfield=True))
+    else:
+        low, high = np.percentile(row.picture, (1, 99))
+        grey = np.rint(np.clip((row.picture - low) / max(high - low, 1e-6), 0, 1) * 255)
+    image = Image.fromarray(grey.astype(np.uint8).T[::-1, ::-1].copy())
+    width, height = image.size
+    draw = ImageDraw.Draw(image)
+    places = {"lm": (3, height / 2), "rm": (width - 3, height / 2), "ma": (width / 2, 2), "md": (width / 2, height - 2)}
+    for (anchor, place), letter in zip(places.items(), (AXIAL.left, AXIAL.right, AXIAL.top, AXIAL.bottom), strict=True):
+        draw.text(place, letter, fill=255, anchor=anchor, stroke_width=1, stroke_fill=0)
+    buffer = BytesIO()
+    image.save(buffer, format="png")
+    patient = f" Patient `{row.patient}`." if row.patient else ""
+    notes = f" {'; '.join(row.notes)}" if row.notes else ""
+    words, alt = f"`{name}`{patient}{notes}", f"middle axial slice of {name}"
+    return Figure(buffer.getvalue(), words, alt, scale=1.7, kind="slices windowed" if ct else "slices")
+
+
+def _tabulate(ranked: Sequence[tuple[Inspection, str]], describe: Callable[[Inspection], Mapping[str, str]]) -> DataTable:
+    cells = []
+    for row, name in ranked:
+        held = describe(row)
+        cells.append([name, held["verdict"], state_notes(row), *(held[key] for key in _CELLS)])
+    return DataTable(_HEADINGS, cells, "Names are cut to what sets them apart; `inspect.csv` holds them in full.", filtered=True)
