@@ -71,7 +71,9 @@ def write_page(folder: Path, commands: Mapping[str, str]) -> None:
     also = ",\n`scratch:small` that of `pretrained-small`"
     before = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
     kept = _split_sections(before)
-    encoders = "\n".join(_describe_encoder(run) for run in runs)
+    told = {name: line for name in RUNS for line in before.splitlines() if line.startswith(f"- `{name}`: size")}
+    told |= {run.path.name: _describe_encoder(run) for run in runs}
+    encoders = "\n".join(told[name] for name in RUNS if name in told)
     parts = [INTRO.format(encoders=encoders, also=also if len(runs) > 1 or "1b." in before else "").rstrip()]
     parts += ["\n\n".join(_describe_pretraining(run)) for run in runs]
     parts += [kept[head] for head in map(_head_pretraining, RUNS) if head in kept and head not in map(_head_of, parts)]
@@ -101,8 +103,10 @@ def _split_sections(page: str) -> dict[str, str]:
     """The sections of the page as it is, by heading, each marked as older once."""
     sections = {}
     for text in page.partition(BY_HAND)[0].split("\n## ")[1:]:
-        head, _, body = text.strip().partition("\n")
-        sections[f"## {head}"] = f"## {head}\n\n{OLDER}\n\n{body.replace(OLDER, '').strip()}"
+        head, _, body = text.partition("\n")
+        # Not stripped of blanks: four of them make a command.
+        body = body.replace(OLDER, "").strip("\n")
+        sections[f"## {head}"] = f"## {head}\n\n{OLDER}\n\n{body}"
     return sections
 
 
@@ -176,7 +180,7 @@ def _describe_task(results: Results, names: Sequence[str]) -> list[str]:
                 [_say_difference(c) for c in asked],
             ),
         ]
-    notes = [note for note in results.summary.notes if len(note) < 400]
+    notes = [note.text for note in results.summary.notes if len(note.text) < 400]
     return [*text, "\n".join(f"- {note}" for note in notes)]
 
 

@@ -1,7 +1,7 @@
 """How often a 95 % interval of a cross-validated AUC holds the expected AUC: models taken as given, and widened for refitting.
 
 A logistic regression on 10 features, one of them shifted by `signal` in the third of items that is positive; 5 folds, 1 and 5
-repeats. The expected AUC is the mean over the data sets. About 60 ms a data set: `python benchmarks/coverage.py --sets 400`.
+repeats. The expected AUC is the mean over the data sets. About 60 ms a data set: `python benchmarks/interval_coverage.py`.
 """
 
 from __future__ import annotations
