@@ -155,6 +155,48 @@ def peak_memory_gib(device: str = "cpu") -> float:
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
 
 
+def held_memory() -> int:
+    """Bytes that this process holds now; 0 where the system does not state it."""
+    path = Path("/proc/self/statm")
+    return int(path.read_text(encoding="ascii").split()[1]) * resource.getpagesize() if path.exists() else 0
+
+
+def free_memory(device: str = "cpu", root: Path = Path("/")) -> int | None:
+    """Bytes that may still be taken: of a CUDA device, or of the system within this container; None where nothing states it.
+
+    root: below which proc and sys lie.
+    """
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    limits = [_read_available(root / "proc/meminfo")]
+    for folder, limit, used, kept in (
+        ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        limits.append(_read_share(root / folder, limit, used, kept))
+    known = [one for one in limits if one is not None]
+    return min(known) if known else None
+
+
+def _read_available(path: Path) -> int | None:
+    if not path.exists():
+        return None
+    rows = dict(line.split(":", 1) for line in path.read_text(encoding="ascii").splitlines() if ":" in line)
+    return int(rows["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in rows else None
+
+
+def _read_share(folder: Path, limit: str, used: str, kept: str) -> int | None:
+    """What a control group may still take; the cache of files that it would give up counts as free."""
+    files = [folder / name for name in (limit, used, "memory.stat")]
+    if not all(file.exists() for file in files):
+        return None
+    most, now, stat = (file.read_text(encoding="ascii") for file in files)
+    if not most.strip().isdigit():
+        return None
+    cache = next((int(line.split()[1]) for line in stat.splitlines() if line.split()[0] == kept), 0)
+    return max(0, int(most) - int(now) + cache)
+
+
 def _find_bf16(device: str) -> tuple[bool, str]:
     if torch.device(device).type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)

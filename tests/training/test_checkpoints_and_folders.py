@@ -125,7 +125,8 @@ def test_folders_that_are_no_checkpoints_are_not_counted(copied):
 
 def test_the_run_folder_is_read_as_it_was_written(finished, make_settings):
     run = Run(finished)
-    assert run.settings == make_settings("train.steps=3", "train.checkpoint_every=1", "train.keep_checkpoints=2")
+    options = ("train.steps=3", "train.checkpoint_every=1", "train.keep_checkpoints=2", "view.modality=ct")
+    assert run.settings == make_settings(*options)
     assert (run.last_step, [row["step"] for row in run.steps], [row["step"] for row in run.monitors]) == (3, [1, 2, 3], [0, 2, 3])
     assert set(run.steps[0]) >= {"total", "amip", "ampd", "aitd", "gitd", "lr", "momentum", "tau_ampd", "grad_norm"}
     assert set(run.timings[0]) == {"step", "seconds", "views_per_s", "voxels_per_s", "waiting_share", "memory_gib"}

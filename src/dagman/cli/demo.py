@@ -32,13 +32,13 @@ def demo_command(
     from rich.console import Console
     from rich.table import Table
 
-    from dagman.cli.progress import show_training
+    from dagman.cli.progress import PlainLines, show_training
     from dagman.demo import run_demo
     from dagman.records.counts import count_noun
     from dagman.reports.demo_report import COLUMNS, conclude, tabulate_comparisons
 
     console = Console()
-    with show_training(console) as notify:
+    with PlainLines(console, out) as lines, show_training(console, lines) as notify:
         result = run_demo(
             out,
             patients=patients,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,35 +21,63 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LOSSES = ("amip", "ampd", "aitd", "gitd")
-FIRST, EVERY = 10.0, 30.0
+FIRST, EVERY = 8.0, 30.0
 """Seconds before the first line, so that quick commands stay quiet; and from line to line."""
 LOG = "run.log"
+_BESIDE_LOSSES = 52
+"""Columns of a training's bar: steps, time passed, time left."""
 
 
 class PlainLines:
     """What a command is doing, to stderr unless `console` is a terminal, and to run.log in `folder` once that exists.
+    As a context it repeats the latest line at the same pace while one part of the work takes long.
 
     Attributes:
         clock: Seconds, as `time.monotonic` counts them.
     """
 
-    def __init__(self, console: Console, folder: Path | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.console, self.folder, self.clock = console, folder, clock
+    def __init__(
+        self, console: Console, folder: Path | None = None, *, log: str = LOG, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.console, self.folder, self.log, self.clock = console, folder, log, clock
         self.began = self.last = clock()
         self.first: tuple[float, int] | None = None
-        self.done, self.shown = 0, False
+        self.done, self.shown, self.closed = 0, False, False
+        self.latest: tuple[str, int | None, int | None] | None = None
+        self._lock = threading.RLock()
+        self._ended = threading.Event()
+
+    def __enter__(self) -> PlainLines:
+        threading.Thread(target=self._repeat, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    def _repeat(self) -> None:
+        while not self._ended.wait(1.0):
+            if self.latest is not None:
+                self.state(*self.latest)
 
     def state(self, text: str, done: int | None = None, total: int | None = None) -> None:
         """Write a line if it is time for one, or the last of many; done, total: how far it is, for the time left."""
+        with self._lock:
+            self._state(text, done, total)
+
+    def _state(self, text: str, done: int | None, total: int | None) -> None:
         now = self.clock()
+        self.latest = (text, done, total)
         if done is not None:
             # Counted anew where another run has begun.
             if self.first is None or done < self.done:
-                self.first = (now, done)
+                self.first, self.closed = (now, done), False
             self.done = done
-        ended = self.shown and done is not None and done == total
+        if self.closed:
+            return
+        ended = done is not None and done == total
+        self.closed = ended
         due = now - self.last >= EVERY if self.shown else now - self.began >= FIRST
-        if not (due or ended):
+        if not (due or (ended and self.shown)):
             return
         self.shown, self.last = True, now
         line = f"{text} · {describe_seconds(now - self.began)} so far{self._estimate_left(now, done, total)}"
@@ -57,14 +86,16 @@ class PlainLines:
         if self.folder is not None and self.folder.is_dir():
             stamp = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             # On a full disk the work itself ends with a reason of its own.
-            with suppress(OSError), (self.folder / LOG).open("a", encoding="utf-8") as log:
+            with suppress(OSError), (self.folder / self.log).open("a", encoding="utf-8") as log:
                 log.write(f"{stamp} {line}\n")
 
     def follow(self, items: Iterable[T], text: str, total: int) -> Iterator[T]:
         """The items as they come, each counted."""
-        for done, item in enumerate(items, 1):
-            yield item
-            self.state(f"{text} {done} of {total}", done, total)
+        with self:
+            self.state(f"{text} 0 of {total}", 0, total)
+            for done, item in enumerate(items, 1):
+                yield item
+                self.state(f"{text} {done} of {total}", done, total)
 
     def _estimate_left(self, now: float, done: int | None, total: int | None) -> str:
         if self.first is None or done is None or total is None or done >= total or done <= self.first[1]:
@@ -79,17 +110,16 @@ class PlainLines:
 
 
 @contextmanager
-def show_preparing(console: Console, folder: Path | None = None) -> Iterator[Callable[[Estimate | Progress], None]]:
-    """A listener for `dagman.prepare`: the estimate as a line, then a bar, or plain lines with run.log in `folder`."""
+def show_preparing(console: Console, lines: PlainLines) -> Iterator[Callable[[Estimate | Progress], None]]:
+    """A listener for `dagman.prepare`: the estimate as a line, then a bar, or plain lines."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     from dagman.store.estimate import Estimate
 
-    lines = PlainLines(console, folder)
     columns = (
         TextColumn("preparing"),
-        BarColumn(),
+        BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
@@ -102,6 +132,7 @@ def show_preparing(console: Console, folder: Path | None = None) -> Iterator[Cal
         if isinstance(event, Estimate):
             console.print(_describe_estimate(event), highlight=False)
             bar.update(task, total=event.series)
+            lines.state("preparing" if event.series else "reading the store")
             if event.series:
                 bar.start()
         else:
@@ -115,17 +146,18 @@ def show_preparing(console: Console, folder: Path | None = None) -> Iterator[Cal
 
 
 @contextmanager
-def show_training(console: Console, folder: Path | None = None) -> Iterator[Callable[[str, dict[str, Any]], None]]:
+def show_training(console: Console, lines: PlainLines) -> Iterator[Callable[[str, dict[str, Any]], None]]:
     """A listener for `dagman.pretrain`: choices and warnings as lines, steps as a bar with losses and the time left.
 
-    Where there is no terminal the steps are plain lines. folder: of run.log, if one is to be kept.
+    Where there is no terminal the steps are plain lines.
     """
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+    # At 80 columns all but the end of the losses is visible.
+    room = max(0, console.width - _BESIDE_LOSSES)
     columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
@@ -133,7 +165,6 @@ def show_training(console: Console, folder: Path | None = None) -> Iterator[Call
         TextColumn("{task.fields[losses]}"),
     )
     bar = Progress(*columns, console=console, disable=not console.is_terminal)
-    lines = PlainLines(console, folder)
     total, light = 0, ""
 
     def notify(name: str, values: dict[str, Any]) -> None:
@@ -146,14 +177,20 @@ def show_training(console: Console, folder: Path | None = None) -> Iterator[Call
             console.print(f"[yellow]![/] step {values['step']}: {escape(values['text'])}", highlight=False, soft_wrap=True)
         elif name == "verdict":
             light = f"{values['light']} · "
+        elif name == "progress":
+            # Of one long step; the number of steps stands for the time left.
+            lines.state(values["text"])
+            if bar.task_ids:
+                bar.update(bar.task_ids[-1], losses=values["text"].partition(": ")[2][:room])
         elif name == "begin":
             # Not before: one console shows one bar at a time, and scans may be prepared first.
             bar.start()
             total = values["steps"]
+            lines.state("starting")
             bar.add_task("pretrain", total=values["steps"], completed=values["step"], losses="")
         elif name == "step":
             losses = light + " ".join(f"{key} {values[key]:.3f}" for key in _LOSSES if key in values)
-            bar.update(bar.task_ids[-1], completed=values["step"], losses=f"{losses} · {values['views_per_s']:.1f} views/s")
+            bar.update(bar.task_ids[-1], completed=values["step"], losses=f"{losses} · {values['views_per_s']:.1f} views/s"[:room])
             lines.state(f"step {values['step']} of {total}: {losses}", values["step"], total)
 
     with _stopped_at_end(bar):

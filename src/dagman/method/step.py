@@ -47,6 +47,16 @@ class ViewPair:
     drop_path: Float[Tensor, "L P 2"]
     inside: Int[Tensor, "P 2 2 3"] | None = None
 
+    def take(self, part: slice) -> ViewPair:
+        """Some of the pairs, with their own draws."""
+        return ViewPair(
+            views=self.views[part],
+            masking=self.masking[part],
+            noise=self.noise[part],
+            drop_path=self.drop_path[:, part],
+            inside=None if self.inside is None else self.inside[part],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherOutputs:

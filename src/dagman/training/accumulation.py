@@ -8,7 +8,7 @@ gradients are summed over them once, while the last backward pass runs.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,12 +38,19 @@ def accumulate_gradients(
     targets: Targets,
     scheduled_temperature: float,
     peers: Peers = ALONE,
+    on_part: Callable[[int, int], None] | None = None,
 ) -> StepLosses:
     """Losses of one step, averaged over its pairs of views, and their gradients in the student; `targets` moves on.
 
     A step is the same, to rounding, however its pairs are cut into micro-batches and shared out evenly among `peers`.
+
+    on_part: Called with the number of parts done and of all: the teacher's pass over each micro-batch, then the student's.
     """
-    outputs = [teacher_forward(teacher, pair, method) for pair in micro_batches]
+    notify, total_parts = on_part or (lambda done, of: None), 2 * len(micro_batches)
+    outputs = []
+    for pair in micro_batches:
+        outputs.append(teacher_forward(teacher, pair, method))
+        notify(len(outputs), total_parts)
     step_targets, temperatures = update_targets(targets, [o.projections for o in outputs], scheduled_temperature, peers)
     pairs = sum(len(pair.views) for pair in micro_batches) * peers.size
     sums: dict[str, Tensor] = {}
@@ -58,6 +65,7 @@ def accumulate_gradients(
                 (total / parts).backward()
         for name, value in {**losses, "total": total}.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach() / parts
+        notify(len(outputs) + number, total_parts)
     if peers.size > 1:
         sums = dict(zip(sums, peers.sum(torch.stack(list(sums.values()))), strict=True))
     return StepLosses(total=sums.pop("total"), parts=sums, temperatures=temperatures)

@@ -29,6 +29,7 @@ from dagman.training.assembly import check_backbone
 from dagman.training.checkpoints import list_checkpoints, read_state
 from dagman.training.parallel.group import Group, join_group, start_watch
 from dagman.training.parallel.sharing import check_sharing, describe_ranks, list_own_pairs
+from dagman.training.resources.fitting import fit_memory
 from dagman.training.run import Run, write_note, write_settings
 from dagman.training.start.adoption import adopt_settings, choose_presets, describe_parts
 from dagman.training.start.record import check_start
@@ -183,6 +184,10 @@ def _train(
     with group.together():
         _refuse_other_ranks(group, settings, state, kernels.value)
         _refuse_other_store(out, before, state)
+    settings, estimate, reasons = fit_memory(
+        settings, reasons, device.value, precision.value, group, fixed=exists or "train.micro_batch" in given
+    )
+    state["settings"] = _hash_settings(settings)
     workers = (0 if device.value == "cpu" else 4) if settings.train.workers == "auto" else int(settings.train.workers)
     train, own = settings.train, list_own_pairs(settings.train.batch // 2, group.rank, group.size)
     dataset = ViewDataset(store, usable, settings.view, train.batch, settings.seed, train.steps, own)
@@ -196,13 +201,15 @@ def _train(
         state=state,
         on_event=on_event,
         group=group,
+        estimate=estimate,
     )
     for network in (trainer.student, trainer.teacher):
         if network is not None:
             network.encoder.use_kernels(kernels.value)
     noted = {} if exists else {**{f"idle: {text}": text for text in idle}, **list_run_warnings(settings)}
     warnings = [*noted.values(), *_list_changed_precision(before, state)]
-    lines = [*reasons, *devices.describe_choices(choices), *describe_run(settings, trainer.student, dataset, left_out)]
+    lines = [*reasons, *devices.describe_choices(choices), estimate.describe()]
+    lines += describe_run(settings, trainer.student, dataset, left_out)
     lines += describe_ranks(settings, trainer.student, group, device.value)
     if exists:
         trainer.resume()
@@ -227,7 +234,8 @@ def _train(
             "copies": cohort.copies,
             "left_out": left_out,
         }
-        write_command(out, "pretrain", settings=settings.model_dump(mode="json"), inputs=inputs)
+        about = {"memory_estimate": estimate.to_json()}
+        write_command(out, "pretrain", settings=settings.model_dump(mode="json"), inputs=inputs, outcome=about)
     on_event("begin", {"step": trainer.step, "steps": settings.train.steps})
     start_watch(group, settings.train.rank_timeout)
 

@@ -39,6 +39,8 @@ from dagman.training.monitoring.verdicts import FRESH, sum_up
 from dagman.training.parallel.group import Group
 from dagman.training.parallel.replicas import replicate
 from dagman.training.parallel.sharing import size_micro_batch
+from dagman.training.resources.interruption import LONG_STEP, StopRequestedError, interruptible
+from dagman.training.resources.memory import MemoryEstimate, check_estimate
 from dagman.training.run import Run, rewind_run, write_gallery, write_note, write_summary
 from dagman.training.start.adoption import Part, adopt_weights
 from dagman.training.start.record import read_start, remember_start, write_start
@@ -66,6 +68,7 @@ class Trainer:
         state: What is saved beside the weights (fingerprint of the store, ...).
         on_event: Called with an event's name and values ("step", "warning", "checkpoint").
         group: The processes that share each step; one alone by default. The first of them writes the run.
+        estimate: Of the memory, which the first micro-batch is to confirm.
     """
 
     def __init__(
@@ -80,7 +83,9 @@ class Trainer:
         state: dict[str, Any],
         on_event: Event,
         group: Group | None = None,
+        estimate: MemoryEstimate | None = None,
     ) -> None:
+        self.estimate = estimate
         self.settings, self.dataset, self.folder = settings, dataset, folder
         self.group = group or Group()
         self.device, self.precision, self.workers, self.state, self.on_event = (
@@ -142,24 +147,32 @@ class Trainer:
         writer = self._begin_writing() if self.group.writes else None
         # Broadcasts the weights of the first process, whose reconstruction head has learned where to start.
         self.replica = replicate(self.student, self.group, assembly.list_untrained(self.settings))
-        first, paces = self.step, []
+        first, paces, seconds = self.step, [], math.inf
         batches = load_steps(self.dataset, self.step, self.workers)
         while self.step < train.steps and not self._is_stopped():
-            step = self.step
-            # ------------------------------------------------------- once in a while
-            self.group.move(step, 0)
-            if writer and step % train.monitor_every == 0:
-                self._evaluate(*writer)
+            step, before = self.step, self.targets.state()
+            try:
+                # A long step, which the first may be, is left when a stop is requested, unless other ranks wait for it.
+                left = [self.student, self.teacher] if seconds > LONG_STEP and self.group.size == 1 else []
+                with interruptible(left, lambda: self.asked is not None):
+                    # ----------------------------------------------- once in a while
+                    self.group.move(step, 0)
+                    if writer and step % train.monitor_every == 0:
+                        self.on_event("progress", {"text": f"step {step} of {train.steps}: measuring the validation views"})
+                        self._evaluate(*writer)
 
-            # ------------------------------------------------------- a step
-            self.group.move(step, 1)
-            began = time.perf_counter()
-            pairs = self._draw_pairs(next(batches), step)
-            waited = time.perf_counter() - began
-            self.group.move(step, 2)
-            self.group.communicated = 0
-            row = self._advance(pairs, step)
-            self.step = step + 1
+                    # ----------------------------------------------- a step
+                    self.group.move(step, 1)
+                    began = time.perf_counter()
+                    pairs = self._draw_pairs(next(batches), step)
+                    waited = time.perf_counter() - began
+                    self.group.move(step, 2)
+                    self.group.communicated = 0
+                    row = self._advance(pairs, step, checked=step == first)
+                    self.step = step + 1
+            except StopRequestedError:
+                self.targets.restore(*before)
+                break
 
             # ------------------------------------------------------- what is written
             seconds = time.perf_counter() - began
@@ -205,7 +218,8 @@ class Trainer:
     def _end_writing(self, validation: Validation, curves: Curves) -> None:
         if self.step == self.settings.train.steps:
             self._evaluate(validation, curves)
-        if list_checkpoints(self.folder)[-1:] != [self.step]:
+        # Of a run that was left in its first step there is nothing to keep.
+        if list_checkpoints(self.folder)[-1:] != [self.step] and self.step > 0:
             self._save()
         curves.close()
 
@@ -222,8 +236,8 @@ class Trainer:
         self.stopped = "interrupt" if interrupts else "requeue" if requeues else None
         return waits / self.group.size
 
-    def _advance(self, pairs: Sequence[ViewPair], step: int) -> dict[str, Any]:
-        """One optimiser step; the row for `metrics.jsonl`."""
+    def _advance(self, pairs: Sequence[ViewPair], step: int, *, checked: bool = False) -> dict[str, Any]:
+        """One optimiser step; the row for `metrics.jsonl`. checked: the estimate of memory is compared with its first part."""
         s, steps = self.settings, self.settings.train.steps
         lr = learning_rate(step, steps, peak=float(s.optim.lr), end=s.optim.min_lr, warmup=s.optim.warmup)
         momentum = teacher_momentum(step, steps, start=float(s.teacher.momentum), end=float(s.teacher.momentum_end))
@@ -232,7 +246,10 @@ class Trainer:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            losses = accumulate_gradients(self.replica, self.teacher, pairs, self.method, self.targets, scheduled, self.group)
+            notify = functools.partial(self._note_part, step, checked=checked)
+            losses = accumulate_gradients(
+                self.replica, self.teacher, pairs, self.method, self.targets, scheduled, self.group, notify
+            )
         if freeze_last_layer(step, steps, epochs=s.train.freeze_epochs):
             for parameter in assembly.list_frozen(self.student):
                 parameter.grad = None
@@ -250,6 +267,12 @@ class Trainer:
             **{f"tau_{name}": value for name, value in losses.temperatures.items()},
             "grad_norm": norm.item(),
         }
+
+    def _note_part(self, step: int, done: int, total: int, *, checked: bool) -> None:
+        self.on_event("progress", {"text": f"step {step + 1} of {self.settings.train.steps}: part {done} of {total}"})
+        if checked and self.estimate is not None and done == total // 2 + 1:
+            peak = peak_memory_gib(self.device.type) * 2**30
+            self.on_event("choice", {"text": check_estimate(self.estimate, peak)})
 
     def _draw_pairs(self, batch: dict[str, Any], step: int) -> list[ViewPair]:
         """The step's micro-batches; pair i of a step has the same draws however it is cut."""
@@ -270,16 +293,9 @@ class Trainer:
         }
         drop_path = draw_drop_path(seed, step, numbers, self.student.encoder.branches).unflatten(1, (-1, 2)).to(self.device)
         drawn = {name: values.to(self.device, non_blocking=True) for name, values in drawn.items()}
+        whole = ViewPair(views=views, drop_path=drop_path, inside=inside, **drawn)
         size = size_micro_batch(settings, self.group.size)
-        return [
-            ViewPair(
-                views=views[part],
-                drop_path=drop_path[:, part],
-                inside=inside[part],
-                **{name: values[part] for name, values in drawn.items()},
-            )
-            for part in (slice(first, first + size) for first in range(0, len(views), size))
-        ]
+        return [whole.take(slice(first, first + size)) for first in range(0, len(views), size)]
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:

@@ -77,7 +77,7 @@ def embed_sources(
     left_out: list[RefusedItem] = []
     cut: dict[str, float] = {}
     try:
-        shown = _show_progress(_collect_cut(rows, cut), len(items), quiet=as_json)
+        shown = _show_progress(_collect_cut(rows, cut), len(items), out, quiet=as_json)
         count = write_features(out, shown, loaded, columns, settings, left_out)
     finally:
         reasons = [*((one.source, one.reason) for one in refused), *((one.item.name, one.reason) for one in left_out)]
@@ -145,7 +145,9 @@ def _collect_cut(rows: Iterator[FeatureRow | RefusedItem], cut: dict[str, float]
         yield row
 
 
-def _show_progress(rows: Iterator[FeatureRow | RefusedItem], total: int, *, quiet: bool) -> Iterable[FeatureRow | RefusedItem]:
+def _show_progress(
+    rows: Iterator[FeatureRow | RefusedItem], total: int, out: Path, *, quiet: bool
+) -> Iterable[FeatureRow | RefusedItem]:
     from rich.console import Console
     from rich.progress import track
 
@@ -155,7 +157,7 @@ def _show_progress(rows: Iterator[FeatureRow | RefusedItem], total: int, *, quie
     if quiet:
         return rows
     if not console.is_terminal:
-        return PlainLines(console).follow(rows, "embedding: item", total)
+        return PlainLines(console, out.parent, log=f"{out.name}.run.log").follow(rows, "embedding: item", total)
     return track(rows, description="embedding", total=total, console=console, transient=True)
 
 

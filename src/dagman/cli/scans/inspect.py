@@ -74,7 +74,7 @@ def inspect_scans(
 
     found = find_series(scans, modality=modality.modality, tilt=tilt.value, widest_gap=widest_gap)
     found = state_patients(found, patients)
-    rows = _inspect_all(found, workers, pictures=out is not None)
+    rows = _inspect_all(found, workers, out)
     if as_json:
         typer.echo(json.dumps({"counts": _count(rows), "series": [row.to_row() for row in rows]}, indent=2))
     else:
@@ -87,7 +87,7 @@ def inspect_scans(
         raise typer.Exit(2)
 
 
-def _inspect_all(found: Discovery, workers: int | None, *, pictures: bool) -> list[Inspection]:
+def _inspect_all(found: Discovery, workers: int | None, out: Path | None) -> list[Inspection]:
     import os
     from functools import partial
 
@@ -99,15 +99,17 @@ def _inspect_all(found: Discovery, workers: int | None, *, pictures: bool) -> li
     from dagman.scans.inspection import inspect_refusal, inspect_series
     from dagman.store.workers import Lost, run_tasks
 
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = workers or max(1, min(cores, len(found.series) // _SERIES_A_PROCESS))
     rows = [inspect_refusal(refusal) for refusal in found.refused]
     screen = Console(stderr=True)
-    done = run_tasks(partial(inspect_series, picture=pictures), found.series, count)
+    done = run_tasks(partial(inspect_series, picture=out is not None), found.series, count)
     total = len(found.series)
     following = track(done, "Reading", total, console=screen, transient=True)
     if not screen.is_terminal:
-        following = PlainLines(screen).follow(done, "reading: series", total)
+        following = PlainLines(screen, out).follow(done, "reading: series", total)
     for index, result in following:
         if isinstance(result, Lost):
             result = inspect_refusal(Refusal(source=found.series[index].source, reason=result.reason))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dagman.cli.progress import describe_bytes, describe_seconds, show_preparing
+from dagman.cli.progress import PlainLines, describe_bytes, describe_seconds, show_preparing
 from dagman.cli.tasks.task_options import KeyPath, PatientsOf
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def prepare_scans(
     from dagman.store.writer import prepare_store
 
     console = Console(stderr=as_json)
-    with show_preparing(console, out) as notify:
+    with PlainLines(console, out) as lines, show_preparing(console, lines) as notify:
+        lines.state("looking for scans")
         summary = prepare_store(
             scans,
             out,

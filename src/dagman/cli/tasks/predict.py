@@ -58,7 +58,8 @@ def run_prediction(
 
     tune_allocator()
     console = Console(stderr=as_json, soft_wrap=True, highlight=False)
-    with console.status("reading") as status:
+    with PlainLines(console, out) as lines, console.status("reading") as status:
+        lines.state("reading")
         summary = predict_scans(
             model,
             expand_sources(scans),
@@ -74,7 +75,7 @@ def run_prediction(
                 mask_label=mask_label,
                 coordinates=coordinates,
             ),
-            on_part=show_parts(status, PlainLines(console, out)),
+            on_part=show_parts(status, lines),
         )
     if as_json:
         refusals = [{"source": one.source, "reason": one.reason} for one in summary.refused]

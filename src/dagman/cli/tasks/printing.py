@@ -44,8 +44,9 @@ def run_task(
     from dagman.tasks.registry import TASKS, load_part
 
     console = Console(stderr=as_json, soft_wrap=True, highlight=False)
-    with console.status("reading") as status:
-        results = run(show_parts(status, PlainLines(console, out)))
+    with PlainLines(console, out) as lines, console.status("reading") as status:
+        lines.state("reading")
+        results = run(show_parts(status, lines))
         several = len(results.command["inputs"]["models"]) > 1
         page = (write_comparison_report if several else load_part(TASKS[name].page))(results)
     if as_json:

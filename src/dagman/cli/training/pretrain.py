@@ -55,7 +55,7 @@ def pretrain_command(
 
     from rich.console import Console
 
-    from dagman.cli.progress import print_verdicts, show_preparing, show_training
+    from dagman.cli.progress import PlainLines, print_verdicts, show_preparing, show_training
     from dagman.cli.training.planning import print_plan
     from dagman.errors import SettingsError
     from dagman.records.counts import count_noun
@@ -75,7 +75,12 @@ def pretrain_command(
         return
     if out is None:
         raise SettingsError("a run needs a folder", do="Give --out RUN; or --plan, which writes none")
-    with show_preparing(console, out) as on_preparation, show_training(console, out) as on_event:
+    with (
+        PlainLines(console, out) as lines,
+        show_preparing(console, lines) as on_preparation,
+        show_training(console, lines) as on_event,
+    ):
+        lines.state("reading the scans or the store")
         run = pretrain(
             source,
             out,

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from dagman.method.masking import expand_units
-from dagman.method.networks import UNIT, Network, unit_grid
+from dagman.method.networks import UNIT, Network, Outputs, unit_grid
 from dagman.method.noise import PATCHES_PER_UNIT, count_noise_draws
-from dagman.method.step import Method, ViewPair, find_inside_units, find_inside_voxels, teacher_forward
+from dagman.method.step import Method, TeacherOutputs, ViewPair, find_inside_units, find_inside_voxels, teacher_forward
 from dagman.method.targets import Targets
 from dagman.model.intensity import to_unit_ranges
 from dagman.settings import Settings
@@ -62,7 +62,7 @@ class Validation:
         student's. `reconstruction` holds the errors of both through the student's reconstruction head.
         """
         views = self.views
-        outputs = teacher_forward(teacher, self.pair, self.method)
+        outputs = self._pass_teacher(teacher)
         masked = outputs.masked.flatten(0, 1)
         row, gallery = self._describe(teacher if teacher is not None else student)
         if teacher is not None:
@@ -74,12 +74,12 @@ class Validation:
         }
         row["masks"] = self._measure_masks(masked)
         patches, voxels = (expand_units(masked, self.grid, factor) for factor in (PATCHES_PER_UNIT, UNIT))
-        answers = student(views, patches, masked)
-        # Without a masked voxel there is no error to measure; the masks' verdict says so.
-        if answers.reconstruction is not None and student.reconstruction is not None and bool(masked.any()):
+        answers = self._pass_student(student, patches, masked)
+        if answers.reconstruction is not None and student.reconstruction is not None:
             restored = {"student": answers.reconstruction}
             if teacher is not None:
-                restored["teacher"] = student.reconstruction(teacher.encoder(views, patches)[3])
+                passes = zip(self._cut(views), self._cut(patches), strict=True)
+                restored["teacher"] = torch.cat([student.reconstruction(teacher.encoder(v, p)[3]) for v, p in passes])
             inside = find_inside_voxels(self.inside, voxels)
             row["reconstruction"] = monitors.measure_reconstruction(restored, views, voxels, self.median, inside)
             gallery["reconstruction"] = answers.reconstruction[self.shown].float()
@@ -96,6 +96,29 @@ class Validation:
             name: value.detach().cpu().float().numpy() if value.is_floating_point() else value.cpu().numpy()
             for name, value in gallery.items()
         }
+
+    def _cut(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Of values of all views those of one pass at a time: memory is that of a micro-batch, as in training."""
+        return values.split(int(self.settings.train.micro_batch))
+
+    def _pass_teacher(self, teacher: Network | None) -> TeacherOutputs:
+        pair, size = self.pair, int(self.settings.train.micro_batch) // 2
+        outputs = [
+            teacher_forward(teacher, pair.take(slice(first, first + size)), self.method)
+            for first in range(0, len(pair.views), size)
+        ]
+        return TeacherOutputs(
+            masked=torch.cat([one.masked for one in outputs]),
+            projections={name: torch.cat([one.projections[name] for one in outputs]) for name in outputs[0].projections},
+        )
+
+    def _pass_student(self, student: Network, patches: Tensor, masked: Tensor) -> Outputs:
+        outputs = [student(*part) for part in zip(*map(self._cut, (self.views, patches, masked)), strict=True)]
+        restored = [one.reconstruction for one in outputs if one.reconstruction is not None]
+        return Outputs(
+            projections={name: torch.cat([one.projections[name] for one in outputs]) for name in outputs[0].projections},
+            reconstruction=torch.cat(restored) if restored else None,
+        )
 
     @property
     def shown(self) -> list[int]:
