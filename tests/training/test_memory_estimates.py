@@ -108,8 +108,10 @@ def test_where_nothing_fits_one_line_has_the_numbers_and_what_would():
     assert "\n" not in text
     assert text.startswith("size paper in views of 128^3, 64 a step and 2 at once, needs about 14.0 GiB of memory")
     assert "8.0 GiB are free" in text
-    assert "What would fit: --set train.recompute=" in text
+    assert "What would fit: --set view.side=96" in text
     assert "--size small" in text
+    with pytest.raises(RunError, match=r"What would fit: --set train.recompute=2 \(about 10.2 GiB\)"):
+        _fit(_resolve("paper"), 12)
     with pytest.raises(RunError, match=r"What would fit: --set train.micro_batch=2"):
         _fit(_resolve("small"), 10, fixed=True)
     with pytest.raises(RunError, match="Use a machine with more memory"):
