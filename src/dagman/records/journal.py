@@ -31,13 +31,16 @@ def append_row(path: str | Path, row: dict[str, Any]) -> None:
     append_rows(path, [row])
 
 
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """All whole rows; an absent file has none, and a line that is not a JSON object is left out."""
+def read_rows(path: str | Path, *, start: int = 0) -> list[dict[str, Any]]:
+    """All whole rows from byte `start` on; an absent file has none, and a line that is not a JSON object is left out."""
     path = Path(path)
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    with open(path, "rb") as file:
+        file.seek(start)
+        text = file.read().decode("utf-8", errors="replace")
+    for line in text.splitlines():
         try:
             row = json.loads(line)
         except ValueError:

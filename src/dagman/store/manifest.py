@@ -6,9 +6,11 @@ beyond it. Nothing in a row identifies a person: the patient is a pseudonym, the
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dagman.errors import StoreError
-from dagman.records.files import write_whole
-from dagman.records.hashes import hash_file
+from dagman.records.files import write_json, write_whole
+from dagman.records.hashes import hash_bytes, hash_file
 from dagman.records.journal import read_rows
 from dagman.records.names import suggest_name
 from dagman.scans.affine import Affine
@@ -92,33 +94,94 @@ _SCHEMA = pa.schema(
 )
 
 
+_FOLDED = "folded.json"
+"""How much of the journal the manifest holds. Not in the manifest, which depends on the scans alone, not on what came when."""
+_END = 4096
+
+
 def write_manifest(store: Path, rows: Iterable[ManifestRow]) -> None:
-    """Write `manifest.parquet` whole, sorted by id."""
-    values = [asdict(row) for row in sorted(rows, key=lambda row: row.id)]
-    for value in values:
-        value["hu_evidence"] = None if value["hu_evidence"] is None else json.dumps(value["hu_evidence"])
-    with write_whole(store / "manifest.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(values, schema=_SCHEMA), temporary)
+    """Write `manifest.parquet` whole, sorted by id, and note how much of the journal it holds."""
+    ordered = sorted(rows, key=lambda row: row.id)
+    columns = {one.name: [getattr(row, one.name) for row in ordered] for one in fields(ManifestRow)}
+    columns["hu_evidence"] = [None if value is None else json.dumps(value) for value in columns["hu_evidence"]]
+    path, journal = store / "manifest.parquet", store / "journal.jsonl"
+    with write_whole(path) as temporary:
+        pq.write_table(pa.Table.from_pydict(columns, schema=_SCHEMA), temporary)
+    size = journal.stat().st_size if journal.exists() else 0
+    write_json(store / _FOLDED, {"manifest": hash_file(path), "journal_bytes": size, "journal_end": _hash_end(journal, size)})
 
 
 def read_manifest(store: Path) -> dict[str, ManifestRow]:
     """All rows by id, sorted: the manifest, then the journal's rows beyond it. Raises StoreError when it is damaged."""
-    path = store / "manifest.parquet"
+    path, journal = store / "manifest.parquet", store / "journal.jsonl"
     rows: dict[str, ManifestRow] = {}
+    folded = 0
     if path.exists():
         try:
-            for value in pq.read_table(path).to_pylist():
-                evidence = None if value["hu_evidence"] is None else json.loads(value["hu_evidence"])
-                rows[value["id"]] = ManifestRow.from_json({**value, "hu_evidence": evidence})
+            # Not pq.read_table, which loads pyarrow's data sets first.
+            with _pause_collection(), pq.ParquetFile(path) as file:
+                table = file.read()
+                rows = {row.id: row for row in _build_rows(table)}
+            folded = _count_folded(store)
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             do = "Delete it and run dagman prepare again; the journal holds its rows"
             raise StoreError(f"cannot be read ({_name_cause(error, path)})", where=path, do=do) from error
-    for value in read_rows(store / "journal.jsonl"):
+    for value in read_rows(journal, start=folded):
         if "checksum" in value:
             rows[value["id"]] = ManifestRow.from_json(value)
         elif value.get("dropped"):
             rows.pop(value["id"], None)
     return dict(sorted(rows.items()))
+
+
+@contextlib.contextmanager
+def _pause_collection() -> Iterator[None]:
+    """No search for garbage meanwhile: among 100,000 new rows there is none, and looking took two thirds of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _build_rows(table: pa.Table) -> Iterable[ManifestRow]:
+    """Rows of a manifest, a column at a time: row by row 100,000 took two seconds."""
+    columns: list[list[Any]] = []
+    for one in _SCHEMA:
+        column = table.column(one.name).combine_chunks()
+        if pa.types.is_fixed_size_list(one.type):
+            columns.append(list(map(tuple, np.asarray(column.flatten()).reshape(-1, one.type.list_size).tolist())))
+        elif one.name == "hu_evidence":
+            columns.append(json.loads(f"[{','.join(text or 'null' for text in column.to_pylist())}]"))
+        else:
+            columns.append([tuple(value) if isinstance(value, list) else value for value in column.to_pylist()])
+    for values in zip(*columns, strict=True):
+        row = object.__new__(ManifestRow)
+        # As its __init__ does, in a quarter of the time.
+        row.__dict__.update(zip(_SCHEMA.names, values, strict=True))
+        yield row
+
+
+def _count_folded(store: Path) -> int:
+    """Bytes of the journal that the manifest holds; 0 where either was written by another hand since, or by an earlier release."""
+    journal = store / "journal.jsonl"
+    try:
+        noted = json.loads((store / _FOLDED).read_text(encoding="utf-8"))
+        size = int(noted["journal_bytes"])
+        same = noted["manifest"] == hash_file(store / "manifest.parquet") and noted["journal_end"] == _hash_end(journal, size)
+        return size if same and journal.stat().st_size >= size else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _hash_end(path: Path, size: int) -> str:
+    if not size:
+        return ""
+    with open(path, "rb") as file:
+        file.seek(max(0, size - _END))
+        return hash_bytes(file.read(min(size, _END)))
 
 
 def _name_cause(error: Exception, path: Path) -> str:
