@@ -35,19 +35,19 @@ measure = "absolute_error"
 
 
 @pytest.fixture
-def regress() -> Iterator[None]:
+def estimate() -> Iterator[None]:
     """The task of the guide, registered for one test."""
     names: dict[str, Any] = {}
     for block in re.findall(r"^```python\n(.*?)^```", _GUIDE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         exec(block, names)
     yield
-    del TASKS["regress"], MEASURES["absolute_error"]
+    del TASKS["estimate"], MEASURES["absolute_error"]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight bodies at 5 mm with a ball each, its radius as a column; the last has no number in `holes`."""
-    folder = tmp_path_factory.mktemp("regress")
+    folder = tmp_path_factory.mktemp("estimate")
     rows = []
     for number in range(8):
         radius = 3 + 0.5 * number
@@ -67,11 +67,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_task_of_ones_own_is_run_compared_and_applied(regress, call_dagman, place, make_tiny_encoder, tmp_path):
+def test_a_task_of_ones_own_is_run_compared_and_applied(estimate, call_dagman, place, make_tiny_encoder, tmp_path):
     encoder = make_tiny_encoder(spacing=5.0, semantic=False)
-    assert re.search(r"regress\s+Predict a number from frozen features", call_dagman("--help")[1])
-    fast = (place / "table.csv", "--target", "radius", "--folds", 2, "--device", "cpu")
-    code, printed, errors = call_dagman("regress", encoder, *fast, "--json", "--out", tmp_path / "one")
+    assert re.search(r"estimate\s+Predict a number from frozen features", call_dagman("--help")[1])
+    fast = (place / "table.csv", "--target", "radius", "--folds", 2, "--repeats", 1, "--device", "cpu")
+    code, printed, errors = call_dagman("estimate", encoder, *fast, "--json", "--out", tmp_path / "one")
     assert code == 0, errors
     (measured,) = json.loads(printed)["measurements"]
     rows = Results(tmp_path / "one").predictions
@@ -79,32 +79,32 @@ def test_a_task_of_ones_own_is_run_compared_and_applied(regress, call_dagman, pl
     page = (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
     assert "mean absolute error" in page
     assert "The column <code>radius</code> was predicted by ridge regression on frozen features. 2-fold cross-validation" in page
-    code, _, errors = call_dagman("compare", "regress", encoder, "radiomics:size", *fast, "--out", tmp_path / "two")
+    code, _, errors = call_dagman("compare", "estimate", encoder, "radiomics:size", *fast, "--out", tmp_path / "two")
     assert code == 0, errors
     page = (tmp_path / "two" / "report.html").read_text(encoding="utf-8")
-    assert "Task <code>regress</code> for 2 models" in page
+    assert "Task <code>estimate</code> for 2 models" in page
     assert "mean absolute error" in page
     code, _, errors = call_dagman("predict", tmp_path / "one", place / "table.csv", "--out", tmp_path / "new", "--device", "cpu")
     assert code == 0, errors
     assert len(pd.read_csv(tmp_path / "new" / "predictions.csv")) == 8
-    assert json.loads((tmp_path / "new" / "command.json").read_text())["outcome"]["task"] == "regress"
+    assert json.loads((tmp_path / "new" / "command.json").read_text())["outcome"]["task"] == "estimate"
 
 
-def test_its_mistakes_are_one_line(regress, call_dagman, place, tmp_path):
-    code, _, errors = call_dagman("regress", "histogram", place / "table.csv", "--target", "holes", "--out", tmp_path / "out")
+def test_its_mistakes_are_one_line(estimate, call_dagman, place, tmp_path):
+    code, _, errors = call_dagman("estimate", "histogram", place / "table.csv", "--target", "holes", "--out", tmp_path / "out")
     assert (code, len(errors.splitlines())) == (2, 1)
     assert "has no number in 'holes'. Fill it, or remove the row" in errors
-    assert "Nearest: regress" in call_dagman("regres", "histogram")[2]
+    assert "Nearest: estimate" in call_dagman("estimat", "histogram")[2]
     assert (
-        "one model cannot be compared" in call_dagman("compare", "regress", "histogram", "t.csv", "--target", "a", "--out", "o")[2]
+        "one model cannot be compared" in call_dagman("compare", "estimate", "histogram", "t.csv", "--target", "a", "--out", "o")[2]
     )
 
 
-def test_a_study_may_name_a_registered_task_and_no_other(regress, tmp_path):
-    (tmp_path / "study.toml").write_text(_STUDY.format(task="regress"))
-    assert list_jobs(read_study(tmp_path / "study.toml"), tmp_path, tmp_path / "out")[-1].words[0] == "regress"
-    (tmp_path / "study.toml").write_text(_STUDY.format(task="regres"))
-    with pytest.raises(SettingsError, match="Input should be 'classify', 'outcome', 'segment', 'cluster' or 'regress'"):
+def test_a_study_may_name_a_registered_task_and_no_other(estimate, tmp_path):
+    (tmp_path / "study.toml").write_text(_STUDY.format(task="estimate"))
+    assert list_jobs(read_study(tmp_path / "study.toml"), tmp_path, tmp_path / "out")[-1].words[0] == "estimate"
+    (tmp_path / "study.toml").write_text(_STUDY.format(task="estimat"))
+    with pytest.raises(SettingsError, match="Input should be 'classify', 'regress', 'outcome', 'segment', 'cluster' or 'estimate'"):
         read_study(tmp_path / "study.toml")
 
 

@@ -14,11 +14,12 @@ from dagman.tasks.finetuning import choose_finetuning
 
 _RUNS = {
     "classify": "dagman.tasks.classify.classification.classify_items",
+    "regress": "dagman.tasks.regress.regression.regress_items",
     "outcome": "dagman.tasks.outcome.time_to_event.predict_outcome",
     "cluster": "dagman.tasks.cluster.clustering.cluster_structures",
     "segment": "dagman.tasks.segment.segmentation.segment_scans",
 }
-_NEEDED = {"classify": ("--label", "label"), "outcome": ("--time", "days", "--event", "died")}
+_NEEDED = {"classify": ("--label", "label"), "outcome": ("--time", "days", "--event", "died"), "regress": ("--label", "days")}
 
 
 class _AskedError(Exception):
@@ -103,6 +104,7 @@ def test_shots_have_two_names_and_one_meaning(name, table, ask):
     ("words", "wanted"),
     [
         (("classify",), "classify needs a label. Give --label COL"),
+        (("regress",), "regress needs a label. Give --label COL, a column of numbers"),
         (("classify", "--label", "label", "--steps", "5"), "No such option: --steps"),
         (("cluster", "--label", "label", "--method", "linear"), "No such option: --method"),
         (("outcome",), "needs a response, or time and event"),

@@ -1,17 +1,17 @@
-"""Proves that the linear probe is scikit-learn's, that probes find what is there, and nothing where nothing is."""
+"""Proves that the linear and the ridge probe are scikit-learn's, that probes find what is there, and nothing where nothing is."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dagman.errors import TaskError
 from dagman.evaluation.classification_metrics import measure_auc
 from dagman.evaluation.splits import plan_splits
-from dagman.tasks.probes import REGULARISATIONS, fit_linear_probe, linear_probe, neighbour_probe
+from dagman.tasks.probes import PENALTIES, REGULARISATIONS, fit_linear_probe, fit_ridge_probe, linear_probe, neighbour_probe
 
 
 def _features(items: int, size: int, classes: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -133,3 +133,30 @@ def test_what_cannot_be_probed_is_refused_in_one_line(features, labels, says):
     with pytest.raises(TaskError) as caught:
         fit_linear_probe(features, labels, range(len(labels)))
     assert str(caught.value) == says
+
+
+@pytest.mark.parametrize(("items", "size"), [(40, 200), (100, 10)])
+def test_the_ridge_probe_is_scikit_learns_with_the_penalty_of_the_same_folds_by_patient(items, size):
+    features, _, patients = _features(items, size)
+    random = np.random.default_rng(1)
+    values = features[:, :5] @ random.normal(size=5) + random.normal(0, 20, items)
+    probe = fit_ridge_probe(features, values, patients)
+    standard = StandardScaler().fit_transform(features) / np.sqrt(size)
+    folds = [(split.train, split.test) for split in plan_splits(patients, folds=5)]
+    assert all(not set(patients[train]) & set(patients[test]) for train, test in folds)
+    # scikit-learn averages the folds' errors; here they are summed over items: the same for folds of one size.
+    theirs = RidgeCV(PENALTIES, cv=folds, scoring="neg_mean_squared_error").fit(standard, values)
+    assert probe.penalty == theirs.alpha_
+    np.testing.assert_allclose(probe.predict(features), theirs.predict(standard), rtol=1e-6)
+
+
+def test_a_ridge_probe_reads_the_stages_that_know_the_number_and_shrinks_noise_to_the_mean():
+    random = np.random.default_rng(0)
+    values, patients = random.normal(size=60), np.arange(60)
+    features = np.concatenate([values[:, None] + random.normal(0, 0.3, (60, 4)), random.normal(0, 1, (60, 300))], axis=1)
+    probe = fit_ridge_probe(features, values, patients, stage_ends=(4, 304))
+    assert probe.read == 4
+    assert not probe.weights[4:].any()
+    noise = fit_ridge_probe(features[:, 4:], values, patients)
+    assert np.abs(noise.predict(features[:, 4:]) - values.mean()).max() < 0.1
+    assert fit_ridge_probe(features, values, ["p"] * 60).penalty == 1

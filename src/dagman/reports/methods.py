@@ -114,6 +114,25 @@ def state_classification(results: Results, settings: Mapping[str, Any]) -> list[
     return lines
 
 
+def state_regression(results: Results, settings: Mapping[str, Any]) -> list[str]:
+    """How a number was predicted: items, features, probe and fine-tuning, measures."""
+    extra, methods, rows = results.summary.extra, _list_methods(results), results.predictions
+    low, high = extra["range"]
+    lines = [
+        f"The number `{settings['label']}` ({low:g} to {high:g}, mean {extra['mean']:.3g}, standard deviation "
+        f"{extra['deviation']:.3g}) of {rows['item'].nunique()} items of {rows['patient'].nunique()} patients was predicted."
+    ]
+    if extra.get("spacing"):
+        lines.append(f"Each was cut out of its scan with voxels of {extra['spacing']:.3g} mm.")
+    if "ridge" in methods:
+        chosen = _CHOSEN.replace("log loss", "squared error")
+        lines.append(f"{_POOLED} The probe is a ridge regression on standardised features; {chosen}.")
+    if "finetune" in methods:
+        lines.append(_state_finetuning(settings["finetuning"], "squared errors of the standardised number", "the ridge probe"))
+    lines.append("R² and errors are of all items tested, means over repeats; Spearman's correlation is the mean over folds.")
+    return lines
+
+
 def _state_response(results: Results) -> str:
     extra = results.summary.extra
     counts = ", ".join(f"{count} `{name}`" for name, count in extra["counts"].items())

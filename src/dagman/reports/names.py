@@ -19,6 +19,7 @@ METHODS = {
     "linear": "linear probe",
     "knn": "k-NN",
     "finetune": "fine-tuned",
+    "ridge": "ridge probe",
     "cox": "Cox, elastic net",
     "forest": "random survival forest",
     "kaplan-meier": "Kaplan-Meier",

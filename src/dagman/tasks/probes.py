@@ -1,4 +1,4 @@
-"""What frozen features know: a linear probe and k nearest neighbours.
+"""What frozen features know: a linear probe, k nearest neighbours, and ridge regression of a number.
 
 Features are n x p; labels are codes 0..K-1, each of which occurs in training; scores are n x K and sum to 1.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 
 from dagman.errors import TaskError
 from dagman.evaluation.splits import plan_splits
@@ -21,6 +21,8 @@ Floats = NDArray[np.float64]
 
 REGULARISATIONS = tuple(10.0**power for power in (-2, -1, 0, 1, 2, 3, 4))
 """Values of C tried, for features divided by sqrt(p), so that one range serves any number of features."""
+PENALTIES = tuple(10.0**power for power in (4, 3, 2, 1, 0, -1, -2, -3))
+"""Of ridge regression, for the same features; of equally good ones the largest is taken."""
 _UNCHOSEN = 1.0
 _INNER_FOLDS = 5
 _TEMPERATURE = 0.07
@@ -115,6 +117,73 @@ def _fit_scaled(
     weights = np.zeros((len(model.coef_), count))
     weights[:, :read] = (model.coef_ if axes is None else model.coef_ @ axes) / math.sqrt(read)
     return LinearProbe(mean=mean, scale=scale, weights=weights, bias=model.intercept_, regularisation=regularisation, read=read)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RidgeProbe:
+    """A ridge regression on standardised features, as plain arrays that can be stored."""
+
+    mean: Floats
+    "p"
+    scale: Floats
+    "p; 1 where a feature is constant."
+    weights: Floats
+    "p, on standardised features."
+    bias: float
+    penalty: float
+    "The one of PENALTIES that was chosen."
+    read: int
+    "Leading features that are read; the weights of the others are 0."
+
+    def predict(self, features: ArrayLike) -> Floats:
+        """Numbers, n, of features, n x p."""
+        predicted: Floats = (_check_features(features) - self.mean) / self.scale @ self.weights + self.bias
+        return predicted
+
+
+def fit_ridge_probe(
+    features: ArrayLike, values: ArrayLike, patients: ArrayLike, *, stage_ends: Sequence[int] = (), seed: int = 0
+) -> RidgeProbe:
+    """Standardise and fit a ridge regression to numbers (n); the penalty by squared error in inner folds by patient.
+
+    stage_ends: as of `fit_linear_probe`. With one patient nothing can be left out: the penalty is 1, and all is read.
+    Raises TaskError for features that are not finite.
+    """
+    features, values = _check_features(features), np.asarray(values, dtype=np.float64)
+    mean, scale = _measure_scale(features)
+    standard = (features - mean) / scale
+    least: tuple[float, int, float] | None = None
+    for end in sorted({*stage_ends, features.shape[1]}):
+        errors = _measure_errors(_to_points(standard[:, :end])[0], values, patients, seed)
+        if errors is None:
+            break
+        place = int(np.argmin(errors))
+        if least is None or errors[place] < least[0]:
+            least = float(errors[place]), end, PENALTIES[place]
+    _, read, penalty = least or (math.nan, features.shape[1], _UNCHOSEN)
+    points, axes = _to_points(standard[:, :read])
+    model = Ridge(alpha=penalty).fit(points, values)
+    weights = np.zeros(features.shape[1])
+    weights[:read] = (model.coef_ if axes is None else model.coef_ @ axes) / math.sqrt(read)
+    return RidgeProbe(mean=mean, scale=scale, weights=weights, bias=float(model.intercept_), penalty=penalty, read=read)
+
+
+def _measure_errors(points: Floats, values: Floats, patients: ArrayLike, seed: int) -> Floats | None:
+    """Squared error out of inner folds for each of PENALTIES, summed over items; None where no patient can be left out."""
+    patients = np.asarray(patients, dtype=str)
+    folds = min(_INNER_FOLDS, len(set(patients.tolist())))
+    if folds < 2:
+        return None
+    errors = np.zeros(len(PENALTIES))
+    for split in plan_splits(patients, folds=folds, seed=seed):
+        known, center, level = points[split.train], points[split.train].mean(axis=0), values[split.train].mean()
+        # One decomposition gives the fits of all penalties.
+        left, singular, axes = np.linalg.svd(known - center, full_matrices=False)
+        turned, asked = left.T @ (values[split.train] - level), (points[split.test] - center) @ axes.T
+        for place, penalty in enumerate(PENALTIES):
+            predicted = asked @ (singular / (singular**2 + penalty) * turned) + level
+            errors[place] += float(np.sum((values[split.test] - predicted) ** 2))
+    return errors
 
 
 def neighbour_probe(

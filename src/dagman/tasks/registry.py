@@ -84,6 +84,16 @@ register_task(
 )
 register_task(
     Task(
+        name="regress",
+        help="Predict a number of a table's items: ridge probe, fine-tuning.",
+        command="dagman.cli.tasks.regress:app",
+        page="dagman.reports.tasks.regression:write_regression_report",
+        methods="dagman.reports.methods:state_regression",
+        model=KeptModel(file="regression.json", apply="dagman.tasks.regress.prediction:apply_regression"),
+    )
+)
+register_task(
+    Task(
         name="outcome",
         help="Predict a response, or time and event.",
         command="dagman.cli.tasks.outcome:app",

@@ -42,7 +42,7 @@ Shots = Annotated[
         "--shots",
         "--per-class",
         help="Few-shot: numbers of labelled patients, such as 1,5,10,20, per class (outcome: with and without the event; "
-        "segment: in all).",
+        "segment and regress: in all).",
     ),
 ]
 Draws = Annotated[int, typer.Option(min=1, help="Number of few-shot draws in each repeat and fold.")]

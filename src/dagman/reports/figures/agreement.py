@@ -1,4 +1,4 @@
-"""Two measurements of the same things: how far apart, against how large (Bland and Altman, Lancet 1986)."""
+"""Two numbers of the same things: one against the other, and how far apart they are (Bland and Altman, Lancet 1986)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,33 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from dagman.reports.style import BLUE, HALF_WIDTH, INK, MUTED, ORANGE, new_figure, style_axes
+
+
+def draw_against_truth(
+    truth: NDArray[np.float64], predicted: NDArray[np.float64], *, unit: str, mean: float, title: str = ""
+) -> Figure:
+    """Predicted against true numbers, a point an item, with the line on which both agree; `mean` is what knows no features."""
+    figure = new_figure(HALF_WIDTH, 3.4)
+    axes = figure.subplots()
+    style_axes(axes, x=f"true {unit}", y=f"predicted {unit}", title=title)
+    ends = [float(min(truth.min(), predicted.min())), float(max(truth.max(), predicted.max()))]
+    axes.plot(ends, ends, ":", color=INK, linewidth=1)
+    axes.axhline(mean, color=MUTED, linestyle="--", linewidth=1)
+    axes.annotate(f"mean {mean:.3g}", (1.0, mean), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7.5)
+    axes.plot(truth, predicted, "o", color=BLUE, markersize=4, alpha=0.75, markeredgewidth=0)
+    axes.margins(0.06)
+    return figure
+
+
+def draw_residuals(truth: NDArray[np.float64], predicted: NDArray[np.float64], *, unit: str, title: str = "") -> Figure:
+    """Predicted minus true numbers against the predicted ones, a point an item: a slope or a funnel is what the model misses."""
+    figure = new_figure(HALF_WIDTH, 3.4)
+    axes = figure.subplots()
+    style_axes(axes, x=f"predicted {unit}", y="predicted minus true", title=title)
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.plot(predicted, predicted - truth, "o", color=BLUE, markersize=4, alpha=0.75, markeredgewidth=0)
+    axes.margins(0.08)
+    return figure
 
 
 def draw_agreement(

@@ -51,6 +51,7 @@ from dagman.tasks.classifier import Classifier, describe_source, make_head, save
 from dagman.tasks.classify.examples import write_examples
 from dagman.tasks.contract import make_contract
 from dagman.tasks.finetuning import FinetunedModel, FinetuneSettings, finetune, hold_out, pool_crops
+from dagman.tasks.inputs.label_kinds import refuse_continuous
 from dagman.tasks.inputs.model_inputs import ModelInput, TaskInputs, warn_of_overlap
 from dagman.tasks.models import ModelSpec
 from dagman.tasks.pipeline import Evaluation, ItemRun, Notify, run_pipeline
@@ -98,6 +99,7 @@ def classify_items(
     Raises TaskError when the items cannot be split, or a model cannot do what was asked.
     """
     settings, out = _settle(settings or ClassificationSettings(), table), Path(out)
+    refuse_continuous(table)
     if not any(_can(spec, method) for spec in models for method in settings.methods):
         raise TaskError(f"{models[0].text} has no weights to fine-tune", do="Ask for --method linear, or give a network")
     # Refuses what cannot be split before hours of reading.

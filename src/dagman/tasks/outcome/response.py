@@ -35,6 +35,7 @@ from dagman.tables.patients import PooledPatients, pool_patients
 from dagman.tables.table import Table
 from dagman.tasks.classifier import Classifier, describe_source, make_head, save_classifier
 from dagman.tasks.contract import make_contract
+from dagman.tasks.inputs.label_kinds import refuse_continuous
 from dagman.tasks.inputs.model_inputs import TaskInputs, warn_of_overlap
 from dagman.tasks.models import ModelSpec
 from dagman.tasks.outcome.folds import Arm
@@ -66,6 +67,7 @@ def predict_response(
     """
     settings, out = settings or OutcomeSettings(), Path(out)
     settings = replace(settings, repeats=settings.count_repeats(given=table.splits is not None))
+    refuse_continuous(table)
     _plan(pool_patients(table.items), table, settings)
     run = ItemRun(models=models, table=table, out=out, store=store, cache=cache, notify=on_part)
     return run_pipeline("outcome", run, settings, lambda inputs, notify: _predict(inputs, out, settings, notify))

@@ -1,0 +1,179 @@
+"""The measures of predicted numbers, with intervals and paired differences; repeats and draws as columns.
+
+R², MAE and RMSE judge each item by itself, and pool the items of all folds. Spearman's ρ ranks items against one another, and does
+so within each fold alone: the mean of a model's training part is highest where its test part is lowest, so that ranks over all
+folds would make a useless model seem worse than chance (as for the AUC, `evaluation.auc`).
+
+Letters: n items, R repeats and draws. Predictions are n R; folds n R hold the fold that an item was tested in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dagman.evaluation.results import Comparison, Measurement
+from dagman.evaluation.statistics import Difference, Metric, bootstrap_difference, bootstrap_interval, find_widening
+
+Floats = NDArray[np.float64]
+
+MEASURES = ("r2", "mae", "rmse", "spearman")
+COMPARED = ("r2", "mae")
+"""Measures whose differences between models are tested, the main one first."""
+_LIMITS = {"r2": (-np.inf, 1.0), "mae": (0.0, np.inf), "rmse": (0.0, np.inf), "spearman": (-1.0, 1.0)}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Predicted:
+    """Numbers that one model predicted by one method from one subset, of the tested items alone."""
+
+    model: str
+    method: str
+    subset: str
+    values: Floats
+    "n"
+    patients: NDArray
+    predicted: Floats
+    "n R"
+    folds: NDArray[np.int64]
+    "n R"
+
+
+def measure_numbers(one: Predicted, *, resamples: int = 2000, seed: int = 0) -> list[Measurement]:
+    """Every measure, as the mean over repeats, with its interval over patients, widened for refitting if there are folds."""
+    rows = np.arange(len(one.values))
+    return [
+        Measurement(
+            name=name,
+            model=one.model,
+            method=one.method,
+            subset=one.subset,
+            interval=bootstrap_interval(
+                prepare_measure(name, one),
+                rows,
+                patients=one.patients,
+                draws=resamples,
+                seed=seed,
+                widening=_find_widening(name, one),
+                limits=_LIMITS[name],
+            ),
+        )
+        for name in MEASURES
+    ]
+
+
+def compare_numbers(scored: Sequence[Predicted], *, resamples: int = 2000, seed: int = 0) -> list[Comparison]:
+    """The first model minus each other one, for every method and subset that both have, by the paired bootstrap over patients."""
+    return [
+        Comparison(
+            name=name,
+            first=first.model,
+            second=second.model,
+            method=first.method,
+            subset=first.subset,
+            difference=_subtract(name, first, second, resamples, seed),
+        )
+        for first, second in combinations(scored, 2)
+        if first.model == scored[0].model != second.model and (first.method, first.subset) == (second.method, second.subset)
+        for name in COMPARED
+    ]
+
+
+def prepare_measure(name: str, one: Predicted) -> Metric:
+    """One of MEASURES as a function of rows of items, as a resample draws them; NaN where it is undefined."""
+    if name == "spearman":
+        return _prepare_spearman(one.values, one.predicted, one.folds)
+    return lambda rows: _measure_pooled(name, one.values[rows], one.predicted[rows])
+
+
+def _measure_pooled(name: str, values: Floats, predicted: Floats) -> float:
+    """The mean over columns of a measure; R² is undefined for values that do not differ."""
+    off = values[:, None] - predicted
+    if name == "mae":
+        return float(np.abs(off).mean())
+    squares = np.mean(off**2, axis=0)
+    if name == "rmse":
+        return float(np.sqrt(squares).mean())
+    variance = float(np.var(values))
+    return 1 - float(squares.mean()) / variance if variance > 0 else float("nan")
+
+
+def _prepare_spearman(values: Floats, predicted: Floats, folds: NDArray[np.int64]) -> Metric:
+    """The mean of the folds' rank correlations, weighted by their items; folds without an order are left out."""
+    groups = [
+        (np.flatnonzero(folds[:, column] == fold), column)
+        for column in range(folds.shape[1])
+        for fold in np.unique(folds[folds[:, column] >= 0, column])
+    ]
+    places = np.concatenate([members for members, _ in groups])
+    starts = np.cumsum([0, *(len(members) for members, _ in groups[:-1])])
+    sizes = [len(members) for members, _ in groups]
+    truth = _Ranking(values[places], starts, sizes)
+    ranked = _Ranking(np.concatenate([predicted[members, column] for members, column in groups]), starts, sizes)
+
+    def measure(rows: NDArray[np.int64]) -> float:
+        counts = np.bincount(rows, minlength=len(values)).astype(np.float64)[places]
+        total = np.add.reduceat(counts, starts)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            first, second = (
+                ranks - np.repeat(np.add.reduceat(counts * ranks, starts) / total, sizes)
+                for ranks in (truth.rank(counts), ranked.rank(counts))
+            )
+            spread = np.sqrt(np.add.reduceat(counts * first**2, starts) * np.add.reduceat(counts * second**2, starts))
+            correlations = np.add.reduceat(counts * first * second, starts) / spread
+        known = spread > 1e-9
+        return float(np.average(correlations[known], weights=total[known])) if known.any() else float("nan")
+
+    return measure
+
+
+class _Ranking:
+    """Midranks within groups of items that count several times, with the order found once."""
+
+    def __init__(self, numbers: Floats, starts: NDArray[np.int64], sizes: Sequence[int]) -> None:
+        group = np.repeat(np.arange(len(sizes)), sizes)
+        self.order = np.lexsort((numbers, group))
+        ordered, own = numbers[self.order], group[self.order]
+        new = np.append(True, (np.diff(ordered) != 0) | (np.diff(own) != 0))
+        firsts = np.flatnonzero(new)
+        tie = np.cumsum(new) - 1
+        self.first, self.last = firsts[tie], np.append(firsts[1:], len(ordered))[tie]
+        self.start = starts[own]
+
+    def rank(self, counts: Floats) -> Floats:
+        """Ranks in the items' order: those below in the group, and half of those alike."""
+        below = np.append(0.0, np.cumsum(counts[self.order]))
+        ranks = np.empty(len(counts))
+        ranks[self.order] = (below[self.first] + below[self.last]) / 2 - below[self.start]
+        return ranks
+
+
+def _subtract(name: str, first: Predicted, second: Predicted, resamples: int, seed: int) -> Difference:
+    measures = (prepare_measure(name, first), prepare_measure(name, second))
+    rows, zeros = np.arange(len(first.values)), np.zeros(len(first.values), dtype=np.int64)
+    return bootstrap_difference(
+        lambda rows, which: measures[int(which[0])](rows),
+        rows,
+        zeros,
+        zeros + 1,
+        patients=first.patients,
+        draws=resamples,
+        seed=seed,
+        widening=_find_widening(name, first, second),
+    )
+
+
+def _find_widening(name: str, *both: Predicted) -> float:
+    """Of a measure, or of its difference between two models on the same items and folds."""
+
+    def prepare(columns: NDArray[np.int64]) -> Metric:
+        parts = [
+            prepare_measure(name, replace(one, predicted=one.predicted[:, columns], folds=one.folds[:, columns])) for one in both
+        ]
+        return lambda rows: parts[0](rows) - sum(part(rows) for part in parts[1:])
+
+    return find_widening(prepare, both[0].folds, both[0].patients)
