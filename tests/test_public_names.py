@@ -53,8 +53,10 @@ def test_every_name_a_package_lists_is_there(package: str):
 
 # What src itself does not call, and why it is there.
 _FOR_USERS = {
+    "from_pretrained",
     "load_mask",
     "map_scan",
+    "push_to_hub",
     "read_features",
     "read_splits",
     "register_masking",

@@ -25,7 +25,7 @@ _BEFORE_TASKS = {
     "embed": "Feature vectors of scans, or of a table's items, as Parquet.",
     "attention": "Attention maps of a scan on its own grid, as NIfTI and pictures.",
     "info": "What an encoder, run, store or model is, is made from, and expects.",
-    "export": "An encoder in the form of another program: monai.",
+    "export": "An encoder in the form of another program: monai, hf.",
 }
 _AFTER_TASKS = {
     "predict": "Apply a trained model to scans.",

@@ -102,6 +102,9 @@ class EncoderConfig:
         return not self.step and self.method != "monai"
 
 
+_FIELDS = frozenset(one.name for one in dataclasses.fields(EncoderConfig))
+
+
 def write_encoder(folder: str | Path, config: EncoderConfig, state: dict[str, Tensor]) -> None:
     """Write an encoder folder whole. `state` holds keys `encoder.*` and `semantic_attention.*`; others are left out."""
     from dagman import __version__
@@ -131,6 +134,9 @@ def read_config(folder: str | Path) -> EncoderConfig:
         version = values.pop("format")
         values.pop("dagman")
         values.pop("checksum", None)
+        if values.get("model_type") == "dagman":
+            # Written for transformers, which adds values of its own.
+            values = {key: value for key, value in values.items() if key in _FIELDS}
         if version != FORMAT:
             raise EncoderError(
                 f"is of encoder format {version}; this dagman reads {FORMAT}", where=path, do="Use the dagman that wrote it"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dagman.devices import choose_device, choose_precision
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.folder import EncoderConfig, check_weights, read_config, read_weights
+from dagman.encoder.hub import fetch_folder
 from dagman.errors import EncoderError, SettingsError
 from dagman.method.networks import Network, ProjectorShape, SemanticShape
 from dagman.model import BACKBONES, SwinShape
@@ -39,7 +40,8 @@ def load_encoder(path: str | Path, *, device: str = "auto", precision: str = "fp
     """Load an encoder (`dagman.load`), in evaluation mode, without gradients.
 
     path: a run folder, an encoder folder (of any backbone), or a name: `scratch:SIZE[:SEED]`, fresh weights of a size preset, those
-    a run of that seed starts from; `resnet3d:SIZE[:SEED]`, a fresh 3D ResNet; `monai:FILE`, a Swin's weights that MONAI wrote.
+    a run of that seed starts from; `resnet3d:SIZE[:SEED]`, a fresh 3D ResNet; `monai:FILE`, a Swin's weights that MONAI wrote;
+    `hub:OWNER/NAME`, what `dagman export --to hf` wrote, from the cache of a hub.
     device: auto, cpu, cuda or cuda:N. precision: fp32, bf16, or auto. weights: of a run, teacher, student, or auto: the teacher's
     where its method has a teacher. A name has no such choice.
 
@@ -57,7 +59,7 @@ def load_encoder(path: str | Path, *, device: str = "auto", precision: str = "fp
     elif head in BACKBONES and rest:
         config, network = _make_variant(str(path))
     else:
-        folder = find_folder(Path(path), weights)
+        folder = find_folder(Path(path), weights) if head != "hub" else fetch_folder(rest)
         config = read_config(folder)
         network = _build_network(config)
         _fill_weights(network, _rename_old(read_weights(folder), config), folder / "model.safetensors", _REWRITE)

@@ -31,12 +31,15 @@ class Exported:
     usage: str
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    header: str = ""
+    "What stands before the card, such as the values that a hub reads."
 
 
 Writer = Callable[[Encoder, Path], Exported]
 
 FORMS: dict[str, tuple[str, str]] = {
     "monai": ("MONAI's SwinUNETR", "dagman.export.monai:write_monai"),
+    "hf": ("transformers", "dagman.export.huggingface.folder:write_folder"),
 }
 """The program and the writer ("module:function", imported when it is used) of each form."""
 
@@ -60,5 +63,7 @@ def export_encoder(encoder: Encoder, form: str, out: str | Path, *, results: Seq
         temporary.mkdir()
         exported = write(encoder, temporary)
         write_preprocessing(temporary, encoder)
-        write_card(temporary, encoder, program, exported.usage, exported.left_out, exported.notes, results=results)
+        write_card(
+            temporary, encoder, program, exported.usage, exported.left_out, exported.notes, results=results, header=exported.header
+        )
     return exported

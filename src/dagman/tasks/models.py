@@ -37,7 +37,7 @@ class ModelSpec:
         """How tables and figures call it: a run, folder or file by its own name, without its path; else what was written."""
         if self.kind == "monai":
             return f"monai:{Path(self.argument).name}"
-        if self.kind != "encoder":
+        if self.kind != "encoder" or self.argument.startswith("hub:"):
             return self.text
         folder = Path(self.argument).resolve()
         inner = folder.name in ("encoder", "encoder-student") and (folder.parent / "settings.toml").exists()
@@ -65,6 +65,8 @@ def parse_model(text: str | Path, *, weights: str = "auto") -> ModelSpec:
         if not Path(rest).is_file():
             raise TaskError("does not exist", where=text, do="Give a safetensors file with MONAI's weights")
         return ModelSpec(kind="monai", argument=rest, text=text)
+    if head == "hub" and rest:
+        return ModelSpec(kind="encoder", argument=text, text=text, weights=weights)
     if text in ("pixels", "histogram"):
         return ModelSpec(kind=cast(Kind, text), argument="", text=text)
     if text == "radiomics:size":

@@ -1,0 +1,70 @@
+"""Encoders on a hub of Hugging Face: the one file of dagman that may open a connection, and only where the user allows it.
+
+`hub:OWNER/NAME` is read from the cache on this machine. With DAGMAN_ONLINE=1 in the environment it is downloaded where it is
+missing. Only the configuration and the weights are taken: code that lies beside them is neither downloaded nor run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from dagman.errors import EncoderError, MissingExtraError
+
+VARIABLE = "DAGMAN_ONLINE"
+_FILES = ["config.json", "model.safetensors"]
+_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
+
+
+def fetch_folder(name: str) -> Path:
+    """The folder in the cache that holds OWNER/NAME, or OWNER/NAME@REVISION.
+
+    Raises:
+        EncoderError: It is not in the cache and connections are not allowed, or the hub refuses it.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    where = f"hub:{name}"
+    if not _NAME.fullmatch(name):
+        raise EncoderError("is not a name on a hub", where=where, do="Write hub:OWNER/NAME or hub:OWNER/NAME@REVISION")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise MissingExtraError("huggingface_hub", "hub") from None
+    repository, _, revision = name.partition("@")
+    try:
+        # allow_patterns: what else lies there is of no use here.
+        path = snapshot_download(
+            repository, revision=revision or None, allow_patterns=_FILES, local_files_only=not is_online(), token=None
+        )
+    except Exception as error:
+        if not is_online():
+            what = f"is not in the cache of this machine, and dagman opens no connection unless {VARIABLE}=1"
+            raise EncoderError(what, where=where, do=f"Set {VARIABLE}=1 for this command, or give a folder") from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise EncoderError(f"cannot be fetched ({reason})", where=where, do="Check the name and the connection") from None
+    return Path(path)
+
+
+def upload_folder(folder: Path, name: str, *, private: bool) -> str:
+    """Upload a folder as OWNER/NAME, made where it is missing, and return its address; raises as `fetch_folder`."""
+    where = f"hub:{name}"
+    if not is_online():
+        what = f"is not written: dagman opens no connection unless {VARIABLE}=1"
+        raise EncoderError(what, where=where, do=f"Set {VARIABLE}=1 for this command")
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise MissingExtraError("huggingface_hub", "hub") from None
+    try:
+        hub = HfApi()
+        hub.create_repo(name, private=private, exist_ok=True)
+        return str(hub.upload_folder(repo_id=name, folder_path=folder))
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise EncoderError(f"cannot be written ({reason})", where=where, do="Check your token and the name") from None
+
+
+def is_online() -> bool:
+    """Whether the user allows connections."""
+    return os.environ.get(VARIABLE) == "1"

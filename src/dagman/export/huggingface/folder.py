@@ -1,0 +1,148 @@
+"""A folder that `AutoModel` and `AutoImageProcessor` load with `trust_remote_code=True`, without dagman."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from dagman import __version__, errors
+from dagman.encoder.encoder import Encoder
+from dagman.encoder.folder import FORMAT
+from dagman.encoder.hub import upload_folder
+from dagman.encoder.loading import load_encoder
+from dagman.errors import EncoderError, MissingExtraError
+from dagman.export.forms import Exported, export_encoder
+from dagman.export.huggingface.assembly import Part, assemble_module
+from dagman.export.preprocessing import describe_preprocessing
+from dagman.model import SwinEncoder, backbone, semantic_attention, swin, window_attention, windows
+from dagman.scans import affine
+from dagman.store import body, resampling
+
+MODEL_CODE, PROCESSOR_CODE = "modeling_dagman.py", "image_processing_dagman.py"
+_SWIN = (
+    "AddAndNormalise",
+    "SwinShape",
+    "StageAttention",
+    "SwinEncoder",
+    "scale_branches",
+    "SwinStage",
+    "SwinBlock",
+    "Mlp",
+    "PatchMerging",
+    "_add_branch",
+)
+_KERNELS = ("use_kernels", "_forward_fused")
+_HEADER = """---
+library_name: transformers
+tags: [medical-imaging, computed-tomography, self-supervised, swin, 3d]
+license: unknown  # to be set by whoever publishes these weights
+---
+"""
+_USAGE = """from transformers import AutoImageProcessor, AutoModel
+
+folder = "."  # or OWNER/NAME on a hub
+processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+inputs = processor("scan.nii.gz")  # or an array in HU with its affine: processor(voxels, affine)
+maps = model(inputs["pixel_values"]).feature_maps  # four, of 4, 8, 16 and 32 voxels a token
+"""
+
+
+def write_folder(encoder: Encoder, folder: Path) -> Exported:
+    """Write weights, configuration and code; raises EncoderError for an encoder that is no Swin of dagman's."""
+    if not isinstance(encoder.network.encoder, SwinEncoder):
+        what = f"is a {encoder.config.backbone}; this form takes dagman's own Swin"
+        raise EncoderError(what, where=encoder.source, do="Export a run of the backbone swin")
+    try:
+        from dagman.export.huggingface import modeling, processing
+    except ImportError:
+        raise MissingExtraError("transformers", "hub") from None
+    state = {name: value.detach().cpu().contiguous() for name, value in encoder.network.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    _write_json(folder / "config.json", _describe_model(encoder))
+    _write_json(folder / "preprocessor_config.json", _describe_processor(encoder))
+    made = f"Assembled by dagman {__version__} from its own source (Apache-2.0); needs"
+    code = assemble_module(
+        f"The encoder as a model of transformers. {made} torch and transformers.",
+        [
+            Part(module=errors, names=("DagmanError", "_rebuild", "SettingsError", "EncoderError")),
+            Part(module=backbone, names=("MaskFill", "STRIDES", "Backbone"), without=("use_kernels",)),
+            Part(module=windows),
+            Part(module=window_attention),
+            Part(module=swin, names=_SWIN, without=_KERNELS),
+            Part(module=semantic_attention),
+            Part(module=modeling),
+        ],
+    )
+    (folder / MODEL_CODE).write_text(code, encoding="utf-8")
+    code = assemble_module(
+        f"The preparation of scans as an image processor of transformers. {made} numpy, scipy, nibabel, torch and transformers.",
+        [
+            Part(module=errors, names=("DagmanError", "_rebuild", "ScanError")),
+            Part(module=affine),
+            Part(module=body),
+            Part(module=resampling),
+            Part(module=processing),
+        ],
+    )
+    (folder / PROCESSOR_CODE).write_text(code, encoding="utf-8")
+    return Exported(
+        files=("model.safetensors", "config.json", MODEL_CODE, "preprocessor_config.json", PROCESSOR_CODE),
+        usage=_USAGE,
+        notes=("A scan is read in one pass: its features equal dagman's, which cuts scans beyond 2 GiB of memory into tiles.",),
+        header=_HEADER,
+    )
+
+
+def from_pretrained(name: str | Path, *, device: str = "auto") -> Encoder:
+    """The encoder of a folder, or of OWNER/NAME on a hub, as `hub:OWNER/NAME` reads it."""
+    return load_encoder(name if Path(name).is_dir() else f"hub:{name}", device=device)
+
+
+def save_pretrained(encoder: Encoder, folder: str | Path) -> Exported:
+    """Write the folder, with its card; `from_pretrained` here and in transformers reads it."""
+    return export_encoder(encoder, "hf", folder)
+
+
+def push_to_hub(encoder: Encoder, name: str, *, private: bool = True) -> str:
+    """Upload the folder to OWNER/NAME on a hub, and return its address; raises EncoderError where connections are not allowed."""
+    with tempfile.TemporaryDirectory() as place:
+        save_pretrained(encoder, Path(place) / "encoder")
+        return upload_folder(Path(place) / "encoder", name, private=private)
+
+
+def _describe_model(encoder: Encoder) -> dict[str, Any]:
+    """config.json: what transformers needs, beside all that dagman writes of an encoder, so that both read the folder."""
+    return {
+        "model_type": "dagman",
+        "architectures": ["DagmanModel"],
+        "auto_map": {"AutoConfig": "modeling_dagman.DagmanConfig", "AutoModel": "modeling_dagman.DagmanModel"},
+        "format": FORMAT,
+        "dagman": __version__,
+        **dataclasses.asdict(encoder.config),
+    }
+
+
+def _describe_processor(encoder: Encoder) -> dict[str, Any]:
+    values = describe_preprocessing(encoder)
+    return {
+        "image_processor_type": "DagmanImageProcessor",
+        "auto_map": {"AutoImageProcessor": "image_processing_dagman.DagmanImageProcessor"},
+        "spacing": encoder.config.spacing,
+        "low": values["intensity"]["low"],
+        "high": values["intensity"]["high"],
+        "pad": values["padding"]["value"],
+        "side": values["smallest_side"],
+        "multiple": values["padding"]["multiple_of"],
+        "crop_body": encoder.config.crop_body,
+        "modality": "MR" if encoder.config.modalities == ("MR",) else "CT",
+    }
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,68 @@
+"""The encoder as a model of transformers; part of the file `modeling_dagman.py` of an export (extra `hub`)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BackboneOutput
+
+from dagman.model.semantic_attention import SemanticAttention
+from dagman.model.swin import SwinEncoder, SwinShape
+
+
+class DagmanConfig(PretrainedConfig):
+    """Sizes of a Swin encoder, and of its semantic attention where it has one.
+
+    shape: arguments of `SwinShape`. semantic: `stage`, `heads`, `depth` and `position`, or None. mask_fill: "zero" or "token".
+    """
+
+    model_type = "dagman"
+
+    def __init__(
+        self,
+        shape: dict[str, Any] | None = None,
+        semantic: dict[str, Any] | None = None,
+        mask_fill: Literal["zero", "token"] = "zero",
+        **others: Any,
+    ) -> None:
+        self.shape = dict(shape or {})
+        self.semantic = semantic
+        self.mask_fill = mask_fill
+        super().__init__(**others)
+
+
+class DagmanModel(PreTrainedModel):
+    """Views to four feature maps, at 4, 8, 16 and 32 voxels a token."""
+
+    config_class = DagmanConfig
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: DagmanConfig) -> None:
+        super().__init__(config)
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in config.shape.items()}
+        self.encoder = SwinEncoder(SwinShape(**values), mask_fill=config.mask_fill)
+        self.semantic_attention = None
+        if config.semantic is not None:
+            semantic = dict(config.semantic)
+            width = self.encoder.widths[semantic.pop("stage") - 1]
+            self.semantic_attention = SemanticAttention(width, **semantic)
+        self.post_init()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        # All weights come from the file; a fresh model keeps what its modules drew.
+        return
+
+    def forward(self, pixel_values: Tensor, **unused: Any) -> BackboneOutput:
+        """Feature maps (B C x y z) of views (B 1 X Y Z) with intensities in [0, 1].
+
+        `attentions` holds the [CLS] token's attention to the units of the stage it reads (B H x y z), where there is one.
+        """
+        maps = tuple(x.float() for x in self.encoder(pixel_values))
+        attentions = None
+        if self.semantic_attention is not None:
+            units = maps[self.config.semantic["stage"] - 1]
+            attentions = (self.semantic_attention.attend(units).unflatten(2, units.shape[2:]),)
+        return BackboneOutput(feature_maps=maps, attentions=attentions)

@@ -1,0 +1,139 @@
+"""Proves that transformers, without dagman, gives dagman's features of a raw scan; and that no connection is opened unasked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dagman
+from dagman.encoder import hub
+from dagman.encoder.embedding import map_scan
+from dagman.encoder.encoder import Encoder
+from dagman.errors import EncoderError
+from dagman.export.huggingface.folder import from_pretrained, push_to_hub, save_pretrained
+from dagman.testing import make_body, write_nifti
+
+pytest.importorskip("transformers", reason="needs the extra `hub`")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+_CODE = """
+import sys
+sys.modules["dagman"] = None  # an import of it fails
+import numpy, torch
+from transformers import AutoImageProcessor, AutoModel
+folder, scan, again, out = sys.argv[1:]
+processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+inputs = processor(scan)
+with torch.no_grad():
+    given = model(inputs["pixel_values"])
+values = {f"x{n}": x[0].numpy() for n, x in enumerate(given.feature_maps, start=1)}
+numpy.savez(out, attention=given.attentions[0][0].numpy(), affine=inputs["affine"][0].numpy(), **values)
+model.save_pretrained(again)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("hf") / "out"
+    save_pretrained(encoder, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Uneven voxels, finer and coarser than the encoder's, with the axes in another order."""
+    voxels = make_body((40, 50, 30), seed=4)
+    affine = np.array([[0, 0, 5.0, -70], [-3.1, 0, 0, 60], [0, 3.7, 0, -90], [0, 0, 0, 1]])
+    path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
+    write_nifti(path, voxels, affine)
+    return path
+
+
+@pytest.fixture(scope="module")
+def given(folder: Path, scan: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, np.ndarray], Path]:
+    """What transformers makes of the scan, and the folder that it saved again."""
+    place = tmp_path_factory.mktemp("given")
+    (place / "run.py").write_text(_CODE, encoding="utf-8")
+    environment = {**os.environ, "HF_HOME": str(place / "home"), "PYTHONPATH": os.environ["PYTHONPATH"].split(os.pathsep)[0]}
+    command = [sys.executable, place / "run.py", folder, scan, place / "again", place / "out.npz"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert run.returncode == 0, run.stderr
+    return dict(np.load(place / "out.npz")), place / "again"
+
+
+def test_features_of_a_raw_scan_equal_dagmans_own(given, encoder: Encoder, scan: Path):
+    values, _ = given
+    wanted = map_scan(encoder, scan)
+    for stage, features in zip(wanted.stages, wanted.maps, strict=True):
+        np.testing.assert_allclose(values[f"x{stage}"], features.numpy(), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(wanted.affines[0].crop([-3 / 8] * 3).matrix[:3, 3], values["affine"][:3, 3], atol=1e-9)
+
+
+def test_attention_is_there_too(given):
+    attention = given[0]["attention"]
+    np.testing.assert_allclose(attention.sum(axis=(1, 2, 3)) <= 1, True)
+    assert attention.shape[0] == 2
+
+
+def test_the_folder_is_an_encoder_folder_also_after_transformers_saved_it(given, folder: Path, encoder: Encoder):
+    for place in (folder, given[1]):
+        back = from_pretrained(place, device="cpu")
+        assert back.digest == encoder.digest
+        assert back.config == encoder.config
+
+
+def test_the_card_states_licence_and_limits(folder: Path):
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    for needed in ("license: unknown", "trust_remote_code=True", "## What it must not be used for", "## Preprocessing"):
+        assert needed in card
+
+
+def test_the_code_beside_the_weights_imports_nothing_of_dagman(folder: Path):
+    for path in folder.glob("*.py"):
+        assert "import dagman" not in path.read_text(encoding="utf-8")
+        assert "from dagman" not in path.read_text(encoding="utf-8")
+
+
+def test_what_is_not_in_the_cache_is_refused_without_a_connection(monkeypatch: pytest.MonkeyPatch, encoder: Encoder):
+    monkeypatch.delenv(hub.VARIABLE, raising=False)
+    with pytest.raises(EncoderError, match="opens no connection unless DAGMAN_ONLINE=1"):
+        dagman.load("hub:nobody/nothing", device="cpu")
+    with pytest.raises(EncoderError, match="opens no connection unless DAGMAN_ONLINE=1"):
+        push_to_hub(encoder, "nobody/nothing")
+    with pytest.raises(EncoderError, match="Write hub:OWNER/NAME"):
+        dagman.load("hub:../../etc", device="cpu")
+
+
+def test_an_encoder_in_the_cache_is_read_from_there(
+    folder: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import huggingface_hub.constants
+
+    monkeypatch.delenv(hub.VARIABLE, raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    held = tmp_path / "models--someone--ct"
+    (held / "refs").mkdir(parents=True)
+    (held / "refs" / "main").write_text("a" * 40)
+    shutil.copytree(folder, held / "snapshots" / ("a" * 40))
+    assert dagman.load("hub:someone/ct", device="cpu").digest == encoder.digest
+
+
+def test_a_folder_with_foreign_values_is_refused(folder: Path, tmp_path: Path):
+    shutil.copytree(folder, tmp_path / "other")
+    values = json.loads((tmp_path / "other" / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 768}))
+    with pytest.raises(EncoderError):
+        dagman.load(tmp_path / "other", device="cpu")
+    (tmp_path / "other" / "config.json").write_text(json.dumps(values))
+    (tmp_path / "other" / "model.safetensors").write_bytes(b"\x80\x04cos\nsystem\n")
+    with pytest.raises(EncoderError, match="is damaged"):
+        dagman.load(tmp_path / "other", device="cpu")
