@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from dagman.evaluation.results import Measurement
 from dagman.evaluation.statistics import Interval
-from dagman.reports.page import Text, Verdict
+from dagman.reports.figures.scatter import choose_mark, place_labels
+from dagman.reports.hover_map import MapPoint, render_hover_map
+from dagman.reports.page import Embedded, Text, Verdict
 from dagman.reports.tasks.examples import describe_beyond
 from dagman.reports.tasks.segmentation_verdicts import format_measure, format_measurement, judge_structures
 from dagman.scans.affine import Affine
@@ -111,3 +116,27 @@ def _example(within) -> Example:
 )
 def test_how_far_a_crop_goes_beyond_its_scan_is_said_with_the_side(within, said):
     assert describe_beyond(_example(within)) == said
+
+
+def test_31_kinds_differ_in_colour_or_mark_and_neighbours_in_both():
+    marks = [choose_mark(code) for code in range(31)]
+    assert len(set(marks)) == 31
+    assert all(one[0] != other[0] and one[1] != other[1] for one, other in pairwise(marks))
+    assert choose_mark(-1)[0] not in {color for color, _ in marks}
+
+
+def test_names_stand_at_their_clusters_and_never_on_one_another():
+    points = np.repeat([[0.0, 0.0], [0.5, 0.1], [0.0, -0.05], [90.0, 0.0]], 5, axis=0)
+    places = place_labels(points, np.repeat([0, 1, 2, 3], 5), 1.0)
+    assert places[2] == (0.0, 0.95), "above its points"
+    assert places[3] == (90.0, 1.0), "far from the others"
+    heights = sorted(places[code][1] for code in (0, 1, 2))
+    assert min(np.diff(heights)) >= 1.0 - 1e-9
+
+
+def test_a_map_names_each_kind_where_it_lies_and_its_script_is_one_that_may_run():
+    points = [MapPoint(x=code, y=code % 3, code=code % 2, name=f"n{code}", lines=()) for code in range(6)]
+    block = Embedded(render_hover_map(points, ["liver", "</script>"], None, name="map-0"))
+    assert re.findall(r'<text class="name"[^>]*>([^<]*)</text>', block.html) == ["liver", "&lt;/script&gt;"]
+    assert len(block.scripts) == 1
+    assert block.scripts[0].endswith(");")

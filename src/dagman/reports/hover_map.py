@@ -11,69 +11,14 @@ import numpy as np
 from markupsafe import escape
 from numpy.typing import NDArray
 
-from dagman.reports.figures.scatter import choose_mark
+from dagman.reports.assets import read_asset
+from dagman.reports.figures.scatter import choose_mark, place_labels
 
 _SIDE = 640
 _MARGIN = 14
 _RADIUS = 4.5
-
-_STYLE = """
-.hover-map { position: relative; max-width: 820px; }
-.hover-map svg { width: 100%; height: auto; background: #fff; border: 1px solid #d9e0e6; border-radius: 4px; }
-.hover-map .point { cursor: pointer; opacity: .85; }
-.hover-map .point:hover, .hover-map .point:focus { opacity: 1; stroke: #1b2733; stroke-width: 1.6; outline: none; }
-.hover-map .dim { opacity: .08; }
-.hover-map .tip { position: absolute; display: none; z-index: 2; pointer-events: none; padding: 6px; background: #fff;
-  border: 1px solid #5b6b7a; border-radius: 4px; font-size: .82rem; line-height: 1.35; box-shadow: 0 2px 8px rgba(0,0,0,.25); }
-.hover-map .tip b { display: block; }
-.hover-map .crop { margin-bottom: 4px; image-rendering: auto; transform-origin: 0 0; }
-.hover-map .legend { margin: .5rem 0 0; font-size: .85rem; }
-.hover-map .legend button { border: 1px solid #d9e0e6; background: #fff; color: inherit; font: inherit; margin: 0 .3rem .3rem 0;
-  padding: .1rem .5rem; border-radius: 3px; cursor: pointer; }
-.hover-map .legend button[aria-pressed=true] { background: #e8edf2; border-color: #5b6b7a; }
-.hover-map .legend svg { width: 10px; height: 10px; border: 0; margin-right: .35rem; }
-"""
-
-_SCRIPT = """
-(function (root, items, sheet) {
-  const tip = root.querySelector('.tip'), crop = tip.querySelector('.crop'), text = tip.querySelector('span');
-  const points = [...root.querySelectorAll('.point')], zoom = 2;
-  let chosen = null;
-  function show(point) {
-    const item = items[+point.dataset.i], box = root.getBoundingClientRect(), at = point.getBoundingClientRect();
-    text.replaceChildren();
-    const name = document.createElement('b');
-    name.textContent = item.name;
-    text.append(name, ...item.lines.flatMap(line => [document.createTextNode(line), document.createElement('br')]));
-    crop.style.display = item.tile < 0 ? 'none' : 'block';
-    if (item.tile >= 0) {
-      const side = sheet.side * zoom, column = item.tile % sheet.columns, row = Math.floor(item.tile / sheet.columns);
-      crop.style.width = crop.style.height = side + 'px';
-      crop.style.backgroundSize = (sheet.width * zoom) + 'px auto';
-      crop.style.backgroundPosition = (-column * side) + 'px ' + (-row * side) + 'px';
-    }
-    tip.style.display = 'block';
-    const left = at.left - box.left + 14, top = at.top - box.top + 14;
-    tip.style.left = Math.max(0, Math.min(left, box.width - tip.offsetWidth)) + 'px';
-    tip.style.top = (top + tip.offsetHeight > box.height ? Math.max(0, top - tip.offsetHeight - 28) : top) + 'px';
-  }
-  function hide() { tip.style.display = 'none'; }
-  for (const point of points) {
-    point.addEventListener('mouseenter', () => show(point));
-    point.addEventListener('focus', () => show(point));
-    point.addEventListener('click', () => show(point));
-    point.addEventListener('mouseleave', hide);
-    point.addEventListener('blur', hide);
-  }
-  for (const button of root.querySelectorAll('.legend button')) {
-    button.addEventListener('click', () => {
-      chosen = chosen === button.dataset.c ? null : button.dataset.c;
-      for (const other of root.querySelectorAll('.legend button')) other.setAttribute('aria-pressed', other.dataset.c === chosen);
-      for (const point of points) point.classList.toggle('dim', chosen !== null && point.dataset.c !== chosen);
-    });
-  }
-})
-"""
+_EDGE = 80.0
+"""From the side, within which names run inwards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +53,12 @@ def render_hover_map(points: Sequence[MapPoint], classes: Sequence[str], sheet: 
             f'<path class="point" tabindex="0" data-i="{index}" data-c="{point.code}" fill="{color}" '
             f'd="{_draw_mark(mark, x, y, _RADIUS)}"><title>{title}</title></path>'
         )
+    codes = np.array([point.code for point in points], dtype=np.int64)
+    # The drawing's y grows downwards.
+    for code, (x, y) in place_labels(places * (1, -1), codes, 13.0).items():
+        anchor = "start" if x < _EDGE else "end" if x > _SIDE - _EDGE else "middle"
+        place = f'x="{x:.1f}" y="{max(-y, 8.0):.1f}" text-anchor="{anchor}"'
+        drawn.append(f'<text class="name" data-c="{code}" {place}>{escape(classes[code])}</text>')
     legend = []
     for code in sorted({point.code for point in points}):
         color, mark = choose_mark(code)
@@ -119,13 +70,14 @@ def render_hover_map(points: Sequence[MapPoint], classes: Sequence[str], sheet: 
     items = [{"name": point.name, "lines": list(point.lines), "tile": point.tile if sheet else -1} for point in points]
     background = f"background-image:url(data:image/png;base64,{base64.b64encode(sheet.png).decode()})" if sheet else ""
     shape = {"side": sheet.side, "columns": sheet.columns, "width": sheet.side * sheet.columns} if sheet else {}
+    arguments = f"{_to_script(name)}), {_to_script(items)}, {_to_script(shape)}"
     return (
-        f"<style>{_STYLE}</style>"
+        f"<style>{read_asset('hover_map.css')}</style>"
         f'<div class="hover-map" id="{escape(name)}">'
         f'<svg viewBox="0 0 {_SIDE} {_SIDE}" role="img" aria-label="Map of {len(points)} structures">{"".join(drawn)}</svg>'
         f'<div class="tip"><div class="crop" style="{background}"></div><span></span></div>'
         f'<div class="legend">{"".join(legend)}</div></div>'
-        f"<script>{_SCRIPT}(document.getElementById({_to_script(name)}), {_to_script(items)}, {_to_script(shape)});</script>"
+        f"<script>{read_asset('hover_map.js')}(document.getElementById({arguments});</script>"
     )
 
 
@@ -147,8 +99,23 @@ def _draw_mark(mark: str, x: float, y: float, r: float) -> str:
         "square": ((-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)),
         "triangle": ((0, -1.15), (1.05, 0.8), (-1.05, 0.8)),
         "diamond": ((0, -1.2), (1.2, 0), (0, 1.2), (-1.2, 0)),
+        "down": ((0, 1.15), (1.05, -0.8), (-1.05, -0.8)),
+        "plus": _repeat_corner((-0.4, 1.15), (0.4, 1.15), (0.4, 0.4)),
+        "cross": _repeat_corner((0.0, 0.55), (0.6, 1.15), (1.15, 0.6)),
+        "star": tuple(
+            (float(reach * np.sin(angle)), float(-reach * np.cos(angle)))
+            for reach, angle in zip((1.35, 0.6) * 5, np.arange(10) * np.pi / 5, strict=True)
+        ),
     }[mark]
     return "M" + "L".join(f"{x + dx * r:.1f} {y + dy * r:.1f}" for dx, dy in corners) + "z"
+
+
+def _repeat_corner(*corner: tuple[float, float]) -> tuple[tuple[float, float], ...]:
+    """Corners of a mark of which each quarter turn is alike."""
+    turned = list(corner)
+    for _ in range(3):
+        turned += [(y, -x) for x, y in turned[-len(corner) :]]
+    return tuple(turned)
 
 
 def _to_script(value: object) -> str:

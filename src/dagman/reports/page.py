@@ -12,13 +12,12 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
 from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from dagman.reports.assets import read_asset
 from dagman.reports.style import DPI
 from dagman.reports.volumes import Volume, VolumeGrid, list_window_filters
 
@@ -168,7 +167,7 @@ def render_page(title: str, lead: str, sections: Sequence[Section], footer: str 
     """
     filled = [section for section in sections if section.blocks]
     pictured = any(section.is_pictured for section in filled)
-    script = _read_script("pictures.js")
+    script = read_asset("pictures.js")
     own = [script] if pictured else []
     own += [text for section in filled for block in section.blocks if isinstance(block, Embedded) for text in block.scripts]
     page = _environment().get_template("page.html.j2")
@@ -182,11 +181,6 @@ def render_page(title: str, lead: str, sections: Sequence[Section], footer: str 
         scripts=Markup(" ").join(_allow_script(text) for text in dict.fromkeys(own)),
         filters=list_window_filters() if any(section.is_windowed for section in filled) else {},
     )
-
-
-@cache
-def _read_script(name: str) -> str:
-    return (files("dagman.reports") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _allow_script(text: str) -> Markup:

@@ -19,6 +19,7 @@ from dagman.reports.names import format_interval, format_p, name_measure, name_m
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Section, Text, render_page
 from dagman.reports.provenance import tabulate_settings
 from dagman.reports.style import FULL_WIDTH
+from dagman.reports.tasks.basis import state_folds
 from dagman.reports.tasks.chance import judge_against_chance
 from dagman.reports.tasks.classification import (
     describe_design,
@@ -80,14 +81,15 @@ def render_outcome(results: Results) -> str:
         f"Time and event of {extra['patients']} patients, {extra['events']} of them with the event{_state_pairs(extra)}; {design}. "
         "All numbers are of patients that no part of the model had seen, with 95 % intervals over patients."
     )
+    basis = f"n = {count_noun(extra['patients'], 'patient')}, {count_noun(extra['events'], 'event')}; {state_folds(results)}."
     differences = judge_differences(summary.comparisons) if summary.comparisons else []
     sections = [
         Section("What was found", [*show_warnings(summary), *_judge(results), *differences, *_state_events(summary)]),
-        Section("Discrimination of outcomes", [*_draw_concordance(summary.measurements), *_tabulate(summary.measurements)]),
+        Section("Discrimination of outcomes", [*_draw_concordance(summary.measurements, basis), *_tabulate(summary.measurements)]),
         Section("Paired differences", tabulate_differences(summary.comparisons, "On the same patients and resamples.")),
-        Section("Risk groups", _show_groups(extra["predicted"], clock)),
-        Section("Time-dependent AUC", _show_areas(extra["predicted"], clock)),
-        Section("Calibration", _show_calibration(extra["predicted"], clock)),
+        Section("Risk groups", _show_groups(extra["predicted"], clock, basis)),
+        Section("Time-dependent AUC", _show_areas(extra["predicted"], clock, basis)),
+        Section("Calibration", _show_calibration(extra["predicted"], clock, basis)),
         Section("Fewer labels", _show_subsets(summary.measurements)),
         Section("What to know", list_notes(summary)),
         Section(TITLE, quote_results(results)),
@@ -119,7 +121,7 @@ def _state_events(summary: Summary) -> list[Block]:
     ]
 
 
-def _draw_concordance(measurements: Sequence[Measurement]) -> list[Block]:
+def _draw_concordance(measurements: Sequence[Measurement], basis: str) -> list[Block]:
     rows = [row for row in measurements if row.subset == _ALL and row.name in ("harrell_c", "uno_c")]
     figures = []
     for name in ("harrell_c", "uno_c"):
@@ -131,7 +133,8 @@ def _draw_concordance(measurements: Sequence[Measurement]) -> list[Block]:
         labels = list(dict.fromkeys(row.model for row in of_name))
         if labels:
             drawn = draw_intervals(labels, series, x=name_measure(name), reference=0.5, title=name_measure(name))
-            caption = "0.5 is chance. Pairs are compared within a fold alone, as the models of two folds have no common scale."
+            caption = "0.5 is chance. Pairs are compared within a fold alone, as the models of two folds have no common scale. "
+            caption += basis
             figures.append(Figure(encode_png(drawn), caption, f"{name_measure(name)} of each model with its interval"))
     return [FigureGrid(figures)] if figures else []
 
@@ -157,7 +160,7 @@ def _tabulate(measurements: Sequence[Measurement]) -> list[Block]:
     return [DataTable(["model", "method", *(name_measure(name) for name in names)], cells), Text(notes), *list_explained(rows)]
 
 
-def _show_groups(predicted: Sequence[dict[str, Any]], clock: str) -> list[Block]:
+def _show_groups(predicted: Sequence[dict[str, Any]], clock: str, basis: str) -> list[Block]:
     figures = []
     alike = [_title(one) for one in predicted if len(one["groups"]["groups"]) < 2]
     for one in predicted:
@@ -169,7 +172,9 @@ def _show_groups(predicted: Sequence[dict[str, Any]], clock: str) -> list[Block]
         over = f"; over {len(many)} repeats p is {format_p(min(many))} to {format_p(max(many))}" if len(many) > 1 else ""
         drawn = draw_survival_groups(groups, title=_title(one), x=clock)
         figures.append(
-            Figure(encode_png(drawn), f"**Log-rank p {p}**{over}.", f"Kaplan-Meier curves of two risk groups of {_title(one)}")
+            Figure(
+                encode_png(drawn), f"**Log-rank p {p}**{over}. {basis}", f"Kaplan-Meier curves of two risk groups of {_title(one)}"
+            )
         )
     text = (
         "Patients above and below the median risk of those the model was trained on: the cut is fixed inside the training fold. "
@@ -182,22 +187,26 @@ def _show_groups(predicted: Sequence[dict[str, Any]], clock: str) -> list[Block]
     return [Text(text), FigureGrid(figures), *equal] if figures else equal
 
 
-def _show_areas(predicted: Sequence[dict[str, Any]], clock: str) -> list[Block]:
+def _show_areas(predicted: Sequence[dict[str, Any]], clock: str, basis: str) -> list[Block]:
     lines = {_title(one): Series(one["auc"]["times"], one["auc"]["auc"]) for one in predicted if one["auc"]}
     if not lines:
         return [Text("Too few events to judge single times.")]
     drawn = draw_curves(lines, x=clock, y="AUC", references={"chance": 0.5}, width=FULL_WIDTH)
     return [
-        Figure(encode_png(drawn), "Who has the event by each time against who has not yet (cumulative/dynamic).", "AUC over time")
+        Figure(
+            encode_png(drawn),
+            f"Who has the event by each time against who has not yet (cumulative/dynamic). {basis}",
+            "AUC over time",
+        )
     ]
 
 
-def _show_calibration(predicted: Sequence[dict[str, Any]], clock: str) -> list[Block]:
+def _show_calibration(predicted: Sequence[dict[str, Any]], clock: str, basis: str) -> list[Block]:
     figures = []
     for one in predicted:
         if one["calibration"]:
             drawn = draw_survival_calibration(one["calibration"], title=_title(one), x=clock)
-            figures.append(Figure(encode_png(drawn), "", f"Calibration of {_title(one)}"))
+            figures.append(Figure(encode_png(drawn), basis, f"Calibration of {_title(one)}"))
     text = (
         "Groups of patients by predicted survival, against what Kaplan-Meier saw in them, with its 95 % interval; "
         "on the dotted line both agree."
