@@ -21,6 +21,7 @@ _BEFORE_TASKS = {
     "prepare": "Turn scans into a store: resampled, cropped, int16, ready for training.",
     "pretrain": "Pretrain an encoder on a store, or on scans.",
     "runs": "List the pretraining runs of a folder, with a light for each.",
+    "bench": "Measure how fast this machine pretrains.",
     "report": "One self-contained HTML page of a run, or of several.",
     "embed": "Feature vectors of scans, or of a table's items, as Parquet.",
     "attention": "Attention maps of a scan on its own grid, as NIfTI and pictures.",
@@ -36,6 +37,7 @@ _AFTER_TASKS = {
 }
 # `import` is a keyword of Python, so its file has another name. Commands of one subject share a folder.
 _MODULES = {
+    "bench": "training.bench",
     "import": "imports",
     "inspect": "scans.inspect",
     "prepare": "scans.prepare",

@@ -99,6 +99,18 @@ def plan_pretraining(
         RunError: The source is not a store, or this is one of several processes.
         SettingsError, StoreError, EncoderError: As `pretrain`.
     """
+    return rehearse_run(prepare_trainer(source, size, method, config, assignments, continue_from))
+
+
+def prepare_trainer(
+    source: str | Path | Sequence[str | Path],
+    size: str | None = None,
+    method: str | None = None,
+    config: str | Path | None = None,
+    assignments: Iterable[str] = (),
+    continue_from: str | None = None,
+) -> Trainer:
+    """A trainer on a store as `pretrain` with these arguments has it, that writes nothing; raises as `plan_pretraining`."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RunError("a plan is made by one process", do="Leave torchrun out, and divide the steps' time by the devices")
     paths = [Path(source)] if isinstance(source, str | Path) else [Path(path) for path in source]
@@ -118,7 +130,7 @@ def plan_pretraining(
     trainer = _build_trainer(settings, store)
     if start is not None:
         adopt_weights(trainer.student, trainer.teacher, trainer.targets, start)
-    return _rehearse(trainer)
+    return trainer
 
 
 def _build_trainer(settings: Settings, store: Store) -> Trainer:
@@ -147,7 +159,8 @@ def _build_trainer(settings: Settings, store: Store) -> Trainer:
     return trainer
 
 
-def _rehearse(trainer: Trainer) -> Plan:
+def rehearse_run(trainer: Trainer) -> Plan:
+    """Take a few steps, and tell from them what the whole run will cost."""
     settings, train = trainer.settings, trainer.settings.train
     meter = EnergyMeter(str(trainer.device))
     rows: list[tuple[float, float]] = []

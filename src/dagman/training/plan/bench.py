@@ -1,0 +1,161 @@
+"""`dagman bench`: how fast this machine pretrains, and what share of its own ceiling that is. Nothing is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dagman import devices
+from dagman.scans.phantom.cohort import write_cohort
+from dagman.store.preparation import Preparation
+from dagman.store.writer import prepare_store
+from dagman.training.plan.rehearsal import Plan, prepare_trainer, rehearse_run
+from dagman.training.resources.memory import estimate_memory
+from dagman.training.trainer import Trainer
+
+PATIENTS = 2
+"""Of the synthetic store that stands in where none is given."""
+CROP_SECONDS = 3.0
+"""How long crops are read for."""
+LARGEST_MICRO_BATCH = 256
+_CPU_SIDE, _CUDA_SIDE, _ROUNDS = 1024, 8192, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What a machine does with a size and a method.
+
+    Attributes:
+        plan: Steps, hours, memory and waiting, as `plan_pretraining` measures them.
+        views_per_s, voxels_per_s: Of whole steps, reading included.
+        flop_per_step: Operations of all products of a step.
+        flop_per_s: Of one large square product in the precision of the run: the ceiling.
+        ceiling_share: Of the ceiling that the steps reach.
+        crops_per_s: Views that one process reads from the store.
+        largest_micro_batch: Views at once that fit: tried on a CUDA device, estimated on the CPU; at most 256.
+    """
+
+    plan: Plan
+    precision: str
+    kernels: str
+    views_per_s: float
+    voxels_per_s: float
+    flop_per_step: int
+    flop_per_s: float
+    ceiling_share: float
+    crops_per_s: float
+    largest_micro_batch: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "plan": self.plan.to_json()}
+
+
+def bench_machine(
+    source: str | Path | None = None, *, size: str | None = None, method: str | None = None, assignments: Iterable[str] = ()
+) -> Bench:
+    """Measure steps on a store, or on a synthetic one of two patients; raises as `plan_pretraining`."""
+    with _find_store(source) as (store, more):
+        trainer = prepare_trainer(store, size, method, assignments=[*more, *assignments])
+        settings = trainer.settings
+        plan = rehearse_run(trainer)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            list(trainer.rehearse(1))
+        operations = counter.get_total_flops()
+        ceiling = measure_ceiling(str(trainer.device), trainer.precision)
+        seconds = plan.seconds[0]
+        return Bench(
+            plan=plan,
+            precision=trainer.precision,
+            kernels=devices.choose_kernels(settings.train.kernels, str(trainer.device)).value,
+            views_per_s=plan.views / seconds,
+            voxels_per_s=plan.views * settings.view.side**3 / seconds,
+            flop_per_step=operations,
+            flop_per_s=ceiling,
+            ceiling_share=operations / seconds / ceiling,
+            crops_per_s=_time_crops(trainer),
+            largest_micro_batch=find_largest_micro_batch(trainer),
+        )
+
+
+def measure_ceiling(device: str, precision: str) -> float:
+    """Operations a second of one large square product, the best of five."""
+    cuda = torch.device(device).type == "cuda"
+    side = _CUDA_SIDE if cuda else _CPU_SIDE
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    left, right = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
+    seconds = []
+    for _ in range(_ROUNDS):
+        began = time.perf_counter()
+        left @ right
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return 2 * side**3 / min(seconds)
+
+
+def find_largest_micro_batch(trainer: Trainer) -> int:
+    """The largest power of two of views that fits at once, at least 2.
+
+    On a CUDA device a step is tried, and running out of memory ends the search; on the CPU, where it would end the process, the
+    estimate decides that `pretrain` goes by.
+    """
+    settings = trainer.settings
+    fits, device = 2, str(trainer.device)
+    while fits < LARGEST_MICRO_BATCH:
+        size = 2 * fits
+        if trainer.device.type == "cuda":
+            train = settings.train.model_copy(update={"batch": size, "micro_batch": size})
+            if not _try_step(trainer, settings.model_copy(update={"train": train})):
+                break
+        else:
+            held, free = devices.held_memory(), devices.free_memory(device)
+            if not estimate_memory(settings, size, device=device, precision=trainer.precision, process=held, free=free).fits:
+                break
+        fits = size
+    return fits
+
+
+def _try_step(trainer: Trainer, settings: Any) -> bool:
+    before = trainer.settings, trainer.dataset.batch, trainer.dataset.own
+    trainer.settings, trainer.dataset.batch = settings, settings.train.batch
+    trainer.dataset.own = range(settings.train.batch // 2)
+    try:
+        list(trainer.rehearse(1))
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        trainer.settings, trainer.dataset.batch, trainer.dataset.own = before
+        torch.cuda.empty_cache()
+    return True
+
+
+def _time_crops(trainer: Trainer) -> float:
+    began, step = time.perf_counter(), 0
+    while time.perf_counter() - began < CROP_SECONDS:
+        trainer.dataset[step]
+        step += 1
+    return step * trainer.settings.train.batch / (time.perf_counter() - began)
+
+
+@contextmanager
+def _find_store(source: str | Path | None) -> Iterator[tuple[Path, list[str]]]:
+    """A store, and what has to be set for it."""
+    if source is not None:
+        yield Path(source), []
+        return
+    with TemporaryDirectory() as folder:
+        place = Path(folder)
+        write_cohort(place / "cohort", patients=PATIENTS)
+        prepare_store([place / "cohort"], place / "store", Preparation(), workers=1)
+        # Steps are what is measured; how often two scans would be seen is of no matter.
+        yield place / "store", ["train.many_passes=true"]
