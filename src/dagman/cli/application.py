@@ -10,6 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from dagman.cli.metavars import name_value, name_values
 from dagman.errors import DagmanError, SettingsError, explain_system_error
 from dagman.records.names import suggest_name
 from dagman.records.stopping import catch_stops
@@ -63,7 +64,7 @@ def load_command(name: str) -> Any:
     module = f"dagman.cli.{_MODULES.get(name, name)}"
     command = typer.main.get_command(load_part(TASKS[name].command if name in TASKS else f"{module}:app"))
     command.name = name
-    return command
+    return name_values(command)
 
 
 class _LazyGroup(TyperGroup):
@@ -75,6 +76,9 @@ class _LazyGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         text = list_commands().get(cmd_name)
         return None if text is None else TyperCommand(cmd_name, help=text)
+
+    def get_params(self, ctx: Any) -> Any:
+        return [name_value(param) for param in super().get_params(ctx)]
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -97,7 +101,6 @@ app = typer.Typer(
     cls=_LazyGroup,
     name="dagman",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

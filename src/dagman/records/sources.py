@@ -33,13 +33,19 @@ def name_relative(names: Sequence[str], sources: Sequence[Path]) -> list[str]:
 
 
 def expand_sources(sources: Sequence[Path]) -> list[Path]:
-    """The paths meant, each once, in order: patterns are filled in, and a .txt file holds one path a line, relative to itself.
+    """The paths meant, each once, in order: patterns are filled in, and a list holds one path a line, relative to itself.
 
-    Raises SettingsError for a pattern that nothing matches, or a list without a path.
+    A list is a .txt file, or any file written as @LIST. Raises SettingsError for a pattern that nothing matches, a list that is
+    absent, or one without a path.
     """
     found: list[Path] = []
     for source in sources:
-        if source.suffix.lower() == ".txt" and source.is_file():
+        listed_in = str(source).startswith("@") and not source.exists()
+        if listed_in:
+            source = Path(str(source)[1:])
+            if not source.is_file():
+                raise SettingsError("is not a file", where=source, do="Give a list with one path a line after @")
+        if listed_in or (source.suffix.lower() == ".txt" and source.is_file()):
             try:
                 lines = source.read_text(encoding="utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:

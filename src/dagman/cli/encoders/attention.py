@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from dagman.cli.tasks.task_options import Weights
+
 app = typer.Typer(add_completion=False)
 
 _EXAMPLE = "Example: dagman attention runs/first scans/patient-7.nii.gz --out attention-7"
@@ -18,7 +20,7 @@ def map_attention(
     encoder: Annotated[str, typer.Argument(help="A run, an encoder folder, or scratch:SIZE.")],
     scan: Annotated[Path, typer.Argument(help="One scan: a file, or a folder with one series.")],
     out: Annotated[Path, typer.Option(help="Folder to write into.")],
-    weights: Annotated[str, typer.Option(help="Whose weights of a run: teacher, student, or auto.")] = "auto",
+    weights: Weights = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:

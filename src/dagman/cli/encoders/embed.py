@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dagman.cli.tasks.task_options import CropMm, CropSpacing, Ids, KeyPath, PatientsOf
+from dagman.cli.tasks.task_options import Coordinates, CropMm, CropSpacing, Ids, KeyPath, PatientsOf, Weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -26,7 +26,7 @@ _EXAMPLE = "Example: dagman embed runs/first nodules.csv --out nodules.parquet -
 @app.command(epilog=_EXAMPLE)
 def embed_sources(
     encoder: Annotated[str, typer.Argument(help="A run, an encoder folder, or scratch:SIZE.")],
-    sources: Annotated[list[Path], typer.Argument(help="Scans (files, folders, patterns, a .txt of paths), a table, or a store.")],
+    sources: Annotated[list[Path], typer.Argument(help="Scans (files, folders, patterns, @LIST of paths), a table, or a store.")],
     out: Annotated[Path, typer.Option(help="Parquet or CSV file to write.")],
     crop_mm: CropMm = None,
     crop_spacing: CropSpacing = None,
@@ -36,9 +36,9 @@ def embed_sources(
     patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
     ids: Ids = "checked",
     mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
-    coordinates: Annotated[str, typer.Option(help="Coordinates of the table's points: ras or lps.")] = "ras",
+    coordinates: Coordinates = "ras",
     cache: Annotated[Path | None, typer.Option(help="Folder of cached feature vectors.")] = None,
-    weights: Annotated[str, typer.Option(help="Whose weights of a run: teacher, student, or auto.")] = "auto",
+    weights: Weights = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto.")] = "fp32",
     patients: PatientsOf = None,

@@ -48,7 +48,9 @@ class TiltChoice(StrEnum):
 
 @app.command(epilog="Example: dagman inspect ~/scans --out checked")
 def inspect_scans(
-    scans: Annotated[list[Path], typer.Argument(help="Files or folders; folders are searched at any depth, formats may be mixed.")],
+    scans: Annotated[
+        list[Path], typer.Argument(help="Files, folders (at any depth), patterns, @LIST of paths; formats may be mixed.")
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder for inspect.html and inspect.csv.")] = None,
     modality: Annotated[ModalityChoice, typer.Option(help="What the scans are; auto: decided from the file or its values.")] = (
         ModalityChoice.auto
@@ -69,9 +71,11 @@ def inspect_scans(
 
     Reads NIfTI, NRRD, MetaImage and DICOM. Exit code 0 if at least one series can be used, else 2.
     """
+    from dagman.records.sources import expand_sources
     from dagman.scans.discovery import find_series
     from dagman.tables.patients import state_patients
 
+    scans = expand_sources(scans)
     found = find_series(scans, modality=modality.modality, tilt=tilt.value, widest_gap=widest_gap)
     found = state_patients(found, patients)
     rows = _inspect_all(found, workers, out)

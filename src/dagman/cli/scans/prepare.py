@@ -36,7 +36,9 @@ class _Modality(StrEnum):
 
 @app.command(epilog="Example: dagman prepare cohort --out store --workers 4")
 def prepare_scans(
-    scans: Annotated[list[Path], typer.Argument(help="Files and folders with NIfTI, NRRD, MetaImage, DICOM, mixed, at any depth.")],
+    scans: Annotated[
+        list[Path], typer.Argument(help="Files, folders (at any depth), patterns, @LIST of paths; formats may be mixed.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the store. If it is one already, it is continued.")],
     spacing: Annotated[float, typer.Option(help="Voxel size in mm, the same along all axes.")] = 2.0,
     workers: Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")] = None,
@@ -61,6 +63,7 @@ def prepare_scans(
     """
     from rich.console import Console
 
+    from dagman.records.sources import expand_sources
     from dagman.store.preparation import Preparation
     from dagman.store.writer import prepare_store
 
@@ -68,7 +71,7 @@ def prepare_scans(
     with PlainLines(console, out) as lines, show_preparing(console, lines) as notify:
         lines.state("looking for scans")
         summary = prepare_store(
-            scans,
+            expand_sources(scans),
             out,
             Preparation(spacing=spacing),
             workers=workers,

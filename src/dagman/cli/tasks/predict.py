@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dagman.cli.tasks.task_options import Identified, Ids, KeyPath, PatientsOf
+from dagman.cli.tasks.task_options import Coordinates, Identified, Ids, KeyPath, PatientsOf
 from dagman.tasks.registry import list_keeping
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _SHOWN = 10
 @app.command(epilog="Example: dagman predict tumours/model new-scans --out predicted")
 def run_prediction(
     model: Annotated[Path, typer.Argument(help=f"The --out folder of dagman {list_keeping()}, or its model/.")],
-    scans: Annotated[list[Path], typer.Argument(help="Scans (files, folders, patterns, a .txt of paths), or one table of items.")],
+    scans: Annotated[list[Path], typer.Argument(help="Scans (files, folders, patterns, @LIST of paths), or one table of items.")],
     out: Annotated[Path, typer.Option(help="Folder of predictions.")],
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Average over mirrored windows (segmentation): 8 times the work.")
@@ -37,7 +37,7 @@ def run_prediction(
     patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
     ids: Ids = "checked",
     mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
-    coordinates: Annotated[str, typer.Option(help="Coordinates of the table's points: ras or lps.")] = "ras",
+    coordinates: Coordinates = "ras",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
     patients: PatientsOf = None,
     key: KeyPath = None,

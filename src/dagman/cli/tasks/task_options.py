@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,21 @@ if TYPE_CHECKING:
     from dagman.store.manifest import Store
     from dagman.tables.table import Table
     from dagman.tasks.models import ModelSpec
+
+
+def one_of(option: str, *names: str) -> Callable[[str], str]:
+    """A check of an option's value before any work begins; raises SettingsError with the nearest name."""
+
+    def check(value: str) -> str:
+        from dagman.errors import SettingsError
+        from dagman.records.names import suggest_name
+
+        if value not in names:
+            raise SettingsError(f"--{option} {value!r} is unknown", do=suggest_name(value, names))
+        return value
+
+    return check
+
 
 ModelsAndTable = Annotated[
     list[str],
@@ -55,17 +71,27 @@ Patient = Annotated[str, typer.Option(help="The table's column of patients.")]
 Ids = Annotated[
     str,
     typer.Option(
-        help="checked: refuse patients or labels that differ only in leading zeros, case, blanks or dashes; exact: keep them apart."
+        callback=one_of("ids", "checked", "exact"),
+        help="checked: refuse patients or labels that differ only in leading zeros, case, blanks or dashes; "
+        "exact: keep them apart.",
     ),
 ]
 SplitColumn = Annotated[str, typer.Option(help="The table's column of train, val, test, if it has one.")]
 MaskLabel = Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")]
-Coordinates = Annotated[str, typer.Option(help="Coordinates of the table's points: ras or lps.")]
+Coordinates = Annotated[
+    str, typer.Option(callback=one_of("coordinates", "ras", "lps"), help="Coordinates of the table's points: ras or lps.")
+]
 CropMm = Annotated[float | None, typer.Option(help="Side in mm of crops around structures. Default: from their size.")]
 CropSpacing = Annotated[float | None, typer.Option(help="Voxel size in mm of these crops. Default: from their size.")]
 StoreFolder = Annotated[Path | None, typer.Option(help="Store that holds the scans which the table names by id.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder of cached feature vectors. Default: OUT/features.")]
-Weights = Annotated[str, typer.Option(help="Whose weights of a run are read: teacher, student, or auto (the teacher's).")]
+Weights = Annotated[
+    str,
+    typer.Option(
+        callback=one_of("weights", "teacher", "student", "auto"),
+        help="Whose weights of a run are read: teacher, student, or auto (the teacher's).",
+    ),
+]
 Identified = Annotated[
     bool,
     typer.Option(
