@@ -223,9 +223,9 @@ def _say_difference(c: Comparison) -> list[str]:
         c.name.replace("_", " "),
         c.first,
         c.second,
-        f"{d.value:+.3f} ({d.low:+.3f} to {d.high:+.3f})",
-        f"{d.p:.3f}",
-        f"{c.corrected:.3f}",
+        f"{d.value:+.3f}" + (f" ({d.low:+.3f} to {d.high:+.3f})" if math.isfinite(d.low) else ""),
+        f"{d.p:.3f}" if math.isfinite(d.p) else "–",
+        f"{c.corrected:.3f}" if math.isfinite(c.corrected) else "–",
     ]
 
 
