@@ -256,7 +256,7 @@ class _OpenedScan:
     content_hash: str
     stored: bool
     # The label map read last: many rows of a table share one.
-    mask: tuple[Path, NDArray] | None = None
+    mask: tuple[tuple[Path, str | int | None], NDArray] | None = None
     # The share of each label map that lies outside the scan.
     cut: dict[Path, float] = field(default_factory=dict)
 
@@ -278,11 +278,11 @@ class _OpenedScan:
     def find_structure(self, item: Item) -> NDArray[np.bool_]:
         if item.mask is None:
             raise TableError("has no mask", where=item.name)
-        if self.mask is None or self.mask[0] != item.mask:
+        if self.mask is None or self.mask[0] != (item.mask, item.structure):
             labels = read_mask(item)
             stored = self.prepared if self.stored else None
             placed = align_mask(item, labels, self.scan) if stored is None else prepare_mask(labels, stored)
-            self.mask = (item.mask, placed)
+            self.mask = ((item.mask, item.structure), placed)
             # A stored scan is cropped to the body, at another spacing: voxels cannot be counted against its own.
             self.cut[item.mask] = measure_cut(labels, placed) if stored is None else 0.0
         return select_structure(item, self.mask[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from dagman.records.counts import count_noun, list_some
 from dagman.scans.affine import Affine, describe_difference
 from dagman.scans.reading import read_scan
 from dagman.scans.scan import Scan
+from dagman.scans.structures import holds_structures, read_structure
+from dagman.scans.structures.reading import Grid
 
 _SLACK = 0.1
 """Voxels by which the corners of two grids may differ: headers hold rounded numbers."""
@@ -39,6 +42,8 @@ class Item:
     mask: Path | None = None
     label_value: int | None = None
     "The structure's value in the mask; None: everything that is not 0."
+    structure: str | int | None = None
+    "The structure's name, or number, in a mask that is an RTSTRUCT or SEG."
     center_mm: tuple[float, float, float] | None = None
     "A point in RAS millimetres."
     contoured: frozenset[str] | None = None
@@ -60,12 +65,30 @@ def load_mask(item: Item, scan: Scan) -> NDArray[np.bool_]:
 
 
 def read_mask(item: Item) -> Scan:
-    """The item's label map on its own grid; raises TableError if there is none, or if its values are not whole numbers."""
+    """The item's label map on its own grid; of an RTSTRUCT or SEG it holds the item's structure alone, as 1.
+
+    Raises TableError if there is none, or if its values are not whole numbers.
+    """
     if item.mask is None:
         raise TableError("has no mask", where=_locate(item), do="Fill the column 'mask'")
+    if holds_structures(item.mask):
+        return read_structure(item.mask, item.structure, lambda: _find_grid(item))
     mask = read_scan(item.mask, labels=True)
     refuse_fractions(item, mask.voxels)
     return mask
+
+
+def _find_grid(item: Item) -> Grid:
+    if isinstance(item.scan, str):
+        raise TableError("has contours, but the id of a stored scan", where=_locate(item), do="Give the scan they were drawn on")
+    return _read_grid(item.scan)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_grid(scan: Path) -> Grid:
+    """Several structures are drawn on one scan."""
+    drawn_on = read_scan(scan)
+    return drawn_on.affine, drawn_on.shape
 
 
 def refuse_fractions(item: Item, labels: NDArray) -> None:

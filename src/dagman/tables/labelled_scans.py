@@ -114,6 +114,10 @@ def _read_rows(path: Path, patient: str, split: str, contoured: str, ids: str) -
     if torn:
         do = "Write one label map a scan, with a value for each structure"
         raise TableError(f"scans have several masks: {list_some(torn)}", where=path, do=do)
+    named = sorted({str(item.structure) for item in table.items if item.structure is not None})
+    if len(named) > 1:
+        do = "Write one label map a scan, with a value for each structure; of RTSTRUCT and SEG one structure is segmented at a time"
+        raise TableError(f"names several structures: {list_some(named)}", where=path, do=do)
     bare = [item.name for item in table.items if item.mask is None]
     notes = list(table.notes)
     if bare:

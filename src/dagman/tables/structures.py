@@ -5,7 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+
+from dagman.errors import TableError
+from dagman.scans.structures import holds_structures
 from dagman.tables.columns import Columns
 
 ALL = "all"
@@ -47,3 +52,37 @@ def list_contoured(contoured: Collection[str] | None, structures: Sequence[Struc
     if contoured is None:
         return (True,) * len(structures)
     return tuple(one.name in contoured or all(str(value) in contoured for value in one.values) for one in structures)
+
+
+def read_label_values(
+    columns: Columns, mask_label: int | None, masks: Sequence[Path | None]
+) -> tuple[list[int | None], list[str | int | None]]:
+    """For each row the structure's value in its label map, and its name or number where the mask is an RTSTRUCT or SEG.
+
+    mask_label: the value in every mask, in place of a column `label_value`. Raises TableError for a value that cannot be meant.
+    """
+    if mask_label is not None and "mask" not in columns:
+        raise TableError("a mask label needs a column 'mask'", where=columns.path, do="Add the column, or leave --mask-label out")
+    drawn = {mask: holds_structures(mask) for mask in dict.fromkeys(masks) if mask is not None}
+    is_drawn = [mask is not None and drawn[mask] for mask in masks]
+    if mask_label is not None:
+        return [None if one else mask_label for one in is_drawn], [mask_label if one else None for one in is_drawn]
+    if "label_value" not in columns:
+        return [None] * columns.rows, [None] * columns.rows
+    if not any(is_drawn):
+        numbers = columns.numbers("label_value")
+        wrong = [row for row, number in enumerate(numbers) if number != np.round(number) and not np.isnan(number)]
+        if wrong:
+            do = "Write the structure's value in the mask"
+            raise columns.error("label_value is not a whole number", wrong, do=do, of="label_value")
+        return [None if np.isnan(number) else int(number) for number in numbers], [None] * columns.rows
+    texts = columns.text("label_value")
+    meant = [int(float(text)) if text and re.fullmatch(r"\d+(\.0*)?", text) else text for text in texts]
+    wrong = [row for row, value in enumerate(meant) if isinstance(value, str) and not is_drawn[row]]
+    if wrong:
+        do = "Write the structure's value in the mask; names are known in RTSTRUCT and SEG files alone"
+        raise columns.error("label_value is not a whole number", wrong, do=do, of="label_value")
+    pairs = list(zip(meant, is_drawn, strict=True))
+    return [None if one or isinstance(value, str) else value for value, one in pairs], [
+        value if one else None for value, one in pairs
+    ]

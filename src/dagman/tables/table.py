@@ -25,6 +25,7 @@ from dagman.tables.clinical import note_many_categories, read_clinical_columns
 from dagman.tables.columns import Columns
 from dagman.tables.items import Item
 from dagman.tables.paths import refuse_drives, tidy_path
+from dagman.tables.structures import read_label_values
 
 IDS = ("checked", "exact")
 """How patients and labels are distinguished; see `read_table`."""
@@ -134,13 +135,15 @@ def read_table(
     if ids == "checked" and labels is not None:
         _refuse_alike(columns, str(label), labels, "label")
     masks = _tidy_paths(columns.text("mask"), columns) if "mask" in columns else [None] * columns.rows
-    values = _read_label_values(columns, mask_label)
+    values, structures = read_label_values(columns, mask_label, [root / text if text else None for text in masks])
     centers = _read_centers(columns, coordinates)
     roles = {"label": label, "time": time, "event": event}
     clinicals = read_clinical_columns(columns, clinical, roles=roles)
 
     rows = reader.finish()
-    keys = {row: (scans[row], masks[row], values[row], centers[row]) for row in rows}
+    keys = {
+        row: (scans[row], masks[row], values[row] if structures[row] is None else structures[row], centers[row]) for row in rows
+    }
     rows = _drop_duplicates(reader, rows, keys, {"labels": labels, "times": times, "events": events})
     if labels is not None:
         labels = _tidy_labels(labels)
@@ -153,6 +156,7 @@ def read_table(
             patient=str(patients[row]),
             mask=root / str(masks[row]) if masks[row] else None,
             label_value=values[row],
+            structure=structures[row],
             center_mm=centers[row],
             label=labels[row] if labels else None,
             time=float(times[row]) if times is not None else None,
@@ -253,24 +257,6 @@ def _read_patients(reader: _Reader, patient: str) -> list[str | None]:
     scans = len(set(filter(None, columns.text("scan"))))
     reader.notes.append(inform(f"no column 'patient': each of {count_noun(scans, 'scan')} is taken as a patient of its own"))
     return [_SUFFIX.sub("", text) if text else None for text in columns.text("scan")]
-
-
-def _read_label_values(columns: Columns, mask_label: int | None) -> list[int | None]:
-    if mask_label is not None:
-        if "mask" not in columns:
-            raise TableError(
-                "a mask label needs a column 'mask'", where=columns.path, do="Add the column, or leave --mask-label out"
-            )
-        return [mask_label] * columns.rows
-    if "label_value" not in columns:
-        return [None] * columns.rows
-    numbers = columns.numbers("label_value")
-    wrong = [row for row, number in enumerate(numbers) if number != np.round(number) and not np.isnan(number)]
-    if wrong:
-        raise columns.error(
-            "label_value is not a whole number", wrong, do="Write the structure's value in the mask", of="label_value"
-        )
-    return [None if np.isnan(number) else int(number) for number in numbers]
 
 
 def _read_centers(columns: Columns, coordinates: str) -> list[tuple[float, float, float] | None]:

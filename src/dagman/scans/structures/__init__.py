@@ -1,0 +1,7 @@
+"""Structures drawn in DICOM: contours (RTSTRUCT) and segments (SEG) to label maps, by name."""
+
+from __future__ import annotations
+
+from dagman.scans.structures.reading import holds_structures, read_structure
+
+__all__ = ["holds_structures", "read_structure"]

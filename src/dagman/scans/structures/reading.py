@@ -1,0 +1,117 @@
+"""A structure of an RTSTRUCT or SEG file, by its name or number, as a label map of 0 and 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pydicom
+
+from dagman.errors import MissingExtraError, ScanError
+from dagman.records.counts import list_some
+from dagman.scans.affine import LPS_TO_RAS, Affine
+from dagman.scans.dicom.headers import quiet_pydicom, read_data_set, resembles_dicom
+from dagman.scans.dicom.values import read_items, read_numbers, read_text
+from dagman.scans.faults import explain_faults
+from dagman.scans.scan import Scan
+from dagman.scans.structures.contours import fill_volume
+
+Grid = tuple[Affine, tuple[int, int, int]]
+"""Of a scan: its affine and shape."""
+_RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
+_SEGMENTS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+_IN_PLANE = 0.1
+"""Slices by which the points of a contour may leave its plane."""
+_EXPORT_AGAIN = "Export it again"
+
+
+def holds_structures(path: Path) -> bool:
+    """Whether a file is an RTSTRUCT or a SEG, by its header; False for anything else, and for what cannot be read."""
+    try:
+        return path.is_file() and resembles_dicom(path) and _read_class(path) in (_RTSTRUCT, *_SEGMENTS)
+    except (OSError, ScanError):
+        return False
+
+
+def read_structure(path: Path, name: str | int | None, find_grid: Callable[[], Grid]) -> Scan:
+    """The structure `name` (its name or number; None: the only one) of a file as a label map of 0 and 1.
+
+    Contours are drawn on the grid of their scan, which is asked for then alone; segments keep their own. Raises ScanError where the
+    file cannot be read, holds no such structure, or its contours are not drawn in planes of the scan, MissingExtraError for a SEG
+    without highdicom.
+    """
+    with explain_faults("is damaged, or no RTSTRUCT or SEG that can be read", where=path, do=_EXPORT_AGAIN), quiet_pydicom():
+        return _read_contours(path, name, find_grid) if _read_class(path) == _RTSTRUCT else _read_segment(path, name)
+
+
+def _read_class(path: Path) -> str:
+    with explain_faults("is damaged in its DICOM header", where=path, do=_EXPORT_AGAIN), open(path, "rb") as file:
+        return read_text(read_data_set(file, stop_before_pixels=True, specific_tags=["SOPClassUID"]), "SOPClassUID")
+
+
+def _choose(path: Path, name: str | int | None, names: dict[int, str]) -> int:
+    """The number of the structure that is meant; a name counts without regard to case where that is not ambiguous."""
+    held = list_some(f"'{one}'" for one in names.values()) or "none"
+    if name is None:
+        if len(names) == 1:
+            return next(iter(names))
+        raise ScanError(f"holds {len(names)} structures: {held}", where=path, do="Name one of them in the column label_value")
+    if isinstance(name, int):
+        meant = [number for number in names if number == name]
+    else:
+        wanted = name.strip()
+        meant = [number for number, one in names.items() if one == wanted]
+        meant = meant or [number for number, one in names.items() if one.casefold() == wanted.casefold()]
+    if len(meant) != 1:
+        what = f"holds {len(meant)} structures named '{name}'" if meant else f"holds no structure '{name}'"
+        raise ScanError(f"{what} (it holds {held})", where=path, do="Correct label_value, or drop the row")
+    return meant[0]
+
+
+def _read_contours(path: Path, name: str | int | None, find_grid: Callable[[], Grid]) -> Scan:
+    data = pydicom.dcmread(path, force=True)
+    rois = {int(one.ROINumber): read_text(one, "ROIName").strip() for one in read_items(data, "StructureSetROISequence")}
+    number = _choose(path, name, rois)
+    affine, shape = find_grid()
+    contours = []
+    for roi in read_items(data, "ROIContourSequence"):
+        if int(roi.ReferencedROINumber) != number:
+            continue
+        for contour in read_items(roi, "ContourSequence"):
+            points = np.reshape(read_numbers(contour, "ContourData"), (-1, 3))
+            if read_text(contour, "ContourGeometricType").startswith("CLOSED") and len(points) >= 3:
+                contours.append(affine.to_voxel(points @ LPS_TO_RAS[:3, :3].T))
+    if not contours:
+        raise ScanError(f"structure '{rois[number]}' has no closed contour", where=path, do="Draw it, or drop the row")
+    # The axis across the planes: a scan may be stored with its slices along another axis than the last.
+    spread = np.max([np.ptp(one, axis=0) for one in contours], axis=0)
+    axis = int(spread.argmin())
+    if spread[axis] > _IN_PLANE:
+        what = f"the contours of '{rois[number]}' leave the scan's slices by up to {spread[axis]:.2g} of them"
+        raise ScanError(what, where=path, do="Give the scan they were drawn on, or a label map")
+    order = [*(one for one in range(3) if one != axis), axis]
+    first, second, third = (shape[one] for one in order)
+    filled = fill_volume([one[:, order] for one in contours], (first, second, third))
+    if not filled.any():
+        what = f"structure '{rois[number]}' holds no voxel of its scan"
+        raise ScanError(what, where=path, do="Check that it was drawn on this scan")
+    return _build_map(np.moveaxis(filled, (0, 1, 2), order), affine, path)
+
+
+def _read_segment(path: Path, name: str | int | None) -> Scan:
+    try:
+        import highdicom
+    except ImportError:
+        raise MissingExtraError("highdicom", "seg") from None
+    segmentation = highdicom.seg.segread(path)
+    names = {one: segmentation.get_segment_description(one).segment_label.strip() for one in segmentation.segment_numbers}
+    number = _choose(path, name, names)
+    volume = segmentation.get_volume(segment_numbers=[number], combine_segments=True)
+    # highdicom counts slices first, then rows, then columns, in LPS.
+    matrix = LPS_TO_RAS @ volume.affine[:, [2, 1, 0, 3]]
+    return _build_map((volume.array > 0).transpose(2, 1, 0), Affine(matrix), path)
+
+
+def _build_map(inside: np.ndarray, affine: Affine, path: Path) -> Scan:
+    return Scan(voxels=inside.astype(np.int16), affine=affine, modality="other", patient="", source=str(path))
