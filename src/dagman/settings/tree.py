@@ -249,6 +249,8 @@ class TrainSettings(Section):
     """Steps between measurements on the fixed validation views."""
     monitor_views: Annotated[int, Field(ge=2, multiple_of=2)] = 16
     """Fixed validation views."""
+    track: Literal["none", "wandb", "mlflow"] = "none"
+    """Where curves go beside TensorBoard: W&B, offline, or MLflow, both within the run's folder. [ours]"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the networks; losses, centres, softmax and EMA stay float32."""
     kernels: Literal["auto", "reference", "triton"] = "auto"

@@ -23,7 +23,6 @@ from dagman.settings import Settings, load_settings, resolve_settings
 from dagman.settings.resolution import list_idle_settings
 from dagman.store.manifest import Store
 from dagman.store.preparation import Preparation
-from dagman.store.upkeep.remarks import describe_mixture
 from dagman.store.writer import prepare_store
 from dagman.training.assembly import check_backbone
 from dagman.training.checkpoints import list_checkpoints, read_state
@@ -33,13 +32,15 @@ from dagman.training.resources.fitting import fit_memory
 from dagman.training.run import Run, write_note, write_settings
 from dagman.training.start.adoption import adopt_settings, choose_presets, describe_parts
 from dagman.training.start.record import check_start
+from dagman.training.start.settling import settle_modality, settle_spacing
 from dagman.training.start.source import Source, resolve_source
 from dagman.training.summary import describe_run, list_run_warnings
 from dagman.training.trainer import Event, Trainer
 from dagman.training.views import ViewDataset, find_usable, refuse_repetition, select_rows
 
 FREE_TO_CHANGE = frozenset(
-    {"train.device", "train.workers", "train.checkpoint_every", "train.keep_checkpoints", "train.many_passes", "train.rank_timeout"}
+    f"train.{name}"
+    for name in ("device", "workers", "checkpoint_every", "keep_checkpoints", "many_passes", "rank_timeout", "track")
 )
 """Settings that a resume may change: they do not change the weights."""
 
@@ -286,31 +287,6 @@ def _open_store(
     done = prepare_store(paths, out / "store", Preparation(spacing=settings.view.spacing), patients=patients, on_event=on_event)
     refused = f", {done.rejected} rejected: see {done.path / 'rejected.csv'}" if done.rejected else ""
     return Store(done.path), [f"store: {count_noun(done.kept, 'scan')} prepared{refused}", *done.notes]
-
-
-def settle_spacing(settings: Settings, store: Store, *, asked: bool) -> Settings:
-    """The settings with the store's spacing, which is that of the views; another one that was asked for is refused."""
-    wanted, found = settings.view.spacing, store.preparation.spacing
-    if asked and wanted != found:
-        raise RunError(
-            f"view.spacing = {wanted:g}, but the store was prepared at {found:g} mm",
-            where=store.path,
-            do=f"Set view.spacing={found:g}, or prepare the scans again with --spacing {wanted:g}",
-        )
-    return settings.model_copy(update={"view": settings.view.model_copy(update={"spacing": found})})
-
-
-def settle_modality(settings: Settings, store: Store) -> Settings:
-    """The settings with the store's modality; a store of several is read only as the user asks. Raises RunError."""
-    held = {row.modality for row in store.rows}
-    if settings.view.modality != "auto":
-        select_rows(store.rows, settings.view, where=store.path)
-        return settings
-    if len(held) > 1:
-        do = "Choose what to train on: --modality ct, mr, or all"
-        raise RunError(f"the store holds {describe_mixture(store.rows)} scans", where=store.path, do=do)
-    chosen = next((name.lower() for name in held if name in ("CT", "MR")), "all")
-    return settings.model_copy(update={"view": settings.view.model_copy(update={"modality": chosen})})
 
 
 def _settle_with_run(out: Path, asked: Settings, given: frozenset[str]) -> Settings:

@@ -213,7 +213,7 @@ class Trainer:
             self.student.reconstruction.start_at(sample_intensities(self.dataset).mean().item())
         validation = Validation(self.settings, self.dataset, self.method, self.device)
         self.health = self._start_health()
-        return validation, Curves(self.folder, self.step)
+        return validation, Curves(self.folder, self.step, self.settings)
 
     def _end_writing(self, validation: Validation, curves: Curves) -> None:
         if self.step == self.settings.train.steps:

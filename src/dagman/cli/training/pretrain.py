@@ -36,6 +36,10 @@ def pretrain_command(
         str | None,
         typer.Option(help="Take the first weights, and their sizes, from a run, an encoder or a file of MONAI.", metavar="SOURCE"),
     ] = None,
+    track: Annotated[
+        str | None,
+        typer.Option(metavar="wandb|mlflow", help="Also keep the curves for W&B (offline) or MLflow, in RUN.", show_default=False),
+    ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Take a few steps, print what the run will cost, and write nothing. Needs a store.")
     ] = False,
@@ -66,6 +70,7 @@ def pretrain_command(
 
     shorthands = [f"view.modality={modality}"] if modality else []
     shorthands += ["train.many_passes=true"] if many_passes else []
+    shorthands += [f"train.track={track}"] if track else []
     # Under torchrun, of all the processes of a run one speaks.
     first = os.environ.get("RANK", "0") == "0"
     console = Console(stderr=as_json, quiet=not first)

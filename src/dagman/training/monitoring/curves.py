@@ -1,4 +1,4 @@
-"""The same curves for TensorBoard."""
+"""The same curves for TensorBoard, always, and for W&B or MLflow where a run asks for one of them (`train.track`)."""
 
 from __future__ import annotations
 
@@ -11,31 +11,48 @@ from typing import Any
 from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import SummaryWriter
 
+from dagman.settings import Settings
+from dagman.training.monitoring.trackers import Tracker, open_tracker
+
 
 class Curves:
-    """Writes scalars under `RUN/tensorboard`; what an earlier process wrote after `step` is hidden."""
+    """Writes scalars under `RUN/tensorboard`, where those of an earlier process after `step` are hidden, and to the tracker.
 
-    def __init__(self, folder: Path, step: int) -> None:
+    Raises MissingExtraError where the tracker's library is not installed.
+    """
+
+    def __init__(self, folder: Path, step: int, settings: Settings | None = None) -> None:
+        self.tracker: Tracker | None = None if settings is None else open_tracker(folder, settings)
         with _hide_host():
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def add(self, step: int, row: Mapping[str, Any]) -> None:
         """A row of `metrics.jsonl` or `timing.jsonl`."""
-        for name, value in row.items():
-            if name != "step":
-                self.writer.add_scalar(f"step/{name}", value, step)
+        self._write(step, {f"step/{name}": value for name, value in row.items() if name != "step"})
 
-    def add_monitor(self, step: int, row: Mapping[str, Any], prefix: str = "monitor") -> None:
+    def add_monitor(self, step: int, row: Mapping[str, Any]) -> None:
         """A row of `monitors.jsonl`, its nested names joined by slashes."""
-        for name, value in row.items():
-            if isinstance(value, Mapping):
-                self.add_monitor(step, value, f"{prefix}/{name}")
-            elif name != "step":
-                self.writer.add_scalar(f"{prefix}/{name}", value, step)
+        self._write(step, dict(_flatten(row, "monitor")))
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        if self.tracker is not None:
+            self.tracker.add(step, values)
 
     def close(self) -> None:
         """Flush and close."""
         self.writer.close()
+        if self.tracker is not None:
+            self.tracker.close()
+
+
+def _flatten(row: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}/{name}")
+        elif name != "step":
+            yield f"{prefix}/{name}", value
 
 
 @contextlib.contextmanager

@@ -21,8 +21,8 @@ from dagman.store.manifest import Store
 from dagman.training.assembly import check_backbone
 from dagman.training.monitoring.validation import Validation
 from dagman.training.plan.energy import EnergyMeter
-from dagman.training.pretraining import settle_modality, settle_spacing
 from dagman.training.start.adoption import adopt_settings, adopt_weights, choose_presets
+from dagman.training.start.settling import settle_modality, settle_spacing
 from dagman.training.start.source import resolve_source
 from dagman.training.trainer import Trainer
 from dagman.training.views import ViewDataset, find_usable, refuse_repetition, select_rows
