@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,9 @@ from sklearn.metrics import roc_curve
 
 from dagman.evaluation.auc import compare_auc, delong_covariance, estimate_auc, trace_roc_band
 from dagman.evaluation.classification_metrics import measure_auc
+from dagman.evaluation.segmentation_scores import summarize_scores
 from dagman.evaluation.statistics import bootstrap_difference, bootstrap_interval, bound_proportion, correct_holm
+from dagman.tables.structures import Structure
 
 # Ratings 1 to 5 of 58 normal and 51 abnormal CTs: Hanley and McNeil, Radiology 1982, table 1.
 _RATINGS = np.concatenate([np.repeat([1, 2, 3, 4, 5], [33, 6, 6, 11, 2]), np.repeat([1, 2, 3, 4, 5], [3, 2, 2, 11, 33])])
@@ -225,3 +228,18 @@ def test_the_roc_band_holds_the_curve_and_the_curve_is_scikit_learns():
     assert np.all(band.low <= band.true_positive_rate)
     assert np.all(band.true_positive_rate <= band.high)
     assert band.true_positive_rate[-1] == 1
+
+
+def test_all_lesions_found_has_an_exact_interval_over_the_patients_who_have_any():
+    rows = [
+        {
+            "item": f"s{i}", "patient": f"p{i}", "label": "tumour", "model": "m", "subset": "100%", "dice": 0.5, "nsd": 0.5,
+            "hd95_mm": 1.0, "lesions": int(i < 12), "found": int(i < 12), "false_positives": 0, "volume_ml": 1.0,
+            "true_volume_ml": float(i < 12),
+        }
+        for i in range(14)
+    ]  # fmt: skip
+    measured = summarize_scores(pd.DataFrame(rows), [Structure(name="tumour", values=(1,))], resamples=50)
+    (found,) = [row.interval for row in measured if row.name == "lesion_sensitivity"]
+    assert (found.value, found.low, found.high) == (1.0, pytest.approx(0.025 ** (1 / 12)), 1.0)
+    assert found.how == "exact (Clopper-Pearson) over 12 patients"

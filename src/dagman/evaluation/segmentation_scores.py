@@ -23,7 +23,7 @@ from dagman.evaluation.segmentation_metrics import (
     measure_surface_distances,
     measure_volume,
 )
-from dagman.evaluation.statistics import bootstrap_interval
+from dagman.evaluation.statistics import bootstrap_interval, bound_edge
 from dagman.records.names import suggest_name
 from dagman.tables.structures import Structure
 
@@ -122,6 +122,9 @@ def summarize_scores(
                     continue
                 patients = values.pop("patient")
                 interval = bootstrap_interval(metric, *values.values(), patients=patients, draws=resamples, seed=seed)
+                if name == "lesion_sensitivity" and interval.value in (0.0, 1.0):
+                    counted = np.where(values["lesions"] > 0, interval.value, np.nan)
+                    interval = bound_edge(interval, counted, patients)
                 measurements.append(
                     Measurement(name=name + suffix, model=str(model), method=METHOD, subset=str(subset), interval=interval)
                 )

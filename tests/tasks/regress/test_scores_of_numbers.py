@@ -76,6 +76,16 @@ def test_intervals_hold_their_value_are_of_patients_and_are_widened_where_models
     assert all("widened" not in row.interval.how for row in measure_numbers(_predict(), resamples=50))
 
 
+def test_a_few_large_errors_do_not_let_the_interval_reach_perfection():
+    one = _predict(columns=2, folds=5)
+    one.predicted[:3] += 40
+    measured = {row.name: row.interval for row in measure_numbers(one, resamples=200)}
+    assert measured["r2"].value < -50
+    assert measured["r2"].high < 0.99
+    assert measured["rmse"].low > 0.1
+    assert measured["r2"].low < measured["r2"].value < measured["r2"].high
+
+
 def test_the_better_model_is_found_and_a_model_does_not_differ_from_itself():
     good, same, poor = _predict(folds=5), _predict(folds=5, model="same"), _predict(folds=5, model="poor", error=1.5)
     rows = {(row.name, row.second): row.difference for row in compare_numbers([good, same, poor], resamples=200)}

@@ -17,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dagman.evaluation.results import Comparison, Measurement
-from dagman.evaluation.statistics import Difference, Metric, bootstrap_difference, bootstrap_interval, find_widening
+from dagman.evaluation.statistics import Difference, Interval, Metric, bootstrap_difference, bootstrap_interval, find_widening
 
 Floats = NDArray[np.float64]
 
 MEASURES = ("r2", "mae", "rmse", "spearman")
 COMPARED = ("r2", "mae")
 """Measures whose differences between models are tested, the main one first."""
-_LIMITS = {"r2": (-np.inf, 1.0), "mae": (0.0, np.inf), "rmse": (0.0, np.inf), "spearman": (-1.0, 1.0)}
+_LEAST = 1e-12
+"""Errors below are those of rounding; a logarithm needs more than 0."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,23 +45,13 @@ class Predicted:
 
 
 def measure_numbers(one: Predicted, *, resamples: int = 2000, seed: int = 0) -> list[Measurement]:
-    """Every measure, as the mean over repeats, with its interval over patients, widened for refitting if there are folds."""
-    rows = np.arange(len(one.values))
+    """Every measure, as the mean over repeats, with its interval over patients, widened for refitting if there are folds.
+
+    Errors, and 1 - R², are widened as logarithms: a few large errors would else take the other end to 0, as if all were right.
+    """
     return [
         Measurement(
-            name=name,
-            model=one.model,
-            method=one.method,
-            subset=one.subset,
-            interval=bootstrap_interval(
-                prepare_measure(name, one),
-                rows,
-                patients=one.patients,
-                draws=resamples,
-                seed=seed,
-                widening=_find_widening(name, one),
-                limits=_LIMITS[name],
-            ),
+            name=name, model=one.model, method=one.method, subset=one.subset, interval=_estimate(name, one, resamples, seed)
         )
         for name in MEASURES
     ]
@@ -88,6 +79,40 @@ def prepare_measure(name: str, one: Predicted) -> Metric:
     if name == "spearman":
         return _prepare_spearman(one.values, one.predicted, one.folds)
     return lambda rows: _measure_pooled(name, one.values[rows], one.predicted[rows])
+
+
+def _estimate(name: str, one: Predicted, resamples: int, seed: int) -> Interval:
+    prepare = prepare_measure if name == "spearman" else _prepare_log_error
+    rows = np.arange(len(one.values))
+    interval = bootstrap_interval(
+        prepare(name, one),
+        rows,
+        patients=one.patients,
+        draws=resamples,
+        seed=seed,
+        widening=find_widening(lambda columns: prepare(name, _take_columns(one, columns)), one.folds, one.patients),
+        limits=(-1.0, 1.0) if name == "spearman" else (-np.inf, np.inf),
+    )
+    if name == "spearman":
+        return interval
+    low, high = np.exp([interval.low, interval.high]).tolist()
+    ends = (1 - high, 1 - low) if name == "r2" else (low, high)
+    return replace(interval, value=prepare_measure(name, one)(rows), low=ends[0], high=ends[1])
+
+
+def _prepare_log_error(name: str, one: Predicted) -> Metric:
+    """The logarithm of an error, or of 1 - R², of rows of items."""
+    measure = prepare_measure(name, one)
+
+    def log_error(rows: NDArray[np.int64]) -> float:
+        value = measure(rows)
+        return float(np.log(max(1 - value if name == "r2" else value, _LEAST))) if np.isfinite(value) else float("nan")
+
+    return log_error
+
+
+def _take_columns(one: Predicted, columns: NDArray[np.int64]) -> Predicted:
+    return replace(one, predicted=one.predicted[:, columns], folds=one.folds[:, columns])
 
 
 def _measure_pooled(name: str, values: Floats, predicted: Floats) -> float:
@@ -155,6 +180,11 @@ class _Ranking:
 def _subtract(name: str, first: Predicted, second: Predicted, resamples: int, seed: int) -> Difference:
     measures = (prepare_measure(name, first), prepare_measure(name, second))
     rows, zeros = np.arange(len(first.values)), np.zeros(len(first.values), dtype=np.int64)
+
+    def subtract(columns: NDArray[np.int64]) -> Metric:
+        minuend, subtrahend = (prepare_measure(name, _take_columns(one, columns)) for one in (first, second))
+        return lambda rows: minuend(rows) - subtrahend(rows)
+
     return bootstrap_difference(
         lambda rows, which: measures[int(which[0])](rows),
         rows,
@@ -163,17 +193,5 @@ def _subtract(name: str, first: Predicted, second: Predicted, resamples: int, se
         patients=first.patients,
         draws=resamples,
         seed=seed,
-        widening=_find_widening(name, first, second),
+        widening=find_widening(subtract, first.folds, first.patients),
     )
-
-
-def _find_widening(name: str, *both: Predicted) -> float:
-    """Of a measure, or of its difference between two models on the same items and folds."""
-
-    def prepare(columns: NDArray[np.int64]) -> Metric:
-        parts = [
-            prepare_measure(name, replace(one, predicted=one.predicted[:, columns], folds=one.folds[:, columns])) for one in both
-        ]
-        return lambda rows: parts[0](rows) - sum(part(rows) for part in parts[1:])
-
-    return find_widening(prepare, both[0].folds, both[0].patients)
