@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from dagman import devices
 from dagman.cli.training import pretrain as command
 from dagman.errors import DagmanError
 from dagman.training.plan.energy import EnergyMeter
@@ -45,6 +46,12 @@ def test_bytes_on_disk_are_those_of_the_run_that_follows(store, tiny, length, tm
     assert plan.checkpoint_bytes < newest < plan.checkpoint_bytes + 100_000
     whole = sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file())
     assert whole == pytest.approx(plan.disk_bytes, rel=0.35)
+
+
+def test_a_size_that_does_not_fit_is_refused_before_the_first_step_with_what_would(store, tiny, length, monkeypatch):
+    monkeypatch.setattr(devices, "free_memory", lambda device: 2**20)
+    with pytest.raises(DagmanError, match=r"needs about .* GiB of memory"):
+        plan_pretraining(store.path, assignments=[*tiny, *length])
 
 
 def _plan(micro_batches: dict[int, float | None]) -> Plan:

@@ -20,7 +20,10 @@ from dagman.settings import Settings, load_settings, resolve_settings
 from dagman.store.manifest import Store
 from dagman.training.assembly import check_backbone
 from dagman.training.monitoring.validation import Validation
+from dagman.training.parallel.group import Group
 from dagman.training.plan.energy import EnergyMeter
+from dagman.training.resources.fitting import fit_memory
+from dagman.training.resources.memory import estimate_memory
 from dagman.training.start.adoption import adopt_settings, adopt_weights, choose_presets
 from dagman.training.start.settling import settle_modality, settle_spacing
 from dagman.training.start.source import resolve_source
@@ -96,7 +99,7 @@ def plan_pretraining(
     """Train for a few steps in memory, and tell from them what `pretrain` with these arguments will cost.
 
     Raises:
-        RunError: The source is not a store, or this is one of several processes.
+        RunError: The source is not a store, this is one of several processes, or nothing fits in the memory that is free.
         SettingsError, StoreError, EncoderError: As `pretrain`.
     """
     return rehearse_run(prepare_trainer(source, size, method, config, assignments, continue_from))
@@ -127,18 +130,20 @@ def prepare_trainer(
     settings, _ = resolve_settings(settings)
     store = Store(paths[0])
     settings = settle_modality(settle_spacing(settings, store, asked="view.spacing" in given), store)
-    trainer = _build_trainer(settings, store)
+    trainer = _build_trainer(settings, store, fixed="train.micro_batch" in given)
     if start is not None:
         adopt_weights(trainer.student, trainer.teacher, trainer.targets, start)
     return trainer
 
 
-def _build_trainer(settings: Settings, store: Store) -> Trainer:
+def _build_trainer(settings: Settings, store: Store, *, fixed: bool) -> Trainer:
+    """A trainer in memory alone, with a micro-batch that fits; fixed: it was asked for. Raises RunError where none fits."""
     usable, _ = find_usable({row.id: row.shape for row in select_rows(store.rows, settings.view)}, settings.view)
     refuse_repetition(settings, len(usable))
     device = devices.choose_device(settings.train.device).value
     precision = devices.choose_precision(settings.train.precision, device).value
     kernels = devices.choose_kernels(settings.train.kernels, device).value
+    settings, _, _ = fit_memory(settings, [], device, precision, Group(), fixed=fixed)
     torch.set_num_threads(devices.choose_threads().value)
     devices.tune_allocator(device=device)
     workers = (0 if device == "cpu" else 4) if settings.train.workers == "auto" else int(settings.train.workers)
@@ -223,6 +228,18 @@ def _compare_micro_batches(trainer: Trainer, chosen_speed: float) -> Iterator[tu
     chosen = int(settings.train.micro_batch)
     yield chosen, chosen_speed
     for size in sorted({max(2, chosen // 4 * 2), min(batch, 2 * chosen)} - {chosen}):
+        # On the CPU there is no error to catch: the system would end the process.
+        estimate = estimate_memory(
+            settings,
+            size,
+            device=str(trainer.device),
+            precision=trainer.precision,
+            process=devices.held_memory(),
+            free=devices.free_memory(str(trainer.device)),
+        )
+        if size > chosen and not estimate.fits:
+            yield size, None
+            continue
         train = settings.train.model_copy(update={"micro_batch": size})
         trainer.settings = settings.model_copy(update={"train": train})
         try:
