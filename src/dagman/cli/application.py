@@ -26,6 +26,7 @@ _BEFORE_TASKS = {
     "report": "One self-contained HTML page of a run, or of several.",
     "embed": "Feature vectors of scans, or of a table's items, as Parquet.",
     "attention": "Attention maps of a scan on its own grid, as NIfTI and pictures.",
+    "view": "One HTML file that shows a scan in three planes, with attention or labels over it.",
     "info": "What an encoder, run, store or model is, is made from, and expects.",
     "export": "An encoder in the form of another program: monai, hf.",
 }
@@ -45,6 +46,7 @@ _MODULES = {
     "pretrain": "training.pretrain",
     "runs": "training.runs",
     "store": "scans.store",
+    "view": "scans.view",
     "predict": "tasks.predict",
     "compare": "tasks.compare",
     "embed": "encoders.embed",

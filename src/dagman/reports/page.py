@@ -178,12 +178,12 @@ def render_page(title: str, lead: str, sections: Sequence[Section], footer: str 
         footer=footer,
         pictured=pictured,
         script=Markup(script),
-        scripts=Markup(" ").join(_allow_script(text) for text in dict.fromkeys(own)),
+        scripts=Markup(" ").join(allow_script(text) for text in dict.fromkeys(own)),
         filters=list_window_filters() if any(section.is_windowed for section in filled) else {},
     )
 
 
-def _allow_script(text: str) -> Markup:
+def allow_script(text: str) -> Markup:
     """A script as a Content-Security-Policy names it."""
     return Markup("'sha256-{}'").format(base64.b64encode(hashlib.sha256(text.encode()).digest()).decode())
 

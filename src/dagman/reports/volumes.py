@@ -118,10 +118,10 @@ def find_levels(voxels: NDArray, levels: NDArray[np.float64]) -> NDArray[np.int6
     return np.searchsorted((levels[1:] + levels[:-1]) / 2, voxels)
 
 
-def choose_steps(shape: Sequence[int], spacing: Sequence[float]) -> tuple[int, int, int]:
-    """Voxels averaged along each axis so that `MOST_VOXELS` are left, the finest axis first."""
+def choose_steps(shape: Sequence[int], spacing: Sequence[float], most: int = MOST_VOXELS) -> tuple[int, int, int]:
+    """Voxels averaged along each axis so that `most` are left, the finest axis first."""
     steps = [1, 1, 1]
-    while np.prod([-(-size // step) for size, step in zip(shape, steps, strict=True)]) > MOST_VOXELS:
+    while np.prod([-(-size // step) for size, step in zip(shape, steps, strict=True)]) > most:
         finest = min(range(3), key=lambda axis: (steps[axis] * spacing[axis], axis))
         steps[finest] += 1
     return steps[0], steps[1], steps[2]
