@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import pytest
 import torch
 
+import dagman
 from dagman.evaluation.classification_measures import METRICS
 from dagman.evaluation.measures import MEASURES
 from dagman.method.masking import MASKINGS, count_units
@@ -46,15 +46,24 @@ def restored_registries() -> Iterator[None]:
 
 
 def test_python_of_the_guides_runs(tmp_path, monkeypatch):
-    values = np.random.default_rng(0).normal(-950, 20, (40, 40, 40))
-    values[8:32, 8:32, 8:32] = 40
-    nibabel.save(nibabel.Nifti1Image(values.astype(np.int16), np.diag([3.0, 3.0, 3.0, 1.0])), tmp_path / "scan.nii.gz")
     monkeypatch.chdir(tmp_path)
     names = _run_blocks("python.md")
-    features, attention = names["features"], names["attention"]
+    features, attention, frame, joined = (names[name] for name in ("features", "attention", "frame", "joined"))
     assert features.values.shape == (1, len(features.columns))
     assert np.isfinite(features.values).all()
     assert len(attention.heads) > 1
+    assert names["run"].last_step == 2
+    assert names["store"].kept == len(frame) == 2
+    assert frame.attrs["refused"] == []
+    assert np.array_equal(frame[list(features.columns)].to_numpy(dtype=np.float32)[0], features.values[0])
+    assert np.allclose(names["of_array"].values, features.values, rtol=1e-3, atol=1e-3)
+    assert joined["age"].tolist() == [61, 54]
+    assert [x.shape[0] for x in names["maps"]] == [1] * 4
+
+
+def test_every_public_name_is_in_the_guide_to_python():
+    guide = (_GUIDES / "python.md").read_text(encoding="utf-8")
+    assert [name for name in dagman.__all__ if f"dagman.{name}" not in guide] == []
 
 
 def test_parts_of_ones_own_are_what_their_guide_says(restored_registries, tmp_path):

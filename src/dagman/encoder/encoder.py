@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard, cast, overload
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from dagman.store.crops import CropSpec
 from dagman.store.preparation import AIR, SCALED_RANGE, Preparation, PreparedScan
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from dagman.encoder.attention import Attention
     from dagman.encoder.embedding import Embedding
     from dagman.encoder.pooling import Pooling
@@ -82,13 +84,20 @@ class Encoder:
 
     @torch.inference_mode()
     def features(
-        self, x: Num[Tensor, "B 1 X Y Z"], *, modality: Modality = "CT", stages: Sequence[int] = (1, 2, 3, 4)
+        self, x: Num[Tensor, "B 1 X Y Z"] | ScanLike, *, modality: Modality = "CT", stages: Sequence[int] = (1, 2, 3, 4)
     ) -> list[Float[Tensor, "B C x y z"]]:
         """Feature maps [x1..x4] (or of the `stages` asked for), float32, of views in HU at the encoder's spacing, RAS+.
+
+        Of a scan (a path, a Scan, ...) in place of views: the maps of the whole scan as it is prepared, B = 1; where each cell lies
+        is in `dagman.encoder.embedding.map_scan`.
 
         x: int16 or float; stored values for MR. The intensity range is applied inside; sides that are no multiple of 32 are padded.
         Raises EncoderError for another shape.
         """
+        if not isinstance(x, Tensor):
+            from dagman.encoder.embedding import map_scan
+
+            return [features[None] for features in map_scan(self, x, stages).maps]
         if x.ndim != 5 or x.shape[1] != 1:
             raise EncoderError(f"a view is B 1 X Y Z, not {' x '.join(map(str, x.shape))}", do="Give x[None, None] for one volume")
         low, high = SCALED_RANGE if modality == "MR" else (self.config.low, self.config.high)
@@ -130,6 +139,7 @@ class Encoder:
         """A scan as this encoder was trained on: upright, at its spacing, cropped to the body, int16. Raises as `read`."""
         return self.reader.prepare(scan)
 
+    @overload
     def embed(
         self,
         scan: ScanLike,
@@ -139,19 +149,53 @@ class Encoder:
         pooling: Pooling | None = None,
         crop_mm: float | None = None,
         crop_spacing: float | None = None,
-    ) -> Embedding:
+    ) -> Embedding: ...
+
+    @overload
+    def embed(
+        self,
+        scan: list[str] | list[Path] | pd.DataFrame,
+        *,
+        pooling: Pooling | None = None,
+        crop_mm: float | None = None,
+        crop_spacing: float | None = None,
+    ) -> pd.DataFrame: ...
+
+    def embed(
+        self,
+        scan: ScanLike | list[str] | list[Path] | pd.DataFrame,
+        mask: str | Path | Scan | NDArray[np.bool_] | None = None,
+        points: ArrayLike | None = None,
+        *,
+        pooling: Pooling | None = None,
+        crop_mm: float | None = None,
+        crop_spacing: float | None = None,
+    ) -> Embedding | pd.DataFrame:
         """Feature vectors: of the whole scan; of the structure in a `mask`; or of the surroundings of each of N `points`.
 
+        scan: one; or a list of paths, or a data frame with the column `scan`, for a data frame of features (see `embed_frame`).
         mask: a file or scan on the scan's grid, or a bool array of its shape; True inside. points: N x 3, RAS mm.
         crop_mm, crop_spacing: side (mm) and voxel size (mm) of the crop around a structure or point; None: from its size.
         Raises ScanError for a scan that cannot be used, a mask on another grid, an empty mask, or a point outside.
         """
         from dagman.encoder.embedding import embed_scan
 
-        return embed_scan(self, scan, mask, points, pooling=pooling, crop=CropSpec(crop_mm, crop_spacing))
+        crop = CropSpec(crop_mm, crop_spacing)
+        if _is_several(scan):
+            from dagman.encoder.inputs.frames import embed_frame
+
+            if mask is not None or points is not None:
+                raise EncoderError("a mask or points were given beside several scans", do="Give them as columns of a data frame")
+            return embed_frame(self, scan, pooling, crop)
+        return embed_scan(self, cast(ScanLike, scan), mask, points, pooling=pooling, crop=crop)
 
     def attention(self, scan: ScanLike) -> Attention:
         """What the [CLS] token attends to all over a scan, of each head and on average; see `Attention`."""
         from dagman.encoder.attention import attend_scan
 
         return attend_scan(self, scan)
+
+
+def _is_several(scan: object) -> TypeGuard[list[str] | list[Path] | pd.DataFrame]:
+    # By its name, so that pandas is loaded by those alone who use it.
+    return isinstance(scan, list) or type(scan).__name__ == "DataFrame"

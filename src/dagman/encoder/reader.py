@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from dagman.encoder.inputs.arrays import read_array
 from dagman.errors import EncoderError, ScanError
 from dagman.scans.reading import read_scan
 from dagman.scans.scan import Modality, Scan
@@ -14,8 +16,8 @@ from dagman.scans.verdict import judge_scan
 from dagman.store.manifest import Store
 from dagman.store.preparation import Preparation, PreparedScan, prepare_scan
 
-ScanLike = str | Path | Scan | PreparedScan | tuple[Store, str]
-"""A scan's path (file, or folder of one series), a scan, a prepared one, or a store with an id."""
+ScanLike = str | Path | Scan | PreparedScan | tuple[Store, str] | tuple[NDArray, NDArray]
+"""A scan's path (file, or folder of one series), a scan, a prepared one, a store with an id, or an array with its affine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +37,7 @@ class ScanReader:
 
         Raises ScanError when it cannot be used, EncoderError when the encoder was not trained on such scans.
         """
-        if isinstance(scan, tuple):
-            scan = scan[0].read(scan[1])
+        scan = _open_pair(scan)
         if isinstance(scan, PreparedScan):
             self._check_prepared(scan)
             return Scan(voxels=scan.voxels, affine=scan.affine, modality=scan.modality, patient=scan.patient, source=scan.source)
@@ -60,8 +61,7 @@ class ScanReader:
 
         A stored scan must have been prepared alike. Raises as `read`.
         """
-        if isinstance(scan, tuple):
-            scan = scan[0].read(scan[1])
+        scan = _open_pair(scan)
         if isinstance(scan, PreparedScan):
             self._check_prepared(scan)
             return scan
@@ -79,6 +79,20 @@ class ScanReader:
             what = f"is prepared at {scan.spacing[0]:g} mm; this encoder was trained at {wanted:g} mm"
             do = f"Prepare a store with --spacing {wanted:g}, or give the scans themselves"
             raise EncoderError(what, where=scan.source, do=do)
+
+
+def _open_pair(scan: object) -> str | Path | Scan | PreparedScan:
+    """What a pair stands for; anything else as it is. Raises EncoderError for what is not a scan."""
+    if isinstance(scan, str | Path | Scan | PreparedScan):
+        return scan
+    if isinstance(scan, tuple) and len(scan) == 2:
+        first, second = scan
+        if isinstance(first, Store):
+            return first.read(str(second))
+        if isinstance(first, np.ndarray):
+            return read_array(first, second)
+    what = "an array has no place or spacing" if isinstance(scan, np.ndarray) else f"a {type(scan).__name__} is not a scan"
+    raise EncoderError(what, do="Give a path, a Scan, an array with its affine as (array, affine), or a store with an id")
 
 
 ANY_SCAN = ScanReader(preparation=Preparation(), modalities=("CT", "MR", "other"))

@@ -1,0 +1,1 @@
+"""What users hand an encoder in Python beside single scans: arrays with an affine, lists of scans, data frames."""
