@@ -172,7 +172,9 @@ def describe_model(folder: Path) -> Contents:
     values = _read_json(folder / task.model.file) if task.model else {}
     contract = values.get("contract") or {}
     made_of: dict[str, Any] = {
-        key: values[key] for key in ("classes", "method", "model", "source", "mirrored", "penalty") if key in values
+        key: values[key]
+        for key in ("classes", "label", "range", "method", "model", "source", "mirrored", "penalty")
+        if key in values
     }
     if "structures" in values:
         made_of["structures"] = {one["name"]: one["values"] for one in values["structures"]}
