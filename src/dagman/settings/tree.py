@@ -257,6 +257,10 @@ class TrainSettings(Section):
     """What Swin's blocks are computed by: torch's own operations, or Triton kernels on a CUDA device."""
     device: str = "auto"
     """auto, cpu, cuda, or cuda:N."""
+    skips: Annotated[int, Field(ge=0)] = 3
+    """Steps whose loss or gradient is not finite that a run skips, each time going back to its last checkpoint; then it ends."""
+    unreadable: Share = 0.1
+    """Share of the scans that may turn out unreadable before the run ends; a single one is always replaced."""
     rank_timeout: Annotated[float, Field(gt=0)] = 600.0
     """Seconds after which a rank that does not answer, or is stuck while the others wait for it, is named and the run ends."""
     workers: Annotated[int, Field(ge=0)] | Auto = "auto"

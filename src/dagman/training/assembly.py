@@ -12,8 +12,9 @@ from dagman.encoder.loading import describe_shapes
 from dagman.errors import EncoderError, SettingsError
 from dagman.method.masking import MASKINGS, Counts, Masking, MaskingShares
 from dagman.method.networks import UNIT_STAGE, Network, ProjectorShape, copy_student, unit_grid
+from dagman.method.schedules import teacher_temperature
 from dagman.method.step import Method
-from dagman.method.targets import PROJECTORS, TargetRules
+from dagman.method.targets import PROJECTORS, TargetRules, Targets
 from dagman.model.backbone import find_backbone, is_decayed, list_backbones
 from dagman.randomness import address
 from dagman.records.names import suggest_name
@@ -114,6 +115,19 @@ def compose_rules(settings: Settings) -> TargetRules:
         target_entropy=teacher.target_entropy if teacher.temperature == "entropy" else None,
         center_momentum=teacher.center_momentum,
         queue=int(teacher.queue),
+    )
+
+
+def build_targets(settings: Settings, device: torch.device | str = "cpu") -> Targets:
+    """The targets' state at step 0."""
+    return Targets(compose_rules(settings), int(settings.projector.prototypes), name_projectors(settings), device)
+
+
+def schedule_temperature(settings: Settings, step: int) -> float:
+    """tau_t of the schedule at a step."""
+    t = settings.teacher
+    return teacher_temperature(
+        step, settings.train.steps, start=t.temperature_start, end=t.temperature_end, warmup=t.temperature_warmup
     )
 
 

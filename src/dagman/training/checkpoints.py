@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,17 @@ from dagman.records.files import write_whole
 from dagman.records.hashes import hash_file
 
 FORMAT = 1
+_FILES = ("student", "teacher", "heads", "optimizer")
 _HEADS = ("projectors.", "reconstruction.")
 
 
-def list_checkpoints(run: str | Path) -> list[int]:
-    """Steps at which there is a whole checkpoint, ascending."""
-    found = (Path(run) / "checkpoints").glob("step-*/state.json")
+class DamagedCheckpointError(RunError):
+    """A checkpoint's files are not what was written."""
+
+
+def list_checkpoints(run: str | Path, under: str = "checkpoints") -> list[int]:
+    """Steps at which there is a whole checkpoint, ascending; under: the folder of the run to look in."""
+    found = (Path(run) / under).glob("step-*/state.json")
     numbers = (p.parent.name.removeprefix("step-") for p in found)
     return sorted(int(number) for number in numbers if number.isdigit())
 
@@ -39,7 +45,10 @@ def read_state(run: str | Path) -> dict[str, Any]:
     Raises:
         RunError: There is no checkpoint, or it is damaged or of another format version.
     """
-    folder = _find_newest(run)
+    return _read_values(_find_newest(run))
+
+
+def _read_values(folder: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         version = values["format"]
@@ -55,39 +64,88 @@ def read_state(run: str | Path) -> dict[str, Any]:
     return values
 
 
-def save_checkpoint(
-    run: str | Path,
-    step: int,
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A copy of all that changes from step to step, on the CPU: the training may go on while it is written."""
+
+    student: dict[str, Tensor]
+    teacher: dict[str, Tensor] | None
+    optimizer: dict[str, Tensor]
+    targets: dict[str, Tensor]
+    log_temperatures: dict[str, float | None]
+
+
+def copy_state(
     student: Network,
     teacher: Network | None,
     optimizer: torch.optim.Optimizer,
-    targets: Targets,
-    state: Mapping[str, Any],
-    keep: int,
+    targets: tuple[Mapping[str, Tensor], Mapping[str, float | None]],
+) -> Snapshot:
+    """Copy what a resume needs; targets: as `Targets.state` gives them."""
+    return Snapshot(
+        student=_copy(student.state_dict()),
+        teacher=None if teacher is None else _copy(teacher.state_dict()),
+        optimizer=_copy(_pack_optimizer(student, optimizer)),
+        targets=_copy(targets[0]),
+        log_temperatures=dict(targets[1]),
+    )
+
+
+def write_checkpoint(
+    run: str | Path, step: int, snapshot: Snapshot, state: Mapping[str, Any], keep: int, *, under: str = "checkpoints"
 ) -> Path:
-    """Write everything a resume needs, then remove all but the newest `keep`."""
-    tensors, log_temperatures = targets.state()
+    """Write a snapshot whole below the run's folder `under`, then remove all but the newest `keep` that lie there."""
     files = {
-        "student": _select(student, heads=False),
-        "teacher": _select(teacher, heads=False) if teacher else {},
+        "student": _select(snapshot.student, heads=False),
+        "teacher": _select(snapshot.teacher or {}, heads=False),
         "heads": {
-            **{f"student.{k}": v for k, v in _select(student, heads=True).items()},
-            **({f"teacher.{k}": v for k, v in _select(teacher, heads=True).items()} if teacher else {}),
-            **{f"targets.{k}": v for k, v in tensors.items()},
+            **{f"student.{k}": v for k, v in _select(snapshot.student, heads=True).items()},
+            **{f"teacher.{k}": v for k, v in _select(snapshot.teacher or {}, heads=True).items()},
+            **{f"targets.{k}": v for k, v in snapshot.targets.items()},
         },
-        "optimizer": _pack_optimizer(student, optimizer),
+        "optimizer": snapshot.optimizer,
     }
-    folder = Path(run) / "checkpoints" / f"step-{step:06d}"
+    folder = Path(run) / under / f"step-{step:06d}"
     with write_whole(folder) as temporary:
         temporary.mkdir()
         for name, content in files.items():
-            save_file({k: v.detach().cpu().contiguous() for k, v in content.items()}, temporary / f"{name}.safetensors")
+            save_file(content, temporary / f"{name}.safetensors")
         checksums = {name: hash_file(temporary / f"{name}.safetensors") for name in files}
-        values = {"format": FORMAT, "step": step, "log_temperatures": log_temperatures, "checksums": checksums, **state}
+        values = {
+            "format": FORMAT,
+            "step": step,
+            "log_temperatures": snapshot.log_temperatures,
+            "checksums": checksums,
+            **state,
+        }
         (temporary / "state.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    for old in list_checkpoints(run)[:-keep]:
-        shutil.rmtree(Path(run) / "checkpoints" / f"step-{old:06d}")
+    for old in list_checkpoints(run, under)[:-keep]:
+        shutil.rmtree(Path(run) / under / f"step-{old:06d}")
     return folder
+
+
+def set_damaged_aside(run: str | Path) -> list[str]:
+    """Rename the newest checkpoints that are damaged, as long as an older one is whole; a line for each.
+
+    Where none is whole all stay, and `read_state` says what is wrong with the newest.
+    """
+    damaged: list[tuple[Path, DamagedCheckpointError]] = []
+    for step in reversed(list_checkpoints(run)):
+        folder = Path(run) / "checkpoints" / f"step-{step:06d}"
+        try:
+            _check_files(folder, _read_values(folder))
+            break
+        except DamagedCheckpointError as error:
+            damaged.append((folder, error))
+    else:
+        return []
+    lines = []
+    for folder, damage in damaged:
+        aside = folder.with_name(f"damaged-{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        lines.append(f"The checkpoint {folder.name} {damage.what}. The one before is taken; the damaged one is now {aside.name}.")
+    return lines
 
 
 def load_checkpoint(
@@ -98,16 +156,32 @@ def load_checkpoint(
     Raises:
         RunError: There is none, or it is damaged or of another format version.
     """
-    values, files = read_checkpoint(run)
+    folder = _find_newest(run)
+    values, files = read_folder(folder)
+    fill_state(folder, values, files, student, teacher, targets)
+    try:
+        _unpack_optimizer(student, optimizer, files["optimizer"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise _explain_damage(folder, error) from None
+    return values
+
+
+def fill_state(
+    folder: Path,
+    values: Mapping[str, Any],
+    files: Mapping[str, dict[str, Tensor]],
+    student: Network,
+    teacher: Network | None,
+    targets: Targets,
+) -> None:
+    """Put a checkpoint's weights and targets into the given objects. Raises RunError where they do not fit."""
     try:
         _fill(student, files["student"], _take(files["heads"], "student."))
         if teacher is not None:
             _fill(teacher, files["teacher"], _take(files["heads"], "teacher."))
         targets.restore(_take(files["heads"], "targets."), values["log_temperatures"])
-        _unpack_optimizer(student, optimizer, files["optimizer"])
     except (KeyError, ValueError, RuntimeError) as error:
-        raise _explain_damage(_find_newest(run), error) from None
-    return values
+        raise _explain_damage(folder, error) from None
 
 
 def read_checkpoint(run: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
@@ -116,15 +190,26 @@ def read_checkpoint(run: str | Path) -> tuple[dict[str, Any], dict[str, dict[str
     Raises:
         RunError: There is none, or it is damaged or of another format version.
     """
-    values, folder = read_state(run), _find_newest(run)
-    for name, checksum in values.get("checksums", {}).items():
-        path = folder / f"{name}.safetensors"
-        if path.is_file() and hash_file(path) != checksum:
-            raise _explain_damage(folder, f"the checksum of {path.name} differs from that in state.json")
+    return read_folder(_find_newest(run))
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """The same of a given checkpoint."""
+    values = _read_values(folder)
+    _check_files(folder, values, needed=False)
     try:
-        return values, {name: load_file(folder / f"{name}.safetensors") for name in ("student", "teacher", "heads", "optimizer")}
+        return values, {name: load_file(folder / f"{name}.safetensors") for name in _FILES}
     except (SafetensorError, OSError) as error:
         raise _explain_damage(folder, error) from None
+
+
+def _check_files(folder: Path, values: Mapping[str, Any], *, needed: bool = True) -> None:
+    for name, checksum in values.get("checksums", {}).items():
+        path = folder / f"{name}.safetensors"
+        if needed and not path.is_file():
+            raise _explain_damage(folder, f"{path.name} is missing")
+        if path.is_file() and hash_file(path) != checksum:
+            raise _explain_damage(folder, f"the checksum of {path.name} differs from that in state.json")
 
 
 def _find_newest(run: str | Path) -> Path:
@@ -134,12 +219,16 @@ def _find_newest(run: str | Path) -> Path:
     return Path(run) / "checkpoints" / f"step-{steps[-1]:06d}"
 
 
-def _explain_damage(folder: Path, error: Exception | str) -> RunError:
-    return RunError(f"is damaged: {error}", where=folder, do="Remove this checkpoint and resume from the one before")
+def _explain_damage(folder: Path, error: Exception | str) -> DamagedCheckpointError:
+    return DamagedCheckpointError(f"is damaged: {error}", where=folder, do="Remove this checkpoint and resume from the one before")
 
 
-def _select(network: Network, *, heads: bool) -> dict[str, Tensor]:
-    return {k: v for k, v in network.state_dict().items() if k.startswith(_HEADS) == heads}
+def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+
+
+def _select(weights: Mapping[str, Tensor], *, heads: bool) -> dict[str, Tensor]:
+    return {k: v for k, v in weights.items() if k.startswith(_HEADS) == heads}
 
 
 def _take(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from dagman import __version__, devices
+from dagman import devices
 from dagman.errors import DagmanError, RunError, is_full_disk
 from dagman.records.counts import count_noun
 from dagman.records.hashes import hash_bytes
@@ -25,24 +24,26 @@ from dagman.store.manifest import Store
 from dagman.store.preparation import Preparation
 from dagman.store.writer import prepare_store
 from dagman.training.assembly import check_backbone
-from dagman.training.checkpoints import list_checkpoints, read_state
+from dagman.training.checkpoints import list_checkpoints, read_state, set_damaged_aside
 from dagman.training.parallel.group import Group, join_group, start_watch
 from dagman.training.parallel.sharing import check_sharing, describe_ranks, list_own_pairs
 from dagman.training.resources.fitting import fit_memory
 from dagman.training.run import Run, write_note, write_settings
 from dagman.training.start.adoption import adopt_settings, choose_presets, describe_parts
+from dagman.training.start.identity import (
+    FREE_TO_CHANGE,
+    hash_grids,
+    hash_settings,
+    list_changed_precision,
+    refuse_other_ranks,
+    refuse_other_store,
+)
 from dagman.training.start.record import check_start
 from dagman.training.start.settling import settle_modality, settle_spacing
 from dagman.training.start.source import Source, resolve_source
 from dagman.training.summary import describe_run, list_run_warnings
 from dagman.training.trainer import Event, Trainer
 from dagman.training.views import ViewDataset, find_usable, refuse_repetition, select_rows
-
-FREE_TO_CHANGE = frozenset(
-    f"train.{name}"
-    for name in ("device", "workers", "checkpoint_every", "keep_checkpoints", "many_passes", "rank_timeout", "track")
-)
-"""Settings that a resume may change: they do not change the weights."""
 
 
 def pretrain(
@@ -175,20 +176,22 @@ def _train(
     choices: list[devices.Choice[str] | devices.Choice[int]] = [device, precision, kernels, threads, allocator]
     state = {
         "store": hash_bytes("\n".join(usable).encode()),
-        "grid": _hash_grids(store, usable),
+        "grid": hash_grids(store, usable),
         "scans": len(usable),
         "precision": precision.value,
         "threads": threads.value,
-        "settings": _hash_settings(settings),
+        "settings": hash_settings(settings),
     }
-    before = read_state(out) if list_checkpoints(out) else state
     with group.together():
-        _refuse_other_ranks(group, settings, state, kernels.value)
-        _refuse_other_store(out, before, state)
+        damaged = set_damaged_aside(out) if group.writes else []
+    with group.together():
+        before = read_state(out) if list_checkpoints(out) else state
+        refuse_other_ranks(group, settings, state, kernels.value)
+        refuse_other_store(out, before, state)
     settings, estimate, reasons = fit_memory(
         settings, reasons, device.value, precision.value, group, fixed=exists or "train.micro_batch" in given
     )
-    state["settings"] = _hash_settings(settings)
+    state["settings"] = hash_settings(settings)
     workers = (0 if device.value == "cpu" else 4) if settings.train.workers == "auto" else int(settings.train.workers)
     train, own = settings.train, list_own_pairs(settings.train.batch // 2, group.rank, group.size)
     dataset = ViewDataset(store, usable, settings.view, train.batch, settings.seed, train.steps, own)
@@ -208,7 +211,7 @@ def _train(
         if network is not None:
             network.encoder.use_kernels(kernels.value)
     noted = {} if exists else {**{f"idle: {text}": text for text in idle}, **list_run_warnings(settings)}
-    warnings = [*noted.values(), *_list_changed_precision(before, state)]
+    warnings = [*noted.values(), *list_changed_precision(before, state)]
     lines = [*reasons, *devices.describe_choices(choices), estimate.describe()]
     lines += describe_run(settings, trainer.student, dataset, left_out)
     lines += describe_ranks(settings, trainer.student, group, device.value)
@@ -221,6 +224,9 @@ def _train(
         warnings = [text for text in warnings if text != noted.pop("settings: memory", None)]
     if not exists and group.writes:
         _write_beginning(out, settings, lines, noted)
+    for line in damaged:
+        write_note(out, trainer.step, f"damaged: {line}", line)
+    warnings += damaged
     for line in lines:
         on_event("choice", {"text": line})
     for warning in warnings:
@@ -241,27 +247,13 @@ def _train(
     start_watch(group, settings.train.rank_timeout)
 
     def stop(number: int) -> None:
-        trainer.stop("requeue" if number in REQUEUES else "interrupt")
+        trainer.ending.ask("requeue" if number in REQUEUES else "interrupt")
 
     with catch_stops(stop), _explain_full_disk(out):
         trainer.train()
     run = Run(out)
-    run.stopped = trainer.stopped
+    run.stopped = trainer.ending.reason
     return run
-
-
-def _refuse_other_ranks(group: Group, settings: Settings, state: Mapping[str, Any], kernels: str) -> None:
-    """Raise RunError where the ranks are not of one run: other settings, scans, versions or arithmetic."""
-    values = settings.model_dump(mode="json")
-    nested = {name: value for name, value in values.items() if isinstance(value, dict)}
-    flat = {key: value for key, value in values.items() if key not in nested}
-    flat |= {f"{name}.{key}": value for name, section in nested.items() for key, value in section.items()}
-    versions = {"dagman": __version__, "torch": torch.__version__}
-    found = {name: state[name] for name in ("scans", "precision")} | {
-        "the list of scans": state["store"],
-        "their grid": state["grid"],
-    }
-    group.compare({**versions, **flat, **found, "kernels": kernels})
 
 
 def _write_beginning(out: Path, settings: Settings, choices: Sequence[str], noted: Mapping[str, str]) -> None:
@@ -312,53 +304,6 @@ def _look_up(values: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         values = values[part]
     return values
-
-
-def _refuse_other_store(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    if before["store"] != now["store"]:
-        raise RunError(
-            f"was trained on {before['scans']} scans, which are not the {now['scans']} of this store",
-            where=out,
-            do="Resume with the same store, or begin in another folder",
-        )
-    if before.get("settings", now["settings"]) != now["settings"]:
-        raise RunError(
-            "settings.toml was changed after the last checkpoint was written",
-            where=out,
-            do="Restore the run's own settings, or begin in another folder",
-        )
-    if before.get("grid", now["grid"]) != now["grid"]:
-        raise RunError(
-            "was trained on the same scans prepared in another way, so that views would lie elsewhere",
-            where=out,
-            do="Resume with the same store, or begin in another folder",
-        )
-
-
-def _hash_settings(settings: Settings) -> str:
-    """A fingerprint of the settings that decide the weights."""
-    values = settings.model_dump(mode="json")
-    # The modality decides which scans are read, and those have a fingerprint of their own, which earlier runs hold, too.
-    for key in FREE_TO_CHANGE | {"view.modality"}:
-        section, _, name = key.rpartition(".")
-        del values[section][name]
-    return hash_bytes(json.dumps(values, sort_keys=True).encode())
-
-
-def _hash_grids(store: Store, usable: Sequence[str]) -> str:
-    """A fingerprint of where in its scan each stored voxel lies, and of what its value means."""
-    chosen = set(usable)
-    rows = sorted((row.id, row.shape, row.crop_start, row.crop_stop, row.scale) for row in store.rows if row.id in chosen)
-    return hash_bytes(repr(rows).encode())
-
-
-def _list_changed_precision(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What rounds differently from the process that wrote the checkpoint."""
-    return [
-        f"{name}: {now[name]}, but {before[name]} up to here, so the weights will differ from a run in one go."
-        for name in ("precision", "threads")
-        if before.get(name, now[name]) != now[name]
-    ]
 
 
 @contextmanager

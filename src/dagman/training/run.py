@@ -10,6 +10,8 @@ RUN/  settings.toml     every setting, resolved
       summary.json      the last measurement in words: light, verdicts and what to try, losses
       gallery/          validation views, masks, reconstructions, attention as safetensors
       checkpoints/      full state (dagman.training.checkpoints)
+      broken/           steps whose loss was not finite, kept to be replayed (dagman.training.recovery.broken)
+      unreadable.jsonl  a row a scan that could not be read: step, scan, reason
       encoder/          what users keep (dagman.encoder.folder)
       tensorboard/      the same curves
 ```
@@ -118,7 +120,8 @@ class Run:
     @property
     def last_step(self) -> int:
         """Steps done."""
-        rows = self.steps
+        # Steps that were skipped have a row without losses.
+        rows = _read_steps(self.path / "metrics.jsonl")
         return int(rows[-1]["step"]) if rows else 0
 
     @property
@@ -170,6 +173,10 @@ def write_gallery(folder: Path, step: int, arrays: dict[str, np.ndarray]) -> Non
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
 
 
+_KEPT = ("choice", "idle", "settings", "damaged", "skipped", "unreadable")
+"""Beginnings of the keys of notes that stay whatever a run goes back to."""
+
+
 def rewind_run(folder: Path, step: int, warned: Collection[str]) -> None:
     """Drop what lies after the checkpoint at `step`: a killed run had gone on beyond it.
 
@@ -182,7 +189,7 @@ def rewind_run(folder: Path, step: int, warned: Collection[str]) -> None:
     if (folder / "notes.jsonl").exists():
         keep_rows(
             folder / "notes.jsonl",
-            lambda row: row.get("key") in warned or str(row.get("key")).startswith(("choice", "idle", "settings")),
+            lambda row: row.get("key") in warned or str(row.get("key")).startswith(_KEPT),
         )
     for path in (folder / "gallery").glob("step-*.safetensors"):
         if int(path.stem.removeprefix("step-")) >= step:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
+from dagman.devices import peak_memory_gib
 from dagman.method.networks import Network
 from dagman.records.counts import count_noun
 from dagman.settings import Settings
 from dagman.settings.momentum import LARGEST_SHARE
 from dagman.training.assembly import count_masked, list_untrained, measure_teacher
+from dagman.training.parallel.group import Group
 from dagman.training.views import ViewDataset, find_inside
 
+PACED_STEPS = 5
+"""Steps after which a run says how long it will take."""
 PLACES_COUNTED = 32
 """Steps whose crops are drawn to estimate the share of padding."""
 
@@ -112,3 +117,31 @@ def describe_pace(seconds: Sequence[float], left: int, memory_gib: float) -> str
     rest = pace * left
     wait = f"{rest / 3600:.1f} h" if rest >= 6000 else f"{rest / 60:.0f} min" if rest >= 100 else f"{rest:.0f} s"
     return f"pace: {pace:.2g} s a step, about {wait} for the {left} steps left; {memory_gib:.1f} GiB of memory at the peak so far"
+
+
+class Pace:
+    """Says once, after some steps of a process, how long the rest will take; its first step, which warms up, is left out."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def add(self, seconds: float, left: int, memory_gib: float) -> str | None:
+        """Count a step; the line, if it is time for it."""
+        if len(self.seconds) == PACED_STEPS:
+            return None
+        self.seconds.append(seconds)
+        return describe_pace(self.seconds[1:], left, memory_gib) if len(self.seconds) == PACED_STEPS else None
+
+
+def time_step(settings: Settings, step: int, seconds: float, waited: float, device: str, group: Group) -> dict[str, Any]:
+    """A row of `timing.jsonl`: pace of the whole step, share of time that was waited for data, memory, and what was exchanged."""
+    views = settings.train.batch
+    return {
+        "step": step,
+        "seconds": round(seconds, 4),
+        "views_per_s": round(views / seconds, 3),
+        "voxels_per_s": round(views * settings.view.side**3 / seconds),
+        "waiting_share": round(waited / seconds, 4),
+        "memory_gib": round(peak_memory_gib(device), 3),
+        **({"communicated_mib": round(group.communicated / 2**20, 3)} if group.size > 1 else {}),
+    }

@@ -6,14 +6,14 @@ random box of 4/3 their side, so that they overlap [SMIT].
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from dagman.errors import DagmanError, RunError
+from dagman.errors import DagmanError, RunError, StoreError
 from dagman.model.intensity import to_unit_ranges
 from dagman.randomness import generator
 from dagman.records.counts import count_noun
@@ -25,6 +25,8 @@ from dagman.store.preparation import AIR, SCALED_RANGE
 Triple = tuple[int, int, int]
 MOST_PASSES = 10_000
 """Pairs of views of one scan beyond which a run has to be asked for; the paper has 800. [ours]"""
+REPLACEMENTS = 16
+"""Other scans that are tried in place of one that cannot be read. [ours]"""
 SAMPLED_STEPS = 8
 """Steps whose views are looked at for the mean and median intensity. [ours]"""
 
@@ -154,7 +156,48 @@ class ViewDataset(torch.utils.data.Dataset):
         return self.steps
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        return self.read(self.places(step, self.own))
+        item = self.read_step(step, self.own)
+        del item["places"]
+        return item
+
+    def read_step(self, step: int, numbers: Iterable[int] | None = None) -> dict[str, Any]:
+        """The item of these pairs of a step, or of all, with `places`, where they were read.
+
+        A scan that cannot be read is replaced by another, by address, and stands in `unreadable` with the reason.
+
+        Raises:
+            StoreError: None of `REPLACEMENTS` other scans can be read either.
+        """
+        numbers = range(self.batch // 2) if numbers is None else numbers
+        return self.read_pairs(self.places(step, numbers), step, numbers)
+
+    def read_pairs(self, places: Sequence[tuple[Crop, Crop]], step: int | str, numbers: Iterable[int]) -> dict[str, Any]:
+        """The item of these places, as `read_step` gives it; step and numbers: the address of what replaces a scan."""
+        found = [self._read_or_replace(pair, step, i) for i, pair in zip(numbers, places, strict=True)]
+        unreadable = {scan: reason for _, _, lost in found for scan, reason in lost.items()}
+        item = self._stack([pair for pair, _, _ in found], [voxels for _, voxels, _ in found])
+        return {**item, "places": [pair for pair, _, _ in found]} | ({"unreadable": unreadable} if unreadable else {})
+
+    def _read_or_replace(
+        self, pair: tuple[Crop, Crop], step: int | str, number: int
+    ) -> tuple[tuple[Crop, Crop], tuple[np.ndarray, np.ndarray], dict[str, str]]:
+        lost: dict[str, str] = {}
+        first: StoreError | None = None
+        for attempt in range(REPLACEMENTS + 1):
+            if attempt:
+                place = int(generator(self.seed, "replacement", step, number, attempt).integers(len(self.usable)))
+                scan = self.usable[place]
+                pair = draw_crops(scan, self.shapes[scan], self.view, self.seed, "replacement", step, number, attempt)
+            try:
+                return pair, self._read_pair(pair), lost
+            except StoreError as error:
+                first = first or error
+                lost[pair[0].scan] = str(error)
+        raise first or StoreError("holds no scan that can be read", where=self.store.path)
+
+    def _read_pair(self, pair: tuple[Crop, Crop]) -> tuple[np.ndarray, np.ndarray]:
+        u, v = (read_crop(self.store, c, self.shapes[c.scan], self.view.side, self._fill(c.scan)) for c in pair)
+        return u, v
 
     def places(self, step: int, numbers: Iterable[int] | None = None) -> list[tuple[Crop, Crop]]:
         """Where a step's pairs of views lie: those of these numbers, or all."""
@@ -167,11 +210,10 @@ class ViewDataset(torch.utils.data.Dataset):
 
     def read(self, places: Sequence[tuple[Crop, Crop]]) -> dict[str, Any]:
         """Views at given places, as an item."""
-        sides = []
-        for which in (0, 1):
-            crops = [pair[which] for pair in places]
-            voxels = [read_crop(self.store, c, self.shapes[c.scan], self.view.side, self._fill(c.scan)) for c in crops]
-            sides.append(torch.from_numpy(np.stack(voxels)[:, None]))
+        return self._stack(places, [self._read_pair(pair) for pair in places])
+
+    def _stack(self, places: Sequence[tuple[Crop, Crop]], voxels: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+        sides = [torch.from_numpy(np.stack([pair[which] for pair in voxels])[:, None]) for which in (0, 1)]
         ranges = [self._range(pair[0].scan) for pair in places]
         boxes = [[find_inside(crop, self.shapes[crop.scan], self.view.side) for crop in pair] for pair in places]
         return {"u": sides[0], "v": sides[1], "range": torch.tensor(ranges, dtype=torch.float32), "inside": torch.tensor(boxes)}
@@ -187,7 +229,7 @@ def sample_intensities(dataset: ViewDataset) -> torch.Tensor:
     """Intensities in [0, 1] of every fourth voxel along each axis of the first steps' views u, known before a run learns."""
     values = []
     for step in range(min(SAMPLED_STEPS, len(dataset))):
-        item = dataset.read(dataset.places(step))
+        item = dataset.read_step(step)
         values.append(to_unit_ranges(item["u"], item["range"])[..., ::4, ::4, ::4].flatten())
     return torch.cat(values)
 
@@ -222,15 +264,17 @@ def _start_worker(worker: int) -> None:
     leave_stops_to_parent()
 
 
-def load_steps(dataset: ViewDataset, first: int, workers: int) -> Iterator[dict[str, Any]]:
+def load_steps(dataset: ViewDataset, first: int, workers: int, skipped: Collection[int] = ()) -> Iterator[dict[str, Any]]:
     """Items `first`, `first` + 1, ... in order, read by `workers` processes (0: by this one); their number changes nothing.
+
+    skipped: Items to leave out.
 
     Raises:
         StoreError: A scan's file is missing or damaged.
     """
     loader = torch.utils.data.DataLoader(
         _Described(dataset),
-        sampler=range(first, dataset.steps),
+        sampler=[step for step in range(first, dataset.steps) if step not in skipped],
         batch_size=None,
         num_workers=workers,
         collate_fn=_pass,

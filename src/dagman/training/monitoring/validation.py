@@ -33,7 +33,7 @@ class Validation:
         self.settings, self.method = settings, dataclasses.replace(method, symmetric=True)
         self.spacing = float(dataset.store.preparation.spacing)
         count = settings.train.monitor_views
-        item = dataset.read(validation_places(dataset, count))
+        item = dataset.read_pairs(validation_places(dataset, count), "validation", range(count // 2))
         stored = torch.stack([item["u"], item["v"]], dim=1).flatten(0, 1)
         self.views = to_unit_ranges(stored, item["range"].repeat_interleave(2, dim=0)).to(device)
         self.grid = unit_grid((settings.view.side,) * 3)

@@ -1,0 +1,47 @@
+"""`dagman replay`: one step of a run that was not finite, computed again alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog="Example: dagman replay run 41")
+def replay_command(
+    run: Annotated[Path, typer.Argument(help="A run, as dagman pretrain wrote it.")],
+    step: Annotated[int, typer.Argument(help="The step, as the run's warning names it.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print what is found as JSON.")] = False,
+) -> None:
+    """Compute one step of a run again, alone, whose loss was not finite.
+
+    A run keeps the weights before such a step and its views in RUN/broken. They are computed on the CPU in float32: what is not
+    finite first, and on which scans. The run is not changed.
+    """
+    import json
+
+    from rich.console import Console
+
+    from dagman.training.recovery.replay import replay_step
+
+    found = replay_step(run, step)
+    if as_json:
+        typer.echo(json.dumps(found.to_json()))
+        return
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    verdict = "is finite this time, on the CPU in float32" if found.is_finite else "is not finite again"
+    console.print(f"Step {found.step} {verdict}.")
+    for name, value in found.losses.items():
+        console.print(f"  {name}: {value:.6g} (the run met {found.recorded.get(name, 'none')})")
+    for title, names in (
+        ("weights before the step that are not finite", found.weights),
+        ("modules of the student whose output is not finite, first reached first", found.modules),
+        ("weights whose gradient is not finite", found.gradients),
+    ):
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        console.print(f"  {title}: {shown or 'none'}")
+    for (u, v), (low, high) in zip(found.crops, found.ranges, strict=True):
+        console.print(f"  scan {u['scan']}, voxels from {u['start']} and {v['start']}: stored values {low} to {high}")
