@@ -29,7 +29,7 @@ _BEFORE_TASKS = {
     "attention": "Attention maps of a scan on its own grid, as NIfTI and pictures.",
     "view": "One HTML file that shows a scan in three planes, with attention or labels over it.",
     "info": "What an encoder, run, store or model is, is made from, and expects.",
-    "export": "An encoder in the form of another program: monai, hf.",
+    "export": "An encoder for another program: monai, hf, onnx, torch-export.",
 }
 _AFTER_TASKS = {
     "predict": "Apply a trained model to scans.",

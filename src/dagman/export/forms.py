@@ -39,6 +39,8 @@ Writer = Callable[[Encoder, Path], Exported]
 
 FORMS: dict[str, tuple[str, str]] = {
     "monai": ("MONAI's SwinUNETR", "dagman.export.monai:write_monai"),
+    "torch-export": ("torch.export", "dagman.export.graph:write_torch_export"),
+    "onnx": ("ONNX", "dagman.export.graph:write_onnx"),
     "hf": ("transformers", "dagman.export.huggingface.folder:write_folder"),
 }
 """The program and the writer ("module:function", imported when it is used) of each form."""

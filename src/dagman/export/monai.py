@@ -40,7 +40,7 @@ def convert_swin(encoder: Encoder) -> tuple[dict[str, Tensor], str, tuple[str, .
         return state, encoder.config.backbone.partition(":")[2] or "mergingv2", left_out
     if not isinstance(backbone, SwinEncoder):
         what = f"is a {encoder.config.backbone}; MONAI's SwinUNETR takes a Swin"
-        raise EncoderError(what, where=encoder.source, do="Use --to onnx or --to torch-export, which take any encoder")
+        raise EncoderError(what, where=encoder.source, do="Export a run of the backbone swin")
     if backbone.mask_token is not None:
         left_out += ("the mask token",)
     shape = backbone.shape

@@ -1,0 +1,91 @@
+"""An encoder as one graph for views of any size: torch.export's, and ONNX (extra `onnx`)."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dagman.encoder.encoder import Encoder
+from dagman.errors import EncoderError, MissingExtraError
+from dagman.export.forms import Exported
+from dagman.export.preprocessing import FILE, describe_preprocessing
+from dagman.export.swin_graph import FeatureGraph
+from dagman.model import SwinEncoder
+
+TORCH_FILE, ONNX_FILE = "encoder.pt2", "encoder.onnx"
+LONGEST = 4096
+"""Voxels along a side, and views of a batch, that the graph admits."""
+_EXAMPLE = (2, 1, 64, 72, 80)
+_NOTES = (
+    "The graph takes HU (float32, B 1 X Y Z) at the spacing and in the order of `preprocessing.json`; the HU window is inside.",
+    "It reads a view in one pass: a whole scan needs more memory than in dagman, which goes through it in parts.",
+)
+
+
+def write_torch_export(encoder: Encoder, folder: Path) -> Exported:
+    """Write `encoder.pt2`; raises EncoderError for an encoder that is no Swin of dagman's."""
+    values = {FILE: json.dumps(describe_preprocessing(encoder))}
+    torch.export.save(trace_encoder(encoder), folder / TORCH_FILE, extra_files=values)
+    usage = f"""import torch
+
+graph = torch.export.load("{TORCH_FILE}").module()
+x1, x2, x3, x4 = graph(torch.zeros(1, 1, 96, 80, 72))  # HU; any batch and any sides
+"""
+    return Exported(files=(TORCH_FILE,), usage=usage, left_out=_list_left_out(encoder), notes=_NOTES)
+
+
+def write_onnx(encoder: Encoder, folder: Path) -> Exported:
+    """Write `encoder.onnx`; raises as `write_torch_export`, and MissingExtraError without onnx and onnxscript."""
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("onnx with onnxscript", "onnx") from None
+    with warnings.catch_warnings():
+        # torch's own exporter uses what torch deprecates.
+        warnings.simplefilter("ignore")
+        names = ["x1", "x2", "x3", "x4"]
+        program = torch.onnx.export(trace_encoder(encoder), dynamo=True, input_names=["hu"], output_names=names, verbose=False)
+    if program is None:
+        raise EncoderError("torch.onnx gave no graph", where=encoder.source)
+    model = program.model_proto
+    entry = model.metadata_props.add()
+    entry.key, entry.value = FILE, json.dumps(describe_preprocessing(encoder))
+    onnx.save(model, folder / ONNX_FILE)
+    usage = f"""import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("{ONNX_FILE}")
+x1, x2, x3, x4 = session.run(None, {{"hu": np.zeros((1, 1, 96, 80, 72), dtype=np.float32)}})  # HU; any batch and any sides
+"""
+    return Exported(files=(ONNX_FILE,), usage=usage, left_out=_list_left_out(encoder), notes=_NOTES)
+
+
+def trace_encoder(encoder: Encoder) -> torch.export.ExportedProgram:
+    """One graph from HU to the four maps, with batch and sides left open; raises EncoderError as `write_torch_export`."""
+    backbone = encoder.network.encoder
+    if not isinstance(backbone, SwinEncoder):
+        what = f"is a {encoder.config.backbone}; graphs are made of dagman's own Swin"
+        raise EncoderError(what, where=encoder.source, do="Export a run of the backbone swin")
+    if encoder.config.modalities == ("MR",):
+        raise EncoderError("was trained on MR alone; graphs are made for HU", where=encoder.source, do="Use --to hf")
+    return trace_graph(FeatureGraph(backbone, encoder.config.low, encoder.config.high))
+
+
+def trace_graph(graph: FeatureGraph) -> torch.export.ExportedProgram:
+    """One graph with batch and sides left open."""
+    axes: dict[int, Any] = {2: _open("x"), 3: _open("y"), 4: _open("z"), 0: torch.export.Dim("batch", min=1, max=LONGEST)}
+    with torch.no_grad():
+        return torch.export.export(graph.eval(), (torch.zeros(_EXAMPLE),), dynamic_shapes={"hu": axes})
+
+
+def _open(name: str) -> Any:
+    return torch.export.Dim(name, min=2, max=LONGEST)
+
+
+def _list_left_out(encoder: Encoder) -> tuple[str, ...]:
+    return ("the semantic attention",) if encoder.network.semantic_attention is not None else ()
