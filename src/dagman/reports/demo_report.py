@@ -19,6 +19,7 @@ from dagman.reports.page import Block, DataTable, Figure, Level, Listing, Sectio
 from dagman.reports.run.run_page import show_gallery
 from dagman.reports.run.verdicts import summarize_verdicts
 from dagman.reports.style import CYCLE
+from dagman.reports.volumes import Layer, Volume
 from dagman.settings.tree import UNIT
 from dagman.tasks.seeds import SeedComparison, describe_values
 from dagman.training.monitoring.health import judge_run
@@ -173,7 +174,23 @@ def _show_example(example: Outlined | None) -> list[Block]:
         "**A patient whom pretraining did not see**, segmented from the pretrained weights after the most labelled patients. "
         f"Solid: the truth. Dashed: the model. {CONVENTION}"
     )
-    return [Figure(encode_png(drawn), caption, "Slices of a scan with outlines of the truth and of the model")]
+    colors = CYCLE[: len(example.names)]
+    return [
+        Volume(
+            voxels=example.voxels,
+            spacing=(example.spacing,) * 3,
+            still=encode_png(drawn),
+            caption=caption,
+            alt="Slices of a scan with outlines of the truth and of the model",
+            title="a patient whom pretraining did not see",
+            window=_WINDOW,
+            hounsfield=True,
+            layers=[
+                Layer(codes=example.truth, names=example.names, colors=colors),
+                Layer(codes=example.predicted, names=example.names, colors=colors, dashed=True),
+            ],
+        )
+    ]
 
 
 def _tabulate_attention(runs: Sequence[Run]) -> list[Block]:
