@@ -10,7 +10,7 @@ import contextlib
 import gc
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,8 @@ _SCHEMA = pa.schema(
 )
 
 
+_ADDED = {one.name: one.default for one in fields(ManifestRow) if one.default is not MISSING}
+"""What stands for a column that a store of an earlier release lacks."""
 _FOLDED = "folded.json"
 """How much of the journal the manifest holds. Not in the manifest, which depends on the scans alone, not on what came when."""
 _END = 4096
@@ -150,6 +152,9 @@ def _build_rows(table: pa.Table) -> Iterable[ManifestRow]:
     """Rows of a manifest, a column at a time: row by row 100,000 took two seconds."""
     columns: list[list[Any]] = []
     for one in _SCHEMA:
+        if one.name not in table.column_names and one.name in _ADDED:
+            columns.append([_ADDED[one.name]] * table.num_rows)
+            continue
         column = table.column(one.name).combine_chunks()
         if pa.types.is_fixed_size_list(one.type):
             columns.append(list(map(tuple, np.asarray(column.flatten()).reshape(-1, one.type.list_size).tolist())))
