@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from dagman import devices
 from dagman.errors import DagmanError, RunError, is_full_disk
 from dagman.records.counts import count_noun
-from dagman.records.hashes import hash_bytes
 from dagman.records.lock import hold_lock
 from dagman.records.provenance import write_command
 from dagman.records.stopping import REQUEUES, catch_stops
@@ -33,11 +32,13 @@ from dagman.training.start.adoption import adopt_settings, choose_presets, descr
 from dagman.training.start.identity import (
     FREE_TO_CHANGE,
     hash_grids,
+    hash_scans,
     hash_settings,
     list_changed_precision,
     refuse_other_ranks,
     refuse_other_store,
 )
+from dagman.training.start.mixture import Mixture, describe_shares, is_store, list_parts, split_weight
 from dagman.training.start.record import check_start
 from dagman.training.start.settling import settle_modality, settle_spacing
 from dagman.training.start.source import Source, resolve_source
@@ -63,7 +64,7 @@ def pretrain(
     """Pretrain an encoder; gives the run, whose encoder `dagman.load` reads.
 
     Args:
-        source: A store, or scans (files or folders), which are prepared into `out/store` first.
+        source: A store, several with weights ("a:2", "b:1"), or scans (files or folders), prepared into `out/store` first.
         out: The run folder.
         size: A preset of the model: "tiny", "small" or "paper".
         method: A preset of the method, "dagman" or another of `dagman.settings.presets`.
@@ -142,7 +143,7 @@ def _settle(
 def _refuse_scans(source: str | Path | Sequence[str | Path], group: Group) -> None:
     """Raise RunError for scans where several ranks would prepare them beside one another."""
     paths = [source] if isinstance(source, str | Path) else source
-    if group.size > 1 and not all((Path(path) / "store.json").exists() for path in paths):
+    if group.size > 1 and not all(is_store(path) for path in paths):
         raise RunError(
             f"{group.size} ranks read a store, and {paths[0]} is none", do="Prepare it first: dagman prepare SCANS --out STORE"
         )
@@ -165,6 +166,7 @@ def _train(
         usable, left_out = find_usable({row.id: row.shape for row in rows}, settings.view)
         if not exists:
             refuse_repetition(settings, len(usable))
+        parts = list_parts(store, usable)
         check_sharing(settings, given, group.size, len(usable))
         device = devices.choose_device(settings.train.device)
         precision = devices.choose_precision(settings.train.precision, device.value)
@@ -175,7 +177,7 @@ def _train(
     allocator = devices.tune_allocator(device=device.value)
     choices: list[devices.Choice[str] | devices.Choice[int]] = [device, precision, kernels, threads, allocator]
     state = {
-        "store": hash_bytes("\n".join(usable).encode()),
+        "store": hash_scans(usable, parts),
         "grid": hash_grids(store, usable),
         "scans": len(usable),
         "precision": precision.value,
@@ -194,7 +196,7 @@ def _train(
     state["settings"] = hash_settings(settings)
     workers = (0 if device.value == "cpu" else 4) if settings.train.workers == "auto" else int(settings.train.workers)
     train, own = settings.train, list_own_pairs(settings.train.batch // 2, group.rank, group.size)
-    dataset = ViewDataset(store, usable, settings.view, train.batch, settings.seed, train.steps, own)
+    dataset = ViewDataset(store, usable, settings.view, train.batch, settings.seed, train.steps, own, parts)
     trainer = Trainer(
         settings,
         dataset,
@@ -214,6 +216,7 @@ def _train(
     warnings = [*noted.values(), *list_changed_precision(before, state)]
     lines = [*reasons, *devices.describe_choices(choices), estimate.describe()]
     lines += describe_run(settings, trainer.student, dataset, left_out)
+    lines += describe_shares(store, parts, train.steps * train.batch // 2)
     lines += describe_ranks(settings, trainer.student, group, device.value)
     if exists:
         trainer.resume()
@@ -234,7 +237,7 @@ def _train(
     if group.writes:
         cohort = trainer.cohort
         inputs = {
-            "store": store.path.name,
+            "store": store.path.name if len(parts) == 1 else [one.path.name for one in getattr(store, "stores", ())],
             "scans": state["store"],
             "count": cohort.scans,
             "patients": cohort.patients,
@@ -271,11 +274,16 @@ def _open_store(
     on_event: Callable[..., None] | None,
     patients: str | Path | None,
 ) -> tuple[Store, list[str]]:
-    paths = [Path(source)] if isinstance(source, str | Path) else [Path(p) for p in source]
-    if len(paths) == 1 and (paths[0] / "store.json").exists():
-        if patients is not None:
-            raise RunError("--patients is for scans, and this is a store", where=paths[0], do="Give it to dagman prepare")
-        return Store(paths[0]), []
+    parts = [split_weight(path) for path in ([source] if isinstance(source, str | Path) else source)]
+    paths = [path for path, _ in parts]
+    stores = [path for path in paths if is_store(path)]
+    if stores and patients is not None:
+        raise RunError("--patients is for scans, and this is a store", where=paths[0], do="Give it to dagman prepare")
+    if stores and len(stores) < len(paths):
+        other = next(path for path in paths if path not in stores)
+        raise RunError(f"is not a store, but {stores[0]} is", where=other, do="Give stores alone, or scans alone")
+    if stores:
+        return (Store(paths[0]) if len(paths) == 1 else Mixture(parts)), []
     done = prepare_store(paths, out / "store", Preparation(spacing=settings.view.spacing), patients=patients, on_event=on_event)
     refused = f", {done.rejected} rejected: see {done.path / 'rejected.csv'}" if done.rejected else ""
     return Store(done.path), [f"store: {count_noun(done.kept, 'scan')} prepared{refused}", *done.notes]

@@ -87,11 +87,30 @@ def refuse_repetition(settings: Settings, scans: int) -> None:
     )
 
 
-def choose_scan(usable: Sequence[str], seed: int, number: int) -> str:
-    """The scan of the `number`-th pair of a run."""
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Scans that share a weight: of `sum of weights` pairs in turn, `weight` come from this part."""
+
+    weight: int
+    scans: list[str]
+
+
+def choose_scan(usable: Sequence[str], seed: int, number: int, *part: int) -> str:
+    """The scan of the `number`-th pair of a run, or of a part of it."""
     epoch, place = divmod(number, len(usable))
-    order = generator(seed, "order", epoch).permutation(len(usable))
+    order = generator(seed, "order", *part, epoch).permutation(len(usable))
     return usable[order[place]]
+
+
+def choose_from_parts(parts: Sequence[Part], seed: int, number: int) -> str:
+    """The scan of the `number`-th pair: the parts take turns by their weights, in another order each round."""
+    if len(parts) == 1:
+        return choose_scan(parts[0].scans, seed, number)
+    turns = [i for i, part in enumerate(parts) for _ in range(part.weight)]
+    round_, place = divmod(number, len(turns))
+    order = [turns[i] for i in generator(seed, "stores", round_).permutation(len(turns))]
+    mine = order[place]
+    return choose_scan(parts[mine].scans, seed, round_ * parts[mine].weight + order[:place].count(mine), mine)
 
 
 def draw_crops(scan: str, shape: Triple, view: ViewSettings, seed: int, *index: int | str) -> tuple[Crop, Crop]:
@@ -140,14 +159,23 @@ class ViewDataset(torch.utils.data.Dataset):
     """Steps of a run: item `step` is that step's views as int16 (u: P 1 X Y Z, v alike), the range that becomes [0, 1] (P 2), and
     the box of each view that lies in its scan (inside: P 2 2 3).
 
-    own: The pairs of each step that this process reads, default all.
+    own: The pairs of each step that this process reads, default all. parts: The scans by the store they come from, with weights.
     """
 
     def __init__(
-        self, store: Store, usable: Sequence[str], view: ViewSettings, batch: int, seed: int, steps: int, own: range | None = None
+        self,
+        store: Store,
+        usable: Sequence[str],
+        view: ViewSettings,
+        batch: int,
+        seed: int,
+        steps: int,
+        own: range | None = None,
+        parts: Sequence[Part] | None = None,
     ) -> None:
         self.store, self.usable, self.view, self.batch, self.seed, self.steps = store, list(usable), view, batch, seed, steps
         self.own = range(batch // 2) if own is None else own
+        self.parts = [Part(weight=1, scans=self.usable)] if parts is None else list(parts)
         rows = {row.id: row for row in store.rows}
         self.shapes: dict[str, Triple] = {i: tuple(rows[i].shape) for i in usable}  # type: ignore[misc]
         self.modalities = {i: rows[i].modality for i in usable}
@@ -204,7 +232,7 @@ class ViewDataset(torch.utils.data.Dataset):
         pairs = self.batch // 2
         places = []
         for i in range(pairs) if numbers is None else numbers:
-            scan = choose_scan(self.usable, self.seed, step * pairs + i)
+            scan = choose_from_parts(self.parts, self.seed, step * pairs + i)
             places.append(draw_crops(scan, self.shapes[scan], self.view, self.seed, step, i))
         return places
 

@@ -17,7 +17,8 @@ app = typer.Typer(add_completion=False)
 )
 def pretrain_command(
     source: Annotated[
-        list[Path], typer.Argument(help="A store, or scans: files or folders, which are prepared into RUN/store first.")
+        list[Path],
+        typer.Argument(help="A store, several with weights (a:2 b:1), or scans, which are prepared into RUN/store first."),
     ],
     out: Annotated[Path | None, typer.Option(help="The run folder to write.")] = None,
     size: Annotated[str | None, typer.Option(help="Size of the model: tiny, small or paper. Default: tiny.")] = None,

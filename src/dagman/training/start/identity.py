@@ -15,6 +15,7 @@ from dagman.records.hashes import hash_bytes
 from dagman.settings import Settings
 from dagman.store.manifest import Store
 from dagman.training.parallel.group import Group
+from dagman.training.views import Part
 
 FREE_TO_CHANGE = frozenset(
     f"train.{name}"
@@ -53,6 +54,12 @@ def refuse_other_store(out: Path, before: Mapping[str, Any], now: Mapping[str, A
             where=out,
             do="Resume with the same store, or begin in another folder",
         )
+
+
+def hash_scans(usable: Sequence[str], parts: Sequence[Part]) -> str:
+    """A fingerprint of which scans are read, and with several stores of each one's scans and weight."""
+    mixed = [] if len(parts) == 1 else [f"{part.weight}: {' '.join(part.scans)}" for part in parts]
+    return hash_bytes("\n".join([*usable, *mixed]).encode())
 
 
 def hash_settings(settings: Settings) -> str:

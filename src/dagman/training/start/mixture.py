@@ -1,0 +1,122 @@
+"""Several stores as one, each with a weight: `dagman pretrain a:2 b:1` takes two pairs of views from `a` for each from `b`.
+
+The share of a store is its weight, not its size, so that a large cohort does not drown a small one; within a store every scan has
+its turn, so that a long scan does not drown a short one.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dagman.errors import RunError
+from dagman.records.counts import count_noun
+from dagman.store.manifest import ManifestRow, Store
+from dagman.training.views import Part
+
+LARGEST_ROUND = 1000
+"""Pairs after which the stores' turns repeat, at most. [ours]"""
+
+
+def split_weight(text: str | Path) -> tuple[Path, Fraction]:
+    """A path and its weight, 1 where none is written; a path that exists is taken as it stands.
+
+    Raises:
+        RunError: The weight is 0.
+    """
+    path = Path(text)
+    found = re.fullmatch(r"(.+):(\d+(?:\.\d+)?)", str(text))
+    if path.exists() or found is None:
+        return path, Fraction(1)
+    weight = Fraction(found[2])
+    if weight == 0:
+        raise RunError("has a weight of 0", where=text, do="Leave it out, or give it a weight above 0")
+    return Path(found[1]), weight
+
+
+def is_store(path: str | Path) -> bool:
+    """Whether a path, with a weight or without, is a store."""
+    return (split_weight(path)[0] / "store.json").exists()
+
+
+class Mixture(Store):
+    """Stores read as one; a scan that several of them hold is read from the first.
+
+    Raises:
+        RunError: They were prepared in different ways, or their weights have no common round.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Path, Fraction]]) -> None:
+        super().__init__(parts[0][0])
+        self.stores = [Store(path) for path, _ in parts]
+        for other in self.stores[1:]:
+            if other.preparation != self.preparation:
+                raise RunError(
+                    f"was prepared in another way ({other.preparation.spacing:g} mm) "
+                    f"than {self.path} ({self.preparation.spacing:g} mm)",
+                    where=other.path,
+                    do="Prepare both alike",
+                )
+        common = math.lcm(*(weight.denominator for _, weight in parts))
+        shares = [int(weight * common) for _, weight in parts]
+        self.weights = [share // math.gcd(*shares) for share in shares]
+        if sum(self.weights) > LARGEST_ROUND:
+            raise RunError(f"weights {self.weights} take more than {LARGEST_ROUND} pairs to come round", do="Give rounder weights")
+
+    @cached_property
+    def _rows_by_id(self) -> dict[str, ManifestRow]:
+        rows: dict[str, ManifestRow] = {}
+        for store in reversed(self.stores):
+            rows |= {row.id: row for row in store.rows}
+        return dict(sorted(rows.items()))
+
+    @cached_property
+    def _owners(self) -> dict[str, Store]:
+        return {row.id: store for store in reversed(self.stores) for row in store.rows}
+
+    def crop(self, scan_id: str, start: Sequence[int], size: Sequence[int]) -> NDArray[np.int16]:
+        """int16 voxels X Y Z of a box of a scan, from the store that holds it."""
+        return self._owners[self.row(scan_id).id].crop(scan_id, start, size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The owners are looked up anew, so that a worker opens each store once.
+        return {key: value for key, value in super().__getstate__().items() if key != "_owners"}
+
+
+def list_parts(store: Store, usable: Sequence[str]) -> list[Part]:
+    """The usable scans of each store with its weight; one part for a store alone.
+
+    Raises:
+        RunError: A store has none.
+    """
+    if not isinstance(store, Mixture):
+        return [Part(weight=1, scans=list(usable))]
+    parts = []
+    for one, weight in zip(store.stores, store.weights, strict=True):
+        held = {row.id for row in one.rows}
+        scans = [scan for scan in usable if scan in held]
+        if not scans:
+            raise RunError("holds no scan that a view fits in", where=one.path, do="Leave it out, or set a smaller view.side")
+        parts.append(Part(weight=weight, scans=scans))
+    return parts
+
+
+def describe_shares(store: Store, parts: Sequence[Part], pairs: int) -> list[str]:
+    """A line on the share of each store, and how often its scans are seen in `pairs` pairs; none for a store alone."""
+    if not isinstance(store, Mixture):
+        return []
+    total = sum(part.weight for part in parts)
+    shares = (
+        f"{one.path.name} {part.weight / total:.0%} of the views, {count_noun(len(part.scans), 'scan')}, "
+        f"{pairs * part.weight / total / len(part.scans):.1f} pairs a scan"
+        for one, part in zip(store.stores, parts, strict=True)
+    )
+    return [f"stores: {'; '.join(shares)}"]
