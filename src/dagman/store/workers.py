@@ -36,12 +36,18 @@ class _Worker:
 
 
 def run_tasks(
-    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
+    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, *, dask: str | None = None
 ) -> Generator[tuple[int, Result | Lost], None, None]:
     """(index, result) of every task as it is done, by `workers` fresh processes (1: by this one).
 
+    dask: by the workers of the Dask scheduler at this address instead, or of `workers` local ones ("local").
     Closing the iterator ends the processes. Raises StoreError when they cannot start.
     """
+    if dask is not None:
+        from dagman.store.cluster.dask_tasks import run_on_dask
+
+        yield from run_on_dask(function, tasks, dask, workers)
+        return
     if workers == 1:
         yield from ((index, function(task)) for index, task in enumerate(tasks))
         return

@@ -84,15 +84,16 @@ def prepare_store(
     widest_gap: float = WIDEST_GAP_MM,
     key: str | Path | None = None,
     patients: str | Path | None = None,
+    dask: str | None = None,
     on_event: Callable[[Estimate | Progress], None] | None = None,
 ) -> StoreSummary:
     """Prepare all scans below `paths` into the store `out`; called again it goes on where it stopped.
 
     A scan whose files have changed since is replaced by what they hold now; one whose files are gone is kept, and named.
 
-    `workers` processes (None: one a core); `modality` overrides what files say; `tilt`, `widest_gap`: see `read_series`; `key`: of
-    the patients' pseudonyms (see `settle_key`); `patients`: whose the scans are (see `state_patients`). `on_event` hears an
-    Estimate before the work and a Progress after each series.
+    `workers` processes (None: one a core), or those of the Dask scheduler `dask` (see `run_tasks`); `modality` overrides what files
+    say; `tilt`, `widest_gap`: see `read_series`; `key`: of the patients' pseudonyms (see `settle_key`); `patients`: whose the scans
+    are (see `state_patients`). `on_event` hears an Estimate before the work and a Progress after each series.
     One bad scan, or one killed process, never stops the others.
     Raises ScanError when nothing was found, StoreError when nothing could be used, when `out` is another kind of folder or
     store, is being written by another process, or when the disk is full (what was done stays).
@@ -116,7 +117,7 @@ def prepare_store(
             workers = max(1, min(workers or len(os.sched_getaffinity(0)), len(todo)))
             notify(estimate_cost(todo, len(writer.already), out, preparation, workers))
             try:
-                for done, (source, refused) in enumerate(writer.run(todo, workers), start=1):
+                for done, (source, refused) in enumerate(writer.run(todo, workers, dask), start=1):
                     notify(Progress(done=done, total=len(todo), source=source, refused=refused))
             finally:
                 if not (out / "store.json").is_file():
@@ -182,11 +183,11 @@ class _Writer:
             self._refuse(series, reason)
         return reason is not None
 
-    def run(self, todo: Sequence[Series], workers: int) -> Iterator[tuple[str, str | None]]:
+    def run(self, todo: Sequence[Series], workers: int, dask: str | None) -> Iterator[tuple[str, str | None]]:
         """Prepare series; give each one's source and why it was refused, None when it was kept."""
         tasks = [self._describe_task(one) for one in todo]
         work = partial(prepare_series, out=self.out, preparation=self.preparation)
-        with contextlib.closing(run_tasks(work, tasks, workers)) as results:
+        with contextlib.closing(run_tasks(work, tasks, workers, dask=dask if tasks else None)) as results:
             for index, result in results:
                 series = todo[index]
                 if isinstance(result, DiskFull):

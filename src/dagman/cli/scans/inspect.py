@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dagman.cli.scans.options import Dask
 from dagman.cli.tasks.task_options import KeyPath, PatientsOf
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def inspect_scans(
     workers: Annotated[int | None, typer.Option(help="Processes. Default: from the number of series and cores.", min=1)] = None,
     patients: PatientsOf = None,
     key: KeyPath = None,
+    dask: Dask = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Check whether each series can be used, with the reason if not.
@@ -78,7 +80,7 @@ def inspect_scans(
     scans = expand_sources(scans)
     found = find_series(scans, modality=modality.modality, tilt=tilt.value, widest_gap=widest_gap)
     found = state_patients(found, patients)
-    rows = _inspect_all(found, workers, out)
+    rows = _inspect_all(found, workers, out, dask)
     if as_json:
         typer.echo(json.dumps({"counts": _count(rows), "series": [row.to_row() for row in rows]}, indent=2))
     else:
@@ -91,7 +93,7 @@ def inspect_scans(
         raise typer.Exit(2)
 
 
-def _inspect_all(found: Discovery, workers: int | None, out: Path | None) -> list[Inspection]:
+def _inspect_all(found: Discovery, workers: int | None, out: Path | None, dask: str | None) -> list[Inspection]:
     import os
     from functools import partial
 
@@ -109,7 +111,7 @@ def _inspect_all(found: Discovery, workers: int | None, out: Path | None) -> lis
     count = workers or max(1, min(cores, len(found.series) // _SERIES_A_PROCESS))
     rows = [inspect_refusal(refusal) for refusal in found.refused]
     screen = Console(stderr=True)
-    done = run_tasks(partial(inspect_series, picture=out is not None), found.series, count)
+    done = run_tasks(partial(inspect_series, picture=out is not None), found.series, count, dask=dask)
     total = len(found.series)
     following = track(done, "Reading", total, console=screen, transient=True)
     if not screen.is_terminal:

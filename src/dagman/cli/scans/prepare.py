@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dagman.cli.progress import PlainLines, describe_bytes, describe_seconds, show_preparing
+from dagman.cli.scans.options import Dask
 from dagman.cli.tasks.task_options import KeyPath, PatientsOf
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def prepare_scans(
     ] = 3.0,
     patients: PatientsOf = None,
     key: KeyPath = None,
+    dask: Dask = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Turn scans into a store: resampled without aliasing, cropped to the body, int16, ready for training.
@@ -80,6 +82,7 @@ def prepare_scans(
             widest_gap=widest_gap,
             key=key,
             patients=patients,
+            dask=dask,
             on_event=notify,
         )
     if as_json:
