@@ -9,9 +9,11 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
+from pydicom.pixels.decoders.base import Decoder
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless
 
 from dagman.errors import ScanError
+from dagman.scans.dicom.pixels import decode_frames
 from dagman.scans.dicom.streams import LARGEST_FRAME, Claim, check_streams, read_claim
 from dagman.scans.discovery import find_series
 from dagman.scans.inspection import inspect_series
@@ -116,3 +118,32 @@ def test_more_samples_bits_frames_or_pixels_than_can_be_are_refused(stream, shap
     with pytest.raises(ScanError) as raised:
         check_streams(data, shape)
     assert reason in raised.value.what
+
+
+@pytest.mark.parametrize(
+    ("syntax", "named", "package"),
+    [
+        ("1.2.840.10008.1.2.4.80", "JPEG-LS Lossless", "pylibjpeg-libjpeg"),
+        ("1.2.840.10008.1.2.4.201", "High-Throughput JPEG 2000", "pylibjpeg-openjpeg"),
+        ("1.2.840.10008.1.2.5", "RLE Lossless", "pylibjpeg-rle"),
+    ],
+)
+def test_a_codec_that_is_missing_is_named_with_the_package_that_brings_it(monkeypatch, syntax, named, package):
+    monkeypatch.setattr(Decoder, "is_available", False)
+    with pytest.raises(ScanError, match=rf"its pixels are {named}.*, whose codec is not installed\. pip install {package}\."):
+        decode_frames(encode_nothing(syntax))
+
+
+def test_video_is_named():
+    with pytest.raises(ScanError, match=r"its pixels are MPEG2 Main Profile / Main Level, which no codec reads"):
+        decode_frames(encode_nothing("1.2.840.10008.1.2.4.100"))
+
+
+def encode_nothing(syntax: str) -> Dataset:
+    """A slice of that transfer syntax, whose pixels nobody comes to read."""
+    data = Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = syntax
+    data.Rows = data.Columns = 4
+    data.PixelData = b""
+    return data

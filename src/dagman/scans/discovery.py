@@ -37,8 +37,20 @@ WIDEST_GAP_MM = 3.0
 """A gap that slices of common thickness bridge; a nodule of 6 mm cannot hide in it. [ours]"""
 
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
-_UNREAD = (".hdr", ".img", ".img.gz", ".hdr.gz", ".mgz", ".mgh", ".mnc", ".gipl", ".nii.bz2", ".nii.zst")
-"""Files that may hold scans all the same: they are named as refused, not passed over."""
+_PAIR = (
+    "is Analyze 7.5, or a NIfTI pair of .hdr and .img",
+    "Write it as one .nii.gz; Analyze does not state which side is left",
+)
+_FREESURFER = ("is of FreeSurfer", "Convert it: mri_convert SCAN.mgz SCAN.nii.gz")
+_PACKED = ("is packed in a way that few programs read", "Unpack it, or pack it as .nii.gz")
+_UNREAD: dict[str, tuple[str, str | None]] = {
+    **dict.fromkeys((".hdr", ".img", ".img.gz", ".hdr.gz"), _PAIR),
+    **dict.fromkeys((".mgz", ".mgh"), _FREESURFER),
+    **dict.fromkeys((".nii.bz2", ".nii.zst"), _PACKED),
+    ".mnc": ("is MINC", "Convert it: mnc2nii SCAN.mnc SCAN.nii"),
+    ".gipl": ("is of a format that dagman does not read", None),
+}
+"""Files that may hold scans all the same: what they are, and what to do. They are named as refused, not passed over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +260,7 @@ def _find_format(path: Path) -> Format | None:
     Raises ScanError for what no reader could open, before one hangs on a pipe or stumbles over a name.
     """
     name, known = path.name.lower(), find_format(path)
-    unread = known is None and name.endswith(_ARCHIVES + _UNREAD)
+    unread = known is None and name.endswith((*_ARCHIVES, *_UNREAD))
     # Not path.is_file(): below a folder that may be listed and not entered it raises.
     if known is None and not unread:
         if path.name == "DICOMDIR" or not os.path.isfile(path):
@@ -263,9 +275,9 @@ def _find_format(path: Path) -> Format | None:
     if not os.path.isfile(path):
         raise ScanError("cannot be read", where=path, do="Check the path and its permissions")
     if unread:
-        archive = name.endswith(_ARCHIVES)
-        what = "is an archive" if archive else "is of a format that dagman does not read"
-        raise ScanError(what, where=path, do="Unpack it first" if archive else f"Convert it to {list_titles()}")
+        archive: tuple[str, str | None] = ("is an archive", "Unpack it first")
+        what, do = next((text for suffix, text in _UNREAD.items() if name.endswith(suffix)), archive)
+        raise ScanError(what, where=path, do=do or f"Convert it to {list_titles()}")
     return known
 
 

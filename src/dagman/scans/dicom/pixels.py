@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import UID, JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes, RLETransferSyntaxes
 from scipy import ndimage
 
 from dagman.errors import ScanError
@@ -18,6 +20,12 @@ from dagman.scans.inflating import check_length, find_smallest_error
 from dagman.scans.scan import narrow_voxels
 from dagman.scans.verdict import HIGHEST_TISSUE_HU, LOWEST_HU
 
+_CODECS = {
+    "pylibjpeg-libjpeg": (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes),
+    "pylibjpeg-openjpeg": JPEG2000TransferSyntaxes,
+    "pylibjpeg-rle": RLETransferSyntaxes,
+}
+"""Which package, with pylibjpeg, decodes which pixels; HTJ2K counts as JPEG 2000."""
 _LARGE_AREA = 16
 """Pixels of one area: that many neighbours of tissue do not have one number by chance."""
 _NEAR = 8
@@ -65,6 +73,7 @@ def _decode_stored(data: Dataset) -> NDArray:
     """
     if "PixelData" not in data:
         raise ScanError("pixel data are missing", do="Copy or export the series again")
+    _check_codec(data)
     with explain_faults("pixel data are cut short or cannot be decoded", where=None, do="Copy or export the series again"):
         shape = read_count(data, "Rows", 0), read_count(data, "Columns", 0), read_count(data, "NumberOfFrames", 1)
         _check_pixel_bytes(data, shape)
@@ -72,6 +81,22 @@ def _decode_stored(data: Dataset) -> NDArray:
         with quiet_pydicom():
             stored: NDArray = data.pixel_array
         return stored.reshape(-1, *shape[:2])
+
+
+def _check_codec(data: Dataset) -> None:
+    """Refuse pixels whose codec is not installed, naming the package that brings it, and those that are video."""
+    syntax = UID(read_text(getattr(data, "file_meta", Dataset()), "TransferSyntaxUID"))
+    if is_uncompressed(data) or not syntax.is_transfer_syntax or not syntax.is_compressed or syntax.is_deflated:
+        return
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise ScanError(
+            f"its pixels are {syntax.name}, which no codec reads", do="Export it as JPEG 2000, or uncompressed"
+        ) from None
+    if not decoder.is_available:
+        package = next((package for package, known in _CODECS.items() if syntax in known), "python-gdcm")
+        raise ScanError(f"its pixels are {syntax.name}, whose codec is not installed", do=f"pip install {package}")
 
 
 def _check_pixel_bytes(data: Dataset, shape: tuple[int, int, int]) -> None:
