@@ -6,6 +6,7 @@ import numpy as np
 from typer.testing import CliRunner
 
 from dagman.cli.scans import inspect
+from dagman.reports import inspection_page
 from dagman.scans.inspection import Inspection
 
 
@@ -24,7 +25,7 @@ def test_a_row_is_one_line_in_a_pipe_however_long_its_path(monkeypatch, tmp_path
 
 
 def test_a_page_shows_some_pictures_and_says_of_how_many(monkeypatch, tmp_path):
-    monkeypatch.setattr(inspect, "_MOST_PICTURES", 3)
+    monkeypatch.setattr(inspection_page, "MOST_PICTURES", 3)
     inspect._write_results(tmp_path, _rows(5), ["scans"])
     page = (tmp_path / "inspect.html").read_text()
     assert "The first 3 of 5 are shown." in page
