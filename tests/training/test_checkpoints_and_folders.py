@@ -130,7 +130,8 @@ def test_the_run_folder_is_read_as_it_was_written(finished, make_settings):
     assert (run.last_step, [row["step"] for row in run.steps], [row["step"] for row in run.monitors]) == (3, [1, 2, 3], [0, 2, 3])
     assert set(run.steps[0]) >= {"total", "amip", "ampd", "aitd", "gitd", "lr", "momentum", "tau_ampd", "grad_norm"}
     assert set(run.timings[0]) == {"step", "seconds", "views_per_s", "voxels_per_s", "waiting_share", "memory_gib"}
-    assert set(run.monitors[0]) == {"step", "attention", "reconstruction", "projectors", "features", "diversity", "student"}
+    parts = {"attention", "reconstruction", "projectors", "features", "diversity", "student", "masks"}
+    assert set(run.monitors[0]) == {"step", *parts}
     assert set(run.monitors[0]["student"]) == {"attention", "features", "diversity"}
     assert set(run.monitors[0]["reconstruction"]) >= {"student", "teacher", "ratio", "teacher_ratio", "best"}
     assert run.command["command"] == "pretrain"
@@ -218,7 +219,7 @@ def test_without_a_teacher_the_encoder_is_the_students(store, tiny, tmp_path, ma
     assert not any(name.startswith("semantic_attention.") for name in weights)
     assert read_config(out / "encoder").semantic is None
     (row, *_) = Run(out).monitors
-    assert set(row) == {"step", "reconstruction", "features", "diversity"}
+    assert set(row) == {"step", "reconstruction", "features", "diversity", "masks"}
 
 
 def test_an_encoder_folder_is_read_as_it_was_written(finished, tmp_path):
