@@ -38,15 +38,16 @@ def test_all_formats_are_found_at_any_depth_and_other_files_ignored(tmp_path, wr
 
 def test_archives_and_unread_formats_are_named_and_not_passed_over(tmp_path, write_nifti, ct):
     write_nifti(tmp_path / "good.nii.gz", ct)
-    for name in ("old.tar.gz", "new.ZIP", "pair.img", "pair.hdr", "brain.mgz", "old.gipl", "a.nii.bz2"):
+    for name in ("old.7z", "new.RAR", "bad.zip", "pair.img", "pair.hdr", "brain.mgz", "old.gipl", "a.nii.bz2"):
         (tmp_path / name).write_bytes(b"something else")
     pair = "is Analyze 7.5, or a NIfTI pair of .hdr and .img: write it as one .nii.gz; Analyze does not state which side is left"
     assert {refusal.source.rsplit("/")[-1]: refusal.reason for refusal in find_series(tmp_path).refused} == {
         "a.nii.bz2": "is packed in a way that few programs read: unpack it, or pack it as .nii.gz",
         "brain.mgz": "is of FreeSurfer: convert it: mri_convert SCAN.mgz SCAN.nii.gz",
         "old.gipl": "is of a format that dagman does not read: convert it to NIfTI, NRRD, MetaImage or DICOM",
-        "new.ZIP": "is an archive: unpack it first",
-        "old.tar.gz": "is an archive: unpack it first",
+        "bad.zip": "is damaged, or no archive: download or export it again",
+        "new.RAR": "is an archive: unpack it first",
+        "old.7z": "is an archive: unpack it first",
         "pair.hdr": pair,
         "pair.img": pair,
     }

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from dagman.errors import DagmanError, ScanError
+from dagman.scans.archives import enter_archive, is_archive, reach_place, show_place
 from dagman.scans.dicom import (
     NamedGroup,
     SeriesName,
@@ -36,7 +37,9 @@ PatientFrom = Literal["file", "assumed", "user"]
 WIDEST_GAP_MM = 3.0
 """A gap that slices of common thickness bridge; a nodule of 6 mm cannot hide in it. [ours]"""
 
-_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
+_ARCHIVES = (".7z", ".rar", ".tar.zst")
+"""Those that are not unpacked; for the others see `archives`."""
+
 _PAIR = (
     "is Analyze 7.5, or a NIfTI pair of .hdr and .img",
     "Write it as one .nii.gz; Analyze does not state which side is left",
@@ -92,7 +95,7 @@ class Refusal:
     def from_error(cls, source: str, error: DagmanError) -> Refusal:
         """The refusal of `source` for an error met while reading it; a file named in the error stays named."""
         remedy = f": {error.do[0].lower()}{error.do[1:]}" if error.do else ""
-        place = f"{Path(error.where).name}: " if error.where and error.where != source else ""
+        place = f"{Path(error.where).name}: " if error.where and str(show_place(error.where)) != source else ""
         return cls(source=source, reason=f"{place}{error.what}{remedy}")
 
 
@@ -111,14 +114,16 @@ def find_series(
     tilt: Tilt = "resample",
     widest_gap: float = WIDEST_GAP_MM,
 ) -> Discovery:
-    """Find all series in files and folders, at any depth, formats mixed; a DICOM file means the volume it is a slice of.
+    """Find all series in files, folders and archives, at any depth, formats mixed; a DICOM file means the volume it is a slice of.
 
-    `folder#uid` means that series alone. `modality` overrides what files say; `tilt`, `widest_gap`: see `Series`. Raises
-    ScanError when a path does not exist, when a folder holds no such series, or when nothing at all was found.
+    Archives are unpacked until the process ends, and named as folders are: `archive.zip/inner/path`. `folder#uid` means that
+    series alone. `modality` overrides what files say; `tilt`, `widest_gap`: see `Series`. Raises ScanError when a path does not
+    exist, when a folder holds no such series, or when nothing at all was found.
     """
     given = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
-    names = {path: name for path in given if (name := parse_name(path)) is not None}
-    files, refused = _list_files([path for path in given if path not in names])
+    reached, refused = _reach(given)
+    names = {path: name for path in reached if (name := parse_name(path)) is not None}
+    files = _list_files([path for path in reached if path not in names], refused)
     series: list[Series] = []
     headers: list[dicom_headers.Header] = []
     for path, root in files.items():
@@ -129,11 +134,11 @@ def find_series(
                     headers.append(_read_dicom_header(path))
                 elif known is not None:
                     known.check(path)
-                    series.append(Series(kind=known.name, files=(path,), source=str(path), modality=modality))
+                    series.append(Series(kind=known.name, files=(path,), source=str(show_place(path)), modality=modality))
                 elif path == root:
                     raise ScanError("is not of a format that dagman reads", where=path, do=f"Give {list_titles()}")
         except ScanError as error:
-            refused.append(Refusal.from_error(show_path(path), error))
+            refused.append(Refusal.from_error(show_path(show_place(path)), error))
     series = _name_files(series, files)
     single = {header.path: header.series_uid for header in headers if files[header.path] == header.path}
     whole = {path for path in files if path not in single}
@@ -142,7 +147,7 @@ def find_series(
         if one.group.reason:
             # A row a folder, by its first file: who searches for a folder must find it.
             firsts = {path.parent: path for path in reversed(one.group.files)}
-            refused.extend(Refusal(source=str(path), reason=one.group.reason) for path in firsts.values())
+            refused.extend(Refusal(source=str(show_place(path)), reason=one.group.reason) for path in firsts.values())
         else:
             series.append(_build_dicom_series(one, modality))
     if not series and not refused:
@@ -188,25 +193,52 @@ def _select(
     for path in single:
         for index, one in enumerate(groups):
             if path in one.group.files or path in one.group.copies:
-                chosen.setdefault(index, replace(one, source=str(path)) if not one.group.reason else one)
+                chosen.setdefault(index, replace(one, source=str(show_place(path))) if not one.group.reason else one)
     for path, name in names.items():
         meant = [index for index, one in enumerate(groups) if name.names(one)]
         volumes = [index for index in meant if not groups[index].group.reason]
         if not meant:
-            do = f"See the names that dagman inspect {name.folder} prints"
-            raise ScanError(f"there is no series #{path.name.rpartition('#')[2]}", where=name.folder, do=do)
+            folder = show_place(name.folder)
+            do = f"See the names that dagman inspect {folder} prints"
+            raise ScanError(f"there is no series #{path.name.rpartition('#')[2]}", where=folder, do=do)
         for index in volumes or meant:
             one = groups[index]
             if not one.group.reason:
-                one = replace(one, source=str(path) if len(volumes) == 1 else name_selected(one))
+                one = replace(one, source=str(show_place(path)) if len(volumes) == 1 else name_selected(one))
             chosen.setdefault(index, one)
     return [chosen[index] for index in sorted(chosen)]
 
 
-def _list_files(given: Sequence[Path]) -> tuple[dict[Path, Path], list[Refusal]]:
-    """Every file below the given paths, in order of its path, with the path it was found under; and closed folders."""
+def _reach(given: Sequence[Path]) -> tuple[list[Path], list[Refusal]]:
+    """The given paths as they can be opened, and archives that cannot."""
+    reached: list[Path] = []
+    refused: list[Refusal] = []
+    for path in given:
+        if is_archive(path):
+            folder = _enter(path, refused)
+            reached += [] if folder is None else [folder]
+        else:
+            reached.append(reach_place(path))
+    return reached, refused
+
+
+def _enter(archive: Path, refused: list[Refusal]) -> Path | None:
+    """The folder of an archive; None, with the reason among `refused`, where it cannot be unpacked."""
+    try:
+        folder, left = enter_archive(archive)
+    except (ScanError, OSError) as fault:
+        error = fault if isinstance(fault, ScanError) else ScanError("cannot be read", do="Check the path and its permissions")
+        refused.append(Refusal.from_error(show_path(show_place(archive)), error))
+        return None
+    refused += [
+        Refusal.from_error(show_path(f"{archive}/{one.member.lstrip('/')}"), ScanError(one.what, do=one.do)) for one in left
+    ]
+    return folder
+
+
+def _list_files(given: Sequence[Path], closed: list[Refusal]) -> dict[Path, Path]:
+    """Every file below the given paths, in order of its path, with the path it was found under; `closed` takes closed folders."""
     files: dict[Path, Path] = {}
-    closed: list[Refusal] = []
     entered: set[tuple[int, int]] = set()
     for root in given:
         _check_given(root)
@@ -215,20 +247,20 @@ def _list_files(given: Sequence[Path]) -> tuple[dict[Path, Path], list[Refusal]]
             continue
         for path in _walk_folder(root, entered, closed):
             files.setdefault(path, root)
-    return dict(sorted(files.items(), key=lambda item: item[0].as_posix())), closed
+    return dict(sorted(files.items(), key=lambda item: show_place(item[0]).as_posix()))
 
 
 def _check_given(root: Path) -> None:
     try:
         root.stat()
     except FileNotFoundError:
-        raise ScanError("does not exist", where=root, do="Check the path") from None
+        raise ScanError("does not exist", where=show_place(root), do="Check the path") from None
     except OSError as error:
         raise ScanError(f"cannot be opened ({error.strerror})", where=root, do="Check the path and its permissions") from error
 
 
 def _walk_folder(root: Path, entered: set[tuple[int, int]], closed: list[Refusal]) -> Iterator[Path]:
-    """Files at any depth, hidden ones left out; linked folders are followed, and no folder is entered twice."""
+    """Files at any depth, in archives too, hidden ones left out; linked folders are followed, and no folder is entered twice."""
 
     def note_closed(error: OSError) -> None:
         reason = f"cannot be opened ({error.strerror}): check its permissions"
@@ -241,7 +273,13 @@ def _walk_folder(root: Path, entered: set[tuple[int, int]], closed: list[Refusal
             continue
         entered.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder) / name for name in sorted(names) if not name.startswith("."))
+        for path in (Path(folder) / name for name in sorted(names) if not name.startswith(".")):
+            if not is_archive(path):
+                yield path
+            elif show_place(path) != path:
+                closed.append(Refusal(source=show_path(show_place(path)), reason="is an archive in an archive: unpack it first"))
+            elif (inside := _enter(path, closed)) is not None:
+                yield from _walk_folder(inside, entered, closed)
 
 
 def show_path(path: str | Path) -> str:
@@ -298,7 +336,10 @@ def _name_files(series: Sequence[Series], files: dict[Path, Path]) -> list[Serie
     relative = []
     for one in series:
         path, root = one.files[0], files[one.files[0]]
-        relative.append(path.relative_to(root) if path != root else Path(path.name))
+        below = show_place(root)
+        # As if an archive were unpacked in its place.
+        inside = show_place(path) if is_archive(below) else show_place(path, suffix=False)
+        relative.append(inside.relative_to(below) if path != root else Path(path.name))
     names = name_patients(relative)
     return [
         Series(kind=one.kind, files=one.files, source=one.source, modality=one.modality, patient=name, patient_from="assumed")

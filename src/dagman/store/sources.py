@@ -16,6 +16,7 @@ from typing import Any
 
 from dagman.records.hashes import hash_bytes, hash_file
 from dagman.records.key import Key
+from dagman.scans.archives import show_place, stat_place
 from dagman.scans.dicom import parse_name
 from dagman.scans.discovery import Series
 from dagman.store.manifest import ManifestRow
@@ -139,8 +140,8 @@ def describe_sources(series: Sequence[Series], given: Sequence[Path], key: Key |
     return {
         one.source: _describe(
             one,
-            place=hide_name(place if several[place] == 1 else f"{place}{_BREAK}{one.files[0].resolve()}", key),
-            root=next((root for path, root in roots.items() if one.files[0].is_relative_to(path)), ""),
+            place=hide_name(place if several[place] == 1 else f"{place}{_BREAK}{_resolve(one.files[0])}", key),
+            root=next((root for path, root in roots.items() if show_place(one.files[0]).is_relative_to(path)), ""),
             listed=hide_name(one.source, key),
         )
         for one, place in zip(series, places, strict=True)
@@ -165,9 +166,9 @@ def hash_files(files: Sequence[Path]) -> str:
 def _describe(series: Series, *, place: str, root: str, listed: str) -> Source:
     written, changed = [], []
     for path in series.files:
-        status = path.stat()
+        status = stat_place(path)
         # The times in it (to the nanosecond) keep a guessed path from being confirmed.
-        written.append(f"{path.resolve()}{_BREAK}{status.st_size}{_BREAK}{status.st_mtime_ns}")
+        written.append(f"{_resolve(path)}{_BREAK}{status.st_size}{_BREAK}{status.st_mtime_ns}")
         changed.append(f"{status.st_ino}{_BREAK}{status.st_ctime_ns}")
     source_hash = hash_bytes("\x1e".join(written).encode())
     return Source(source_hash=source_hash, stamp=hash_bytes("\x1e".join(changed).encode()), place=place, root=root, listed=listed)
@@ -176,10 +177,15 @@ def _describe(series: Series, *, place: str, root: str, listed: str) -> Source:
 def _locate(series: Series) -> str:
     """Where a series lies: its file, or its folder, UID and part, whatever its slices are called."""
     if len(series.files) == 1 or not series.uid:
-        return str(series.files[0].resolve())
-    folder = os.path.commonpath([path.resolve().parent for path in series.files])
+        return str(_resolve(series.files[0]))
+    folder = os.path.commonpath([_resolve(path).parent for path in series.files])
     named = parse_name(series.source)
     return f"{folder}{_BREAK}{series.uid}{_BREAK}{named.part if named else ''}"
+
+
+def _resolve(path: Path) -> Path:
+    """Without links; a member of an archive by its name there, which stays when the archive is unpacked anew."""
+    return show_place(path).resolve()
 
 
 def _name_refusal(row: Mapping[str, Any]) -> tuple[str, str, str, str]:

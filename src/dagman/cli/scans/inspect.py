@@ -50,7 +50,8 @@ class TiltChoice(StrEnum):
 @app.command(epilog="Example: dagman inspect ~/scans --out checked")
 def inspect_scans(
     scans: Annotated[
-        list[Path], typer.Argument(help="Files, folders (at any depth), patterns, @LIST of paths; formats may be mixed.")
+        list[Path],
+        typer.Argument(help="Files, folders (at any depth), zip or tar files, patterns, @LIST of paths; formats may be mixed."),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for inspect.html and inspect.csv.")] = None,
     modality: Annotated[ModalityChoice, typer.Option(help="What the scans are; auto: decided from the file or its values.")] = (

@@ -38,7 +38,8 @@ class _Modality(StrEnum):
 @app.command(epilog="Example: dagman prepare cohort --out store --workers 4")
 def prepare_scans(
     scans: Annotated[
-        list[Path], typer.Argument(help="Files, folders (at any depth), patterns, @LIST of paths; formats may be mixed.")
+        list[Path],
+        typer.Argument(help="Files, folders (at any depth), zip or tar files, patterns, @LIST of paths; formats may be mixed."),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the store. If it is one already, it is continued.")],
     spacing: Annotated[float, typer.Option(help="Voxel size in mm, the same along all axes.")] = 2.0,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dagman.errors import ScanError
+from dagman.scans.archives import reach_place, show_place
 from dagman.scans.dicom.headers import read_header, resembles_dicom
 from dagman.scans.dicom.series import DicomGroup
 
@@ -56,7 +57,14 @@ def parse_name(path: str | Path) -> SeriesName | None:
 
 def source_exists(path: str | Path) -> bool:
     """Whether a path, or the folder of a `folder#uid`, is there; whether that folder holds the series is not checked."""
-    return os.path.exists(path) or parse_name(path) is not None
+    if os.path.exists(path) or parse_name(path) is not None:
+        return True
+    try:
+        # A member of an archive.
+        reached = reach_place(Path(path))
+    except ScanError:
+        return False
+    return os.path.exists(reached) or parse_name(reached) is not None
 
 
 def read_series_uid(path: Path) -> str | None:
@@ -84,7 +92,7 @@ def list_by_uid(folder: Path) -> dict[str, list[Path]]:
 
 def name_groups(groups: Sequence[DicomGroup]) -> list[NamedGroup]:
     """Each group with its name: its folder where no other volume lies in or below it, else `folder#uid`, else its first file."""
-    folders = [Path(os.path.commonpath([path.parent for path in group.files])) for group in groups]
+    folders = [Path(os.path.commonpath([show_place(path).parent for path in group.files])) for group in groups]
     volumes = [folder for folder, group in zip(folders, groups, strict=True) if not group.reason]
     # Counted upwards, once a volume: comparing every two folders took over an hour for ten thousand series.
     held = Counter(place for folder in volumes for place in (folder, *folder.parents))
@@ -97,7 +105,7 @@ def name_groups(groups: Sequence[DicomGroup]) -> list[NamedGroup]:
 
 def name_selected(one: NamedGroup) -> str:
     """The name of a group whose folder may hold other series than those that were read."""
-    folder = Path(os.path.commonpath([path.parent for path in one.group.files]))
+    folder = Path(os.path.commonpath([show_place(path).parent for path in one.group.files]))
     return _name_group(one.group, folder, one.part, held=2)
 
 
@@ -121,9 +129,9 @@ def _distinguish(groups: Sequence[DicomGroup], folders: Sequence[Path]) -> list[
 
 def _name_group(group: DicomGroup, folder: Path, part: str, held: int) -> str:
     if group.reason or len(group.files) == 1:
-        return str(group.files[0])
+        return str(show_place(group.files[0]))
     if held == 1:
         return str(folder)
     if not _PLAIN_UID.fullmatch(group.uid):
-        return str(group.files[0])
+        return str(show_place(group.files[0]))
     return f"{folder}#{group.uid}" + (f":{part}" if part else "")
