@@ -136,6 +136,10 @@ def test_weights_of_monai(other, tmp_path):
     assert parts["encoder"][0] == "taken"
     assert parts["semantic_attention"] == ("fresh", "the source has none")
     assert read_config(tmp_path / "run" / "encoder").cohorts[0].method == "monai"
+    torch.save({"state_dict": {f"module.swinViT.{key}": value for key, value in swin.state_dict().items()}}, tmp_path / "swin.pt")
+    parts, _ = _go_on(f"{tmp_path / 'swin.pt'}:spacing=3:low=-500:high=300", other, tmp_path / "torch", *small, "train.steps=1")
+    assert parts["encoder"][0] == "taken"
+    assert read_config(tmp_path / "torch" / "encoder").low == -500.0
 
 
 def test_other_sizes_are_refused_by_name(first, other, tmp_path):

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from dagman.encoder.folder import EncoderConfig, write_encoder
+from dagman.encoder.foreign.layouts import ImportReport
 from dagman.encoder.reader import ScanLike, ScanReader
 from dagman.errors import EncoderError
 from dagman.method.networks import Network
@@ -42,6 +43,7 @@ class Encoder:
         device: What `features` computes on, such as "cpu" or "cuda:0".
         precision: "fp32" or "bf16" (autocast).
         source: Where it was loaded from.
+        imported: What became of each weight of a file that others wrote; None for dagman's own.
     """
 
     network: Network = field(repr=False)
@@ -49,6 +51,7 @@ class Encoder:
     device: str = "cpu"
     precision: str = "fp32"
     source: str = ""
+    imported: ImportReport | None = None
 
     @cached_property
     def digest(self) -> str:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dagman.devices import choose_device, choose_precision
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.folder import EncoderConfig, check_weights, read_config, read_weights
+from dagman.encoder.foreign import ImportReport, read_foreign, split_statement
 from dagman.encoder.hub import fetch_folder
 from dagman.errors import EncoderError, SettingsError
 from dagman.method.networks import Network, ProjectorShape, SemanticShape
@@ -26,10 +26,6 @@ from dagman.settings.presets import load_settings
 
 _NAMED = 5
 _REWRITE = "Use the config.json these weights were written with"
-_CONVERT = (
-    "Convert it once, where you trust it: "
-    "safetensors.torch.save_file({k: v.contiguous() for k, v in model.swinViT.state_dict().items()}, 'weights.safetensors')"
-)
 
 
 Weights = Literal["auto", "teacher", "student"]
@@ -40,7 +36,8 @@ def load_encoder(path: str | Path, *, device: str = "auto", precision: str = "fp
     """Load an encoder (`dagman.load`), in evaluation mode, without gradients.
 
     path: a run folder, an encoder folder (of any backbone), or a name: `scratch:SIZE[:SEED]`, fresh weights of a size preset, those
-    a run of that seed starts from; `resnet3d:SIZE[:SEED]`, a fresh 3D ResNet; `monai:FILE`, a Swin's weights that MONAI wrote;
+    a run of that seed starts from; `resnet3d:SIZE[:SEED]`, a fresh 3D ResNet; `monai:FILE`, a Swin's weights of MONAI, SMIT or
+    VoCo (`encoder.foreign`; `monai:FILE:spacing=1.5:low=-175:high=250` where the file does not say how its scans were prepared);
     `hub:OWNER/NAME`, what `dagman export --to hf` wrote, from the cache of a hub.
     device: auto, cpu, cuda or cuda:N. precision: fp32, bf16, or auto. weights: of a run, teacher, student, or auto: the teacher's
     where its method has a teacher. A name has no such choice.
@@ -51,11 +48,15 @@ def load_encoder(path: str | Path, *, device: str = "auto", precision: str = "fp
         MissingExtraError: The backbone is MONAI's, and MONAI is not installed.
     """
     chosen = choose_device(device).value
+    imported: ImportReport | None = None
     head, _, rest = str(path).partition(":")
     if head == "scratch":
         config, network = _make_fresh(str(path))
     elif head == "monai" and rest:
-        config, network = _read_monai(Path(rest))
+        config, state, imported = read_foreign(rest)
+        network = _build_network(config)
+        renamed = {f"encoder.swin.{name}": tensor for name, tensor in state.items()}
+        _fill_weights(network, renamed, split_statement(rest)[0], "Use this model's weights")
     elif head in BACKBONES and rest:
         config, network = _make_variant(str(path))
     else:
@@ -66,7 +67,7 @@ def load_encoder(path: str | Path, *, device: str = "auto", precision: str = "fp
         check_weights(folder)
     network = network.to(chosen).requires_grad_(False).eval()
     used = choose_precision(precision, chosen).value
-    return Encoder(network=network, config=config, device=chosen, precision=used, source=str(path))
+    return Encoder(network=network, config=config, device=chosen, precision=used, source=str(path), imported=imported)
 
 
 def describe_shapes(settings: Settings) -> tuple[SwinShape, SemanticShape | None]:
@@ -201,50 +202,3 @@ def _fill_weights(module: nn.Module, state: dict[str, Tensor], where: Path, do: 
         what = f"holds {count_noun(len(broken), 'weight')} that are not finite numbers, {broken[0]} first"
         raise EncoderError(what, where=where, do="Use an encoder from a step before the run failed")
     module.load_state_dict(state, strict=False)
-
-
-def _read_monai(path: Path) -> tuple[EncoderConfig, Network]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise EncoderError(
-            f"is not a safetensors file ({error}); others are not read, as they may run code", where=path, do=_CONVERT
-        ) from None
-    state = {_strip(name): tensor.float() for name, tensor in state.items()}
-    state = {name: tensor for name, tensor in state.items() if name.startswith(("patch_embed.", "layers"))}
-    if "patch_embed.proj.weight" not in state:
-        raise EncoderError("holds no SwinTransformer of MONAI (no patch_embed.proj.weight)", where=path, do=_CONVERT)
-    shape = _read_shape(state, path)
-    merging = metadata.get("downsample", "merging")
-    config = _describe_foreign(f"monai-swin:{merging}", shape, method="monai")
-    network = _build_network(config)
-    _fill_weights(network, {f"encoder.swin.{name}": tensor for name, tensor in state.items()}, path, "Use this model's weights")
-    return config, network
-
-
-def _strip(name: str) -> str:
-    for prefix in ("module.", "swinViT.", "swin."):
-        name = name.removeprefix(prefix)
-    return name
-
-
-def _read_shape(state: dict[str, Tensor], path: Path) -> SwinShape:
-    blocks = [
-        [name for name in state if name.startswith(f"layers{stage}.0.blocks.") and name.endswith("norm1.weight")]
-        for stage in range(1, 5)
-    ]
-    tables = [state.get(f"layers{stage}.0.blocks.0.attn.relative_position_bias_table") for stage in range(1, 5)]
-    if state["patch_embed.proj.weight"].shape[1] != 1:
-        raise EncoderError("was trained on several channels", where=path, do="Give weights for one channel")
-    found = [table for table in tables if table is not None]
-    if len(found) < 4:
-        raise EncoderError("lacks stages of a SwinTransformer", where=path, do=_CONVERT)
-    return SwinShape(
-        embed=state["patch_embed.proj.weight"].shape[0],
-        depths=tuple(len(names) for names in blocks),
-        heads=tuple(table.shape[1] for table in found),
-        # A table has a row for each of (2 w - 1)^3 offsets.
-        window=(round(found[0].shape[0] ** (1 / 3)) + 1) // 2,
-    )

@@ -93,6 +93,7 @@ def describe_encoder(encoder: Encoder) -> Contents:
         "weights": config.weights,
         "first_weights": config.first_weights,
         "scans_seen": len(config.scans_seen),
+        "imported": None if encoder.imported is None else str(encoder.imported),
         "pretrained_on": [str(cohort) for cohort in config.cohorts] or None,
     }
     notes: tuple[str, ...] = ("Its weights are random: it has not been trained.",) if config.fresh else ()

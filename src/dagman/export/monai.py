@@ -16,7 +16,7 @@ from dagman.encoder.encoder import Encoder
 from dagman.errors import EncoderError
 from dagman.export.forms import Exported
 from dagman.model import SwinEncoder
-from dagman.model.foreign import MonaiSwin
+from dagman.model.foreign import MERGINGS, MonaiSwin
 from dagman.model.window_attention import relative_positions
 
 FILE = "swinvit.safetensors"
@@ -37,7 +37,11 @@ def convert_swin(encoder: Encoder) -> tuple[dict[str, Tensor], str, tuple[str, .
     left_out: tuple[str, ...] = ("the semantic attention",) if encoder.network.semantic_attention is not None else ()
     if isinstance(backbone, MonaiSwin):
         state = {name: _own(value) for name, value in backbone.swin.state_dict().items()}
-        return state, encoder.config.backbone.partition(":")[2] or "mergingv2", left_out
+        merging = encoder.config.backbone.partition(":")[2] or "mergingv2"
+        if merging not in MERGINGS[:2]:
+            what = f"is a {encoder.config.backbone}; the lines that use an export build no such SwinUNETR"
+            raise EncoderError(what, where=encoder.source, do="Export it to hf, or use the file it came from")
+        return state, merging, left_out
     if not isinstance(backbone, SwinEncoder):
         what = f"is a {encoder.config.backbone}; MONAI's SwinUNETR takes a Swin"
         raise EncoderError(what, where=encoder.source, do="Export a run of the backbone swin")

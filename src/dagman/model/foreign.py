@@ -17,8 +17,11 @@ from dagman.model.swin import SwinShape
 
 RESNETS = {"10": (1, 1, 1, 1), "18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3)}
 """Blocks of each stage; 50 has bottlenecks."""
-MERGINGS = ("mergingv2", "merging")
-"""MONAI's two orders of a patch merging: the second leaves some neighbours out, and weights trained with it need it."""
+MERGINGS = ("mergingv2", "merging", "merging-before-fix")
+"""Orders of a patch merging: MONAI's two, and the second as it was at first, which takes two neighbours twice and two never."""
+VARIANTS = tuple(f"{merging}{norm}{conv}" for merging in MERGINGS for norm in ("", "+norm") for conv in ("", "+v2"))
+"""With a norm after the patch projection (SMIT's), and with MONAI's convolutions before each stage (`use_v2`, VoCo's)."""
+_REPEATED = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
 
 
 class ResNetStages(Backbone):
@@ -73,16 +76,20 @@ class MonaiSwin(Backbone):
         if hidden is not None:
             x = torch.where(hidden[:, None], x.new_zeros(()), x)
         maps = []
-        for stage in (swin.layers1, swin.layers2, swin.layers3, swin.layers4)[:stages]:
-            x = stage[0](x.contiguous())
+        for number in range(1, 5 if stages is None else min(stages, 4) + 1):
+            if swin.use_v2:
+                x = getattr(swin, f"layers{number}c")[0](x.contiguous())
+            x = getattr(swin, f"layers{number}")[0](x.contiguous())
             maps.append(x)
         return maps
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """The patch projection, then each block and each merging."""
+        """The patch projection, then each convolution, block and merging."""
         parts = [self.swin.patch_embed]
-        for stage in (self.swin.layers1, self.swin.layers2, self.swin.layers3, self.swin.layers4):
-            parts += [*stage[0].blocks, stage[0].downsample]
+        for number in range(1, 5):
+            stage = getattr(self.swin, f"layers{number}")[0]
+            parts += [getattr(self.swin, f"layers{number}c")[0]] if self.swin.use_v2 else []
+            parts += [*stage.blocks, stage.downsample]
         return [list(part.parameters()) for part in parts]
 
 
@@ -104,12 +111,13 @@ def build_resnet(shape: SwinShape, size: str, mask_fill: MaskFill) -> ResNetStag
     return ResNetStages(resnet, shape)
 
 
-def build_monai_swin(shape: SwinShape, merging: str, mask_fill: MaskFill = "zero") -> MonaiSwin:
-    """A fresh Swin of MONAI; `merging` is one of `MERGINGS`, the first by default."""
+def build_monai_swin(shape: SwinShape, variant: str, mask_fill: MaskFill = "zero") -> MonaiSwin:
+    """A fresh Swin of MONAI; `variant` is one of `VARIANTS`, the first by default."""
     try:
         from monai.networks.nets.swin_unetr import SwinTransformer
     except ImportError:
         raise MissingExtraError("MONAI", "monai") from None
+    merging, *parts = (variant or VARIANTS[0]).split("+")
     swin = SwinTransformer(
         in_chans=1,
         embed_dim=shape.embed,
@@ -118,9 +126,26 @@ def build_monai_swin(shape: SwinShape, merging: str, mask_fill: MaskFill = "zero
         depths=shape.depths,
         num_heads=shape.heads,
         mlp_ratio=shape.mlp_ratio,
-        downsample=merging or MERGINGS[0],
+        patch_norm="norm" in parts,
+        downsample=_repeat_neighbours() if merging == MERGINGS[2] else merging,
+        use_v2="v2" in parts,
     )
     return MonaiSwin(swin, shape)
+
+
+def _repeat_neighbours() -> Any:
+    """MONAI's `merging` of its versions 0.9 to the one that mended it."""
+    from monai.networks.nets.swin_unetr import PatchMergingV2
+
+    class RepeatingMerging(PatchMergingV2):
+        """The published weights of that time were trained with its repeated neighbours, and need them."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            _, d, h, w, _ = x.shape
+            x = torch.nn.functional.pad(x, (0, 0, 0, w % 2, 0, h % 2, 0, d % 2))
+            return self.reduction(self.norm(torch.cat([x[:, i::2, j::2, k::2] for i, j, k in _REPEATED], dim=-1)))
+
+    return RepeatingMerging
 
 
 def _use_group_norm(module: nn.Module) -> None:
@@ -145,4 +170,4 @@ register_backbone(
         baselines={size: _shape_resnet(size) for size in RESNETS},
     ),
 )
-register_backbone("monai-swin", BackboneKind(build=build_monai_swin, mask_fills=("zero",), variants=("", *MERGINGS)))
+register_backbone("monai-swin", BackboneKind(build=build_monai_swin, mask_fills=("zero",), variants=("", *VARIANTS)))

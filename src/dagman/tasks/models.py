@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from dagman.encoder.encoder import Encoder
+from dagman.encoder.foreign import split_statement
 from dagman.encoder.loading import load_encoder
 from dagman.errors import TaskError
 from dagman.model import BACKBONES
@@ -36,7 +37,7 @@ class ModelSpec:
     def name(self) -> str:
         """How tables and figures call it: a run, folder or file by its own name, without its path; else what was written."""
         if self.kind == "monai":
-            return f"monai:{Path(self.argument).name}"
+            return f"monai:{split_statement(self.argument)[0].name}"
         if self.kind != "encoder" or self.argument.startswith("hub:"):
             return self.text
         folder = Path(self.argument).resolve()
@@ -62,8 +63,8 @@ def parse_model(text: str | Path, *, weights: str = "auto") -> ModelSpec:
     if f"{head}:{first}" in choices and head != "radiomics":
         return ModelSpec(kind="scratch" if head == "scratch" else "backbone", argument=rest, text=text)
     if head == "monai" and rest:
-        if not Path(rest).is_file():
-            raise TaskError("does not exist", where=text, do="Give a safetensors file with MONAI's weights")
+        if not split_statement(rest)[0].is_file():
+            raise TaskError("does not exist", where=text, do="Give a file with weights of MONAI, SMIT or VoCo")
         return ModelSpec(kind="monai", argument=rest, text=text)
     if head == "hub" and rest:
         return ModelSpec(kind="encoder", argument=text, text=text, weights=weights)

@@ -35,7 +35,10 @@ def pretrain_command(
     patients: PatientsOf = None,
     continue_from: Annotated[
         str | None,
-        typer.Option(help="Take the first weights, and their sizes, from a run, an encoder or a file of MONAI.", metavar="SOURCE"),
+        typer.Option(
+            help="Take the first weights, and their sizes, from a run, an encoder or a file of MONAI, SMIT or VoCo.",
+            metavar="SOURCE",
+        ),
     ] = None,
     track: Annotated[
         str | None,

@@ -9,11 +9,14 @@ from typing import Literal
 from torch import Tensor
 
 from dagman.encoder.folder import EncoderConfig, read_config
+from dagman.encoder.foreign import split_statement
 from dagman.encoder.loading import load_encoder
 from dagman.records.hashes import hash_array, hash_bytes
 from dagman.settings import Settings
 from dagman.training.checkpoints import list_checkpoints, read_checkpoint
 from dagman.training.run import Run
+
+_FILES = (".safetensors", ".pt", ".pth")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,7 +57,7 @@ def resolve_source(name: str) -> Source:
     path = Path(name)
     if (path / "settings.toml").is_file() and list_checkpoints(path):
         return _read_run(name)
-    encoder = load_encoder(f"monai:{name}" if path.suffix == ".safetensors" else name, device="cpu")
+    encoder = load_encoder(f"monai:{name}" if split_statement(name)[0].suffix in _FILES else name, device="cpu")
     return Source(name=name, kind="encoder", config=encoder.config, student=dict(encoder.network.state_dict()))
 
 

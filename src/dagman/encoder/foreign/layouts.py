@@ -1,0 +1,176 @@
+"""How others name the weights of a 3D Swin, what lies beside it in their files, and what it was trained with.
+
+Each layout is taken from the public code that writes it; the sources stand beside the numbers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dagman.encoder.foreign.files import CONVERT
+from dagman.errors import EncoderError
+from dagman.records.counts import count_noun
+
+Order = tuple[tuple[int, int, int], ...]
+_V2: Order = tuple((i, j, k) for i, j, k in itertools.product((0, 1), repeat=3))
+_FIRST: Order = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0))
+ORDERS: Mapping[str, Order] = {
+    "mergingv2": _V2,
+    "merging": (*_FIRST, (1, 0, 1), (0, 1, 1), (1, 1, 1)),
+    "smit": (*_FIRST, (0, 1, 1), (1, 0, 1), (1, 1, 1)),
+}
+"""Which of its 2^3 tokens a patch merging puts first: MONAI's two `downsample`, and the SMIT authors'."""
+REPEATING = "merging-before-fix"
+"""MONAI's `merging` as it was at first: two neighbours are taken twice and two never, which no order of columns can express."""
+MERGINGS = (*ORDERS, REPEATING)
+
+_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|backbone)\.)+")
+_UNETR = r"(?:encoder(?:1|2|3|4|10)|decoder[1-5]|out)\."
+_MONAI_HEADS = rf"(?:rotation_(?:pre|head)|contrastive_(?:pre|head)|conv)\.|{_UNETR}"
+_VOCO_HEADS = r"(?:student|teacher)\.layer"
+_SUPREM_HEADS = r"(?:organ_embedding|controller\.|GAP\.|precls_conv\.|text_to_vision\.)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """What weights were trained with. spacing in mm, low and high in HU, view in voxels; orientation is RAS in all of them."""
+
+    spacing: float
+    low: float
+    high: float
+    view: int
+    source: str
+
+
+OURS = Preparation(spacing=2.0, low=-1000.0, high=500.0, view=64, source="dagman's own, as the file states none")
+_SSL = Preparation(
+    spacing=1.5, low=-1000.0, high=1000.0, view=96, source="MONAI's SwinUNETR pretraining, whose slices of 2 mm become 1.5 mm"
+)
+_VOCO = Preparation(spacing=1.5, low=-175.0, high=250.0, view=64, source="Large-Scale-Medical, Self-supervised/voco_train.py")
+_MHUB = Preparation(
+    spacing=1.5, low=-500.0, high=500.0, view=128, source="MHub msk_smit_lung_gtv, whose slices of 2 mm become 1.5 mm"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportReport:
+    """What became of each weight of a file: matched, or left out on purpose by the part it belongs to.
+
+    Missing weights and those left over are no report: they are an error, in which both are counted and named.
+    """
+
+    layout: str
+    merging: str
+    matched: int
+    left_out: dict[str, int]
+    preparation: str
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{part} ({count})" for part, count in self.left_out.items()) or "nothing"
+        weights = count_noun(self.matched, "weight")
+        whole = f"{self.layout}: {weights} matched, none missing, none left over; left out on purpose: {parts}"
+        return f"{whole}; {self._judge_merging()}; {self.preparation}"
+
+    def _judge_merging(self) -> str:
+        if self.merging != "merging":
+            return f"patch merging {self.merging}"
+        return (
+            f"patch merging as MONAI's {self.merging} is now (weights of the years when it repeated tokens: downsample={REPEATING})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ForeignWeights:
+    """Weights by MONAI's names with its `mergingv2`, and what is known of them. merging: as in the file. preparation: None: ask."""
+
+    state: dict[str, Tensor] = field(repr=False)
+    layout: str
+    merging: str
+    left_out: dict[str, int]
+    preparation: Preparation | None
+
+
+def split_statement(text: str) -> tuple[Path, dict[str, str]]:
+    """`FILE:spacing=1.5:low=-175:high=250` as the file and what is stated of it."""
+    parts = text.split(":")
+    stated = list(itertools.takewhile(lambda part: re.fullmatch(r"[a-z]+=.*", part), reversed(parts[1:])))
+    path = ":".join(parts[: len(parts) - len(stated)])
+    return Path(path), dict(part.split("=", 1) for part in reversed(stated))
+
+
+def recognise(tensors: dict[str, Tensor], holder: str, path: Path) -> ForeignWeights:
+    """The Swin in a file by MONAI's names; every other weight belongs to a known head, or is refused by name.
+
+    Raises:
+        EncoderError: No layout known here, or weights that belong to no known part of it.
+    """
+    named = {_WRAPPERS.sub("", name): value.float() for name, value in tensors.items()}
+    if len(named) < len(tensors):
+        raise EncoderError("holds two weights of one name once wrappers such as `module.` are taken off", where=path, do=CONVERT)
+    if "transformer.patch_embed.proj.weight" in named:
+        return _recognise_smit(named, holder, path)
+    prefix = next((one for one in ("swinViT.", "swin.", "") if f"{one}patch_embed.proj.weight" in named), None)
+    if prefix is None:
+        what = f"holds no SwinTransformer of MONAI, and none of SMIT or VoCo (no patch_embed.proj.weight; first is {min(named)})"
+        raise EncoderError(what, where=path, do=CONVERT)
+    own = re.compile(re.escape(prefix) + r"(?:patch_embed|layers[1-4]c?)\.")
+    layout, heads, preparation = "MONAI's Swin", _MONAI_HEADS, None
+    if any(name.startswith(("rotation_head.", "contrastive_head.")) for name in named):
+        layout, preparation = "MONAI's SSLHead", _SSL
+    elif any(re.match(_VOCO_HEADS, name) for name in named):
+        layout, heads, preparation = "VoCo", f"{_VOCO_HEADS}|{_UNETR}", _VOCO
+    elif any(re.match(_SUPREM_HEADS, name) for name in named):
+        layout, heads = "SuPreM", f"{_SUPREM_HEADS}|{_UNETR}"
+    state, left_out = _part(named, own, re.compile(heads), path)
+    state = {name.removeprefix(prefix).replace(".mlp.fc", ".mlp.linear"): value for name, value in state.items()}
+    return ForeignWeights(state=state, layout=layout, merging="merging", left_out=left_out, preparation=preparation)
+
+
+def _recognise_smit(named: dict[str, Tensor], holder: str, path: Path) -> ForeignWeights:
+    # The norms are of the skips to the decoder, taken before each merging; dagman's maps are taken after it, without them.
+    heads = re.compile(
+        rf"transformer\.norm[0-3]\.|(?:student_|teacher_)?head\.|(?:transformer\.)?(?:mask_token|masked_embed)$|{_UNETR}"
+    )
+    state, left_out = _part(named, re.compile(r"transformer\.(?:patch_embed|layers\.[0-3])\."), heads, path)
+    renamed = {}
+    for name, value in state.items():
+        name = name.removeprefix("transformer.").replace(".mlp.fc", ".mlp.linear")
+        renamed[re.sub(r"^layers\.(\d)", lambda found: f"layers{int(found[1]) + 1}.0", name)] = value
+    classes = named.get("out.conv.conv.weight")
+    # The one public model of two classes; of the pretraining alone no public code says how its scans were prepared.
+    known = _MHUB if holder != "student" and classes is not None and classes.shape[0] == 2 else None
+    return ForeignWeights(state=renamed, layout="SMIT", merging="smit", left_out=left_out, preparation=known)
+
+
+def _part(
+    named: dict[str, Tensor], own: re.Pattern[str], heads: re.Pattern[str], path: Path
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    state = {name: value for name, value in named.items() if own.match(name)}
+    others = sorted(named.keys() - state.keys())
+    unknown = [name for name in others if not heads.match(name)]
+    if unknown:
+        listed = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        text = f"{count_noun(len(state), 'weight')} matched; {count_noun(len(unknown), 'is', 'are')} left over: {listed}"
+        do = "Give a file whose other parts are known, or the encoder's weights alone"
+        raise EncoderError(text, where=path, do=do)
+    counts = Counter(".".join(name.split(".")[: 2 if name.startswith("transformer.") else 1]) for name in others)
+    return state, dict(sorted(counts.items()))
+
+
+def order_columns(state: dict[str, Tensor], merging: str) -> dict[str, Tensor]:
+    """Weights of MONAI's `mergingv2`: columns of each reduction, and its norm, in that order; exact, as nothing is computed."""
+    given = ORDERS[merging]
+    source = torch.tensor([given.index(place) for place in ORDERS["mergingv2"]])
+    ordered = dict(state)
+    for name, value in state.items():
+        if re.search(r"\.downsample\.(?:reduction|norm)\.", name) and value.shape[-1] % 8 == 0:
+            ordered[name] = value.unflatten(-1, (8, -1)).index_select(-2, source).flatten(-2).contiguous()
+    return ordered
