@@ -19,7 +19,9 @@ from dagman.scans.dicom import (
     NamedGroup,
     SeriesName,
     group_headers,
+    is_directory_file,
     list_by_uid,
+    list_images,
     name_groups,
     name_selected,
     parse_name,
@@ -116,9 +118,9 @@ def find_series(
 ) -> Discovery:
     """Find all series in files, folders and archives, at any depth, formats mixed; a DICOM file means the volume it is a slice of.
 
-    Archives are unpacked until the process ends, and named as folders are: `archive.zip/inner/path`. `folder#uid` means that
-    series alone. `modality` overrides what files say; `tilt`, `widest_gap`: see `Series`. Raises ScanError when a path does not
-    exist, when a folder holds no such series, or when nothing at all was found.
+    A DICOMDIR means the images that it lists. Archives are unpacked until the process ends, and named as folders are:
+    `archive.zip/inner/path`. `folder#uid` means that series alone. `modality` overrides what files say; `tilt`, `widest_gap`: see
+    `Series`. Raises ScanError when a path does not exist, when a folder holds no such series, or when nothing at all was found.
     """
     given = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
     reached, refused = _reach(given)
@@ -242,12 +244,25 @@ def _list_files(given: Sequence[Path], closed: list[Refusal]) -> dict[Path, Path
     entered: set[tuple[int, int]] = set()
     for root in given:
         _check_given(root)
+        if is_directory_file(root):
+            files |= dict.fromkeys(_list_directory(root, closed), root)
+            continue
         if not root.is_dir():
             files.setdefault(root, root)
             continue
         for path in _walk_folder(root, entered, closed):
             files.setdefault(path, root)
     return dict(sorted(files.items(), key=lambda item: show_place(item[0]).as_posix()))
+
+
+def _list_directory(path: Path, refused: list[Refusal]) -> list[Path]:
+    """The files of a DICOMDIR; `refused` takes those that are missing, or itself."""
+    try:
+        images, absent = list_images(path)
+    except ScanError as error:
+        images, absent = [], [(path, error)]
+    refused += [Refusal.from_error(show_path(show_place(place)), error) for place, error in absent]
+    return images
 
 
 def _check_given(root: Path) -> None:

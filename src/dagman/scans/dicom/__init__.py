@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dagman.scans.dicom.directory import is_directory_file, list_images
 from dagman.scans.dicom.naming import (
     NamedGroup,
     SeriesName,
@@ -20,7 +21,9 @@ __all__ = [
     "NamedGroup",
     "SeriesName",
     "group_headers",
+    "is_directory_file",
     "list_by_uid",
+    "list_images",
     "measure_volume",
     "name_groups",
     "name_selected",
