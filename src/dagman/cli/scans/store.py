@@ -1,4 +1,4 @@
-"""`dagman store`: check a store, list its scans, remove patients from it."""
+"""`dagman store`: check a store, list and count its scans, merge stores, remove patients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ StoreFolder = Annotated[Path, typer.Argument(help="Folder that dagman prepare wr
 
 @app.callback(epilog="Example: dagman store verify store")
 def maintain_store() -> None:
-    """Check that a store is whole, list its scans, or remove patients from it."""
+    """Check that a store is whole, list or count its scans, merge stores, or remove patients."""
 
 
 @app.command("verify", epilog="Example: dagman store verify store")
@@ -111,6 +111,66 @@ def remove_from_folder(
     typer.echo(f"{scans} of {patients} removed; {count_noun(removed.left, 'scan is', 'scans are')} left.")
     typer.echo("Delete the source files, too: the next dagman prepare would add them again.")
     typer.echo("Runs, feature caches and results made from the store are not changed.")
+
+
+@app.command("merge", epilog="Example: dagman store merge store-a store-b --out store")
+def merge_folders(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE STORE...", help="Stores of the same preparation and key.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new store; that of an earlier call is continued.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+) -> None:
+    """Merge stores of the same preparation into a new one; scans that several hold are kept once, and named.
+
+    Files are linked where the file system can, else copied; the stores stay as they are. Lists of rejected files stay with them.
+    """
+    from dataclasses import asdict
+
+    from dagman.errors import StoreError
+    from dagman.records.counts import count_noun, list_some
+    from dagman.store.upkeep.merging import merge_stores
+
+    if len(stores) < 2:
+        raise StoreError("is one store; a merge needs two", where=stores[0], do="Name another one")
+    merged = merge_stores(stores, out)
+    if as_json:
+        typer.echo(json.dumps({"store": str(out), **asdict(merged)}))
+        return
+    patients = count_noun(merged.patients, "patient")
+    typer.echo(f"{count_noun(merged.scans, 'scan')} of {patients} in {out} ({merged.already} were there already).")
+    if merged.copies:
+        kept = count_noun(len(merged.copies), "scan is", "scans are")
+        typer.echo(f"{kept} held by several of the stores, and kept once: {list_some(merged.copies)}")
+    for note in merged.notes:
+        typer.echo(note)
+
+
+@app.command("stats", epilog="Example: dagman store stats store --out store.html")
+def describe_folder(
+    store: StoreFolder,
+    out: Annotated[Path | None, typer.Option(help="Page to write (HTML).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+) -> None:
+    """State how many scans and patients a store holds, their modalities and sizes, and how much of a body they show.
+
+    Only the manifest is read. No ages and no names are in it.
+    """
+    from dagman.records.files import write_text
+    from dagman.reports.store_page import list_spreads, render_store, state_counts
+    from dagman.store.upkeep.statistics import count_store
+
+    counts = count_store(_open_store(store))
+    if out is not None:
+        write_text(out, render_store(counts))
+    if as_json:
+        typer.echo(json.dumps({"store": str(store), **counts}))
+        return
+    typer.echo(state_counts(counts))
+    for name, *numbers in list_spreads(counts):
+        typer.echo(f"{name}: {numbers[0]:.4g} to {numbers[-1]:.4g}, median {numbers[2]:.4g}")
+    for text in counts["not_recorded"].values():
+        typer.echo(f"Not recorded: {text}.")
+    if out is not None:
+        typer.echo(f"Page: {out}")
 
 
 def _open_store(path: Path) -> Store:

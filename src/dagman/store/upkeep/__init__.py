@@ -1,1 +1,1 @@
-"""Looking after a store that is there: is it whole, what is in it, and taking a patient out."""
+"""Looking after a store that is there: is it whole, what is in it, merging several, and taking a patient out."""

@@ -1,0 +1,37 @@
+"""The page of a store: how many scans of how many patients, of which sizes, and how much of a body they show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dagman.records.counts import count_noun
+from dagman.reports.page import DataTable, Listing, Section, render_page
+
+_COLUMNS = ("", "least", "a quarter below", "median", "a quarter above", "greatest")
+
+
+def list_spreads(counts: Mapping[str, Any]) -> list[list[Any]]:
+    """A row for each number: its name, the least, the quartiles, the greatest."""
+    spreads = {"scans of a patient": counts["scans_per_patient"], "MB of a scan": counts["megabytes_per_scan"]}
+    spreads |= {f"voxels along {axis}": spread for axis, spread in counts["voxels_xyz"].items()}
+    spreads |= {f"body's extent along {axis} (mm)": spread for axis, spread in counts["body_extent_mm"].items()}
+    spreads |= {f"{name.replace('_', ' ')} of a CT's voxels": spread for name, spread in counts["body_shares"].items()}
+    return [[name, *spread.values()] for name, spread in spreads.items() if spread]
+
+
+def state_counts(counts: Mapping[str, Any]) -> str:
+    """Scans, patients, modalities and bytes in one sentence."""
+    modalities = ", ".join(f"{number} {name}" for name, number in counts["modalities"].items())
+    scans, patients = count_noun(counts["scans"], "scan"), count_noun(counts["patients"], "patient")
+    assumed = f" ({counts['patients_assumed']} assumed)" if counts["patients_assumed"] else ""
+    return f"{scans} of {patients}{assumed}: {modalities}; {counts['bytes'] / 1e6:.1f} MB at {counts['spacing_mm']:g} mm."
+
+
+def render_store(counts: Mapping[str, Any]) -> str:
+    """The page as HTML, of what `count_store` gives."""
+    sections = [
+        Section("Sizes and bodies", [DataTable(_COLUMNS, list_spreads(counts))]),
+        Section("What is not recorded", [Listing([*counts["not_recorded"].values(), "ages and names are in no store"])]),
+    ]
+    return render_page("What a store holds", state_counts(counts), sections, footer="Made by `dagman store stats`.")

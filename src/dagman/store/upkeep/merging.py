@@ -1,0 +1,154 @@
+"""One store of several that were prepared alike: the same scan once, its file linked or copied, whatever stopped it continued."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dagman.errors import StoreError
+from dagman.records.counts import list_some
+from dagman.records.files import write_whole
+from dagman.records.hashes import hash_file
+from dagman.records.journal import append_row, append_rows, read_rows
+from dagman.records.lock import hold_lock
+from dagman.records.provenance import write_command
+from dagman.store.format import damaged_file, locate_scan, read_info, read_preparation, write_info
+from dagman.store.manifest import ManifestRow, Store, read_manifest, write_manifest
+from dagman.store.series import explain_write_error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """What a merge gave: its scans and patients, how many were there already, and the ids that several stores hold."""
+
+    scans: int
+    patients: int
+    already: int
+    copies: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def merge_stores(stores: Sequence[str | Path], out: str | Path) -> Merge:
+    """Write the scans of several stores into `out`, new or of an earlier call of this command; the stores are not changed.
+
+    A scan that several hold is taken from the first that states its patient, else from the first. Files are linked where the
+    file system can, else copied; each is compared with its checksum first. Raises StoreError, before anything is written, for
+    different preparations or keys, and for a damaged file, with what is merged so far kept.
+    """
+    out = Path(out)
+    opened = [Store(path) for path in stores]
+    _check_alike(opened)
+    if any(out.resolve() == one.path.resolve() for one in opened):
+        raise StoreError("is one of the stores to merge", where=out, do="Give another --out")
+    chosen, copies, notes = _choose(opened)
+    _check_out(out, opened[0], chosen)
+    try:
+        with hold_lock(out, StoreError):
+            _check_out(out, opened[0], chosen)
+            if not (out / "store.json").exists():
+                write_info(out, opened[0].preparation, opened[0].info.get("key"))
+            rows = read_manifest(out)
+            already = 0
+            for row, store in chosen:
+                if rows.get(row.id) == row and _is_whole(out, row):
+                    already += 1
+                    continue
+                # Linked before, a rename onto itself would leave the temporary name behind.
+                if not _is_whole(out, row):
+                    _place_file(store, out, row)
+                append_row(out / "journal.jsonl", asdict(row))
+                rows[row.id] = row
+            _carry_origins(opened, out, {row.id for row, _ in chosen})
+            write_manifest(out, rows.values())
+            counts = {"scans": len(rows), "copies": len(copies), "already": already}
+            inputs = {f"store {number}": one.info["digest"] for number, one in enumerate(opened, start=1)}
+            write_command(out, "store merge", settings=asdict(opened[0].preparation), inputs=inputs, outcome=counts)
+    except OSError as error:
+        raise explain_write_error(error, out) from error
+    patients = len({row.patient for row in rows.values()})
+    return Merge(scans=len(rows), patients=patients, already=already, copies=tuple(copies), notes=tuple(notes))
+
+
+def _check_alike(stores: Sequence[Store]) -> None:
+    first = stores[0]
+    for other in stores[1:]:
+        one, two = asdict(first.preparation), asdict(other.preparation)
+        different = [f"{name} {two[name]} (not {value})" for name, value in one.items() if two[name] != value]
+        if different or first.info.get("digest") != other.info.get("digest"):
+            what = f"was prepared with {', '.join(different) or 'another version of the preparation'}, unlike {first.path}"
+            raise StoreError(what, where=other.path, do="Prepare its scans again with the same settings")
+        if first.info.get("key") != other.info.get("key"):
+            what = f"names its patients by another key than {first.path}: one patient would have two pseudonyms"
+            raise StoreError(what, where=other.path, do="Prepare its scans again with the same --key")
+
+
+def _check_out(out: Path, like: Store, chosen: Sequence[tuple[ManifestRow, Store]]) -> None:
+    """Refuse a folder that is something else, or a store with scans of others."""
+    if out.exists() and not out.is_dir():
+        raise StoreError("is a file, not a folder", where=out, do="Give another --out")
+    if not (out / "store.json").exists():
+        if out.exists() and any(one.name != ".lock" for one in out.iterdir()):
+            raise StoreError("exists and is not a store", where=out, do="Give an empty or a new folder")
+        return
+    info = read_info(out)
+    if read_preparation(info, out) != like.preparation or info.get("key") != like.info.get("key"):
+        raise StoreError("is a store of another preparation or key", where=out, do="Give a new folder")
+    if foreign := read_manifest(out).keys() - {row.id for row, _ in chosen}:
+        what = f"holds scans of none of these stores: {list_some(sorted(foreign))}"
+        raise StoreError(what, where=out, do="Give a new folder, and name this store among those to merge")
+
+
+def _choose(stores: Sequence[Store]) -> tuple[list[tuple[ManifestRow, Store]], list[str], list[str]]:
+    """A row and its store for each scan, in the order of ids; ids held several times; and scans whose patients differ."""
+    chosen: dict[str, tuple[ManifestRow, Store]] = {}
+    copies: dict[str, None] = {}
+    differing: dict[str, None] = {}
+    for store in stores:
+        for row in store.rows:
+            if row.id not in chosen:
+                chosen[row.id] = (row, store)
+                continue
+            copies[row.id] = None
+            held = chosen[row.id][0]
+            if held.patient != row.patient:
+                differing[row.id] = None
+                if held.patient_from == "assumed" and row.patient_from != "assumed":
+                    chosen[row.id] = (row, store)
+    notes = []
+    if differing:
+        kept = "the one that is stated is kept, else that of the first store"
+        notes.append(f"stores name different patients for {list_some(sorted(differing))}: {kept}")
+    return [chosen[scan_id] for scan_id in sorted(chosen)], sorted(copies), notes
+
+
+def _is_whole(out: Path, row: ManifestRow) -> bool:
+    path = locate_scan(out, row.id)
+    return path.is_file() and path.stat().st_size == row.size and hash_file(path) == row.checksum
+
+
+def _place_file(store: Store, out: Path, row: ManifestRow) -> None:
+    """Link the file of a scan, or copy it where it lies on another file system; whole."""
+    source = locate_scan(store.path, row.id)
+    if not _is_whole(store.path, row):
+        raise damaged_file(source)
+    with write_whole(locate_scan(out, row.id)) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
+def _carry_origins(stores: Sequence[Store], out: Path, ids: set[str]) -> None:
+    """What the stores know of where their scans lay, so that dagman prepare knows them again, once each."""
+    fields = ("id", "source_hash", "place", "root", "listed", "stamp", "digest")
+    known = {repr(sorted(row.items())) for row in read_rows(out / "journal.jsonl")}
+    carried = {}
+    for store in stores:
+        for row in read_rows(store.path / "journal.jsonl"):
+            if row.get("id") in ids and "place" in row:
+                origin = {name: row[name] for name in fields if name in row}
+                carried[repr(sorted(origin.items()))] = origin
+    append_rows(out / "journal.jsonl", [origin for name, origin in carried.items() if name not in known])
