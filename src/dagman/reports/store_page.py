@@ -32,6 +32,6 @@ def render_store(counts: Mapping[str, Any]) -> str:
     """The page as HTML, of what `count_store` gives."""
     sections = [
         Section("Sizes and bodies", [DataTable(_COLUMNS, list_spreads(counts))]),
-        Section("What is not recorded", [Listing([*counts["not_recorded"].values(), "ages and names are in no store"])]),
+        Section("What is not recorded", [Listing([*counts["not_recorded"].values(), "ages and names of patients, on purpose"])]),
     ]
     return render_page("What a store holds", state_counts(counts), sections, footer="Made by `dagman store stats`.")

@@ -136,7 +136,8 @@ def find_series(
                     headers.append(_read_dicom_header(path))
                 elif known is not None:
                     known.check(path)
-                    series.append(Series(kind=known.name, files=(path,), source=str(show_place(path)), modality=modality))
+                    held = known.list_files(path)
+                    series.append(Series(kind=known.name, files=held, source=str(show_place(path)), modality=modality))
                 elif path == root:
                     raise ScanError("is not of a format that dagman reads", where=path, do=f"Give {list_titles()}")
         except ScanError as error:

@@ -24,8 +24,8 @@ Measure = tuple[Sequence[int], Sequence[float]]
 class Format:
     """One file format.
 
-    Every function raises ScanError where a file cannot be a volume; what else it raises is that file's reason too. A series holds
-    one file where `is_file` says that each file is a volume.
+    Every function raises ScanError where a file cannot be a volume; what else it raises is that file's reason too. The first
+    file of a series is the volume where `is_file` says that each file is one.
     """
 
     name: str
@@ -40,6 +40,8 @@ class Format:
     "Values and affine of a series."
     measure: Callable[[Series], Measure]
     "Shape and spacing (mm) by headers alone, for the estimate of cost."
+    list_files: Callable[[Path], tuple[Path, ...]] = lambda path: (path,)
+    "The file itself first, then others that hold its voxels: a change of any of them is a change of the scan."
     is_file: bool = True
     "Each file is a volume; otherwise the files of a folder are grouped (DICOM)."
 
@@ -82,6 +84,7 @@ register_format(
         title="NRRD, MetaImage",
         suffixes=itk.SUFFIXES,
         check=itk.check_itk,
+        list_files=itk.list_files,
         read=lambda series: itk.read_itk(series.files[0]),
         measure=lambda series: itk.measure_itk(series.files[0]),
     )

@@ -167,8 +167,7 @@ def describe_folder(
     typer.echo(state_counts(counts))
     for name, *numbers in list_spreads(counts):
         typer.echo(f"{name}: {numbers[0]:.4g} to {numbers[-1]:.4g}, median {numbers[2]:.4g}")
-    for text in counts["not_recorded"].values():
-        typer.echo(f"Not recorded: {text}.")
+    typer.echo(f"Not recorded: {', '.join(counts['not_recorded'].values())}; ages and names of patients, on purpose.")
     if out is not None:
         typer.echo(f"Page: {out}")
 

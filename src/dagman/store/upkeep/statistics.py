@@ -12,8 +12,8 @@ from dagman.store.manifest import ManifestRow, Store
 
 _SHARES = ("tissue_share", "soft_tissue_share", "fat_share", "bone_share")
 UNRECORDED = {
-    "source_spacings": "the spacings of the sources are not recorded in a store; dagman inspect lists them",
-    "kernels": "reconstruction kernels are not recorded in a store",
+    "source_spacings": "spacings of the sources (dagman inspect lists them)",
+    "kernels": "reconstruction kernels",
 }
 
 
