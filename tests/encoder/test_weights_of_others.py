@@ -113,6 +113,17 @@ def test_a_whole_swin_unetr_and_what_is_stated_of_it(tmp_path):
     assert (c.spacing, c.low, c.high, c.view, c.orientation) == (1.5, -175.0, 250.0, 96, "RAS")
 
 
+def test_monais_public_ssl_weights_as_its_own_filter_reads_them(swin, tmp_path):
+    state = {f"encoder.{name.replace('.0.', '.0.0.', 1)}": value for name, value in swin.state_dict().items()}
+    read = dict(nets.filter_swinunetr(name, value) for name, value in state.items() if name.startswith("encoder.layers"))
+    assert {name.removeprefix("swinViT.") for name in read} == {name for name in swin.state_dict() if name.startswith("layers")}
+    others = {"encoder.mask_token": torch.ones(1), "encoder.norm.bias": torch.ones(2), "out.conv.conv.bias": torch.ones(1)}
+    torch.save({"model": state | others}, tmp_path / "ssl.pth")
+    encoder = load_encoder(f"monai:{tmp_path / 'ssl.pth'}:spacing=1.5:low=-1000:high=1000", device="cpu")
+    _compare(encoder, swin)
+    assert encoder.imported.left_out == {"encoder": 2, "out": 1}
+
+
 def test_voco_with_its_convolutions(tmp_path):
     voco = _make(use_v2=True)
     heads = {f"module.{owner}.layer1.0.weight": torch.ones(2) for owner in ("student", "teacher")}

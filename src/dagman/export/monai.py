@@ -40,7 +40,7 @@ def convert_swin(encoder: Encoder) -> tuple[dict[str, Tensor], str, tuple[str, .
         merging = encoder.config.backbone.partition(":")[2] or "mergingv2"
         if merging not in MERGINGS[:2]:
             what = f"is a {encoder.config.backbone}; the lines that use an export build no such SwinUNETR"
-            raise EncoderError(what, where=encoder.source, do="Export it to hf, or use the file it came from")
+            raise EncoderError(what, where=encoder.source, do="Use the file it came from")
         return state, merging, left_out
     if not isinstance(backbone, SwinEncoder):
         what = f"is a {encoder.config.backbone}; MONAI's SwinUNETR takes a Swin"

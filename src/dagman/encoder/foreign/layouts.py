@@ -33,8 +33,10 @@ REPEATING = "merging-before-fix"
 MERGINGS = (*ORDERS, REPEATING)
 
 _WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|backbone)\.)+")
+_DAE = re.compile(r"^encoder\.(layers[1-4]\.0\.|patch_embed\.)(?:0\.)?")
+"""MONAI's public SSL weights (`filter_swinunetr`): a wrapper of their own, and each stage one level deeper."""
 _UNETR = r"(?:encoder(?:1|2|3|4|10)|decoder[1-5]|out)\."
-_MONAI_HEADS = rf"(?:rotation_(?:pre|head)|contrastive_(?:pre|head)|conv)\.|{_UNETR}"
+_MONAI_HEADS = rf"(?:rotation_(?:pre|head)|contrastive_(?:pre|head)|conv)\.|encoder\.(?:mask_token$|norm\.)|{_UNETR}"
 _VOCO_HEADS = r"(?:student|teacher)\.layer"
 _SUPREM_HEADS = r"(?:organ_embedding|controller\.|GAP\.|precls_conv\.|text_to_vision\.)"
 
@@ -82,9 +84,8 @@ class ImportReport:
     def _judge_merging(self) -> str:
         if self.merging != "merging":
             return f"patch merging {self.merging}"
-        return (
-            f"patch merging as MONAI's {self.merging} is now (weights of the years when it repeated tokens: downsample={REPEATING})"
-        )
+        old = f"for weights of the years when it repeated tokens, state downsample={REPEATING}"
+        return f"patch merging as MONAI's is now ({old})"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,6 +118,7 @@ def recognise(tensors: dict[str, Tensor], holder: str, path: Path) -> ForeignWei
         raise EncoderError("holds two weights of one name once wrappers such as `module.` are taken off", where=path, do=CONVERT)
     if "transformer.patch_embed.proj.weight" in named:
         return _recognise_smit(named, holder, path)
+    named = {_DAE.sub(r"swinViT.\1", name): value for name, value in named.items()}
     prefix = next((one for one in ("swinViT.", "swin.", "") if f"{one}patch_embed.proj.weight" in named), None)
     if prefix is None:
         what = f"holds no SwinTransformer of MONAI, and none of SMIT or VoCo (no patch_embed.proj.weight; first is {min(named)})"
