@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dagman.errors import DagmanError, MissingExtraError, ScanError
 from dagman.records.files import write_whole
 from dagman.scans import dicom, nifti
+from dagman.scans.archives import reach_place
 from dagman.scans.dicom.segments import names_its_patient, write_segments
 from dagman.scans.discovery import find_series
 from dagman.scans.formats import DICOM, find_format
@@ -113,7 +114,7 @@ def find_dicom_files(source: str | Path) -> tuple[Path, ...]:
 
 
 def _copy_geometry(source: Path, shape: tuple[int, ...]) -> Nifti1Header | None:
-    if not source.name.lower().endswith(nifti.SUFFIXES) or not source.exists():
+    if not source.name.lower().endswith(nifti.SUFFIXES) or not (source := reach_place(source)).exists():
         return None
     old = nifti.read_header(source)
     if old.get_data_shape()[:3] != shape:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dagman.errors import ScanError
 from dagman.scans.affine import Affine
+from dagman.scans.archives import show_place
 from dagman.scans.dicom.tilt import measure_tilt, straighten_grid
 from dagman.scans.discovery import WIDEST_GAP_MM, Series, Tilt, find_series
 from dagman.scans.faults import explain_faults
@@ -70,7 +71,14 @@ def read_series(series: Series, *, labels: bool = False) -> Scan:
     Whether a scan is of use is another question: see `verdict.judge_scan`.
     """
     with explain_faults("cannot be read", where=series.source, do="Convert or export it again, or leave it out"):
-        return _read_series(series, labels)
+        try:
+            return _read_series(series, labels)
+        except ScanError as error:
+            shown = None if error.where is None else str(show_place(error.where))
+            if shown in (None, str(error.where)):
+                raise
+            # Of an archive: where it was unpacked tells the user nothing.
+            raise ScanError(error.what, where=shown, do=error.do) from error
 
 
 def _read_series(series: Series, labels: bool) -> Scan:

@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from dagman.errors import ScanError
 from dagman.records.csv_file import read_csv
 from dagman.scans.archives import unpacking
 from dagman.scans.discovery import find_series
+from dagman.scans.label_files import write_label_map
 from dagman.scans.reading import read_scan
 from dagman.store.manifest import Store
 from dagman.store.writer import prepare_store
@@ -158,3 +160,32 @@ def test_archives_that_cannot_be_unpacked_are_refused_by_name(tmp_path, write_ni
         packed.writestr("a.nii", bytes(1_000_000))
     with pytest.raises(ScanError, match=r"claims .* GiB and more"):
         read_scan(tmp_path / "bomb.zip" / "a.nii")
+
+
+def test_a_member_that_cannot_be_read_is_named_as_the_user_knows_it(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        packed.writestr("in/cut.nrrd", "NRRD0004\ntype: int16\ndimension: 3\nsizes: 4 4 4\nspacings: 1 1 1\nencoding: raw\n\n123")
+    with pytest.raises(ScanError) as refusal:
+        read_scan(tmp_path / "a.zip")
+    assert refusal.value.where == f"{tmp_path}/a.zip/in/cut.nrrd"
+
+
+def test_a_label_map_of_a_scan_in_an_archive_has_its_geometry(tmp_path, write_nifti, ct, placement):
+    archive = _pack(write_nifti(tmp_path / "in" / "ct.nii", ct, placement).parent, "zip")
+    scan = read_scan(archive)
+    write_label_map(tmp_path / "labels.nii", np.zeros(scan.shape, np.uint8), scan)
+    written, source = (nibabel.load(path).header for path in (tmp_path / "labels.nii", tmp_path / "in" / "ct.nii"))
+    assert all(np.array_equal(written[name], source[name]) for name in ("srow_x", "sform_code", "qform_code", "quatern_d"))
+
+
+def test_a_series_in_two_archives_is_one_scan(folder, tmp_path):
+    top = tmp_path / "top"
+    top.mkdir()
+    files = sorted((folder / "a" / "chest").iterdir())
+    for name, part in (("one", files[:4]), ("two", files[4:])):
+        with zipfile.ZipFile(top / f"{name}.zip", "w") as packed:
+            for path in part:
+                packed.write(path, path.name)
+    (series,) = find_series(top).series
+    assert series.source == str(top)
+    assert read_scan(series.source).voxels.tobytes() == read_scan(folder / "a" / "chest").voxels.tobytes()
