@@ -94,7 +94,7 @@ def test_scans_become_a_store_that_verifies_and_goes_on(scans, tmp_path):
     [
         (["prepare", "{empty}", "--out", "{out}"], "holds no scans"),
         (["prepare", "{empty}/absent", "--out", "{out}"], "does not exist"),
-        (["prepare", "{scans}/constant.nii.gz", "--out", "{out}"], "all 1 series were rejected"),
+        (["prepare", "{scans}/constant.nii.gz", "--out", "{out}"], "the only series was rejected"),
         (["prepare", "{scans}", "--out", "{out}", "--spacing", "0"], "spacing is 0 mm"),
         (["prepare", "{scans}", "--out", "{scans}"], "exists and is not a store"),
         (["store", "verify", "{empty}"], "is not a store"),

@@ -152,7 +152,7 @@ def test_two_processes_do_not_write_one_run(begun, store):
 
 def test_a_view_larger_than_every_scan_names_the_largest_and_can_be_mended(store, tiny, tmp_path):
     text = _refuse(RunError, store.path, tmp_path / "run", assignments=[*tiny, "view.side=128"])
-    assert text.startswith("a view of 128 voxels is larger than every scan; the largest is ")
+    assert text.startswith("no scan is large enough for a view of 128 voxels, which needs 64 along each axis; the one ")
     assert text.endswith("Set view.side=64.")
     options = [*tiny, "train.steps=1", "train.monitor_every=9"]
     assert pretrain(store.path, tmp_path / "run", assignments=options).last_step == 1

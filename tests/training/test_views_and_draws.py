@@ -58,11 +58,13 @@ def test_scans_too_small_are_left_out_by_name_and_padding_decides():
     [
         (
             {"a": (80, 70, 20), "b": (90, 90, 40)},
-            "a view of 128 voxels is larger than every scan; the largest is 90 x 90 x 40 voxels. Set view.side=64.",
+            "no scan is large enough for a view of 128 voxels, which needs 64 along each axis; "
+            "the one with the longest shortest side is 90 x 90 x 40 voxels. Set view.side=64.",
         ),
         (
             {"a": (80, 70, 7)},
-            "a view of 128 voxels is larger than every scan; the largest is 80 x 70 x 7 voxels. Prepare with a finer --spacing.",
+            "no scan is large enough for a view of 128 voxels, which needs 64 along each axis; "
+            "the one with the longest shortest side is 80 x 70 x 7 voxels. Prepare with a finer --spacing.",
         ),
         ({}, "the store holds no scans. Prepare some: dagman prepare SCANS --out STORE."),
     ],

@@ -54,7 +54,7 @@ def export_encoder(encoder: Encoder, form: str, out: str | Path, *, results: Seq
         MissingExtraError: The form needs a library that is not installed.
     """
     if form not in FORMS:
-        raise EncoderError(f"there is no form {form!r}", do=f"{suggest_name(form, FORMS)} There are {', '.join(FORMS)}")
+        raise EncoderError(f"there is no form {form!r}", do=suggest_name(form, FORMS))
     out = Path(out)
     if out.exists() and not (out / FILE).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise EncoderError("holds something that is not an export", where=out, do="Give another --out")

@@ -37,7 +37,11 @@ def describe_run(settings: Settings, student: Network, dataset: ViewDataset, lef
     dropped = f"{settings.teacher.noise:.0%} of the teacher's units dropped" if settings.needs_teacher else "no teacher"
     lines = [
         f"scans: {len(usable)} of {count_noun(patients, 'patient')} at {store.preparation.spacing:g} mm"
-        + (f"; {assumed} of them name no patient, and each was taken as a patient of its own" if assumed else ""),
+        + (
+            f"; {assumed} of them {'names' if assumed == 1 else 'name'} no patient, and each was taken as a patient of its own"
+            if assumed
+            else ""
+        ),
         f"views: {view.side}^3 voxels ({view.side * store.preparation.spacing:g} mm), {train.batch} a step"
         + (f" in {parts} parts of {train.micro_batch} at most" if parts > 1 else "")
         + f"; {train.steps} steps = {pairs} pairs = {pairs / len(usable):.1f} a scan",

@@ -56,7 +56,9 @@ def find_usable(shapes: dict[str, Triple], view: ViewSettings) -> tuple[list[str
         fits = max((s for s in range(32, view.side, 32) if min(largest) >= round(s * (1 - view.padding))), default=None)
         do = f"Set view.side={fits}" if fits else "Prepare with a finer --spacing"
         raise RunError(
-            f"a view of {view.side} voxels is larger than every scan; the largest is {' x '.join(map(str, largest))} voxels", do=do
+            f"no scan is large enough for a view of {view.side} voxels, which needs {view.least} along each axis; "
+            f"the one with the longest shortest side is {' x '.join(map(str, largest))} voxels",
+            do=do,
         )
     return usable, left_out
 

@@ -136,8 +136,8 @@ def _format_counts(rows: Sequence[Inspection]) -> str:
     from dagman.tables.patients import note_assumed
 
     counts = _count(rows)
-    series = f"{counts['accepted'] or 'no'} series"
-    used = f"{series} of {count_noun(counts['patients'], 'patient')} can be used"
+    of_patients = f"{counts['accepted']} series of {count_noun(counts['patients'], 'patient')}"
+    used = f"{of_patients if counts['accepted'] else 'no series'} can be used"
     notes = [f" {note[0].upper()}{note[1:]}." for note in note_assumed(counts["patients_assumed"], counts["accepted"])]
     return f"{used}; {counts['refused']} refused.{''.join(notes)}"
 

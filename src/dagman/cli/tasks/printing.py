@@ -107,7 +107,8 @@ def print_differences(console: Console, summary: Summary) -> None:
     console.print(shown)
     if summary.comparisons[0].primary:
         others = len(summary.comparisons) - 1
-        console.print(f"The primary endpoint is tested alone; p (Holm) of the {others} others is corrected for their number.")
+        rest = f"; p (Holm) of the {others} others is corrected for their number" if others > 1 else ""
+        console.print(f"The primary endpoint is tested alone{rest}.")
     elif len(summary.comparisons) == 1:
         console.print("1 paired comparison: p (Holm) is p.")
     else:

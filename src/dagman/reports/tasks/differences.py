@@ -60,7 +60,8 @@ def tabulate_differences(comparisons: Sequence[Comparison], sharing: str = "The 
 def _explain_correction(comparisons: Sequence[Comparison]) -> str:
     if any(row.primary for row in comparisons):
         others = len(comparisons) - 1
-        return f"The primary endpoint is tested alone; p of the {others} others is corrected for their number (Holm)."
+        rest = f"; p of the {others} others is corrected for their number (Holm)" if others > 1 else ""
+        return f"The primary endpoint is tested alone{rest}."
     if len(comparisons) == 1:
         return "One comparison was made."
     return (

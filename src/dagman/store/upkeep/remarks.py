@@ -37,6 +37,7 @@ def _remark_on_sizes(given: Mapping[str, ManifestRow]) -> list[str]:
     notes = []
     left = dict(given)
     views = {name: load_settings(name)[0].view for name in list_presets("sizes")}
+    largest = max(views, key=lambda name: views[name].side)
     for size, view in sorted(views.items(), key=lambda one: one[1].side):
         small = {name: row for name, row in left.items() if min(row.shape) < view.least}
         if small:
@@ -44,8 +45,8 @@ def _remark_on_sizes(given: Mapping[str, ManifestRow]) -> list[str]:
             spacing = next(iter(small.values())).spacing[0]
             scans = count_noun(len(small), "scan is", "scans are")
             notes.append(
-                f"{scans} too small for a view of {view.side} voxels at {spacing:g} mm, and left out by pretrain --size {size} and "
-                f"larger ({view.least} voxels are needed along each axis): {shown}"
+                f"{scans} too small for a view of {view.side} voxels at {spacing:g} mm, and left out by pretrain --size {size}"
+                f"{'' if size == largest else ' and larger'} ({view.least} voxels are needed along each axis): {shown}"
             )
         left = {name: row for name, row in left.items() if name not in small}
     return notes
