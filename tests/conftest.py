@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", 
     os.environ[_variable] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["NO_COLOR"] = "1"
+# Read when Triton is first imported, which transformers may do. On a card its kernels are compiled (tests/gpu).
+if shutil.which("nvidia-smi") is None:
+    os.environ["TRITON_INTERPRET"] = "1"
 # A key of the tests' own, kept with them on purpose and no secret (32 equal bytes): the same for all, so that pseudonyms are
 # repeatable, and that none is made in the user's home.
 os.environ["DAGMAN_KEY"] = str(_TESTS / "pseudonyms.key")

@@ -150,6 +150,12 @@ def peak_memory_gib(device: str = "cpu") -> float:
     """Most memory held so far, in GiB: of this process on the CPU, of torch's tensors on a CUDA device."""
     if torch.device(device).type == "cuda":
         return float(torch.cuda.max_memory_allocated(device)) / 2**30
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not getrusage, which counts what the parent held before it started this process.
+        rows = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8", errors="ignore").splitlines() if ":" in line)
+        if "VmHWM" in rows:
+            return int(rows["VmHWM"].split()[0]) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # KiB, but bytes on macOS.
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

@@ -69,9 +69,9 @@ def test_no_flipped_bit_of_a_stored_scan_is_read_in_silence(store, tmp_path):
 
 
 def test_a_scan_is_compared_with_its_checksum_once_a_process(store, monkeypatch):
-    hashed = []
-    monkeypatch.setattr("dagman.store.manifest.hash_file", lambda path: hashed.append(path) or Store(store).rows[0].checksum)
     opened = Store(store)
+    checksum, hashed = opened.rows[0].checksum, []
+    monkeypatch.setattr("dagman.store.manifest.hash_file", lambda path: hashed.append(path) or checksum)
     for _ in range(3):
         opened.crop(opened.rows[0].id, (0, 0, 0), (2, 2, 2))
     assert len(hashed) == 1

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Read when the kernels are decorated, so before they are imported. On a card tests/gpu runs them compiled.
-os.environ["TRITON_INTERPRET"] = "1"
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("the kernels are compiled here: tests/gpu has them", allow_module_level=True)
 pytest.importorskip("triton")
 
 from dagman.model.kernels.layer_norm import add_and_normalise

@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from dagman import __version__, errors
+from dagman import __version__, devices, errors
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.folder import FORMAT
 from dagman.encoder.hub import upload_folder
@@ -19,7 +19,7 @@ from dagman.errors import EncoderError, MissingExtraError
 from dagman.export.forms import Exported, export_encoder
 from dagman.export.huggingface.assembly import Part, assemble_module
 from dagman.export.preprocessing import describe_preprocessing
-from dagman.model import SwinEncoder, backbone, semantic_attention, swin, window_attention, windows
+from dagman.model import SwinEncoder, backbone, linear, semantic_attention, swin, window_attention, windows
 from dagman.scans import affine
 from dagman.store import body, resampling
 
@@ -72,6 +72,8 @@ def write_folder(encoder: Encoder, folder: Path) -> Exported:
         [
             Part(module=errors, names=("DagmanError", "_rebuild", "SettingsError", "EncoderError")),
             Part(module=backbone, names=("MaskFill", "STRIDES", "Backbone"), without=("use_kernels",)),
+            Part(module=devices, names=("read_processor_vendor",)),
+            Part(module=linear),
             Part(module=windows),
             Part(module=window_attention),
             Part(module=swin, names=_SWIN, without=_KERNELS),
