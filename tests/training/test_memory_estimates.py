@@ -112,7 +112,7 @@ def test_where_nothing_fits_one_line_has_the_numbers_and_what_would():
     assert "--size small" in text
     with pytest.raises(RunError, match=r"What would fit: --set train.recompute=[12] \(about \d+.\d GiB\)"):
         _fit(_resolve("paper"), 12)
-    with pytest.raises(RunError, match=r"What would fit: --set train.micro_batch=4"):
+    with pytest.raises(RunError, match=r"What would fit: --set train.micro_batch=2"):
         _fit(_resolve("small"), 10, fixed=True)
     with pytest.raises(RunError, match="Use a machine with more memory"):
         _fit(_resolve("tiny"), 0.01)
