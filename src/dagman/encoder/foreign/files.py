@@ -58,7 +58,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
 
 
 def _name_object(error: Exception) -> str:
-    """The object that torch refused: its message is a page of advice."""
+    """The name of the object that torch refused, out of the long message in which it says so."""
     words = str(error).partition("GLOBAL ")[2].split()
     return words[0] if words else "not one of torch's own types"
 

@@ -99,7 +99,7 @@ def _connect(address: str, workers: int) -> Iterator[Client]:
         _check_workers(client, address)
         yield client
     finally:
-        # A scheduler that is gone need not be told.
+        # The scheduler may be lost by now, and closing the connection to it then fails.
         with contextlib.suppress(Exception):
             client.close(timeout=5)
 
