@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import runpy
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,3 +77,17 @@ def make_tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
         return write_tiny_encoder(tmp_path_factory.mktemp("tiny") / "run" / "encoder", make_tiny_config(**changes))
 
     return make
+
+
+@pytest.fixture
+def call_dagman(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """A command line in this process, which has its libraries loaded: exit code, output, errors."""
+    from dagman.cli import application  # after the import hook
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dagman", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            application.main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return call

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 import dagman
-from dagman.cli import application
 from dagman.encoder.encoder import Encoder
 from dagman.model import SwinShape
 from dagman.testing.encoders import make_tiny_config, write_tiny_encoder
@@ -45,16 +42,3 @@ def make_view() -> object:
         return torch.randint(-1100, 700, (batch, 1, *sides), generator=torch.Generator().manual_seed(sum(sides))).float()
 
     return make
-
-
-@pytest.fixture
-def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """A command line in this process: exit code, output, errors."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dagman", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            application.main()
-        return int(ended.value.code or 0), *capsys.readouterr()
-
-    return run

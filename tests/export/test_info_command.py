@@ -64,11 +64,11 @@ def test_what_is_nothing_of_dagmans_is_refused(tmp_path: Path, name: str, says: 
         describe_path(str(tmp_path / name))
 
 
-def test_the_command_prints_words_and_json(run_command, encoder_folder: Path):
-    code, printed, _ = run_command("info", encoder_folder)
+def test_the_command_prints_words_and_json(call_dagman, encoder_folder: Path):
+    code, printed, _ = call_dagman("info", encoder_folder)
     assert code == 0
     assert printed.startswith("encoder: tiny encoder, method dagman, 7 steps, the teacher's weights")
     assert "\nmust not be used for\n" in printed
-    code, printed, _ = run_command("info", encoder_folder, "--json")
+    code, printed, _ = call_dagman("info", encoder_folder, "--json")
     assert code == 0
     assert json.loads(printed)["kind"] == "encoder"

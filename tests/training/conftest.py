@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from dagman.cli import application
 from dagman.settings import Settings, load_settings, resolve_settings
 from dagman.store.manifest import Store
 from dagman.store.preparation import Preparation
@@ -79,16 +77,3 @@ def make_trainer(make_dataset: Callable[[Settings], ViewDataset]) -> Callable[..
         )
 
     return make
-
-
-@pytest.fixture
-def call_dagman(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """A command line in this process, as the journeys have it: exit code, output, errors."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dagman", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            application.main()
-        return int(ended.value.code or 0), *capsys.readouterr()
-
-    return call
