@@ -21,8 +21,8 @@ from dagman.notes import warn
 from dagman.scans.reading import read_scan
 from dagman.scans.scan import hash_scan
 from dagman.tables.table import read_table
-from dagman.tasks.classifier import load_classifier
 from dagman.tasks.classify.examples import read_examples
+from dagman.tasks.head_models import load_classifier
 
 pytestmark = pytest.mark.journey
 
@@ -160,7 +160,7 @@ def test_the_kept_probe_scores_items_alone(probed, lesions):
     assert (classifier.method, classifier.classes, classifier.spec) == ("linear", ("no", "yes"), "run")
     table = read_table(lesions / "masks.csv", label="malignant")
     scored = classifier.score_items(table.items)
-    assert np.mean(scored.scores.argmax(axis=1) == table.codes) > 0.9
+    assert np.mean(scored.values.argmax(axis=1) == table.codes) > 0.9
 
 
 def test_a_model_of_structures_refuses_whole_scans_and_says_which_items_it_was_trained_on(probed, lesions, tmp_path, call_dagman):
@@ -209,7 +209,7 @@ def test_three_classes_at_points_are_fine_tuned_on_the_tables_own_split(encoder,
     tested = [item for item in read_table(lesions / "points.parquet", label="kind", split="part").items if item.split == "test"]
     scored = rows[rows["method"] == "finetune"].set_index("item").loc[[item.name for item in tested]]
     wanted = scored[["score_bone", "score_fat", "score_soft"]].to_numpy()
-    np.testing.assert_allclose(classifier.score_items(tested).scores, wanted, atol=1e-5)
+    np.testing.assert_allclose(classifier.score_items(tested).values, wanted, atol=1e-5)
     assert "Confusion matrix of" in (tmp_path / "out" / "report.html").read_text()
 
 

@@ -17,7 +17,7 @@ from dagman.records.lock import hold_lock
 from dagman.store.crops import CropSpec
 from dagman.store.manifest import Store
 from dagman.tables.table import Table
-from dagman.tasks.classifier import describe_source
+from dagman.tasks.head_models import describe_source
 from dagman.tasks.inputs.model_inputs import TaskInputs, gather_inputs
 from dagman.tasks.models import ModelSpec
 

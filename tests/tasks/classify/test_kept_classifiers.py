@@ -11,8 +11,8 @@ import pytest
 from dagman.errors import TaskError
 from dagman.store.crops import CropSpec
 from dagman.tables.table import read_table
-from dagman.tasks.classifier import Classifier, load_classifier, make_head, save_classifier, to_probabilities
 from dagman.tasks.finetuning import pool_crops
+from dagman.tasks.head_models import Classifier, load_classifier, make_head, save_classifier, to_probabilities
 from dagman.tasks.inputs.features import extract_features
 from dagman.tasks.inputs.item_crops import cut_items
 from dagman.tasks.models import parse_model
@@ -48,7 +48,7 @@ def test_a_baseline_is_kept_without_weights_and_scores_a_table(ball_cohort, tmp_
     save_classifier(kept, tmp_path / "out" / "model")
     assert sorted(path.name for path in (tmp_path / "out" / "model").iterdir()) == ["classifier.json", "head.safetensors"]
     again = load_classifier(tmp_path / "out")
-    np.testing.assert_array_equal(again.score_items(table.items).scores, kept.score_items(table.items).scores)
+    np.testing.assert_array_equal(again.score_items(table.items).values, kept.score_items(table.items).values)
     assert again.classes == ("no", "yes")
 
 
@@ -69,7 +69,7 @@ def test_a_tuned_encoder_is_kept_with_its_head_and_its_crops(small_encoder, ball
     wanted = to_probabilities(
         (pool_crops(small_encoder, crops.crops) - probe.mean) / probe.scale @ kept.head.weights.T + kept.head.bias
     )
-    np.testing.assert_allclose(again.score_items(table.items).scores, wanted, atol=1e-5)
+    np.testing.assert_allclose(again.score_items(table.items).values, wanted, atol=1e-5)
     with pytest.raises(TaskError, match="there are no items"):
         again.score_items([])
 

@@ -47,10 +47,10 @@ from dagman.records.names import suggest_name
 from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.manifest import Store
 from dagman.tables.table import Table
-from dagman.tasks.classifier import Classifier, describe_source, make_head, save_classifier, to_probabilities
 from dagman.tasks.classify.examples import write_examples
 from dagman.tasks.contract import make_contract
 from dagman.tasks.finetuning import FinetunedModel, FinetuneSettings, finetune, hold_out, pool_crops
+from dagman.tasks.head_models import Classifier, describe_source, make_head, save_classifier, to_probabilities
 from dagman.tasks.inputs.label_kinds import refuse_continuous
 from dagman.tasks.inputs.model_inputs import ModelInput, TaskInputs, warn_of_overlap
 from dagman.tasks.models import ModelSpec

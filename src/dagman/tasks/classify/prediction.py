@@ -8,7 +8,7 @@ from pathlib import Path
 from dagman.records.counts import count_noun
 from dagman.scans.discovery import Refusal
 from dagman.tables.patients import note_patients
-from dagman.tasks.classifier import load_classifier
+from dagman.tasks.head_models import load_classifier
 from dagman.tasks.prediction import NO_CONTRACT, Applied, Notify, PredictionSettings, list_items
 
 
@@ -25,7 +25,7 @@ def apply_classifier(folder: Path, scans: Sequence[str | Path], out: Path, setti
             "predicted": classifier.classes[int(class_probabilities.argmax())],
             **{f"score_{name}": float(chance) for name, chance in zip(classifier.classes, class_probabilities, strict=True)},
         }
-        for item, class_probabilities in zip(scored.items, scored.scores, strict=True)
+        for item, class_probabilities in zip(scored.items, scored.values, strict=True)
     ]
     notes = classifier.contract.note_training_items(scored.hashes) if classifier.contract else [NO_CONTRACT]
     lost = [Refusal(source=one.item.name, reason=one.reason) for one in scored.refused]

@@ -33,8 +33,8 @@ from dagman.store.manifest import Store
 from dagman.tables.clinical import list_categorical
 from dagman.tables.patients import PooledPatients, pool_patients
 from dagman.tables.table import Table
-from dagman.tasks.classifier import Classifier, describe_source, make_head, save_classifier
 from dagman.tasks.contract import make_contract
+from dagman.tasks.head_models import Classifier, describe_source, make_head, save_classifier
 from dagman.tasks.inputs.label_kinds import refuse_continuous
 from dagman.tasks.inputs.model_inputs import TaskInputs, warn_of_overlap
 from dagman.tasks.models import ModelSpec

@@ -35,9 +35,9 @@ from dagman.store.manifest import Store
 from dagman.tables.clinical import count_missing
 from dagman.tables.patients import PooledPatients, pool_patients
 from dagman.tables.table import Table
-from dagman.tasks.classifier import describe_source
 from dagman.tasks.contract import make_contract
 from dagman.tasks.finetuning import FinetuneSettings
+from dagman.tasks.head_models import describe_source
 from dagman.tasks.inputs.model_inputs import TaskInputs, warn_of_overlap
 from dagman.tasks.models import ModelSpec
 from dagman.tasks.outcome.cox import CoxModel

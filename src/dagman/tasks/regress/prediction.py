@@ -9,6 +9,7 @@ import numpy as np
 
 from dagman.records.counts import count_noun
 from dagman.scans.discovery import Refusal
+from dagman.tables.patients import note_patients
 from dagman.tasks.prediction import NO_CONTRACT, Applied, Notify, PredictionSettings, Rows, list_items
 from dagman.tasks.regress.model import load_regression
 
@@ -29,4 +30,4 @@ def apply_regression(folder: Path, scans: Sequence[str | Path], out: Path, setti
         count = count_noun(beyond, f"of {len(rows)} numbers lies", f"of {len(rows)} numbers lie")
         notes.append(f"{count} beyond those that the model was fitted to ({low:g} to {high:g}): nothing was seen there")
     lost = [Refusal(source=one.item.name, reason=one.reason) for one in predicted.refused]
-    return Applied(rows=rows, refused=(*refused, *lost), notes=tuple(notes))
+    return Applied(rows=rows, refused=(*refused, *lost), notes=(*note_patients(items), *notes))

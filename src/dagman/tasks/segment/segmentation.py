@@ -43,7 +43,7 @@ from dagman.scans.label_files import describe_identity
 from dagman.tables.items import note_cut
 from dagman.tables.labelled_scans import LabelledScans
 from dagman.tables.structures import Structure
-from dagman.tasks.classifier import describe_source
+from dagman.tasks.head_models import describe_source
 from dagman.tasks.models import ModelSpec, load_network, name_models
 from dagman.tasks.segment.cases import Case, RefusedScan, find_structures, prepare_cases
 from dagman.tasks.segment.examples import write_examples

@@ -1,0 +1,200 @@
+"""Models that are a linear head on an encoder's features, as folders: a file of values, `head.safetensors`, `encoder/`.
+
+A classifier gives probabilities, a regression (`dagman.tasks.regress`) a number; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from dagman.encoder.encoder import Encoder
+from dagman.encoder.items import RefusedItem
+from dagman.encoder.loading import load_encoder
+from dagman.errors import TaskError
+from dagman.records.files import write_whole
+from dagman.store.crops import FROM_SIZE, CropSpec
+from dagman.store.manifest import Store
+from dagman.tables.items import Item
+from dagman.tasks.contract import Contract, read_contract
+from dagman.tasks.finetuning import FinetunedModel, LinearHead
+from dagman.tasks.inputs.features import extract_features
+from dagman.tasks.inputs.item_crops import cut_items
+from dagman.tasks.models import ModelSpec, parse_model
+from dagman.tasks.probes import LinearProbe
+
+FORMAT = 1
+_CLASSIFIER = "classifier.json"
+_ARRAYS = ("mean", "scale", "weights", "bias")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PredictedItems:
+    """Values of the items that could be used, in the order given, and who was refused.
+
+    values: the head's outputs n x K, probabilities n x K of a classifier, numbers n of a regression.
+    """
+
+    items: tuple[Item, ...]
+    values: NDArray[np.float64] = field(repr=False)
+    hashes: tuple[str, ...] = field(default=(), repr=False)
+    "Content hash of each item's scan."
+    refused: tuple[RefusedItem, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeadModel:
+    """A head on frozen features, or a fine-tuned encoder with its head.
+
+    Attributes:
+        method: "finetune", or the name of the probe.
+        encoder: Its encoder; None for a model without weights.
+        spec: Text of the model it was made from.
+        head: Mean, scale, weights and bias.
+        crop: How its crops are cut.
+        contract: What it was trained on; None for one that was kept before this was recorded.
+    """
+
+    method: str
+    spec: str
+    encoder: Encoder | None = field(repr=False)
+    head: LinearHead = field(repr=False)
+    crop: CropSpec = FROM_SIZE
+    contract: Contract | None = field(default=None, repr=False)
+
+    def compute_outputs(self, items: Iterable[Item], *, store: Store | None = None) -> PredictedItems:
+        """Outputs of the head for items of a table.
+
+        Raises TaskError when no item can be used, or when they are of a kind that the model was not trained on.
+        """
+        items = tuple(items)
+        if self.contract:
+            self.contract.refuse_other_units(items)
+        if self.method == "finetune" and self.encoder is not None:
+            cut = cut_items(self.encoder.reader, items, store=store, crop=self.crop)
+            if not len(cut):
+                raise TaskError(f"no item can be used: {cut.refused[0].reason}" if cut.refused else "there are no items")
+            outputs = FinetunedModel(encoder=self.encoder, head=self.head).predict(cut.crops)
+            return PredictedItems(items=cut.items, values=outputs, hashes=cut.hashes, refused=cut.refused)
+        features = extract_features(self.encoder or parse_model(self.spec), items, store=store, crop=self.crop)
+        outputs = (features.values - self.head.mean) / self.head.scale @ self.head.weights.T + self.head.bias
+        return PredictedItems(items=features.items, values=outputs, hashes=features.hashes, refused=features.refused)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Classifier(HeadModel):
+    """A linear probe or a fine-tuned encoder; `classes` are the names of the K classes."""
+
+    classes: tuple[str, ...]
+
+    def score_items(self, items: Iterable[Item], *, store: Store | None = None) -> PredictedItems:
+        """Probabilities n x K of each class for items of a table; raises as `compute_outputs`."""
+        found = self.compute_outputs(items, store=store)
+        return replace(found, values=to_probabilities(found.values))
+
+
+def to_probabilities(outputs: NDArray) -> NDArray[np.float64]:
+    """Softmax over the last axis."""
+    powers = np.exp(np.asarray(outputs, dtype=np.float64) - outputs.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True), dtype=np.float64)
+
+
+def make_head(probe: LinearProbe) -> LinearHead:
+    """A probe as a head with an output for each class, whose softmax gives the probe's probabilities."""
+    binary = len(probe.weights) == 1
+    weights = np.concatenate([-probe.weights / 2, probe.weights / 2]) if binary else probe.weights
+    bias = np.concatenate([-probe.bias / 2, probe.bias / 2]) if binary else probe.bias
+    return LinearHead(mean=_single(probe.mean), scale=_single(probe.scale), weights=_single(weights), bias=_single(bias))
+
+
+def save_head_model(model: HeadModel, folder: str | Path, file: str, values: Mapping[str, Any]) -> None:
+    """Write the folder whole: `values` and what every head model has go to `file`."""
+    shared = {
+        "format": FORMAT,
+        "method": model.method,
+        "model": model.spec,
+        "crop_mm": model.crop.mm,
+        "crop_spacing": model.crop.spacing,
+        "contract": model.contract.to_values() if model.contract else None,
+    }
+    with write_whole(folder) as temporary:
+        temporary.mkdir()
+        arrays = {name: np.ascontiguousarray(getattr(model.head, name)) for name in _ARRAYS}
+        save_file(arrays, temporary / "head.safetensors")
+        if model.encoder is not None:
+            model.encoder.save(temporary / "encoder")
+        (temporary / file).write_text(json.dumps({**values, **shared}, indent=2) + "\n", encoding="utf-8")
+
+
+def read_head_model(
+    folder: str | Path, file: str, task: str, *, device: str = "auto", precision: str = "fp32"
+) -> tuple[HeadModel, dict[str, Any]]:
+    """The model of a folder (`OUT/model`, or OUT itself) and the values of `file`.
+
+    Raises TaskError when there is none that `dagman` `task` wrote, or it is damaged.
+    """
+    path = Path(folder)
+    path = path / "model" if (path / "model" / file).is_file() else path
+    values = _read_values(path, file, task)
+    try:
+        arrays = load_file(path / "head.safetensors")
+        head = LinearHead(**{name: arrays[name] for name in _ARRAYS})
+    except (OSError, SafetensorError, KeyError) as error:
+        raise TaskError(f"head.safetensors is damaged or missing ({error})", where=path, do=f"Repeat dagman {task}") from None
+    there = (path / "encoder").is_dir()
+    encoder = load_encoder(path / "encoder", device=device, precision=precision) if there else None
+    try:
+        model = HeadModel(
+            method=values["method"],
+            spec=values["model"],
+            encoder=encoder,
+            head=head,
+            crop=CropSpec(values["crop_mm"], values["crop_spacing"]),
+            contract=read_contract(values.get("contract")),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise TaskError(f"{file} is damaged ({error})", where=path, do=f"Repeat dagman {task}") from None
+    return model, values
+
+
+def save_classifier(classifier: Classifier, folder: str | Path) -> None:
+    """Write the folder whole."""
+    save_head_model(classifier, folder, _CLASSIFIER, {"task": "classify", "classes": classifier.classes})
+
+
+def load_classifier(folder: str | Path, *, device: str = "auto", precision: str = "fp32") -> Classifier:
+    """The classifier of a folder; raises as `read_head_model`."""
+    model, values = read_head_model(folder, _CLASSIFIER, "classify", device=device, precision=precision)
+    return Classifier(**vars(model), classes=tuple(values["classes"]))
+
+
+def describe_source(spec: ModelSpec) -> str:
+    """What is written of a model's origin: no path of this machine."""
+    return spec.name
+
+
+def _read_values(path: Path, file: str, task: str) -> dict[str, Any]:
+    again = f"Repeat dagman {task}"
+    try:
+        values: dict[str, Any] = json.loads((path / file).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        kind = Path(file).stem
+        do = f"Give the --out folder of dagman {task}"
+        raise TaskError(f"holds no {kind} (no {file})", where=path, do=do) from None
+    except (OSError, ValueError) as error:
+        raise TaskError(f"{file} is damaged ({error})", where=path, do=again) from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise TaskError(f"{file} is of another format", where=path, do=f"{again} with this version")
+    return values
+
+
+def _single(array: Sequence[float] | NDArray) -> NDArray[np.float32]:
+    return np.asarray(array, dtype=np.float32)
