@@ -91,6 +91,17 @@ def write_info(store: Path, preparation: Preparation, key: str | None = None) ->
     write_json(store / "store.json", info)
 
 
+def holds_store(out: Path) -> bool:
+    """Whether a folder to be written holds a store already; raises StoreError where it is a file or holds something else."""
+    if out.exists() and not out.is_dir():
+        raise StoreError("is a file, not a folder", where=out, do="Give another --out")
+    if (out / "store.json").exists():
+        return True
+    if out.exists() and any(one.name != ".lock" for one in out.iterdir()):
+        raise StoreError("exists and is not a store", where=out, do="Give an empty or a new folder")
+    return False
+
+
 def read_info(store: Path) -> dict[str, Any]:
     """`store.json`; raises StoreError when there is none, or it is of another format."""
     path = store / "store.json"

@@ -27,7 +27,7 @@ from dagman.records.stopping import catch_stops
 from dagman.scans.discovery import WIDEST_GAP_MM, Discovery, Refusal, Series, Tilt, find_series
 from dagman.scans.scan import Modality
 from dagman.store.estimate import Estimate, estimate_cost
-from dagman.store.format import STAGING, locate_scan, read_info, read_preparation, write_info
+from dagman.store.format import STAGING, holds_store, locate_scan, read_info, read_preparation, write_info
 from dagman.store.manifest import ManifestRow, read_manifest, write_manifest
 from dagman.store.naming import settle_key
 from dagman.store.preparation import Preparation
@@ -354,11 +354,7 @@ def _note_sources(summary: StoreSummary) -> list[str]:
 
 def _check_folder(out: Path, preparation: Preparation) -> None:
     """Refuse a folder that is something else, a store of another format, or one made with other settings."""
-    if out.exists() and not out.is_dir():
-        raise StoreError("is a file, not a folder", where=out, do="Give another --out")
-    if not (out / "store.json").exists():
-        if out.exists() and any(one.name != ".lock" for one in out.iterdir()):
-            raise StoreError("exists and is not a store", where=out, do="Give an empty or a new folder")
+    if not holds_store(out):
         return
     made = read_preparation(read_info(out), out)
     wanted = asdict(preparation)

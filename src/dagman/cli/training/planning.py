@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 def print_plan(console: Console, source: Sequence[Path], as_json: bool, **choices: Any) -> None:
     """Measure a few steps and print what the run will cost, as lines or as JSON."""
-    from dagman.training.plan.rehearsal import plan_pretraining
+    from dagman.training.plan.rehearsal import plan_pretraining, prepare_trainer
 
     console.print("Taking a few steps; nothing is written.", style="dim")
-    plan = plan_pretraining(source, **choices)
+    plan = plan_pretraining(prepare_trainer(source, **choices))
     if as_json:
         typer.echo(json.dumps(plan.to_json()))
         return

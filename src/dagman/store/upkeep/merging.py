@@ -15,7 +15,7 @@ from dagman.records.hashes import hash_file
 from dagman.records.journal import append_row, append_rows, read_rows
 from dagman.records.lock import hold_lock
 from dagman.records.provenance import write_command
-from dagman.store.format import damaged_file, locate_scan, read_info, read_preparation, write_info
+from dagman.store.format import damaged_file, holds_store, locate_scan, read_info, read_preparation, write_info
 from dagman.store.manifest import ManifestRow, Store, read_manifest, write_manifest
 from dagman.store.series import explain_write_error
 
@@ -87,11 +87,7 @@ def _check_alike(stores: Sequence[Store]) -> None:
 
 def _check_out(out: Path, like: Store, chosen: Sequence[tuple[ManifestRow, Store]]) -> None:
     """Refuse a folder that is something else, or a store with scans of others."""
-    if out.exists() and not out.is_dir():
-        raise StoreError("is a file, not a folder", where=out, do="Give another --out")
-    if not (out / "store.json").exists():
-        if out.exists() and any(one.name != ".lock" for one in out.iterdir()):
-            raise StoreError("exists and is not a store", where=out, do="Give an empty or a new folder")
+    if not holds_store(out):
         return
     info = read_info(out)
     if read_preparation(info, out) != like.preparation or info.get("key") != like.info.get("key"):

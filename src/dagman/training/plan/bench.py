@@ -17,7 +17,7 @@ from dagman import devices
 from dagman.scans.phantom.cohort import write_cohort
 from dagman.store.preparation import Preparation
 from dagman.store.writer import prepare_store
-from dagman.training.plan.rehearsal import Plan, prepare_trainer, rehearse_run
+from dagman.training.plan.rehearsal import Plan, plan_pretraining, prepare_trainer
 from dagman.training.resources.memory import estimate_memory
 from dagman.training.trainer import Trainer
 
@@ -62,11 +62,11 @@ class Bench:
 def bench_machine(
     source: str | Path | None = None, *, size: str | None = None, method: str | None = None, assignments: Iterable[str] = ()
 ) -> Bench:
-    """Measure steps on a store, or on a synthetic one of two patients; raises as `plan_pretraining`."""
+    """Measure steps on a store, or on a synthetic one of two patients; raises as `prepare_trainer`."""
     with _find_store(source) as (store, more):
         trainer = prepare_trainer(store, size, method, assignments=[*more, *assignments])
         settings = trainer.settings
-        plan = rehearse_run(trainer)
+        plan = plan_pretraining(trainer)
         counter = FlopCounterMode(display=False)
         with counter:
             list(trainer.rehearse(1))

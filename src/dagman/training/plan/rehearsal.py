@@ -87,24 +87,6 @@ class Plan:
         return {**asdict(self), **ends, "best_micro_batch": self.best_micro_batch}
 
 
-def plan_pretraining(
-    source: str | Path | Sequence[str | Path],
-    *,
-    size: str | None = None,
-    method: str | None = None,
-    config: str | Path | None = None,
-    assignments: Iterable[str] = (),
-    continue_from: str | None = None,
-) -> Plan:
-    """Train for a few steps in memory, and tell from them what `pretrain` with these arguments will cost.
-
-    Raises:
-        RunError: The source is not a store, this is one of several processes, or nothing fits in the memory that is free.
-        SettingsError, StoreError, EncoderError: As `pretrain`.
-    """
-    return rehearse_run(prepare_trainer(source, size, method, config, assignments, continue_from))
-
-
 def prepare_trainer(
     source: str | Path | Sequence[str | Path],
     size: str | None = None,
@@ -113,7 +95,12 @@ def prepare_trainer(
     assignments: Iterable[str] = (),
     continue_from: str | None = None,
 ) -> Trainer:
-    """A trainer on a store as `pretrain` with these arguments has it, that writes nothing; raises as `plan_pretraining`."""
+    """A trainer on a store as `pretrain` with these arguments has it, that writes nothing: for `plan_pretraining`.
+
+    Raises:
+        RunError: The source is not a store, this is one of several processes, or nothing fits in the memory that is free.
+        SettingsError, StoreError, EncoderError: As `pretrain`.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RunError("a plan is made by one process", do="Leave torchrun out, and divide the steps' time by the devices")
     paths = [Path(source)] if isinstance(source, str | Path) else [Path(path) for path in source]
@@ -164,8 +151,8 @@ def _build_trainer(settings: Settings, store: Store, *, fixed: bool) -> Trainer:
     return trainer
 
 
-def rehearse_run(trainer: Trainer) -> Plan:
-    """Take a few steps, and tell from them what the whole run will cost."""
+def plan_pretraining(trainer: Trainer) -> Plan:
+    """Take a few steps in memory, and tell from them what the whole run will cost."""
     settings, train = trainer.settings, trainer.settings.train
     meter = EnergyMeter(str(trainer.device))
     rows: list[tuple[float, float]] = []
