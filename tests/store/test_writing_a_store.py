@@ -287,8 +287,12 @@ def test_all_rejected_says_where_the_reasons_are(nifti_of, tmp_path):
     out = tmp_path / "store"
     with pytest.raises(StoreError) as caught:
         prepare_store(tmp_path / "scans", out, workers=1)
-    assert str(caught.value) == f"{out}: all 2 series were rejected. Their reasons are in {out / 'rejected.csv'}."
-    assert len(read_rejected(out)) == 2
+    rejected = read_rejected(out)
+    assert len(rejected) == 2
+    text = str(caught.value)
+    assert text.startswith(f"{out}: all 2 series were rejected; the first: ")
+    assert any(reason.rstrip(".") in text for reason in rejected.values())
+    assert text.endswith(f". All are listed in {out / 'rejected.csv'}.")
 
 
 def test_an_empty_folder_makes_no_store(tmp_path):

@@ -127,9 +127,10 @@ def prepare_store(
     except OSError as error:
         raise explain_write_error(error, out) from error
     if not summary.kept:
-        do = f"{'Its reason is' if summary.rejected == 1 else 'Their reasons are'} in {out / 'rejected.csv'}"
-        rejected = "the only series was" if summary.rejected == 1 else f"all {summary.rejected} series were"
-        raise StoreError(f"{rejected} rejected", where=out, do=do)
+        only = summary.rejected == 1
+        rejected = "the only series was rejected" if only else f"all {summary.rejected} series were rejected; the first"
+        do = f"{'It is listed' if only else 'All are listed'} in {out / 'rejected.csv'}"
+        raise StoreError(f"{rejected}: {summary.refusals[0].reason.rstrip('.')}", where=out, do=do)
     kept = ("file names are kept in rejected.csv, and nowhere else",) if summary.rejected else ()
     remarks = remark_on_scans({source: writer.rows[scan_id] for source, scan_id in writer.ids.items()}, writer.rows.values())
     return replace(summary, notes=(*notes, *remarks, *_note_sources(summary), *kept))

@@ -7,7 +7,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dagman.records.counts import count_noun
 from dagman.records.files import write_text
 from dagman.reports.figures import Series, draw_curves, encode_png
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Section, Text, Verdict, render_page
@@ -58,7 +57,8 @@ def render_runs(runs: Sequence[Run]) -> str:
             for title, figures in (("Losses", losses), ("Monitors", monitored), ("Rates and speed", course))
         ),
     ]
-    lead = f"{count_noun(len(runs), 'pretraining run')} over one another; each has a page of its own by `dagman report RUN`."
+    shown = "One pretraining run" if len(runs) == 1 else f"The curves of {len(runs)} pretraining runs, over one another"
+    lead = f"{shown}; `dagman report RUN` makes a page of each."
     return render_page("Pretraining runs", lead, sections, footer="Made by dagman. This page loads nothing from elsewhere.")
 
 
