@@ -64,7 +64,7 @@ def call(arguments: Sequence[str], folder: Path) -> None:
 
 def print_results(folder: Path) -> None:
     """AUC of each arm, and the differences that the endpoints name, as they are in metrics.json."""
-    for name in ("mask", "ball"):
+    for name in ("mask", "ball", "mask-alone", "ball-alone"):
         found = json.loads((folder / name / "metrics.json").read_text())
         for one in found["measurements"]:
             if one["name"] == "auc":
@@ -92,13 +92,9 @@ def main() -> None:
         folder,
     )
     for name, table in tables.items():
-        call(
-            [
-                *("compare", "outcome", *MODELS, str(table), "--label", "label", "--clinical", "diameter_mm"),
-                *("--crop-mm", "64", "--crop-spacing", "1", "--repeats", "10", "--out", name),
-            ],
-            folder,
-        )
+        judged = [str(table), "--label", "label", "--crop-mm", "64", "--crop-spacing", "1", "--repeats", "10"]
+        call(["compare", "outcome", *MODELS, *judged, "--clinical", "diameter_mm", "--out", name], folder)
+        call(["compare", "outcome", *MODELS[:2], *judged, "--out", f"{name}-alone"], folder)
     print_results(folder)
 
 
