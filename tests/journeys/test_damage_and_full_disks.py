@@ -9,7 +9,9 @@ import errno
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from dagman.encoder.folder import write_encoder
 from dagman.encoder.loading import load_encoder
 from dagman.errors import DagmanError, EncoderError, RunError, StoreError, explain_system_error
+from dagman.reports.run import curves, monitors, run_page
 from dagman.reports.run.run_page import render_run
 from dagman.scans.phantom import write_cohort
 from dagman.store.format import locate_scan
@@ -160,7 +163,32 @@ def test_settings_that_were_cut_short_do_not_become_the_defaults(finished, tmp_p
             _ = Run(tmp_path).settings
 
 
-def test_no_damage_to_a_runs_small_files_ends_in_a_traceback(finished, store, tmp_path):
+def _draw_equal_once(monkeypatch) -> dict[tuple[str, ...], Any]:
+    """Of damaged copies of one run, what is drawn from equal settings and rows is equal, and is drawn once."""
+    drawn: dict[tuple[str, ...], Any] = {}
+
+    def remember(place: Any, name: str, describe: Callable[..., str]) -> None:
+        draw = getattr(place, name)
+
+        def recall(*given: Any, **named: Any) -> Any:
+            key = (name, describe(*given, **named))
+            if key not in drawn:
+                drawn[key] = draw(*given, **named)
+            return drawn[key]
+
+        monkeypatch.setattr(place, name, recall)
+
+    # The files of the gallery are not among those that are damaged.
+    remember(run_page, "show_gallery", lambda run, settings: settings.model_dump_json())
+    # As text: a NaN differs from itself.
+    for place in (curves, monitors):
+        for name in [name for name, one in vars(place).items() if name.startswith("draw_") and one.__module__ == place.__name__]:
+            remember(place, name, lambda *given, **named: repr((given, named)))
+    return drawn
+
+
+def test_no_damage_to_a_runs_small_files_ends_in_a_traceback(finished, store, tmp_path, monkeypatch):
+    drawn = _draw_equal_once(monkeypatch)
     place = random.Random(7)
     names = ["settings.toml", "command.json", "metrics.jsonl", "monitors.jsonl", "timing.jsonl", "notes.jsonl"]
     names += ["encoder/config.json", "checkpoints/step-000002/state.json"]
@@ -186,6 +214,7 @@ def test_no_damage_to_a_runs_small_files_ends_in_a_traceback(finished, store, tm
         shutil.rmtree(run)
     assert sum(outcomes.values()) == 42 * 3
     assert outcomes["refused"] > 0
+    assert len(drawn) > 10, "what damage changed was drawn too"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
