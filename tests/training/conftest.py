@@ -12,7 +12,6 @@ from dagman.store.manifest import Store
 from dagman.store.preparation import Preparation
 from dagman.store.writer import prepare_store
 from dagman.testing import TINY_SETTINGS, make_body, write_nifti
-from dagman.training.trainer import Trainer
 from dagman.training.views import ViewDataset, find_usable
 
 
@@ -56,24 +55,5 @@ def make_dataset(store: Store) -> Callable[[Settings], ViewDataset]:
         usable, _ = find_usable({row.id: row.shape for row in store.rows}, settings.view)
         train = settings.train
         return ViewDataset(store, usable, settings.view, train.batch, settings.seed, train.steps)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def make_trainer(make_dataset: Callable[[Settings], ViewDataset]) -> Callable[..., Trainer]:
-    """A function that gives a trainer that writes into a folder."""
-
-    def make(settings: Settings, folder: Path, workers: int = 0) -> Trainer:
-        return Trainer(
-            settings,
-            make_dataset(settings),
-            folder,
-            device="cpu",
-            precision=settings.train.precision,
-            workers=workers,
-            state={"store": "none"},
-            on_event=lambda name, values: None,
-        )
 
     return make

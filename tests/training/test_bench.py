@@ -28,9 +28,9 @@ def test_the_command_measures_steps_beside_the_ceiling_and_writes_nothing(store,
 
 
 def test_the_micro_batch_that_fits_grows_with_memory(store, tiny, monkeypatch):
-    trainer = bench.prepare_trainer(store.path, assignments=[*tiny, "train.steps=4"])
+    rehearsal = bench.prepare_rehearsal(store.path, assignments=[*tiny, "train.steps=4"])
     sizes = []
     for free in (0, 2**30, 2**50):
         monkeypatch.setattr(bench.devices, "free_memory", lambda device, free=free: free)
-        sizes.append(bench.find_largest_micro_batch(trainer))
+        sizes.append(bench.find_largest_micro_batch(rehearsal))
     assert sizes[0] == 2 < sizes[1] < sizes[2] == bench.LARGEST_MICRO_BATCH

@@ -16,7 +16,8 @@ from dagman.encoder.folder import read_config, read_weights, write_encoder
 from dagman.encoder.loading import load_encoder
 from dagman.errors import EncoderError, RunError, SettingsError
 from dagman.settings.momentum import list_momenta, measure_memory
-from dagman.training.checkpoints import list_checkpoints, load_checkpoint, read_state
+from dagman.training.checkpoints import list_checkpoints, read_state
+from dagman.training.learner import Learner
 from dagman.training.pretraining import pretrain
 from dagman.training.run import Run
 
@@ -35,11 +36,11 @@ def copied(finished, tmp_path) -> Path:
     return tmp_path / "run"
 
 
-def _fill_trainer(run: Path, make_trainer):
-    """A fresh trainer that has taken over the newest checkpoint."""
-    trainer = make_trainer(Run(run).settings, run)
-    load_checkpoint(run, trainer.student, trainer.teacher, trainer.optimizer, trainer.targets)
-    return trainer
+def _fill_learner(run: Path) -> Learner:
+    """A fresh learner that has taken over the newest checkpoint."""
+    learner = Learner(Run(run).settings, device="cpu", precision="fp32")
+    learner.load(run)
+    return learner
 
 
 def test_only_the_newest_checkpoints_are_kept_in_files_of_the_stated_names(finished):
@@ -58,28 +59,28 @@ def test_nothing_of_a_run_is_pickled(finished):
         json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])
 
 
-def test_a_checkpoint_gives_back_every_weight_moment_and_target(finished, make_trainer):
-    trainer = _fill_trainer(finished, make_trainer)
+def test_a_checkpoint_gives_back_every_weight_moment_and_target(finished):
+    learner = _fill_learner(finished)
     folder = finished / "checkpoints" / "step-000003"
     files = {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
-    for role, network in (("student", trainer.student), ("teacher", trainer.teacher)):
+    for role, network in (("student", learner.student), ("teacher", learner.teacher)):
         for name, value in network.state_dict().items():
             stored = files[role][name] if name in files[role] else files["heads"][f"{role}.{name}"]
             assert torch.equal(value, stored)
     assert not any("reconstruction" in name for name in files["heads"] if name.startswith("teacher."))
-    names = dict(trainer.student.named_parameters())
+    names = dict(learner.student.named_parameters())
     assert {key.split(":")[1] for key in files["optimizer"]} == set(names)
     for key, value in files["optimizer"].items():
         kind, name = key.split(":")
-        assert torch.equal(trainer.optimizer.state[names[name]][kind], value)
-    for name, value in trainer.targets.state()[0].items():
+        assert torch.equal(learner.optimizer.state[names[name]][kind], value)
+    for name, value in learner.targets.state()[0].items():
         assert torch.equal(value, files["heads"][f"targets.{name}"])
     assert len(files["heads"]["targets.queue.gitd"]) == 12
 
 
 @pytest.mark.parametrize("name", ["student", "teacher", "heads", "optimizer"])
 @pytest.mark.parametrize("damage", ["truncated", "missing", "other"])
-def test_a_damaged_checkpoint_is_one_line_that_names_its_folder(copied, make_trainer, name, damage):
+def test_a_damaged_checkpoint_is_one_line_that_names_its_folder(copied, name, damage):
     path = copied / "checkpoints" / "step-000003" / f"{name}.safetensors"
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -88,7 +89,7 @@ def test_a_damaged_checkpoint_is_one_line_that_names_its_folder(copied, make_tra
     else:
         shutil.copy(path.parent / ("heads.safetensors" if name != "heads" else "student.safetensors"), path)
     with pytest.raises(RunError) as caught:
-        _fill_trainer(copied, make_trainer)
+        _fill_learner(copied)
     text = str(caught.value)
     assert text.startswith(f"{path.parent}: is damaged: ")
     assert text.endswith("Remove this checkpoint and resume from the one before.")
@@ -167,13 +168,13 @@ def test_a_folder_that_is_no_run_and_settings_that_are_damaged_are_refused(tmp_p
         _ = Run(tmp_path).settings
 
 
-def test_the_encoder_is_the_teachers_and_says_what_it_was_trained_with(finished, store, make_trainer):
-    trainer = _fill_trainer(finished, make_trainer)
+def test_the_encoder_is_the_teachers_and_says_what_it_was_trained_with(finished, store):
+    learner = _fill_learner(finished)
     weights = read_weights(Run(finished).encoder_folder)
-    expected = {k: v for k, v in trainer.teacher.state_dict().items() if k.startswith(("encoder.", "semantic_attention."))}
+    expected = {k: v for k, v in learner.teacher.state_dict().items() if k.startswith(("encoder.", "semantic_attention."))}
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
-    assert not all(torch.equal(weights[name], trainer.student.state_dict()[name]) for name in weights)
+    assert not all(torch.equal(weights[name], learner.student.state_dict()[name]) for name in weights)
     config = read_config(Run(finished).encoder_folder)
     memory = measure_memory(list_momenta(3, *_read_momenta(finished)))
     assert (config.weights, config.first_weights, config.average_age) == ("teacher", memory.first_weights, memory.age)
@@ -189,9 +190,13 @@ def _read_momenta(folder):
     return float(teacher.momentum), float(teacher.momentum_end)
 
 
-def test_the_student_is_kept_beside_the_teacher_and_either_is_loaded_by_name(finished, make_trainer):
-    trainer = _fill_trainer(finished, make_trainer)
-    for weights, network in (("student", trainer.student), ("teacher", trainer.teacher), ("auto", trainer.teacher)):
+def test_the_student_is_kept_beside_the_teacher_and_either_is_loaded_by_name(finished):
+    learner = _fill_learner(finished)
+    for weights, network in (
+        ("student", learner.student),
+        ("teacher", learner.teacher),
+        ("auto", learner.teacher),
+    ):
         encoder = load_encoder(finished, device="cpu", weights=weights)
         assert encoder.config.weights == ("student" if weights == "student" else "teacher")
         for name, value in encoder.network.state_dict().items():
@@ -211,10 +216,10 @@ def test_a_method_without_a_teacher_keeps_its_student_as_the_encoder(store, tiny
         load_encoder(run.path, device="cpu", weights="teacher")
 
 
-def test_without_a_teacher_the_encoder_is_the_students(store, tiny, tmp_path, make_trainer):
+def test_without_a_teacher_the_encoder_is_the_students(store, tiny, tmp_path):
     out = tmp_path / "run"
     pretrain(store.path, out, method="simmim", assignments=[*tiny, "train.steps=2", "train.monitor_every=1"])
-    weights, student = read_weights(out / "encoder"), _fill_trainer(out, make_trainer).student.state_dict()
+    weights, student = read_weights(out / "encoder"), _fill_learner(out).student.state_dict()
     assert all(torch.equal(value, student[name]) for name, value in weights.items())
     assert not any(name.startswith("semantic_attention.") for name in weights)
     assert read_config(out / "encoder").semantic is None
@@ -271,13 +276,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_the_scans_and_leaves_its_
     assert Run(copied).last_step == 2
 
 
-def test_the_reconstruction_starts_at_the_mean_intensity_of_the_first_views(store, tiny, tmp_path, make_trainer, make_dataset):
+def test_the_reconstruction_starts_at_the_mean_intensity_of_the_first_views(store, tiny, tmp_path, make_dataset):
     out = tmp_path / "run"
     told = []
     options = [*tiny, "optim.lr=1e-12", "optim.min_lr=0"]
     pretrain(store.path, out, assignments=options, on_event=lambda name, values: told.append(values.get("text", "")))
     dataset = make_dataset(Run(out).settings)
     views = torch.cat([(dataset[step]["u"].float() + 1000) / 1500 for step in range(6)]).clamp(0, 1)
-    bias = _fill_trainer(out, make_trainer).student.reconstruction.linear.bias
+    bias = _fill_learner(out).student.reconstruction.linear.bias
     torch.testing.assert_close(bias, views[..., ::4, ::4, ::4].mean().expand_as(bias), rtol=1e-4, atol=0)
     assert [line.split(": ")[0] for line in told].count("pace") == 1

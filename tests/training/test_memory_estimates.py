@@ -87,17 +87,17 @@ def test_activations_grow_with_the_micro_batch_and_weights_do_not():
     assert two.total == two.weights + two.step + two.activations
 
 
-def _fit(settings: Settings, free: float, *, fixed: bool = False) -> tuple[Settings, MemoryEstimate]:
+def _fit(settings: Settings, free: float, *, fixed: bool = False) -> MemoryEstimate:
     return fit_micro_batch(settings, device="cpu", precision="fp32", process=0, free=int(free * GIB), fixed=fixed)
 
 
 def test_the_micro_batch_is_the_largest_that_fits():
     settings = _resolve("small")
     assert settings.train.micro_batch == 16
-    chosen = {free: _fit(settings, free)[0].train.micro_batch for free in (100, 20, 10)}
+    chosen = {free: _fit(settings, free).micro_batch for free in (100, 20, 10)}
     assert chosen == {100: 16, 20: 8, 10: 4}
     for free in chosen:
-        assert _fit(settings, free)[1].needed <= 0.9 * free * GIB
+        assert _fit(settings, free).needed <= 0.9 * free * GIB
     assert estimate_memory(settings, 16, device="cpu", precision="fp32").needed > 0.9 * 20 * GIB
 
 

@@ -12,7 +12,7 @@ from dagman import devices
 from dagman.cli.training import pretrain as command
 from dagman.errors import DagmanError
 from dagman.training.plan.energy import EnergyMeter
-from dagman.training.plan.rehearsal import Plan, plan_pretraining, prepare_trainer
+from dagman.training.plan.rehearsal import Plan, plan_pretraining, prepare_rehearsal
 from dagman.training.pretraining import pretrain
 
 
@@ -39,7 +39,7 @@ def test_the_command_states_the_cost_and_writes_nothing(store, tiny, length, tmp
 
 
 def test_bytes_on_disk_are_those_of_the_run_that_follows(store, tiny, length, tmp_path):
-    plan = plan_pretraining(prepare_trainer(store.path, assignments=[*tiny, *length]))
+    plan = plan_pretraining(prepare_rehearsal(store.path, assignments=[*tiny, *length]))
     run = pretrain(store.path, tmp_path / "run", assignments=[*tiny, *length])
     newest = sum(file.stat().st_size for file in (run.path / "checkpoints" / "step-000004").iterdir())
     # Headers, queues and state.json come on top: much in a run of 0.2 MB, nothing in one of gigabytes.
@@ -51,7 +51,7 @@ def test_bytes_on_disk_are_those_of_the_run_that_follows(store, tiny, length, tm
 def test_a_size_that_does_not_fit_is_refused_before_the_first_step_with_what_would(store, tiny, length, monkeypatch):
     monkeypatch.setattr(devices, "free_memory", lambda device: 2**20)
     with pytest.raises(DagmanError, match=r"needs about .* GiB of memory"):
-        plan_pretraining(prepare_trainer(store.path, assignments=[*tiny, *length]))
+        plan_pretraining(prepare_rehearsal(store.path, assignments=[*tiny, *length]))
 
 
 def _plan(micro_batches: dict[int, float | None]) -> Plan:
@@ -59,6 +59,7 @@ def _plan(micro_batches: dict[int, float | None]) -> Plan:
         steps=1,
         views=4,
         scans=1,
+        stores=(),
         device="cpu",
         measured_steps=1,
         seconds=(1.0, 1.0, 1.0),
@@ -105,5 +106,5 @@ def test_energy_that_is_not_counted_is_left_out(tmp_path):
 
 def test_scans_are_to_be_prepared_first_and_a_run_needs_a_folder(scans, store):
     with pytest.raises(DagmanError, match="a plan is made from a store"):
-        prepare_trainer(scans)
+        prepare_rehearsal(scans)
     assert "Give --out RUN" in str(CliRunner().invoke(command.app, [str(store.path)]).exception)

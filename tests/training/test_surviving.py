@@ -14,7 +14,9 @@ import torch
 from dagman.errors import RunError
 from dagman.records.journal import read_rows
 from dagman.store.format import locate_scan
+from dagman.training import learner
 from dagman.training.checkpoints import list_checkpoints
+from dagman.training.learner import Learner
 from dagman.training.pretraining import pretrain
 from dagman.training.recovery.background import Background
 from dagman.training.recovery.replay import replay_step
@@ -50,9 +52,7 @@ def test_a_truncated_last_checkpoint_gives_way_to_the_one_before_and_it_is_said(
 
 def _break_at(monkeypatch, steps: set[int]) -> None:
     """The losses of these steps, from 0, are not a number; a micro-batch a step."""
-    from dagman.training import trainer
-
-    plain = trainer.accumulate_gradients
+    plain = learner.accumulate_gradients
 
     def broken(student, *rest):
         losses = plain(student, *rest)
@@ -61,14 +61,14 @@ def _break_at(monkeypatch, steps: set[int]) -> None:
             losses.total.fill_(torch.nan)
         return losses
 
-    advance = trainer.Trainer._advance
+    advance = Learner.advance
 
-    def count(self, pairs, step, **options):
+    def count(self, pairs, step, *rest):
         broken.step = step
-        return advance(self, pairs, step, **options)
+        return advance(self, pairs, step, *rest)
 
-    monkeypatch.setattr(trainer, "accumulate_gradients", broken)
-    monkeypatch.setattr(trainer.Trainer, "_advance", count)
+    monkeypatch.setattr(learner, "accumulate_gradients", broken)
+    monkeypatch.setattr(Learner, "advance", count)
 
 
 def test_a_step_that_is_not_finite_is_kept_and_skipped_and_can_be_replayed_alone(store, tiny, tmp_path, monkeypatch, call_dagman):
@@ -156,16 +156,14 @@ def test_a_cluster_that_takes_the_job_away_gets_a_checkpoint_and_the_code_to_sta
     out = shutil.copytree(whole, tmp_path / "run")
     for step in (2, 3, 4):
         shutil.rmtree(out / "checkpoints" / f"step-{step:06d}")
-    from dagman.training import trainer
+    advance = Learner.advance
 
-    advance = trainer.Trainer._advance
-
-    def ask(self, pairs, step, **options):
+    def ask(self, pairs, step, *rest):
         if step == 2:
             os.kill(os.getpid(), number)
-        return advance(self, pairs, step, **options)
+        return advance(self, pairs, step, *rest)
 
-    monkeypatch.setattr(trainer.Trainer, "_advance", ask)
+    monkeypatch.setattr(Learner, "advance", ask)
     assert call_dagman("pretrain", store.path, "--out", out)[0] == code
     assert list_checkpoints(out) == [1, 2, 3]
     monkeypatch.undo()

@@ -17,6 +17,7 @@ from dagman.store.format import locate_scan
 from dagman.store.manifest import Store
 from dagman.training.augmentation import augment_views, is_active
 from dagman.training.draws import draw_drop_path, draw_masking, draw_noise, draw_uniform
+from dagman.training.learner import Learner
 from dagman.training.views import ViewDataset, choose_scan, draw_crops, find_usable, load_steps, validation_places
 
 
@@ -155,12 +156,12 @@ def test_draws_belong_to_a_view_not_to_its_place_in_a_batch():
 
 
 @pytest.mark.parametrize("micro", [2, 4])
-def test_a_step_has_the_same_views_and_draws_however_it_is_cut(make_settings, make_trainer, tmp_path, micro):
+def test_a_step_has_the_same_views_and_draws_however_it_is_cut(make_settings, make_dataset, micro):
     extra = ("train.batch=8", "view.flip=0.5", "view.noise=0.05")
     whole_settings, cut_settings = (make_settings(*extra, f"train.micro_batch={size}") for size in (8, micro))
-    whole_trainer, cut_trainer = make_trainer(whole_settings, tmp_path), make_trainer(cut_settings, tmp_path)
-    (whole,) = whole_trainer._draw_pairs(whole_trainer.dataset[2], 2)
-    cut = cut_trainer._draw_pairs(cut_trainer.dataset[2], 2)
+    batch = make_dataset(whole_settings)[2]
+    whole_learner, cut_learner = (Learner(one, device="cpu", precision="fp32") for one in (whole_settings, cut_settings))
+    (whole,), cut = (learner.draw_pairs(batch, 2, range(4)) for learner in (whole_learner, cut_learner))
     assert [len(pair.views) for pair in cut] == [micro // 2] * (8 // micro)
     for name in ("views", "masking", "noise"):
         assert torch.equal(torch.cat([getattr(pair, name) for pair in cut]), getattr(whole, name))

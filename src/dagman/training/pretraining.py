@@ -11,26 +11,25 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from dagman import devices
-from dagman.errors import DagmanError, RunError, is_full_disk
+from dagman.errors import RunError, is_full_disk
 from dagman.records.counts import count_noun
 from dagman.records.lock import hold_lock
 from dagman.records.provenance import write_command
 from dagman.records.stopping import REQUEUES, catch_stops
-from dagman.settings import Settings, load_settings, resolve_settings
-from dagman.settings.resolution import list_idle_settings
+from dagman.settings import Settings
 from dagman.store.manifest import Store
 from dagman.store.preparation import Preparation
 from dagman.store.writer import prepare_store
 from dagman.training.assembly import check_backbone
 from dagman.training.checkpoints import list_checkpoints, read_state, set_damaged_aside
+from dagman.training.learner import Learner
 from dagman.training.parallel.group import Group, join_group, start_watch
 from dagman.training.parallel.sharing import check_sharing, describe_ranks, list_own_pairs
 from dagman.training.resources.fitting import fit_memory
+from dagman.training.resources.machine import choose_machine
 from dagman.training.run import Run, write_note, write_settings
-from dagman.training.start.adoption import adopt_settings, choose_presets, describe_parts
+from dagman.training.start.adoption import describe_parts
 from dagman.training.start.identity import (
-    FREE_TO_CHANGE,
     hash_grids,
     hash_scans,
     hash_settings,
@@ -38,10 +37,10 @@ from dagman.training.start.identity import (
     refuse_other_ranks,
     refuse_other_store,
 )
-from dagman.training.start.mixture import Mixture, describe_shares, is_store, list_parts, split_weight
+from dagman.training.start.mixture import describe_shares, is_store, list_parts, open_stores, split_weight
 from dagman.training.start.record import check_start
-from dagman.training.start.settling import settle_modality, settle_spacing
-from dagman.training.start.source import Source, resolve_source
+from dagman.training.start.settling import load_asked, settle_modality, settle_settings, settle_spacing
+from dagman.training.start.source import Source
 from dagman.training.summary import describe_run, list_run_warnings
 from dagman.training.trainer import Event, Trainer
 from dagman.training.views import ViewDataset, find_usable, refuse_repetition, select_rows
@@ -82,7 +81,7 @@ def pretrain(
     """
     out = Path(out)
     exists = (out / "settings.toml").exists()
-    settings, given, start, refused = _load(size, method, config, assignments, None if exists else continue_from)
+    settings, given, start, refused = load_asked(size, method, config, assignments, None if exists else continue_from)
     with join_group(settings.train.rank_timeout) as group, contextlib.ExitStack() as stack:
         on_event = on_event if on_event is not None and group.writes else _ignore
         with group.together():
@@ -91,7 +90,7 @@ def pretrain(
             check_backbone(settings)
             if exists and continue_from is not None:
                 check_start(out, continue_from)
-            settings, reasons, idle = _settle(out, settings, given, exists=exists, resume=resume)
+            settings, reasons, idle = settle_settings(out, settings, given, exists=exists, resume=resume)
             _refuse_scans(source, group)
         with group.together():
             if group.writes:
@@ -105,39 +104,6 @@ def pretrain(
 
 def _ignore(name: str, values: Mapping[str, Any]) -> None:
     """The listener of a process that does not write."""
-
-
-def _load(
-    size: str | None, method: str | None, config: str | Path | None, assignments: Iterable[str], continue_from: str | None
-) -> tuple[Settings, frozenset[str], Source | None, DagmanError | None]:
-    """Settings, the keys that were given, and what the run goes on from; where they are refused the defaults, and why.
-
-    Not raised, so that one rank says it for all.
-    """
-    try:
-        start = None if continue_from is None else resolve_source(continue_from)
-        if start is not None:
-            size, method = choose_presets(start, size, method)
-        settings, given = load_settings(size, method, config=config, assignments=assignments)
-        return settings if start is None else adopt_settings(settings, given, start), given, start, None
-    except DagmanError as error:
-        return Settings(), frozenset(), None, error
-
-
-def _settle(
-    out: Path, settings: Settings, given: frozenset[str], *, exists: bool, resume: bool
-) -> tuple[Settings, list[str], list[str]]:
-    """Resolved settings, the reasons for what was chosen, and settings without effect; exists: whether the run is there already."""
-    if out.exists() and not out.is_dir():
-        raise RunError("is a file", where=out, do="Choose another folder for --out")
-    if resume and not exists:
-        raise RunError("holds no run to resume", where=out, do="Leave --resume out to begin one, or name the folder of a run")
-    if not exists and out.exists() and any(p.name not in {".lock", "store"} for p in out.iterdir()):
-        raise RunError("exists and is not a run", where=out, do="Choose another folder for --out")
-    if exists:
-        return _settle_with_run(out, settings, given), [], []
-    settings, reasons = resolve_settings(settings)
-    return settings, reasons, list_idle_settings(settings, given)
 
 
 def _refuse_scans(source: str | Path | Sequence[str | Path], group: Group) -> None:
@@ -168,56 +134,38 @@ def _train(
             refuse_repetition(settings, len(usable))
         parts = list_parts(store, usable)
         check_sharing(settings, given, group.size, len(usable))
-        device = devices.choose_device(settings.train.device)
-        precision = devices.choose_precision(settings.train.precision, device.value)
-        kernels = devices.choose_kernels(settings.train.kernels, device.value)
-        group.use_device(torch.device(device.value), settings.train.rank_timeout)
-    threads = devices.choose_threads()
-    torch.set_num_threads(threads.value)
-    allocator = devices.tune_allocator(device=device.value)
-    choices: list[devices.Choice[str] | devices.Choice[int]] = [device, precision, kernels, threads, allocator]
+        machine = choose_machine(settings)
+        group.use_device(torch.device(machine.device.value), settings.train.rank_timeout)
+    chosen, threads = machine.prepare()
+    device, precision = machine.device.value, machine.precision.value
     state = {
         "store": hash_scans(usable, parts),
         "grid": hash_grids(store, usable),
         "scans": len(usable),
-        "precision": precision.value,
-        "threads": threads.value,
+        "precision": precision,
+        "threads": threads,
         "settings": hash_settings(settings),
     }
     with group.together():
         damaged = set_damaged_aside(out) if group.writes else []
     with group.together():
         before = read_state(out) if list_checkpoints(out) else state
-        refuse_other_ranks(group, settings, state, kernels.value)
+        refuse_other_ranks(group, settings, state, machine.kernels.value)
         refuse_other_store(out, before, state)
     settings, estimate, reasons = fit_memory(
-        settings, reasons, device.value, precision.value, group, fixed=exists or "train.micro_batch" in given
+        settings, reasons, device, precision, group, fixed=exists or "train.micro_batch" in given
     )
     state["settings"] = hash_settings(settings)
-    workers = (0 if device.value == "cpu" else 4) if settings.train.workers == "auto" else int(settings.train.workers)
     train, own = settings.train, list_own_pairs(settings.train.batch // 2, group.rank, group.size)
     dataset = ViewDataset(store, usable, settings.view, train.batch, settings.seed, train.steps, own, parts)
-    trainer = Trainer(
-        settings,
-        dataset,
-        out,
-        device=device.value,
-        precision=precision.value,
-        workers=workers,
-        state=state,
-        on_event=on_event,
-        group=group,
-        estimate=estimate,
-    )
-    for network in (trainer.student, trainer.teacher):
-        if network is not None:
-            network.encoder.use_kernels(kernels.value)
+    learner = Learner(settings, device=device, precision=precision, kernels=machine.kernels.value, group=group)
+    trainer = Trainer(learner, dataset, out, workers=machine.workers, state=state, on_event=on_event, estimate=estimate)
     noted = {} if exists else {**{f"idle: {text}": text for text in idle}, **list_run_warnings(settings)}
     warnings = [*noted.values(), *list_changed_precision(before, state)]
-    lines = [*reasons, *devices.describe_choices(choices), estimate.describe()]
-    lines += describe_run(settings, trainer.student, dataset, left_out)
+    lines = [*reasons, *chosen, estimate.describe()]
+    lines += describe_run(settings, learner.student, dataset, left_out)
     lines += describe_shares(store, parts, train.steps * train.batch // 2)
-    lines += describe_ranks(settings, trainer.student, group, device.value)
+    lines += describe_ranks(settings, learner.student, group, device)
     if exists:
         trainer.resume()
         lines.append(f"resumed at step {trainer.step} of {settings.train.steps}")
@@ -283,35 +231,10 @@ def _open_store(
         other = next(path for path in paths if path not in stores)
         raise RunError(f"is not a store, but {stores[0]} is", where=other, do="Give stores alone, or scans alone")
     if stores:
-        return (Store(paths[0]) if len(paths) == 1 else Mixture(parts)), []
+        return open_stores(parts), []
     done = prepare_store(paths, out / "store", Preparation(spacing=settings.view.spacing), patients=patients, on_event=on_event)
     refused = f", {done.rejected} rejected: see {done.path / 'rejected.csv'}" if done.rejected else ""
     return Store(done.path), [f"store: {count_noun(done.kept, 'scan')} prepared{refused}", *done.notes]
-
-
-def _settle_with_run(out: Path, asked: Settings, given: frozenset[str]) -> Settings:
-    """The run's settings, but for those free to change; what was asked for and differs is refused by name."""
-    stored = Run(out).settings
-    values = stored.model_dump()
-    differing = []
-    for key in sorted(given):
-        wanted, had = _look_up(asked.model_dump(), key), _look_up(values, key)
-        if wanted in ("auto", had):
-            continue
-        if key in FREE_TO_CHANGE:
-            section, _, name = key.rpartition(".")
-            values[section][name] = wanted
-        else:
-            differing.append(f"{key} is {had} in the run and {wanted} here")
-    if differing:
-        raise RunError("; ".join(differing), where=out, do="Resume with the run's own settings, or choose another folder")
-    return Settings.model_validate(values)
-
-
-def _look_up(values: Mapping[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        values = values[part]
-    return values
 
 
 @contextmanager

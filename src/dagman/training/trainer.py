@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from dagman.devices import peak_memory_gib
 from dagman.encoder.folder import EncoderConfig
 from dagman.errors import RunError
-from dagman.method.networks import Network
-from dagman.method.schedules import freeze_last_layer, learning_rate, teacher_momentum
-from dagman.method.step import ViewPair
-from dagman.method.teacher import update_teacher
 from dagman.records.journal import append_row
-from dagman.settings import Settings
 from dagman.training import assembly
-from dagman.training.accumulation import accumulate_gradients
-from dagman.training.batches import draw_pairs
-from dagman.training.checkpoints import copy_state, list_checkpoints, load_checkpoint, write_checkpoint
+from dagman.training.checkpoints import list_checkpoints, write_checkpoint
+from dagman.training.learner import Learner
 from dagman.training.monitoring.cohort import Cohort, describe_cohort
 from dagman.training.monitoring.curves import Curves
 from dagman.training.monitoring.health import Health, follow_run, list_warnings
 from dagman.training.monitoring.validation import Validation
 from dagman.training.monitoring.verdicts import FRESH, sum_up
 from dagman.training.parallel.ending import Ending
-from dagman.training.parallel.group import Group
-from dagman.training.parallel.replicas import replicate
-from dagman.training.parallel.sharing import size_micro_batch
 from dagman.training.recovery.broken import Broken, explain_broken, keep_broken, list_broken
 from dagman.training.recovery.saving import Saver
 from dagman.training.recovery.unreadable import Unreadable
@@ -51,60 +38,41 @@ Event = Callable[[str, dict[str, Any]], None]
 
 
 class Trainer:
-    """All state of a run between steps: networks, optimiser, targets; `train` takes it to the last step.
+    """A run between its steps: `train` takes a learner to the last step, and writes what is to be kept of each.
 
     Args:
-        settings: Resolved settings.
+        learner: What learns.
         dataset: Views by step.
         folder: The run folder.
-        device: As chosen by `dagman.devices`.
-        precision: "fp32" or "bf16".
         workers: Processes that read views; 0 reads them in this one.
         state: What is saved beside the weights (fingerprint of the store, ...).
         on_event: Called with an event's name and values ("step", "warning", "checkpoint").
-        group: The processes that share each step; one alone by default. The first of them writes the run.
         estimate: Of the memory, which the first micro-batch is to confirm.
     """
 
     def __init__(
         self,
-        settings: Settings,
+        learner: Learner,
         dataset: ViewDataset,
         folder: Path,
         *,
-        device: str,
-        precision: str,
         workers: int,
         state: dict[str, Any],
         on_event: Event,
-        group: Group | None = None,
         estimate: MemoryEstimate | None = None,
     ) -> None:
-        self.estimate = estimate
-        self.settings, self.dataset, self.folder = settings, dataset, folder
-        self.group = group or Group()
-        self.device, self.precision, self.workers = torch.device(device), precision, workers
-        self.state, self.on_event = state, on_event
-        self.student, self.teacher = assembly.build_networks(settings)
-        self.replica: Network | DistributedDataParallel = self.student
-        self.student.to(self.device).train()
-        if self.teacher is not None:
-            self.teacher.to(self.device)
-        self.method = assembly.compose_method(settings)
-        groups = assembly.group_parameters(self.student, settings.optim.weight_decay)
-        # One kernel for all weights on a card; on a CPU the loop stays, whose bits older runs were made with.
-        fused = torch.device(device).type == "cuda"
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, settings.optim.beta2), fused=fused)
-        self.targets = assembly.build_targets(self.settings, self.device)
+        self.learner, self.dataset, self.folder, self.workers = learner, dataset, folder, workers
+        self.settings, self.group = learner.settings, learner.group
+        self.state, self.on_event, self.estimate = state, on_event, estimate
         self.step = 0
         self.ending = Ending(self.group)
         self.warned: set[str] = set()
         self.skipped = {step - 1 for step in list_broken(folder)}
-        self.unreadable = Unreadable(folder, len(dataset.usable), settings.train.unreadable, self.group)
+        self.unreadable = Unreadable(folder, len(dataset.usable), self.settings.train.unreadable, self.group)
         self.first_mean = 0.0
         self.saver = Saver(
             folder,
-            settings.train.keep_checkpoints,
+            self.settings.train.keep_checkpoints,
             on_written=lambda step: on_event("checkpoint", {"step": step}),
             on_full_disk=self._report_full_disk,
         )
@@ -115,7 +83,7 @@ class Trainer:
             if self.group.writes:
                 rewind_run(self.folder, 0, ())
             return
-        values = load_checkpoint(self.folder, self.student, self.teacher, self.optimizer, self.targets)
+        values = self.learner.load(self.folder)
         self.step = int(values["step"])
         self.warned = set(values["warned"])
         if self.step < self.settings.train.steps and self.group.writes:
@@ -123,10 +91,10 @@ class Trainer:
 
     def start_from(self, source: Source) -> list[Part]:
         """Take the first weights from a source, and keep them as the checkpoint of step 0; what became of each part."""
-        parts = adopt_weights(self.student, self.teacher, self.targets, source)
-        fresh = {part.name for part in parts if part.state == "fresh"}
-        if self.student.reconstruction is not None and "reconstruction" in fresh:
-            self.student.reconstruction.start_at(sample_intensities(self.dataset).mean().item())
+        learner = self.learner
+        parts = adopt_weights(learner.student, learner.teacher, learner.targets, source)
+        if any(part.name == "reconstruction" and part.state == "fresh" for part in parts):
+            learner.start_reconstruction(sample_intensities(self.dataset).mean().item())
         if self.group.writes:
             write_start(self.folder, source, parts)
             self._save_state()
@@ -139,23 +107,23 @@ class Trainer:
         self.first_mean = self.group.broadcast(self._measure_mean() if self.group.writes else 0.0)
         # A run that goes on from another has its first weights in a checkpoint of step 0.
         if not self.group.broadcast(list_checkpoints(self.folder)):
-            self._start_reconstruction()
-        self.replica = replicate(self.student, self.group, assembly.list_untrained(self.settings))
+            self.learner.start_reconstruction(self.first_mean)
+        self.learner.join()
         while (broken := self._train_on()) is not None:
             self._go_back(broken)
         return self.step
 
     def _train_on(self) -> Broken | None:
         """Steps from the present one on, to the end, or to one whose loss or gradient is not finite."""
-        train = self.settings.train
+        train, learner = self.settings.train, self.learner
         writer = self._begin_writing() if self.group.writes else None
         first, pace, seconds = self.step, Pace(), math.inf
         batches = load_steps(self.dataset, self.step, self.workers, self.skipped)
         while self.step < train.steps and not self.ending.is_due():
-            step, before = self.step, self.targets.state()
+            step, before = self.step, self.learner.targets.state()
             try:
                 # A long step, which the first may be, is left when a stop is requested, unless other ranks wait for it.
-                left = [self.student, self.teacher] if seconds > LONG_STEP and self.group.size == 1 else []
+                left = [learner.student, learner.teacher] if seconds > LONG_STEP and self.group.size == 1 else []
                 with interruptible(left, lambda: self.ending.asked is not None):
                     # ----------------------------------------------- once in a while
                     self.group.move(step, 0)
@@ -170,13 +138,13 @@ class Trainer:
                     self.group.move(step, 1)
                     began = time.perf_counter()
                     batch = next(batches)
-                    pairs = self._draw_pairs(batch, step)
+                    pairs = learner.draw_pairs(batch, step, self.dataset.own)
                     waited = time.perf_counter() - began
                     self.group.move(step, 2)
                     self.group.communicated = 0
-                    row = self._advance(pairs, step, checked=step == first)
+                    row = learner.advance(pairs, step, functools.partial(self._note_part, step, checked=step == first))
             except StopRequestedError:
-                self.targets.restore(*before)
+                learner.targets.restore(*before)
                 break
             if isinstance(row, Broken):
                 if writer:
@@ -187,7 +155,7 @@ class Trainer:
             # ------------------------------------------------------- what is written
             seconds = time.perf_counter() - began
             waited = self._settle(waited, batch.get("unreadable", {}))
-            timing = time_step(self.settings, self.step, seconds, waited, self.device.type, self.group)
+            timing = time_step(self.settings, self.step, seconds, waited, learner.device.type, self.group)
             if not writer:
                 continue
             append_row(self.folder / "metrics.jsonl", row)
@@ -208,12 +176,8 @@ class Trainer:
 
     def _measure_mean(self) -> float:
         """Mean intensity of the first views, where the reconstruction begins."""
-        needed = self.student.reconstruction is not None and self.step == 0
+        needed = self.learner.student.reconstruction is not None and self.step == 0
         return sample_intensities(self.dataset).mean().item() if needed else 0.0
-
-    def _start_reconstruction(self) -> None:
-        if self.student.reconstruction is not None:
-            self.student.reconstruction.start_at(self.first_mean)
 
     def _skip(self) -> None:
         """Leave out a step that was not finite before."""
@@ -237,7 +201,10 @@ class Trainer:
                 raise RunError(problem.what + before, where=self.folder, do=problem.do)
         self.skipped.add(broken.step)
         if not self.group.broadcast(list_checkpoints(self.folder)):
-            self._begin_again()
+            self.learner.begin_again()
+            self.learner.start_reconstruction(self.first_mean)
+            self.step = 0
+            self.warned.clear()
         self.resume()
         if self.group.writes:
             text = f"{problem.what[:1].upper()}{problem.what[1:]}: the run went back to step {self.step} and skips it, "
@@ -245,31 +212,9 @@ class Trainer:
             write_note(self.folder, broken.step, f"skipped-{broken.step + 1}", text)
             self.on_event("warning", {"step": broken.step + 1, "key": "skipped", "text": text})
 
-    def _begin_again(self) -> None:
-        """The state of step 0, where no checkpoint has been written."""
-        student, teacher = assembly.build_networks(self.settings)
-        self.student.load_state_dict(student.state_dict())
-        if self.teacher is not None and teacher is not None:
-            self.teacher.load_state_dict(teacher.state_dict())
-        self.optimizer.state.clear()
-        self.targets = assembly.build_targets(self.settings, self.device)
-        self._start_reconstruction()
-        self.step = 0
-        self.warned.clear()
-
-    def rehearse(self, steps: int) -> Iterator[tuple[float, float]]:
-        """Take so many steps without writing anything; seconds of each, and how many of them were spent waiting for views."""
-        batches = load_steps(self.dataset, 0, self.workers)
-        for step in range(steps):
-            began = time.perf_counter()
-            pairs = self._draw_pairs(next(batches), step)
-            waited = time.perf_counter() - began
-            self._advance(pairs, step)
-            yield time.perf_counter() - began, waited
-
     def _begin_writing(self) -> tuple[Validation, Curves]:
         """What the process that writes has besides: the fixed validation views and the curves."""
-        validation = Validation(self.settings, self.dataset, self.method, self.device)
+        validation = Validation(self.settings, self.dataset, self.learner.method, self.learner.device)
         self.health = self._start_health()
         return validation, Curves(self.folder, self.step, self.settings)
 
@@ -291,65 +236,17 @@ class Trainer:
             self._warn(warnings if self.group.writes else [])
         return waits
 
-    def _advance(self, pairs: Sequence[ViewPair], step: int, *, checked: bool = False) -> dict[str, Any] | Broken:
-        """One optimiser step; the row for `metrics.jsonl`, or what is to be kept where it is not finite.
-
-        checked: The estimate of memory is compared with the step's first part.
-        """
-        s, steps = self.settings, self.settings.train.steps
-        lr = learning_rate(step, steps, peak=float(s.optim.lr), end=s.optim.min_lr, warmup=s.optim.warmup)
-        momentum = teacher_momentum(step, steps, start=float(s.teacher.momentum), end=float(s.teacher.momentum_end))
-        scheduled = assembly.schedule_temperature(self.settings, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        before = self.targets.state()
-        with self.autocast():
-            notify = functools.partial(self._note_part, step, checked=checked)
-            losses = accumulate_gradients(
-                self.replica, self.teacher, pairs, self.method, self.targets, scheduled, self.group, notify
-            )
-        if freeze_last_layer(step, steps, epochs=s.train.freeze_epochs):
-            for parameter in assembly.list_frozen(self.student):
-                parameter.grad = None
-        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), s.optim.clip)
-        if not (torch.isfinite(losses.total) and torch.isfinite(norm)):
-            found = {"total": losses.total, **losses.parts, "grad_norm": norm}
-            return Broken(step, copy_state(self.student, self.teacher, self.optimizer, before), found)
-        self.optimizer.step()
-        if self.teacher is not None:
-            update_teacher(self.teacher, self.student, momentum)
-        return {
-            "step": step + 1,
-            "total": losses.total.item(),
-            **{name: value.item() for name, value in losses.parts.items()},
-            "lr": lr,
-            "momentum": momentum,
-            **{f"tau_{name}": value for name, value in losses.temperatures.items()},
-            "grad_norm": norm.item(),
-        }
-
     def _note_part(self, step: int, done: int, total: int, *, checked: bool) -> None:
         self.on_event("progress", {"text": f"step {step + 1} of {self.settings.train.steps}: part {done} of {total}"})
         if checked and self.estimate is not None and done == total // 2 + 1:
-            peak = peak_memory_gib(self.device.type) * 2**30
+            peak = peak_memory_gib(self.learner.device.type) * 2**30
             self.on_event("choice", {"text": check_estimate(self.estimate, peak)})
 
-    def _draw_pairs(self, batch: dict[str, Any], step: int) -> list[ViewPair]:
-        """The step's micro-batches of this process."""
-        size = size_micro_batch(self.settings, self.group.size)
-        return draw_pairs(batch, self.settings, step, self.dataset.own, self.student.encoder.branches, size, self.device)
-
-    @contextlib.contextmanager
-    def autocast(self) -> Iterator[None]:
-        """bfloat16 for the networks' products, if so chosen; losses, centres, softmax and EMA stay float32 by themselves."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            yield
-
     def _evaluate(self, validation: Validation, curves: Curves) -> None:
-        with self.autocast():
+        learner = self.learner
+        with learner.autocast():
             scheduled = assembly.schedule_temperature(self.settings, self.step)
-            row, gallery = validation.evaluate(self.student, self.teacher, self.targets, scheduled)
+            row, gallery = validation.evaluate(learner.student, learner.teacher, learner.targets, scheduled)
         row = {"step": self.step, **row}
         append_row(self.folder / "monitors.jsonl", row)
         write_gallery(self.folder, self.step, gallery)
@@ -380,9 +277,8 @@ class Trainer:
 
     def _save(self) -> None:
         """Begin to write a checkpoint from a copy; the steps go on beside it."""
-        snapshot = copy_state(self.student, self.teacher, self.optimizer, self.targets.state())
-        teacher = None if self.teacher is None else self._describe("teacher")
-        self.saver.save(self.step, snapshot, self._describe("student"), teacher, self._list_state())
+        teacher = None if self.learner.teacher is None else self._describe("teacher")
+        self.saver.save(self.step, self.learner.copy(), self._describe("student"), teacher, self._list_state())
 
     def _report_full_disk(self, step: int) -> None:
         text = f"The disk is full: no checkpoint of step {step}. The one before is whole, and the next is tried in its turn."
@@ -392,8 +288,7 @@ class Trainer:
         return {**self.state, "warned": sorted(self.warned)}
 
     def _save_state(self) -> None:
-        snapshot = copy_state(self.student, self.teacher, self.optimizer, self.targets.state())
-        write_checkpoint(self.folder, self.step, snapshot, self._list_state(), self.settings.train.keep_checkpoints)
+        write_checkpoint(self.folder, self.step, self.learner.copy(), self._list_state(), self.settings.train.keep_checkpoints)
 
     def _describe(self, weights: Literal["teacher", "student"]) -> EncoderConfig:
         config = assembly.describe_encoder(self.settings, self.dataset, self.step, weights)

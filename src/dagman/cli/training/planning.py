@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 def print_plan(console: Console, source: Sequence[Path], as_json: bool, **choices: Any) -> None:
     """Measure a few steps and print what the run will cost, as lines or as JSON."""
-    from dagman.training.plan.rehearsal import plan_pretraining, prepare_trainer
+    from dagman.training.plan.rehearsal import plan_pretraining, prepare_rehearsal
 
     console.print("Taking a few steps; nothing is written.", style="dim")
-    plan = plan_pretraining(prepare_trainer(source, **choices))
+    plan = plan_pretraining(prepare_rehearsal(source, **choices))
     if as_json:
         typer.echo(json.dumps(plan.to_json()))
         return
@@ -42,6 +42,7 @@ def describe_plan(plan: Plan) -> list[str]:
     suggestion = f"keep {chosen}" if best == chosen else f"set train.micro_batch={best}"
     return [
         f"run       {plan.steps} steps of {plan.views} views from {plan.scans} scans on {plan.device}",
+        *(line.replace("stores: ", "stores    ", 1) for line in plan.stores),
         f"step      {mean:.3g} s ({low:.3g} to {high:.3g}, 95 %, from {plan.measured_steps} steps), {plan.views / mean:.3g} "
         f"views/s; {plan.waiting:.0%} waiting for data",
         f"time      {_show_hours(plan.hours[0])} ({_show_hours(plan.hours[1])} to {_show_hours(plan.hours[2])}) if the machine "

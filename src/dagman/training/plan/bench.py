@@ -15,11 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dagman import devices
 from dagman.scans.phantom.cohort import write_cohort
+from dagman.settings import Settings
 from dagman.store.preparation import Preparation
 from dagman.store.writer import prepare_store
-from dagman.training.plan.rehearsal import Plan, plan_pretraining, prepare_trainer
+from dagman.training.plan.rehearsal import Plan, Rehearsal, plan_pretraining, prepare_rehearsal
 from dagman.training.resources.memory import estimate_memory
-from dagman.training.trainer import Trainer
+from dagman.training.views import ViewDataset
 
 PATIENTS = 2
 """Of the synthetic store that stands in where none is given."""
@@ -62,28 +63,28 @@ class Bench:
 def bench_machine(
     source: str | Path | None = None, *, size: str | None = None, method: str | None = None, assignments: Iterable[str] = ()
 ) -> Bench:
-    """Measure steps on a store, or on a synthetic one of two patients; raises as `prepare_trainer`."""
+    """Measure steps on a store, or on a synthetic one of two patients; raises as `prepare_rehearsal`."""
     with _find_store(source) as (store, more):
-        trainer = prepare_trainer(store, size, method, assignments=[*more, *assignments])
-        settings = trainer.settings
-        plan = plan_pretraining(trainer)
+        rehearsal = prepare_rehearsal(store, size, method, assignments=[*more, *assignments])
+        learner, settings = rehearsal.learner, rehearsal.learner.settings
+        plan = plan_pretraining(rehearsal)
         counter = FlopCounterMode(display=False)
         with counter:
-            list(trainer.rehearse(1))
+            list(rehearsal.take(1))
         operations = counter.get_total_flops()
-        ceiling = measure_ceiling(str(trainer.device), trainer.precision)
+        ceiling = measure_ceiling(str(learner.device), learner.precision)
         seconds = plan.seconds[0]
         return Bench(
             plan=plan,
-            precision=trainer.precision,
-            kernels=devices.choose_kernels(settings.train.kernels, str(trainer.device)).value,
+            precision=learner.precision,
+            kernels=devices.choose_kernels(settings.train.kernels, str(learner.device)).value,
             views_per_s=plan.views / seconds,
             voxels_per_s=plan.views * settings.view.side**3 / seconds,
             flop_per_step=operations,
             flop_per_s=ceiling,
             ceiling_share=operations / seconds / ceiling,
-            crops_per_s=_time_crops(trainer),
-            largest_micro_batch=find_largest_micro_batch(trainer),
+            crops_per_s=_time_crops(rehearsal.dataset),
+            largest_micro_batch=find_largest_micro_batch(rehearsal),
         )
 
 
@@ -103,48 +104,48 @@ def measure_ceiling(device: str, precision: str) -> float:
     return 2 * side**3 / min(seconds)
 
 
-def find_largest_micro_batch(trainer: Trainer) -> int:
+def find_largest_micro_batch(rehearsal: Rehearsal) -> int:
     """The largest power of two of views that fits at once, at least 2.
 
     On a CUDA device a step is tried, and running out of memory ends the search; on the CPU, where it would end the process, the
     estimate decides that `pretrain` goes by.
     """
-    settings = trainer.settings
-    fits, device = 2, str(trainer.device)
+    learner, settings = rehearsal.learner, rehearsal.learner.settings
+    fits, device = 2, str(learner.device)
     while fits < LARGEST_MICRO_BATCH:
         size = 2 * fits
-        if trainer.device.type == "cuda":
+        if learner.device.type == "cuda":
             train = settings.train.model_copy(update={"batch": size, "micro_batch": size})
-            if not _try_step(trainer, settings.model_copy(update={"train": train})):
+            if not _try_step(rehearsal, settings.model_copy(update={"train": train})):
                 break
         else:
             held, free = devices.held_memory(), devices.free_memory(device)
-            if not estimate_memory(settings, size, device=device, precision=trainer.precision, process=held, free=free).fits:
+            if not estimate_memory(settings, size, device=device, precision=learner.precision, process=held, free=free).fits:
                 break
         fits = size
     return fits
 
 
-def _try_step(trainer: Trainer, settings: Any) -> bool:
-    before = trainer.settings, trainer.dataset.batch, trainer.dataset.own
-    trainer.settings, trainer.dataset.batch = settings, settings.train.batch
-    trainer.dataset.own = range(settings.train.batch // 2)
+def _try_step(rehearsal: Rehearsal, settings: Settings) -> bool:
+    learner, dataset = rehearsal.learner, rehearsal.dataset
+    before = learner.settings, dataset.batch, dataset.own
+    learner.settings, dataset.batch, dataset.own = settings, settings.train.batch, range(settings.train.batch // 2)
     try:
-        list(trainer.rehearse(1))
+        list(rehearsal.take(1))
     except torch.OutOfMemoryError:
         return False
     finally:
-        trainer.settings, trainer.dataset.batch, trainer.dataset.own = before
+        learner.settings, dataset.batch, dataset.own = before
         torch.cuda.empty_cache()
     return True
 
 
-def _time_crops(trainer: Trainer) -> float:
+def _time_crops(dataset: ViewDataset) -> float:
     began, step = time.perf_counter(), 0
     while time.perf_counter() - began < CROP_SECONDS:
-        trainer.dataset[step]
+        dataset[step]
         step += 1
-    return step * trainer.settings.train.batch / (time.perf_counter() - began)
+    return step * dataset.batch / (time.perf_counter() - began)
 
 
 @contextmanager

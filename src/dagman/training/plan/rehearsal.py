@@ -16,19 +16,19 @@ from scipy.stats import t as student_t
 
 from dagman import devices
 from dagman.errors import RunError
-from dagman.settings import Settings, load_settings, resolve_settings
-from dagman.store.manifest import Store
+from dagman.settings import Settings, resolve_settings
 from dagman.training.assembly import check_backbone
+from dagman.training.learner import Learner
 from dagman.training.monitoring.validation import Validation
 from dagman.training.parallel.group import Group
 from dagman.training.plan.energy import EnergyMeter
 from dagman.training.resources.fitting import fit_memory
+from dagman.training.resources.machine import choose_machine
 from dagman.training.resources.memory import estimate_memory
-from dagman.training.start.adoption import adopt_settings, adopt_weights, choose_presets
-from dagman.training.start.settling import settle_modality, settle_spacing
-from dagman.training.start.source import resolve_source
-from dagman.training.trainer import Trainer
-from dagman.training.views import ViewDataset, find_usable, refuse_repetition, select_rows
+from dagman.training.start.adoption import adopt_weights
+from dagman.training.start.mixture import describe_shares, is_store, list_parts, open_stores, split_weight
+from dagman.training.start.settling import load_asked, settle_modality, settle_spacing
+from dagman.training.views import ViewDataset, find_usable, load_steps, refuse_repetition, select_rows
 
 STEPS, LEAST, PATIENCE = 9, 4, 60.0
 """Steps that are measured, the first of them to warm up; the fewest; and the seconds after which no further one begins."""
@@ -45,6 +45,7 @@ class Plan:
     Attributes:
         steps, views: Steps of the run, and views of a step.
         scans, device: How many scans it learns from, and what it runs on.
+        stores: A line on the share of each store; empty where there is one.
         seconds: Of a step: mean, and its 95 % interval.
         hours: Of the whole run with its evaluations: from the mean, and from the ends of the interval.
         waiting: Share of a step's time spent waiting for data.
@@ -60,6 +61,7 @@ class Plan:
     steps: int
     views: int
     scans: int
+    stores: tuple[str, ...]
     device: str
     measured_steps: int
     seconds: tuple[float, float, float]
@@ -87,15 +89,34 @@ class Plan:
         return {**asdict(self), **ends, "best_micro_batch": self.best_micro_batch}
 
 
-def prepare_trainer(
+@dataclass(kw_only=True)
+class Rehearsal:
+    """What a run is made of, in memory alone: it takes steps and writes nothing."""
+
+    learner: Learner
+    dataset: ViewDataset
+    workers: int
+
+    def take(self, steps: int) -> Iterator[tuple[float, float]]:
+        """Take so many steps; seconds of each, and how many of them were spent waiting for views."""
+        batches = load_steps(self.dataset, 0, self.workers)
+        for step in range(steps):
+            began = time.perf_counter()
+            pairs = self.learner.draw_pairs(next(batches), step, self.dataset.own)
+            waited = time.perf_counter() - began
+            self.learner.advance(pairs, step)
+            yield time.perf_counter() - began, waited
+
+
+def prepare_rehearsal(
     source: str | Path | Sequence[str | Path],
     size: str | None = None,
     method: str | None = None,
     config: str | Path | None = None,
     assignments: Iterable[str] = (),
     continue_from: str | None = None,
-) -> Trainer:
-    """A trainer on a store as `pretrain` with these arguments has it, that writes nothing: for `plan_pretraining`.
+) -> Rehearsal:
+    """What `pretrain` with these arguments would train, with a micro-batch that fits: for `plan_pretraining`.
 
     Raises:
         RunError: The source is not a store, this is one of several processes, or nothing fits in the memory that is free.
@@ -103,61 +124,42 @@ def prepare_trainer(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RunError("a plan is made by one process", do="Leave torchrun out, and divide the steps' time by the devices")
-    paths = [Path(source)] if isinstance(source, str | Path) else [Path(path) for path in source]
-    if len(paths) != 1 or not (paths[0] / "store.json").exists():
-        raise RunError(
-            "a plan is made from a store", where=paths[0], do="Prepare the scans first: dagman prepare SCANS --out STORE"
-        )
-    start = None if continue_from is None else resolve_source(continue_from)
-    if start is not None:
-        size, method = choose_presets(start, size, method)
-    settings, given = load_settings(size, method, config=config, assignments=assignments)
-    settings = settings if start is None else adopt_settings(settings, given, start)
+    parts = [split_weight(path) for path in ([source] if isinstance(source, str | Path) else source)]
+    for path, _ in parts:
+        if not is_store(path):
+            raise RunError(
+                "a plan is made from a store", where=path, do="Prepare the scans first: dagman prepare SCANS --out STORE"
+            )
+    settings, given, start, refused = load_asked(size, method, config, assignments, continue_from)
+    if refused is not None:
+        raise refused
     check_backbone(settings)
     settings, _ = resolve_settings(settings)
-    store = Store(paths[0])
+    store = open_stores(parts)
     settings = settle_modality(settle_spacing(settings, store, asked="view.spacing" in given), store)
-    trainer = _build_trainer(settings, store, fixed="train.micro_batch" in given)
-    if start is not None:
-        adopt_weights(trainer.student, trainer.teacher, trainer.targets, start)
-    return trainer
-
-
-def _build_trainer(settings: Settings, store: Store, *, fixed: bool) -> Trainer:
-    """A trainer in memory alone, with a micro-batch that fits; fixed: it was asked for. Raises RunError where none fits."""
     usable, _ = find_usable({row.id: row.shape for row in select_rows(store.rows, settings.view)}, settings.view)
     refuse_repetition(settings, len(usable))
-    device = devices.choose_device(settings.train.device).value
-    precision = devices.choose_precision(settings.train.precision, device).value
-    kernels = devices.choose_kernels(settings.train.kernels, device).value
-    settings, _, _ = fit_memory(settings, [], device, precision, Group(), fixed=fixed)
-    torch.set_num_threads(devices.choose_threads().value)
-    devices.tune_allocator(device=device)
-    workers = (0 if device == "cpu" else 4) if settings.train.workers == "auto" else int(settings.train.workers)
-    dataset = ViewDataset(store, usable, settings.view, settings.train.batch, settings.seed, settings.train.steps)
-    trainer = Trainer(
-        settings,
-        dataset,
-        Path(os.devnull),
-        device=device,
-        precision=precision,
-        workers=workers,
-        state={},
-        on_event=lambda name, values: None,
-    )
-    for network in (trainer.student, trainer.teacher):
-        if network is not None:
-            network.encoder.use_kernels(kernels)
-    return trainer
+    shares = list_parts(store, usable)
+    machine = choose_machine(settings)
+    device, precision = machine.device.value, machine.precision.value
+    settings, _, _ = fit_memory(settings, [], device, precision, Group(), fixed="train.micro_batch" in given)
+    machine.prepare()
+    train = settings.train
+    dataset = ViewDataset(store, usable, settings.view, train.batch, settings.seed, train.steps, parts=shares)
+    learner = Learner(settings, device=device, precision=precision, kernels=machine.kernels.value)
+    if start is not None:
+        adopt_weights(learner.student, learner.teacher, learner.targets, start)
+    return Rehearsal(learner=learner, dataset=dataset, workers=machine.workers)
 
 
-def plan_pretraining(trainer: Trainer) -> Plan:
+def plan_pretraining(rehearsal: Rehearsal) -> Plan:
     """Take a few steps in memory, and tell from them what the whole run will cost."""
-    settings, train = trainer.settings, trainer.settings.train
-    meter = EnergyMeter(str(trainer.device))
+    learner, dataset = rehearsal.learner, rehearsal.dataset
+    settings, train = learner.settings, learner.settings.train
+    meter = EnergyMeter(str(learner.device))
     rows: list[tuple[float, float]] = []
     began = time.perf_counter()
-    steps = trainer.rehearse(min(STEPS, max(2, train.steps)))
+    steps = rehearsal.take(min(STEPS, max(2, train.steps)))
     for row in steps:
         if not rows:
             meter.read()
@@ -167,17 +169,18 @@ def plan_pretraining(trainer: Trainer) -> Plan:
     joules = meter.read()
     steady = rows[1:] or rows
     mean, low, high = _bound_mean([seconds for seconds, _ in steady])
-    memory = devices.peak_memory_gib(str(trainer.device))
-    evaluation = _time_evaluation(trainer)
+    memory = devices.peak_memory_gib(str(learner.device))
+    evaluation = _time_evaluation(learner, dataset)
     evaluations = train.steps // train.monitor_every + 1
     hours = [(train.steps * seconds + evaluations * evaluation) / 3600 for seconds in (mean, low, high)]
     waiting = sum(waited for _, waited in steady) / sum(seconds for seconds, _ in steady)
-    checkpoint, disk = _count_disk(trainer, evaluations)
+    checkpoint, disk = _count_disk(learner, evaluations)
     return Plan(
         steps=train.steps,
         views=train.batch,
-        scans=len(trainer.dataset.usable),
-        device=str(trainer.device),
+        scans=len(dataset.usable),
+        stores=tuple(describe_shares(dataset.store, dataset.parts, train.steps * train.batch // 2)),
+        device=str(learner.device),
         measured_steps=len(steady),
         seconds=(mean, low, high),
         hours=(hours[0], hours[1], hours[2]),
@@ -187,8 +190,8 @@ def plan_pretraining(trainer: Trainer) -> Plan:
         disk_bytes=disk,
         checkpoint_bytes=checkpoint,
         energy_kwh={name: value / len(steady) * train.steps / 3.6e6 for name, value in joules.items()},
-        micro_batches=dict(_compare_micro_batches(trainer, train.batch / mean)),
-        slow=tuple(_list_slow(settings, hours[0], waiting, evaluations * evaluation / 3600, trainer)),
+        micro_batches=dict(_compare_micro_batches(rehearsal, train.batch / mean)),
+        slow=tuple(_list_slow(settings, hours[0], waiting, evaluations * evaluation / 3600, learner)),
     )
 
 
@@ -201,17 +204,18 @@ def _bound_mean(seconds: Sequence[float]) -> tuple[float, float, float]:
     return mean, max(0.0, mean - half), mean + half
 
 
-def _time_evaluation(trainer: Trainer) -> float:
-    validation = Validation(trainer.settings, trainer.dataset, trainer.method, trainer.device)
+def _time_evaluation(learner: Learner, dataset: ViewDataset) -> float:
+    validation = Validation(learner.settings, dataset, learner.method, learner.device)
     began = time.perf_counter()
-    with trainer.autocast():
-        validation.evaluate(trainer.student, trainer.teacher, trainer.targets, trainer.settings.teacher.temperature_start)
+    with learner.autocast():
+        validation.evaluate(learner.student, learner.teacher, learner.targets, learner.settings.teacher.temperature_start)
     return time.perf_counter() - began
 
 
-def _compare_micro_batches(trainer: Trainer, chosen_speed: float) -> Iterator[tuple[int, float | None]]:
+def _compare_micro_batches(rehearsal: Rehearsal, chosen_speed: float) -> Iterator[tuple[int, float | None]]:
     """Views a second by the size of the micro-batch: as chosen, half of it, twice as many, as far as the step has."""
-    settings, batch = trainer.settings, trainer.settings.train.batch
+    learner = rehearsal.learner
+    settings, batch = learner.settings, learner.settings.train.batch
     chosen = int(settings.train.micro_batch)
     yield chosen, chosen_speed
     for size in sorted({max(2, chosen // 4 * 2), min(batch, 2 * chosen)} - {chosen}):
@@ -219,48 +223,48 @@ def _compare_micro_batches(trainer: Trainer, chosen_speed: float) -> Iterator[tu
         estimate = estimate_memory(
             settings,
             size,
-            device=str(trainer.device),
-            precision=trainer.precision,
+            device=str(learner.device),
+            precision=learner.precision,
             process=devices.held_memory(),
-            free=devices.free_memory(str(trainer.device)),
+            free=devices.free_memory(str(learner.device)),
         )
         if size > chosen and not estimate.fits:
             yield size, None
             continue
         train = settings.train.model_copy(update={"micro_batch": size})
-        trainer.settings = settings.model_copy(update={"train": train})
+        learner.settings = settings.model_copy(update={"train": train})
         try:
-            seconds = [seconds for seconds, _ in trainer.rehearse(OTHER_STEPS)]
+            seconds = [seconds for seconds, _ in rehearsal.take(OTHER_STEPS)]
             yield size, batch / min(seconds)
         except torch.OutOfMemoryError:
             yield size, None
-    trainer.settings = settings
+    learner.settings = settings
 
 
-def _count_disk(trainer: Trainer, evaluations: int) -> tuple[int, int]:
+def _count_disk(learner: Learner, evaluations: int) -> tuple[int, int]:
     """Bytes of a checkpoint, and of all that a run leaves, before its page."""
-    train, side = trainer.settings.train, trainer.settings.view.side
-    weights = sum(p.numel() for p in trainer.student.parameters())
-    teacher = sum(p.numel() for p in trainer.teacher.parameters()) if trainer.teacher is not None else 0
+    train, side = learner.settings.train, learner.settings.view.side
+    weights = sum(p.numel() for p in learner.student.parameters())
+    teacher = sum(p.numel() for p in learner.teacher.parameters()) if learner.teacher is not None else 0
     # Weights, both moments of AdamW, the teacher: float32.
     checkpoint = 4 * (3 * weights + teacher)
     encoder = 4 * sum(
-        p.numel() for name, p in trainer.student.named_parameters() if name.startswith(("encoder.", "semantic_attention."))
+        p.numel() for name, p in learner.student.named_parameters() if name.startswith(("encoder.", "semantic_attention."))
     )
     # A gallery keeps each view and its reconstruction.
     galleries = evaluations * 2 * _GALLERY_VIEWS * 4 * side**3
-    encoders = encoder * (2 if trainer.teacher is not None else 1)
+    encoders = encoder * (2 if learner.teacher is not None else 1)
     return checkpoint, checkpoint * (train.keep_checkpoints + 1) + encoders + galleries + train.steps * _ROW_BYTES
 
 
-def _list_slow(settings: Settings, hours: float, waiting: float, evaluating: float, trainer: Trainer) -> Iterator[str]:
+def _list_slow(settings: Settings, hours: float, waiting: float, evaluating: float, learner: Learner) -> Iterator[str]:
     if waiting > SLOW_SHARE:
         yield f"reading: {waiting:.0%} of the time is waiting for data. Raise train.workers, or put the store on a faster disk."
     if evaluating > SLOW_SHARE * hours:
         yield f"evaluations: {evaluating / hours:.0%} of the time. Raise train.monitor_every, or lower train.monitor_views."
-    if trainer.device.type == "cpu" and hours > LONG_HOURS:
+    if learner.device.type == "cpu" and hours > LONG_HOURS:
         yield f"the processor: {hours / 24:.0f} days. Take a machine with a CUDA device, a smaller --size, or fewer steps."
-    if trainer.device.type == "cuda" and trainer.precision == "fp32":
+    if learner.device.type == "cuda" and learner.precision == "fp32":
         yield "float32: set train.precision=bf16 where the device has it."
     if settings.train.checkpoint_every < 10:
         yield f"checkpoints: one every {settings.train.checkpoint_every} steps. Raise train.checkpoint_every."

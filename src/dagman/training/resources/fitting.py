@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
+
+import torch
+
 from dagman import devices
 from dagman.settings import Settings
 from dagman.training.parallel.group import Group
@@ -12,15 +17,34 @@ from dagman.training.resources.memory import MemoryEstimate, estimate_memory, fi
 def fit_memory(
     settings: Settings, reasons: list[str], device: str, precision: str, group: Group, *, fixed: bool
 ) -> tuple[Settings, MemoryEstimate, list[str]]:
-    """The settings with a micro-batch that fits, what it will take, and the reasons with that of the micro-batch."""
-    held, wanted = devices.held_memory(), int(settings.train.micro_batch)
-    if group.size > 1:
-        # Ranks of one machine share its memory, and all have to cut a step alike.
-        size = size_micro_batch(settings, group.size) * 2
-        return settings, estimate_memory(settings, size, device=device, precision=precision, process=held), reasons
-    free = devices.free_memory(device)
-    settings, estimate = fit_micro_batch(settings, device=device, precision=precision, process=held, free=free, fixed=fixed)
-    if settings.train.micro_batch != wanted:
-        reasons = [line for line in reasons if not line.startswith("train.micro_batch")]
-        reasons.append(f"train.micro_batch = {settings.train.micro_batch}, not {wanted}: what fits in the memory that is free")
+    """The settings with a micro-batch that fits, what it will take, and the reasons with that of the micro-batch.
+
+    Several ranks take the smallest that any of them has room for, as all have to cut a step alike.
+
+    Raises:
+        RunError: Nothing fits.
+    """
+    held, free = devices.held_memory(), _share_memory(devices.free_memory(device), device, group)
+    with group.together():
+        estimate = fit_micro_batch(
+            settings, device=device, precision=precision, process=held, free=free, fixed=fixed, ranks=group.size
+        )
+    first, wanted = 2 * size_micro_batch(settings, group.size), int(settings.train.micro_batch)
+    size = min(group.share(estimate.micro_batch))
+    if size == first:
+        return settings, estimate, reasons
+    if size != estimate.micro_batch:
+        estimate = estimate_memory(settings, size, device=device, precision=precision, process=held, free=free, ranks=group.size)
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update={"micro_batch": size})})
+    reasons = [line for line in reasons if not line.startswith("train.micro_batch")]
+    reasons.append(f"train.micro_batch = {size}, not {wanted}: what fits in the memory that is free")
     return settings, estimate, reasons
+
+
+def _share_memory(free: int | None, device: str, group: Group) -> int | None:
+    """What is free for this process: on the CPU an equal part of what all ranks of its host share."""
+    hosts = group.share(platform.node())
+    if free is None or torch.device(device).type == "cuda":
+        return free
+    siblings = int(os.environ.get("LOCAL_WORLD_SIZE", hosts.count(platform.node()))) if group.size > 1 else 1
+    return free // max(1, siblings)

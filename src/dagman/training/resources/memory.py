@@ -20,6 +20,7 @@ from dagman.method.networks import UNIT_STAGE, Network
 from dagman.settings import Settings, load_settings, resolve_settings
 from dagman.settings.presets import list_presets
 from dagman.training.assembly import build_networks, count_masked
+from dagman.training.parallel.sharing import size_micro_batch
 
 CPU_FACTOR, CUDA_FACTOR = 1.5, 1.0
 """Peak of a backward pass over what autograd keeps: four CPU runs lie from 14 % below to 19 % above; `small` on an H100, bf16,
@@ -84,41 +85,43 @@ class MemoryEstimate:
 
 
 def fit_micro_batch(
-    settings: Settings, *, device: str, precision: str, process: int, free: int | None, fixed: bool
-) -> tuple[Settings, MemoryEstimate]:
-    """The settings with a micro-batch that fits, and what it will take.
+    settings: Settings, *, device: str, precision: str, process: int, free: int | None, fixed: bool, ranks: int = 1
+) -> MemoryEstimate:
+    """The largest micro-batch that fits in the memory that is free, and what it will take.
 
-    fixed: The micro-batch was asked for, or is that of a run that goes on.
+    fixed: The micro-batch was asked for, or is that of a run that goes on. ranks: Processes that share a step, for each of which
+    this much is free.
 
     Raises:
         RunError: Nothing fits; the message has the numbers, and what would.
     """
-    views = int(settings.train.micro_batch)
-    sizes = [views] if fixed else [views, *_list_smaller(settings.train.batch, views)]
+    views, share = 2 * size_micro_batch(settings, ranks), settings.train.batch // ranks
+    sizes = [views] if fixed else [views, *_list_smaller(share, views)]
     for size in sizes:
-        estimate = estimate_memory(settings, size, device=device, precision=precision, process=process, free=free)
+        estimate = estimate_memory(settings, size, device=device, precision=precision, process=process, free=free, ranks=ranks)
         if estimate.fits:
-            train = settings.train.model_copy(update={"micro_batch": size})
-            return settings.model_copy(update={"train": train}), estimate
+            return estimate
     what = f"size {settings.size} in views of {settings.view.side}^3, {settings.train.batch} a step and {sizes[-1]} at once"
+    what += f" by each of {ranks} ranks" if ranks > 1 else ""
     raise RunError(
         f"{what}, needs about {_show(estimate.needed)} of memory (weights {_show(estimate.weights)}, a step's views and targets "
-        f"{_show(estimate.step)}, activations {_show(estimate.activations)}), and {_show(estimate.free or 0)} are free",
+        f"{_show(estimate.step)}, activations {_show(estimate.activations)}), and {_show(estimate.free or 0)} are free"
+        + (" for each" if ranks > 1 else ""),
         do=_suggest(settings, device, precision, free, fixed),
     )
 
 
 def estimate_memory(
-    settings: Settings, micro_batch: int, *, device: str, precision: str, process: int = 0, free: int | None = None
+    settings: Settings, micro_batch: int, *, device: str, precision: str, process: int = 0, free: int | None = None, ranks: int = 1
 ) -> MemoryEstimate:
-    """What a run of resolved settings will hold, with micro-batches of this many views."""
+    """What a process of a run of resolved settings will hold, with micro-batches of this many views; ranks: that share a step."""
     student, teacher, kept = _measure_networks(_key(settings))
     cuda = torch.device(device).type == "cuda"
     factor = (CUDA_FACTOR if cuda else CPU_FACTOR) * (BF16_FACTOR if precision == "bf16" else 1.0)
     _, counts = count_masked(settings)
     rows = counts.hidden if "ampd" in _name_losses(settings) else 0
-    targets = settings.train.batch * rows * int(settings.projector.prototypes) * _VALUE
-    views = settings.train.batch * settings.view.side**3 * VIEW_BYTES
+    targets = settings.train.batch // ranks * rows * int(settings.projector.prototypes) * _VALUE
+    views = settings.train.batch // ranks * settings.view.side**3 * VIEW_BYTES
     activations = round(factor * (kept / 2 + rows * _count_head_values(settings) * _VALUE) * micro_batch)
     return MemoryEstimate(
         micro_batch=micro_batch,

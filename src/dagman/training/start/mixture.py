@@ -91,6 +91,11 @@ class Mixture(Store):
         return {key: value for key, value in super().__getstate__().items() if key != "_owners"}
 
 
+def open_stores(parts: Sequence[tuple[Path, Fraction]]) -> Store:
+    """Stores with their weights as one; raises StoreError, and RunError as `Mixture`."""
+    return Store(parts[0][0]) if len(parts) == 1 else Mixture(parts)
+
+
 def list_parts(store: Store, usable: Sequence[str]) -> list[Part]:
     """The usable scans of each store with its weight; one part for a store alone.
 

@@ -1,12 +1,79 @@
-"""Settings that a store decides: the spacing of its voxels, and the modality of its scans."""
+"""The settings of a run: as they were asked for, as a run that is there already has them, and what the store decides."""
 
 from __future__ import annotations
 
-from dagman.errors import RunError
-from dagman.settings import Settings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dagman.errors import DagmanError, RunError
+from dagman.settings import Settings, load_settings, resolve_settings
+from dagman.settings.resolution import list_idle_settings
 from dagman.store.manifest import Store
 from dagman.store.upkeep.remarks import describe_mixture
+from dagman.training.run import Run
+from dagman.training.start.adoption import adopt_settings, choose_presets
+from dagman.training.start.identity import FREE_TO_CHANGE
+from dagman.training.start.source import Source, resolve_source
 from dagman.training.views import select_rows
+
+
+def load_asked(
+    size: str | None, method: str | None, config: str | Path | None, assignments: Iterable[str], continue_from: str | None
+) -> tuple[Settings, frozenset[str], Source | None, DagmanError | None]:
+    """Settings, the keys that were given, and what the run goes on from; where they are refused the defaults, and why.
+
+    Not raised, so that one rank says it for all.
+    """
+    try:
+        start = None if continue_from is None else resolve_source(continue_from)
+        if start is not None:
+            size, method = choose_presets(start, size, method)
+        settings, given = load_settings(size, method, config=config, assignments=assignments)
+        return settings if start is None else adopt_settings(settings, given, start), given, start, None
+    except DagmanError as error:
+        return Settings(), frozenset(), None, error
+
+
+def settle_settings(
+    out: Path, settings: Settings, given: frozenset[str], *, exists: bool, resume: bool
+) -> tuple[Settings, list[str], list[str]]:
+    """Resolved settings, the reasons for what was chosen, and settings without effect; exists: whether the run is there already."""
+    if out.exists() and not out.is_dir():
+        raise RunError("is a file", where=out, do="Choose another folder for --out")
+    if resume and not exists:
+        raise RunError("holds no run to resume", where=out, do="Leave --resume out to begin one, or name the folder of a run")
+    if not exists and out.exists() and any(p.name not in {".lock", "store"} for p in out.iterdir()):
+        raise RunError("exists and is not a run", where=out, do="Choose another folder for --out")
+    if exists:
+        return _settle_with_run(out, settings, given), [], []
+    settings, reasons = resolve_settings(settings)
+    return settings, reasons, list_idle_settings(settings, given)
+
+
+def _settle_with_run(out: Path, asked: Settings, given: frozenset[str]) -> Settings:
+    """The run's settings, but for those free to change; what was asked for and differs is refused by name."""
+    stored = Run(out).settings
+    values = stored.model_dump()
+    differing = []
+    for key in sorted(given):
+        wanted, had = _look_up(asked.model_dump(), key), _look_up(values, key)
+        if wanted in ("auto", had):
+            continue
+        if key in FREE_TO_CHANGE:
+            section, _, name = key.rpartition(".")
+            values[section][name] = wanted
+        else:
+            differing.append(f"{key} is {had} in the run and {wanted} here")
+    if differing:
+        raise RunError("; ".join(differing), where=out, do="Resume with the run's own settings, or choose another folder")
+    return Settings.model_validate(values)
+
+
+def _look_up(values: Mapping[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        values = values[part]
+    return values
 
 
 def settle_spacing(settings: Settings, store: Store, *, asked: bool) -> Settings:

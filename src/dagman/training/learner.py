@@ -1,0 +1,138 @@
+"""What learns, and the paper's training step that moves it: from micro-batches of views to weights, targets and teacher."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from dagman.method.networks import Network
+from dagman.method.schedules import freeze_last_layer, learning_rate, teacher_momentum
+from dagman.method.step import ViewPair
+from dagman.method.teacher import update_teacher
+from dagman.settings import Settings
+from dagman.training import assembly
+from dagman.training.accumulation import accumulate_gradients
+from dagman.training.batches import draw_pairs
+from dagman.training.checkpoints import Snapshot, copy_state, load_checkpoint
+from dagman.training.parallel.group import Group
+from dagman.training.parallel.replicas import replicate
+from dagman.training.parallel.sharing import size_micro_batch
+from dagman.training.recovery.broken import Broken
+
+
+class Learner:
+    """Student, teacher, optimiser and targets: all that changes from step to step. It reads no scans and writes no files.
+
+    Args:
+        settings: Resolved settings.
+        device: As chosen by `dagman.devices`.
+        precision: "fp32" or "bf16".
+        kernels: "reference" or "triton".
+        group: The processes that share each step; one alone by default.
+    """
+
+    def __init__(
+        self, settings: Settings, *, device: str, precision: str, kernels: str = "reference", group: Group | None = None
+    ) -> None:
+        self.settings, self.device, self.precision, self.group = settings, torch.device(device), precision, group or Group()
+        self.student, self.teacher = assembly.build_networks(settings)
+        self.replica: Network | DistributedDataParallel = self.student
+        self.student.to(self.device).train()
+        self.student.encoder.use_kernels(kernels)
+        if self.teacher is not None:
+            self.teacher.to(self.device)
+            self.teacher.encoder.use_kernels(kernels)
+        self.method = assembly.compose_method(settings)
+        groups = assembly.group_parameters(self.student, settings.optim.weight_decay)
+        # One kernel for all weights on a card; on a CPU the loop stays, whose bits older runs were made with.
+        fused = self.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, settings.optim.beta2), fused=fused)
+        self.targets = assembly.build_targets(settings, self.device)
+
+    def advance(
+        self, pairs: Sequence[ViewPair], step: int, on_part: Callable[[int, int], None] | None = None
+    ) -> dict[str, Any] | Broken:
+        """One training step on its micro-batches; the row for `metrics.jsonl`, or what is to be kept where it is not finite.
+
+        on_part: As `accumulate_gradients` has it.
+        """
+        s, steps = self.settings, self.settings.train.steps
+        # ------------------------------------------------- schedules (App. A)
+        lr = learning_rate(step, steps, peak=float(s.optim.lr), end=s.optim.min_lr, warmup=s.optim.warmup)
+        momentum = teacher_momentum(step, steps, start=float(s.teacher.momentum), end=float(s.teacher.momentum_end))
+        scheduled = assembly.schedule_temperature(s, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+        # ------------------------------------------------- masks, targets, losses and their gradients (3.1, 3.2)
+        self.optimizer.zero_grad(set_to_none=True)
+        before = self.targets.state()
+        with self.autocast():
+            losses = accumulate_gradients(
+                self.replica, self.teacher, pairs, self.method, self.targets, scheduled, self.group, on_part
+            )
+
+        # ------------------------------------------------- the student follows its gradient
+        if freeze_last_layer(step, steps, epochs=s.train.freeze_epochs):
+            for parameter in assembly.list_frozen(self.student):
+                parameter.grad = None
+        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), s.optim.clip)
+        if not (torch.isfinite(losses.total) and torch.isfinite(norm)):
+            return Broken(step, self.copy(before), {"total": losses.total, **losses.parts, "grad_norm": norm})
+        self.optimizer.step()
+
+        # ------------------------------------------------- the teacher follows the student (3.2)
+        if self.teacher is not None:
+            update_teacher(self.teacher, self.student, momentum)
+        return {
+            "step": step + 1,
+            "total": losses.total.item(),
+            **{name: value.item() for name, value in losses.parts.items()},
+            "lr": lr,
+            "momentum": momentum,
+            **{f"tau_{name}": value for name, value in losses.temperatures.items()},
+            "grad_norm": norm.item(),
+        }
+
+    def draw_pairs(self, batch: Mapping[str, Any], step: int, own: range) -> list[ViewPair]:
+        """The step's micro-batches of this process, whose pairs of views have the numbers `own` in the step."""
+        size = size_micro_batch(self.settings, self.group.size)
+        return draw_pairs(batch, self.settings, step, own, self.student.encoder.branches, size, self.device)
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """bfloat16 for the networks' products, if so chosen; losses, centres, softmax and EMA stay float32 by themselves."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            yield
+
+    def join(self) -> None:
+        """Let the processes of the group share each step from here on."""
+        self.replica = replicate(self.student, self.group, assembly.list_untrained(self.settings))
+
+    def start_reconstruction(self, mean: float) -> None:
+        """Let the reconstruction begin at a mean intensity, if there is one."""
+        if self.student.reconstruction is not None:
+            self.student.reconstruction.start_at(mean)
+
+    def copy(self, targets: tuple[Mapping[str, Tensor], Mapping[str, float | None]] | None = None) -> Snapshot:
+        """A copy of all that changes; targets: theirs as `Targets.state` gave it, if not that of now."""
+        return copy_state(self.student, self.teacher, self.optimizer, self.targets.state() if targets is None else targets)
+
+    def load(self, run: Path) -> dict[str, Any]:
+        """Take over a run's newest checkpoint; the values beside it. Raises RunError as `load_checkpoint`."""
+        return load_checkpoint(run, self.student, self.teacher, self.optimizer, self.targets)
+
+    def begin_again(self) -> None:
+        """The state of step 0 in the networks that are there."""
+        student, teacher = assembly.build_networks(self.settings)
+        self.student.load_state_dict(student.state_dict())
+        if self.teacher is not None and teacher is not None:
+            self.teacher.load_state_dict(teacher.state_dict())
+        self.optimizer.state.clear()
+        self.targets = assembly.build_targets(self.settings, self.device)
