@@ -139,6 +139,13 @@ def tune_allocator(mode: Literal["auto", "on", "off"] = "auto", device: str = "c
     return _keep_freed_memory()
 
 
+def send(values: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """The values on a device; what leaves the CPU for a CUDA device does so from pinned memory, without anyone waiting."""
+    if torch.device(device).type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
 def describe_choices(choices: Sequence[Choice[str] | Choice[int]]) -> list[str]:
     """One aligned line a choice: subject, value, reason."""
     subjects = max((len(choice.subject) for choice in choices), default=0)

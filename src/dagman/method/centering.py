@@ -15,11 +15,13 @@ from torch import Tensor
 from dagman.method.peers import ALONE, Peers, average_rows, logsumexp_rows, place_rows
 
 TEMPERATURE_FLOOR, TEMPERATURE_CEILING = 5e-4, 10.0
+Temperature = float | Tensor
+"""A number, or one that lies on a device (0-dimensional, float64) and that no host has read."""
 _ROWS = 2048
 _HALVINGS = 24
 
 
-def center_and_sharpen(logits: Float[Tensor, "R K"], center: Float[Tensor, "K"], temperature: float) -> Float[Tensor, "R K"]:
+def center_and_sharpen(logits: Float[Tensor, "R K"], center: Float[Tensor, "K"], temperature: Temperature) -> Float[Tensor, "R K"]:
     """P_t = softmax((t - center) / tau_t)."""
     return torch.softmax((logits.float() - center) / temperature, dim=-1)
 
@@ -31,7 +33,9 @@ def update_center(
     return center * momentum + average_rows(logits.float(), peers) * (1 - momentum)
 
 
-def sinkhorn_knopp(logits: Float[Tensor, "R K"], temperature: float, rounds: int = 3, peers: Peers = ALONE) -> Float[Tensor, "R K"]:
+def sinkhorn_knopp(
+    logits: Float[Tensor, "R K"], temperature: Temperature, rounds: int = 3, peers: Peers = ALONE
+) -> Float[Tensor, "R K"]:
     """Sinkhorn-Knopp [SwAV, DINOv2] in the log domain: prototypes are used equally, each row sums to 1.
 
     The plain form divides by sums of exp(t / tau) that underflow to 0 when rows are few and tau is small.
@@ -54,11 +58,7 @@ def solve_temperature(logits: Float[Tensor, "R K"], target: float, peers: Peers 
     Entropy grows with the temperature, so that log tau is halved between the floor and the ceiling. At most 2,048 rows,
     evenly spaced, are used.
     """
-    centred = logits.float() - average_rows(logits.float(), peers)
-    first, total = place_rows(len(centred), peers, centred)
-    stride = max(1, math.ceil(total / _ROWS))
-    centred = centred[-first % stride :: stride]
-    wanted = target * math.log(logits.shape[-1])
+    centred, wanted = _centre_rows(logits, peers), target * math.log(logits.shape[-1])
     low, high = math.log(TEMPERATURE_FLOOR), math.log(TEMPERATURE_CEILING)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
@@ -67,3 +67,23 @@ def solve_temperature(logits: Float[Tensor, "R K"], target: float, peers: Peers 
         else:
             high = middle
     return math.exp((low + high) / 2)
+
+
+def solve_temperature_on_device(logits: Float[Tensor, "R K"], target: float, peers: Peers = ALONE) -> Float[Tensor, ""]:
+    """`solve_temperature` without the host: it differs where the device's exponential does, in the last bits of a float64."""
+    centred, wanted = _centre_rows(logits, peers), target * math.log(logits.shape[-1])
+    ends = [math.log(TEMPERATURE_FLOOR), math.log(TEMPERATURE_CEILING)]
+    low, high = (torch.full((), end, dtype=torch.float64, device=logits.device) for end in ends)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        is_low = average_rows(entropy(torch.softmax(centred / middle.exp(), dim=-1)), peers) < wanted
+        low, high = torch.where(is_low, middle, low), torch.where(is_low, high, middle)
+    return ((low + high) / 2).exp()
+
+
+def _centre_rows(logits: Tensor, peers: Peers) -> Tensor:
+    """Logits less the mean of the rows of all processes; of at most 2,048 rows, evenly spaced, this process's."""
+    centred = logits.float() - average_rows(logits.float(), peers)
+    first, total = place_rows(len(centred), peers, centred)
+    stride = max(1, math.ceil(total / _ROWS))
+    return centred[-first % stride :: stride]

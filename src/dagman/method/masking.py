@@ -81,23 +81,37 @@ def mask_units(
     inside: First and last + 1 unit of the box of each view that lies in the scan (on the CPU); None where all of every view does.
     A masking sees that box alone, so that the shares hold for it and what lies outside is never masked.
     """
-    whole = torch.tensor([[0, 0, 0], list(grid)])
-    padded = [] if inside is None else (inside != whole).flatten(1).any(dim=1).nonzero()[:, 0].tolist()
-    if inside is None or not padded:
-        return masking(attention, grid, shares.count(math.prod(grid)), draws)
-    masked = torch.zeros(draws.shape[:2], dtype=torch.bool, device=draws.device)
-    full = [row for row in range(len(draws)) if row not in padded]
-    if full:
-        seen = None if attention is None else attention[full]
-        masked[full] = masking(seen, grid, shares.count(math.prod(grid)), draws[full])
+    masked = masking(attention, grid, shares.count(math.prod(grid)), draws)
+    boxes = [] if inside is None else inside.tolist()
+    padded = [row for row, box in enumerate(boxes) if box != [[0, 0, 0], list(grid)]]
+    masked = masked.clone(memory_format=torch.contiguous_format) if padded else masked
     for row in padded:
-        box = tuple(slice(*ends) for ends in inside[row].T.tolist())
+        box = tuple(slice(*ends) for ends in zip(*boxes[row], strict=True))
+        masked[row] = False
         view = masked[row].view(grid)[box]
         x, y, z = view.shape
         part = draws[row].unflatten(0, grid)[box].flatten(0, 2)[None]
         seen = None if attention is None else attention[row].view(grid)[box].flatten()[None]
         view.copy_(masking(seen, (x, y, z), shares.count(x * y * z), part).view(x, y, z))
+    # Where the step relies on the number that was asked for, a device would have to be waited for to learn it.
+    if masked.device.type == "cpu" and masked.sum(dim=1).tolist() != (asked := count_masked(shares, grid, len(draws), inside)):
+        raise ValueError(f"the masking hid {masked.sum(dim=1).tolist()} units of the views where {asked} were asked for")
     return masked
+
+
+def count_masked(shares: MaskingShares, grid: Grid, views: int, inside: Int[Tensor, "B 2 3"] | None = None) -> list[int]:
+    """How many units of each view `mask_units` hides: known before they are chosen. inside: As there."""
+    if inside is None:
+        return [shares.count(math.prod(grid)).hidden] * views
+    return [shares.count(units).hidden for units in (inside[:, 1] - inside[:, 0]).prod(dim=1).tolist()]
+
+
+def locate_units(units: Bool[Tensor, "B N"], count: int | None = None) -> Int[Tensor, "R"]:
+    """The places of True in `units.flatten()`, ascending; count: how many they are, so that no device is waited for."""
+    flat = units.flatten()
+    if count is None:
+        return flat.nonzero()[:, 0]
+    return flat.to(torch.uint8).argsort(descending=True, stable=True)[:count]
 
 
 def rank_units(attention: Float[Tensor, "B N"], draws: Float[Tensor, "B N D"]) -> Int[Tensor, "B N"]:

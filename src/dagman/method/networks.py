@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from dagman.method.masking import Grid
+from dagman.method.masking import Grid, locate_units
 from dagman.model import Projector, ReconstructionHead, SemanticAttention, SwinShape, build_backbone
 from dagman.model.backbone import MaskFill
 
@@ -109,6 +109,7 @@ class Network(nn.Module):
         blanked: Bool[Tensor, "B x y z"] | None = None,
         units: Bool[Tensor, "B N"] | None = None,
         drop_path: Float[Tensor, "L B"] | None = None,
+        count: int | None = None,
     ) -> Outputs:
         """Logits (and the reconstruction) of views.
 
@@ -117,17 +118,23 @@ class Network(nn.Module):
             blanked: Patch tokens that are masked (the student) or dropped by noise (the teacher). True = blanked.
             units: Units whose patch logits are wanted, usually the masked ones. True = wanted.
             drop_path: Uniform draws for stochastic depth; None for none.
+            count: How many units of all views are wanted, where it is known; a device is then not waited for.
         """
         stages = self.encoder(view, blanked, drop=drop_path)
         restored = self.reconstruction(stages[3]) if self.reconstruction is not None else None
-        return Outputs(projections=self.project(stages, units), reconstruction=restored)
+        return Outputs(projections=self.project(stages, units, count), reconstruction=restored)
 
-    def project(self, stages: list[Float[Tensor, "B _ _ _ _"]], units: Bool[Tensor, "B N"] | None = None) -> dict[str, Tensor]:
-        """Logits by loss from feature maps [x1, x2, x3, x4]: `ampd` of the `units` wanted, `aitd` and `gitd` of each view."""
+    def project(
+        self, stages: list[Float[Tensor, "B _ _ _ _"]], units: Bool[Tensor, "B N"] | None = None, count: int | None = None
+    ) -> dict[str, Tensor]:
+        """Logits by loss from feature maps [x1, x2, x3, x4]: `ampd` of the `units` wanted, `aitd` and `gitd` of each view.
+
+        count: As in `forward`.
+        """
         projections = {}
         if "ampd" in self.projectors and units is not None:
             tokens = stages[UNIT_STAGE - 1].flatten(2).transpose(1, 2)
-            projections["ampd"] = self.projectors["ampd"](tokens[units])
+            projections["ampd"] = self.projectors["ampd"](tokens.flatten(0, 1).index_select(0, locate_units(units, count)))
         if "aitd" in self.projectors and self.semantic is not None and self.semantic_attention is not None:
             projections["aitd"] = self.projectors["aitd"](self.semantic_attention.summarize(stages[self.semantic.stage - 1]))
         if "gitd" in self.projectors:

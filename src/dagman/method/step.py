@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dagman.devices import send
 from dagman.method.losses import cross_entropy, masked_l1
-from dagman.method.masking import Masking, MaskingShares, expand_units, mask_units
+from dagman.method.masking import Masking, MaskingShares, count_masked, expand_units, locate_units, mask_units
 from dagman.method.networks import UNIT, Network, Outputs, unit_grid
 from dagman.method.noise import PATCHES_PER_UNIT, patch_dropout
 
@@ -37,8 +38,8 @@ class Method:
 class ViewPair:
     """P pairs of overlapping crops u = views[:, 0] and v = views[:, 1], and all that is drawn for them.
 
-    `inside` holds the first and last + 1 voxel of the box of each view that lies in the scan, on the CPU; the rest is padding,
-    which is neither masked nor restored. None: all views lie in their scans.
+    `masking` may lie on the CPU where the masking needs no attention. `inside` holds the first and last + 1 voxel of the box of
+    each view that lies in the scan, on the CPU; the rest is padding, neither masked nor restored. None: all lie inside.
     """
 
     views: Float[Tensor, "P 2 1 X Y Z"]
@@ -81,11 +82,12 @@ def teacher_forward(teacher: Network | None, pair: ViewPair, method: Method) -> 
         attention = teacher.attend_stages(stages) if shared and stages is not None else teacher.attend(views, source)  # Eq. 1
     box = None if pair.inside is None else find_inside_units(pair.inside.flatten(0, 1))
     masked = mask_units(method.masking, attention, grid, method.shares, pair.masking.flatten(0, 1), box).unflatten(0, (-1, 2))
+    masked = send(masked, views.device)
     if teacher is None or stages is None:
         return TeacherOutputs(masked=masked, projections={})
     # AMPD has targets for the views that the student sees: both, or u alone.
     seen = masked if method.symmetric else torch.stack([masked[:, 0], torch.zeros_like(masked[:, 1])], dim=1)
-    projections = teacher.project(stages, seen.flatten(0, 1))
+    projections = teacher.project(stages, seen.flatten(0, 1), count_rows(pair, method))
     return TeacherOutputs(
         masked=masked, projections={name: p if name == "ampd" else p.unflatten(0, (-1, 2)) for name, p in projections.items()}
     )
@@ -101,7 +103,8 @@ def student_losses(
     seen = 2 if method.symmetric else 1
     views, units = pair.views[:, :seen].flatten(0, 1), masked[:, :seen].flatten(0, 1)
     grid, tau = unit_grid(tuple(views.shape[2:])), method.student_temperature
-    s = student(views, expand_units(units, grid, PATCHES_PER_UNIT), units, pair.drop_path[:, :, :seen].flatten(1))
+    count = count_rows(pair, method)
+    s = student(views, expand_units(units, grid, PATCHES_PER_UNIT), units, pair.drop_path[:, :, :seen].flatten(1), count=count)
     # AITD and GITD compare with the other view of the pair: the teacher's v for the student's u, and u for v.
     other = {name: p.flip(1)[:, :seen].flatten(0, 1) for name, p in targets.items() if name != "ampd"}
     losses = {}
@@ -111,7 +114,7 @@ def student_losses(
             voxels = voxels & find_inside_voxels(pair.inside[:, :seen].flatten(0, 1), voxels)
         losses["amip"] = masked_l1(s.reconstruction, views, voxels)  # Eq. 3
     if "ampd" in targets:
-        losses["ampd"] = cross_entropy(targets["ampd"], s.projections["ampd"], tau, weight_rows(units))  # Eq. 4
+        losses["ampd"] = cross_entropy(targets["ampd"], s.projections["ampd"], tau, weight_rows(units, count))  # Eq. 4
     if "aitd" in targets:
         losses["aitd"] = cross_entropy(other["aitd"], s.projections["aitd"], tau)  # Eq. 2
     if "gitd" in targets:
@@ -119,10 +122,18 @@ def student_losses(
     return losses
 
 
-def weight_rows(units: Bool[Tensor, "B N"]) -> Float[Tensor, "R"]:
-    """Weights of the rows of masked units that give the mean over the units of each view, then over the views."""
+def count_rows(pair: ViewPair, method: Method) -> int:
+    """Masked units of all views that the student sees, R, as the host knows them beforehand."""
+    seen = 2 if method.symmetric else 1
+    box = None if pair.inside is None else find_inside_units(pair.inside[:, :seen].flatten(0, 1))
+    (x, y, z), views = pair.views.shape[3:], len(pair.views) * seen
+    return sum(count_masked(method.shares, unit_grid((x, y, z)), views, box))
+
+
+def weight_rows(units: Bool[Tensor, "B N"], count: int | None = None) -> Float[Tensor, "R"]:
+    """Weights of the rows of masked units that give the mean over the units of each view, then over the views; count: R."""
     counts = units.sum(dim=1, keepdim=True).clamp_min(1)
-    return (1.0 / (len(units) * counts)).expand_as(units)[units]
+    return (1.0 / (len(units) * counts)).expand_as(units).flatten().index_select(0, locate_units(units, count))
 
 
 def find_inside_units(inside: Int[Tensor, "B 2 3"]) -> Int[Tensor, "B 2 3"]:
@@ -132,7 +143,7 @@ def find_inside_units(inside: Int[Tensor, "B 2 3"]) -> Int[Tensor, "B 2 3"]:
 
 def find_inside_voxels(inside: Int[Tensor, "B 2 3"], like: Bool[Tensor, "B X Y Z"]) -> Bool[Tensor, "B X Y Z"]:
     """Which voxels of each view lie in its scan, on the device of `like`."""
-    box = inside.to(like.device, non_blocking=True)
+    box = send(inside, like.device)
     axes = []
     for axis, side in enumerate(like.shape[1:]):
         places = torch.arange(side, device=like.device)

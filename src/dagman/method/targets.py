@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dagman.method.centering import TEMPERATURE_FLOOR, center_and_sharpen, sinkhorn_knopp, solve_temperature, update_center
+from dagman.method.centering import (
+    TEMPERATURE_FLOOR,
+    Temperature,
+    center_and_sharpen,
+    sinkhorn_knopp,
+    solve_temperature,
+    solve_temperature_on_device,
+    update_center,
+)
 from dagman.method.peers import ALONE, Peers
 
 PROJECTORS = ("ampd", "aitd", "gitd")
@@ -36,7 +45,10 @@ class TargetRules:
 
 
 class Targets:
-    """Centres, temperatures and queues; `update` turns a whole step's logits into P_t and moves them on."""
+    """Centres, temperatures and queues; `update` turns a whole step's logits into P_t and moves them on.
+
+    on_device: Temperatures are solved where the logits lie, as tensors, so that no step waits for a device.
+    """
 
     def __init__(
         self,
@@ -44,13 +56,15 @@ class Targets:
         prototypes: int,
         projectors: tuple[str, ...] = PROJECTORS,
         device: torch.device | str = "cpu",
+        *,
+        on_device: bool = False,
     ) -> None:
-        self.rules = rules
+        self.rules, self.on_device = rules, on_device
         self.centers = {name: torch.zeros(prototypes, device=device) for name in projectors}
         self.queues = {name: torch.zeros(0, prototypes, device=device) for name in projectors if name != "ampd"}
-        self.log_temperatures: dict[str, float | None] = dict.fromkeys(projectors)
+        self.log_temperatures: dict[str, Temperature | None] = dict.fromkeys(projectors)
 
-    def update(self, name: str, logits: Tensor, scheduled: float, peers: Peers = ALONE) -> tuple[Tensor, float]:
+    def update(self, name: str, logits: Tensor, scheduled: float, peers: Peers = ALONE) -> tuple[Tensor, Temperature]:
         """P_t (R x K) of a projector from all rows of a step, and the tau_t used; then the state moves on.
 
         `scheduled` is tau_t of the schedule, taken unless the rules solve it for an entropy. Where `peers` share the step, `logits`
@@ -63,13 +77,13 @@ class Targets:
         temperature = self._find_temperature(name, logits, scheduled, peers)
         probabilities = self.compute(name, logits, temperature, peers)
         if self.rules.target_entropy is not None:
-            self.log_temperatures[name] = math.log(temperature)
+            self.log_temperatures[name] = temperature.log() if isinstance(temperature, Tensor) else math.log(temperature)
         self.centers[name] = update_center(self.centers[name], logits, self.rules.center_momentum, peers)
         if self._uses_queue(name):
             self.queues[name] = self._with_queue(name, logits)[-self.rules.queue :]
         return probabilities, temperature
 
-    def compute(self, name: str, logits: Tensor, temperature: float, peers: Peers = ALONE) -> Tensor:
+    def compute(self, name: str, logits: Tensor, temperature: Temperature, peers: Peers = ALONE) -> Tensor:
         """P_t (R x K) at a temperature, without moving the state."""
         if self.rules.centering == "sinkhorn":
             rows = self._with_queue(name, logits)
@@ -79,15 +93,15 @@ class Targets:
     def temperature(self, name: str, logits: Tensor, scheduled: float) -> float:
         """The tau_t last used; before the first step, what these logits (R x K) would be given."""
         last = self.log_temperatures[name]
-        return self._find_temperature(name, logits, scheduled) if last is None else math.exp(last)
+        return float(self._find_temperature(name, logits, scheduled)) if last is None else math.exp(float(last))
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, float | None]]:
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Temperature | None]]:
         """Tensors and log temperatures, for a checkpoint."""
         tensors = {f"center.{name}": value for name, value in self.centers.items()}
         tensors |= {f"queue.{name}": value for name, value in self.queues.items()}
         return tensors, dict(self.log_temperatures)
 
-    def restore(self, tensors: dict[str, Tensor], log_temperatures: dict[str, float | None]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], log_temperatures: Mapping[str, Temperature | None]) -> None:
         """Take over a checkpoint's state."""
         self.centers = {name: tensors[f"center.{name}"].to(old.device) for name, old in self.centers.items()}
         self.queues = {name: tensors[f"queue.{name}"].to(old.device) for name, old in self.queues.items()}
@@ -101,10 +115,14 @@ class Targets:
             return logits.float()
         return torch.cat([self.queues[name], logits.float() - logits.float().mean(dim=0)])
 
-    def _find_temperature(self, name: str, logits: Tensor, scheduled: float, peers: Peers = ALONE) -> float:
+    def _find_temperature(self, name: str, logits: Tensor, scheduled: float, peers: Peers = ALONE) -> Temperature:
         if self.rules.target_entropy is None:
             return scheduled
-        solved = math.log(solve_temperature(self._with_queue(name, logits), self.rules.target_entropy, peers))
-        before = self.log_temperatures[name]
-        smoothed = solved if before is None else SMOOTHING * before + (1 - SMOOTHING) * solved
+        rows, before = self._with_queue(name, logits), self.log_temperatures[name]
+        if self.on_device:
+            found = solve_temperature_on_device(rows, self.rules.target_entropy, peers).log()
+            mixed = found if before is None else SMOOTHING * before + (1 - SMOOTHING) * found
+            return mixed.exp().clamp_min(TEMPERATURE_FLOOR)
+        solved = math.log(solve_temperature(rows, self.rules.target_entropy, peers))
+        smoothed = solved if before is None else SMOOTHING * float(before) + (1 - SMOOTHING) * solved
         return max(TEMPERATURE_FLOOR, math.exp(smoothed))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from dagman.method.centering import Temperature
 from dagman.method.networks import Network
 from dagman.method.peers import ALONE, Peers
 from dagman.method.step import Method, ViewPair, student_losses, teacher_forward
@@ -27,7 +28,7 @@ class StepLosses:
 
     total: Tensor
     parts: dict[str, Tensor]
-    temperatures: dict[str, float]
+    temperatures: dict[str, Temperature]
 
 
 def accumulate_gradients(
@@ -73,10 +74,10 @@ def accumulate_gradients(
 
 def update_targets(
     targets: Targets, projections: Sequence[dict[str, Tensor]], scheduled_temperature: float, peers: Peers = ALONE
-) -> tuple[list[dict[str, Tensor]], dict[str, float]]:
+) -> tuple[list[dict[str, Tensor]], dict[str, Temperature]]:
     """P_t of each micro-batch, by loss, from the teacher's projections of the whole step; and the tau_t used."""
     parts: list[dict[str, Tensor]] = [{} for _ in projections]
-    temperatures: dict[str, float] = {}
+    temperatures: dict[str, Temperature] = {}
     for name in projections[0]:
         logits = torch.cat([p[name] for p in projections]).float()
         probabilities, temperatures[name] = targets.update(name, logits.flatten(0, -2), scheduled_temperature, peers)

@@ -118,9 +118,10 @@ def compose_rules(settings: Settings) -> TargetRules:
     )
 
 
-def build_targets(settings: Settings, device: torch.device | str = "cpu") -> Targets:
-    """The targets' state at step 0."""
-    return Targets(compose_rules(settings), int(settings.projector.prototypes), name_projectors(settings), device)
+def build_targets(settings: Settings, device: torch.device | str = "cpu", *, on_device: bool = False) -> Targets:
+    """The targets' state at step 0; on_device: as `Targets` has it."""
+    prototypes = int(settings.projector.prototypes)
+    return Targets(compose_rules(settings), prototypes, name_projectors(settings), device, on_device=on_device)
 
 
 def schedule_temperature(settings: Settings, step: int) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dagman.devices import send
 from dagman.settings.tree import ViewSettings
 from dagman.training.draws import draw_uniform
 
@@ -18,10 +19,11 @@ def is_active(view: ViewSettings) -> bool:
 
 def augment_views(views: Tensor, settings: ViewSettings, seed: int, step: int, numbers: Sequence[int]) -> Tensor:
     """Views (B 1 X Y Z in [0, 1]) mirrored, rescaled, shifted and made noisy, each by its own draws; clamped to [0, 1]."""
-    draws = draw_uniform(seed, "augmentation", step, numbers, (5,)).to(views.device)
+    draws = draw_uniform(seed, "augmentation", step, numbers, (5,))
+    mirrored_axes = (draws[:, :3] < settings.flip).tolist()
     changed = []
-    for view, draw in zip(views, draws, strict=True):
-        axes = [axis + 1 for axis in range(3) if draw[axis] < settings.flip]
+    for view, draw, mirrors in zip(views, send(draws, views.device), mirrored_axes, strict=True):
+        axes = [axis + 1 for axis, mirror in enumerate(mirrors) if mirror]
         mirrored = view.flip(axes) if axes else view
         scale = 1 + settings.intensity_scale * (2 * draw[3] - 1)
         shift = settings.intensity_shift * (2 * draw[4] - 1)
@@ -33,7 +35,7 @@ def augment_views(views: Tensor, settings: ViewSettings, seed: int, step: int, n
         a = draw_uniform(seed, "noise radius", step, numbers, shape)
         b = draw_uniform(seed, "noise angle", step, numbers, shape)
         normal = torch.sqrt(-2 * torch.log1p(-a)) * torch.cos(2 * torch.pi * b)
-        result = result + settings.noise * normal.to(result.device)
+        result = result + settings.noise * send(normal, result.device)
     return result.clamp(0, 1)
 
 

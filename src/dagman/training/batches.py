@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dagman.devices import send
 from dagman.method.networks import unit_grid
 from dagman.method.noise import count_noise_draws
 from dagman.method.step import ViewPair
@@ -26,8 +27,8 @@ def draw_pairs(
     """
     seed, view = settings.seed, settings.view
     numbers = range(2 * own.start, 2 * own.stop)
-    stored = torch.stack([batch["u"], batch["v"]], dim=1).to(device, non_blocking=True)
-    ranges = batch["range"].repeat_interleave(2, dim=0)
+    stored = torch.stack([send(batch[name], device) for name in ("u", "v")], dim=1)
+    ranges = send(batch["range"].repeat_interleave(2, dim=0), device)
     views, inside = to_unit_ranges(stored.flatten(0, 1), ranges), batch["inside"]
     if is_active(view):
         views = augment_views(views, view, seed, step, numbers)
@@ -38,7 +39,9 @@ def draw_pairs(
         "masking": draw_masking(seed, step, numbers, math.prod(grid)).unflatten(0, (-1, 2)),
         "noise": draw_noise(seed, step, numbers, count_noise_draws(grid, settings.teacher.granularity)).unflatten(0, (-1, 2)),
     }
-    drop_path = draw_drop_path(seed, step, numbers, branches).unflatten(1, (-1, 2)).to(device)
-    drawn = {name: values.to(device, non_blocking=True) for name, values in drawn.items()}
+    drop_path = send(draw_drop_path(seed, step, numbers, branches).unflatten(1, (-1, 2)), device)
+    # A mask that needs no attention is made on the CPU, where the boxes of block masking would have to be read.
+    stays = set() if settings.masking.choice.needs_attention else {"masking"}
+    drawn = {name: values if name in stays else send(values, device) for name, values in drawn.items()}
     whole = ViewPair(views=views, drop_path=drop_path, inside=inside, **drawn)
     return [whole.take(slice(first, first + size)) for first in range(0, len(views), size)]

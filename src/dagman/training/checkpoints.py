@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dagman.errors import RunError
+from dagman.method.centering import Temperature
 from dagman.method.networks import Network
 from dagman.method.targets import Targets
 from dagman.records.files import write_whole
@@ -79,7 +80,7 @@ def copy_state(
     student: Network,
     teacher: Network | None,
     optimizer: torch.optim.Optimizer,
-    targets: tuple[Mapping[str, Tensor], Mapping[str, float | None]],
+    targets: tuple[Mapping[str, Tensor], Mapping[str, Temperature | None]],
 ) -> Snapshot:
     """Copy what a resume needs; targets: as `Targets.state` gives them."""
     return Snapshot(
@@ -87,7 +88,7 @@ def copy_state(
         teacher=None if teacher is None else _copy(teacher.state_dict()),
         optimizer=_copy(_pack_optimizer(student, optimizer)),
         targets=_copy(targets[0]),
-        log_temperatures=dict(targets[1]),
+        log_temperatures={name: None if value is None else float(value) for name, value in targets[1].items()},
     )
 
 
