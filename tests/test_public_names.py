@@ -17,6 +17,7 @@ _PACKAGES = ["dagman", *(m.name for m in pkgutil.walk_packages(dagman.__path__, 
 # The names the design promises, where a user's code looks for them.
 _PROMISED = [
     "dagman.load",
+    "dagman.open_dense",
     "dagman.prepare",
     "dagman.pretrain",
     "dagman.read",
@@ -32,7 +33,7 @@ _PROMISED = [
 
 
 def test_the_root_has_exactly_its_public_names():
-    assert dagman.__all__ == ["__version__", "load", "prepare", "pretrain", "read"]
+    assert dagman.__all__ == ["__version__", "load", "open_dense", "prepare", "pretrain", "read"]
     assert dir(dagman) == dagman.__all__
 
 

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from dagman.encoder.dense.reading import open_dense
     from dagman.encoder.loading import load_encoder as load
     from dagman.scans.reading import read_scan as read
     from dagman.store.writer import prepare_store as prepare
     from dagman.training.pretraining import pretrain
 
-__all__ = ["__version__", "load", "prepare", "pretrain", "read"]
+__all__ = ["__version__", "load", "open_dense", "prepare", "pretrain", "read"]
 
 _LAZY = {
+    "open_dense": ("dagman.encoder.dense.reading", "open_dense"),
     "load": ("dagman.encoder.loading", "load_encoder"),
     "read": ("dagman.scans.reading", "read_scan"),
     "prepare": ("dagman.store.writer", "prepare_store"),

@@ -89,13 +89,14 @@ class PlainLines:
             with suppress(OSError), (self.folder / self.log).open("a", encoding="utf-8") as log:
                 log.write(f"{stamp} {line}\n")
 
-    def follow(self, items: Iterable[T], text: str, total: int) -> Iterator[T]:
-        """The items as they come, each counted."""
+    def follow(self, items: Iterable[T], text: str, total: int | None) -> Iterator[T]:
+        """The items as they come, each counted; total: how many, or None where nobody knows."""
+        of_all = "" if total is None else f" of {total}"
         with self:
-            self.state(f"{text} 0 of {total}", 0, total)
+            self.state(f"{text} 0{of_all}", 0, total)
             for done, item in enumerate(items, 1):
                 yield item
-                self.state(f"{text} {done} of {total}", done, total)
+                self.state(f"{text} {done}{of_all}", done, total)
 
     def _estimate_left(self, now: float, done: int | None, total: int | None) -> str:
         if self.first is None or done is None or total is None or done >= total or done <= self.first[1]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard, cast, overload
+from typing import TYPE_CHECKING, Literal, TypeGuard, cast, overload
 
 import numpy as np
 import torch
@@ -22,15 +22,18 @@ from dagman.method.networks import Network
 from dagman.model import to_unit_range
 from dagman.records.hashes import hash_array, hash_bytes
 from dagman.scans.scan import Modality, Scan
-from dagman.store.crops import CropSpec
+from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.preparation import AIR, SCALED_RANGE, Preparation, PreparedScan
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from dagman.encoder.attention import Attention
+    from dagman.encoder.dense.reading import DenseStore
     from dagman.encoder.embedding import Embedding
+    from dagman.encoder.inputs.label_frames import LabelMap, LabelNames
     from dagman.encoder.pooling import Pooling
+    from dagman.store.manifest import Store
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -157,6 +160,16 @@ class Encoder:
     @overload
     def embed(
         self,
+        scan: ScanLike | pd.DataFrame,
+        *,
+        label_map: LabelMap,
+        labels: LabelNames = None,
+        pooling: Pooling | None = None,
+    ) -> pd.DataFrame: ...
+
+    @overload
+    def embed(
+        self,
         scan: list[str] | list[Path] | pd.DataFrame,
         *,
         pooling: Pooling | None = None,
@@ -170,6 +183,8 @@ class Encoder:
         mask: str | Path | Scan | NDArray[np.bool_] | None = None,
         points: ArrayLike | None = None,
         *,
+        label_map: LabelMap | None = None,
+        labels: LabelNames = None,
         pooling: Pooling | None = None,
         crop_mm: float | None = None,
         crop_spacing: float | None = None,
@@ -178,12 +193,21 @@ class Encoder:
 
         scan: one; or a list of paths, or a data frame with the column `scan`, for a data frame of features (see `embed_frame`).
         mask: a file or scan on the scan's grid, or a bool array of its shape; True inside. points: N x 3, RAS mm.
+        label_map: a file, a Scan or an array of labels on the scan's grid, for a data frame with a row a label, its size and its
+        features; of a data frame, its column of such files. labels: names by value, or a CSV with id and name.
         crop_mm, crop_spacing: side (mm) and voxel size (mm) of the crop around a structure or point; None: from its size.
         Raises ScanError for a scan that cannot be used, a mask on another grid, an empty mask, or a point outside.
         """
         from dagman.encoder.embedding import embed_scan
 
         crop = CropSpec(crop_mm, crop_spacing)
+        if label_map is not None:
+            from dagman.encoder.inputs.label_frames import embed_labels
+
+            if mask is not None or points is not None or crop != FROM_SIZE or isinstance(scan, list):
+                do = "Give one scan or a data frame, and no mask, points or crop beside it"
+                raise EncoderError("a label map is read within whole scans", do=do)
+            return embed_labels(self, scan, label_map, labels, pooling)
         if _is_several(scan):
             from dagman.encoder.inputs.frames import embed_frame
 
@@ -191,6 +215,23 @@ class Encoder:
                 raise EncoderError("a mask or points were given beside several scans", do="Give them as columns of a data frame")
             return embed_frame(self, scan, pooling, crop)
         return embed_scan(self, cast(ScanLike, scan), mask, points, pooling=pooling, crop=crop)
+
+    def embed_dense(
+        self,
+        scans: str | Path | Sequence[str] | Sequence[Path] | Store | pd.DataFrame,
+        out: str | Path,
+        *,
+        stages: Sequence[int] = (1, 2, 3, 4),
+        dtype: Literal["float32", "float16"] = "float32",
+    ) -> DenseStore:
+        """Token grids of whole scans in the folder `out`, which opens by region; repeated, it goes on (`dagman embed --dense`).
+
+        scans: paths, a store, or a data frame with the column `scan` (and `patient`). What cannot be used is in `out/rejected.csv`.
+        Raises TaskError when nothing can be used, StoreError when `out` holds something else.
+        """
+        from dagman.encoder.inputs.dense_folders import fill_dense_folder
+
+        return fill_dense_folder(self, scans, out, stages, dtype)
 
     def attention(self, scan: ScanLike) -> Attention:
         """What the [CLS] token attends to all over a scan, of each head and on average; see `Attention`."""

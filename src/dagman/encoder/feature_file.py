@@ -1,9 +1,9 @@
-"""Features on disk: Parquet, a row an item, with how they came to be in the file's own metadata. Its one writer and reader."""
+"""Features on disk: Parquet, a row an item or label, with how they came to be in the file's metadata. Its one writer and reader."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,32 @@ FORMAT = 1
 ROWS_AT_ONCE = 64
 """Rows of a row group: what is held in memory while a cohort is written."""
 _KEY = b"dagman"
-_ITEM_FIELDS = [
-    ("id", pa.string()),
-    ("scan", pa.string()),
-    ("patient", pa.string()),
-    ("label_value", pa.int64()),
-    ("content_hash", pa.string()),
-    ("seen_in_pretraining", pa.bool_()),
-]
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A column beside the features: its name, its type, and what it holds of a row."""
+
+    name: str
+    kind: pa.DataType
+    read: Callable[[Any], Any]
+
+
+_ITEM_FIELDS = (
+    _Field("id", pa.string(), lambda row: row.item.name),
+    _Field("scan", pa.string(), lambda row: hide_path(str(row.item.scan)) if isinstance(row.item.scan, Path) else row.item.scan),
+    _Field("patient", pa.string(), lambda row: row.item.patient),
+    _Field("label_value", pa.int64(), lambda row: row.item.label_value),
+    _Field("content_hash", pa.string(), lambda row: row.content_hash),
+)
+_LABEL_FIELDS = (
+    _Field("row", pa.int64(), lambda row: row.item.index),
+    _Field("label_name", pa.string(), lambda row: row.name),
+    _Field("voxels", pa.int64(), lambda row: row.voxels),
+    _Field("volume_mm3", pa.float64(), lambda row: row.volume_mm3),
+)
+_SEEN = "seen_in_pretraining"
+"""The last column before the features."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,8 +73,12 @@ def write_features(
     columns: Sequence[str],
     settings: dict[str, Any],
     refused: list[RefusedItem],
+    *,
+    by_label: bool = False,
 ) -> int:
     """Write rows as they come, and return how many; what was refused is appended to `refused`.
+
+    by_label: they are those of `stream_labels`, and their names and sizes are written, too.
 
     The provenance (dagman's version, the encoder's digest and configuration, `settings`) lies in the schema's metadata.
     A path that ends in .csv is written as CSV, which has no place for it.
@@ -70,15 +92,17 @@ def write_features(
         "encoder": {"source": encoder.source, "digest": encoder.digest, "what": encoder.describe(), "precision": encoder.precision},
         "settings": settings,
     }
-    fields = [*_ITEM_FIELDS, *((name, pa.float32()) for name in columns)]
-    schema = pa.schema(fields, metadata={_KEY: json.dumps(provenance, default=str).encode()})
     seen = set(encoder.config.scans_seen)
+    fields = [*_ITEM_FIELDS, *(_LABEL_FIELDS if by_label else ())]
+    fields.append(_Field(_SEEN, pa.bool_(), lambda row: row.content_hash in seen))
+    kinds = [*((one.name, one.kind) for one in fields), *((name, pa.float32()) for name in columns)]
+    schema = pa.schema(kinds, metadata={_KEY: json.dumps(provenance, default=str).encode()})
     count = 0
     is_csv = Path(path).suffix.lower() == ".csv"
     open_writer = pa.csv.CSVWriter if is_csv else pq.ParquetWriter
     with write_whole(path) as temporary, open_writer(temporary, schema) as writer:
         for group in _group_rows(rows, refused):
-            table = _build_table(group, schema, seen)
+            table = _build_table(group, fields, schema)
             writer.write_table(_protect_text(table) if is_csv else table)
             count += len(group)
         if not count:
@@ -97,12 +121,12 @@ def read_features(path: str | Path) -> FeatureFile:
     try:
         table = pq.read_table(path)
         provenance = json.loads((table.schema.metadata or {})[_KEY])
+        names = table.column_names[: table.column_names.index(_SEEN) + 1]
     except FileNotFoundError:
         raise TableError("does not exist", where=path, do="Run dagman embed") from None
     except (pa.ArrowException, KeyError, ValueError) as error:
         raise TableError(f"is not a feature file of dagman ({error})", where=path, do="Run dagman embed") from None
-    names = [name for name, _ in _ITEM_FIELDS]
-    columns = tuple(name for name in table.column_names if name not in names)
+    columns = tuple(table.column_names[len(names) :])
     values = np.stack([table[name].to_numpy() for name in columns], axis=1).astype(np.float32)
     items = {name: table[name].to_pylist() for name in names}
     return FeatureFile(items=items, values=values, columns=columns, provenance=provenance)
@@ -132,21 +156,14 @@ def _group_rows(rows: Iterable[FeatureRow | RefusedItem], refused: list[RefusedI
 
 def _protect_text(table: pa.Table) -> pa.Table:
     """The table with its text as CSV holds it; see `records.csv_file`."""
-    for place, (name, kind) in enumerate(_ITEM_FIELDS):
-        if kind == pa.string():
-            table = table.set_column(place, name, pa.array([protect_cell(text) for text in table[name].to_pylist()], type=kind))
+    for place, one in enumerate(table.schema):
+        if one.type == pa.string():
+            texts = [protect_cell(text) for text in table[one.name].to_pylist()]
+            table = table.set_column(place, one.name, pa.array(texts, type=one.type))
     return table
 
 
-def _build_table(group: Sequence[FeatureRow], schema: pa.Schema, seen: set[str]) -> pa.Table:
-    items = [
-        [row.item.name for row in group],
-        [hide_path(str(row.item.scan)) if isinstance(row.item.scan, Path) else row.item.scan for row in group],
-        [row.item.patient for row in group],
-        [row.item.label_value for row in group],
-        [row.content_hash for row in group],
-        [row.content_hash in seen for row in group],
-    ]
+def _build_table(group: Sequence[FeatureRow], fields: Sequence[_Field], schema: pa.Schema) -> pa.Table:
     values = np.stack([row.values for row in group])
-    arrays = [pa.array(column, type=kind) for column, (_, kind) in zip(items, _ITEM_FIELDS, strict=True)]
+    arrays = [pa.array([one.read(row) for row in group], type=one.kind) for one in fields]
     return pa.Table.from_arrays([*arrays, *(pa.array(column) for column in values.T)], schema=schema)

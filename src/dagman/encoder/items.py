@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 from dagman.encoder.embedding import list_columns, pool_crops, pool_scan
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.feature_cache import FeatureCache, name_input
+from dagman.encoder.inputs.opening import OpenedScan, RefusedItem, explain_refusal, open_scans
 from dagman.encoder.pooling import Pooling
 from dagman.encoder.reader import ScanReader
-from dagman.errors import DagmanError, StoreError, TableError
-from dagman.scans.affine import Affine
+from dagman.errors import DagmanError
 from dagman.scans.discovery import Refusal, find_series
 from dagman.scans.pseudonyms import name_file
-from dagman.scans.scan import Scan, hash_scan
+from dagman.scans.scan import Scan
 from dagman.store.crops import FROM_SIZE, Crop, CropShape, CropSpec, choose_crop, cut_structure, cut_surroundings, measure_extent
 from dagman.store.manifest import Store
-from dagman.store.preparation import PreparedScan, prepare_mask, prepare_scan
-from dagman.tables.items import Item, align_mask, check_points, measure_cut, read_mask, select_structure
+from dagman.store.preparation import PreparedScan
+from dagman.tables.items import Item, read_mask, select_structure
 from dagman.tables.patients import state_patients
 
 __all__ = [
@@ -57,14 +57,6 @@ class FeatureRow:
     values: NDArray[np.float32] = field(repr=False)
     content_hash: str
     cut: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class RefusedItem:
-    """An item that was left out, and why."""
-
-    item: Item
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -182,7 +174,7 @@ def stream_features(
     kept = FeatureCache(cache) if cache else None
     items = list(items)
     crop = choose_item_crop(items, encoder.reader, crop)
-    for found in _open_scans(encoder.reader, items, store):
+    for found in open_scans(encoder.reader, items, store):
         if isinstance(found, RefusedItem):
             yield found
             continue
@@ -193,7 +185,7 @@ def stream_features(
                 try:
                     given.append((item, _take_input(opened, item, encoder.reader, crop)))
                 except DagmanError as error:
-                    yield RefusedItem(item=item, reason=_explain(error, item))
+                    yield RefusedItem(item=item, reason=explain_refusal(error, item))
             vectors = _compute_vectors(encoder, [one for _, one in given], pooling, kept)
             for (item, _), values in zip(given, vectors, strict=True):
                 yield FeatureRow(item=item, values=values, content_hash=opened.content_hash, cut=opened.measure_cut(item))
@@ -204,7 +196,7 @@ def open_items(reader: ScanReader, items: Iterable[Item], *, store: Store | None
 
     Raises TableError when most points lie outside their scans, saying whether they appear to be LPS.
     """
-    for found in _open_scans(reader, list(items), store):
+    for found in open_scans(reader, list(items), store):
         if isinstance(found, RefusedItem):
             yield found
             continue
@@ -213,7 +205,7 @@ def open_items(reader: ScanReader, items: Iterable[Item], *, store: Store | None
             try:
                 inside = opened.find_structure(item) if item.mask is not None else None
             except DagmanError as error:
-                yield RefusedItem(item=item, reason=_explain(error, item))
+                yield RefusedItem(item=item, reason=explain_refusal(error, item))
                 continue
             cut = opened.measure_cut(item)
             yield OpenItem(item=item, scan=opened.scan, inside=inside, content_hash=opened.content_hash, cut=cut)
@@ -247,81 +239,7 @@ def list_seen(encoder: Encoder, names: Sequence[str], hashes: Sequence[str]) -> 
     return sorted({name for name, content in zip(names, hashes, strict=True) if content in seen})
 
 
-@dataclass(kw_only=True)
-class _OpenedScan:
-    """A scan while its items are read: its own voxels for crops, its prepared ones once a whole scan is asked for."""
-
-    scan: Scan
-    prepared: PreparedScan | None
-    content_hash: str
-    stored: bool
-    # The label map read last: many rows of a table share one.
-    mask: tuple[tuple[Path, str | int | None], NDArray] | None = None
-    # The share of each label map that lies outside the scan.
-    cut: dict[Path, float] = field(default_factory=dict)
-
-    @classmethod
-    def open(cls, reader: ScanReader, scan: Path | str, store: Store | None) -> _OpenedScan:
-        if isinstance(scan, str):
-            if store is None:
-                raise StoreError(f"{scan!r} is the id of a stored scan, but no store was given", do="Pass --store STORE")
-            prepared = reader.prepare((store, scan))
-            return cls(scan=reader.read(prepared), prepared=prepared, content_hash=prepared.content_hash, stored=True)
-        opened = reader.read(scan)
-        return cls(scan=opened, prepared=None, content_hash=hash_scan(opened), stored=False)
-
-    def prepare(self, reader: ScanReader) -> PreparedScan:
-        if self.prepared is None:
-            self.prepared = prepare_scan(self.scan, reader.preparation)
-        return self.prepared
-
-    def find_structure(self, item: Item) -> NDArray[np.bool_]:
-        if item.mask is None:
-            raise TableError("has no mask", where=item.name)
-        if self.mask is None or self.mask[0] != (item.mask, item.structure):
-            labels = read_mask(item)
-            stored = self.prepared if self.stored else None
-            placed = align_mask(item, labels, self.scan) if stored is None else prepare_mask(labels, stored)
-            self.mask = ((item.mask, item.structure), placed)
-            # A stored scan is cropped to the body, at another spacing: voxels cannot be counted against its own.
-            self.cut[item.mask] = measure_cut(labels, placed) if stored is None else 0.0
-        return select_structure(item, self.mask[1])
-
-    def measure_cut(self, item: Item) -> float:
-        """The share of an item's mask that lies outside the scan; its structure was found before."""
-        return self.cut.get(item.mask, 0.0) if item.mask is not None else 0.0
-
-
-def _open_scans(
-    reader: ScanReader, items: Sequence[Item], store: Store | None
-) -> Iterator[tuple[_OpenedScan, list[Item]] | RefusedItem]:
-    """Each scan, read once, with its items; items of scans that cannot be used are refused. In the end points are judged."""
-    grids: list[tuple[Item, tuple[int, int, int], Affine]] = []
-    for group in _group_by_scan(items):
-        try:
-            opened = _OpenedScan.open(reader, group[0].scan, store)
-        except DagmanError as error:
-            yield from (RefusedItem(item=item, reason=_explain(error, item)) for item in group)
-            continue
-        grids += [(item, opened.scan.shape, opened.scan.affine) for item in group if item.mask is None and item.center_mm]
-        yield opened, group
-    check_points(grids)
-
-
-def _explain(error: DagmanError, item: Item) -> str:
-    """The error without the name of the item, which stands beside it."""
-    return str(error).removeprefix(f"{item.name}: ")
-
-
-def _group_by_scan(items: Sequence[Item]) -> list[list[Item]]:
-    groups: dict[Path | str, list[Item]] = {}
-    for item in items:
-        groups.setdefault(item.scan, []).append(item)
-    # Within a scan by mask, so that each label map is read once.
-    return [sorted(group, key=lambda item: str(item.mask)) for group in groups.values()]
-
-
-def _take_input(opened: _OpenedScan, item: Item, reader: ScanReader, crop: CropSpec) -> Crop | PreparedScan:
+def _take_input(opened: OpenedScan, item: Item, reader: ScanReader, crop: CropSpec) -> Crop | PreparedScan:
     if item.mask is not None:
         inside = opened.find_structure(item)
         extent = measure_extent(inside, opened.scan.spacing)

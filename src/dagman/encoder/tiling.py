@@ -9,7 +9,7 @@ network's attention windows do. The scan lies in the middle of its padding, as s
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -136,6 +136,36 @@ def sliding_window_inference(
     return sums
 
 
+def stream_tiles(
+    forward: Forward, voxels: NDArray[np.int16], tiling: Tiling, *, fill: float
+) -> Iterator[tuple[Triple, list[Float[Tensor, "C x y z"]]]]:
+    """Each tile's start and its maps times their share of the blend: added up, they are what `sliding_window_inference` gives.
+
+    One tile is in memory at a time, for those who add up elsewhere, such as in a file; `forward` and `fill` as there.
+    """
+    places = [sorted({start[axis] for start in tiling.starts}) for axis in range(3)]
+    for start in tiling.starts:
+        tile = torch.from_numpy(_cut_tile(voxels, tiling, start, fill))[None, None]
+        maps = [features[0].float().cpu() for features in forward(tile)]
+        if len(tiling.starts) > 1:
+            maps = [features * _share_tile(features.shape[1:], start, places, tiling) for features in maps]
+        yield start, maps
+
+
+def _share_tile(cells: Sequence[int], start: Triple, places: Sequence[Sequence[int]], tiling: Tiling) -> Float[Tensor, "x y z"]:
+    """The share of a tile's weights in those of all tiles. Tiles are a grid, so that it is a product over the axes."""
+    axes = []
+    for count, first, others, size in zip(cells, start, places, tiling.size, strict=True):
+        weights = _weight_axis(count, tiling.floor)
+        total = torch.zeros(count)
+        for other in others:
+            offset = (other - first) * count // size
+            if abs(offset) < count:
+                total[max(0, offset) : count + min(0, offset)] += weights[max(0, -offset) : count - max(0, offset)]
+        axes.append(weights / total)
+    return axes[0][:, None, None] * axes[1][None, :, None] * axes[2][None, None, :]
+
+
 def mirror_forward(forward: Forward, axes: Sequence[int] = (0, 1, 2)) -> Forward:
     """The mean of a network's answers over all mirrored forms of a tile, mirrored back (test-time mirroring)."""
     subsets = [flips for count in range(len(axes) + 1) for flips in itertools.combinations([axis + 2 for axis in axes], count)]
@@ -156,9 +186,13 @@ def mark_scan(tiling: Tiling) -> Bool[Tensor, "X Y Z"]:
 
 def weight_tile(cells: Sequence[int], floor: float = FLOOR) -> Float[Tensor, "x y z"]:
     """What each cell of a tile's map counts: a Gaussian about the middle, 1 there, of at least `floor` along each axis."""
-    places = [(torch.arange(count) + 0.5) / count - 0.5 for count in cells]
-    x, y, z = (torch.exp(-0.5 * (place / SPREAD) ** 2).clamp(min=floor) for place in places)
+    x, y, z = (_weight_axis(count, floor) for count in cells)
     return x[:, None, None] * y[None, :, None] * z[None, None, :]
+
+
+def _weight_axis(count: int, floor: float) -> Float[Tensor, "n"]:
+    places = (torch.arange(count) + 0.5) / count - 0.5
+    return torch.exp(-0.5 * (places / SPREAD) ** 2).clamp(min=floor)
 
 
 def _spread(whole: int, size: int, step: int, alignment: int) -> list[int]:

@@ -16,7 +16,16 @@ from dagman.records.key import find_key
 _LIBRARIES = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "blosc2", "scikit-learn", "monai", "scikit-survival")
 
 _OWN_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq", ".xlsx", ".toml", ".txt", ".json", ".key", ".xml")
-_OWN_FILES = ("store.json", "settings.toml", "config.json", "metrics.json", "command.json", "segmentation.json", "classifier.json")
+_OWN_FILES = (
+    "store.json",
+    "settings.toml",
+    "config.json",
+    "metrics.json",
+    "command.json",
+    "segmentation.json",
+    "classifier.json",
+    "dense.json",
+)
 
 
 def describe_environment() -> dict[str, Any]:

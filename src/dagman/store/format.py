@@ -33,6 +33,7 @@ from dagman.store.preparation import Preparation
 FORMAT = 1
 BLOCK, CHUNK = 32, 128
 ID_LENGTH = 16
+_AGAIN = "Run dagman prepare again on the same scans; it writes what is missing"
 STAGING = "staging"
 """Folder of files that workers have written and the writer has not yet accepted."""
 
@@ -60,21 +61,32 @@ def pack_voxels(voxels: NDArray[np.int16]) -> bytes:
 
 def open_voxels(path: Path) -> blosc2.NDArray:
     """A lazy handle on a scan's voxels; raises StoreError when the file is missing or damaged."""
-    if not path.is_file():
-        raise StoreError("is missing", where=path, do="Run dagman prepare again on the same scans; it writes what is missing")
-    try:
-        # One thread: loader processes decompress beside each other already.
-        handle = blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
-    except (RuntimeError, ValueError, OSError) as error:
-        raise damaged_file(path) from error
+    handle = open_array(path, _AGAIN)
     if handle.ndim != 3 or handle.dtype != np.int16:
         raise damaged_file(path)
     return handle
 
 
-def damaged_file(path: Path) -> StoreError:
+def open_array(path: Path, do: str) -> blosc2.NDArray:
+    """A lazy handle on an array of blosc2; raises StoreError, which says to `do`, when the file is missing, damaged or no array.
+
+    blosc2 has files that are computed by code which they hold, too: they are refused, unread.
+    """
+    if not path.is_file():
+        raise StoreError("is missing", where=path, do=do)
+    try:
+        # One thread: loader processes decompress beside each other already.
+        handle = blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
+    except (RuntimeError, ValueError, OSError) as error:
+        raise damaged_file(path, do) from error
+    if type(handle) is not blosc2.NDArray:
+        raise damaged_file(path, do)
+    return handle
+
+
+def damaged_file(path: Path, do: str = "Delete it and run dagman prepare again on the same scans") -> StoreError:
     """What is said of a file that cannot be decompressed."""
-    return StoreError("is damaged", where=path, do="Delete it and run dagman prepare again on the same scans")
+    return StoreError("is damaged", where=path, do=do)
 
 
 def write_info(store: Path, preparation: Preparation, key: str | None = None) -> None:

@@ -1,23 +1,29 @@
-"""`dagman embed`: feature vectors of scans, of a store's scans, or of a table's items."""
+"""`dagman embed`: feature vectors of scans, of a table's items, or of the labels of maps; or the token grids themselves."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
-from dagman.cli.tasks.task_options import Coordinates, CropMm, CropSpacing, Ids, KeyPath, PatientsOf, Weights
+from dagman.cli.tasks.task_options import Coordinates, CropMm, CropSpacing, Ids, KeyPath, PatientsOf, Weights, one_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from dagman.encoder.items import FeatureRow, RefusedItem
+    from dagman.encoder.dense.format import Number
+    from dagman.encoder.encoder import Encoder
+    from dagman.encoder.inputs.opening import RefusedItem
+    from dagman.encoder.items import FeatureRow
+    from dagman.encoder.pooling import Pooling
     from dagman.scans.discovery import Refusal
     from dagman.store.manifest import Store
     from dagman.tables.items import Item
 
+T = TypeVar("T")
 app = typer.Typer(add_completion=False)
 
 _EXAMPLE = "Example: dagman embed runs/first nodules.csv --out nodules.parquet --crop-spacing 0.7"
@@ -27,10 +33,25 @@ _EXAMPLE = "Example: dagman embed runs/first nodules.csv --out nodules.parquet -
 def embed_sources(
     encoder: Annotated[str, typer.Argument(help="A run, an encoder folder, or scratch:SIZE.")],
     sources: Annotated[list[Path], typer.Argument(help="Scans (files, folders, patterns, @LIST of paths), a table, or a store.")],
-    out: Annotated[Path, typer.Option(help="Parquet or CSV file to write.")],
+    out: Annotated[Path, typer.Option(help="Parquet or CSV file to write; with --dense a folder.")],
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Write the token grids of whole scans, which `dagman.open_dense` opens by region.")
+    ] = False,
+    dtype: Annotated[
+        str, typer.Option(callback=one_of("dtype", "float32", "float16"), help="Numbers of --dense: float32 or float16.")
+    ] = "float32",
+    label_map: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MAP|FOLDER|COLUMN",
+            help="One vector per label of a map, with its size: the map of one scan, a folder of maps named as the scans, or the "
+            "table's column of maps.",
+        ),
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="CSV with id and name of the values of label maps.")] = None,
     crop_mm: CropMm = None,
     crop_spacing: CropSpacing = None,
-    stages: Annotated[str, typer.Option(help="Stages to pool, comma-separated.")] = "1,2,3,4",
+    stages: Annotated[str, typer.Option(help="Stages to read, comma-separated.")] = "1,2,3,4",
     pools: Annotated[str, typer.Option(help="Statistics to pool from each stage, comma-separated.")] = "mean,std,max",
     store: Annotated[Path | None, typer.Option(help="Store that holds the scans which a table names by id.")] = None,
     patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
@@ -47,45 +68,194 @@ def embed_sources(
 ) -> None:
     """Write one feature vector per item as Parquet or CSV: of whole scans, or pooled inside masks or around points.
 
+    With --label-map one vector per label of each scan's map, with its name, voxels and volume. With --dense OUT is a folder with
+    the feature maps of each scan, their affine and spacing; the same command repeated continues it.
     Items that cannot be used are listed with their reason in OUT.rejected.csv; how OUT came to be is in OUT.command.json.
     """
-    from dagman.encoder.embedding import list_columns
-    from dagman.encoder.feature_file import describe_pooling, write_features, write_refused
-    from dagman.encoder.items import stream_features
     from dagman.encoder.loading import load_encoder
-    from dagman.errors import SettingsError, TaskError
-    from dagman.records.provenance import hide_path, write_command
+    from dagman.errors import SettingsError
     from dagman.records.sources import expand_sources
-    from dagman.store.crops import CropSpec
-    from dagman.tables.items import note_cut
 
-    if out.suffix.lower() not in (".parquet", ".pq", ".csv"):
+    _refuse_idle(
+        dense,
+        label_map,
+        given={
+            "--labels": (labels is not None, "--label-map"),
+            "--dtype": (dtype != "float32", "--dense"),
+            "--pools": (pools != "mean,std,max", "vectors"),
+            "--crop-mm": (crop_mm is not None, "crops"),
+            "--crop-spacing": (crop_spacing is not None, "crops"),
+            "--cache": (cache is not None, "crops"),
+        },
+    )
+    if not dense and out.suffix.lower() not in (".parquet", ".pq", ".csv"):
         raise SettingsError("features are written as Parquet or CSV", where=out, do="Name it something.parquet or something.csv")
     sources = expand_sources(sources)
     pooling = _read_pooling(stages, pools)
     loaded = load_encoder(encoder, device=device, precision=precision, weights=weights)
-    items, opened, refused, notes = _list_items(sources, store, patient, mask_label, coordinates, ids, patients)
+    listed = _list_items(sources, store, patient, mask_label, coordinates, ids, patients)
+    work = _Work(encoder=loaded, sources=sources, listed=listed, out=out, pooling=pooling, quiet=as_json)
+    if dense:
+        outcome, reasons, notes = _embed_dense(work, dtype)
+    elif label_map is not None:
+        outcome, reasons, notes = _embed_labels(work, label_map, labels)
+    else:
+        outcome, reasons, notes = _embed_items(work, crop_mm, crop_spacing, cache)
+    _report(outcome, reasons, [loaded.describe(), *listed.notes, *notes], as_json=as_json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Listed:
+    """The items to embed, the store that holds them, the table they are from, what was refused already, and what is to be said."""
+
+    items: list[Item]
+    store: Store | None = None
+    table: Path | None = None
+    refused: list[Refusal] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What all forms of the command share."""
+
+    encoder: Encoder
+    sources: list[Path]
+    listed: _Listed
+    out: Path
+    pooling: Pooling
+    quiet: bool
+
+    def record(self, settings: dict[str, Any], outcome: dict[str, Any], folder: Path, name: str) -> None:
+        from dagman.records.provenance import hide_path, write_command
+
+        settings = {**settings, "sources": [hide_path(str(source)) for source in self.sources]}
+        inputs = {"encoder": self.encoder.source, "encoder_digest": self.encoder.digest}
+        write_command(folder, "embed", name=name, settings=settings, inputs=inputs, outcome=outcome)
+
+    def list_reasons(self, left_out: list[RefusedItem]) -> list[tuple[str, str]]:
+        given = [(one.source, one.reason) for one in self.listed.refused]
+        return [*given, *((one.item.name, one.reason) for one in left_out)]
+
+    def refuse_nothing(self, rejected: Path) -> None:
+        """Raise TaskError where there is no item, once the reasons are written."""
+        from dagman.encoder.feature_file import write_refused
+        from dagman.errors import TaskError
+
+        if not self.listed.items:
+            refused = self.listed.refused
+            write_refused(rejected, self.list_reasons([]))
+            first = f": {refused[0].source}: {refused[0].reason}" if refused else ""
+            raise TaskError(f"there are no items to embed{first}", where=", ".join(map(str, self.sources)))
+
+
+_Outcome = tuple[dict[str, Any], list[tuple[str, str]], list[str]]
+"""What is printed as JSON, what was refused with the reason, and notes."""
+
+
+def _embed_items(work: _Work, crop_mm: float | None, crop_spacing: float | None, cache: Path | None) -> _Outcome:
+    from dagman.encoder.feature_file import describe_pooling
+    from dagman.encoder.items import stream_features
+    from dagman.store.crops import CropSpec
+
     crop = CropSpec(crop_mm, crop_spacing)
-    rows = stream_features(loaded, items, store=opened, pooling=pooling, crop=crop, cache=cache)
-    columns = list_columns(loaded, pooling)
-    settings = {**describe_pooling(pooling, crop), "sources": [hide_path(str(source)) for source in sources]}
+    items, pooling = work.listed.items, work.pooling
+    rows = stream_features(work.encoder, items, store=work.listed.store, pooling=pooling, crop=crop, cache=cache)
+    return _write_vectors(work, rows, len(items), describe_pooling(pooling, crop), by_label=False)
+
+
+def _embed_labels(work: _Work, label_map: str, labels: Path | None) -> _Outcome:
+    from dagman.encoder.dense.labels import stream_labels
+    from dagman.encoder.feature_file import describe_pooling
+    from dagman.records.provenance import hide_path
+    from dagman.store.crops import CropSpec
+    from dagman.tables.label_columns import give_maps
+    from dagman.tables.label_maps import read_label_names
+
+    names = read_label_names(labels) if labels else {}
+    items = give_maps(work.listed.items, label_map, work.listed.table)
+    settings = {
+        **describe_pooling(work.pooling, CropSpec()),
+        "label_map": label_map if work.listed.table else hide_path(label_map),
+        "label_names": {str(value): name for value, name in names.items()},
+    }
+    rows = stream_labels(
+        work.encoder, items, store=work.listed.store, pooling=work.pooling, names=names, folder=work.out.absolute().parent
+    )
+    return _write_vectors(work, rows, None, settings, by_label=True)
+
+
+def _write_vectors(
+    work: _Work, rows: Iterator[FeatureRow | RefusedItem], total: int | None, settings: dict[str, Any], *, by_label: bool
+) -> _Outcome:
+    from dagman.encoder.embedding import list_columns
+    from dagman.encoder.feature_file import write_features, write_refused
+    from dagman.tables.items import note_cut
+
+    out = work.out
     rejected = out.with_name(f"{out.name}.rejected.csv")
-    if not items:
-        write_refused(rejected, [(one.source, one.reason) for one in refused])
-        first = f": {refused[0].source}: {refused[0].reason}" if refused else ""
-        raise TaskError(f"there are no items to embed{first}", where=", ".join(map(str, sources)))
+    work.refuse_nothing(rejected)
+    columns = list_columns(work.encoder, work.pooling)
     left_out: list[RefusedItem] = []
     cut: dict[str, float] = {}
     try:
-        shown = _show_progress(_collect_cut(rows, cut), len(items), out, quiet=as_json)
-        count = write_features(out, shown, loaded, columns, settings, left_out)
+        shown = _show_progress(_collect_cut(rows, cut), total, out, quiet=work.quiet)
+        count = write_features(out, shown, work.encoder, columns, settings, left_out, by_label=by_label)
     finally:
-        reasons = [*((one.source, one.reason) for one in refused), *((one.item.name, one.reason) for one in left_out)]
+        reasons = work.list_reasons(left_out)
         write_refused(rejected, reasons)
     outcome = {"written": count, "refused": len(reasons), "columns": len(columns), "out": str(out), "rejected": str(rejected)}
-    inputs = {"encoder": loaded.source, "encoder_digest": loaded.digest}
-    write_command(out.parent, "embed", name=f"{out.name}.command.json", settings=settings, inputs=inputs, outcome=outcome)
-    _report(outcome, reasons, [loaded.describe(), *notes, *note_cut(cut)], as_json=as_json)
+    work.record(settings, outcome, out.parent, f"{out.name}.command.json")
+    return outcome, reasons, note_cut(cut)
+
+
+def _embed_dense(work: _Work, dtype: str) -> _Outcome:
+    from dagman.encoder.dense.writing import DenseRow, write_dense
+    from dagman.encoder.feature_file import write_refused
+    from dagman.errors import TaskError
+    from dagman.records.counts import count_noun
+
+    items, out = work.listed.items, work.out
+    rejected = out / "rejected.csv"
+    if not items:
+        work.refuse_nothing(out.with_name(f"{out.name}.rejected.csv"))
+    stages = work.pooling.stages
+    rows = write_dense(work.encoder, items, out, store=work.listed.store, stages=stages, number=cast("Number", dtype))
+    left_out: list[RefusedItem] = []
+    done: list[DenseRow] = []
+    total = len({item.scan for item in items})
+    try:
+        for row in _show_progress(rows, total, out / "embed", quiet=work.quiet):
+            if isinstance(row, DenseRow):
+                done.append(row)
+            else:
+                left_out.append(row)
+    finally:
+        reasons = work.list_reasons(left_out)
+        if (out / "dense.json").is_file():
+            write_refused(rejected, reasons)
+    if not done:
+        raise TaskError(f"none of {count_noun(total, 'scan')} can be embedded; the first: {': '.join(reasons[0])}", where=out)
+    kept = sum(row.kept for row in done)
+    outcome = {"written": len(done) - kept, "kept": kept, "refused": len(reasons), "out": str(out), "rejected": str(rejected)}
+    work.record({"stages": list(stages), "dtype": dtype, "dense": True}, outcome, out, "command.json")
+    return outcome, reasons, []
+
+
+def _refuse_idle(dense: bool, label_map: str | None, given: dict[str, tuple[bool, str]]) -> None:
+    """Raise SettingsError for an option that would do nothing in the form that is asked for."""
+    from dagman.errors import SettingsError
+
+    if dense and label_map is not None:
+        raise SettingsError("both --dense and --label-map were given", do="Run the command twice, once with each")
+    forms = {"--dense": dense, "--label-map": label_map is not None, "vectors": not dense, "crops": not dense and label_map is None}
+    for option, (is_given, form) in given.items():
+        if is_given and not forms[form]:
+            do = f"Give {form}, or leave {option} out" if form.startswith("--") else "Leave it out"
+            raise SettingsError(
+                f"{option} has no effect {'here' if form.startswith('--') else 'with ' + ('--dense' if dense else '--label-map')}",
+                do=do,
+            )
 
 
 def _read_pooling(stages: str, pools: str) -> Any:
@@ -102,8 +272,8 @@ def _read_pooling(stages: str, pools: str) -> Any:
 
 def _list_items(
     sources: list[Path], store: Path | None, patient: str, mask_label: int | None, coordinates: Any, ids: str, patients: str | None
-) -> tuple[list[Item], Store | None, list[Refusal], list[str]]:
-    """Items of one table, of one store, or of scans; the store, what was refused already, and what is to be said."""
+) -> _Listed:
+    """Items of one table, of one store, or of scans."""
     from dataclasses import replace
 
     from dagman.encoder.items import list_scans, list_stored
@@ -124,15 +294,15 @@ def _list_items(
         items, refused = list_scans(sources, patients=patients)
         names = name_relative([item.name for item in items], sources)
         items = [replace(item, name=name) for item, name in zip(items, names, strict=True)]
-        return items, None, refused, [*note_patients(items), describe_names()] if items else []
+        return _Listed(items=items, refused=refused, notes=[*note_patients(items), describe_names()] if items else [])
     if (special[0] / "store.json").exists():
         opened = Store(special[0])
         items = list_stored(opened)
-        return items, opened, [], note_patients(items)
+        return _Listed(items=items, store=opened, notes=note_patients(items))
     held = Store(store) if store else None
     stored = [row.id for row in held.rows] if held else []
     table = read_table(special[0], patient=patient, mask_label=mask_label, coordinates=coordinates, known_ids=stored, ids=ids)
-    return list(table.items), held, [], [note.text for note in table.notes]
+    return _Listed(items=list(table.items), store=held, table=table.path, notes=[note.text for note in table.notes])
 
 
 def _collect_cut(rows: Iterator[FeatureRow | RefusedItem], cut: dict[str, float]) -> Iterator[FeatureRow | RefusedItem]:
@@ -145,9 +315,7 @@ def _collect_cut(rows: Iterator[FeatureRow | RefusedItem], cut: dict[str, float]
         yield row
 
 
-def _show_progress(
-    rows: Iterator[FeatureRow | RefusedItem], total: int, out: Path, *, quiet: bool
-) -> Iterable[FeatureRow | RefusedItem]:
+def _show_progress(rows: Iterator[T], total: int | None, out: Path, *, quiet: bool) -> Iterable[T]:
     from rich.console import Console
     from rich.progress import track
 
@@ -173,9 +341,11 @@ def _report(outcome: dict[str, Any], reasons: list[tuple[str, str]], notes: list
     console = Console(soft_wrap=True, markup=False, highlight=False)
     for note in notes:
         console.print(note)
-    console.print(
-        f"{count_noun(outcome['written'], 'item')} embedded, {outcome['columns']} features each; {outcome['refused']} refused"
-    )
+    if "columns" in outcome:
+        done = f"{count_noun(outcome['written'], 'item')} embedded, {outcome['columns']} features each"
+    else:
+        done = f"token grids of {count_noun(outcome['written'], 'scan')} written, {outcome['kept']} there already"
+    console.print(f"{done}; {outcome['refused']} refused")
     for source, reason in reasons[:20]:
         console.print(f"  refused {source}: {reason}")
     if len(reasons) > 20:

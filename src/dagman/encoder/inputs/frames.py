@@ -34,7 +34,7 @@ def embed_frame(
     """
     pooling = pooling or Pooling()
     given = scans if isinstance(scans, pd.DataFrame) else pd.DataFrame({"scan": [str(path) for path in scans]})
-    items = _list_items(given)
+    items = list_items(given)
     table = embed_items(encoder, items, pooling=pooling, crop=crop)
     refused = [(one.item.name, one.reason) for one in table.refused]
     if not len(table):
@@ -42,7 +42,8 @@ def embed_frame(
     return _join(given, table, list_columns(encoder, pooling), refused)
 
 
-def _list_items(given: pd.DataFrame) -> list[Item]:
+def list_items(given: pd.DataFrame) -> list[Item]:
+    """One item for each row of a data frame, as `embed_frame` reads its columns; raises TableError where that cannot be."""
     if "scan" not in given.columns:
         raise TableError("the data frame has no column 'scan'", do=suggest_name("scan", map(str, given.columns)))
     if not len(given):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -45,6 +46,14 @@ def read_structure(path: Path, name: str | int | None, find_grid: Callable[[], G
         return _read_contours(path, name, find_grid) if _read_class(path) == _RTSTRUCT else _read_segment(path, name)
 
 
+def list_structures(path: Path) -> dict[int, str]:
+    """The structures of an RTSTRUCT or SEG: names by number. Raises as `read_structure`."""
+    with explain_faults("is damaged, or no RTSTRUCT or SEG that can be read", where=path, do=_EXPORT_AGAIN), quiet_pydicom():
+        if _read_class(path) == _RTSTRUCT:
+            return _name_contours(pydicom.dcmread(path, force=True))
+        return _name_segments(_open_segments(path))
+
+
 def _read_class(path: Path) -> str:
     with explain_faults("is damaged in its DICOM header", where=path, do=_EXPORT_AGAIN), open(path, "rb") as file:
         return read_text(read_data_set(file, stop_before_pixels=True, specific_tags=["SOPClassUID"]), "SOPClassUID")
@@ -71,7 +80,7 @@ def _choose(path: Path, name: str | int | None, names: dict[int, str]) -> int:
 
 def _read_contours(path: Path, name: str | int | None, find_grid: Callable[[], Grid]) -> Scan:
     data = pydicom.dcmread(path, force=True)
-    rois = {int(one.ROINumber): read_text(one, "ROIName").strip() for one in read_items(data, "StructureSetROISequence")}
+    rois = _name_contours(data)
     number = _choose(path, name, rois)
     affine, shape = find_grid()
     contours = []
@@ -99,14 +108,25 @@ def _read_contours(path: Path, name: str | int | None, find_grid: Callable[[], G
     return _build_map(np.moveaxis(filled, (0, 1, 2), order), affine, path)
 
 
-def _read_segment(path: Path, name: str | int | None) -> Scan:
+def _name_contours(data: pydicom.Dataset) -> dict[int, str]:
+    return {int(one.ROINumber): read_text(one, "ROIName").strip() for one in read_items(data, "StructureSetROISequence")}
+
+
+def _open_segments(path: Path) -> Any:
     try:
         import highdicom
     except ImportError:
         raise MissingExtraError("highdicom", "seg") from None
-    segmentation = highdicom.seg.segread(path)
-    names = {one: segmentation.get_segment_description(one).segment_label.strip() for one in segmentation.segment_numbers}
-    number = _choose(path, name, names)
+    return highdicom.seg.segread(path)
+
+
+def _name_segments(segmentation: Any) -> dict[int, str]:
+    return {one: segmentation.get_segment_description(one).segment_label.strip() for one in segmentation.segment_numbers}
+
+
+def _read_segment(path: Path, name: str | int | None) -> Scan:
+    segmentation = _open_segments(path)
+    number = _choose(path, name, _name_segments(segmentation))
     volume = segmentation.get_volume(segment_numbers=[number], combine_segments=True)
     # highdicom counts slices first, then rows, then columns, in LPS.
     matrix = LPS_TO_RAS @ volume.affine[:, [2, 1, 0, 3]]

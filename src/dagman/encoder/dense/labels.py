@@ -1,0 +1,228 @@
+"""One vector for each label of a map: the tokens of the whole scan, pooled within the label, with its size.
+
+A crop around a structure (`encoder.items`) reads it at a spacing of its own; here a scan is read once, at the encoder's spacing,
+however many labels its map has, and a token that a label merely touches counts for the share that lies in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import scipy.ndimage
+from numpy.typing import NDArray
+
+from dagman.encoder.dense.grids import TokenGrid, compute_grids
+from dagman.encoder.encoder import Encoder
+from dagman.encoder.inputs.opening import OpenedScan, RefusedItem, explain_refusal, open_scans
+from dagman.encoder.items import FeatureRow
+from dagman.encoder.pooling import Pooling
+from dagman.encoder.tiling import MOST_MEMORY
+from dagman.errors import DagmanError, TableError
+from dagman.records.counts import list_some
+from dagman.scans.scan import Scan
+from dagman.scans.structures import holds_structures, list_structures
+from dagman.store.manifest import Store
+from dagman.store.preparation import prepare_mask
+from dagman.tables.items import Item, align_mask, measure_cut, read_mask, refuse_fractions
+
+SLAB = 128
+"""Voxels of a label along x that are pooled at once."""
+LARGEST = 2**16 - 1
+"""Largest value that is taken for a label: beyond it a map holds something else."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelRow(FeatureRow):
+    """The vector of one label, the `name` of its value if there is one, and its size in the map, inside and outside the scan."""
+
+    name: str | None
+    voxels: int
+    volume_mm3: float
+
+
+def stream_labels(
+    encoder: Encoder,
+    items: Iterable[Item],
+    *,
+    store: Store | None = None,
+    pooling: Pooling | None = None,
+    names: Mapping[int, str] | None = None,
+    memory: int = MOST_MEMORY,
+    folder: Path | None = None,
+) -> Iterator[LabelRow | RefusedItem]:
+    """A row for each label of each item's mask, as they come; of an item with a `label_value`, that label alone.
+
+    store: holds the scans that items give as an id. names: of label values; others go by their number. memory, folder: as in
+    `compute_grids`. Held are one scan, its map, and one tile with its tokens.
+    """
+    pooling = pooling or Pooling()
+    for found in open_scans(encoder.reader, list(items), store):
+        if isinstance(found, RefusedItem):
+            yield found
+            continue
+        opened, group = found
+        maps: list[tuple[Item, _LabelMap]] = []
+        for item in group:
+            try:
+                maps += [(item, _place_labels(encoder, opened, one)) for one in _read_maps(item)]
+            except DagmanError as error:
+                yield RefusedItem(item=item, reason=explain_refusal(error, item))
+        if not maps:
+            continue
+        with compute_grids(encoder, opened.prepare(encoder.reader), pooling.stages, memory=memory, folder=folder) as grids:
+            for item, held in maps:
+                yield from _pool_map(item, held, grids, pooling, names or {}, opened.content_hash)
+
+
+def pool_label_map(
+    encoder: Encoder, opened: OpenedScan, given: Scan, *, pooling: Pooling, names: Mapping[int, str]
+) -> list[LabelRow | RefusedItem]:
+    """A row for each label of a map that is at hand, on the grid of its scan. Raises DagmanError where it cannot be used."""
+    item = Item(index=0, name=opened.scan.source, scan=opened.scan.source, patient=opened.scan.patient)
+    refuse_fractions(item, given.voxels)
+    held = _place_labels(encoder, opened, _Given(item=item, labels=given))
+    with compute_grids(encoder, opened.prepare(encoder.reader), pooling.stages) as grids:
+        return list(_pool_map(item, held, grids, pooling, names, opened.content_hash))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Given:
+    """A label map as it was given, and the number and name of the structure that is 1 in it, of an RTSTRUCT or SEG."""
+
+    item: Item
+    labels: Scan
+    structure: tuple[int, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _LabelMap:
+    """Labels on the prepared grid (X Y Z), the size of each in the map as given, and how much of it lies outside the scan."""
+
+    labels: NDArray[np.int32]
+    voxels: dict[int, int]
+    voxel_mm3: float
+    cut: float
+    structure: tuple[int, str] | None
+
+
+def _read_maps(item: Item) -> list[_Given]:
+    """The item's map; one for each structure of an RTSTRUCT or SEG, which may overlap."""
+    if item.mask is None:
+        raise TableError("has no label map", where=item.name)
+    drawn = list_structures(item.mask) if holds_structures(item.mask) else {}
+    # By its name or its number; `read_mask` refuses what the file does not hold.
+    named = {number: name for number, name in drawn.items() if item.structure in (None, number, name)}
+    if not named:
+        return [_Given(item=item, labels=read_mask(item))]
+    return [
+        _Given(item=item, labels=read_mask(replace(item, structure=number)), structure=(number, name))
+        for number, name in named.items()
+    ]
+
+
+def _place_labels(encoder: Encoder, opened: OpenedScan, given: _Given) -> _LabelMap:
+    item, labels = given.item, given.labels
+    placed, cut = labels, 0.0
+    if not opened.stored:
+        aligned = align_mask(item, labels, opened.scan)
+        cut = measure_cut(labels, aligned)
+        placed = replace(labels, voxels=aligned, affine=opened.scan.affine)
+    values, counts = np.unique(np.rint(labels.voxels).astype(np.int64), return_counts=True)
+    voxels = {int(value): int(count) for value, count in zip(values, counts, strict=True) if value}
+    if not voxels:
+        raise TableError("its label map is empty", where=item.name, do="Correct the map, or drop the row")
+    if item.label_value is not None and given.structure is None and item.label_value not in voxels:
+        raise TableError(f"its label map holds no {item.label_value} (it holds {list_some(voxels)})", where=item.name)
+    return _LabelMap(
+        labels=prepare_mask(placed, opened.prepare(encoder.reader)),
+        voxels=voxels,
+        voxel_mm3=abs(float(np.linalg.det(labels.affine.matrix[:3, :3]))),
+        cut=cut,
+        structure=given.structure,
+    )
+
+
+def _pool_map(
+    item: Item, held: _LabelMap, grids: Sequence[TokenGrid], pooling: Pooling, names: Mapping[int, str], content_hash: str
+) -> Iterator[LabelRow | RefusedItem]:
+    boxes = scipy.ndimage.find_objects(np.where((held.labels > 0) & (held.labels <= LARGEST), held.labels, 0))
+    wanted = [item.label_value] if item.label_value is not None and held.structure is None else sorted(held.voxels)
+    for value in wanted:
+        number, name = held.structure or (value, names.get(value))
+        row = replace(item, name=f"{item.name}:{name or number}", label_value=number)
+        box = boxes[value - 1] if 0 < value <= len(boxes) else None
+        if not 0 < value <= LARGEST:
+            yield RefusedItem(item=row, reason=f"{value} is not a label: labels are whole numbers from 1 to {LARGEST}")
+        elif box is None:
+            yield RefusedItem(item=row, reason="lies outside the scan, or in the air around the body")
+        else:
+            yield LabelRow(
+                item=row,
+                values=_pool_label(held.labels, value, box, grids, pooling),
+                content_hash=content_hash,
+                cut=held.cut,
+                name=name,
+                voxels=held.voxels[value],
+                volume_mm3=round(held.voxels[value] * held.voxel_mm3, 3),
+            )
+
+
+def _pool_label(
+    labels: NDArray[np.int32], value: int, box: tuple[slice, ...], grids: Sequence[TokenGrid], pooling: Pooling
+) -> NDArray[np.float32]:
+    """The pools of each stage over the tokens that the label touches, weighted by the share of each that lies in it."""
+    parts: list[NDArray[np.float64]] = []
+    for grid in grids:
+        sums = _Sums(grid.shape[0])
+        for first in range(box[0].start, box[0].stop, SLAB):
+            slab = (slice(first, min(first + SLAB, box[0].stop)), box[1], box[2])
+            _add_slab(sums, labels[slab] == value, slab, grid)
+        parts += [sums.pool(pool) for pool in pooling.pools]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def _add_slab(sums: _Sums, inside: NDArray[np.bool_], slab: tuple[slice, ...], grid: TokenGrid) -> None:
+    places = []
+    for part, before in zip(slab, grid.offset, strict=True):
+        places.append((np.arange(part.start, part.stop) + before) // grid.stride)
+    first = [int(place[0]) for place in places]
+    counts = np.zeros([int(place[-1]) - start + 1 for place, start in zip(places, first, strict=True)], dtype=np.float64)
+    x, y, z = np.nonzero(inside)
+    if not len(x):
+        return
+    flat = np.ravel_multi_index(
+        tuple(place[at] - start for place, at, start in zip(places, (x, y, z), first, strict=True)), counts.shape
+    )
+    counts += np.bincount(flat, minlength=counts.size).reshape(counts.shape)
+    region = tuple(slice(start, start + count) for start, count in zip(first, counts.shape, strict=True))
+    touched = counts > 0
+    # A token at the border of two slabs comes twice, each time with what of the label lies in that slab.
+    sums.add(grid.read((region[0], region[1], region[2]))[:, touched], counts[touched])
+
+
+class _Sums:
+    """Sums over tokens from which mean, std and max follow; float64, as a channel's spread may be a thousandth of its mean."""
+
+    def __init__(self, channels: int) -> None:
+        self.weight = 0.0
+        self.first = np.zeros(channels)
+        self.second = np.zeros(channels)
+        self.largest = np.full(channels, -np.inf)
+
+    def add(self, tokens: NDArray[np.float32], weights: NDArray[np.float64]) -> None:
+        """Add tokens, C x K, with what each counts for."""
+        values = tokens.astype(np.float64)
+        self.weight += float(weights.sum())
+        self.first += values @ weights
+        self.second += np.square(values) @ weights
+        self.largest = np.maximum(self.largest, values.max(axis=1))
+
+    def pool(self, pool: str) -> NDArray[np.float64]:
+        """The mean, std or max of each channel."""
+        mean = self.first / self.weight
+        if pool == "mean":
+            return mean
+        return self.largest if pool == "max" else np.sqrt(np.maximum(self.second / self.weight - mean**2, 0.0))

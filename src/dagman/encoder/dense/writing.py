@@ -1,0 +1,143 @@
+"""Token grids of many scans to a folder, one scan and one tile in memory at a time; the same command repeated continues."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dagman.encoder.dense.format import COLUMNS, Number, describe_dense, locate_maps, read_dense_info, write_grid
+from dagman.encoder.dense.grids import compute_grids
+from dagman.encoder.encoder import Encoder
+from dagman.encoder.inputs.opening import OpenedScan, RefusedItem, explain_refusal, open_scans
+from dagman.encoder.pooling import Pooling
+from dagman.encoder.tiling import MOST_MEMORY
+from dagman.errors import DagmanError, StoreError
+from dagman.records.csv_file import read_csv, write_csv
+from dagman.records.files import write_json, write_whole
+from dagman.records.lock import hold_lock
+from dagman.records.provenance import hide_path
+from dagman.store.manifest import Store
+from dagman.tables.items import Item
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseRow:
+    """A scan whose grids are written; `kept`: they were there already."""
+
+    item: Item
+    content_hash: str
+    kept: bool
+
+
+def write_dense(
+    encoder: Encoder,
+    items: Iterable[Item],
+    out: str | Path,
+    *,
+    store: Store | None = None,
+    stages: Sequence[int] = Pooling().stages,
+    number: Number = "float32",
+    memory: int = MOST_MEMORY,
+) -> Iterator[DenseRow | RefusedItem]:
+    """Write the token grids of each scan that items name, as they come; a scan that is there already is passed over.
+
+    store: holds the scans that items give as an id. stages: of 1 to 4. number: float32, or float16 for half the room.
+    memory: bytes that a pass may take. `dense.csv` lists every scan of the folder once the last is done.
+
+    Raises:
+        StoreError: `out` holds something else, grids of another encoder, other stages or numbers, or another process writes there.
+        SettingsError: There is no such stage.
+    """
+    out = Path(out)
+    stages = tuple(sorted(Pooling(stages=tuple(stages)).stages))
+    info = describe_dense(encoder, stages, number)
+    _refuse_foreign(out)
+    with hold_lock(out, StoreError):
+        _begin(out, info)
+        written: dict[str, dict[str, Any]] = {row["id"]: dict(row) for row in _read_rows(out)}
+        try:
+            for found in open_scans(encoder.reader, _drop_parts(items), store):
+                if isinstance(found, RefusedItem):
+                    yield found
+                    continue
+                opened, (item, *_) = found
+                try:
+                    row = _write_scan(encoder, opened, item, out, stages, number, memory)
+                except DagmanError as error:
+                    yield RefusedItem(item=item, reason=explain_refusal(error, item))
+                    continue
+                written[item.name] = _describe_row(row, encoder)
+                yield row
+        finally:
+            # Also of a command that was interrupted: what was written is whole.
+            if written:
+                rows = sorted(written.values(), key=lambda row: str(row["id"]))
+                write_csv(out / "dense.csv", COLUMNS, ([row[name] for name in COLUMNS] for row in rows))
+
+
+def _drop_parts(items: Iterable[Item]) -> list[Item]:
+    """One item for each scan, however many structures and points a table has in it."""
+    first: dict[Path | str, Item] = {}
+    for item in items:
+        first.setdefault(item.scan, item)
+    return list(first.values())
+
+
+def _refuse_foreign(out: Path) -> None:
+    if out.is_dir() and not (out / "dense.json").exists() and any(one.name != ".lock" for one in out.iterdir()):
+        raise StoreError("exists and holds no token grids", where=out, do="Give an empty or a new folder")
+
+
+def _begin(out: Path, info: dict[str, Any]) -> None:
+    if not (out / "dense.json").exists():
+        write_json(out / "dense.json", info)
+        return
+    held = read_dense_info(out)
+    pairs = {"encoder": ("digest", "precision"), "stages": (), "dtype": ()}
+    for name, parts in pairs.items():
+        one, other = held.get(name), info[name]
+        same = all(isinstance(one, dict) and one.get(part) == other[part] for part in parts) if parts else one == other
+        if not same:
+            what = (
+                f"holds token grids of another {name}" if name == "encoder" else f"holds token grids of {name} {one}, not {other}"
+            )
+            raise StoreError(what, where=out, do="Give a new folder")
+
+
+def _read_rows(out: Path) -> list[dict[str, str]]:
+    return read_csv(out / "dense.csv") if (out / "dense.csv").is_file() else []
+
+
+def _write_scan(
+    encoder: Encoder, opened: OpenedScan, item: Item, out: Path, stages: Sequence[int], number: Number, memory: int
+) -> DenseRow:
+    folder = out / locate_maps(opened.content_hash)
+    if folder.is_dir():
+        return DenseRow(item=item, content_hash=opened.content_hash, kept=True)
+    about = {
+        "content_hash": opened.content_hash,
+        "patient": item.patient,
+        "modality": opened.scan.modality,
+        "encoder": {"digest": encoder.digest, "what": encoder.describe()},
+    }
+    prepared = opened.prepare(encoder.reader)
+    with compute_grids(encoder, prepared, stages, memory=memory, folder=out) as grids, write_whole(folder) as temporary:
+        temporary.mkdir()
+        for grid in grids:
+            write_grid(temporary / f"x{grid.stage}.b2nd", grid, number, about)
+    return DenseRow(item=item, content_hash=opened.content_hash, kept=False)
+
+
+def _describe_row(row: DenseRow, encoder: Encoder) -> dict[str, Any]:
+    scan = row.item.scan
+    return {
+        "id": row.item.name,
+        "row": row.item.index,
+        "scan": hide_path(str(scan)) if isinstance(scan, Path) else scan,
+        "patient": row.item.patient,
+        "content_hash": row.content_hash,
+        "seen_in_pretraining": row.content_hash in encoder.config.scans_seen,
+        "maps": str(locate_maps(row.content_hash)),
+    }
