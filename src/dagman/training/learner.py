@@ -120,7 +120,7 @@ class Learner:
         if self.student.reconstruction is not None:
             self.student.reconstruction.start_at(mean)
 
-    def copy(self, targets: tuple[Mapping[str, Tensor], Mapping[str, float | None]] | None = None) -> Snapshot:
+    def copy(self, targets: tuple[Mapping[str, Tensor], Mapping[str, float | Tensor | None]] | None = None) -> Snapshot:
         """A copy of all that changes; targets: theirs as `Targets.state` gave it, if not that of now."""
         return copy_state(self.student, self.teacher, self.optimizer, self.targets.state() if targets is None else targets)
 
