@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dagman.method.networks import UNIT_STAGE
 from dagman.settings import Settings, load_settings, resolve_settings
 from dagman.training.assembly import build_networks, count_masked
 
@@ -81,7 +80,7 @@ def measure_size(name: str) -> Size:
 
 def _count_head_operations(settings: Settings) -> float:
     """Of one pass of a view's masked units through the patch projector: two operations for each weight."""
-    p, width = settings.projector, settings.model.embed << UNIT_STAGE
+    p, width = settings.projector, settings.model.embed << 3
     weights = width * p.hidden + p.hidden**2 * (p.layers - 2) + p.hidden * p.bottleneck + p.bottleneck * int(p.prototypes)
     return 2.0 * weights * count_masked(settings)[1].hidden
 

@@ -64,7 +64,7 @@ def _make_targets(settings) -> Targets:
 
 def test_the_presets_are_those_of_the_table():
     assert list_presets("methods") == sorted(TABLE)
-    assert list_presets("sizes") == ["paper", "small", "tiny"]
+    assert list_presets("sizes") == ["paper", "paper-vit", "small", "small-vit", "tiny", "tiny-vit"]
 
 
 @pytest.mark.parametrize("name", TABLE)

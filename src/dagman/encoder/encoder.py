@@ -98,17 +98,16 @@ class Encoder:
         is in `dagman.encoder.embedding.map_scan`.
 
         x: int16 or float; stored values for MR. The intensity range is applied inside; sides that are no multiple of 32 are padded.
-        Raises EncoderError for another shape.
+        A ViT interpolates its positions to views of other sides than it was trained on (`describe_positions`).
+        Raises EncoderError for another shape, or values that are not finite.
         """
         if not isinstance(x, Tensor):
             from dagman.encoder.embedding import map_scan
 
             return [features[None] for features in map_scan(self, x, stages).maps]
-        if x.ndim != 5 or x.shape[1] != 1:
-            raise EncoderError(f"a view is B 1 X Y Z, not {' x '.join(map(str, x.shape))}", do="Give x[None, None] for one volume")
-        low, high = SCALED_RANGE if modality == "MR" else (self.config.low, self.config.high)
+        view = self._scale(x, modality)
         with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            maps = self.network.encoder(to_unit_range(x.to(self.device), low, high), stages=max(stages))
+            maps = self.network.encoder(view, stages=max(stages))
         return [maps[stage - 1].float() for stage in stages]
 
     @torch.inference_mode()
@@ -118,11 +117,27 @@ class Encoder:
         Raises EncoderError when the encoder has no semantic attention.
         """
         semantic, shape = self.network.semantic_attention, self.config.semantic
-        if semantic is None or shape is None:
-            what = f"has no semantic attention (its method is {self.config.method!r})"
+        if shape is None:
+            trained = "has no trained [CLS] token" if self.network.encoder.own_cls else "has no semantic attention"
+            what = f"{trained} (its method is {self.config.method!r})"
             raise EncoderError(what, where=self.source, do="Use an encoder of the method dagman, attmask or mst")
+        if semantic is None:
+            view = self._scale(x, modality)
+            with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+                return self.network.attend_heads(view).float()
         (units,) = self.features(x, modality=modality, stages=(shape.stage,))
         return semantic.attend(units).unflatten(2, units.shape[2:])
+
+    def describe_positions(self, side: int | None = None) -> str:
+        """Why features depend on the side of a view, in words; empty for a backbone without positions, and at the side trained on.
+
+        side: of the views in voxels; None for views of various sides.
+        """
+        learned = self.network.encoder.view
+        if not learned or side == learned:
+            return ""
+        others = f"views of {side}^3" if side else "other views"
+        return f"its positions were learned for views of {learned}^3 voxels, and are interpolated for {others}"
 
     def pad_value(self, modality: Modality) -> int:
         """What lies outside a scan, as in training: air, or the lowest of the range."""
@@ -238,6 +253,15 @@ class Encoder:
         from dagman.encoder.attention import attend_scan
 
         return attend_scan(self, scan)
+
+    def _scale(self, x: Num[Tensor, "B 1 X Y Z"], modality: Modality) -> Float[Tensor, "B 1 X Y Z"]:
+        """Views with intensities in [0, 1], on the device; raises as `features`."""
+        if x.ndim != 5 or x.shape[1] != 1:
+            raise EncoderError(f"a view is B 1 X Y Z, not {' x '.join(map(str, x.shape))}", do="Give x[None, None] for one volume")
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            raise EncoderError("a view holds values that are not finite numbers", do="Fill them, with -1024 HU where there is air")
+        low, high = SCALED_RANGE if modality == "MR" else (self.config.low, self.config.high)
+        return to_unit_range(x.to(self.device), low, high)
 
 
 def _is_several(scan: object) -> TypeGuard[list[str] | list[Path] | pd.DataFrame]:

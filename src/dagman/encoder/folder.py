@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dagman.errors import EncoderError
 from dagman.method.networks import SemanticShape
-from dagman.model import SwinShape
+from dagman.model import SwinShape, find_backbone
 from dagman.records.counts import count_noun
 from dagman.records.files import write_whole
 from dagman.records.hashes import hash_file
@@ -147,7 +147,8 @@ def read_config(folder: str | Path) -> EncoderConfig:
         values["cohorts"] = tuple(
             PretrainedOn(**one | {"modalities": tuple(one["modalities"])}) for one in values.get("cohorts", ())
         )
-        return EncoderConfig(shape=SwinShape(**shape), semantic=SemanticShape(**semantic) if semantic else None, **values)
+        sizes = find_backbone(values.get("backbone", "swin")).shape or SwinShape
+        return EncoderConfig(shape=sizes(**shape), semantic=SemanticShape(**semantic) if semantic else None, **values)
     except FileNotFoundError:
         raise EncoderError(
             "is not an encoder folder: config.json is missing", where=folder, do="Give a run, or its folder `encoder`"

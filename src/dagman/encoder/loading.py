@@ -18,7 +18,7 @@ from dagman.encoder.foreign import ImportReport, read_foreign, split_statement
 from dagman.encoder.hub import fetch_folder
 from dagman.errors import EncoderError, SettingsError
 from dagman.method.networks import Network, ProjectorShape, SemanticShape
-from dagman.model import BACKBONES, SwinShape
+from dagman.model import BACKBONES, SwinShape, ViTShape, find_backbone
 from dagman.randomness import address
 from dagman.records.counts import count_noun
 from dagman.settings import Settings
@@ -73,7 +73,13 @@ def load_encoder(path: str | Path, *, device: str = "auto", precision: str = "fp
 def describe_shapes(settings: Settings) -> tuple[SwinShape, SemanticShape | None]:
     """Sizes of the encoder and of its semantic attention."""
     m = settings.model
-    shape = SwinShape(embed=m.embed, depths=m.depths, heads=m.heads, window=m.window, mlp_ratio=m.mlp_ratio, drop_path=m.drop_path)
+    kind = find_backbone(m.backbone)
+    values = {name: getattr(m, name) for name in ("embed", "depths", "heads", "window", "mlp_ratio", "drop_path")}
+    if kind.shape is ViTShape:
+        shape: SwinShape = ViTShape(**values, view=settings.view.side)
+        # Its own [CLS] token, after its last block.
+        return shape, SemanticShape(stage=4, heads=m.heads[0], depth=0) if m.semantic_attention else None
+    shape = SwinShape(**values)
     semantic = SemanticShape(stage=m.sa_stage, heads=m.sa_heads, depth=m.sa_depth, position=m.sa_position)
     return shape, semantic if m.semantic_attention else None
 
@@ -117,6 +123,7 @@ def _make_fresh(name: str) -> tuple[EncoderConfig, Network]:
         view=view.side,
         mask_fill=settings.masking.mask_fill,
         seed=seed,
+        backbone=settings.model.backbone,
     )
     return config, _draw_network(config)
 

@@ -76,8 +76,11 @@ def plan_pass(shape: Sequence[int], view: int, backbone: Backbone, *, memory: in
     """How a scan of `shape` voxels is read for features: in one pass if `memory` (bytes) allows, else in tiles as large as it does.
 
     No axis is shorter than a `view`, the smallest that the network was trained on. Tiles start at multiples of the backbone's
-    `alignment`, so that its attention windows are those of one pass; the longest axes are cut first.
+    `alignment`, so that its attention windows are those of one pass; the longest axes are cut first. A backbone with positions is
+    given tiles of the side that they were learned for.
     """
+    if backbone.view:
+        return plan_tiles(shape, backbone.view)
     most = memory // estimate_bytes(backbone)
     padded = [max(view, -(-size // ALIGNMENT) * ALIGNMENT) for size in shape]
     size, axes = padded, [[0], [0], [0]]

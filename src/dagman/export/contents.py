@@ -81,6 +81,7 @@ def describe_encoder(encoder: Encoder) -> Contents:
         "depths": list(config.shape.depths),
         "heads": list(config.shape.heads),
         "window": config.shape.window if "swin" in config.backbone else None,
+        "positions": encoder.describe_positions() or None,
         "widths": list(network.encoder.widths),
         "strides": list(network.encoder.strides),
         "semantic_attention": None if config.semantic is None else asdict(config.semantic),

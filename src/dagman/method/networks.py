@@ -14,18 +14,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dagman.method.masking import Grid, locate_units
-from dagman.model import Projector, ReconstructionHead, SemanticAttention, SwinShape, build_backbone
-from dagman.model.backbone import MaskFill
-
-UNIT = 16
-"""Side of a unit in voxels."""
-UNIT_STAGE = 3
-"""Stage whose tokens are the units."""
+from dagman.model import Encoded, Projector, ReconstructionHead, SemanticAttention, SwinShape, build_backbone
+from dagman.model.backbone import UNIT, MaskFill
 
 
 @dataclass(frozen=True, kw_only=True)
 class SemanticShape:
-    """Where the semantic attention stands and its size (METHOD, Semantic attention)."""
+    """Where the semantic attention stands and its size (METHOD, Semantic attention).
+
+    depth: its blocks; 0 where the [CLS] token is the backbone's own, and its attention is that of the backbone's last block.
+    """
 
     stage: int = 3
     heads: int = 8
@@ -70,11 +68,15 @@ class Network(nn.Module):
         self.encoder = build_backbone(backbone, shape, mask_fill=mask_fill)
         widths = self.encoder.widths
         self.semantic_attention = None
-        if semantic is not None:
+        if semantic is not None and not self.encoder.own_cls:
             self.semantic_attention = SemanticAttention(
                 widths[semantic.stage - 1], heads=semantic.heads, depth=semantic.depth, position=semantic.position
             )
-        dims = {"ampd": widths[UNIT_STAGE - 1], "aitd": widths[semantic.stage - 1] if semantic else 0, "gitd": widths[3]}
+        dims = {
+            "ampd": widths[self.encoder.unit_stage - 1],
+            "aitd": widths[semantic.stage - 1] if semantic else 0,
+            "gitd": widths[3],
+        }
         self.projectors = nn.ModuleDict(
             {
                 name: Projector(
@@ -87,21 +89,30 @@ class Network(nn.Module):
                 for name in projectors.names
             }
         )
-        self.reconstruction = ReconstructionHead(widths[3]) if reconstruct else None
+        self.reconstruction = ReconstructionHead(widths[3], patch=self.encoder.strides[3]) if reconstruct else None
 
     def attend(self, view: Float[Tensor, "B 1 X Y Z"], dropped: Bool[Tensor, "B x y z"] | None = None) -> Float[Tensor, "B N"]:
         """Att (Eq. 1): the [CLS] query's attention to the N units, averaged over heads, in float32."""
-        if self.semantic is None or self.semantic_attention is None:
-            raise ValueError("this network has no semantic attention")
-        return self.attend_stages(self.encoder(view, dropped, stages=self.semantic.stage))
+        return self._average_heads(self.attend_heads(view, dropped))
 
-    def attend_stages(self, stages: list[Float[Tensor, "B _ _ _ _"]]) -> Float[Tensor, "B N"]:
-        """`attend` from feature maps that are there already, x1 first, at least up to the stage the semantic attention reads."""
-        if self.semantic is None or self.semantic_attention is None:
-            raise ValueError("this network has no semantic attention")
-        features = stages[self.semantic.stage - 1]
-        attention = self.semantic_attention.attend(features).float().mean(dim=1)
-        return _fit_to_units(attention, tuple(features.shape[2:]), self.semantic.stage)
+    def attend_encoded(self, encoded: Encoded) -> Float[Tensor, "B N"]:
+        """`attend` of what the encoder made of views, at least up to the stage the semantic attention reads."""
+        semantic = self._require_semantic()
+        if self.semantic_attention is None:
+            grid = encoded.maps[semantic.stage - 1].shape[2:]
+            return self._average_heads(self.encoder.attend_encoded(encoded).unflatten(2, grid))
+        return self._average_heads(_attend_map(self.semantic_attention, encoded.maps[semantic.stage - 1]))
+
+    def attend_heads(
+        self, view: Float[Tensor, "B 1 X Y Z"], dropped: Bool[Tensor, "B x y z"] | None = None
+    ) -> Float[Tensor, "B H _ _ _"]:
+        """The [CLS] query's attention in each head, on the grid of the stage it reads; raises ValueError without a [CLS] token."""
+        semantic = self._require_semantic()
+        if self.semantic_attention is None:
+            stride = self.encoder.strides[semantic.stage - 1]
+            grid = tuple(-(-side // stride) for side in view.shape[2:])
+            return self.encoder.attend(view, dropped).unflatten(2, grid)
+        return _attend_map(self.semantic_attention, self.encoder(view, dropped, stages=semantic.stage)[semantic.stage - 1])
 
     def forward(
         self,
@@ -120,26 +131,42 @@ class Network(nn.Module):
             drop_path: Uniform draws for stochastic depth; None for none.
             count: How many units of all views are wanted, where it is known; a device is then not waited for.
         """
-        stages = self.encoder(view, blanked, drop=drop_path)
-        restored = self.reconstruction(stages[3]) if self.reconstruction is not None else None
-        return Outputs(projections=self.project(stages, units, count), reconstruction=restored)
+        encoded = self.encoder.encode(view, blanked, drop=drop_path)
+        restored = self.reconstruction(encoded.maps[3]) if self.reconstruction is not None else None
+        return Outputs(projections=self.project(encoded, units, count), reconstruction=restored)
 
-    def project(
-        self, stages: list[Float[Tensor, "B _ _ _ _"]], units: Bool[Tensor, "B N"] | None = None, count: int | None = None
-    ) -> dict[str, Tensor]:
-        """Logits by loss from feature maps [x1, x2, x3, x4]: `ampd` of the `units` wanted, `aitd` and `gitd` of each view.
+    def project(self, encoded: Encoded, units: Bool[Tensor, "B N"] | None = None, count: int | None = None) -> dict[str, Tensor]:
+        """Logits by loss from what the encoder made of views: `ampd` of the `units` wanted, `aitd` and `gitd` of each view.
 
         count: As in `forward`.
         """
-        projections = {}
+        projections, maps = {}, encoded.maps
         if "ampd" in self.projectors and units is not None:
-            tokens = stages[UNIT_STAGE - 1].flatten(2).transpose(1, 2)
+            tokens = maps[self.encoder.unit_stage - 1].flatten(2).transpose(1, 2)
             projections["ampd"] = self.projectors["ampd"](tokens.flatten(0, 1).index_select(0, locate_units(units, count)))
-        if "aitd" in self.projectors and self.semantic is not None and self.semantic_attention is not None:
-            projections["aitd"] = self.projectors["aitd"](self.semantic_attention.summarize(stages[self.semantic.stage - 1]))
+        if "aitd" in self.projectors and self.semantic is not None:
+            projections["aitd"] = self.projectors["aitd"](self.summarize(encoded))
         if "gitd" in self.projectors:
-            projections["gitd"] = self.projectors["gitd"](stages[3].flatten(2).mean(dim=2))
+            projections["gitd"] = self.projectors["gitd"](maps[3].flatten(2).mean(dim=2))
         return projections
+
+    def summarize(self, encoded: Encoded) -> Float[Tensor, "B C"]:
+        """The [CLS] token of each view: the semantic attention's, or the backbone's own; raises ValueError without one."""
+        semantic = self._require_semantic()
+        if self.semantic_attention is not None:
+            return self.semantic_attention.summarize(encoded.maps[semantic.stage - 1])
+        if encoded.cls is None:
+            raise ValueError("this backbone gave no [CLS] token")
+        return encoded.cls
+
+    def _require_semantic(self) -> SemanticShape:
+        if self.semantic is None or (self.semantic_attention is None and not self.encoder.own_cls):
+            raise ValueError("this network has no semantic attention")
+        return self.semantic
+
+    def _average_heads(self, heads: Float[Tensor, "B H _ _ _"]) -> Float[Tensor, "B N"]:
+        stride = self.encoder.strides[self._require_semantic().stage - 1]
+        return _fit_to_units(heads.flatten(2).float().mean(dim=1), tuple(heads.shape[2:]), stride)
 
 
 def copy_student(student: Network) -> Network:
@@ -157,13 +184,17 @@ def unit_grid(view_sides: tuple[int, ...]) -> Grid:
     return (x, y, z)
 
 
-def _fit_to_units(attention: Float[Tensor, "B n"], grid: tuple[int, ...], stage: int) -> Float[Tensor, "B N"]:
+def _attend_map(semantic_attention: SemanticAttention, features: Float[Tensor, "B C x y z"]) -> Float[Tensor, "B H _ _ _"]:
+    return semantic_attention.attend(features).unflatten(2, features.shape[2:])
+
+
+def _fit_to_units(attention: Float[Tensor, "B n"], grid: tuple[int, ...], stride: int) -> Float[Tensor, "B N"]:
     # A finer stage's tokens are summed within a unit; a coarser one's are shared out among its units.
     volume = attention.unflatten(1, grid)
-    if stage < UNIT_STAGE:
-        factor = 2 ** (UNIT_STAGE - stage)
+    if stride < UNIT:
+        factor = UNIT // stride
         volume = torch.nn.functional.avg_pool3d(volume, factor) * factor**3
-    elif stage > UNIT_STAGE:
+    elif stride > UNIT:
         for axis in (1, 2, 3):
             volume = volume.repeat_interleave(2, dim=axis) / 2
     return volume.flatten(1)

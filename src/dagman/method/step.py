@@ -15,8 +15,9 @@ from torch import Tensor
 from dagman.devices import send
 from dagman.method.losses import cross_entropy, masked_l1
 from dagman.method.masking import Masking, MaskingShares, count_masked, expand_units, locate_units, mask_units
-from dagman.method.networks import UNIT, Network, Outputs, unit_grid
+from dagman.method.networks import Network, Outputs, unit_grid
 from dagman.method.noise import PATCHES_PER_UNIT, patch_dropout
+from dagman.model.backbone import UNIT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,21 +74,21 @@ def teacher_forward(teacher: Network | None, pair: ViewPair, method: Method) -> 
     views = pair.views.flatten(0, 1)
     grid = unit_grid(tuple(views.shape[2:]))
     dropped = patch_dropout(pair.noise.flatten(0, 1), grid, method.noise, method.granularity)
-    stages = teacher.encoder(views, dropped) if teacher is not None and len(teacher.projectors) else None
+    encoded = teacher.encoder.encode(views, dropped) if teacher is not None and len(teacher.projectors) else None
     attention = None
     if teacher is not None and method.needs_attention:
         source = None if method.attention_from == "clean" else dropped
         # Where both are taken from the same input, one pass serves both.
-        shared = stages is not None and source is dropped
-        attention = teacher.attend_stages(stages) if shared and stages is not None else teacher.attend(views, source)  # Eq. 1
+        shared = encoded is not None and source is dropped
+        attention = teacher.attend_encoded(encoded) if shared and encoded is not None else teacher.attend(views, source)  # Eq. 1
     box = None if pair.inside is None else find_inside_units(pair.inside.flatten(0, 1))
     masked = mask_units(method.masking, attention, grid, method.shares, pair.masking.flatten(0, 1), box).unflatten(0, (-1, 2))
     masked = send(masked, views.device)
-    if teacher is None or stages is None:
+    if teacher is None or encoded is None:
         return TeacherOutputs(masked=masked, projections={})
     # AMPD has targets for the views that the student sees: both, or u alone.
     seen = masked if method.symmetric else torch.stack([masked[:, 0], torch.zeros_like(masked[:, 1])], dim=1)
-    projections = teacher.project(stages, seen.flatten(0, 1), count_rows(pair, method))
+    projections = teacher.project(encoded, seen.flatten(0, 1), count_rows(pair, method))
     return TeacherOutputs(
         masked=masked, projections={name: p if name == "ampd" else p.unflatten(0, (-1, 2)) for name, p in projections.items()}
     )

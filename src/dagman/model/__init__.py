@@ -1,18 +1,20 @@
 """The networks: tensors in, tensors out; torch (and jaxtyping) alone."""
 
-from dagman.model.backbone import BACKBONES, Backbone, BackboneKind, build_backbone, find_backbone, register_backbone
+from dagman.model.backbone import BACKBONES, Backbone, BackboneKind, Encoded, build_backbone, find_backbone, register_backbone
 from dagman.model.foreign import MonaiSwin, ResNetStages
 from dagman.model.intensity import to_unit_range, to_unit_ranges
 from dagman.model.projector import Projector
 from dagman.model.reconstruction import ReconstructionHead
 from dagman.model.semantic_attention import SemanticAttention, Semantics
 from dagman.model.swin import StageAttention, SwinEncoder, SwinShape, normalise_features
+from dagman.model.vit import ViTEncoder, ViTShape
 from dagman.model.window_attention import attend_windows
 
 __all__ = [
     "BACKBONES",
     "Backbone",
     "BackboneKind",
+    "Encoded",
     "MonaiSwin",
     "Projector",
     "ReconstructionHead",
@@ -22,6 +24,8 @@ __all__ = [
     "StageAttention",
     "SwinEncoder",
     "SwinShape",
+    "ViTEncoder",
+    "ViTShape",
     "attend_windows",
     "build_backbone",
     "find_backbone",

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -23,7 +23,20 @@ if TYPE_CHECKING:
 
 MaskFill = Literal["zero", "token"]
 STRIDES = (4, 8, 16, 32)
-"""Voxels along a token of each feature map: crops, decoders and the method's units (x3) rely on them."""
+"""Voxels along a token of each feature map, but for a plain transformer's: crops and decoders rely on them."""
+UNIT = 16
+"""Voxels along the side of a unit of the method."""
+
+
+class Encoded(NamedTuple):
+    """What a backbone makes of views: the feature maps, and of one with its own [CLS] token that token after its last block.
+
+    entering: the tokens that entered the last block, the [CLS] token last, of which its attention is computed.
+    """
+
+    maps: list[Float[Tensor, "B _ _ _ _"]]
+    cls: Float[Tensor, "B C"] | None = None
+    entering: Float[Tensor, "B T C"] | None = None
 
 
 class Backbone(nn.Module):
@@ -32,6 +45,8 @@ class Backbone(nn.Module):
     widths: channels of each map. strides: voxels along a token of each map. branches: residual branches that stochastic depth
     may drop (R), 0 for none. mask_fill: what stands in a masked patch token, "zero" or a learned "token".
     alignment: a part of a larger view has that view's features, away from its ends, if it starts at a multiple of so many voxels.
+    own_cls: whether it has a [CLS] token of its own, as a ViT, and so needs no semantic attention; it then has `attend` as well.
+    view: side of the views that its positions are learned for; 0 for a backbone whose features do not depend on the view's size.
     """
 
     widths: tuple[int, ...]
@@ -39,6 +54,8 @@ class Backbone(nn.Module):
     branches: int = 0
     mask_fill: MaskFill = "zero"
     alignment: int = STRIDES[-1]
+    own_cls: bool = False
+    view: int = 0
 
     @abstractmethod
     def forward(
@@ -53,6 +70,34 @@ class Backbone(nn.Module):
         hidden: True = masked, on the grid of patch tokens of 2^3 voxels. drop: uniform draws in [0, 1) for stochastic depth.
         stages: how many maps are wanted, all by default.
         """
+
+    def encode(
+        self,
+        view: Float[Tensor, "B 1 X Y Z"],
+        hidden: Bool[Tensor, "B x y z"] | None = None,
+        drop: Float[Tensor, "R B"] | None = None,
+        stages: int | None = None,
+    ) -> Encoded:
+        """`forward`, with the [CLS] token of a backbone that has one of its own."""
+        return Encoded(maps=self(view, hidden, drop=drop, stages=stages))
+
+    def attend(self, view: Float[Tensor, "B 1 X Y Z"], hidden: Bool[Tensor, "B x y z"] | None = None) -> Float[Tensor, "B H N"]:
+        """What the own [CLS] token attends to (Eq. 1); rows sum to at most 1. Raises NotImplementedError without one."""
+        raise NotImplementedError("this backbone has no [CLS] token of its own")
+
+    def attend_encoded(self, encoded: Encoded) -> Float[Tensor, "B H N"]:
+        """`attend` of what `encode` gave."""
+        raise NotImplementedError("this backbone has no [CLS] token of its own")
+
+    @property
+    def unit_stage(self) -> int:
+        """See `find_unit_stage`."""
+        return find_unit_stage(self.strides)
+
+    @property
+    def load(self) -> int:
+        """What a voxel of a view costs in memory, in channels of a Swin's patch token."""
+        return self.widths[0] // 2
 
     def recompute(self, stages: int) -> None:
         """Compute the activations of the first `stages` stages again in the backward pass: less memory, more time.
@@ -85,6 +130,8 @@ class BackboneKind:
         no_masks: Why it takes none.
         variants: What may follow the colon in its name; "" where the name may stand alone.
         baselines: Sizes of the variants that the tasks take as fresh baselines, such as "18" of `resnet3d:18`.
+        shape: Class of its sizes; None for SwinShape.
+        token: Voxels along the side of what a mask hides at least.
     """
 
     build: Callable[[SwinShape, str, MaskFill], Backbone]
@@ -92,6 +139,8 @@ class BackboneKind:
     no_masks: str = ""
     variants: tuple[str, ...] = ("",)
     baselines: Mapping[str, SwinShape] = field(default_factory=dict)
+    shape: type[SwinShape] | None = None
+    token: int = 2
 
 
 BACKBONES: dict[str, BackboneKind] = {}
@@ -128,9 +177,14 @@ def build_backbone(name: str, shape: SwinShape, *, mask_fill: MaskFill = "zero")
     return find_backbone(name).build(shape, name.partition(":")[2], mask_fill)
 
 
+def find_unit_stage(strides: tuple[int, ...]) -> int:
+    """The deepest map, from 1, whose tokens are the method's units of 16^3 voxels: x3 of a Swin, x4 of a plain ViT."""
+    return max((number for number, stride in enumerate(strides, start=1) if stride == UNIT), default=3)
+
+
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: to matrices, but not to biases, norms, tokens and position bias tables (METHOD, Training).
+    """Whether weight decay applies: to matrices, not to biases, norms, tokens, positions and bias tables (METHOD, Training).
 
     The one rule of pretraining, fine-tuning and segmentation. name: as `named_parameters` gives it.
     """
-    return parameter.ndim > 1 and "bias" not in name and not name.endswith(("cls", "mask_token"))
+    return parameter.ndim > 1 and "bias" not in name and not name.endswith(("cls", "mask_token", "positions"))

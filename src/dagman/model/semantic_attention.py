@@ -95,14 +95,22 @@ class GlobalBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, z: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        """Tokens after the block."""
+    def forward(self, z: Float[Tensor, "B T C"], scales: tuple[Tensor, Tensor] | None = None) -> Float[Tensor, "B T C"]:
+        """Tokens after the block; scales: factors (B 1 1) of its two branches, for stochastic depth."""
         qkv = self.qkv(self.norm1(z)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
         # Never holds the T x T probabilities: with stage 1 as the place of the module T is 32,769.
         attended = _attend(q, k, v)
-        z = z + self.proj(attended.transpose(1, 2).flatten(2))
-        return z + self.mlp(self.norm2(z))
+        branch = self.proj(attended.transpose(1, 2).flatten(2))
+        z = z + (branch if scales is None else branch * scales[0].to(branch.dtype))
+        branch = self.mlp(self.norm2(z))
+        return z + (branch if scales is None else branch * scales[1].to(branch.dtype))
+
+    def probabilities(self, z: Float[Tensor, "B T C"]) -> Float[Tensor, "B H T T"]:
+        """What each token attends to, in float32 or finer: rows sum to one."""
+        q, k, _ = self.qkv(self.norm1(z)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        return torch.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
 
     def forward_cls(self, z: Float[Tensor, "B T C"]) -> Float[Tensor, "B C"]:
         """`forward(z)[:, -1]`: one query over all keys, and the MLP of one token."""

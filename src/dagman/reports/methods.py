@@ -15,6 +15,7 @@ from dagman.reports.names import state_kinds
 from dagman.reports.page import Block, Text
 from dagman.reports.provenance import name_software
 from dagman.settings import Settings
+from dagman.settings.tree import UNIT
 from dagman.tasks.classify.classification import SMOOTHING
 from dagman.tasks.outcome.cox import MIXING
 from dagman.tasks.outcome.time_to_event import CLINICAL
@@ -52,6 +53,11 @@ def _state_views(settings: Settings, scans: int | None) -> list[str]:
         network = (
             f"A 3D Swin transformer (embedding {model.embed}, {_join(model.depths)} blocks and {_join(model.heads)} heads in four "
             f"stages, windows of {model.window} tokens)"
+        )
+    elif model.backbone == "vit":
+        network = (
+            f"A 3D vision transformer ({sum(model.depths)} blocks of {model.embed} channels with {model.heads[0]} heads, patches "
+            f"of {UNIT}^3 voxels, learned positions, a [CLS] token)"
         )
     return [
         f"{network} was pretrained without labels{data} by the method `{settings.method}` "

@@ -36,6 +36,10 @@ MASKINGS: dict[str, MaskingChoice] = {
 """Every masking by its name; `dagman.training.assembly.register_masking` adds one."""
 
 
+OWN_CLS = frozenset({"vit"})
+"""Backbones with a [CLS] token of their own, one width and one number of heads throughout: plain transformers."""
+
+
 def check_masking(name: Any) -> Any:
     """A name in `MASKINGS`; raises pydantic's error for a value that is not one of several."""
     return check_name(name, MASKINGS)

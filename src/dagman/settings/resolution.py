@@ -143,4 +143,6 @@ def list_idle_settings(settings: Settings, given: Iterable[str]) -> list[str]:
         idle(["teacher.queue"], fixed, "neither the centre nor the temperature uses the queue")
     sa = ["model.sa_stage", "model.sa_heads", "model.sa_depth", "model.sa_position"]
     idle(sa, not settings.model.semantic_attention, "model.semantic_attention is false")
+    idle(sa, settings.model.own_cls, f"the backbone {settings.model.backbone} has a [CLS] token of its own")
+    idle(["model.window"], settings.model.own_cls, f"the backbone {settings.model.backbone} has no windows")
     return warnings

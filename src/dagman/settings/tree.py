@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from dagman.settings.choices import MASKINGS, MaskingChoice, check_masking
+from dagman.settings.choices import MASKINGS, OWN_CLS, MaskingChoice, check_masking
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -70,13 +70,13 @@ class ModelSettings(Section):
     """The backbone and its semantic attention (METHOD, Shapes and Semantic attention)."""
 
     backbone: str = "swin"
-    """Network that makes the feature maps: swin, monai-swin, or one registered that takes masks. [ours]"""
+    """Network that makes the feature maps: swin, vit, monai-swin, or one registered that takes masks. [ours]"""
     embed: Positive = 48
-    """Channels of a patch token. App. A."""
+    """Channels of a patch token, and of all tokens of a vit. App. A."""
     depths: tuple[Positive, Positive, Positive, Positive] = (2, 2, 8, 2)
-    """Blocks of each stage. App. A."""
+    """Blocks of each stage; of a vit, blocks up to each feature map. App. A."""
     heads: tuple[Positive, Positive, Positive, Positive] = (4, 4, 8, 16)
-    """Attention heads of each stage. App. A."""
+    """Attention heads of each stage; of a vit, four alike. App. A."""
     window: Annotated[int, Field(ge=2)] = 4
     """Side of an attention window in tokens. App. A."""
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
@@ -84,7 +84,7 @@ class ModelSettings(Section):
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Stochastic depth of the student's last block. App. A."""
     semantic_attention: bool = True
-    """Whether the [CLS] module stands on the encoder. 3.1."""
+    """Whether the [CLS] module stands on the encoder, or a vit's own [CLS] token is read. 3.1."""
     sa_stage: Annotated[int, Field(ge=1, le=STAGES)] = 3
     """Stage whose output the semantic attention reads. Fig. 6."""
     sa_heads: Positive = 8
@@ -94,8 +94,21 @@ class ModelSettings(Section):
     sa_position: Literal["none", "sincos"] = "none"
     """Position code of the semantic attention. [ours: a crop's place says nothing]"""
 
+    @property
+    def own_cls(self) -> bool:
+        """Whether the backbone has a [CLS] token of its own, so that no semantic attention is built."""
+        return self.backbone in OWN_CLS
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.own_cls:
+            if len(set(self.heads)) > 1:
+                raise ValueError(
+                    f"heads must be four alike for a {self.backbone}, not {list(self.heads)}; --size tiny-vit sets all"
+                )
+            if self.embed % self.heads[0]:
+                raise ValueError(f"heads = {self.heads[0]} must divide embed = {self.embed}")
+            return self
         for stage, heads in enumerate(self.heads):
             if self.embed * 2**stage % heads:
                 raise ValueError(f"heads[{stage}] = {heads} must divide the {self.embed * 2**stage} channels of stage {stage + 1}")
@@ -273,7 +286,7 @@ class Settings(Section):
     """All settings of one pretraining."""
 
     size: str = "tiny"
-    """Size preset: tiny, small or paper."""
+    """Size preset: tiny, small or paper, and the same with -vit for a plain vision transformer."""
     method: str = "dagman"
     """Method preset (METHOD, Method presets)."""
     seed: int = 0

@@ -369,7 +369,7 @@ def _cut_pieces(encoder: Encoder, views: Sequence[_View]) -> list[list[int]]:
         alike.setdefault(view.voxels.shape[1], []).append(index)
     pieces = []
     for side, indices in sorted(alike.items()):
-        count = max(1, budget // (side**3 * encoder.network.encoder.widths[0] // 2))
+        count = max(1, budget // (side**3 * encoder.network.encoder.load))
         pieces += [indices[first : first + count] for first in range(0, len(indices), count)]
     return pieces
 

@@ -11,11 +11,11 @@ from dagman.encoder.folder import EncoderConfig
 from dagman.encoder.loading import describe_shapes
 from dagman.errors import EncoderError, SettingsError
 from dagman.method.masking import MASKINGS, Counts, Masking, MaskingShares
-from dagman.method.networks import UNIT_STAGE, Network, ProjectorShape, copy_student, unit_grid
+from dagman.method.networks import Network, ProjectorShape, copy_student, unit_grid
 from dagman.method.schedules import teacher_temperature
 from dagman.method.step import Method
 from dagman.method.targets import PROJECTORS, TargetRules, Targets
-from dagman.model.backbone import find_backbone, is_decayed, list_backbones
+from dagman.model.backbone import find_backbone, find_unit_stage, is_decayed, list_backbones
 from dagman.randomness import address
 from dagman.records.names import suggest_name
 from dagman.settings import Settings, choices
@@ -49,6 +49,11 @@ def check_backbone(settings: Settings) -> None:
         raise SettingsError(
             f"masking.mask_fill = {fill!r} is not known to the backbone {name!r}",
             do=f"Set it to {' or '.join(kind.mask_fills)}",
+        )
+    if settings.teacher.granularity == "patch" and settings.teacher.noise > 0 and kind.token > 2:
+        raise SettingsError(
+            f'teacher.granularity = "patch" drops patch tokens of 2^3 voxels; those of the backbone {name!r} have {kind.token}^3',
+            do="Set teacher.granularity=unit",
         )
 
 
@@ -155,7 +160,8 @@ def measure_teacher(settings: Settings, step: int) -> Memory:
 def list_untrained(settings: Settings) -> dict[str, str]:
     """Prefixes of the student's weights that no loss reaches, with the reason; they stay as they were drawn."""
     losses = settings.losses
-    reads = {"amip": STAGES, "gitd": STAGES, "ampd": UNIT_STAGE, "aitd": settings.model.sa_stage}
+    shape, semantic = describe_shapes(settings)
+    reads = {"amip": STAGES, "gitd": STAGES, "ampd": find_unit_stage(shape.strides), "aitd": semantic.stage if semantic else 0}
     deepest = max(stage for name, stage in reads.items() if getattr(losses, name) > 0)
     untrained = {f"encoder.stages.{stage}.": f"no loss reads x{stage + 1}" for stage in range(deepest, STAGES)}
     if settings.model.semantic_attention and losses.aitd == 0:

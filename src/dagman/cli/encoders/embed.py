@@ -101,7 +101,8 @@ def embed_sources(
         outcome, reasons, notes = _embed_labels(work, label_map, labels)
     else:
         outcome, reasons, notes = _embed_items(work, crop_mm, crop_spacing, cache)
-    _report(outcome, reasons, [loaded.describe(), *listed.notes, *notes], as_json=as_json)
+    positions = [line] if (line := loaded.describe_positions()) else []
+    _report(outcome, reasons, [loaded.describe(), *positions, *listed.notes, *notes], as_json=as_json)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ def pretrain_command(
         typer.Argument(help="A store, several with weights (a:2 b:1), or scans, which are prepared into RUN/store first."),
     ],
     out: Annotated[Path | None, typer.Option(help="The run folder to write.")] = None,
-    size: Annotated[str | None, typer.Option(help="Size of the model: tiny, small or paper. Default: tiny.")] = None,
+    size: Annotated[str | None, typer.Option(help="tiny, small or paper; tiny-vit, ... for a ViT. Default: tiny.")] = None,
     method: Annotated[str | None, typer.Option(help="Method: dagman, smit, ibot, ... Default: dagman.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings in a TOML file.")] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value, repeatable; see docs/settings.md.")] = None,

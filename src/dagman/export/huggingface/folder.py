@@ -71,7 +71,11 @@ def write_folder(encoder: Encoder, folder: Path) -> Exported:
         f"The encoder as a model of transformers. {made} torch and transformers.",
         [
             Part(module=errors, names=("DagmanError", "_rebuild", "SettingsError", "EncoderError")),
-            Part(module=backbone, names=("MaskFill", "STRIDES", "Backbone"), without=("use_kernels",)),
+            Part(
+                module=backbone,
+                names=("MaskFill", "STRIDES", "UNIT", "Encoded", "Backbone", "find_unit_stage"),
+                without=("use_kernels", "attend", "attend_encoded"),
+            ),
             Part(module=devices, names=("read_processor_vendor",)),
             Part(module=linear),
             Part(module=windows),

@@ -145,9 +145,10 @@ def show_attention(gallery: Gallery, settings: Settings) -> list[Block]:
     views = gallery["view"][:_SHOWN, 0]
     relative = _relative(gallery["attention"][:_SHOWN], grid)
     low, high = float(relative.min()), float(relative.max())
+    count = settings.model.heads[0] if settings.model.own_cls else settings.model.sa_heads
     blocks: list[Block] = [
         Text(
-            f"Where the teacher's [CLS] token attends (Eq. 1), mean over {settings.model.sa_heads} heads, one value for each "
+            f"Where the teacher's [CLS] token attends (Eq. 1), mean over {count} heads, one value for each "
             f"unit. 1, left clear, is uniform attention; orange is more, blue less. **The true range is {low:.3f} to "
             f"{high:.3f} times uniform**; the colours are stretched over it. "
             f"{_judge_uniformity(gallery['attention'][:_SHOWN])}"

@@ -115,6 +115,7 @@ def gather_inputs(
         for name, spec, encoder, features in found
     )
     notes = [note for model in models for note in _check_features(model)]
+    notes += [inform(f"{model.name}: {line}") for model in models if model.encoder and (line := model.encoder.describe_positions())]
     once = {one.item.name: one for one in refused}
     return TaskInputs(
         models=models,

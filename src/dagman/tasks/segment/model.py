@@ -210,7 +210,7 @@ def load_model(folder: str | Path, *, device: str = "auto") -> SegmentationModel
 def load_segmenting(load: Callable[..., Encoder], source: Any, *, device: str = "auto") -> Encoder:
     """An encoder, by `load_encoder` or `load_network`, in the arithmetic that segmentation uses: bf16 where that is safe."""
     encoder = load(source, device=device)
-    if encoder.device == "cpu" and encoder.config.backbone != "swin":
+    if encoder.device == "cpu" and encoder.config.backbone not in ("swin", "vit"):
         # See SegmentationNetwork.forward: a backbone of convolutions has the same fault.
         return encoder
     return replace(encoder, precision=choose_precision("auto", encoder.device).value)

@@ -343,6 +343,8 @@ def _note_encoders(encoders: Sequence[Encoder], candidates: Sequence[Candidate],
                 "has another size than it learnt, and its features may be worth less"
             )
             notes.append(inform(text))
+        if line := candidate.encoder.describe_positions(candidate.encoder.config.view):
+            notes.append(inform(f"{candidate.name}: {line}"))
         names, hashes = zip(*((candidate.cases[i].item.name, candidate.cases[i].content_hash) for i in tested), strict=True)
         overlap = name_overlap(names, hashes, encoder.config.scans_seen)
         if overlap:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dagman.model import Backbone, normalise_features
+from dagman.model.backbone import STRIDES
 
 STRIDE = 32
 """Sides of a view are multiples of it."""
@@ -26,13 +27,13 @@ _LEAK = 0.01
 
 
 class SegmentationNetwork(nn.Module):
-    """Views to logits of K classes at full resolution, from the encoder's feature maps at strides 4, 8, 16, 32."""
+    """Views to logits of K classes at full resolution, from the encoder's feature maps at strides 4, 8, 16, 32 (see `Neck`)."""
 
     def __init__(self, encoder: Backbone, classes: int) -> None:
         super().__init__()
         self.classes = classes
         self.encoder = encoder
-        self.decoder = Decoder(encoder.widths, classes)
+        self.decoder = Decoder(encoder.widths, classes, encoder.strides)
 
     def forward(self, view: Float[Tensor, "B 1 X Y Z"]) -> Float[Tensor, "B K X Y Z"]:
         """Logits of views with intensities in [0, 1]; raises ValueError for sides that are no multiples of 32."""
@@ -54,9 +55,11 @@ class Decoder(nn.Module):
 
     window: Tensor
 
-    def __init__(self, channels: tuple[int, ...], classes: int) -> None:
+    def __init__(self, channels: tuple[int, ...], classes: int, strides: tuple[int, ...] = STRIDES) -> None:
         super().__init__()
         self.register_buffer("window", torch.tensor([0.0, 1.0]))
+        self.neck = Neck(channels, strides) if strides != STRIDES else None
+        channels = channels if self.neck is None else self.neck.widths
         embed = channels[0] // 2
         fine, half = max(8, embed // 3), max(8, 2 * embed // 3)
         self.stem = ResidualBlock(2, fine)
@@ -80,10 +83,29 @@ class Decoder(nn.Module):
         low, high = self.window
         fine = self.stem(torch.cat([view, ((view - low) / (high - low)).clamp(0.0, 1.0)], dim=1))
         halved = self.halved(self.halve(fine))
-        *skips, x = features
+        *skips, x = features if self.neck is None else self.neck(features)
         for join, skip in zip(reversed(self.joins), [*reversed(skips), halved, fine], strict=True):
             x = join(x, skip)
         return self.classify(x)
+
+
+class Neck(nn.Module):
+    """Maps of a plain transformer, all of one grid, as those of a pyramid at strides 4, 8, 16, 32 (as UNETR's and ViTDet's).
+
+    A finer map has fewer channels: the deepest keeps them, and each above it has half as many.
+    """
+
+    def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...]) -> None:
+        super().__init__()
+        self.widths = tuple(max(16, width >> (len(channels) - 1 - number)) for number, width in enumerate(channels))
+        self.steps = nn.ModuleList(
+            _change_stride(width, wanted, stride, target)
+            for width, wanted, stride, target in zip(channels, self.widths, strides, STRIDES, strict=True)
+        )
+
+    def forward(self, features: list[Float[Tensor, "B _ _ _ _"]]) -> list[Float[Tensor, "B _ _ _ _"]]:
+        """x1..x4 at strides 4, 8, 16, 32."""
+        return [step(x) for step, x in zip(self.steps, features, strict=True)]
 
 
 class Join(nn.Module):
@@ -117,3 +139,10 @@ class ResidualBlock(nn.Module):
         """The same grid with other channels."""
         y = self.activate(self.norm1(self.first(x)))
         return self.activate(self.norm2(self.second(y)) + self.shortcut(x))
+
+
+def _change_stride(inputs: int, outputs: int, stride: int, wanted: int) -> nn.Module:
+    """One convolution, transposed where the map gets finer, whose kernel is its stride."""
+    if wanted <= stride:
+        return nn.ConvTranspose3d(inputs, outputs, kernel_size=stride // wanted, stride=stride // wanted)
+    return nn.Conv3d(inputs, outputs, kernel_size=wanted // stride, stride=wanted // stride)

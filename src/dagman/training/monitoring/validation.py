@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from dagman.method.masking import expand_units
-from dagman.method.networks import UNIT, Network, Outputs, unit_grid
+from dagman.method.networks import Network, Outputs, unit_grid
 from dagman.method.noise import PATCHES_PER_UNIT, count_noise_draws
 from dagman.method.step import Method, TeacherOutputs, ViewPair, find_inside_units, find_inside_voxels, teacher_forward
 from dagman.method.targets import Targets
+from dagman.model.backbone import UNIT
 from dagman.model.intensity import to_unit_ranges
 from dagman.settings import Settings
 from dagman.training.draws import draw_masking, draw_noise
@@ -137,7 +138,7 @@ class Validation:
         """Attention, features and diversity of the heads of one network on clean views, and its attention for the gallery."""
         row: dict[str, Any] = {}
         gallery: dict[str, Tensor] = {}
-        if network.semantic_attention is not None:
+        if network.semantic is not None:
             attention = torch.cat([network.attend(v[None]) for v in self.views])
             row["attention"] = monitors.measure_attention(attention, self.brightness)
             gallery["attention"] = attention[self.shown]
@@ -157,13 +158,14 @@ class Validation:
                 mean = diversity.setdefault(f"stage{stage}", dict.fromkeys(found, 0.0))
                 for key, value in found.items():
                     mean[key] += value / len(shown)
-        if network.semantic is None or network.semantic_attention is None:
+        if network.semantic is None:
             return diversity, None
-        features = network.encoder(shown, stages=network.semantic.stage)[-1]
-        heads = network.semantic_attention.attend(features)
-        places = self.places if network.semantic.stage == 3 else _place_tokens(features, self.settings.view.side * self.spacing)
-        diversity["sa"] = monitors.measure_cls_heads(heads.float(), places)
-        return diversity, heads.float() if network.semantic.stage == 3 else None
+        maps = network.attend_heads(shown).float()
+        on_units = tuple(maps.shape[2:]) == tuple(self.grid)
+        places = self.places if on_units else _place_tokens(maps, self.settings.view.side * self.spacing)
+        heads = maps.flatten(2)
+        diversity["sa"] = monitors.measure_cls_heads(heads, places)
+        return diversity, heads if on_units else None
 
 
 def _place_tokens(features: Tensor, side_mm: float) -> Tensor:

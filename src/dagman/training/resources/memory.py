@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from dagman.errors import DagmanError, RunError
-from dagman.method.networks import UNIT_STAGE, Network
+from dagman.method.networks import Network
 from dagman.settings import Settings, load_settings, resolve_settings
 from dagman.settings.presets import list_presets
 from dagman.training.assembly import build_networks, count_masked
@@ -115,14 +115,14 @@ def estimate_memory(
     settings: Settings, micro_batch: int, *, device: str, precision: str, process: int = 0, free: int | None = None, ranks: int = 1
 ) -> MemoryEstimate:
     """What a process of a run of resolved settings will hold, with micro-batches of this many views; ranks: that share a step."""
-    student, teacher, kept = _measure_networks(_key(settings))
+    student, teacher, kept, width = _measure_networks(_key(settings))
     cuda = torch.device(device).type == "cuda"
     factor = (CUDA_FACTOR if cuda else CPU_FACTOR) * (BF16_FACTOR if precision == "bf16" else 1.0)
     _, counts = count_masked(settings)
     rows = counts.hidden if "ampd" in _name_losses(settings) else 0
     targets = settings.train.batch // ranks * rows * int(settings.projector.prototypes) * _VALUE
     views = settings.train.batch // ranks * settings.view.side**3 * VIEW_BYTES
-    activations = round(factor * (kept / 2 + rows * _count_head_values(settings) * _VALUE) * micro_batch)
+    activations = round(factor * (kept / 2 + rows * _count_head_values(settings, width) * _VALUE) * micro_batch)
     return MemoryEstimate(
         micro_batch=micro_batch,
         weights=(4 * student + teacher) * _VALUE,
@@ -164,17 +164,17 @@ def count_kept_bytes(student: Network, side: int, views: int = 2) -> int:
     device = next(student.parameters()).device
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         drop = torch.ones(student.encoder.branches, views, device=device) if student.encoder.branches else None
-        stages = student.encoder(torch.empty(views, 1, side, side, side, device=device), drop=drop)
+        encoded = student.encoder.encode(torch.empty(views, 1, side, side, side, device=device), drop=drop)
         if student.reconstruction is not None:
-            student.reconstruction(stages[-1])
-        if student.semantic_attention is not None and student.semantic is not None:
-            student.semantic_attention.summarize(stages[student.semantic.stage - 1])
+            student.reconstruction(encoded.maps[-1])
+        if student.semantic is not None:
+            student.summarize(encoded)
     return sum(storage.nbytes() for storage in kept.values())
 
 
 @lru_cache(maxsize=16)
-def _measure_networks(key: str) -> tuple[int, int, int]:
-    """Weights of student and teacher, and the bytes that autograd keeps of a pair of views.
+def _measure_networks(key: str) -> tuple[int, int, int, int]:
+    """Weights of student and teacher, the bytes that autograd keeps of a pair of views, and the channels of a unit's token.
 
     A backbone that cannot do without numbers, such as MONAI's, is taken for a Swin of the same sizes.
     """
@@ -193,7 +193,7 @@ def _measure_networks(key: str) -> tuple[int, int, int]:
         model = settings.model.model_copy(update={"backbone": "swin"})
         return _measure_networks(_key(settings.model_copy(update={"model": model})))
     counts = [sum(p.numel() for p in network.parameters()) if network is not None else 0 for network in (student, teacher)]
-    return counts[0], counts[1], kept
+    return counts[0], counts[1], kept, student.encoder.widths[student.encoder.unit_stage - 1]
 
 
 def _key(settings: Settings) -> str:
@@ -204,10 +204,9 @@ def _name_losses(settings: Settings) -> list[str]:
     return [name for name in ("ampd", "aitd", "gitd") if getattr(settings.losses, name) > 0]
 
 
-def _count_head_values(settings: Settings) -> int:
+def _count_head_values(settings: Settings, width: int) -> int:
     """Values that autograd keeps of one patch row in its projector: the token, each hidden layer twice, the bottleneck, logits."""
     p = settings.projector
-    width = settings.model.embed << UNIT_STAGE
     hidden = 0 if p.layers == 1 else 2 * p.hidden * (p.layers - 1) + 2 * p.bottleneck
     # Logits over the temperature, their softmax, and their product with the targets.
     return 2 * width + hidden + 3 * int(p.prototypes)
@@ -234,7 +233,8 @@ def _suggest(settings: Settings, device: str, precision: str, free: int | None, 
         if changed is not None and (estimate := estimate_memory(changed, 2, device=device, precision=precision, free=free)).fits:
             fitting.append(f"--set {change} (about {_show(estimate.needed)})")
             break
-    for size in sorted(list_presets("sizes"), key=lambda name: -load_settings(name)[0].view.side):
+    alike = [name for name in list_presets("sizes") if load_settings(name)[0].model.backbone == settings.model.backbone]
+    for size in sorted(alike, key=lambda name: -load_settings(name)[0].view.side):
         if size != settings.size and load_settings(size)[0].view.side < settings.view.side:
             changed = resolve_settings(load_settings(size, settings.method)[0])[0]
             estimate = estimate_memory(changed, 2, device=device, precision=precision, free=free)

@@ -11,6 +11,7 @@ from torch import Tensor
 from dagman.errors import RunError
 from dagman.method.networks import Network
 from dagman.method.targets import Targets
+from dagman.model import ViTEncoder
 from dagman.records.counts import count_noun, list_some
 from dagman.settings import Settings, list_presets
 from dagman.settings.presets import validate_settings
@@ -19,6 +20,7 @@ from dagman.training.start.source import Source
 ASIDE = frozenset({"drop_path"})
 """Settings of the model that change no weight's shape or meaning."""
 _ANCHORED = ("encoder", "semantic_attention")
+POSITIONS = "encoder.positions"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ def _list_sizes(source: Source) -> dict[str, Any]:
         "view.high": config.high,
         "masking.mask_fill": config.mask_fill,
     }
-    if config.semantic is not None:
+    if config.semantic is not None and config.semantic.depth:
         semantic = config.semantic
         sizes |= {"model.sa_stage": semantic.stage, "model.sa_heads": semantic.heads, "model.sa_depth": semantic.depth}
         sizes["model.sa_position"] = semantic.position
@@ -101,6 +103,7 @@ def adopt_weights(student: Network, teacher: Network | None, targets: Targets, s
     wanted, held = _group(student.state_dict()), _group(source.student)
     parts: list[Part] = []
     taken: dict[str, Tensor] = {}
+    positions = _fit_positions(student, held)
     for name, weights in wanted.items():
         if name not in held:
             parts.append(Part(name=name, state="fresh", weights=len(weights), reason="the source has none"))
@@ -109,7 +112,8 @@ def adopt_weights(student: Network, teacher: Network | None, targets: Targets, s
                 raise RunError(f"does not fit this run's {name}: {reason}", where=source.name, do="Give a source of the same sizes")
             parts.append(Part(name=name, state="fresh", weights=len(weights), reason=reason))
         else:
-            parts.append(Part(name=name, state="taken", weights=len(weights)))
+            line = f"{count_noun(len(weights), 'weight')}; {positions}" if name == "encoder" and positions else ""
+            parts.append(Part(name=name, state="taken", weights=len(weights), reason=line))
             taken |= held[name]
     parts += [Part(name=name, state="left over", weights=len(held[name])) for name in held if name not in wanted]
     student.load_state_dict({**student.state_dict(), **taken}, strict=True)
@@ -123,8 +127,27 @@ def adopt_weights(student: Network, teacher: Network | None, targets: Targets, s
     return parts
 
 
+def _fit_positions(network: Network, *states: dict[str, dict[str, Tensor]]) -> str:
+    """Bring positions learned for views of another side to the network's own; said in words, empty where nothing was to do."""
+    encoder, line = network.encoder, ""
+    if not isinstance(encoder, ViTEncoder):
+        return line
+    for state in states:
+        held = state.get("encoder", {}).get(POSITIONS)
+        if held is not None and held.ndim == encoder.positions.ndim and held.shape[1:] != encoder.positions.shape[1:]:
+            sides = [tuple(one.shape[1:]) for one in (held, encoder.positions)]
+            line = f"positions interpolated from {_times(sides[0])} to {_times(sides[1])} units"
+            state["encoder"][POSITIONS] = encoder.fit_positions(held)
+    return line
+
+
+def _times(sides: tuple[int, ...]) -> str:
+    return " x ".join(map(str, sides))
+
+
 def _fill_teacher(teacher: Network, student: Network, source: Source, kept: Collection[str]) -> Part:
     own = _group(source.teacher or {})
+    _fit_positions(teacher, own)
     state = {name: value for name, value in student.state_dict().items() if name in teacher.state_dict()}
     for name in kept:
         state |= {key: value for key, value in own.get(name, {}).items() if key in state}
