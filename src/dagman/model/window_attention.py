@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dagman.model.linear import Linear
-from dagman.model.windows import Triple, WindowPlan, gather_tokens, gather_windows
+from dagman.model.windows import Triple, WindowPlan, gather_tokens, gather_windows, keep_results
 
 LARGE = 2**18
 """Tokens of a view above which, without gradients, windows and tokens go through a block in parts: a whole scan then needs little
@@ -89,19 +88,17 @@ def attend_windows_fused(
     return attended
 
 
-@lru_cache(maxsize=64)
+@keep_results
 def relative_positions(window: Triple, side: int, device: torch.device) -> Int[Tensor, "n n"]:
     """The row of the bias table for each pair of places in a window; kept for the next call with the same arguments.
 
     The table has a row for each offset of a window of `side`; a smaller window uses the rows of its own offsets, the
     centre of the table. (MONAI 1.6 takes the first rows there, which belong to other offsets.)
     """
-    # As for a WindowPlan: what is kept must serve in training, wherever it was first asked for.
-    with torch.inference_mode(False), torch.no_grad():
-        places = torch.cartesian_prod(*(torch.arange(w, device=device) for w in window)).reshape(-1, 3)
-        offsets = places[:, None] - places[None, :] + side - 1
-        span = 2 * side - 1
-        return (offsets[..., 0] * span + offsets[..., 1]) * span + offsets[..., 2]
+    places = torch.cartesian_prod(*(torch.arange(w, device=device) for w in window)).reshape(-1, 3)
+    offsets = places[:, None] - places[None, :] + side - 1
+    span = 2 * side - 1
+    return (offsets[..., 0] * span + offsets[..., 1]) * span + offsets[..., 2]
 
 
 class WindowAttention(nn.Module):

@@ -10,9 +10,10 @@ are the reference, with the same signatures and the same bits.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,40 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Triple = tuple[int, int, int]
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+_MOST_KEPT = 256
+
+
+def keep_results(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """What a function makes of sizes and a device, kept for the next call with the same; a constant of a compiled graph.
+
+    Nothing is kept, or taken, while a graph is traced: its tensors have no numbers and its sizes may be symbols.
+    """
+    kept: dict[tuple[Any, ...], Result] = {}
+
+    @wraps(function)
+    def look_up(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        key = (*args, *kwargs.values())
+        traced = type(torch.empty(0)) is not Tensor or any(type(n) is torch.SymInt for one in key for n in _list_parts(one))
+        if traced:
+            return function(*args, **kwargs)
+        if key not in kept:
+            if len(kept) >= _MOST_KEPT:
+                del kept[next(iter(kept))]
+            # It outlives the call: made inside inference_mode it could not be used in a training step later.
+            with torch.inference_mode(False), torch.no_grad():
+                kept[key] = function(*args, **kwargs)
+        return kept[key]
+
+    # What torch.compiler.assume_constant_result does; to call it would import the compiler, a second, for all who never compile.
+    vars(look_up)["_dynamo_marked_constant"] = True
+    vars(look_up)["cache_clear"] = kept.clear
+    return look_up
+
+
+def _list_parts(argument: object) -> tuple[object, ...]:
+    return argument if isinstance(argument, tuple) else (argument,)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,22 +102,20 @@ def fit_window(grid: Triple, side: int, shift: int) -> tuple[Triple, Triple]:
     return window, (shifts[0], shifts[1], shifts[2])
 
 
-@lru_cache(maxsize=128)
+@keep_results
 def plan_windows(grid: Triple, side: int, shift: int, device: torch.device) -> WindowPlan:
     """Plan windows of `side` tokens on a grid, rolled by `shift` tokens; kept for the next call with the same arguments."""
     window, shifts = fit_window(grid, side, shift)
-    # The plan outlives the call: made inside inference_mode it could not be used in a training step later.
-    with torch.inference_mode(False), torch.no_grad():
-        padded = [math.ceil(g / w) * w for g, w in zip(grid, window, strict=True)]
-        tokens = math.prod(grid)
-        numbers = torch.arange(tokens, device=device).reshape(grid)
-        numbers = F.pad(numbers, _padding(grid, padded), value=tokens)
-        rolled = torch.roll(numbers, tuple(-s for s in shifts), dims=(0, 1, 2))
-        to_windows = _cut(rolled[None, ..., None], window).flatten()
-        to_tokens = torch.argsort(to_windows)[:tokens]
-        places = math.prod(window)
-        regions = _number_regions(padded, window, shifts, device) if any(shifts) else None
-        masked = None if regions is None else regions[:, :, None] != regions[:, None, :]
+    padded = [math.ceil(g / w) * w for g, w in zip(grid, window, strict=True)]
+    tokens = math.prod(grid)
+    numbers = torch.arange(tokens, device=device).reshape(grid)
+    numbers = F.pad(numbers, _padding(grid, padded), value=tokens)
+    rolled = torch.roll(numbers, tuple(-s for s in shifts), dims=(0, 1, 2))
+    to_windows = _cut(rolled[None, ..., None], window).flatten()
+    to_tokens = torch.argsort(to_windows)[:tokens]
+    places = math.prod(window)
+    regions = _number_regions(padded, window, shifts, device) if any(shifts) else None
+    masked = None if regions is None else regions[:, :, None] != regions[:, None, :]
     return WindowPlan(
         grid=grid,
         window=window,

@@ -11,7 +11,6 @@ Letters: B views, L tokens, W windows, n tokens of a window, H heads, D channels
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any, no_type_check
 
 import torch
@@ -20,7 +19,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dagman.model.windows import WindowPlan
+from dagman.model.windows import WindowPlan, keep_results
 
 QUERIES = 64
 """Queries at a time; a window of 4^3 has as many."""
@@ -48,13 +47,12 @@ def attend_tokens(
     return _AttendTokens.apply(qkv.contiguous(), bias.float().contiguous(), index, plan, scale)
 
 
-@lru_cache(maxsize=128)
+@keep_results
 def _number_places(plan: WindowPlan) -> tuple[Int[Tensor, " places"], int]:
     """The row of each place of each window, int32, and P: each place of padding has a row of its own after the tokens."""
-    with torch.inference_mode(False), torch.no_grad():
-        padded = ~plan.valid.flatten()
-        rows = torch.where(padded, plan.tokens + padded.cumsum(0) - 1, plan.to_windows)
-        return rows.int().contiguous(), int(padded.sum())
+    padded = ~plan.valid.flatten()
+    rows = torch.where(padded, plan.tokens + padded.cumsum(0) - 1, plan.to_windows)
+    return rows.int().contiguous(), int(padded.sum())
 
 
 class _AttendTokens(torch.autograd.Function):
