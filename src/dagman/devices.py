@@ -105,6 +105,37 @@ def choose_kernels(name: str = "auto", device: str = "cpu") -> Choice[str]:
     return Choice("kernels", "triton", "asked for")
 
 
+def choose_compile(name: str = "auto", device: str = "cpu", kernels: str = "reference") -> Choice[str]:
+    """`off`, `on` (torch.compile of the encoders) or `graphs` (with CUDA graphs); `auto` is off until a card has measured it.
+
+    Raises SettingsError for an unknown name, and together with the Triton kernels.
+    """
+    if name not in ("auto", "off", "on", "graphs"):
+        raise SettingsError("is not known", where=f"compile {name!r}", do="Use auto, off, on, or graphs")
+    if name == "off":
+        return Choice("compile", "off", "asked for")
+    if torch.device(device).type != "cuda":
+        return Choice("compile", "off", f"runs on {device}, where compiled steps were slower (docs/benchmarks.md)")
+    if name == "auto":
+        return Choice("compile", "off", "has not been measured on a card; train.compile=on takes it")
+    if kernels == "triton":
+        raise SettingsError(
+            "the Triton kernels have not been tried in a compiled graph", where=f"compile {name!r}", do="Use one of the two"
+        )
+    return Choice("compile", name, "asked for")
+
+
+def choose_read_after(steps: int | str = "auto", device: str = "cpu") -> Choice[int]:
+    """Steps after which losses are read, 0 or 1; `auto` is 0 until a card has measured it. Raises SettingsError for another."""
+    if steps not in ("auto", 0, 1):
+        raise SettingsError("is not a number of steps", where=f"read_after {steps!r}", do="Use auto, 0, or 1")
+    if torch.device(device).type != "cuda":
+        return Choice("read after", 0, f"runs on {device}, where nothing waits")
+    if steps == "auto":
+        return Choice("read after", 0, "1 has not been measured on a card; train.read_after=1 takes it")
+    return Choice("read after", int(steps), "asked for")
+
+
 def choose_threads() -> Choice[int]:
     """Threads of torch on the CPU: OMP_NUM_THREADS, or the cores this process may use, shared with its siblings under torchrun."""
     asked = os.environ.get("OMP_NUM_THREADS", "")

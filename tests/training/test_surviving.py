@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from dagman import devices
 from dagman.errors import RunError
 from dagman.records.journal import read_rows
 from dagman.store.format import locate_scan
-from dagman.training import learner
+from dagman.training import learner, trainer
 from dagman.training.checkpoints import list_checkpoints
 from dagman.training.learner import Learner
 from dagman.training.pretraining import pretrain
@@ -99,6 +100,26 @@ def test_a_step_that_is_not_finite_is_kept_and_skipped_and_can_be_replayed_alone
     code, _, errors = call_dagman("replay", out, 2)
     assert (code, errors.count("\n")) == (2, 1)
     assert "has not kept step 2. Steps are kept whose loss was not finite: 3." in errors
+
+
+def test_a_step_that_is_read_later_is_taken_back_with_the_one_after_it(store, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "choose_read_after", lambda *given: devices.Choice("read after", 1, "for the test"))
+    options = [*tiny, "train.steps=5", "train.checkpoint_every=2", "train.monitor_every=9", "train.keep_checkpoints=9"]
+    told = []
+    with monkeypatch.context() as patch:
+        _break_at(patch, {2})
+        out = tmp_path / "run"
+        run = pretrain(store.path, out, assignments=options, on_event=lambda name, values: told.append((name, values)))
+    # Step 4 had been taken when step 3 was read; it is taken again, from the weights of step 2.
+    assert [values["step"] for name, values in told if name == "step"] == [1, 2, 4, 5]
+    assert [row["step"] for row in run.steps] == [1, 2, 4, 5]
+    for name in ("student", "teacher", "heads", "optimizer"):
+        kept, before = (out / folder / f"{name}.safetensors" for folder in ("broken/step-000003", "checkpoints/step-000002"))
+        assert kept.read_bytes() == before.read_bytes(), name
+    monkeypatch.setattr(trainer, "list_broken", lambda folder: [3])
+    straight = pretrain(store.path, tmp_path / "straight", assignments=options)
+    for name in ("metrics.jsonl", "encoder/model.safetensors", "encoder-student/model.safetensors"):
+        assert (straight.path / name).read_bytes() == (out / name).read_bytes(), name
 
 
 def test_a_replay_names_what_is_not_finite_first(store, tiny, tmp_path, monkeypatch):

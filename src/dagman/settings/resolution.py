@@ -23,7 +23,9 @@ SMALL_BATCH, PAPER_BATCH = 16, 64
 """Views a step of recipe R and of App. A; the rate and the prototypes change steadily from one to the other. [ours]"""
 SMALL_LR, PAPER_LR = 3e-4, 8e-4
 SMALL_PROTOTYPES, PAPER_PROTOTYPES = 1024, 8192
-MACHINE_CHOICES = frozenset({"train.precision", "train.device", "train.kernels", "train.workers"})
+MACHINE_CHOICES = frozenset(
+    {"train.precision", "train.device", "train.kernels", "train.compile", "train.read_after", "train.workers"}
+)
 """Settings that stay `auto` in a run's folder: each machine chooses anew."""
 _OF_STORE = frozenset({"view.modality"})
 """Settled by the store, not here; a run from before this setting was kept has read all modalities."""

@@ -268,6 +268,10 @@ class TrainSettings(Section):
     """Precision of the networks; losses, centres, softmax and EMA stay float32."""
     kernels: Literal["auto", "reference", "triton"] = "auto"
     """What Swin's blocks are computed by: torch's own operations, or Triton kernels on a CUDA device."""
+    compile: Literal["auto", "off", "on", "graphs"] = "auto"
+    """Whether encoders are compiled on a CUDA device: on by torch.compile; graphs: replayed as CUDA graphs besides."""
+    read_after: Literal["auto", 0, 1] = "auto"
+    """Steps after which a CUDA device's losses are read: 0 waits for each step, 1 reads them while the next is computed."""
     device: str = "auto"
     """auto, cpu, cuda, or cuda:N."""
     skips: Annotated[int, Field(ge=0)] = 3

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dagman.method.networks import Network
 from dagman.method.schedules import freeze_last_layer, learning_rate, teacher_momentum
 from dagman.method.step import ViewPair
+from dagman.method.targets import Targets
 from dagman.method.teacher import update_teacher
 from dagman.settings import Settings
 from dagman.training import assembly
@@ -24,6 +24,10 @@ from dagman.training.parallel.group import Group
 from dagman.training.parallel.replicas import replicate
 from dagman.training.parallel.sharing import size_micro_batch
 from dagman.training.recovery.broken import Broken
+from dagman.training.recovery.outcome import Gate, Outcome, TargetsState
+
+MOST_GRAPHS = 64
+"""Of one function that torch.compile keeps; a further one would be an error. [ours]"""
 
 
 class Learner:
@@ -34,11 +38,21 @@ class Learner:
         device: As chosen by `dagman.devices`.
         precision: "fp32" or "bf16".
         kernels: "reference" or "triton".
+        compiled: "off", "on", or "graphs": the encoders by torch.compile, or as CUDA graphs as well.
+        read_after: Steps after which a step's losses are read: 0 or 1.
         group: The processes that share each step; one alone by default.
     """
 
     def __init__(
-        self, settings: Settings, *, device: str, precision: str, kernels: str = "reference", group: Group | None = None
+        self,
+        settings: Settings,
+        *,
+        device: str,
+        precision: str,
+        kernels: str = "reference",
+        compiled: str = "off",
+        read_after: int = 0,
+        group: Group | None = None,
     ) -> None:
         self.settings, self.device, self.precision, self.group = settings, torch.device(device), precision, group or Group()
         self.student, self.teacher = assembly.build_networks(settings)
@@ -48,21 +62,28 @@ class Learner:
         if self.teacher is not None:
             self.teacher.to(self.device)
             self.teacher.encoder.use_kernels(kernels)
+        self.compiled = compiled
+        if compiled != "off":
+            self.compile_encoders(mode="reduce-overhead" if compiled == "graphs" else None)
         self.method = assembly.compose_method(settings)
         groups = assembly.group_parameters(self.student, settings.optim.weight_decay)
         # One kernel for all weights on a card; on a CPU the loop stays, whose bits older runs were made with.
-        fused = self.device.type == "cuda"
+        fused = self.device.type == "cuda" or read_after > 0
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, settings.optim.beta2), fused=fused)
-        self.targets = assembly.build_targets(settings, self.device)
+        self.gate = Gate(self.device) if read_after else None
+        if self.gate is not None:
+            vars(self.optimizer)["found_inf"] = self.gate.shut
+        self.targets = self._build_targets()
 
-    def advance(
-        self, pairs: Sequence[ViewPair], step: int, on_part: Callable[[int, int], None] | None = None
-    ) -> dict[str, Any] | Broken:
-        """One training step on its micro-batches; the row for `metrics.jsonl`, or what is to be kept where it is not finite.
+    def advance(self, pairs: Sequence[ViewPair], step: int, on_part: Callable[[int, int], None] | None = None) -> Outcome:
+        """One training step on its micro-batches; what it gave, for `read`.
 
         on_part: As `accumulate_gradients` has it.
         """
         s, steps = self.settings, self.settings.train.steps
+        if self.compiled == "graphs":
+            # What the CUDA graphs of the step before have written may be overwritten from here on.
+            torch.compiler.cudagraph_mark_step_begin()
         # ------------------------------------------------- schedules (App. A)
         lr = learning_rate(step, steps, peak=float(s.optim.lr), end=s.optim.min_lr, warmup=s.optim.warmup)
         momentum = teacher_momentum(step, steps, start=float(s.teacher.momentum), end=float(s.teacher.momentum_end))
@@ -83,22 +104,27 @@ class Learner:
             for parameter in assembly.list_frozen(self.student):
                 parameter.grad = None
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), s.optim.clip)
-        if not (torch.isfinite(losses.total) and torch.isfinite(norm)):
-            return Broken(step, self.copy(before), {"total": losses.total, **losses.parts, "grad_norm": norm})
+        outcome = Outcome(step, before, losses, norm, {"lr": lr, "momentum": momentum})
+        if self.gate is not None:
+            self.gate.see(losses.total, norm)
+        elif outcome.read() is None:
+            return outcome
         self.optimizer.step()
 
         # ------------------------------------------------- the teacher follows the student (3.2)
         if self.teacher is not None:
-            update_teacher(self.teacher, self.student, momentum)
-        return {
-            "step": step + 1,
-            "total": losses.total.item(),
-            **{name: value.item() for name, value in losses.parts.items()},
-            "lr": lr,
-            "momentum": momentum,
-            **{f"tau_{name}": value for name, value in losses.temperatures.items()},
-            "grad_norm": norm.item(),
-        }
+            update_teacher(self.teacher, self.student, momentum, None if self.gate is None else self.gate.shut)
+        return outcome
+
+    def read(self, outcome: Outcome) -> dict[str, Any] | Broken:
+        """The row for `metrics.jsonl`, or what is to be kept where the step was not finite: then nothing has been learned since."""
+        row = outcome.read()
+        if row is not None:
+            return row
+        broken = Broken(outcome.step, self.copy(outcome.before), outcome.found)
+        if self.gate is not None:
+            self.gate.open()
+        return broken
 
     def draw_pairs(self, batch: Mapping[str, Any], step: int, own: range) -> list[ViewPair]:
         """The step's micro-batches of this process, whose pairs of views have the numbers `own` in the step."""
@@ -111,6 +137,21 @@ class Learner:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             yield
 
+    def compile_encoders(self, *, mode: str | None = None, backend: str = "inductor") -> None:
+        """Let torch.compile make one graph of each encoder's pass, for the sizes of views it meets; heads stay as they are.
+
+        The rows of the heads vary with the padding of the views, and each number of rows would be compiled anew.
+        """
+        # Clean, noisy and student's passes share one function, for two sizes of micro-batches, with and without gradient.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
+        for network in (self.student, self.teacher):
+            if network is not None:
+                network.encoder.compile(fullgraph=True, dynamic=False, mode=mode, backend=backend)
+
+    def uncompiled(self) -> contextlib.AbstractContextManager[object]:
+        """A block in which nothing is compiled: the monitors' single views and galleries are of sizes of their own."""
+        return contextlib.nullcontext() if self.compiled == "off" else torch.compiler.set_stance("force_eager")
+
     def join(self) -> None:
         """Let the processes of the group share each step from here on."""
         self.replica = replicate(self.student, self.group, assembly.list_untrained(self.settings))
@@ -120,7 +161,7 @@ class Learner:
         if self.student.reconstruction is not None:
             self.student.reconstruction.start_at(mean)
 
-    def copy(self, targets: tuple[Mapping[str, Tensor], Mapping[str, float | Tensor | None]] | None = None) -> Snapshot:
+    def copy(self, targets: TargetsState | None = None) -> Snapshot:
         """A copy of all that changes; targets: theirs as `Targets.state` gave it, if not that of now."""
         return copy_state(self.student, self.teacher, self.optimizer, self.targets.state() if targets is None else targets)
 
@@ -135,4 +176,7 @@ class Learner:
         if self.teacher is not None and teacher is not None:
             self.teacher.load_state_dict(teacher.state_dict())
         self.optimizer.state.clear()
-        self.targets = assembly.build_targets(self.settings, self.device)
+        self.targets = self._build_targets()
+
+    def _build_targets(self) -> Targets:
+        return assembly.build_targets(self.settings, self.device, on_device=self.gate is not None)

@@ -158,7 +158,7 @@ def _train(
     state["settings"] = hash_settings(settings)
     train, own = settings.train, list_own_pairs(settings.train.batch // 2, group.rank, group.size)
     dataset = ViewDataset(store, usable, settings.view, train.batch, settings.seed, train.steps, own, parts)
-    learner = Learner(settings, device=device, precision=precision, kernels=machine.kernels.value, group=group)
+    learner = Learner(settings, device=device, precision=precision, group=group, **machine.list_fast_paths())
     trainer = Trainer(learner, dataset, out, workers=machine.workers, state=state, on_event=on_event, estimate=estimate)
     noted = {} if exists else {**{f"idle: {text}": text for text in idle}, **list_run_warnings(settings)}
     warnings = [*noted.values(), *list_changed_precision(before, state)]

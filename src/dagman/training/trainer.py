@@ -23,6 +23,7 @@ from dagman.training.monitoring.validation import Validation
 from dagman.training.monitoring.verdicts import FRESH, sum_up
 from dagman.training.parallel.ending import Ending
 from dagman.training.recovery.broken import Broken, explain_broken, keep_broken, list_broken
+from dagman.training.recovery.outcome import Outcome
 from dagman.training.recovery.saving import Saver
 from dagman.training.recovery.unreadable import Unreadable
 from dagman.training.resources.interruption import LONG_STEP, StopRequestedError, interruptible
@@ -65,6 +66,8 @@ class Trainer:
         self.settings, self.group = learner.settings, learner.group
         self.state, self.on_event, self.estimate = state, on_event, estimate
         self.step = 0
+        self.unread: tuple[Outcome, float, float, dict[str, str]] | None = None
+        """A step that has been taken, but whose losses have not been read: seconds, of them waited, scans that were unreadable."""
         self.ending = Ending(self.group)
         self.warned: set[str] = set()
         self.skipped = {step - 1 for step in list_broken(folder)}
@@ -118,9 +121,14 @@ class Trainer:
         train, learner = self.settings.train, self.learner
         writer = self._begin_writing() if self.group.writes else None
         first, pace, seconds = self.step, Pace(), math.inf
-        batches = load_steps(self.dataset, self.step, self.workers, self.skipped)
+        batches = load_steps(self.dataset, self.step, self.workers, self.skipped, pinned=learner.device.type == "cuda")
+        self.unread = None
         while self.step < train.steps and not self.ending.is_due():
             step, before = self.step, self.learner.targets.state()
+            # What needs the weights, or the order of the rows, waits for the step before to be read.
+            due = step % train.monitor_every == 0 or step in self.skipped
+            if due and (broken := self._read(writer, pace)) is not None:
+                return broken
             try:
                 # A long step, which the first may be, is left when a stop is requested, unless other ranks wait for it.
                 left = [learner.student, learner.teacher] if seconds > LONG_STEP and self.group.size == 1 else []
@@ -142,36 +150,55 @@ class Trainer:
                     waited = time.perf_counter() - began
                     self.group.move(step, 2)
                     self.group.communicated = 0
-                    row = learner.advance(pairs, step, functools.partial(self._note_part, step, checked=step == first))
+                    outcome = learner.advance(pairs, step, functools.partial(self._note_part, step, checked=step == first))
             except StopRequestedError:
                 learner.targets.restore(*before)
                 break
-            if isinstance(row, Broken):
-                if writer:
-                    writer[1].close()
-                return row
-            self.step = step + 1
 
             # ------------------------------------------------------- what is written
-            seconds = time.perf_counter() - began
-            waited = self._settle(waited, batch.get("unreadable", {}))
-            timing = time_step(self.settings, self.step, seconds, waited, learner.device.type, self.group)
-            if not writer:
-                continue
-            append_row(self.folder / "metrics.jsonl", row)
-            append_row(self.folder / "timing.jsonl", timing)
-            writer[1].add(self.step, row | timing)
-            self.saver.follow()
-            self.health.add_step(row)
-            self.health.add_wait(timing["waiting_share"])
-            self.on_event("step", row | timing)
-            if text := pace.add(seconds, train.steps - self.step, timing["memory_gib"]):
-                self.on_event("choice", {"text": text})
-            if self.step % train.checkpoint_every == 0 and self.step < train.steps and not self.ending.is_due():
-                self._save()
+            # With read_after=1 the device computes this step while the host reads the one before.
+            if (broken := self._read(writer, pace)) is not None:
+                return broken
+            self.step, seconds = step + 1, time.perf_counter() - began
+            self.unread = outcome, seconds, waited, batch.get("unreadable", {})
+            if learner.gate is None and (broken := self._read(writer, pace)) is not None:
+                return broken
+            if self.step % train.checkpoint_every == 0 and self.step < train.steps:
+                if (broken := self._read(writer, pace)) is not None:
+                    return broken
+                if writer and not self.ending.is_due():
+                    self._save()
+        if (broken := self._read(writer, pace)) is not None:
+            return broken
         if writer:
             self._end_writing(*writer)
         self.group.wait()
+        return None
+
+    def _read(self, writer: tuple[Validation, Curves] | None, pace: Pace) -> Broken | None:
+        """Read the step that has not been read yet, if there is one, and write what it gave; if not finite, what is to be kept."""
+        if self.unread is None:
+            return None
+        (outcome, seconds, waited, unreadable), self.unread = self.unread, None
+        row, step = self.learner.read(outcome), outcome.step + 1
+        if isinstance(row, Broken):
+            self.step = outcome.step
+            if writer:
+                writer[1].close()
+            return row
+        waited = self._settle(waited, unreadable, step)
+        timing = time_step(self.settings, step, seconds, waited, self.learner.device.type, self.group)
+        if not writer:
+            return None
+        append_row(self.folder / "metrics.jsonl", row)
+        append_row(self.folder / "timing.jsonl", timing)
+        writer[1].add(step, row | timing)
+        self.saver.follow()
+        self.health.add_step(row)
+        self.health.add_wait(timing["waiting_share"])
+        self.on_event("step", row | timing)
+        if text := pace.add(seconds, self.settings.train.steps - step, timing["memory_gib"]):
+            self.on_event("choice", {"text": text})
         return None
 
     def _measure_mean(self) -> float:
@@ -228,11 +255,11 @@ class Trainer:
             self.saver.follow(wait=True, last=True)
         curves.close()
 
-    def _settle(self, waited: float, unreadable: dict[str, str]) -> float:
+    def _settle(self, waited: float, unreadable: dict[str, str], step: int) -> float:
         """What all processes agree on after a step; the mean of what they waited, in seconds. unreadable: Scan to reason, here."""
         waits, lost = self.ending.settle(waited, len(unreadable))
         if lost:
-            warnings = self.unreadable.add(unreadable, self.step)
+            warnings = self.unreadable.add(unreadable, step)
             self._warn(warnings if self.group.writes else [])
         return waits
 
@@ -244,7 +271,7 @@ class Trainer:
 
     def _evaluate(self, validation: Validation, curves: Curves) -> None:
         learner = self.learner
-        with learner.autocast():
+        with learner.autocast(), learner.uncompiled():
             scheduled = assembly.schedule_temperature(self.settings, self.step)
             row, gallery = validation.evaluate(learner.student, learner.teacher, learner.targets, scheduled)
         row = {"step": self.step, **row}

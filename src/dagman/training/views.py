@@ -294,10 +294,12 @@ def _start_worker(worker: int) -> None:
     leave_stops_to_parent()
 
 
-def load_steps(dataset: ViewDataset, first: int, workers: int, skipped: Collection[int] = ()) -> Iterator[dict[str, Any]]:
+def load_steps(
+    dataset: ViewDataset, first: int, workers: int, skipped: Collection[int] = (), *, pinned: bool = False
+) -> Iterator[dict[str, Any]]:
     """Items `first`, `first` + 1, ... in order, read by `workers` processes (0: by this one); their number changes nothing.
 
-    skipped: Items to leave out.
+    skipped: Items to leave out. pinned: In memory that a CUDA device can copy from while the host goes on.
 
     Raises:
         StoreError: A scan's file is missing or damaged.
@@ -312,6 +314,7 @@ def load_steps(dataset: ViewDataset, first: int, workers: int, skipped: Collecti
         multiprocessing_context="forkserver" if workers else None,
         persistent_workers=False,
         prefetch_factor=4 if workers else None,
+        pin_memory=pinned,
     )
     for item in loader:
         if isinstance(item, DagmanError):

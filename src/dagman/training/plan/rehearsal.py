@@ -22,6 +22,7 @@ from dagman.training.learner import Learner
 from dagman.training.monitoring.validation import Validation
 from dagman.training.parallel.group import Group
 from dagman.training.plan.energy import EnergyMeter
+from dagman.training.recovery.outcome import Outcome
 from dagman.training.resources.fitting import fit_memory
 from dagman.training.resources.machine import choose_machine
 from dagman.training.resources.memory import estimate_memory
@@ -99,12 +100,19 @@ class Rehearsal:
 
     def take(self, steps: int) -> Iterator[tuple[float, float]]:
         """Take so many steps; seconds of each, and how many of them were spent waiting for views."""
-        batches = load_steps(self.dataset, 0, self.workers)
+        learner = self.learner
+        batches = load_steps(self.dataset, 0, self.workers, pinned=learner.device.type == "cuda")
+        unread: Outcome | None = None
         for step in range(steps):
             began = time.perf_counter()
-            pairs = self.learner.draw_pairs(next(batches), step, self.dataset.own)
+            pairs = learner.draw_pairs(next(batches), step, self.dataset.own)
             waited = time.perf_counter() - began
-            self.learner.advance(pairs, step)
+            outcome = learner.advance(pairs, step)
+            if unread is not None:
+                unread.read()
+            unread = outcome
+            if learner.gate is None or step == steps - 1:
+                unread.read()
             yield time.perf_counter() - began, waited
 
 
@@ -146,7 +154,7 @@ def prepare_rehearsal(
     machine.prepare()
     train = settings.train
     dataset = ViewDataset(store, usable, settings.view, train.batch, settings.seed, train.steps, parts=shares)
-    learner = Learner(settings, device=device, precision=precision, kernels=machine.kernels.value)
+    learner = Learner(settings, device=device, precision=precision, **machine.list_fast_paths())
     if start is not None:
         adopt_weights(learner.student, learner.teacher, learner.targets, start)
     return Rehearsal(learner=learner, dataset=dataset, workers=machine.workers)

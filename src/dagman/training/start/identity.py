@@ -17,6 +17,7 @@ from dagman.store.manifest import Store
 from dagman.training.parallel.group import Group
 from dagman.training.views import Part
 
+LATER_MACHINE_CHOICES = ("train.compile", "train.read_after")
 FREE_TO_CHANGE = frozenset(
     f"train.{name}"
     for name in (
@@ -69,6 +70,11 @@ def hash_settings(settings: Settings) -> str:
     for key in FREE_TO_CHANGE | {"view.modality"}:
         section, _, name = key.rpartition(".")
         del values[section][name]
+    # Settings of a later release, at what they were before: runs of an earlier one hold a fingerprint without them.
+    for key in LATER_MACHINE_CHOICES:
+        section, _, name = key.rpartition(".")
+        if values[section][name] == "auto":
+            del values[section][name]
     return hash_bytes(json.dumps(values, sort_keys=True).encode())
 
 

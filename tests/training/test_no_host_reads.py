@@ -12,9 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dagman.method import Targets, ViewPair
 from dagman.method.centering import solve_temperature, solve_temperature_on_device
 from dagman.method.masking import count_masked, locate_units
+from dagman.method.teacher import update_teacher
 from dagman.settings import load_settings, resolve_settings
 from dagman.training import assembly
 from dagman.training.accumulation import accumulate_gradients
+from dagman.training.learner import Learner
+from dagman.training.recovery.outcome import Gate
 
 TINY = ("view.side=32", "model.embed=4", "model.depths=[1, 1, 1, 1]", "model.heads=[1, 1, 1, 1]", "model.sa_heads=2")
 HEADS = ("projector.hidden=8", "projector.bottleneck=8", "projector.prototypes=16")
@@ -112,3 +115,38 @@ def test_a_masking_that_hides_another_number_is_named():
     method = replace(assembly.compose_method(settings), masking=lambda attention, grid, counts, draws: draws[..., 0] > 2)
     with pytest.raises(ValueError, match=r"the masking hid \[0, 0, 0, 0\] units of the views where \["):
         accumulate_gradients(teacher, teacher, [pair], method, Targets(assembly.compose_rules(settings), 16), 0.04)
+
+
+def test_a_whole_step_reads_nothing_where_it_is_read_later(store, tiny, make_settings, make_dataset):
+    settings = make_settings("masking.kind=random", "masking.hints=0")
+    found = {}
+    for after in (0, 1):
+        learner = Learner(settings, device="cpu", precision="fp32", read_after=after)
+        dataset = make_dataset(settings)
+        batches = [dataset[step] for step in range(2)]
+        outcomes = []
+        with _Reads() as reads:
+            for step, batch in enumerate(batches):
+                outcomes.append(learner.advance(learner.draw_pairs(batch, step, dataset.own), step))
+        assert bool(reads.found) is (after == 0), reads.found
+        found[after] = [learner.read(outcome) for outcome in outcomes]
+    assert [list(row) for row in found[1]] == [list(row) for row in found[0]]
+    for ours, theirs in zip(found[1], found[0], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_shut_gate_leaves_the_teacher_as_it_is_and_an_open_one_moves_it_as_ever():
+    torch.manual_seed(0)
+    teachers, student = [torch.nn.Linear(3, 2) for _ in range(2)], torch.nn.Linear(3, 2)
+    teachers[1].load_state_dict(teachers[0].state_dict())
+    before = teachers[0].weight.clone()
+    gate = Gate(torch.device("cpu"))
+    update_teacher(teachers[0], student, 0.9)
+    gate.see(torch.tensor(1.0), torch.tensor(torch.nan))
+    gate.see(torch.tensor(1.0))
+    update_teacher(teachers[1], student, 0.9, gate.shut)
+    assert torch.equal(teachers[1].weight, before)
+    gate.open()
+    gate.see(torch.tensor(1.0), torch.tensor(2.0))
+    update_teacher(teachers[1], student, 0.9, gate.shut)
+    torch.testing.assert_close(teachers[1].weight, teachers[0].weight)
