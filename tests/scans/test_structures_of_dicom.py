@@ -14,6 +14,7 @@ from dagman.scans.affine import LPS_TO_RAS, Affine
 from dagman.scans.dicom.segments import write_segments
 from dagman.scans.discovery import find_series
 from dagman.scans.reading import read_scan
+from dagman.scans.structures import read_structures
 from dagman.scans.structures.contours import fill_plane, fill_volume
 from dagman.tables.items import load_mask, read_mask
 from dagman.tables.table import read_table
@@ -168,3 +169,21 @@ def test_a_seg_gives_its_segments_by_name(scan_with_plan, ct):
     table = read_table(write_table(scan_with_plan, "ct,seg.dcm,GTV,p1,1", "ct,seg.dcm,Liver,p1,0"), label="label")
     assert np.array_equal(load_mask(table.items[0], scan), labels == 2)
     assert np.array_equal(load_mask(table.items[1], scan), labels == 1)
+    every, names = read_structures(scan_with_plan / "seg.dcm", lambda: (scan.affine, scan.shape))
+    assert names == {1: "GTV", 2: "liver"} or names == {1: "liver", 2: "GTV"}
+    placed = every.affine.find_on(every.shape, scan.affine, 0.1).place(every.voxels, scan.shape)
+    for value, name in names.items():
+        assert np.array_equal(placed == value, labels == {"liver": 1, "GTV": 2}[name])
+
+
+def test_all_contours_are_one_map_in_which_the_later_structure_counts(scan_with_plan):
+    scan = read_scan(scan_with_plan / "ct")
+    every, names = read_structures(scan_with_plan / "plan.dcm", lambda: (scan.affine, scan.shape))
+    assert names == {3: "BODY", 4: "GTV", 5: "Lung R", 6: "empty"}
+    sizes = {"BODY": 10 * 9 * 9, "GTV": 6 * 5 * 7, "Lung R": 4 * 5 * 3}
+    overlap = 3 * 5 * 3
+    assert [(every.voxels == value).sum() for value in (5, 4, 3)] == [
+        sizes["Lung R"],
+        sizes["GTV"] - overlap,
+        sizes["BODY"] - sizes["GTV"] - sizes["Lung R"] + overlap,
+    ]

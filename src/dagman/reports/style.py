@@ -9,12 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from dagman.scans.structures.colors import CYCLE as CYCLE
+
 INK, MUTED, RULE, PAPER = "#1b2733", "#5b6b7a", "#d9e0e6", "#ffffff"
 NEUTRAL = "#73808d"
 """Of words beside slices, whose colours a dark page leaves alone: it can be read on white and on black."""
-BLUE, ORANGE, GREEN, PURPLE, SKY, RED, YELLOW = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#56b4e9", "#b2182b", "#e69f00"
-CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, RED, MUTED)
-"""Colours of series in order: Okabe and Ito's, which colour-blind readers can distinguish."""
+BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, RED, _ = CYCLE
+"""Colours of series in order."""
 LEVELS = {"ok": GREEN, "warn": YELLOW, "bad": RED}
 """Colours of a verdict's levels."""
 

@@ -18,7 +18,7 @@ from dagman.errors import MissingExtraError, TableError, TaskError
 from dagman.notes import warn
 from dagman.reports.names import explain_intervals
 from dagman.store.crops import CropSpec
-from dagman.tables.label_maps import expand_label_maps, read_label_names
+from dagman.tables.labels import expand_label_maps, read_label_names
 from dagman.tables.table import read_table
 from dagman.tasks.cluster.clustering import (
     ClusteringSettings,

@@ -1,11 +1,15 @@
-"""`dagman view`: one HTML file that shows a scan in three planes, with attention or labels over it."""
+"""`dagman view`: one HTML file that shows a scan in three planes, with attention, labels and marks over it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from dagman.reports.viewer import LabelLayer
+    from dagman.scans.scan import Scan
 
 app = typer.Typer(add_completion=False)
 
@@ -14,31 +18,82 @@ app = typer.Typer(add_completion=False)
 def view_scan(
     scan: Annotated[Path, typer.Argument(help="One scan: a file, or a folder with one series.")],
     attention: Annotated[str, typer.Option(help="A run, or an encoder folder: show where its [CLS] token attends.")] = "",
-    labels: Annotated[Path | None, typer.Option(help="A label map of the scan to show, such as a segmentation.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="A label map of the scan to show, such as a segmentation; a DICOM SEG or RTSTRUCT will do.")
+    ] = None,
+    names: Annotated[
+        str,
+        typer.Option(
+            help="Names of the labels: a table with columns id and name, a JSON file, a segmentation model, or liver=1,spleen=2."
+            " Default: those in the map's header, or of dagman predict."
+        ),
+    ] = "",
+    marks: Annotated[
+        Path | None, typer.Option(help="Table of nodules to mark: scan, center_x_mm, center_y_mm, center_z_mm, diameter_mm.")
+    ] = None,
+    coordinates: Annotated[
+        str, typer.Option(help="Coordinates of the marks: ras, lps, or voxels. Default: ras; lps in LUNA16's columns coordX, ...")
+    ] = "",
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("view.html"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
 ) -> None:
     """Write one HTML file that shows a scan in three planes; open it in a browser, no server is needed.
 
-    The file holds the scan and names it: treat it as you treat the scan. Of a scan of more than 16 million voxels, blocks
-    are averaged.
+    Attention, labels and marks may be given together. The file holds the scan and names it: treat it as you treat the scan. Of
+    a scan of more than 16 million voxels, blocks are averaged.
     """
     from dagman.errors import DagmanError
+    from dagman.records.counts import count_noun
     from dagman.records.files import write_text
-    from dagman.reports.viewer import render_viewer
+    from dagman.reports.viewer import Exhibit, place_attention, render_viewer
     from dagman.scans.reading import read_scan
+    from dagman.tables.marks import read_marks
 
-    if attention and labels is not None:
-        raise DagmanError("--attention and --labels are both given", do="Give one of them: a file shows one thing over the scan")
+    for option, needed, given, missing in (
+        ("--names", "--labels", names, labels is None),
+        ("--coordinates", "--marks", coordinates, marks is None),
+    ):
+        if given and missing:
+            raise DagmanError(f"{option} is given without {needed}", do=f"Give {needed}, or leave {option} out")
     attended = None
     if attention:
         from dagman.encoder.loading import load_encoder
 
         loaded = load_encoder(attention, device=device)
         opened = loaded.read(scan)
-        attended = loaded.attention(opened)
+        attended = place_attention(loaded.attention(opened))
     else:
         opened = read_scan(scan)
-    mapped = None if labels is None else read_scan(labels, labels=True)
-    write_text(out, render_viewer(opened, title=scan.name, attention=attended, labels=mapped))
-    typer.echo(f"written: {out}, {out.stat().st_size / 1e6:.1f} MB")
+    layer = None if labels is None else _read_labels(labels, names, opened)
+    found, notes = ([], []) if marks is None else read_marks(marks, opened, place=scan, coordinates=coordinates)
+    for note in notes:
+        typer.echo(note.text, err=True)
+    exhibit = Exhibit(
+        scan=opened,
+        title=scan.name,
+        attention=attended,
+        labels=[layer] if layer else [],
+        marks=found,
+        point=found[0].center_mm if found else None,
+    )
+    write_text(out, render_viewer(exhibit))
+    marked = f", {count_noun(len(found), 'mark')}" if marks is not None else ""
+    typer.echo(f"written: {out}, {out.stat().st_size / 1e6:.1f} MB{marked}")
+
+
+def _read_labels(labels: Path, names: str, scan: Scan) -> LabelLayer:
+    from dagman.reports.viewer import LabelLayer
+    from dagman.scans.reading import read_scan
+    from dagman.scans.structures import holds_structures, read_structures
+    from dagman.tables.labels import find_label_names, read_own_names
+
+    if holds_structures(labels):
+        drawn, called = read_structures(labels, lambda: (scan.affine, scan.shape))
+        return LabelLayer(labels=drawn, names=find_label_names(names) if names else called)
+    mapped = read_scan(labels, labels=True)
+    if names:
+        return LabelLayer(labels=mapped, names=find_label_names(names))
+    called, where = read_own_names(labels)
+    if where:
+        typer.echo(f"names of labels: {where}", err=True)
+    return LabelLayer(labels=mapped, names=called)

@@ -66,7 +66,7 @@ def run_clustering(
     from dagman.cli.tasks.task_options import parse_models, read_items
     from dagman.errors import SettingsError
     from dagman.store.crops import CropSpec
-    from dagman.tables.label_maps import expand_label_maps, read_label_names
+    from dagman.tables.labels import expand_label_maps, read_label_names
     from dagman.tasks.cluster.clustering import ClusteringSettings, cluster_structures
 
     if label and labels:

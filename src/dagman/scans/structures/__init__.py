@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from dagman.scans.structures.reading import holds_structures, list_structures, read_structure
+from dagman.scans.structures.reading import holds_structures, list_structures, read_structure, read_structures
 
-__all__ = ["holds_structures", "list_structures", "read_structure"]
+__all__ = ["holds_structures", "list_structures", "read_structure", "read_structures"]

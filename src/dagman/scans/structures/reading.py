@@ -54,6 +54,30 @@ def list_structures(path: Path) -> dict[int, str]:
         return _name_segments(_open_segments(path))
 
 
+def read_structures(path: Path, find_grid: Callable[[], Grid]) -> tuple[Scan, dict[int, str]]:
+    """All structures of a file as one label map, with the name of each number; where two overlap the later one counts.
+
+    Contours that cannot be drawn on the scan are left out. Raises as `read_structure`, where none can be.
+    """
+    names = list_structures(path)
+    map_of: Scan | None = None
+    refused: ScanError | None = None
+    for number in sorted(names):
+        try:
+            one = read_structure(path, number, find_grid)
+        except ScanError as error:
+            refused = error
+            continue
+        if map_of is None:
+            map_of = Scan(voxels=number * one.voxels, affine=one.affine, modality="other", patient="", source=str(path))
+        else:
+            # Read anew for each, they lie on one grid: the scan's, or the segmentation's.
+            map_of.voxels[one.voxels > 0] = number
+    if map_of is None:
+        raise refused or ScanError("holds no structures", where=path, do=_EXPORT_AGAIN)
+    return map_of, names
+
+
 def _read_class(path: Path) -> str:
     with explain_faults("is damaged in its DICOM header", where=path, do=_EXPORT_AGAIN), open(path, "rb") as file:
         return read_text(read_data_set(file, stop_before_pixels=True, specific_tags=["SOPClassUID"]), "SOPClassUID")

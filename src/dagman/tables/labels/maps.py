@@ -10,29 +10,11 @@ import numpy as np
 from dagman.errors import DagmanError, TableError
 from dagman.notes import warn
 from dagman.records.counts import list_some
-from dagman.tables.columns import Columns
 from dagman.tables.items import Item, read_mask
 from dagman.tables.table import Table
 
 SMALLEST = 20
 """Voxels below which a structure is a fragment rather than an organ. [ours]"""
-
-
-def read_label_names(path: str | Path) -> dict[int, str]:
-    """Names of label values from a CSV with columns `id` and `name`, each pair as often as it likes (once a map, say).
-
-    Raises TableError for a row without them, or an id of two names.
-    """
-    columns = Columns(path)
-    ids, names = columns.numbers("id"), columns.text("name")
-    wrong = [row for row, (number, name) in enumerate(zip(ids, names, strict=True)) if name is None or number != np.round(number)]
-    if wrong:
-        raise columns.error("a label has no whole number or no name", wrong, do="Write one id and one name a row")
-    by_id: dict[int, str] = {}
-    for row, (number, name) in enumerate(zip(ids, names, strict=True)):
-        if by_id.setdefault(int(number), str(name)) != name:
-            raise columns.error(f"label {int(number)} is '{by_id[int(number)]}' and '{name}'", [row], do="Give each id one name")
-    return by_id
 
 
 def expand_label_maps(table: Table, names: dict[int, str], *, minimum_voxels: int = SMALLEST) -> Table:

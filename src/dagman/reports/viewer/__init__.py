@@ -1,0 +1,6 @@
+"""One HTML file that shows scans in three planes; NiiVue draws, and nothing is fetched."""
+
+from dagman.reports.viewer.layers import AttentionLayer, LabelLayer, coarsen_affine, place_attention
+from dagman.reports.viewer.page import Exhibit, render_viewer, render_viewers
+
+__all__ = ["AttentionLayer", "Exhibit", "LabelLayer", "coarsen_affine", "place_attention", "render_viewer", "render_viewers"]

@@ -1,0 +1,150 @@
+"""What lies over a scan in the viewer: attention on the grid of its units, and label maps with their structures' names."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from dagman.encoder.attention import Attention
+from dagman.errors import ScanError
+from dagman.reports.volumes import choose_steps
+from dagman.scans.affine import Affine
+from dagman.scans.scan import Scan, reorient_scan
+from dagman.scans.structures.colors import color_structures, split_color
+
+_ROUNDING = 1e-3
+"""By which a label may miss its whole number: files scale what they store."""
+_MOST_LABELS = 255
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AttentionLayer:
+    """Attention relative to uniform, a map a head (H x y z), on units that `affine` places in RAS mm."""
+
+    heads: NDArray[np.float32] = field(repr=False)
+    affine: Affine
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelLayer:
+    """A label map on any grid; `names` says what its values are called, `called` whose it is where there are several."""
+
+    labels: Scan
+    names: Mapping[int, str] = field(default_factory=dict)
+    called: str = "labels"
+
+
+def place_attention(attention: Attention) -> AttentionLayer:
+    """The maps of an encoder: each unit covers `stride` voxels of the scan as it was prepared and padded."""
+    start = [part.start or 0 for part in attention.tiling.scan_box]
+    matrix = attention.prepared.affine.matrix.copy()
+    matrix[:3, 3] = attention.prepared.affine.to_world([[(attention.stride - 1) / 2 - first for first in start]])[0]
+    matrix[:3, :3] *= attention.stride
+    return AttentionLayer(heads=attention.heads.float().cpu().numpy(), affine=Affine(matrix))
+
+
+def coarsen_affine(affine: Affine, steps: Sequence[int]) -> Affine:
+    """The affine of blocks of voxels: its origin is the middle of the first block."""
+    matrix = affine.matrix.copy()
+    matrix[:3, 3] += affine.matrix[:3, :3] @ ((np.array(steps) - 1) / 2)
+    matrix[:3, :3] = affine.matrix[:3, :3] * np.array(steps)
+    return Affine(matrix)
+
+
+def describe_attention(layer: AttentionLayer) -> dict[str, Any]:
+    """The mean and each head as distances from uniform, and the distance at which colours end."""
+    maps = [layer.heads.mean(axis=0), *layer.heads]
+    reach = max(float(np.abs(maps[0] - 1).max()), 1e-3)
+    return {"maps": [encode_volume((one - 1).astype(np.float32), layer.affine) for one in maps], "reach": reach}
+
+
+def describe_labels(layer: LabelLayer, most: int) -> dict[str, Any]:
+    """The map as codes 1, 2, ... with each structure's name, colour, volume, and a point inside it.
+
+    Of a map of more than `most` voxels around its structures one voxel of each block is kept. Raises ScanError where values are not
+    whole numbers, or too many to be distinguished.
+    """
+    upright = reorient_scan(layer.labels)
+    values, codes = _number_labels(upright)
+    sizes = np.bincount(codes.ravel(), minlength=len(values) + 1)[1:]
+    (box,) = ndimage.find_objects((codes > 0).view(np.uint8)) or (None,)
+    box = box or tuple(slice(0, 1) for _ in range(3))
+    codes = codes[box]
+    steps = choose_steps(codes.shape, upright.spacing, most)
+    first = [step // 2 if step // 2 < size else 0 for step, size in zip(steps, codes.shape, strict=True)]
+    # A rim of background: an outline is drawn between voxels alone, not at the end of a map.
+    codes = np.pad(codes[tuple(slice(start, None, step) for start, step in zip(first, steps, strict=True))], 1)
+    corner = [part.start + start - step for part, start, step in zip(box, first, steps, strict=True)]
+    matrix = upright.affine.matrix.copy()
+    matrix[:3, 3] = upright.affine.to_world([corner])[0]
+    matrix[:3, :3] *= np.array(steps)
+    affine = Affine(matrix)
+    colors = color_structures(len(values))
+    ml = float(np.prod(upright.spacing)) / 1000
+    boxes = ndimage.find_objects(codes, max_label=len(values))
+    structures = [
+        {
+            "name": layer.names.get(value, f"label {value}"),
+            "value": value,
+            "color": color,
+            "ml": round(float(size) * ml, 3),
+            "point": _find_middle(codes, code, place, affine),
+        }
+        for code, (value, color, size, place) in enumerate(zip(values, colors, sizes, boxes, strict=True), start=1)
+    ]
+    channels = [[0, *(split_color(color)[channel] for color in colors)] for channel in range(3)]
+    table = dict(zip("RGB", channels, strict=True)) | {"A": [0, *[255] * len(values)], "I": list(range(len(values) + 1))}
+    called = ["", *(str(one["name"]) for one in structures)]
+    return {
+        "called": layer.called,
+        "map": encode_volume(codes, affine, labels=True),
+        "structures": structures,
+        "colors": {**table, "labels": called},
+    }
+
+
+def encode_volume(voxels: NDArray, affine: Affine, *, labels: bool = False) -> str:
+    """A volume as gzipped NIfTI in base64; NiiVue draws what is marked as labels with outlines, and mixes no two of them."""
+    image = nib.Nifti1Image(voxels, affine.matrix)
+    if labels:
+        image.header.set_intent("label")
+    image.header.set_xyzt_units("mm")
+    return base64.b64encode(gzip.compress(image.to_bytes(), 6, mtime=0)).decode()
+
+
+def _number_labels(labels: Scan) -> tuple[list[int], NDArray[np.uint8]]:
+    """The values that occur, rising, and each voxel's place among them, from 1; 0 is background."""
+    rounded = np.rint(labels.voxels)
+    if not np.array_equal(rounded, labels.voxels) and float(np.abs(rounded - labels.voxels).max()) > _ROUNDING:
+        do = "Give a label map; threshold a map of probabilities"
+        raise ScanError("holds values that are not whole numbers", where=labels.source, do=do)
+    whole = rounded.astype(np.int32)
+    low, high = int(whole.min()), int(whole.max())
+    if high - low >= 2**20:
+        raise ScanError(f"its values reach from {low} to {high}", where=labels.source, do="Give a label map, not a scan")
+    held = np.bincount((whole - low).ravel(), minlength=high - low + 1) > 0
+    values = [int(value) for value in np.flatnonzero(held) + low if value != 0]
+    if len(values) > _MOST_LABELS:
+        do = "Give a label map of fewer structures"
+        raise ScanError(f"holds {len(values)} values; {_MOST_LABELS} can be shown", where=labels.source, do=do)
+    codes = np.zeros(high - low + 1, dtype=np.uint8)
+    codes[[value - low for value in values]] = np.arange(1, len(values) + 1)
+    return values, codes[whole - low]
+
+
+def _find_middle(codes: NDArray[np.uint8], code: int, box: tuple[slice, ...] | None, affine: Affine) -> list[float] | None:
+    """The voxel of a structure that lies nearest to its middle, in RAS mm; None where it was lost between the voxels kept."""
+    if box is None:
+        return None
+    inside = np.argwhere(codes[box] == code)
+    nearest = inside[np.argmin(((inside - inside.mean(axis=0)) ** 2).sum(axis=1))]
+    world = affine.to_world([nearest + [part.start for part in box]])[0]
+    return [round(float(value), 3) for value in world]
