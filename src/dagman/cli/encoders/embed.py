@@ -171,7 +171,7 @@ def _embed_labels(work: _Work, label_map: str, labels: Path | None) -> _Outcome:
     from dagman.records.provenance import hide_path
     from dagman.store.crops import CropSpec
     from dagman.tables.label_columns import give_maps
-    from dagman.tables.label_maps import read_label_names
+    from dagman.tables.labels import read_label_names
 
     names = read_label_names(labels) if labels else {}
     items = give_maps(work.listed.items, label_map, work.listed.table)

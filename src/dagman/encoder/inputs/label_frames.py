@@ -21,7 +21,7 @@ from dagman.errors import ScanError, TableError
 from dagman.records.names import suggest_name
 from dagman.scans.reading import read_scan
 from dagman.scans.scan import Scan
-from dagman.tables.label_maps import read_label_names
+from dagman.tables.labels import read_label_names
 
 LabelMap = str | Path | Scan | NDArray[np.integer]
 """A file, a scan on the scan's grid, or an array of its shape; of a data frame, the name of its column of files."""
