@@ -9,6 +9,8 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+import dagman
+from dagman.encoder.pooling import Pooling
 from dagman.errors import ScanError, TableError
 from dagman.scans.affine import LPS_TO_RAS, Affine
 from dagman.scans.dicom.segments import write_segments
@@ -187,3 +189,15 @@ def test_all_contours_are_one_map_in_which_the_later_structure_counts(scan_with_
         sizes["GTV"] - overlap,
         sizes["BODY"] - sizes["GTV"] - sizes["Lung R"] + overlap,
     ]
+
+
+def test_each_structure_of_a_plan_gets_a_vector_of_its_own(scan_with_plan, make_tiny_encoder):
+    encoder = dagman.load(make_tiny_encoder(crop_body=False), device="cpu")
+    found = encoder.embed(
+        scan_with_plan / "ct", label_map=scan_with_plan / "plan.dcm", pooling=Pooling(stages=(1,), pools=("mean",))
+    )
+    assert found["label_name"].tolist() == ["BODY", "GTV", "Lung R"]
+    assert found["label_value"].tolist() == [3, 4, 5]
+    assert found["voxels"].tolist() == [10 * 9 * 9, 6 * 5 * 7, 4 * 5 * 3]
+    ((_, reason),) = found.attrs["refused"]
+    assert "structure 'empty' has no closed contour" in reason

@@ -6,6 +6,7 @@ however many labels its map has, and a token that a label merely touches counts 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,9 +66,9 @@ def stream_labels(
             continue
         opened, group = found
         maps: list[tuple[Item, _LabelMap]] = []
-        for item in group:
+        for item, structure in _list_maps(group):
             try:
-                maps += [(item, _place_labels(encoder, opened, one)) for one in _read_maps(item)]
+                maps.append((item, _place_labels(encoder, opened, item, _read_labels(item), structure)))
             except DagmanError as error:
                 yield RefusedItem(item=item, reason=explain_refusal(error, item))
         if not maps:
@@ -83,18 +84,9 @@ def pool_label_map(
     """A row for each label of a map that is at hand, on the grid of its scan. Raises DagmanError where it cannot be used."""
     item = Item(index=0, name=opened.scan.source, scan=opened.scan.source, patient=opened.scan.patient)
     refuse_fractions(item, given.voxels)
-    held = _place_labels(encoder, opened, _Given(item=item, labels=given))
+    held = _place_labels(encoder, opened, item, given, None)
     with compute_grids(encoder, opened.prepare(encoder.reader), pooling.stages) as grids:
         return list(_pool_map(item, held, grids, pooling, names, opened.content_hash))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Given:
-    """A label map as it was given, and the number and name of the structure that is 1 in it, of an RTSTRUCT or SEG."""
-
-    item: Item
-    labels: Scan
-    structure: tuple[int, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,25 +98,32 @@ class _LabelMap:
     voxel_mm3: float
     cut: float
     structure: tuple[int, str] | None
+    "Number and name of the structure that is 1 in it, of an RTSTRUCT or SEG."
 
 
-def _read_maps(item: Item) -> list[_Given]:
-    """The item's map; one for each structure of an RTSTRUCT or SEG, which may overlap."""
+def _list_maps(items: Sequence[Item]) -> Iterator[tuple[Item, tuple[int, str] | None]]:
+    """Each item's map; of an RTSTRUCT or SEG one for each structure that is meant, as they may overlap."""
+    for item in items:
+        drawn: dict[int, str] = {}
+        if item.mask is not None and holds_structures(item.mask):
+            with contextlib.suppress(DagmanError):
+                # What is wrong with the file is said where it is read.
+                drawn = list_structures(item.mask)
+        # By its name or its number; reading refuses what the file does not hold.
+        named = {number: name for number, name in drawn.items() if item.structure in (None, number, name)}
+        if not named:
+            yield item, None
+        for number, name in named.items():
+            yield replace(item, structure=number), (number, name)
+
+
+def _read_labels(item: Item) -> Scan:
     if item.mask is None:
         raise TableError("has no label map", where=item.name)
-    drawn = list_structures(item.mask) if holds_structures(item.mask) else {}
-    # By its name or its number; `read_mask` refuses what the file does not hold.
-    named = {number: name for number, name in drawn.items() if item.structure in (None, number, name)}
-    if not named:
-        return [_Given(item=item, labels=read_mask(item))]
-    return [
-        _Given(item=item, labels=read_mask(replace(item, structure=number)), structure=(number, name))
-        for number, name in named.items()
-    ]
+    return read_mask(item)
 
 
-def _place_labels(encoder: Encoder, opened: OpenedScan, given: _Given) -> _LabelMap:
-    item, labels = given.item, given.labels
+def _place_labels(encoder: Encoder, opened: OpenedScan, item: Item, labels: Scan, structure: tuple[int, str] | None) -> _LabelMap:
     placed, cut = labels, 0.0
     if not opened.stored:
         aligned = align_mask(item, labels, opened.scan)
@@ -134,14 +133,14 @@ def _place_labels(encoder: Encoder, opened: OpenedScan, given: _Given) -> _Label
     voxels = {int(value): int(count) for value, count in zip(values, counts, strict=True) if value}
     if not voxels:
         raise TableError("its label map is empty", where=item.name, do="Correct the map, or drop the row")
-    if item.label_value is not None and given.structure is None and item.label_value not in voxels:
+    if item.label_value is not None and structure is None and item.label_value not in voxels:
         raise TableError(f"its label map holds no {item.label_value} (it holds {list_some(voxels)})", where=item.name)
     return _LabelMap(
         labels=prepare_mask(placed, opened.prepare(encoder.reader)),
         voxels=voxels,
         voxel_mm3=abs(float(np.linalg.det(labels.affine.matrix[:3, :3]))),
         cut=cut,
-        structure=given.structure,
+        structure=structure,
     )
 
 

@@ -21,6 +21,7 @@ from dagman.errors import ScanError, TableError
 from dagman.records.names import suggest_name
 from dagman.scans.reading import read_scan
 from dagman.scans.scan import Scan
+from dagman.tables.items import Item
 from dagman.tables.labels import read_label_names
 
 LabelMap = str | Path | Scan | NDArray[np.integer]
@@ -43,6 +44,9 @@ def embed_labels(
     found: list[LabelRow | RefusedItem]
     if isinstance(scan, pd.DataFrame):
         found = _embed_rows(encoder, scan, label_map, names, pooling)
+    elif isinstance(scan, str | Path) and isinstance(label_map, str | Path):
+        item = Item(index=0, name=str(scan), scan=Path(scan), patient="", mask=Path(label_map))
+        found = list(stream_labels(encoder, [item], pooling=pooling, names=names))
     else:
         opened = OpenedScan.take(encoder.reader, scan)
         found = pool_label_map(encoder, opened, _read_map(label_map, opened.scan), pooling=pooling, names=names)
