@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from jaxtyping import config
+from torch._dynamo.backends.debugging import aot_eager
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dagman.model import SwinEncoder, SwinShape
@@ -44,7 +45,7 @@ def test_forward_and_backward_are_one_graph_with_the_same_values_and_no_plan_in_
 
     def run(graph, inputs):
         operations.extend(str(node.target) for node in graph.graph.nodes)
-        return graph.forward
+        return aot_eager(graph, inputs)
 
     compiled = torch.compile(encoder, fullgraph=True, dynamic=False, backend=run)
     outcomes = []
@@ -53,6 +54,10 @@ def test_forward_and_backward_are_one_graph_with_the_same_values_and_no_plan_in_
         maps = forward(view, hidden, drop)
         sum(x.square().sum() for x in maps).backward()
         outcomes.append([*maps, *(p.grad.clone() for p in encoder.parameters())])
+    with torch.no_grad():
+        for inputs in ((view, hidden), (view, None, None, 1)):
+            outcomes[0] += encoder(*inputs)
+            outcomes[1] += compiled(*inputs)
     assert operations
     assert not [name for name in operations if any(word in name for word in PLAN_OPERATIONS)]
     # Compiled products are torch's own, where eager ones may be oneDNN's (docs/decisions/0027).

@@ -123,7 +123,7 @@ class WindowAttention(nn.Module):
         if self.kernel is not None:
             return self.proj(self.kernel(self.qkv(x), self.qkv.bias, self._bias(plan), plan, self.scale))
         windows, bias = gather_windows(x, plan), self._bias(plan)
-        if torch.is_grad_enabled() or plan.tokens <= LARGE:
+        if torch.is_grad_enabled() or x.shape[1] <= LARGE:
             return gather_tokens(self._attend(windows, bias, plan.masked), plan)
         attended, count = torch.empty_like(windows), len(plan.valid)
         for first in range(0, len(windows), WINDOWS_AT_ONCE):
@@ -141,7 +141,9 @@ class WindowAttention(nn.Module):
 
     def _attend(self, windows: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
         q, k, v = self._project(windows)
-        fused = not torch.is_grad_enabled() and q.device.type == "cpu" and q.dtype == torch.float32
+        fused = (
+            not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and q.device.type == "cpu" and q.dtype == torch.float32
+        )
         attend = attend_windows_fused if fused else attend_windows_in_place
         attended = attend(q, k, v, bias, mask, self.scale)
         return self.proj(attended.transpose(1, 2).flatten(2))

@@ -27,15 +27,18 @@ _MOST_KEPT = 256
 
 
 def keep_results(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """What a function makes of sizes and a device, kept for the next call with the same; a constant of a compiled graph.
+    """What a function makes of sizes and a device, kept for the next call with the same.
 
-    Nothing is kept, or taken, while a graph is traced: its tensors have no numbers and its sizes may be symbols.
+    A graph of torch.compile takes what was kept before, as an input. Nothing else is kept, or taken, while a graph is traced: its
+    tensors have no numbers and its sizes may be symbols.
     """
     kept: dict[tuple[Any, ...], Result] = {}
 
     @wraps(function)
     def look_up(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         key = (*args, *kwargs.values())
+        if torch.compiler.is_dynamo_compiling():
+            return kept[key] if key in kept else function(*args, **kwargs)
         traced = type(torch.empty(0)) is not Tensor or any(type(n) is torch.SymInt for one in key for n in _list_parts(one))
         if traced:
             return function(*args, **kwargs)
@@ -47,8 +50,6 @@ def keep_results(function: Callable[Arguments, Result]) -> Callable[Arguments, R
                 kept[key] = function(*args, **kwargs)
         return kept[key]
 
-    # What torch.compiler.assume_constant_result does; to call it would import the compiler, a second, for all who never compile.
-    vars(look_up)["_dynamo_marked_constant"] = True
     vars(look_up)["cache_clear"] = kept.clear
     return look_up
 

@@ -146,6 +146,9 @@ class Learner:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
         for network in (self.student, self.teacher):
             if network is not None:
+                # One pass before makes the plans of windows, which the graphs then take as they are.
+                with torch.no_grad():
+                    network.encoder(torch.zeros(1, 1, *(self.settings.view.side,) * 3, device=self.device))
                 network.encoder.compile(fullgraph=True, dynamic=False, mode=mode, backend=backend)
 
     def uncompiled(self) -> contextlib.AbstractContextManager[object]:
