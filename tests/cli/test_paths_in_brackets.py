@@ -39,8 +39,8 @@ def test_the_demo_says_where_its_page_lies(place, monkeypatch):
 
 
 def test_report_says_where_its_page_lies(place, monkeypatch):
-    monkeypatch.setattr("dagman.training.run.Run", lambda path: path)
-    monkeypatch.setattr("dagman.reports.run.run_page.write_run_report", lambda run, out: run / "report.html")
+    monkeypatch.setattr("dagman.training.run.Run", lambda path: SimpleNamespace(path=path))
+    monkeypatch.setattr("dagman.reports.run.run_page.write_run_report", lambda run, out: run.path / "report.html")
     monkeypatch.setattr("dagman.training.monitoring.health.judge_run", lambda run: ())
     monkeypatch.setattr("dagman.reports.run.verdicts.summarize_verdicts", lambda verdicts: SimpleNamespace(text="fine"))
     assert run_command(report.app, place) == f"fine\n{place / 'report.html'}\n"
@@ -49,5 +49,5 @@ def test_report_says_where_its_page_lies(place, monkeypatch):
 def test_verify_names_a_file_that_does_not_belong(tmp_path, monkeypatch):
     finding = SimpleNamespace(file="scans/[/x].b2nd", problem="has no row in the manifest")
     monkeypatch.setattr("dagman.store.manifest.Store", lambda path: [path])
-    monkeypatch.setattr("dagman.store.upkeep.verification.verify_store", lambda opened: [finding])
+    monkeypatch.setattr("dagman.store.upkeep.verification.verify_store", lambda opened, notify: [finding])
     assert run_command(store.app, "verify", tmp_path).startswith("scans/[/x].b2nd: has no row in the manifest\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dagman.cli.progress import EVERY, FIRST, LOG, PlainLines, show_training
+from dagman.cli.progress import EVERY, FIRST, LOG, PlainLines, follow_parts, show_training
 
 
 class _Clock:
@@ -87,3 +87,27 @@ def test_a_training_without_a_terminal_states_steps_losses_and_time_left(capsys)
 def test_items_are_followed_without_being_changed(total):
     lines, _ = _lines(None)
     assert list(lines.follow(range(total), "item", total)) == list(range(total))
+
+
+def test_counted_parts_have_the_time_that_the_rest_of_them_take(capsys, tmp_path):
+    clock = _Clock()
+    with follow_parts(Console(file=io.StringIO()), tmp_path, clock=clock) as notify:
+        for text in [
+            *(f"run: features of item {number} of 10" for number in range(1, 11)),
+            "intervals",
+            "fit 1 of 3",
+            "fit 2 of 3",
+        ]:
+            notify(text)
+            clock.now += EVERY
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[1:] == [
+        "run: features of item 3 of 10 · 60 s so far, about 4 min left of this part",
+        *(f"run: features of item {n} of 10 · {t} so far, about {r} left of this part" for n, t, r in (
+            (4, "90 s", "4 min"), (5, "2 min", "3 min"), (6, "2 min", "2 min"), (7, "3 min", "2 min"), (8, "4 min", "90 s"),
+            (9, "4 min", "60 s"), (10, "4 min", "30 s"))),
+        "intervals · 5 min so far",
+        "fit 1 of 3 · 6 min so far",
+        "fit 2 of 3 · 6 min so far, about 60 s left of this part",
+    ]  # fmt: skip
+    assert len((tmp_path / LOG).read_text().splitlines()) == len(printed)

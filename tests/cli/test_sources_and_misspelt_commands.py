@@ -5,11 +5,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from dagman.cli import application
-from dagman.errors import SettingsError
+from dagman.errors import SettingsError, StoreError
+from dagman.records.names import suggest_path
 from dagman.records.sources import expand_sources
+from dagman.store.manifest import Store
+from dagman.training.start.mixture import expand_parts
 
 
 def test_patterns_and_lists_are_filled_in_once_each(tmp_path: Path):
@@ -20,6 +25,13 @@ def test_patterns_and_lists_are_filled_in_once_each(tmp_path: Path):
     found = expand_sources([tmp_path / "?.nii", tmp_path / "list.txt", tmp_path / "odd[1].nii"])
     assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a.nii", "b.nii", "deep/c.nii", "odd[1].nii"]
     assert len(expand_sources([tmp_path / "**" / "*.nii"])) == 4
+
+
+def test_patterns_of_stores_keep_their_weight(tmp_path: Path):
+    for name in ("site-a", "site-b", "other"):
+        (tmp_path / name).mkdir()
+    found = expand_parts([tmp_path / "site-*:2", tmp_path / "other"])
+    assert [path.name for path in found] == ["site-a:2", "site-b:2", "other"]
 
 
 @pytest.mark.parametrize(("name", "said"), [("*.mha", "matches no file"), ("empty.txt", "is an empty list")])
@@ -35,3 +47,29 @@ def test_a_misspelt_command_is_answered_with_the_nearest(monkeypatch, capsys):
         application.main()
     assert ended.value.code == 2
     assert capsys.readouterr().err == "dagman: there is no command 'pretrian'. Nearest: pretrain.\n"
+
+
+def test_a_misspelt_path_is_answered_with_the_nearest_beside_it(tmp_path: Path):
+    for name in ("store", "runs", ".store-hidden"):
+        (tmp_path / name).mkdir()
+    assert suggest_path(tmp_path / "stroe", "Check it") == f"Nearest: {tmp_path / 'store'}"
+    assert suggest_path(tmp_path / "else", "Check it") == suggest_path(tmp_path / "no" / "store", "Check it") == "Check it"
+    with pytest.raises(StoreError, match=r"does not exist\. Nearest: .*store"):
+        Store(tmp_path / "stor")
+
+
+def test_a_viewer_replaces_its_own_page_alone(tmp_path: Path, call_dagman):
+    scan, other = tmp_path / "scan.nii.gz", tmp_path / "other.nii.gz"
+    image = nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.eye(4))
+    nib.save(image, scan)
+    nib.save(image, other)
+    page = tmp_path / "v.html"
+    assert [call_dagman("view", one, "--out", page)[0] for one in (scan, scan, other)] == [0, 0, 2]
+    assert "hides and shows" not in page.read_text(encoding="utf-8").split("<summary>")[1]
+
+
+def test_inspecting_with_a_new_key_makes_it(tmp_path: Path, call_dagman, monkeypatch):
+    monkeypatch.setenv("DAGMAN_KEY", str(tmp_path / "new.key"))
+    nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.eye(4)), tmp_path / "scan.nii.gz")
+    assert "new.key was made; keep it" in call_dagman("inspect", tmp_path / "scan.nii.gz")[1]
+    assert (tmp_path / "new.key").is_file()

@@ -104,7 +104,10 @@ def test_a_study_may_name_a_registered_task_and_no_other(estimate, tmp_path):
     (tmp_path / "study.toml").write_text(_STUDY.format(task="estimate"))
     assert list_jobs(read_study(tmp_path / "study.toml"), tmp_path, tmp_path / "out")[-1].words[0] == "estimate"
     (tmp_path / "study.toml").write_text(_STUDY.format(task="estimat"))
-    with pytest.raises(SettingsError, match="Input should be 'classify', 'regress', 'outcome', 'segment', 'cluster' or 'estimate'"):
+    with pytest.raises(
+        SettingsError,
+        match=r"tasks\.0\.task = 'estimat': should be 'classify', 'regress', 'outcome', 'segment', 'cluster' or 'estimate'",
+    ):
         read_study(tmp_path / "study.toml")
 
 

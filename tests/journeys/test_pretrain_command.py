@@ -173,7 +173,7 @@ def test_the_command_tells_the_arithmetic_the_choices_and_what_comes_next(place,
     text = " ".join(capsys.readouterr().out.split())
     assert "3 series to prepare: about" in text
     assert "store: 3 scans prepared" in text
-    assert "recipe R: 4 views a step, fewer than 32" in text
+    assert "recipe R, the values that hold with few views a step: 4 views a step, fewer than 32" in text
     assert "views: 32^3 voxels (128 mm), 4 a step; 2 steps = 4 pairs = 1.3 a scan" in text
     assert "precision fp32 asked for" in text
     assert f"Next: dagman report {out}" in text

@@ -109,7 +109,9 @@ def test_a_job_that_fails_is_named_with_its_command_and_costs_no_other(folder, t
             "there is no task or monitor 'Reconstructio'",
         ),
         ({"primary": {"of": "Reconstruction", "first": "dagman", "second": "fresh"}}, "'fresh' is neither a method nor a baseline"),
-        ({"colour": "red"}, "colour: Extra inputs are not permitted"),
+        ({"seed": [1]}, "seed: unknown key. Nearest: seeds"),
+        ({"seeds": ["one"]}, "seeds.0 = 'one': should be a whole number"),
+        ({"monitors": [{"name": "Reconstruction"}]}, "monitors.0.path is missing"),
     ],
 )
 def test_a_mistake_in_a_study_is_named_before_any_work(tmp_path, change, message):

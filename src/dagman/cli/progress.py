@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +25,8 @@ _LOSSES = ("amip", "ampd", "aitd", "gitd")
 FIRST, EVERY = 8.0, 30.0
 """Seconds before the first line, so that quick commands stay quiet; and from line to line."""
 LOG = "run.log"
+_COUNTED = re.compile(r"\b(\d+) of (\d+)\b")
+"""The first count in the name of a part."""
 _BESIDE_LOSSES = 52
 """Columns of a training's bar: steps, time passed, time left."""
 
@@ -34,6 +37,7 @@ class PlainLines:
 
     Attributes:
         clock: Seconds, as `time.monotonic` counts them.
+        of: What the time left is of, to follow it in a line.
     """
 
     def __init__(
@@ -42,7 +46,7 @@ class PlainLines:
         self.console, self.folder, self.log, self.clock = console, folder, log, clock
         self.began = self.last = clock()
         self.first: tuple[float, int] | None = None
-        self.done, self.shown, self.closed = 0, False, False
+        self.done, self.shown, self.closed, self.of = 0, False, False, ""
         self.latest: tuple[str, int | None, int | None] | None = None
         self._lock = threading.RLock()
         self._ended = threading.Event()
@@ -67,6 +71,9 @@ class PlainLines:
     def _state(self, text: str, done: int | None, total: int | None) -> None:
         now = self.clock()
         self.latest = (text, done, total)
+        if done is None:
+            # What is counted has ended; what follows is of another kind.
+            self.closed = False
         if done is not None:
             # Counted anew where another run has begun.
             if self.first is None or done < self.done:
@@ -98,16 +105,47 @@ class PlainLines:
                 yield item
                 self.state(f"{text} {done}{of_all}", done, total)
 
+    def estimate_left(self, done: int | None, total: int | None) -> str:
+        """How long the rest will take at the pace so far, as the end of a line; empty while nothing is known."""
+        return self._estimate_left(self.clock(), done, total)
+
     def _estimate_left(self, now: float, done: int | None, total: int | None) -> str:
         if self.first is None or done is None or total is None or done >= total or done <= self.first[1]:
             return ""
         since, before = self.first
-        return f", about {describe_seconds((now - since) / (done - before) * (total - done))} left"
+        return f", about {describe_seconds((now - since) / (done - before) * (total - done))} left{self.of}"
 
     def _print(self, line: str) -> None:
         from rich.console import Console
 
         Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(line)
+
+
+@contextmanager
+def follow_parts(
+    console: Console, folder: Path | None = None, *, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[str], None]]:
+    """What is called with each part of a work as it begins: it stands on a terminal's last line, else in plain lines.
+
+    Parts that are counted ("item 3 of 20") have the time that the rest of them will take. folder, clock: as `PlainLines`.
+    """
+    from rich.markup import escape
+
+    with PlainLines(console, folder, clock=clock) as lines, console.status("reading") as status:
+        kind, lines.of = "", " of this part"
+
+        def notify(text: str) -> None:
+            nonlocal kind
+            found = _COUNTED.search(text)
+            # What begins is not done yet.
+            done, total = (int(found[1]) - 1, int(found[2])) if found else (None, None)
+            if found and text[: found.start()] != kind:
+                kind, lines.first = text[: found.start()], None
+            lines.state(text, done, total)
+            status.update(escape(text + lines.estimate_left(done, total)))
+
+        lines.state("reading")
+        yield notify
 
 
 @contextmanager

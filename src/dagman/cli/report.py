@@ -23,6 +23,7 @@ def report(
     """
     from rich.console import Console
 
+    from dagman.cli.progress import follow_parts
     from dagman.errors import SettingsError
     from dagman.training.run import Run
 
@@ -33,13 +34,18 @@ def report(
 
         if out is None:
             raise SettingsError("the page of several runs needs a place", do="Give --out PAGE.html")
-        console.print(str(write_runs_page(found, out)), markup=False, soft_wrap=True)
+        with follow_parts(console) as notify:
+            notify(f"drawing the page of {len(found)} runs")
+            path = write_runs_page(found, out)
+        console.print(str(path), markup=False, soft_wrap=True)
         return
 
     from dagman.reports.run.run_page import write_run_report
     from dagman.reports.run.verdicts import summarize_verdicts
     from dagman.training.monitoring.health import judge_run
 
-    path = write_run_report(found[0], out)
+    with follow_parts(console, found[0].path) as notify:
+        notify("drawing the page")
+        path = write_run_report(found[0], out)
     console.print(summarize_verdicts(judge_run(found[0])).text.replace("**", ""), markup=False)
     console.print(str(path), markup=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,6 +41,7 @@ def run_study(
 
     from rich.console import Console
 
+    from dagman.cli.progress import follow_parts
     from dagman.errors import SettingsError
     from dagman.study.execution import run_jobs
     from dagman.study.page import write_study
@@ -66,19 +68,37 @@ def run_study(
         _print_jobs(jobs, out, slurm=slurm, as_json=as_json)
         return
 
-    def report(job: Job, state: str) -> None:
-        console.print(f"{job.kind} {job.name}: {state}")
-
-    try:
-        run_jobs(jobs, out, devices=chosen, on_job=report)
-    finally:
-        rows = collect_rows(read, jobs, list_runs(read, place, out))
-        differences = compare_arms(read, jobs, rows)
-        if rows:
-            page = write_study(read, jobs, rows, differences, out)
-            console.print(f"written: {page}")
+    with follow_parts(console, out) as notify:
+        report = _follow_jobs(jobs, console, notify)
+        try:
+            run_jobs(jobs, out, devices=chosen, on_job=report)
+        finally:
+            notify("collecting results")
+            rows = collect_rows(read, jobs, list_runs(read, place, out))
+            differences = compare_arms(read, jobs, rows)
+            if rows:
+                page = write_study(read, jobs, rows, differences, out)
+                console.print(f"written: {page}")
     if as_json:
         typer.echo(json.dumps({"out": str(out), "differences": [vars(row) for row in differences]}))
+
+
+def _follow_jobs(jobs: list[Job], console: Console, notify: Callable[[str], None]) -> Callable[[Job, str], None]:
+    """A listener for `run_jobs`: a line for each start and end, and how many are done. Without time left: jobs differ too much."""
+    ended: set[str] = set()
+    running: dict[str, Job] = {}
+
+    def report(job: Job, state: str) -> None:
+        if state == "starts":
+            running[job.name] = job
+        else:
+            ended.add(job.name)
+            running.pop(job.name, None)
+        console.print(f"{job.kind} {job.name}: {state}")
+        names = ", ".join(f"{one.kind} {name}" for name, one in running.items()) or "none"
+        notify(f"jobs: {len(ended)} done, {len(jobs) - len(ended) - len(running)} waiting; running: {names}")
+
+    return report
 
 
 def _print_jobs(jobs: list[Job], out: Path, *, slurm: bool, as_json: bool) -> None:

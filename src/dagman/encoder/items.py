@@ -6,7 +6,7 @@ the whole scan. Items that cannot be used are refused by name with the reason; t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,8 +130,9 @@ def embed_items(
     pooling: Pooling | None = None,
     crop: CropSpec = FROM_SIZE,
     cache: str | Path | None = None,
+    on_item: Callable[[int], None] | None = None,
 ) -> FeatureTable:
-    """Features of a table's items (`table.items`), in its order; see `stream_features`."""
+    """Features of a table's items (`table.items`), in its order; see `stream_features`. on_item: called with how many are done."""
     pooling = pooling or Pooling()
     rows: list[FeatureRow] = []
     refused: list[RefusedItem] = []
@@ -140,6 +141,8 @@ def embed_items(
             rows.append(row)
         else:
             refused.append(row)
+        if on_item is not None:
+            on_item(len(rows) + len(refused))
     rows.sort(key=lambda row: row.item.index)
     refused.sort(key=lambda row: row.item.index)
     columns = tuple(list_columns(encoder, pooling))

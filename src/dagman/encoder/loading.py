@@ -21,6 +21,7 @@ from dagman.method.networks import Network, ProjectorShape, SemanticShape
 from dagman.model import BACKBONES, SwinShape, ViTShape, find_backbone
 from dagman.randomness import address
 from dagman.records.counts import count_noun
+from dagman.records.names import suggest_path
 from dagman.settings import Settings
 from dagman.settings.presets import load_settings
 
@@ -91,7 +92,9 @@ def find_folder(path: Path, weights: str = "auto") -> Path:
         raise EncoderError(what, where=path, do=f"Choose one of {', '.join(get_args(Weights))}")
     if not path.is_dir():
         do = "Give a run, an encoder folder, or scratch:tiny"
-        raise EncoderError("is not a folder" if path.exists() else "does not exist", where=path, do=do)
+        if path.exists():
+            raise EncoderError("is not a folder", where=path, do=do)
+        raise EncoderError("does not exist", where=path, do=suggest_path(path, do))
     if (path / "settings.toml").exists() and not (path / "config.json").exists() and not (path / "encoder").is_dir():
         raise EncoderError("this run has not written an encoder yet", where=path, do="Let it reach its first checkpoint")
     folder = path / "encoder" if (path / "encoder").is_dir() else path

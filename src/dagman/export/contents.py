@@ -13,12 +13,16 @@ from dagman.encoder.loading import find_folder, load_encoder
 from dagman.errors import DagmanError, TaskError
 from dagman.export.preprocessing import describe_preprocessing, state_preprocessing
 from dagman.records.counts import count_noun, list_some
+from dagman.records.names import suggest_path
 from dagman.store.manifest import Store
 from dagman.tasks.registry import TASKS, list_keeping
 from dagman.training.monitoring.health import judge_run
 from dagman.training.run import Run
 
 RESEARCH = "Research on scans of {modalities} at about {spacing:g} mm: features, fine-tuning, segmentation, retrieval."
+_DESCRIBED = "a run, an encoder folder, a store, or a model of a task"
+_MARKS = ("settings.toml", "store.json")
+"""Files that make a folder a run or a store."""
 NOT_FOR = (
     "Diagnosis, treatment, or any decision about a patient: nobody has validated it for that.",
     "Scores on scans that it was trained on: their content hashes are in config.json (scans_seen), and dagman leaves them out.",
@@ -66,6 +70,8 @@ def describe_path(path: str, *, weights: str = "auto") -> Contents:
     if (folder / "metrics.json").is_file():
         what = f"holds results without a model; {list_keeping()} keep one"
         raise TaskError(what, where=folder, do="Open its report.html, or give a model, a run, a store or an encoder")
+    if ":" not in path:
+        _refuse_other(folder)
     return describe_encoder(load_encoder(path, device="cpu", weights=weights))
 
 
@@ -215,6 +221,17 @@ def _share(inner: Contents) -> dict[str, Any]:
 def _find_model(folder: Path) -> Path | None:
     files = [task.model.file for task in TASKS.values() if task.model is not None]
     return next((place for place in (folder, folder / "model") if any((place / file).is_file() for file in files)), None)
+
+
+def _refuse_other(folder: Path) -> None:
+    """Raise DagmanError where there is nothing that can be described; what lies below the folder is named."""
+    if not folder.exists():
+        raise DagmanError("does not exist", where=folder, do=suggest_path(folder, f"Give {_DESCRIBED}, or scratch:tiny"))
+    if (folder.is_dir() and (folder / "config.json").exists()) or (folder / "encoder").is_dir():
+        return
+    below = sorted(place.parent for pattern in ("*", "*/*") for name in _MARKS for place in folder.glob(f"{pattern}/{name}"))
+    do = f"Below it: {list_some(below, 5)}" if below else f"Give {_DESCRIBED}"
+    raise DagmanError(f"is not {_DESCRIBED}", where=folder, do=do)
 
 
 def _read_origin(folder: Path) -> dict[str, Any]:

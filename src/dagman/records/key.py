@@ -103,6 +103,20 @@ def make_key(path: str | Path) -> Key:
     return _read_key(path, path.stat().st_mtime_ns)
 
 
+def make_asked_key() -> str:
+    """Make the key where DAGMAN_KEY (or --key) names a file that is not there yet; what to report of it, or nothing."""
+    place = locate_key()
+    if not os.environ.get(VARIABLE) or place.exists():
+        return ""
+    make_key(place)
+    return describe_made(place)
+
+
+def describe_made(place: Path) -> str:
+    """What a command reports of a key that it made."""
+    return f"key of the pseudonyms: {place} was made; keep it, and keep it apart from the store"
+
+
 @functools.lru_cache(maxsize=8)
 def _read_key(path: Path, written: int) -> Key:
     """`written`, the time, lets a replaced file be read again."""

@@ -20,6 +20,7 @@ from dagman.scans.inspection import Inspection
 MOST_PICTURES = 600
 """Of a page that a browser still opens."""
 _MOST_REASONS = 8
+_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 _UID = re.compile(r"#[\d.]{12,}([\d.]{8})")
 _CELLS = ("format", "modality", "size", "spacing_mm", "axes", "values", "patient")
 _HEADINGS = ("series", "verdict", "notes", "format", "modality", "size", "spacing (mm)", "axes", "values", "patient")
@@ -89,8 +90,15 @@ def _sum_up(rows: Sequence[Inspection]) -> list[Block]:
 
 
 def _list_reasons(reasons: Sequence[str]) -> Listing:
-    counts = Counter(reasons).most_common()
-    shown = [f"{count} x {reason}" for reason, count in counts[:_MOST_REASONS]]
+    # Sentences that differ in their numbers alone are one reason.
+    alike: dict[str, Counter[str]] = {}
+    for reason in reasons:
+        alike.setdefault(_NUMBER.sub("#", reason), Counter())[reason] += 1
+    counts = sorted(alike.values(), key=Counter.total, reverse=True)
+    shown = [
+        f"{group.total()} x {group.most_common(1)[0][0]}{' (in others with other numbers)' if len(group) > 1 else ''}"
+        for group in counts[:_MOST_REASONS]
+    ]
     rest = len(counts) - _MOST_REASONS
     return Listing([*shown, *([f"and {rest} others, in the table below"] if rest > 0 else [])])
 

@@ -21,7 +21,7 @@ from dagman.reports.assets import read_asset
 from dagman.reports.style import DPI
 from dagman.reports.volumes import Volume, VolumeGrid, list_window_filters
 
-Level = Literal["ok", "warn", "bad"]
+Level = Literal["ok", "early", "warn", "bad"]
 
 _LONG_WORD = 20
 """Letters of a word that a table may break, where the page is narrow."""
@@ -105,7 +105,7 @@ class DataTable:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One plain sentence with its level: "ok", "warn" or "bad"."""
+    """One plain sentence with its level: "ok", "early" (nothing is known yet), "warn" or "bad"."""
 
     level: Level
     text: str

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from dagman.errors import DagmanError, ScanError
+from dagman.records.names import suggest_path
 from dagman.scans.archives import enter_archive, is_archive, reach_place, show_place
 from dagman.scans.dicom import (
     NamedGroup,
@@ -270,7 +271,7 @@ def _check_given(root: Path) -> None:
     try:
         root.stat()
     except FileNotFoundError:
-        raise ScanError("does not exist", where=show_place(root), do="Check the path") from None
+        raise ScanError("does not exist", where=show_place(root), do=suggest_path(root, "Check the path")) from None
     except OSError as error:
         raise ScanError(f"cannot be opened ({error.strerror})", where=root, do="Check the path and its permissions") from error
 

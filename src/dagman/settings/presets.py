@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from dagman.errors import SettingsError
 from dagman.records.names import nearest_name, suggest_name
 from dagman.settings.tree import Settings
+from dagman.settings.wanted import state_wanted
 
 
 def list_presets(kind: str) -> list[str]:
@@ -169,8 +170,7 @@ def _explain_part(part: Mapping[str, Any], key: str) -> str:
     if part["type"] in ("tuple_type", "missing", "too_long"):
         example = _read_default(key)
         return f"a list of {len(example)} values, such as {list(example)}"
-    text: str = part["msg"]
-    return text.removeprefix("Input should be ")
+    return state_wanted(part)
 
 
 def _suggest_choice(parts: Sequence[Mapping[str, Any]]) -> str:

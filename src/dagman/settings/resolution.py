@@ -39,7 +39,11 @@ def resolve_settings(settings: Settings) -> tuple[Settings, list[str]]:
     place = {"R": 0.0, "paper": 1.0}.get(recipe, _place_batch(batch))
     if recipe == "auto":
         recipe = "R" if batch < FEW_VIEWS else "paper"
-        lines.append(f"recipe {recipe}: {batch} views a step, {'fewer' if recipe == 'R' else 'not fewer'} than {FEW_VIEWS}")
+        what = "R, the values that hold with few views a step" if recipe == "R" else "paper, the paper's values"
+        lines.append(
+            f"recipe {what}: {batch} views a step, {'fewer' if recipe == 'R' else 'not fewer'} than {FEW_VIEWS} "
+            "(docs/method.md, Small runs)"
+        )
     small = recipe == "R"
     changes: dict[str, dict[str, Any]] = {"train": {"recipe": recipe}}
 

@@ -243,7 +243,7 @@ class TrainSettings(Section):
     """The run: its length, batch, checkpoints and machine."""
 
     recipe: Literal["auto", "paper", "R"] = "auto"
-    """What `auto` values become: the paper's, or R for few views a step."""
+    """What `auto` values become: the paper's, or recipe R, the values that hold with few views a step (METHOD, Small runs)."""
     steps: Positive = 300
     """Optimiser steps of the whole run; schedules span them."""
     batch: Annotated[int, Field(ge=2, multiple_of=2)] = 4

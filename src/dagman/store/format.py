@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from dagman.errors import DagmanError, StoreError
 from dagman.records.files import write_json
+from dagman.records.names import suggest_path
 from dagman.store.preparation import Preparation
 
 FORMAT = 1
@@ -120,9 +121,10 @@ def read_info(store: Path) -> dict[str, Any]:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise StoreError(
-            "is not a store: it has no store.json", where=store, do="Make one: dagman prepare SCANS --out STORE"
-        ) from None
+        do = "Make one: dagman prepare SCANS --out STORE"
+        if not store.exists():
+            raise StoreError("does not exist", where=store, do=suggest_path(store, do)) from None
+        raise StoreError("is not a store: it has no store.json", where=store, do=do) from None
     except (OSError, ValueError) as error:
         raise StoreError("cannot be read", where=path, do="Prepare the scans again into a new folder") from error
     if not isinstance(info, dict) or info.get("format") != FORMAT:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dagman.errors import StoreError
-from dagman.records.key import Key, find_key, locate_key, make_key
+from dagman.records.key import Key, describe_made, find_key, locate_key, make_key
 from dagman.store.format import read_info
 
 _UNKEYED = (
@@ -26,8 +26,7 @@ def settle_key(store: Path, path: str | Path | None = None) -> tuple[Key | None,
         place = asked or locate_key()
         if place.exists():
             return find_key(place), ()
-        note = f"key of the pseudonyms: {place} was made; keep it, and keep it apart from the store"
-        return make_key(place), (note,)
+        return make_key(place), (describe_made(place),)
     made_with = read_info(store).get("key")
     if made_with is None:
         if asked is not None:

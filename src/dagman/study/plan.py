@@ -18,8 +18,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dagman.errors import RunError, SettingsError
+from dagman.records.names import suggest_name
 from dagman.settings import list_presets
 from dagman.settings.choices import check_name
+from dagman.settings.wanted import state_wanted
 from dagman.tasks.registry import TASKS
 from dagman.training.run import Run
 
@@ -171,10 +173,23 @@ def read_study(source: str | Path) -> Study:
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"the study is not TOML: {error}", where=source) from None
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        what = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{key}: {what}" if key else what, where=source, do="See docs/guides/study.md") from None
+        raise _explain_error(error, source) from None
+
+
+def _explain_error(error: ValidationError, source: str | Path) -> SettingsError:
+    """The first of pydantic's complaints in one sentence."""
+    first = error.errors()[0]
+    key, do = ".".join(str(part) for part in first["loc"]), "See docs/guides/study.md"
+    if first["type"] == "extra_forbidden":
+        sections: dict[str, type[BaseModel]] = {"tasks": TaskPlan, "monitors": MonitorPlan, "primary": Endpoint}
+        section = sections.get(key.partition(".")[0], Study)
+        return SettingsError(f"{key}: unknown key", where=source, do=suggest_name(str(first["loc"][-1]), section.model_fields))
+    if first["type"] == "missing":
+        return SettingsError(f"{key} is missing", where=source, do=do)
+    if first["type"] == "value_error":
+        what = str(first["ctx"]["error"])
+        return SettingsError(f"{key}: {what}" if key else what, where=source, do=do)
+    return SettingsError(f"{key} = {first['input']!r}: should be {state_wanted(first)}", where=source, do=do)
 
 
 def list_jobs(study: Study, base: str | Path, out: str | Path) -> list[Job]:

@@ -14,6 +14,7 @@ import pandas as pd
 from dagman.errors import MissingExtraError, TableError
 from dagman.records.counts import list_some
 from dagman.records.csv_file import restore_cell
+from dagman.records.names import suggest_path
 
 _PARQUET = (".parquet", ".pq")
 _EXCEL = (".xlsx", ".xlsm")
@@ -35,8 +36,10 @@ def load_rows(path: Path) -> tuple[list[str], Rows, str]:
     sheet is read. Raises TableError if the file is absent or cannot be read, MissingExtraError for a workbook without openpyxl.
     """
     if not path.is_file():
-        what = "is not a file" if path.exists() else "does not exist"
-        raise TableError(what, where=path, do=f"Give a table ({', '.join(SUFFIXES)})")
+        do = f"Give a table ({', '.join(SUFFIXES)})"
+        if path.exists():
+            raise TableError("is not a file", where=path, do=do)
+        raise TableError("does not exist", where=path, do=suggest_path(path, do))
     suffix = path.suffix.lower()
     if suffix in (".xls", ".xlsb", ".ods"):
         raise TableError(f"{suffix} is not read", where=path, do="Save it as .xlsx, or as CSV in UTF-8")

@@ -35,6 +35,7 @@ from safetensors.numpy import load_file, save_file
 from dagman.errors import RunError
 from dagman.records.files import write_json, write_text, write_whole
 from dagman.records.journal import append_row, keep_rows, read_rows
+from dagman.records.names import suggest_path
 from dagman.settings import Settings
 from dagman.settings.presets import validate_settings
 from dagman.settings.resolution import list_unresolved
@@ -60,9 +61,10 @@ class Run:
         self.path = Path(path)
         self.stopped: str | None = None
         if not (self.path / "settings.toml").is_file():
-            raise RunError(
-                "is not a run: settings.toml is missing", where=path, do="Give the folder that `dagman pretrain --out` wrote"
-            )
+            do = "Give the folder that `dagman pretrain --out` wrote"
+            if not self.path.exists():
+                raise RunError("does not exist", where=path, do=suggest_path(path, do))
+            raise RunError("is not a run: settings.toml is missing", where=path, do=do)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, step={self.last_step})"

@@ -31,17 +31,23 @@ def map_attention(
     """
     from rich.console import Console
 
+    from dagman.cli.progress import follow_parts
     from dagman.encoder.attention import write_attention
     from dagman.encoder.loading import load_encoder
     from dagman.records.provenance import write_command
     from dagman.reports.figures.overlays import describe_outside, describe_range, draw_overlays, share_outside
 
-    loaded = load_encoder(encoder, device=device, weights=weights)
-    opened = loaded.read(scan)
-    attention = loaded.attention(opened)
-    maps = write_attention(attention, opened, out)
-    intensity = (loaded.config.low, loaded.config.high) if opened.modality == "CT" else (0.0, 10000.0)
-    pictures = draw_overlays(attention, out, intensity=intensity)
+    console = Console(stderr=as_json, soft_wrap=True, markup=False, highlight=False)
+    with follow_parts(console, out) as notify:
+        loaded = load_encoder(encoder, device=device, weights=weights)
+        opened = loaded.read(scan)
+        notify(f"attention of {' x '.join(map(str, opened.shape))} voxels")
+        attention = loaded.attention(opened)
+        notify("writing maps")
+        maps = write_attention(attention, opened, out)
+        notify("drawing pictures")
+        intensity = (loaded.config.low, loaded.config.high) if opened.modality == "CT" else (0.0, 10000.0)
+        pictures = draw_overlays(attention, out, intensity=intensity)
     outcome = {
         "maps": [path.name for path in maps],
         "pictures": [path.name for path in pictures],
@@ -54,7 +60,6 @@ def map_attention(
     if as_json:
         typer.echo(json.dumps(outcome))
         return
-    console = Console(soft_wrap=True, markup=False, highlight=False)
     console.print(f"{loaded.describe()}; {len(attention.heads)} heads, mean attention {outcome['range']}")
     console.print(describe_outside(attention))
     console.print(f"{len(maps)} maps and {len(pictures)} pictures")

@@ -74,11 +74,13 @@ def inspect_scans(
 
     Reads NIfTI, NRRD, MetaImage and DICOM. Exit code 0 if at least one series can be used, else 2.
     """
+    from dagman.records.key import make_asked_key
     from dagman.records.sources import expand_sources
     from dagman.scans.discovery import find_series
     from dagman.tables.patients import state_patients
 
     scans = expand_sources(scans)
+    made = make_asked_key()
     found = find_series(scans, modality=modality.modality, tilt=tilt.value, widest_gap=widest_gap)
     found = state_patients(found, patients)
     rows = _inspect_all(found, workers, out, dask)
@@ -86,6 +88,8 @@ def inspect_scans(
         typer.echo(json.dumps({"counts": _count(rows), "series": [row.to_row() for row in rows]}, indent=2))
     else:
         _print_table(rows)
+    if made:
+        typer.echo(made, err=as_json)
     if out is not None:
         _write_results(out, rows, [str(path) for path in scans])
         typer.echo(f"Written: {out / 'inspect.html'}", err=as_json)

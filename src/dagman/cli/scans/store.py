@@ -33,11 +33,13 @@ def verify_folder(
     from rich.console import Console
     from rich.markup import escape
 
+    from dagman.cli.progress import follow_parts
     from dagman.records.counts import count_noun
     from dagman.store.upkeep.verification import verify_store
 
     opened = _open_store(store)
-    findings = verify_store(opened)
+    with follow_parts(Console(stderr=as_json)) as notify:
+        findings = verify_store(opened, notify)
     if as_json:
         listed = [{"file": one.file, "problem": one.problem} for one in findings]
         typer.echo(json.dumps({"store": str(store), "scans": len(opened), "findings": listed}))
@@ -125,13 +127,17 @@ def merge_folders(
     """
     from dataclasses import asdict
 
+    from rich.console import Console
+
+    from dagman.cli.progress import follow_parts
     from dagman.errors import StoreError
     from dagman.records.counts import count_noun, list_some
     from dagman.store.upkeep.merging import merge_stores
 
     if len(stores) < 2:
         raise StoreError("is one store; a merge needs two", where=stores[0], do="Name another one")
-    merged = merge_stores(stores, out)
+    with follow_parts(Console(stderr=as_json), out) as notify:
+        merged = merge_stores(stores, out, notify)
     if as_json:
         typer.echo(json.dumps({"store": str(out), **asdict(merged)}))
         return

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 
+_HEAD = 4096
+"""Bytes of a page that hold what made it."""
+
 
 @app.command(epilog="Example: dagman view scans/patient-7.nii.gz --attention runs/first --out patient-7.html")
 def view_scan(
@@ -42,6 +45,9 @@ def view_scan(
     Attention, labels and marks may be given together. The file holds the scan and names it: treat it as you treat the scan. Of
     a scan of more than 16 million voxels, blocks are averaged.
     """
+    from rich.console import Console
+
+    from dagman.cli.progress import follow_parts
     from dagman.errors import DagmanError
     from dagman.records.counts import count_noun
     from dagman.records.files import write_text
@@ -55,15 +61,21 @@ def view_scan(
     ):
         if given and missing:
             raise DagmanError(f"{option} is given without {needed}", do=f"Give {needed}, or leave {option} out")
+    # The file's page of the same question may be made again; anything else is kept.
+    over = {"attention": attention, "labels": labels and labels.name, "names": names, "marks": marks and marks.name}
+    made_by = " ".join(["dagman view", scan.name, *(f"--{option} {value}" for option, value in over.items() if value)])
+    _refuse_other(out, made_by)
     attended = None
-    if attention:
-        from dagman.encoder.loading import load_encoder
+    with follow_parts(Console()) as notify:
+        if attention:
+            from dagman.encoder.loading import load_encoder
 
-        loaded = load_encoder(attention, device=device)
-        opened = loaded.read(scan)
-        attended = place_attention(loaded.attention(opened))
-    else:
-        opened = read_scan(scan)
+            loaded = load_encoder(attention, device=device)
+            opened = loaded.read(scan)
+            notify(f"attention of {' x '.join(map(str, opened.shape))} voxels")
+            attended = place_attention(loaded.attention(opened))
+        else:
+            opened = read_scan(scan)
     layer = None if labels is None else _read_labels(labels, names, opened)
     found, notes = ([], []) if marks is None else read_marks(marks, opened, place=scan, coordinates=coordinates)
     for note in notes:
@@ -76,9 +88,25 @@ def view_scan(
         marks=found,
         point=found[0].center_mm if found else None,
     )
-    write_text(out, render_viewer(exhibit))
+    write_text(out, render_viewer(exhibit, made_by=made_by))
     marked = f", {count_noun(len(found), 'mark')}" if marks is not None else ""
     typer.echo(f"written: {out}, {out.stat().st_size / 1e6:.1f} MB{marked}")
+
+
+def _refuse_other(out: Path, made_by: str) -> None:
+    """Raise DagmanError where the file is there and shows something else."""
+    from html import escape
+
+    from dagman.errors import DagmanError
+
+    if not out.exists():
+        return
+    if out.is_dir():
+        raise DagmanError("is a folder", where=out, do="Give --out a file, such as view.html")
+    with out.open("rb") as file:
+        head = file.read(_HEAD)
+    if f'content="{escape(made_by)}"'.encode() not in head:
+        raise DagmanError("exists and shows something else", where=out, do="Give another --out, or remove it")
 
 
 def _read_labels(labels: Path, names: str, scan: Scan) -> LabelLayer:

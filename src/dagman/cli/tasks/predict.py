@@ -50,16 +50,14 @@ def run_prediction(
     """
     from rich.console import Console
 
-    from dagman.cli.progress import PlainLines
-    from dagman.cli.tasks.printing import show_parts
+    from dagman.cli.progress import follow_parts
     from dagman.devices import tune_allocator
     from dagman.records.sources import expand_sources
     from dagman.tasks.prediction import PredictionSettings, predict_scans
 
     tune_allocator()
     console = Console(stderr=as_json, soft_wrap=True, highlight=False)
-    with PlainLines(console, out) as lines, console.status("reading") as status:
-        lines.state("reading")
+    with follow_parts(console, out) as notify:
         summary = predict_scans(
             model,
             expand_sources(scans),
@@ -75,7 +73,7 @@ def run_prediction(
                 mask_label=mask_label,
                 coordinates=coordinates,
             ),
-            on_part=show_parts(status, lines),
+            on_part=notify,
         )
     if as_json:
         refusals = [{"source": one.source, "reason": one.reason} for one in summary.refused]

@@ -12,10 +12,8 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.status import Status
     from rich.table import Table
 
-    from dagman.cli.progress import PlainLines
     from dagman.evaluation.results import Measurement, Results, Summary
     from dagman.evaluation.statistics import Interval
 
@@ -39,14 +37,14 @@ def run_task(
     """
     from rich.console import Console
 
-    from dagman.cli.progress import PlainLines
+    from dagman.cli.progress import follow_parts
     from dagman.reports.tasks.comparison import write_comparison_report
     from dagman.tasks.registry import TASKS, load_part
 
     console = Console(stderr=as_json, soft_wrap=True, highlight=False)
-    with PlainLines(console, out) as lines, console.status("reading") as status:
-        lines.state("reading")
-        results = run(show_parts(status, lines))
+    with follow_parts(console, out) as notify:
+        results = run(notify)
+        notify("drawing the page")
         several = len(results.command["inputs"]["models"]) > 1
         page = (write_comparison_report if several else load_part(TASKS[name].page))(results)
     if as_json:
@@ -56,16 +54,6 @@ def run_task(
     print_differences(console, results.summary)
     if last := remark():
         console.print(last, markup=False)
-
-
-def show_parts(status: Status, lines: PlainLines) -> Callable[[str], None]:
-    """What is called with each part: it stands in the terminal's status, or in plain lines."""
-
-    def notify(text: str) -> None:
-        status.update(escape_markup(text))
-        lines.state(text)
-
-    return notify
 
 
 def format_results(out: Path, page: Path) -> str:

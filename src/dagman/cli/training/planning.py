@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+_SOON = 2e14
+"""Operations of a run of about an hour on one core; of a shorter one the first steps tell soon enough."""
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -26,6 +29,33 @@ def print_plan(console: Console, source: Sequence[Path], as_json: bool, **choice
         return
     for line in describe_plan(plan):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def forecast_hours(out: Path) -> str:
+    """A line on how long the run in `out`, which begins, will take on a CPU; empty where that is soon seen by itself.
+
+    From the operations of its size, at the pace of a few steps of `tiny`.
+    """
+    import torch
+
+    from dagman.devices import choose_device
+    from dagman.study.cost import count_operations, measure_pace
+    from dagman.training.run import Run
+
+    settings = Run(out).settings
+    if choose_device(settings.train.device).value != "cpu":
+        # Its first steps come within a minute, and a small network does not fill it.
+        return ""
+    with torch.random.fork_rng(devices=[]):
+        operations = settings.train.steps * settings.train.batch * count_operations(settings)
+        if operations < _SOON:
+            return ""
+        hours = operations / measure_pace("cpu") / 3600
+    steps = f"{settings.train.steps:,} steps"
+    return (
+        f"about {_show_hours(hours)} for {steps}, from the operations of this size at the pace of tiny measured just now; a closer "
+        "figure follows after some steps, or from --plan"
+    )
 
 
 def describe_plan(plan: Plan) -> list[str]:
@@ -56,4 +86,6 @@ def describe_plan(plan: Plan) -> list[str]:
 
 
 def _show_hours(hours: float) -> str:
+    if hours >= 100:
+        return f"{hours:,.0f} h ({hours / 24:,.0f} days)"
     return f"{hours * 3600:.0f} s" if hours < 1 / 60 else f"{hours * 60:.0f} min" if hours < 2 else f"{hours:.1f} h"

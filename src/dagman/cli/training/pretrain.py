@@ -18,7 +18,9 @@ app = typer.Typer(add_completion=False)
 def pretrain_command(
     source: Annotated[
         list[Path],
-        typer.Argument(help="A store, several with weights (a:2 b:1), or scans, which are prepared into RUN/store first."),
+        typer.Argument(
+            help="A store, several with weights (a:2 b:1), or scans, which are prepared into RUN/store first; or patterns."
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="The run folder to write.")] = None,
     size: Annotated[str | None, typer.Option(help="tiny, small or paper; tiny-vit, ... for a ViT. Default: tiny.")] = None,
@@ -64,19 +66,22 @@ def pretrain_command(
     from rich.console import Console
 
     from dagman.cli.progress import PlainLines, print_verdicts, show_preparing, show_training
-    from dagman.cli.training.planning import print_plan
+    from dagman.cli.training.planning import forecast_hours, print_plan
     from dagman.errors import SettingsError
     from dagman.records.counts import count_noun
     from dagman.training.monitoring.health import judge_run
     from dagman.training.monitoring.verdicts import sum_up
     from dagman.training.parallel.watch import REQUEUE
     from dagman.training.pretraining import pretrain
+    from dagman.training.start.mixture import expand_parts
 
+    source = expand_parts(source)
     shorthands = [f"view.modality={modality}"] if modality else []
     shorthands += ["train.many_passes=true"] if many_passes else []
     shorthands += [f"train.track={track}"] if track else []
     # Under torchrun, of all the processes of a run one speaks.
     first = os.environ.get("RANK", "0") == "0"
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
     console = Console(stderr=as_json, quiet=not first)
     choices: dict[str, Any] = {"size": size, "method": method, "config": config, "assignments": [*(assignments or ()), *shorthands]}
     if plan:
@@ -87,8 +92,14 @@ def pretrain_command(
     with (
         PlainLines(console, out) as lines,
         show_preparing(console, lines) as on_preparation,
-        show_training(console, lines) as on_event,
+        show_training(console, lines) as on_training,
     ):
+
+        def on_event(name: str, values: dict[str, Any]) -> None:
+            if name == "begin" and alone and values["step"] == 0 and (forecast := forecast_hours(out)):
+                console.print(f"[dim]·[/] {forecast}", highlight=False, soft_wrap=True)
+            on_training(name, values)
+
         lines.state("reading the scans or the store")
         run = pretrain(
             source,

@@ -20,7 +20,7 @@ def show_verdicts(judged: Sequence[verdicts.Verdict]) -> list[Verdict]:
 def show_verdict(verdict: verdicts.Verdict) -> Verdict:
     """A verdict as a block: its light, its sentence, what to try."""
     remedy = f" **What to try:** {verdict.remedy}" if verdict.remedy else ""
-    return Verdict(LEVELS[verdict.light], f"{verdict.text}{remedy}")
+    return Verdict("early" if verdict.early else LEVELS[verdict.light], f"{verdict.text}{remedy}")
 
 
 def summarize_verdicts(judged: Sequence[verdicts.Verdict]) -> Verdict:

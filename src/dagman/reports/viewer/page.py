@@ -52,12 +52,12 @@ class Exhibit:
     window: Window | None = None
 
 
-def render_viewer(exhibit: Exhibit, *, most: int = MOST_VOXELS) -> str:
-    """The page of one scan as HTML; of more than `most` voxels blocks are averaged."""
-    return render_viewers(exhibit.title, [exhibit], most=most)
+def render_viewer(exhibit: Exhibit, *, most: int = MOST_VOXELS, made_by: str = "dagman") -> str:
+    """The page of one scan as HTML; of more than `most` voxels blocks are averaged. made_by: the command, to be found in it."""
+    return render_viewers(exhibit.title, [exhibit], most=most, made_by=made_by)
 
 
-def render_viewers(title: str, exhibits: Sequence[Exhibit], *, most: int = MOST_VOXELS) -> str:
+def render_viewers(title: str, exhibits: Sequence[Exhibit], *, most: int = MOST_VOXELS, made_by: str = "dagman") -> str:
     """The page of several scans, chosen from a list, as HTML; `most` is of each."""
     script, niivue = read_asset("viewer.js"), read_asset("niivue/niivue.umd.js.gz")
     environment = Environment(
@@ -65,6 +65,10 @@ def render_viewers(title: str, exhibits: Sequence[Exhibit], *, most: int = MOST_
     )
     return environment.get_template("viewer.html.j2").render(
         title=title,
+        made_by=made_by,
+        layered=any(one.attention is not None or one.labels for one in exhibits),
+        maps=max(len(one.labels) for one in exhibits),
+        marked=any(one.marks for one in exhibits),
         data=Markup(json.dumps([_describe_exhibit(one, most) for one in exhibits]).replace("<", "\\u003c")),
         niivue=Markup(niivue),
         script=Markup(script),

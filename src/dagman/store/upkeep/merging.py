@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,12 +31,13 @@ class Merge:
     notes: tuple[str, ...] = ()
 
 
-def merge_stores(stores: Sequence[str | Path], out: str | Path) -> Merge:
+def merge_stores(stores: Sequence[str | Path], out: str | Path, notify: Callable[[str], None] | None = None) -> Merge:
     """Write the scans of several stores into `out`, new or of an earlier call of this command; the stores are not changed.
 
     A scan that several hold is taken from the first that states its patient, else from the first. Files are linked where the
-    file system can, else copied; each is compared with its checksum first. Raises StoreError, before anything is written, for
-    different preparations or keys, and for a damaged file, with what is merged so far kept.
+    file system can, else copied; each is compared with its checksum first. notify: called with what is being done. Raises
+    StoreError, before anything is written, for different preparations or keys, and for a damaged file, with what is merged so far
+    kept.
     """
     out = Path(out)
     opened = [Store(path) for path in stores]
@@ -52,7 +53,9 @@ def merge_stores(stores: Sequence[str | Path], out: str | Path) -> Merge:
                 write_info(out, opened[0].preparation, opened[0].info.get("key"))
             rows = read_manifest(out)
             already = 0
-            for row, store in chosen:
+            for number, (row, store) in enumerate(chosen, 1):
+                if notify is not None:
+                    notify(f"placing scan {number} of {len(chosen)}")
                 if rows.get(row.id) == row and _is_whole(out, row):
                     already += 1
                     continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dagman.errors import StoreError
@@ -18,12 +19,17 @@ class Finding:
     problem: str
 
 
-def verify_store(store: Store) -> list[Finding]:
+def verify_store(store: Store, notify: Callable[[str], None] | None = None) -> list[Finding]:
     """Check every scan's file against its row (presence, size, checksum, header), and look for files without a row.
 
-    Raises StoreError when the manifest itself cannot be read.
+    notify: Called with what is being read. Raises StoreError when the manifest itself cannot be read.
     """
-    findings = [Finding(_name_file(store, row), problem) for row in store.rows if (problem := _check_row(store, row))]
+    findings = []
+    for number, row in enumerate(store.rows, 1):
+        if notify is not None:
+            notify(f"reading scan {number} of {len(store.rows)}")
+        if problem := _check_row(store, row):
+            findings.append(Finding(_name_file(store, row), problem))
     wanted = {locate_scan(store.path, row.id) for row in store.rows}
     extra = [path for path in (store.path / "scans").rglob("*") if path.is_file() and path not in wanted]
     extra += [path for path in (store.path / STAGING).rglob("*") if path.is_file()]

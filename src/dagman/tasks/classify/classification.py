@@ -6,6 +6,7 @@ repeated goes on where it stopped.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -52,7 +53,7 @@ from dagman.tasks.contract import make_contract
 from dagman.tasks.finetuning import FinetunedModel, FinetuneSettings, finetune, hold_out, pool_crops
 from dagman.tasks.head_models import Classifier, describe_source, make_head, save_classifier, to_probabilities
 from dagman.tasks.inputs.label_kinds import refuse_continuous
-from dagman.tasks.inputs.model_inputs import ModelInput, TaskInputs, warn_of_overlap
+from dagman.tasks.inputs.model_inputs import ModelInput, TaskInputs, count_parts, warn_of_overlap
 from dagman.tasks.models import ModelSpec
 from dagman.tasks.pipeline import Evaluation, ItemRun, Notify, run_pipeline
 from dagman.tasks.probes import fit_linear_probe, linear_probe, neighbour_probe
@@ -131,8 +132,7 @@ def _classify(inputs: TaskInputs, out: Path, settings: ClassificationSettings, s
     for model in inputs.models:
         for method in (method for method in settings.methods if _can(model.spec, method)):
             for subset in subsets:
-                notify(f"{model.name}: {method}, {subset.name} of the labels")
-                scored, written = jobs.score(model, method, subset)
+                scored, written = jobs.score(model, method, subset, notify)
                 found.append(scored)
                 rows += written
     notify("intervals")
@@ -211,11 +211,19 @@ class _Jobs:
         total = count_noun(len(self.ended), "training")
         return [f"fine-tuning: {why} in {count} of {total}" for why, count in Counter(self.ended.values()).most_common()]
 
-    def score(self, model: ModelInput, method: str, subset: Subset) -> tuple[Scored, list[dict[str, Any]]]:
+    def score(self, model: ModelInput, method: str, subset: Subset, notify: Notify) -> tuple[Scored, list[dict[str, Any]]]:
         """All repeats and draws of one model, method and subset: scores, and rows of predictions.csv."""
-        table = self.inputs.table
+        table, done = self.inputs.table, itertools.count(1)
+        text = f"{model.name}: {method}, {subset.name} of the labels, fit"
+        count = count_parts(notify, text, len(self.splits) * subset.draws)
+
+        def score(split: Split, train: Indices, draw: int) -> Floats:
+            scores = self._score_once(model, method, split, train, draw)
+            count(next(done))
+            return scores
+
         return score_out_of_fold(
-            lambda split, train, draw: self._score_once(model, method, split, train, draw),
+            score,
             names=table.names,
             patients=table.patients,
             codes=table.codes,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,20 +28,21 @@ def extract_features(
     store: Store | None = None,
     crop: CropSpec = FROM_SIZE,
     cache: str | Path | None = None,
+    on_item: Callable[[int], None] | None = None,
 ) -> FeatureTable:
     """A vector for each item that can be used, in the table's order; the others are in `refused`, each with its reason.
 
     crop: as `encoder.items`; give `choose_table_crop`'s to several models, and they see the same crops.
-    cache: folder of vectors that networks keep and find by content.
+    cache: folder of vectors that networks keep and find by content. on_item: called with how many items are done.
     Raises TableError when most points lie outside their scans, TaskError when nothing is left.
     """
     items = table.items if isinstance(table, Table) else tuple(table)
     if isinstance(model, ModelSpec) and model.has_network:
         model = load_network(model)
     if isinstance(model, Encoder):
-        features = embed_items(model, items, store=store, crop=crop, cache=cache)
+        features = embed_items(model, items, store=store, crop=crop, cache=cache, on_item=on_item)
     else:
-        features = _describe_items(model, items, store, crop)
+        features = _describe_items(model, items, store, crop, on_item or (lambda done: None))
     if not len(features):
         raise TaskError(f"no item can be used: {features.refused[0].reason}" if features.refused else "there are no items")
     return features
@@ -61,12 +62,15 @@ def describe_refused(refused: Sequence[RefusedItem]) -> list[str]:
     return [f"left out {list_some(names)}: {reason}" for reason, names in notes.items()]
 
 
-def _describe_items(spec: ModelSpec, items: Sequence[Item], store: Store | None, crop: CropSpec) -> FeatureTable:
+def _describe_items(
+    spec: ModelSpec, items: Sequence[Item], store: Store | None, crop: CropSpec, on_item: Callable[[int], None]
+) -> FeatureTable:
     describe, columns = DESCRIPTORS[spec.kind]
     found: list[tuple[Item, np.ndarray, str]] = []
     cut: dict[str, float] = {}
     refused: list[RefusedItem] = []
-    for given in stream_crops(ANY_SCAN, items, store=store, crop=crop):
+    for done, given in enumerate(stream_crops(ANY_SCAN, items, store=store, crop=crop), 1):
+        on_item(done)
         if isinstance(given, RefusedItem):
             refused.append(given)
             continue

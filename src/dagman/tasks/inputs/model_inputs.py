@@ -89,8 +89,8 @@ def gather_inputs(
         encoder = load_network(spec, device=device, precision=precision) if spec.has_network else None
         features = None
         if embed:
-            notify(f"{name}: features of {len(table)} items")
-            features = extract_features(encoder or spec, table, store=store, crop=crop, cache=cache)
+            count = count_parts(notify, f"{name}: features of item", len(table))
+            features = extract_features(encoder or spec, table, store=store, crop=crop, cache=cache, on_item=count)
             refused += features.refused
             cut_off |= features.cut
             hashes |= dict(zip(features.names, features.hashes, strict=True))
@@ -98,7 +98,7 @@ def gather_inputs(
     crops = None
     trained = next((encoder for _, _, encoder, _ in found if encoder is not None), None)
     if cut and trained is not None:
-        notify(f"crops of {len(table)} items")
+        notify(f"crops of {count_noun(len(table), 'item')}")
         crops = cut_items(trained.reader, table.items, store=store, crop=crop)
         refused += crops.refused
         cut_off |= crops.cut
@@ -125,6 +125,12 @@ def gather_inputs(
         crop=crop,
         notes=(*table.notes, *map(warn, [*describe_refused(list(once.values())), *note_cut(cut_off)]), *notes),
     )
+
+
+def count_parts(notify: Callable[[str], None], text: str, total: int) -> Callable[[int], None]:
+    """What is called with how many parts are done: it notifies of the one that is next, such as "crop 3 of 20"."""
+    notify(f"{text} 1 of {total}")
+    return lambda done: notify(f"{text} {done + 1} of {total}") if done < total else None
 
 
 def warn_of_overlap(inputs: TaskInputs, tested: NDArray[np.int64]) -> list[Note]:

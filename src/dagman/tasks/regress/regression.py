@@ -33,7 +33,7 @@ from dagman.tables.table import Table
 from dagman.tasks.contract import make_contract
 from dagman.tasks.finetuning import FinetunedModel, FinetuneSettings, finetune, hold_out, pool_crops
 from dagman.tasks.head_models import describe_source
-from dagman.tasks.inputs.model_inputs import ModelInput, TaskInputs, warn_of_overlap
+from dagman.tasks.inputs.model_inputs import ModelInput, TaskInputs, count_parts, warn_of_overlap
 from dagman.tasks.models import ModelSpec
 from dagman.tasks.pipeline import Evaluation, ItemRun, Notify, run_pipeline
 from dagman.tasks.probes import RidgeProbe, fit_ridge_probe
@@ -168,7 +168,6 @@ class _Regression:
         rows: list[dict[str, Any]] = []
         for model, method, subset in itertools.product(self.inputs.models, settings.methods, self.subsets):
             if _can(model.spec, method):
-                self.notify(f"{model.name}: {method}, {subset.name} of the labels")
                 one, written = self._score(model, method, subset)
                 scored.append(one)
                 rows += written
@@ -202,11 +201,14 @@ class _Regression:
         columns = subset.draws * (1 + max(split.repeat for split in self.splits))
         predicted, folds = np.full((len(table), columns), np.nan), np.full((len(table), columns), -1)
         rows: list[dict[str, Any]] = []
-        for split, draw in itertools.product(self.splits, range(subset.draws)):
+        runs = list(itertools.product(self.splits, range(subset.draws)))
+        count = count_parts(self.notify, f"{model.name}: {method}, {subset.name} of the labels, fit", len(runs))
+        for done, (split, draw) in enumerate(runs, 1):
             train = draw_subset(
                 split, everyone, table.patients, share=subset.share, per_class=subset.per_class, seed=self.settings.seed, draw=draw
             )
             numbers = self._predict(model, method, split, train, draw)
+            count(done)
             place = split.test, split.repeat * subset.draws + draw
             predicted[place], folds[place] = numbers, split.fold
             about = {"repeat": split.repeat, "fold": split.fold, "draw": draw, "subset": subset.name}

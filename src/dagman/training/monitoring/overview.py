@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from dagman.errors import DagmanError, RunError
 from dagman.records.lock import is_held
+from dagman.records.names import suggest_path
 from dagman.training.checkpoints import list_checkpoints
 from dagman.training.monitoring.health import judge_run
 from dagman.training.monitoring.verdicts import LIGHTS, Light, sum_up
@@ -50,7 +51,8 @@ def list_runs(folder: str | Path) -> list[RunState]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise RunError("is not a folder", where=folder, do="Give a folder with runs, or a run")
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise RunError(what, where=folder, do=suggest_path(folder, "Give a folder with runs, or a run"))
     found = sorted(_find_runs(folder))
     if not found:
         raise RunError("holds no runs", where=folder, do="Give the folder above those that dagman pretrain --out wrote")

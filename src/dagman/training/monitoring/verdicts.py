@@ -62,12 +62,14 @@ class Verdict:
         text: A sentence; `**` surrounds what it is about, backticks surround settings.
         remedy: What to try; empty where nothing is to be done.
         key: Its name in `notes.jsonl`, such as collapse-ampd; empty for a green one.
+        early: Whether a green one means that it is too early to judge, and not that all is well.
     """
 
     light: Light
     text: str
     remedy: str = ""
     key: str = ""
+    early: bool = False
 
     @property
     def plain(self) -> str:
@@ -266,7 +268,7 @@ def judge_attention(monitored: Mapping[str, float], guides: bool, step: int = 0)
         usual = "as always in short runs: its map does not mean anything yet." if step < LONG else "even after a long run."
         text = f"**Attention** is almost uniform ({numbers}), {usual}{use}"
         quiet = step < LONG and not follows
-        return Verdict(light="green" if quiet else "amber", text=text, remedy=noisy if follows else "")
+        return Verdict(light="green" if quiet else "amber", text=text, remedy=noisy if follows else "", early=quiet)
     if follows:
         text = f"**Attention** follows brightness ({numbers}): it may mark a density rather than what matters.{use}"
         return Verdict(light="amber", text=text, remedy=noisy)
@@ -294,7 +296,8 @@ def judge_scans(scans: int, patients: int, copies: Sequence[Sequence[str]]) -> V
 def judge_waiting(shares: Sequence[float]) -> Verdict:
     """Whether data keeps the machine waiting; the first step, which starts the loader, does not count."""
     if len(shares) < _FEW_STEPS:
-        return Verdict(light="green", text=f"**Data**: too few steps ({len(shares)}) to show whether the machine waits for them.")
+        text = f"**Data**: too few steps ({len(shares)}) to show whether the machine waits for them."
+        return Verdict(light="green", text=text, early=True)
     share = sum(shares[1:]) / len(shares[1:])
     text = f"**Data**: {share:.0%} of the time is spent waiting for data (limit {WAITING:.0%})."
     if share > WAITING:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from dagman.errors import RunError
 from dagman.records.counts import count_noun
+from dagman.records.sources import expand_sources
 from dagman.store.manifest import ManifestRow, Store
 from dagman.training.views import Part
 
@@ -40,6 +41,17 @@ def split_weight(text: str | Path) -> tuple[Path, Fraction]:
     if weight == 0:
         raise RunError("has a weight of 0", where=text, do="Leave it out, or give it a weight above 0")
     return Path(found[1]), weight
+
+
+def expand_parts(sources: Sequence[Path]) -> list[Path]:
+    """The paths meant (`expand_sources`): patterns and lists are filled in; a pattern's weight is that of each of its stores."""
+    found: list[Path] = []
+    for source in sources:
+        path, weight = split_weight(source)
+        expanded = expand_sources([path])
+        suffix = str(source)[len(str(path)) :]
+        found += expanded if weight == 1 and not suffix else [Path(f"{one}{suffix}") for one in expanded]
+    return list(dict.fromkeys(found))
 
 
 def is_store(path: str | Path) -> bool:
