@@ -105,6 +105,7 @@ def test_nothing_is_pickled():
     # encoder/foreign reads others' .pt files with weights_only=True; of pickle it takes the error alone.
     foreign = next(path for path in _FILES if path.parts[-3:] == ("encoder", "foreign", "files.py"))
     found = [_name(path) for path, tree in _TREES.items() if set(_imports(tree)) & _PICKLERS and path != foreign]
+    nnssl = next(path for path in _FILES if path.parts[-3:] == ("export", "nnunet", "checkpoint.py"))
     pickled = [node for node in ast.walk(_TREES[foreign]) if isinstance(node, ast.ImportFrom) and node.module == "pickle"]
     assert [alias.name for node in pickled for alias in node.names] == ["UnpicklingError"]
     assert not any(isinstance(node, ast.Import) and ast.unparse(node) == "import pickle" for node in ast.walk(_TREES[foreign]))
@@ -116,6 +117,9 @@ def test_nothing_is_pickled():
             )
             safe = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in call.keywords)
             if path == foreign and safe and ast.unparse(call.func) == "torch.load":
+                continue
+            # nnssl's layout is a .pth file; a test reads it with weights_only=True.
+            if path == nnssl and ast.unparse(call.func) == "torch.save":
                 continue
             if allows or ast.unparse(call.func) in {"torch.load", "torch.save", "pd.read_pickle"}:
                 found.append(f"{_name(path)}:{call.lineno}")

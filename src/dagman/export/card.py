@@ -25,8 +25,12 @@ def write_card(
     *,
     results: Sequence[Results] = (),
     header: str = "",
+    language: str = "python",
 ) -> None:
-    """Write README.md. results: of tasks that this encoder took part in. header: what stands before it, such as YAML."""
+    """Write README.md. results: of tasks that this encoder took part in. header: what stands before it, such as YAML.
+
+    language: of `usage`.
+    """
     run = find_run(encoder)
     contents = describe_encoder(encoder) if run is None else describe_run(run, weights=encoder.config.weights)
     lines = [
@@ -35,7 +39,7 @@ def write_card(
         "Made by `dagman export`. Research use only; see the end.",
         "",
         "## Use",
-        "```python",
+        f"```{language}",
         usage.rstrip(),
         "```",
         *([f"Left out, because it has no place there: {', '.join(left_out)}."] if left_out else []),

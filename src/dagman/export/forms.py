@@ -22,7 +22,7 @@ class Exported:
 
     Attributes:
         files: Names of the files with weights and code, the most important first.
-        usage: Python that loads them in the other program.
+        usage: Lines that load them in the other program.
         left_out: Parts of the encoder that have no place there.
         notes: What the user has to know, in sentences.
     """
@@ -33,12 +33,15 @@ class Exported:
     notes: tuple[str, ...] = ()
     header: str = ""
     "What stands before the card, such as the values that a hub reads."
+    language: str = "python"
+    "Of `usage`."
 
 
 Writer = Callable[[Encoder, Path], Exported]
 
 FORMS: dict[str, tuple[str, str]] = {
     "monai": ("MONAI's SwinUNETR", "dagman.export.monai:write_monai"),
+    "nnunet": ("nnU-Net", "dagman.export.nnunet.folder:write_folder"),
     "torch-export": ("torch.export", "dagman.export.graph:write_torch_export"),
     "onnx": ("ONNX", "dagman.export.graph:write_onnx"),
     "hf": ("transformers", "dagman.export.huggingface.folder:write_folder"),
@@ -66,6 +69,14 @@ def export_encoder(encoder: Encoder, form: str, out: str | Path, *, results: Seq
         exported = write(encoder, temporary)
         write_preprocessing(temporary, encoder)
         write_card(
-            temporary, encoder, program, exported.usage, exported.left_out, exported.notes, results=results, header=exported.header
+            temporary,
+            encoder,
+            program,
+            exported.usage,
+            exported.left_out,
+            exported.notes,
+            results=results,
+            header=exported.header,
+            language=exported.language,
         )
     return exported

@@ -16,7 +16,7 @@ _EXAMPLE = "Example: dagman export runs/first --to monai --out for-monai"
 @app.command(epilog=_EXAMPLE)
 def export_weights(
     encoder: Annotated[str, typer.Argument(help="A run, an encoder folder, or scratch:SIZE.")],
-    to: Annotated[str, typer.Option(help="Program to write for: monai, hf (Hugging Face), onnx, or torch-export.")],
+    to: Annotated[str, typer.Option(help="Program to write for: monai, nnunet, hf (Hugging Face), onnx, or torch-export.")],
     out: Annotated[Path, typer.Option(help="Folder to write into.")],
     weights: Annotated[str, typer.Option(help="Whose weights of a run: teacher, student, or auto.")] = "auto",
     results: Annotated[list[Path] | None, typer.Option(help="Results of a task to list in the card; may be repeated.")] = None,

@@ -10,33 +10,20 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from dagman import __version__, devices, errors
+from dagman import __version__, errors
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.folder import FORMAT
 from dagman.encoder.hub import upload_folder
 from dagman.encoder.loading import load_encoder
 from dagman.errors import EncoderError, MissingExtraError
+from dagman.export.assembly import Part, assemble_module, list_swin_parts
 from dagman.export.forms import Exported, export_encoder
-from dagman.export.huggingface.assembly import Part, assemble_module
 from dagman.export.preprocessing import describe_preprocessing
-from dagman.model import SwinEncoder, backbone, linear, semantic_attention, swin, window_attention, windows
+from dagman.model import SwinEncoder, semantic_attention
 from dagman.scans import affine
 from dagman.store import body, resampling
 
 MODEL_CODE, PROCESSOR_CODE = "modeling_dagman.py", "image_processing_dagman.py"
-_SWIN = (
-    "AddAndNormalise",
-    "SwinShape",
-    "StageAttention",
-    "SwinEncoder",
-    "scale_branches",
-    "SwinStage",
-    "SwinBlock",
-    "Mlp",
-    "PatchMerging",
-    "_add_branch",
-)
-_KERNELS = ("use_kernels", "_forward_fused")
 _HEADER = """---
 library_name: transformers
 tags: [medical-imaging, computed-tomography, self-supervised, swin, 3d]
@@ -70,17 +57,7 @@ def write_folder(encoder: Encoder, folder: Path) -> Exported:
     code = assemble_module(
         f"The encoder as a model of transformers. {made} torch and transformers.",
         [
-            Part(module=errors, names=("DagmanError", "_rebuild", "SettingsError", "EncoderError")),
-            Part(
-                module=backbone,
-                names=("MaskFill", "STRIDES", "UNIT", "Encoded", "Backbone", "find_unit_stage"),
-                without=("use_kernels", "attend", "attend_encoded"),
-            ),
-            Part(module=devices, names=("read_processor_vendor",)),
-            Part(module=linear),
-            Part(module=windows),
-            Part(module=window_attention),
-            Part(module=swin, names=_SWIN, without=_KERNELS),
+            *list_swin_parts(),
             Part(module=semantic_attention),
             Part(module=modeling),
         ],

@@ -9,16 +9,37 @@ import ast
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
+
+from dagman import devices, errors
+from dagman.model import backbone, linear, swin, window_attention, windows
 
 _UNNEEDED = ("dagman", "jaxtyping", "__future__")
 
 
+_SWIN = (
+    "AddAndNormalise",
+    "SwinShape",
+    "StageAttention",
+    "SwinEncoder",
+    "scale_branches",
+    "SwinStage",
+    "SwinBlock",
+    "Mlp",
+    "PatchMerging",
+    "_add_branch",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Definitions of a module, in its order: those in `names`, or all; `without`: methods that are left out."""
+    """Definitions of a module (or of its file, where it cannot be imported here), in its order.
 
-    module: ModuleType
+    Those in `names`, or all; `without`: methods that are left out.
+    """
+
+    module: ModuleType | Path
     names: tuple[str, ...] = field(default=())
     without: tuple[str, ...] = field(default=())
 
@@ -28,7 +49,7 @@ def assemble_module(docstring: str, parts: Sequence[Part]) -> str:
     imports: dict[str, None] = {}
     bodies = []
     for part in parts:
-        text = inspect.getsource(part.module)
+        text = part.module.read_text(encoding="utf-8") if isinstance(part.module, Path) else inspect.getsource(part.module)
         tree = ast.parse(text)
         lines = text.splitlines()
         imports |= dict.fromkeys(line for node in tree.body for line in _list_imports(node))
@@ -36,6 +57,23 @@ def assemble_module(docstring: str, parts: Sequence[Part]) -> str:
         bodies += [_cut_text(node, lines, part.without) for node in kept]
     head = f'"""{docstring}"""\n\nfrom __future__ import annotations\n\n' + "\n".join(sorted(imports))
     return "\n\n\n".join([head, *bodies]) + "\n"
+
+
+def list_swin_parts(*, swin_names: tuple[str, ...] = (), backbone_names: tuple[str, ...] = ()) -> list[Part]:
+    """The parts that a Swin encoder is made of, without its GPU kernels; names of further definitions may be given."""
+    return [
+        Part(module=errors, names=("DagmanError", "_rebuild", "SettingsError", "EncoderError")),
+        Part(
+            module=backbone,
+            names=("MaskFill", "STRIDES", "UNIT", "Encoded", "Backbone", "find_unit_stage", *backbone_names),
+            without=("use_kernels", "attend", "attend_encoded"),
+        ),
+        Part(module=devices, names=("read_processor_vendor",)),
+        Part(module=linear),
+        Part(module=windows),
+        Part(module=window_attention),
+        Part(module=swin, names=(*_SWIN, *swin_names), without=("use_kernels", "_forward_fused")),
+    ]
 
 
 def _list_imports(node: ast.stmt) -> list[str]:
