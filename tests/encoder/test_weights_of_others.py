@@ -137,6 +137,31 @@ def test_voco_with_its_convolutions(tmp_path):
         export_encoder(encoder, "monai", tmp_path / "out")
 
 
+def test_coralbay_as_its_class_writes_it_and_as_dino_does(tmp_path):
+    coral = _make(use_v2=True)
+    unet = {f"encoder10.layer.{name}.conv.weight": torch.ones(2) for name in ("conv1", "conv2")}
+    folder = tmp_path / "coralbay"
+    folder.mkdir()
+    whole = _prefix(coral, "model.swinViT.") | {f"model.{name}": value for name, value in unet.items()}
+    save_file(whole, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "coralbay"}')
+    encoder = load_encoder(f"monai:{folder / 'model.safetensors'}", device="cpu")
+    _compare(encoder, coral)
+    report = encoder.imported
+    assert (report.layout, report.matched, report.left_out) == ("CoralBay", len(coral.state_dict()), {"encoder10": 2})
+    assert (encoder.config.spacing, encoder.config.low, encoder.config.high, encoder.config.view) == (1.5, -1000.0, 1000.0, 96)
+    # DINO's own checkpoint: the teacher of the two, and its head by name.
+    heads = {"module.head.mlp.0.weight": torch.ones(2), "module.head.last_layer.weight_g": torch.ones(2)}
+    student = {name: torch.zeros_like(value) for name, value in _prefix(coral, "module.backbone.swinViT.").items()}
+    teacher = _prefix(coral, "module.backbone.swinViT.") | heads
+    torch.save({"student": student | heads, "teacher": teacher, "epoch": 1}, tmp_path / "dino.pth")
+    dino = load_encoder(f"monai:{tmp_path / 'dino.pth'}", device="cpu")
+    assert dino.digest == encoder.digest
+    assert dino.imported.left_out == {"head": 2}
+    save_file(whole | {"model.classifier.weight": torch.ones(1)}, folder / "model.safetensors")
+    assert "1 is left over: classifier.weight" in _refuse(folder / "model.safetensors")
+
+
 def test_smit_pretrained_asks_for_its_preparation(tmp_path):
     smit = _make(patch_norm=True, downsample=OrderedMerging)
     path = tmp_path / "smit.pth"

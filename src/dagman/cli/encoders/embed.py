@@ -102,7 +102,9 @@ def embed_sources(
     else:
         outcome, reasons, notes = _embed_items(work, crop_mm, crop_spacing, cache)
     positions = [line] if (line := loaded.describe_positions()) else []
-    _report(outcome, reasons, [loaded.describe(), *positions, *listed.notes, *notes], as_json=as_json)
+    # What became of the weights of a file that others wrote: a merging that has to be stated is in it.
+    imported = [] if loaded.imported is None else [str(loaded.imported)]
+    _report(outcome, reasons, [loaded.describe(), *positions, *imported, *listed.notes, *notes], as_json=as_json)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ CONVERT = (
     "safetensors.torch.save_file({k: v.contiguous() for k, v in model.swinViT.state_dict().items()}, 'weights.safetensors')"
 )
 HOLDERS = ("state_dict", "student", "model", "net")
-"""Under which checkpoints keep the weights: MONAI's and VoCo's, SMIT's, MONAI's SSL, SuPreM's."""
+"""Under which checkpoints keep the weights: MONAI's and VoCo's, SMIT's and DINO's, MONAI's SSL, SuPreM's."""
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
@@ -49,6 +49,9 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise EncoderError(f"is damaged, or no file of torch: {_first_line(error)}", where=path, do=CONVERT) from None
     holder = next((name for name in HOLDERS if isinstance(held, dict) and isinstance(held.get(name), dict)), "")
+    if holder == "student" and isinstance(held.get("teacher"), dict) and any("swinViT." in name for name in held["teacher"]):
+        # DINO's checkpoints hold both, and its teacher is what is used; SMIT's authors use the student.
+        holder = "teacher"
     state = held[holder] if holder else held
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         entries = ", ".join(map(str, held))[:80] if isinstance(held, dict) else type(held).__name__

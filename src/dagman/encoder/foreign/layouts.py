@@ -35,9 +35,11 @@ MERGINGS = (*ORDERS, REPEATING)
 _WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|backbone)\.)+")
 _DAE = re.compile(r"^encoder\.(layers[1-4]\.0\.|patch_embed\.)(?:0\.)?")
 """MONAI's public SSL weights (`filter_swinunetr`): a wrapper of their own, and each stage one level deeper."""
+_SWIN = "swinViT.patch_embed.proj.weight"
 _UNETR = r"(?:encoder(?:1|2|3|4|10)|decoder[1-5]|out)\."
 _MONAI_HEADS = rf"(?:rotation_(?:pre|head)|contrastive_(?:pre|head)|conv)\.|encoder\.(?:mask_token$|norm\.)|{_UNETR}"
 _VOCO_HEADS = r"(?:student|teacher)\.layer"
+_DINO_HEADS = r"head\.(?:mlp\.\d+|last_layer)\."
 _SUPREM_HEADS = r"(?:organ_embedding|controller\.|GAP\.|precls_conv\.|text_to_vision\.)"
 
 
@@ -57,6 +59,9 @@ _SSL = Preparation(
     spacing=1.5, low=-1000.0, high=1000.0, view=96, source="MONAI's SwinUNETR pretraining, whose slices of 2 mm become 1.5 mm"
 )
 _VOCO = Preparation(spacing=1.5, low=-175.0, high=250.0, view=64, source="Large-Scale-Medical, Self-supervised/voco_train.py")
+_CORALBAY = Preparation(
+    spacing=1.5, low=-1000.0, high=1000.0, view=96, source="CoralBay's model card, which takes any window and states no orientation"
+)
 _MHUB = Preparation(
     spacing=1.5, low=-500.0, high=500.0, view=128, source="MHub msk_smit_lung_gtv, whose slices of 2 mm become 1.5 mm"
 )
@@ -114,6 +119,7 @@ def recognise(tensors: dict[str, Tensor], holder: str, path: Path) -> ForeignWei
         EncoderError: No layout known here, or weights that belong to no known part of it.
     """
     named = {_WRAPPERS.sub("", name): value.float() for name, value in tensors.items()}
+    named = _drop_holder(named)
     if len(named) < len(tensors):
         raise EncoderError("holds two weights of one name once wrappers such as `module.` are taken off", where=path, do=CONVERT)
     if "transformer.patch_embed.proj.weight" in named:
@@ -129,11 +135,25 @@ def recognise(tensors: dict[str, Tensor], holder: str, path: Path) -> ForeignWei
         layout, preparation = "MONAI's SSLHead", _SSL
     elif any(re.match(_VOCO_HEADS, name) for name in named):
         layout, heads, preparation = "VoCo", f"{_VOCO_HEADS}|{_UNETR}", _VOCO
+    elif any(re.match(_DINO_HEADS, name) for name in named) or _is_named(path, "coralbay"):
+        layout, heads, preparation = "CoralBay", f"{_DINO_HEADS}|{_MONAI_HEADS}", _CORALBAY
     elif any(re.match(_SUPREM_HEADS, name) for name in named):
         layout, heads = "SuPreM", f"{_SUPREM_HEADS}|{_UNETR}"
     state, left_out = _part(named, own, re.compile(heads), path)
     state = {name.removeprefix(prefix).replace(".mlp.fc", ".mlp.linear"): value for name, value in state.items()}
     return ForeignWeights(state=state, layout=layout, merging="merging", left_out=left_out, preparation=preparation)
+
+
+def _drop_holder(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names without the name of the attribute that holds the Swin and all beside it, as a class of transformers writes them."""
+    holders = {name.removesuffix(_SWIN) for name in named if name.endswith(f".{_SWIN}")}
+    return {name.removeprefix(holder): value for holder in holders for name, value in named.items()} if len(holders) == 1 else named
+
+
+def _is_named(path: Path, model: str) -> bool:
+    """Whether the `config.json` beside a file, as transformers writes it, is of a model."""
+    config = path.with_name("config.json")
+    return config.is_file() and model in config.read_text(encoding="utf-8", errors="ignore").lower()
 
 
 def _recognise_smit(named: dict[str, Tensor], holder: str, path: Path) -> ForeignWeights:
