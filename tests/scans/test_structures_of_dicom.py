@@ -13,7 +13,7 @@ import dagman
 from dagman.encoder.pooling import Pooling
 from dagman.errors import ScanError, TableError
 from dagman.scans.affine import LPS_TO_RAS, Affine
-from dagman.scans.dicom.segments import write_segments
+from dagman.scans.dicom.derived import write_segments
 from dagman.scans.discovery import find_series
 from dagman.scans.reading import read_scan
 from dagman.scans.structures import read_structures

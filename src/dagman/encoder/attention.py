@@ -6,6 +6,7 @@ as if all were attended alike" everywhere, whatever tile a place was in. It cann
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from dagman.encoder.reader import ScanLike
 from dagman.encoder.tiling import Tiling, plan_tiles, sliding_window_inference
 from dagman.errors import EncoderError
 from dagman.records.files import write_whole
+from dagman.scans.dicom.derived import write_parametric_map
 from dagman.scans.scan import Scan
 from dagman.store.preparation import PreparedScan, restore_to_scan_grid
 
@@ -92,6 +94,28 @@ def write_attention(attention: Attention, scan: Scan, folder: str | Path) -> lis
         paths.append(folder / f"attention_head_{number}.nii.gz")
         _write_map(attention, attention.head(number), scan, paths[-1])
     return paths
+
+
+def write_attention_dicom(
+    attention: Attention, scan: Scan, files: Sequence[Path], path: str | Path, *, identified: bool = False
+) -> None:
+    """Write the mean over heads as a DICOM Parametric Map on the slices of its series; 1 is the middle of its window.
+
+    files: of the series. identified: see `scans.dicom.derived.sources.write_derived`. Raises MissingExtraError without highdicom,
+    ScanError where the series cannot be referred to, or where its slices had to be resampled.
+    """
+    restored = attention.restore(attention.mean, scan)
+    inside = restored[restored > 0]
+    reach = float(np.abs(inside - 1).max()) if inside.size else 1.0
+    write_parametric_map(
+        path,
+        (np.rint(restored / STEP) * STEP).astype(np.float32),
+        files,
+        meaning="[CLS] attention relative to uniform, mean of heads; 1 = uniform",
+        description="Attention by dagman; not for diagnosis",
+        window=(1 - max(reach, STEP), 1 + max(reach, STEP)),
+        identified=identified,
+    )
 
 
 def _write_map(attention: Attention, values: NDArray[np.float32], scan: Scan, path: Path) -> None:

@@ -16,7 +16,7 @@ from dagman.errors import DagmanError, MissingExtraError, ScanError
 from dagman.records.files import write_whole
 from dagman.scans import dicom, nifti
 from dagman.scans.archives import reach_place
-from dagman.scans.dicom.segments import names_its_patient, write_segments
+from dagman.scans.dicom.derived import names_its_patient, write_segments
 from dagman.scans.discovery import find_series
 from dagman.scans.formats import DICOM, find_format
 from dagman.scans.pseudonyms import name_file

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dagman.cli.tasks.task_options import Weights
+from dagman.cli.tasks.task_options import Identified, Weights, one_of
 
 app = typer.Typer(add_completion=False)
 
@@ -21,6 +21,14 @@ def map_attention(
     scan: Annotated[Path, typer.Argument(help="One scan: a file, or a folder with one series.")],
     out: Annotated[Path, typer.Option(help="Folder to write into.")],
     weights: Weights = "auto",
+    to: Annotated[
+        str,
+        typer.Option(
+            callback=one_of("to", "nifti", "dicom"),
+            help="dicom: write the mean as a DICOM Parametric Map that refers to the scan's series, too (extra seg).",
+        ),
+    ] = "nifti",
+    identified: Identified = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
@@ -32,11 +40,12 @@ def map_attention(
     from rich.console import Console
 
     from dagman.cli.progress import follow_parts
-    from dagman.encoder.attention import write_attention
+    from dagman.encoder.attention import write_attention, write_attention_dicom
     from dagman.encoder.loading import load_encoder
     from dagman.records.provenance import write_command
     from dagman.reports.figures.overlays import describe_outside, describe_range, draw_overlays, share_outside
 
+    files = _find_series(scan) if to == "dicom" else ()
     console = Console(stderr=as_json, soft_wrap=True, markup=False, highlight=False)
     with follow_parts(console, out) as notify:
         loaded = load_encoder(encoder, device=device, weights=weights)
@@ -45,6 +54,9 @@ def map_attention(
         attention = loaded.attention(opened)
         notify("writing maps")
         maps = write_attention(attention, opened, out)
+        if files:
+            maps.append(out / "attention_mean.dcm")
+            write_attention_dicom(attention, opened, files, maps[-1], identified=identified)
         notify("drawing pictures")
         intensity = (loaded.config.low, loaded.config.high) if opened.modality == "CT" else (0.0, 10000.0)
         pictures = draw_overlays(attention, out, intensity=intensity)
@@ -64,3 +76,17 @@ def map_attention(
     console.print(describe_outside(attention))
     console.print(f"{len(maps)} maps and {len(pictures)} pictures")
     console.print(f"written: {out}")
+
+
+def _find_series(scan: Path) -> tuple[Path, ...]:
+    """The DICOM files of a scan, asked for before any work is done; raises ScanError where there are none."""
+    from dagman.errors import ScanError
+    from dagman.scans.dicom.derived.sources import import_highdicom
+    from dagman.scans.label_files import find_dicom_files
+
+    import_highdicom()
+    files = find_dicom_files(scan)
+    if not files:
+        what = "is not DICOM, and a Parametric Map refers to the series it was made from"
+        raise ScanError(what, where=scan, do="Give the DICOM series, or leave --to dicom out")
+    return files

@@ -87,7 +87,10 @@ def describe_labels(layer: LabelLayer, most: int) -> dict[str, Any]:
     matrix[:3, 3] = upright.affine.to_world([corner])[0]
     matrix[:3, :3] *= np.array(steps)
     affine = Affine(matrix)
-    colors = color_structures(len(values))
+    # By all that is named: a structure keeps its colour in scans that lack another.
+    named = sorted({*values, *layer.names})
+    of_value = dict(zip(named, color_structures(len(named)), strict=True))
+    colors = [of_value[value] for value in values]
     ml = float(np.prod(upright.spacing)) / 1000
     boxes = ndimage.find_objects(codes, max_label=len(values))
     structures = [

@@ -1,0 +1,171 @@
+"""The series that a derived DICOM object (SEG, Parametric Map) refers to: its order, its UIDs, and what of it may be kept.
+
+An object keeps the UIDs of its source, by which an archive joins the two. Everything else that names a person, place or day is left
+out, and the patient is a pseudonym, unless the file is to be identified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.valuerep import format_number_as_ds
+
+from dagman.errors import MissingExtraError, ScanError
+from dagman.records.files import write_whole
+from dagman.scans.dicom.geometry import order_planes
+from dagman.scans.dicom.headers import quiet_pydicom, read_planes
+from dagman.scans.dicom.values import read_text
+from dagman.scans.faults import explain_faults
+from dagman.scans.pseudonyms import name_patient
+
+NAME = "dagman"
+_MAY_BE_EMPTY = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
+    *("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
+)
+"""What the standard lets be empty (type 2), but an anonymisation may have removed: an object is then as silent as its source."""
+_KEPT = (
+    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SeriesNumber"),
+    *("Modality", "Rows", "Columns", "NumberOfFrames", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
+    *("ImagePositionPatient", "ImageOrientationPatient"),
+)
+"""All of a source that an object is made from, beside the places of its frames; what is not listed cannot reach the file."""
+_NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality")
+"""What an object refers to its source by."""
+_PLACES = {
+    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
+    "PlanePositionSequence": ("ImagePositionPatient",),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+}
+_EXPORT_AGAIN = "Export the series again, with its UIDs kept"
+_METHOD = "dagman: pseudonym; UIDs kept"
+
+
+Build = Callable[[Sequence[pydicom.FileDataset], NDArray], Any]
+"""From the source's data sets and the frames that belong to them (frame, row, column) to an object of highdicom."""
+
+
+def write_derived(path: str | Path, volume: NDArray, files: Sequence[Path], build: Build, *, kind: str, identified: bool) -> None:
+    """Write whole what `build` makes of a volume (X Y Z on the grid of the series as dagman reads it).
+
+    files: those of the series, in any order. kind: what it is called in messages, such as "a DICOM SEG". identified: name the
+    patient and the study as the source does; otherwise the patient is the pseudonym that dagman gives everywhere, and of the source
+    UIDs and geometry alone are kept. Raises ScanError when the volume or the source do not fit.
+    """
+    written = BytesIO()
+    not_a_source = f"its headers do not allow {kind}"
+    with explain_faults(not_a_source, where=files[0].parent, do=_EXPORT_AGAIN), quiet_pydicom():
+        sources, frames = _order_sources(files, volume, kind)
+        if not identified:
+            sources = [_keep_geometry(source) for source in sources]
+        derived = build(sources, frames)
+        if not identified:
+            derived.PatientIdentityRemoved = "YES"
+            derived.DeidentificationMethod = _METHOD
+        derived.save_as(written)
+    with write_whole(path) as temporary:
+        temporary.write_bytes(written.getbuffer())
+
+
+def import_highdicom() -> Any:
+    """highdicom; raises MissingExtraError where it is not installed."""
+    try:
+        import highdicom
+    except ImportError:
+        raise MissingExtraError("highdicom", "seg") from None
+    return highdicom
+
+
+def describe_equipment(source: pydicom.Dataset) -> dict[str, Any]:
+    """What every derived object says of its series and of the program that made it."""
+    from dagman import __version__
+
+    uid = import_highdicom().UID
+    return {
+        "series_instance_uid": uid(),
+        "series_number": _count_series(source),
+        "sop_instance_uid": uid(),
+        "instance_number": 1,
+        "manufacturer": NAME,
+        "manufacturer_model_name": NAME,
+        "software_versions": __version__,
+        "device_serial_number": "0",
+    }
+
+
+def _keep_geometry(source: pydicom.FileDataset) -> pydicom.FileDataset:
+    """A data set with the source's UIDs and places, its patient's pseudonym, and nothing else."""
+    kept = pydicom.FileDataset("", {}, file_meta=source.file_meta)
+    for keyword in _KEPT:
+        if keyword in source:
+            kept[keyword] = source[keyword]
+    for keyword in _MAY_BE_EMPTY:
+        setattr(kept, keyword, "")
+    kept.PatientID = name_patient(read_text(source, "PatientID").strip() or read_text(source, "StudyInstanceUID"))
+    kept.PatientName = kept.PatientID
+    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        if groups in source:
+            setattr(kept, groups, [_keep_places(group) for group in source[groups].value])
+    return kept
+
+
+def _keep_places(group: pydicom.Dataset) -> pydicom.Dataset:
+    kept = pydicom.Dataset()
+    for name, keywords in _PLACES.items():
+        items = []
+        for item in group.get(name) or ():
+            place = pydicom.Dataset()
+            for keyword in keywords:
+                if keyword in item:
+                    place[keyword] = item[keyword]
+            items.append(place)
+        if items:
+            setattr(kept, name, items)
+    return kept
+
+
+def _order_sources(files: Sequence[Path], volume: NDArray, kind: str) -> tuple[list[pydicom.FileDataset], NDArray]:
+    """The source data sets and the volume's frames (frame, row, column), one belonging to the other."""
+    data = [pydicom.dcmread(path, force=True) for path in files]
+    _check_references(data, kind)
+    planes = [read_planes(one) for one in data]
+    order, affine = order_planes([plane for group in planes for plane in group])
+    _fill_gaps(data, gap=affine.spacing[2])
+    frames = np.ascontiguousarray(volume.transpose(2, 1, 0))
+    if len(frames) != len(order):
+        # A tilted gantry or uneven slices, or another series by now.
+        what = f"{kind} would have {len(frames)} slices, the series has {len(order)}"
+        raise ScanError(what, where=files[0].parent, do="Predict it again; slices that had to be resampled have no DICOM form")
+    if len(data) == 1:
+        # One multi-frame file keeps its own order of frames.
+        placed = np.empty_like(frames)
+        placed[order] = frames
+        return data, placed
+    return [data[index] for index in order], frames
+
+
+def _check_references(sources: Sequence[pydicom.Dataset], kind: str) -> None:
+    lacking = [keyword for keyword in _NEEDED if not all(read_text(source, keyword).strip() for source in sources)]
+    if lacking:
+        raise ScanError(f"its headers lack {' and '.join(lacking)}, which {kind} must name", do=_EXPORT_AGAIN)
+
+
+def _fill_gaps(sources: Sequence[pydicom.Dataset], gap: float) -> None:
+    for source in sources:
+        for keyword in _MAY_BE_EMPTY:
+            if keyword not in source:
+                setattr(source, keyword, "")
+        if "PixelSpacing" in source and not source.get("SliceThickness"):
+            source.SliceThickness = format_number_as_ds(float(gap))
+
+
+def _count_series(source: pydicom.Dataset) -> int:
+    """A number behind the source's own, as archives sort by it."""
+    number = source.get("SeriesNumber")
+    return int(number) * 100 + 1 if number is not None and 0 < int(number) < 10**6 else 1
