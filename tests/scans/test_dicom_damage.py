@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from dagman.errors import ScanError
+from dagman.scans.dicom import pixels
 from dagman.scans.discovery import find_series
 from dagman.scans.faults import OWN_FAULT, explain_faults
 from dagman.scans.inspection import inspect_series
@@ -124,6 +125,7 @@ def test_whatever_a_reader_raises_is_the_files_reason(tmp_path, write_dicom, ct,
     def fail(*arguments, **options):
         return np.empty((2, 2)).reshape(3)
 
+    monkeypatch.setattr(pixels, "view_plain", lambda data: None)
     monkeypatch.setattr(pydicom.FileDataset, "pixel_array", property(fail))
     with pytest.raises(ScanError, match=r"pixel data are cut short or cannot be decoded\. "):
         read_series(series)

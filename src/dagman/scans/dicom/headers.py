@@ -87,7 +87,8 @@ class Header:
 @contextlib.contextmanager
 def quiet_pydicom() -> Iterator[None]:
     """Silence what pydicom and highdicom remark on files that are odd but readable, and log of what they copy."""
-    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    # Setting a level empties the caches of all loggers, and this is entered several times a file: outermost only.
+    loggers = [logger for logger in map(logging.getLogger, ("pydicom", "highdicom")) if logger.level != logging.ERROR]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
