@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dagman.encoder.embedding import list_columns, pool_crops, pool_scan
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.feature_cache import FeatureCache, name_input
-from dagman.encoder.inputs.opening import OpenedScan, RefusedItem, explain_refusal, open_scans
+from dagman.encoder.inputs.opening import Grid, OpenedScan, RefusedItem, explain_refusal, group_by_scan, open_group, open_scans
 from dagman.encoder.pooling import Pooling
 from dagman.encoder.reader import ScanReader
 from dagman.errors import DagmanError
@@ -26,7 +26,7 @@ from dagman.scans.scan import Scan
 from dagman.store.crops import FROM_SIZE, Crop, CropShape, CropSpec, choose_crop, cut_structure, cut_surroundings, measure_extent
 from dagman.store.manifest import Store
 from dagman.store.preparation import PreparedScan
-from dagman.tables.items import Item, read_mask, select_structure
+from dagman.tables.items import Item, check_points, read_mask, select_structure
 from dagman.tables.patients import state_patients
 
 __all__ = [
@@ -130,13 +130,14 @@ def embed_items(
     pooling: Pooling | None = None,
     crop: CropSpec = FROM_SIZE,
     cache: str | Path | None = None,
+    dask: str | None = None,
     on_item: Callable[[int], None] | None = None,
 ) -> FeatureTable:
     """Features of a table's items (`table.items`), in its order; see `stream_features`. on_item: called with how many are done."""
     pooling = pooling or Pooling()
     rows: list[FeatureRow] = []
     refused: list[RefusedItem] = []
-    for row in stream_features(encoder, items, store=store, pooling=pooling, crop=crop, cache=cache):
+    for row in stream_features(encoder, items, store=store, pooling=pooling, crop=crop, cache=cache, dask=dask):
         if isinstance(row, FeatureRow):
             rows.append(row)
         else:
@@ -164,42 +165,73 @@ def stream_features(
     pooling: Pooling | None = None,
     crop: CropSpec = FROM_SIZE,
     cache: str | Path | None = None,
+    dask: str | None = None,
+    weights: str = "auto",
 ) -> Iterator[FeatureRow | RefusedItem]:
     """Features of items as they come, scan by scan; what is held does not grow with their number.
 
     store: holds the scans that items give as an id; a table's masks and points then refer to the stored scan's place.
     crop: of the crops around structures and points; by default from the structures' size (`choose_crop`), one spacing for
-    all items. cache: folder of a `FeatureCache`.
+    all items. cache: folder of a `FeatureCache`. dask: by the workers of the Dask scheduler at this address, or of a local one
+    ("local"), which load the encoder by its `source` and `weights`; the rows and their order are the same.
 
     Raises TableError when most points lie outside their scans, saying whether they appear to be LPS.
     """
     pooling = pooling or Pooling()
-    kept = FeatureCache(cache) if cache else None
     items = list(items)
     crop = choose_item_crop(items, encoder.reader, crop)
-    for found in open_scans(encoder.reader, items, store):
+    if dask is not None:
+        from dagman.encoder.cluster.dask_features import stream_on_dask
+
+        yield from stream_on_dask(encoder, items, store, pooling, crop, cache, address=dask, weights=weights)
+        return
+    kept = FeatureCache(cache) if cache else None
+    grids: list[Grid] = []
+    for group in group_by_scan(items):
+        yield from embed_group(encoder, group, store, pooling, crop, kept, grids)
+    check_points(grids)
+
+
+def embed_group(
+    encoder: Encoder,
+    group: Sequence[Item],
+    store: Store | None,
+    pooling: Pooling,
+    crop: CropSpec,
+    cache: FeatureCache | None,
+    grids: list[Grid],
+) -> Iterator[FeatureRow | RefusedItem]:
+    """Features of the items of one scan (see `group_by_scan`); `grids` takes what their points are judged by."""
+    for found in open_group(encoder.reader, group, store, grids):
         if isinstance(found, RefusedItem):
             yield found
             continue
-        opened, group = found
-        for first in range(0, len(group), encoder.batch):
+        opened, usable = found
+        del found
+        if all(item.mask is None and item.center_mm is None for item in usable):
+            # Nothing is cut from the scan itself; a long one would lie beside the network's activations.
+            opened.keep_prepared(encoder.reader)
+        for first in range(0, len(usable), encoder.batch):
             given: list[tuple[Item, Crop | PreparedScan]] = []
-            for item in group[first : first + encoder.batch]:
+            for item in usable[first : first + encoder.batch]:
                 try:
                     given.append((item, _take_input(opened, item, encoder.reader, crop)))
                 except DagmanError as error:
                     yield RefusedItem(item=item, reason=explain_refusal(error, item))
-            vectors = _compute_vectors(encoder, [one for _, one in given], pooling, kept)
+            vectors = _compute_vectors(encoder, [one for _, one in given], pooling, cache)
             for (item, _), values in zip(given, vectors, strict=True):
                 yield FeatureRow(item=item, values=values, content_hash=opened.content_hash, cut=opened.measure_cut(item))
 
 
-def open_items(reader: ScanReader, items: Iterable[Item], *, store: Store | None = None) -> Iterator[OpenItem | RefusedItem]:
+def open_items(
+    reader: ScanReader, items: Iterable[Item], *, store: Store | None = None, grids: list[Grid] | None = None
+) -> Iterator[OpenItem | RefusedItem]:
     """Items as they come, scan by scan, for those who cut or measure themselves; one scan is held at a time.
 
-    Raises TableError when most points lie outside their scans, saying whether they appear to be LPS.
+    grids: takes what points are judged by, where these items are a part of a table. Without it raises TableError when most points
+    lie outside their scans, saying whether they appear to be LPS.
     """
-    for found in open_scans(reader, list(items), store):
+    for found in open_scans(reader, list(items), store, grids):
         if isinstance(found, RefusedItem):
             yield found
             continue

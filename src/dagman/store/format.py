@@ -12,7 +12,7 @@ STORE/
 ```
 The id is the start of the scan's content hash, so one scan has one id in every store. Blocks of 32^3 under LZ4 with byte
 shuffle: a 96^3 crop reads only the blocks it meets, 400 to 700 crops a second and thread; zstd saves a fifth of the bytes
-and costs half of that (BASELINES 4, and `benchmarks/preparation.py`).
+and costs half of that (BASELINES 4, and `benchmarks/input.py`).
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def apply_weights(voxels: NDArray, weights: Sequence[scipy.sparse.csr_array]) ->
     result = np.empty((outer.shape[0], middle.shape[0], inner.shape[0]), dtype=np.float32)
     plane = np.empty(planes.shape[1:], dtype=np.float32)
     term = np.empty_like(plane)
-    turned = np.empty((plane.shape[1], middle.shape[0]), dtype=np.float32)
+    turned = np.empty((planes.shape[2], middle.shape[0]), dtype=np.float32)
     for index in range(len(result)):
         taps = range(outer.indptr[index], outer.indptr[index + 1])
         if not taps:

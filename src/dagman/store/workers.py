@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -83,6 +84,22 @@ def run_tasks(
             worker.process.terminate()
         for worker in crew.values():
             worker.process.join()
+
+
+def order_results(results: Iterable[tuple[int, Result]]) -> Iterator[tuple[int, Result]]:
+    """Results by their index, each as soon as all before it are there; those that came early are held."""
+    early: dict[int, Result] = {}
+    following = 0
+    for index, result in results:
+        early[index] = result
+        while following in early:
+            yield following, early.pop(following)
+            following += 1
+
+
+def count_workers(tasks: int) -> int:
+    """Workers of this machine for a number of tasks: one a core, and no more than tasks."""
+    return max(1, min(len(os.sched_getaffinity(0)), tasks))
 
 
 def _start_worker(function: Callable, crew: dict[Connection, _Worker]) -> None:

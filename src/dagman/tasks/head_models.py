@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from dagman.encoder.cluster.dask_features import EncoderName, refuse_lost, spread_scans
 from dagman.encoder.encoder import Encoder
-from dagman.encoder.items import RefusedItem
+from dagman.encoder.inputs.opening import Grid
+from dagman.encoder.items import RefusedItem, choose_item_crop
 from dagman.encoder.loading import load_encoder
 from dagman.errors import TaskError
 from dagman.records.files import write_whole
 from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.manifest import Store
+from dagman.store.workers import Lost
 from dagman.tables.items import Item
 from dagman.tasks.contract import Contract, read_contract
 from dagman.tasks.finetuning import FinetunedModel, LinearHead
@@ -70,8 +74,8 @@ class HeadModel:
     crop: CropSpec = FROM_SIZE
     contract: Contract | None = field(default=None, repr=False)
 
-    def compute_outputs(self, items: Iterable[Item], *, store: Store | None = None) -> PredictedItems:
-        """Outputs of the head for items of a table.
+    def compute_outputs(self, items: Iterable[Item], *, store: Store | None = None, dask: str | None = None) -> PredictedItems:
+        """Outputs of the head for items of a table. dask: as in `stream_features`; the same bits.
 
         Raises TaskError when no item can be used, or when they are of a kind that the model was not trained on.
         """
@@ -79,14 +83,33 @@ class HeadModel:
         if self.contract:
             self.contract.refuse_other_units(items)
         if self.method == "finetune" and self.encoder is not None:
-            cut = cut_items(self.encoder.reader, items, store=store, crop=self.crop)
-            if not len(cut):
-                raise TaskError(f"no item can be used: {cut.refused[0].reason}" if cut.refused else "there are no items")
-            outputs = FinetunedModel(encoder=self.encoder, head=self.head).predict(cut.crops)
-            return PredictedItems(items=cut.items, values=outputs, hashes=cut.hashes, refused=cut.refused)
-        features = extract_features(self.encoder or parse_model(self.spec), items, store=store, crop=self.crop)
+            found = self._run_network(self.encoder, items, store, dask)
+            if not found.items:
+                raise TaskError(f"no item can be used: {found.refused[0].reason}" if found.refused else "there are no items")
+            return found
+        features = extract_features(self.encoder or parse_model(self.spec), items, store=store, crop=self.crop, dask=dask)
         outputs = (features.values - self.head.mean) / self.head.scale @ self.head.weights.T + self.head.bias
         return PredictedItems(items=features.items, values=outputs, hashes=features.hashes, refused=features.refused)
+
+    def _run_network(self, encoder: Encoder, items: Sequence[Item], store: Store | None, dask: str | None) -> PredictedItems:
+        if dask is None:
+            return _run_finetuned(FinetunedModel(encoder=encoder, head=self.head), store, self.crop, None, items)
+        crop = choose_item_crop(items, encoder.reader, self.crop)
+        work = partial(_run_scan, EncoderName.of(encoder), self.head, store, crop)
+        parts = [
+            (PredictedItems(items=(), values=np.empty((0, len(self.head.bias))), refused=tuple(refuse_lost(of, part))))
+            if isinstance(part, Lost)
+            else part
+            for of, part in spread_scans(work, items, dask)
+        ]
+        rows = [row for part in parts for row in zip(part.items, part.values, part.hashes, strict=True)]
+        rows.sort(key=lambda row: row[0].index)
+        return PredictedItems(
+            items=tuple(item for item, _, _ in rows),
+            values=np.array([values for _, values, _ in rows], dtype=np.float64).reshape(-1, len(self.head.bias)),
+            hashes=tuple(content for _, _, content in rows),
+            refused=tuple(sorted((one for part in parts for one in part.refused), key=lambda one: one.item.index)),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,10 +118,24 @@ class Classifier(HeadModel):
 
     classes: tuple[str, ...]
 
-    def score_items(self, items: Iterable[Item], *, store: Store | None = None) -> PredictedItems:
+    def score_items(self, items: Iterable[Item], *, store: Store | None = None, dask: str | None = None) -> PredictedItems:
         """Probabilities n x K of each class for items of a table; raises as `compute_outputs`."""
-        found = self.compute_outputs(items, store=store)
+        found = self.compute_outputs(items, store=store, dask=dask)
         return replace(found, values=to_probabilities(found.values))
+
+
+def _run_scan(
+    name: EncoderName, head: LinearHead, store: Store | None, crop: CropSpec, items: Sequence[Item]
+) -> tuple[PredictedItems, list[Grid]]:
+    grids: list[Grid] = []
+    return _run_finetuned(FinetunedModel(encoder=name.load(), head=head), store, crop, grids, items), grids
+
+
+def _run_finetuned(
+    model: FinetunedModel, store: Store | None, crop: CropSpec, grids: list[Grid] | None, items: Sequence[Item]
+) -> PredictedItems:
+    cut = cut_items(model.encoder.reader, items, store=store, crop=crop, grids=grids)
+    return PredictedItems(items=cut.items, values=model.predict(cut.crops), hashes=cut.hashes, refused=cut.refused)
 
 
 def to_probabilities(outputs: NDArray) -> NDArray[np.float64]:

@@ -43,6 +43,8 @@ class PredictionSettings:
     identified: bool = False
     "Whether DICOM SEGs name the patient as their sources do, not by a pseudonym."
     device: str = "auto"
+    dask: str | None = None
+    "Address of a Dask scheduler whose workers read the scans and run the networks, or `local`; None: this process."
     clinical: Path | None = None
     "Table with a column of patients and the model's clinical columns, where scans are given as files."
     patients: str | None = None

@@ -13,6 +13,7 @@ from dagman.scans.scan import Scan
 from dagman.store.preparation import Preparation, prepare_scan, restore_to_scan_grid
 from dagman.store.resampling import list_values
 from dagman.tables.structures import Structure
+from dagman.tasks.segment import model
 from dagman.tasks.segment.cases import to_classes
 from dagman.tasks.segment.model import label_on_scan_grid
 
@@ -29,9 +30,13 @@ def make_scan(spacing: tuple[float, float, float], flip: int) -> Scan:
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.sampled_from([(1.0, 1.3, 2.0), (3.0, 3.0, 5.0), (0.7, 0.7, 6.5)]), st.integers(0, 2), st.integers(0, 2**16), st.booleans()
+    st.sampled_from([(1.0, 1.3, 2.0), (3.0, 3.0, 5.0), (0.7, 0.7, 6.5)]),
+    st.integers(0, 2),
+    st.integers(0, 2**16),
+    st.booleans(),
+    st.booleans(),
 )
-def test_a_class_in_its_box_is_labelled_as_on_the_whole_grid(spacing, flip, seed, blocky):
+def test_a_class_in_its_box_is_labelled_as_on_the_whole_grid(spacing, flip, seed, blocky, by_slices):
     """Coarser and finer scans than the prepared form; classes all over, in a corner, and nowhere."""
     scan = make_scan(spacing, flip)
     prepared = prepare_scan(scan, Preparation(spacing=2.0, crop_body=False))
@@ -44,7 +49,9 @@ def test_a_class_in_its_box_is_labelled_as_on_the_whole_grid(spacing, flip, seed
         # Ties of a class with background decide nothing.
         chances = np.round(chances * 3) / 3
     maps = np.stack([restore_to_scan_grid(one, prepared, scan) for one in chances])
-    np.testing.assert_array_equal(label_on_scan_grid(torch.from_numpy(chances), prepared, scan), maps.argmax(0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "SLAB_VOXELS", 1 if by_slices else model.SLAB_VOXELS)
+        np.testing.assert_array_equal(label_on_scan_grid(torch.from_numpy(chances), prepared, scan), maps.argmax(0))
 
 
 @pytest.mark.parametrize("kind", KINDS)

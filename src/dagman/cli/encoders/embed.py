@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
+from dagman.cli.scans.options import Dask
 from dagman.cli.tasks.task_options import Coordinates, CropMm, CropSpacing, Ids, KeyPath, PatientsOf, Weights, one_of
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def embed_sources(
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto.")] = "fp32",
     patients: PatientsOf = None,
     key: KeyPath = None,
+    dask: Dask = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Write one feature vector per item as Parquet or CSV: of whole scans, or pooled inside masks or around points.
@@ -86,12 +88,15 @@ def embed_sources(
             "--crop-mm": (crop_mm is not None, "crops"),
             "--crop-spacing": (crop_spacing is not None, "crops"),
             "--cache": (cache is not None, "crops"),
+            "--dask": (dask is not None, "crops"),
         },
     )
     if not dense and out.suffix.lower() not in (".parquet", ".pq", ".csv"):
         raise SettingsError("features are written as Parquet or CSV", where=out, do="Name it something.parquet or something.csv")
     sources = expand_sources(sources)
     pooling = _read_pooling(stages, pools)
+    # What is best here is not what is best on a worker; and one device computes the same bits wherever it stands.
+    device = "cpu" if dask and device == "auto" else device
     loaded = load_encoder(encoder, device=device, precision=precision, weights=weights)
     listed = _list_items(sources, store, patient, mask_label, coordinates, ids, patients)
     work = _Work(encoder=loaded, sources=sources, listed=listed, out=out, pooling=pooling, quiet=as_json)
@@ -100,7 +105,7 @@ def embed_sources(
     elif label_map is not None:
         outcome, reasons, notes = _embed_labels(work, label_map, labels)
     else:
-        outcome, reasons, notes = _embed_items(work, crop_mm, crop_spacing, cache)
+        outcome, reasons, notes = _embed_items(work, crop_mm, crop_spacing, cache, dask=dask, weights=weights)
     positions = [line] if (line := loaded.describe_positions()) else []
     # What became of the weights of a file that others wrote: a merging that has to be stated is in it.
     imported = [] if loaded.imported is None else [str(loaded.imported)]
@@ -156,14 +161,18 @@ _Outcome = tuple[dict[str, Any], list[tuple[str, str]], list[str]]
 """What is printed as JSON, what was refused with the reason, and notes."""
 
 
-def _embed_items(work: _Work, crop_mm: float | None, crop_spacing: float | None, cache: Path | None) -> _Outcome:
+def _embed_items(
+    work: _Work, crop_mm: float | None, crop_spacing: float | None, cache: Path | None, *, dask: str | None, weights: str
+) -> _Outcome:
     from dagman.encoder.feature_file import describe_pooling
     from dagman.encoder.items import stream_features
     from dagman.store.crops import CropSpec
 
     crop = CropSpec(crop_mm, crop_spacing)
     items, pooling = work.listed.items, work.pooling
-    rows = stream_features(work.encoder, items, store=work.listed.store, pooling=pooling, crop=crop, cache=cache)
+    rows = stream_features(
+        work.encoder, items, store=work.listed.store, pooling=pooling, crop=crop, cache=cache, dask=dask, weights=weights
+    )
     return _write_vectors(work, rows, len(items), describe_pooling(pooling, crop), by_label=False)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dagman.cli.scans.options import Dask
 from dagman.cli.tasks.task_options import Coordinates, Identified, Ids, KeyPath, PatientsOf
 from dagman.tasks.registry import list_keeping
 
@@ -41,6 +42,7 @@ def run_prediction(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
     patients: PatientsOf = None,
     key: KeyPath = None,
+    dask: Dask = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Apply a model to scans, one at a time: label maps on their own grids, or scores.
@@ -65,7 +67,8 @@ def run_prediction(
             PredictionSettings(
                 mirror=mirror,
                 identified=identified,
-                device=device,
+                device="cpu" if dask and device == "auto" else device,
+                dask=dask,
                 clinical=clinical,
                 patients=patients,
                 patient=patient,

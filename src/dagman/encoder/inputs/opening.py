@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from dagman.scans.scan import Scan, hash_scan
 from dagman.store.manifest import Store
 from dagman.store.preparation import PreparedScan, prepare_mask, prepare_scan
 from dagman.tables.items import Item, align_mask, check_points, measure_cut, read_mask, select_structure
+
+Grid = tuple[Item, tuple[int, int, int], Affine]
+"""An item with a point, and the shape and place of its scan."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,12 @@ class OpenedScan:
             self.prepared = prepare_scan(self.scan, reader.preparation)
         return self.prepared
 
+    def keep_prepared(self, reader: ScanReader) -> None:
+        """Let go of the scan's own voxels, if it can be prepared: the prepared ones are all that is asked for."""
+        with contextlib.suppress(DagmanError):
+            self.prepare(reader)
+            self.scan = replace(self.scan, voxels=self.scan.voxels[:1, :1, :1].copy())
+
     def find_structure(self, item: Item) -> NDArray[np.bool_]:
         """An item's structure on the grid of `scan`, X Y Z, True inside; raises DagmanError where it cannot be used."""
         if item.mask is None:
@@ -82,19 +92,30 @@ class OpenedScan:
 
 
 def open_scans(
-    reader: ScanReader, items: Sequence[Item], store: Store | None
-) -> Iterator[tuple[OpenedScan, list[Item]] | RefusedItem]:
-    """Each scan, read once, with its items; items of scans that cannot be used are refused. In the end points are judged."""
-    grids: list[tuple[Item, tuple[int, int, int], Affine]] = []
-    for group in _group_by_scan(items):
-        try:
-            opened = OpenedScan.open(reader, group[0].scan, store)
-        except DagmanError as error:
-            yield from (RefusedItem(item=item, reason=explain_refusal(error, item)) for item in group)
-            continue
-        grids += [(item, opened.scan.shape, opened.scan.affine) for item in group if item.mask is None and item.center_mm]
-        yield opened, group
-    check_points(grids)
+    reader: ScanReader, items: Sequence[Item], store: Store | None, grids: list[Grid] | None = None
+) -> Iterator[tuple[OpenedScan, Sequence[Item]] | RefusedItem]:
+    """Each scan, read once, with its items; items of scans that cannot be used are refused. In the end points are judged.
+
+    grids: takes what points are judged by, where these items are a part of a table.
+    """
+    found: list[Grid] = [] if grids is None else grids
+    for group in group_by_scan(items):
+        yield from open_group(reader, group, store, found)
+    if grids is None:
+        check_points(found)
+
+
+def open_group(
+    reader: ScanReader, group: Sequence[Item], store: Store | None, grids: list[Grid]
+) -> Iterator[tuple[OpenedScan, Sequence[Item]] | RefusedItem]:
+    """The scan of a group with its items, or these refused; `grids` takes what their points are judged by."""
+    try:
+        opened = OpenedScan.open(reader, group[0].scan, store)
+    except DagmanError as error:
+        yield from (RefusedItem(item=item, reason=explain_refusal(error, item)) for item in group)
+        return
+    grids += [(item, opened.scan.shape, opened.scan.affine) for item in group if item.mask is None and item.center_mm]
+    yield opened, group
 
 
 def explain_refusal(error: DagmanError, item: Item) -> str:
@@ -102,7 +123,8 @@ def explain_refusal(error: DagmanError, item: Item) -> str:
     return str(error).removeprefix(f"{item.name}: ")
 
 
-def _group_by_scan(items: Sequence[Item]) -> list[list[Item]]:
+def group_by_scan(items: Sequence[Item]) -> list[list[Item]]:
+    """Items that lie in one scan, in the order in which they are computed."""
     groups: dict[Path | str, list[Item]] = {}
     for item in items:
         groups.setdefault(item.scan, []).append(item)

@@ -68,9 +68,9 @@ def decode_frames(data: Dataset) -> Frames:
             outside = _lies_outside(sorted((low * slope + intercept, high * slope + intercept)))
             inside = mask if outside else _keep_at_border(mask, frame, low, high)
             np.copyto(rescaled, LOWEST_HU, where=inside)
-            found = np.count_nonzero(inside)
+            found = int(np.count_nonzero(inside))
             padded += found
-            kept += np.count_nonzero(mask) - found
+            kept += int(np.count_nonzero(mask)) - found
         values.append(narrow_voxels(rescaled))
     return Frames(values[0][None] if len(values) == 1 else np.stack(values), padded, kept)
 
@@ -110,9 +110,9 @@ def view_plain(data: Dataset) -> NDArray | None:
     sign = read_numbers(data, "PixelRepresentation")
     grey = read_text(data, "PhotometricInterpretation") in ("MONOCHROME1", "MONOCHROME2")
     count = read_count(data, "Rows", 0) * read_count(data, "Columns", 0) * read_count(data, "NumberOfFrames", 1)
-    if not (plain and grey and 1 <= bits <= 16 and sign in ((0,), (1,)) and count and len(pixels) == 2 * count):
+    if not (plain and grey and 1 <= bits <= 16 and sign in ((0.0,), (1.0,)) and count and len(pixels) == 2 * count):
         return None
-    stored: NDArray = np.frombuffer(pixels, "<i2" if sign == (1,) else "<u2")
+    stored: NDArray = np.frombuffer(pixels, "<i2" if sign == (1.0,) else "<u2")
     unused = 16 - int(bits)
     limits = np.iinfo(stored.dtype)
     if unused and (stored.min() < limits.min >> unused or stored.max() > limits.max >> unused):

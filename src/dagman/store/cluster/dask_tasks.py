@@ -85,7 +85,7 @@ def _connect(address: str, workers: int) -> Iterator[Client]:
     if address == LOCAL:
         with (
             dask.config.set({"distributed.scheduler.allowed-failures": TRIES - 1}),
-            LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
+            LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
             yield client

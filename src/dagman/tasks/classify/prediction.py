@@ -17,7 +17,7 @@ def apply_classifier(folder: Path, scans: Sequence[str | Path], out: Path, setti
     classifier = load_classifier(folder, device=settings.device)
     items, refused = list_items(scans, (), settings)
     notify(count_noun(len(items), "item"))
-    scored = classifier.score_items(items)
+    scored = classifier.score_items(items, dask=settings.dask)
     rows = [
         {
             "item": item.name,

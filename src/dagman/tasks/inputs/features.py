@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from dagman.encoder.cluster.dask_features import refuse_lost, spread_scans
 from dagman.encoder.encoder import Encoder
-from dagman.encoder.items import FeatureTable, RefusedItem, choose_item_crop, embed_items
+from dagman.encoder.inputs.opening import Grid
+from dagman.encoder.items import FeatureRow, FeatureTable, RefusedItem, choose_item_crop, embed_items
 from dagman.encoder.reader import ANY_SCAN
 from dagman.errors import DagmanError, TaskError
 from dagman.records.counts import list_some
 from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.manifest import Store
+from dagman.store.workers import Lost
 from dagman.tables.items import Item
 from dagman.tables.table import Table
 from dagman.tasks.inputs.descriptors import DESCRIPTORS
@@ -28,21 +32,23 @@ def extract_features(
     store: Store | None = None,
     crop: CropSpec = FROM_SIZE,
     cache: str | Path | None = None,
+    dask: str | None = None,
     on_item: Callable[[int], None] | None = None,
 ) -> FeatureTable:
     """A vector for each item that can be used, in the table's order; the others are in `refused`, each with its reason.
 
     crop: as `encoder.items`; give `choose_table_crop`'s to several models, and they see the same crops.
-    cache: folder of vectors that networks keep and find by content. on_item: called with how many items are done.
+    cache: folder of vectors that networks keep and find by content. dask: as in `stream_features`. on_item: called with how many
+    items are done.
     Raises TableError when most points lie outside their scans, TaskError when nothing is left.
     """
     items = table.items if isinstance(table, Table) else tuple(table)
     if isinstance(model, ModelSpec) and model.has_network:
         model = load_network(model)
     if isinstance(model, Encoder):
-        features = embed_items(model, items, store=store, crop=crop, cache=cache, on_item=on_item)
+        features = embed_items(model, items, store=store, crop=crop, cache=cache, dask=dask, on_item=on_item)
     else:
-        features = _describe_items(model, items, store, crop, on_item or (lambda done: None))
+        features = _describe_items(model, items, store, crop, dask, on_item or (lambda done: None))
     if not len(features):
         raise TaskError(f"no item can be used: {features.refused[0].reason}" if features.refused else "there are no items")
     return features
@@ -63,29 +69,54 @@ def describe_refused(refused: Sequence[RefusedItem]) -> list[str]:
 
 
 def _describe_items(
-    spec: ModelSpec, items: Sequence[Item], store: Store | None, crop: CropSpec, on_item: Callable[[int], None]
+    spec: ModelSpec,
+    items: Sequence[Item],
+    store: Store | None,
+    crop: CropSpec,
+    dask: str | None,
+    on_item: Callable[[int], None],
 ) -> FeatureTable:
-    describe, columns = DESCRIPTORS[spec.kind]
-    found: list[tuple[Item, np.ndarray, str]] = []
-    cut: dict[str, float] = {}
-    refused: list[RefusedItem] = []
-    for done, given in enumerate(stream_crops(ANY_SCAN, items, store=store, crop=crop), 1):
-        on_item(done)
+    following: Iterable[FeatureRow | RefusedItem]
+    if dask is None:
+        following = _describe_group(spec.kind, store, crop, None, items)
+    else:
+        work = partial(_describe_scan, spec.kind, store, choose_item_crop(items, ANY_SCAN, crop))
+        spread = spread_scans(work, items, dask)
+        following = (row for of, rows in spread for row in (refuse_lost(of, rows) if isinstance(rows, Lost) else rows))
+    described: list[FeatureRow | RefusedItem] = []
+    for row in following:
+        described.append(row)
+        on_item(len(described))
+    rows = sorted((one for one in described if isinstance(one, FeatureRow)), key=lambda one: one.item.index)
+    refused = sorted((one for one in described if isinstance(one, RefusedItem)), key=lambda one: one.item.index)
+    columns = DESCRIPTORS[spec.kind][1]
+    return FeatureTable(
+        items=tuple(row.item for row in rows),
+        values=np.stack([row.values for row in rows]) if rows else np.empty((0, len(columns)), dtype=np.float32),
+        columns=columns,
+        hashes=tuple(row.content_hash for row in rows),
+        refused=tuple(refused),
+        cut={row.item.name: row.cut for row in rows if row.cut},
+    )
+
+
+def _describe_scan(
+    kind: str, store: Store | None, crop: CropSpec, items: Sequence[Item]
+) -> tuple[list[FeatureRow | RefusedItem], list[Grid]]:
+    grids: list[Grid] = []
+    return list(_describe_group(kind, store, crop, grids, items)), grids
+
+
+def _describe_group(
+    kind: str, store: Store | None, crop: CropSpec, grids: list[Grid] | None, items: Sequence[Item]
+) -> Iterator[FeatureRow | RefusedItem]:
+    for given in stream_crops(ANY_SCAN, items, store=store, crop=crop, grids=grids):
         if isinstance(given, RefusedItem):
-            refused.append(given)
+            yield given
             continue
         opened, taken = given
         try:
-            found.append((opened.item, describe(opened, taken), opened.content_hash))
-            cut |= {opened.item.name: opened.cut} if opened.cut else {}
+            values = DESCRIPTORS[kind][0](opened, taken)
+            yield FeatureRow(item=opened.item, values=values, content_hash=opened.content_hash, cut=opened.cut)
         except DagmanError as error:
-            refused.append(RefusedItem(item=opened.item, reason=str(error)))
-    found.sort(key=lambda one: one[0].index)
-    return FeatureTable(
-        items=tuple(item for item, _, _ in found),
-        values=np.stack([vector for _, vector, _ in found]) if found else np.empty((0, len(columns)), dtype=np.float32),
-        columns=columns,
-        hashes=tuple(content for _, _, content in found),
-        refused=tuple(sorted(refused, key=lambda one: one.item.index)),
-        cut=cut,
-    )
+            yield RefusedItem(item=opened.item, reason=str(error))

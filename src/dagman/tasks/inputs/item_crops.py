@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from dagman.encoder.inputs.opening import Grid
 from dagman.encoder.items import OpenItem, RefusedItem, choose_item_crop, open_items
 from dagman.encoder.reader import ScanReader
 from dagman.errors import DagmanError
@@ -62,15 +63,22 @@ class ItemCrops:
         return len(self.items)
 
 
-def cut_items(reader: ScanReader, items: Iterable[Item], *, store: Store | None = None, crop: CropSpec = FROM_SIZE) -> ItemCrops:
+def cut_items(
+    reader: ScanReader,
+    items: Iterable[Item],
+    *,
+    store: Store | None = None,
+    crop: CropSpec = FROM_SIZE,
+    grids: list[Grid] | None = None,
+) -> ItemCrops:
     """The crop of each item, int16; about 0.8 MB for 64^3 voxels.
 
-    Raises TableError when most points lie outside their scans, SettingsError for a crop that cannot be.
+    grids: as in `open_items`. Raises TableError when most points lie outside their scans, SettingsError for a crop that cannot be.
     """
     found: list[tuple[Item, ItemCrop, str]] = []
     refused: list[RefusedItem] = []
     cut: dict[str, float] = {}
-    for given in stream_crops(reader, items, store=store, crop=crop):
+    for given in stream_crops(reader, items, store=store, crop=crop, grids=grids):
         if isinstance(given, RefusedItem):
             refused.append(given)
         else:
@@ -88,12 +96,17 @@ def cut_items(reader: ScanReader, items: Iterable[Item], *, store: Store | None 
 
 
 def stream_crops(
-    reader: ScanReader, items: Iterable[Item], *, store: Store | None = None, crop: CropSpec = FROM_SIZE
+    reader: ScanReader,
+    items: Iterable[Item],
+    *,
+    store: Store | None = None,
+    crop: CropSpec = FROM_SIZE,
+    grids: list[Grid] | None = None,
 ) -> Iterator[tuple[OpenItem, ItemCrop] | RefusedItem]:
-    """Each item with its crop, scan by scan; what is held does not grow with their number."""
+    """Each item with its crop, scan by scan; what is held does not grow with their number. grids: as in `open_items`."""
     items = list(items)
     cut = _prepare_cutter(reader, choose_item_crop(items, reader, crop))
-    for opened in open_items(reader, items, store=store):
+    for opened in open_items(reader, items, store=store, grids=grids):
         if isinstance(opened, RefusedItem):
             yield opened
             continue

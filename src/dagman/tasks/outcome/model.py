@@ -60,7 +60,7 @@ class OutcomeModel:
         """
         return self.predict_noted(items)[0]
 
-    def predict_noted(self, items: Sequence[Item]) -> tuple[list[dict[str, Any]], list[str]]:
+    def predict_noted(self, items: Sequence[Item], *, dask: str | None = None) -> tuple[list[dict[str, Any]], list[str]]:
         """The rows of `predict`, and notes on items in scans that the model was trained on."""
         contract = self.contract or Contract(units=(), clinical=self.clinical)
         contract.refuse_missing_columns(items)
@@ -70,7 +70,7 @@ class OutcomeModel:
         values = None
         if self.design.projection is not None:
             model = self.encoder or parse_model(self.source)
-            features = extract_features(model, items, crop=self.crop)
+            features = extract_features(model, items, crop=self.crop, dask=dask)
             items, values = features.items, features.values
             notes = contract.note_training_items(features.hashes)
         patients = pool_patients(items)

@@ -17,7 +17,7 @@ def apply_outcome(folder: Path, scans: Sequence[str | Path], out: Path, settings
     model = load_outcome_model(folder, device=settings.device)
     items, refused = list_items(scans, model.clinical, settings)
     notify(count_noun(len(items), "item"))
-    predicted, notes = model.predict_noted(items)
+    predicted, notes = model.predict_noted(items, dask=settings.dask)
     rows: Rows = [{"item": row["patient"], **row} for row in predicted]
     found = {row["patient"] for row in rows}
     lost = [Refusal(source=item.name, reason="cannot be used (see dagman inspect)") for item in items if item.patient not in found]

@@ -30,9 +30,9 @@ class RegressionModel(HeadModel):
     label: str
     range: tuple[float, float]
 
-    def predict(self, items: Iterable[Item], *, store: Store | None = None) -> PredictedItems:
+    def predict(self, items: Iterable[Item], *, store: Store | None = None, dask: str | None = None) -> PredictedItems:
         """A number of each item of a table; raises as `compute_outputs`."""
-        found = self.compute_outputs(items, store=store)
+        found = self.compute_outputs(items, store=store, dask=dask)
         return replace(found, values=np.asarray(found.values[:, 0], dtype=np.float64))
 
 

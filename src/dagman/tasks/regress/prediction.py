@@ -19,7 +19,7 @@ def apply_regression(folder: Path, scans: Sequence[str | Path], out: Path, setti
     model = load_regression(folder, device=settings.device)
     items, refused = list_items(scans, (), settings)
     notify(count_noun(len(items), "item"))
-    predicted = model.predict(items)
+    predicted = model.predict(items, dask=settings.dask)
     rows: Rows = [
         {"item": item.name, "patient": item.patient, "predicted": float(value)}
         for item, value in zip(predicted.items, predicted.values, strict=True)

@@ -44,6 +44,8 @@ OVERLAP = 0.5
 """Share of a window's side that the next one covers too (nnU-Net's)."""
 BATCH_CPU, BATCH_GPU = 2, 4
 """Windows at once. Of a single one torch leaves oneDNN for the convolutions of few channels on a CPU: 1.4 times the time of two."""
+SLAB_VOXELS = 2**23
+"""Of the scan's grid, whose classes are compared at once: 32 MiB for each of the two maps that takes."""
 MOST_MEMORY = 2**30
 """Bytes above which the chances of a scan are kept in float16."""
 
@@ -128,24 +130,33 @@ class SegmentationModel:
 def label_on_scan_grid(class_probabilities: Tensor, prepared: PreparedScan, scan: Scan) -> NDArray[np.uint8]:
     """The likeliest class at each voxel of the scan, X Y Z; chances (K X Y Z) are interpolated, not labels: edges stay smooth.
 
-    Class by class, each in the box where it can be likelier than background: memory is that of three maps on the scan's grid,
-    whatever K is. Outside the prepared grid it is background.
+    Class by class, each in the box where it can be likelier than background, and some slices at a time: memory is that of one
+    byte a voxel of the scan, whatever K is. Outside the prepared grid it is background.
     """
     grid = place_on_scan(prepared, scan)
     background = class_probabilities[0].float().numpy()
+    # A mean over places where background is at least as likely does not put the class above it.
+    boxes = {
+        code: box
+        for code in range(1, len(class_probabilities))
+        if (box := grid.find_box(class_probabilities[code].float().numpy() > background)) is not None
+    }
     classes = np.zeros(grid.shape, dtype=np.uint8)
-    most: NDArray[np.float32] | None = None
-    for code in range(1, len(class_probabilities)):
-        probability = class_probabilities[code].float().numpy()
-        # A mean over places where background is at least as likely does not put the class above it.
-        box = grid.find_box(probability > background)
-        if box is None:
-            continue
-        most = grid.interpolate(background) if most is None else most
-        other = grid.interpolate(probability, box)
-        better = other > most[box]
-        classes[box][better] = code
-        np.copyto(most[box], other, where=better)
+    whole = grid.whole
+    depth = max(1, SLAB_VOXELS // (grid.shape[0] * grid.shape[1]))
+    for first in range(0, grid.shape[2], depth):
+        slab = slice(first, min(first + depth, grid.shape[2]))
+        most: NDArray[np.float32] | None = None
+        for code, (x, y, z) in boxes.items():
+            part = slice(max(z.start, slab.start), min(z.stop, slab.stop))
+            if part.start >= part.stop:
+                continue
+            most = grid.interpolate(background, (whole[0], whole[1], slab)) if most is None else most
+            other = grid.interpolate(class_probabilities[code].float().numpy(), (x, y, part))
+            held = most[x, y, part.start - first : part.stop - first]
+            better = other > held
+            classes[x, y, part][better] = code
+            np.copyto(held, other, where=better)
     return grid.to_scan(classes)
 
 

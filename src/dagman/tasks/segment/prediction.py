@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from dagman.errors import DagmanError
+import torch
+from numpy.typing import NDArray
+
+from dagman.errors import DagmanError, TaskError
 from dagman.evaluation.segmentation_metrics import measure_volume
 from dagman.records.counts import count_noun
 from dagman.records.hashes import hash_bytes
@@ -13,6 +20,7 @@ from dagman.records.journal import append_row, read_rows
 from dagman.scans.discovery import Refusal
 from dagman.scans.label_files import renew_dicom_labels, write_dicom_labels, write_label_map
 from dagman.scans.scan import Scan, hash_scan
+from dagman.store.workers import Lost, count_workers, order_results, run_tasks
 from dagman.tables.items import Item
 from dagman.tables.patients import note_patients
 from dagman.tasks.contract import find_unit
@@ -30,39 +38,97 @@ def apply_segmentation(
     if settings.mirror and not model.mirrored:
         notes.append("--mirror: the model was not trained on mirrored crops; structures that differ by side may be mixed up")
     journal = out / "predictions.jsonl"
-    kept = {row["key"]: row["rows"] for row in read_rows(journal)}
+    kept: dict[str, dict[str, Rows]] = {}
+    for row in read_rows(journal):
+        if row["rows"]:
+            kept.setdefault(row["rows"][0]["item"], {})[row["key"]] = row["rows"]
+    _note_once(notes, _note_unread(items))
+    work = _Work(folder=folder, digest=model.digest, threads=torch.get_num_threads(), out=out, settings=settings)
+    tasks = [(item, kept.get(item.name, {})) for item in items]
+    # In this process the model is there already; a worker reads it from its folder.
+    here = partial(_segment_item, work, model if settings.dask is None else None)
+    workers = 1 if settings.dask is None else count_workers(len(tasks))
     rows: Rows = []
     hashes: list[str] = []
-    _note_once(notes, _note_unread(items))
-    for number, item in enumerate(items, start=1):
-        notify(f"scan {number} of {len(items)}: {item.name}")
-        try:
-            scan = model.encoder.read(item.scan)
-            content = hash_scan(scan)
-            hashes.append(content)
-            place = f"{content}|{item.name}|{scan.affine.matrix.tolist()}"
-            key = hash_bytes(f"1|{model.digest}|{settings.mirror}|{place}".encode())
-            if key not in kept or not (out / "predictions" / f"{item.name}.nii.gz").is_file():
-                kept[key] = _segment_one(model, scan, item, out, settings, notes)
-                append_row(journal, {"key": key, "rows": kept[key]})
+    if items:
+        notify(f"scan 1 of {len(items)}: {items[0].name}")
+    with contextlib.closing(run_tasks(here, tasks, workers, dask=settings.dask)) as results:
+        for index, result in order_results(results):
+            if isinstance(result, Lost):
+                refused.append(Refusal(source=str(items[index].scan), reason=result.reason))
             else:
-                segments = out / "predictions" / f"{item.name}.dcm"
-                _note_once(notes, renew_dicom_labels(segments, model.names, item.scan, identified=settings.identified))
-            rows += [{**row, "patient": item.patient} for row in kept[key]]
-        except DagmanError as error:
-            refused.append(Refusal.from_error(str(item.scan), error))
+                hashes += [result.content] if result.content else []
+                refused += [result.refused] if result.refused else []
+                _note_once(notes, result.note)
+                if result.rows and result.key not in kept.get(items[index].name, {}):
+                    append_row(journal, {"key": result.key, "rows": result.rows})
+                rows += [{**row, "patient": items[index].patient} for row in result.rows]
+            if index + 1 < len(items):
+                notify(f"scan {index + 2} of {len(items)}: {items[index + 1].name}")
     notes += model.contract.note_training_items(hashes) if model.contract else []
     return Applied(rows=rows, refused=tuple(refused), notes=tuple(notes))
 
 
-def _segment_one(
-    model: SegmentationModel, scan: Scan, item: Item, out: Path, settings: PredictionSettings, notes: list[str]
-) -> Rows:
-    classes = model.label_scan(scan, mirror=settings.mirror)
-    values = model.to_values(classes)
-    write_label_map(out / "predictions" / f"{item.name}.nii.gz", values, scan)
-    place = out / "predictions" / f"{item.name}.dcm"
-    _note_once(notes, write_dicom_labels(place, values, model.names, item.scan, identified=settings.identified))
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What is the same for all scans; the digest tells whether a worker reads the same model."""
+
+    folder: Path
+    digest: str
+    threads: int
+    out: Path
+    settings: PredictionSettings
+
+    def load(self) -> SegmentationModel:
+        """The model, once a process."""
+        torch.set_num_threads(self.threads)
+        return _load(self.folder, self.settings.device, self.digest)
+
+
+@functools.lru_cache(maxsize=1)
+def _load(folder: Path, device: str, digest: str) -> SegmentationModel:
+    model = load_model(folder, device=device)
+    if model.digest != digest:
+        raise TaskError("a worker reads another model than this machine", where=folder, do="Use a folder that all share")
+    return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Segmented:
+    """What became of one scan: its content hash, the key and rows of its label map, or why it was refused."""
+
+    content: str = ""
+    key: str = ""
+    rows: Rows = field(default_factory=list)
+    note: str = ""
+    refused: Refusal | None = None
+
+
+def _segment_item(work: _Work, loaded: SegmentationModel | None, task: tuple[Item, dict[str, Rows]]) -> _Segmented:
+    """Label one scan, unless its map is among those that are `kept` and there."""
+    (item, kept), settings = task, work.settings
+    model = loaded or work.load()
+    content = ""
+    try:
+        scan = model.encoder.read(item.scan)
+        content = hash_scan(scan)
+        place = f"{content}|{item.name}|{scan.affine.matrix.tolist()}"
+        key = hash_bytes(f"1|{model.digest}|{settings.mirror}|{place}".encode())
+        labels = work.out / "predictions" / f"{item.name}.nii.gz"
+        segments = labels.with_name(f"{item.name}.dcm")
+        if key in kept and labels.is_file():
+            note = renew_dicom_labels(segments, model.names, item.scan, identified=settings.identified)
+            return _Segmented(content=content, key=key, rows=kept[key], note=note)
+        classes = model.label_scan(scan, mirror=settings.mirror)
+        values = model.to_values(classes)
+        write_label_map(labels, values, scan)
+        note = write_dicom_labels(segments, values, model.names, item.scan, identified=settings.identified)
+    except DagmanError as error:
+        return _Segmented(content=content, refused=Refusal.from_error(str(item.scan), error))
+    return _Segmented(content=content, key=key, rows=_measure_volumes(model, classes, scan, item), note=note)
+
+
+def _measure_volumes(model: SegmentationModel, classes: NDArray, scan: Scan, item: Item) -> Rows:
     return [
         {
             "item": item.name,
