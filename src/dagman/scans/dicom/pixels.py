@@ -32,7 +32,7 @@ PIXEL_TAGS = (
     *("RescaleSlope", "RescaleIntercept", "Modality", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("PixelData", "FloatPixelData", "DoubleFloatPixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
 )
-"""All of a file that `decode_frames` looks at, itself or in pydicom."""
+"""What `decode_frames` needs of a file, pydicom's decoders included."""
 _LITTLE_ENDIAN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
 _LARGE_AREA = 16
 """Pixels of one area: that many neighbours of tissue do not have one number by chance."""
@@ -68,9 +68,9 @@ def decode_frames(data: Dataset) -> Frames:
             outside = _lies_outside(sorted((low * slope + intercept, high * slope + intercept)))
             inside = mask if outside else _keep_at_border(mask, frame, low, high)
             np.copyto(rescaled, LOWEST_HU, where=inside)
-            found = int(np.count_nonzero(inside))
-            padded += found
-            kept += int(np.count_nonzero(mask)) - found
+            marked = int(np.count_nonzero(inside))
+            padded += marked
+            kept += int(np.count_nonzero(mask)) - marked
         values.append(narrow_voxels(rescaled))
     return Frames(values[0][None] if len(values) == 1 else np.stack(values), padded, kept)
 
