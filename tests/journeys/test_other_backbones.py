@@ -105,6 +105,31 @@ def test_a_vit_goes_on_in_larger_views_with_positions_interpolated_and_says_so(v
     assert load_encoder(tmp_path / "run", device="cpu").network.encoder.view == 64
 
 
+def test_a_cnn_is_pretrained_by_simmim_and_stands_in_the_table(place, call_dagman, tmp_path):
+    pytest.importorskip("monai")
+    from dagman.training.pretraining import pretrain
+
+    run, said = tmp_path / "cnn", []
+    pretrain(
+        sorted(place.glob("body*.nii.gz"))[:3],
+        run,
+        size="tiny-resnet",
+        method="simmim",
+        assignments=[*OTHERS, "train.steps=1", "train.monitor_every=1", "model.embed=7", "masking.mask_fill=token"],
+        on_event=lambda name, values: said.append(values.get("text", "")),
+    )
+    assert "model.embed has no effect: the sizes of resnet3d:10 follow from its name." in "\n".join(said)
+    row = json.loads((run / "monitors.jsonl").read_text().splitlines()[-1])
+    assert set(row["reconstruction"]) >= {"student"}
+    encoder = load_encoder(run, device="cpu")
+    assert (encoder.config.backbone, encoder.config.mask_fill, encoder.config.step) == ("resnet3d:10", "token", 1)
+    asked = ("--label", "dense", *FAST, "--method", "linear", "--out", tmp_path / "compared")
+    code, _, errors = call_dagman("compare", "classify", run, "scratch:tiny-resnet", place / "table.csv", *asked)
+    assert code == 0, errors
+    page = (tmp_path / "compared" / "report.html").read_text(encoding="utf-8")
+    assert "scratch:tiny-resnet" in page
+
+
 def test_patches_of_a_vits_units_cannot_be_dropped_singly(call_dagman, place, tmp_path):
     options = [word for one in (*OTHERS, *VIT, "teacher.granularity=patch") for word in ("--set", one)]
     code, _, errors = call_dagman("pretrain", place / "body0.nii.gz", "--size", "tiny-vit", "--out", tmp_path / "run", *options)

@@ -140,12 +140,15 @@ def test_monais_swin_is_pretrained_and_read_back(call_dagman, place, tmp_path):
 @pytest.mark.parametrize(
     ("sets", "reason"),
     [
-        (["model.backbone=resnet3d:18"], "model.backbone = 'resnet3d:18' cannot be pretrained, as it takes no masks: its first"),
+        (["model.backbone=unmasked"], "model.backbone = 'unmasked' cannot be pretrained, as it takes no masks: it reads all"),
         (["model.backbone=swim"], "model.backbone: there is no backbone 'swim'. Nearest: swin"),
         (["model.backbone=monai-swin", "masking.mask_fill=token"], "masking.mask_fill = 'token' is not known to the backbone"),
     ],
 )
-def test_a_backbone_that_cannot_be_pretrained_is_refused_before_anything_is_written(call_dagman, place, tmp_path, sets, reason):
+def test_a_backbone_that_cannot_be_pretrained_is_refused_before_anything_is_written(
+    call_dagman, place, tmp_path, monkeypatch, sets, reason
+):
+    monkeypatch.setitem(BACKBONES, "unmasked", BackboneKind(build=_build, no_masks="it reads all"))
     code, _, errors = _pretrain(call_dagman, place, tmp_path / "run", *sets)
     assert code == 2
     assert reason in errors

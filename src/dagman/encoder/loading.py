@@ -37,8 +37,8 @@ def load_encoder(path: str | Path, *, device: str = "auto", precision: str = "fp
     """Load an encoder (`dagman.load`), in evaluation mode, without gradients.
 
     path: a run folder, an encoder folder (of any backbone), or a name: `scratch:SIZE[:SEED]`, fresh weights of a size preset, those
-    a run of that seed starts from; `resnet3d:SIZE[:SEED]`, a fresh 3D ResNet; `monai:FILE`, a Swin's weights of MONAI, SMIT or
-    VoCo (`encoder.foreign`; `monai:FILE:spacing=1.5:low=-175:high=250` where the file does not say how its scans were prepared);
+    a run of that seed starts from; `resnet3d:SIZE[:SEED]` or `resenc:SIZE[:SEED]`, a fresh CNN; `monai:FILE`, a Swin's weights of
+    MONAI, SMIT or VoCo (`encoder.foreign`; `monai:FILE:spacing=1.5:low=-175:high=250` where it does not say how to prepare);
     `hub:OWNER/NAME`, what `dagman export --to hf` wrote, from the cache of a hub.
     device: auto, cpu, cuda or cuda:N. precision: fp32, bf16, or auto. weights: of a run, teacher, student, or auto: the teacher's
     where its method has a teacher. A name has no such choice.
@@ -80,7 +80,9 @@ def describe_shapes(settings: Settings) -> tuple[SwinShape, SemanticShape | None
         shape: SwinShape = ViTShape(**values, view=settings.view.side)
         # Its own [CLS] token, after its last block.
         return shape, SemanticShape(stage=4, heads=m.heads[0], depth=0) if m.semantic_attention else None
-    shape = SwinShape(**values)
+    variants = kind.baselines
+    # A network of others has the sizes of its variant, whatever those of a Swin.
+    shape = variants.get(m.backbone.partition(":")[2]) or SwinShape(**values)
     semantic = SemanticShape(stage=m.sa_stage, heads=m.sa_heads, depth=m.sa_depth, position=m.sa_position)
     return shape, semantic if m.semantic_attention else None
 

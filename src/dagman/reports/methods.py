@@ -54,6 +54,8 @@ def _state_views(settings: Settings, scans: int | None) -> list[str]:
             f"A 3D Swin transformer (embedding {model.embed}, {_join(model.depths)} blocks and {_join(model.heads)} heads in four "
             f"stages, windows of {model.window} tokens)"
         )
+    elif model.fixed_sizes:
+        network = f"A 3D CNN `{model.backbone}`"
     elif model.backbone == "vit":
         network = (
             f"A 3D vision transformer ({sum(model.depths)} blocks of {model.embed} channels with {model.heads[0]} heads, patches "

@@ -36,6 +36,8 @@ MASKINGS: dict[str, MaskingChoice] = {
 """Every masking by its name; `dagman.training.assembly.register_masking` adds one."""
 
 
+FIXED_SIZES = frozenset({"resnet3d", "resenc"})
+"""Backbones whose sizes follow from their name, such as resnet3d:18."""
 OWN_CLS = frozenset({"vit"})
 """Backbones with a [CLS] token of their own, one width and one number of heads throughout: plain transformers."""
 

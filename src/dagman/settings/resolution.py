@@ -150,5 +150,7 @@ def list_idle_settings(settings: Settings, given: Iterable[str]) -> list[str]:
     sa = ["model.sa_stage", "model.sa_heads", "model.sa_depth", "model.sa_position"]
     idle(sa, not settings.model.semantic_attention, "model.semantic_attention is false")
     idle(sa, settings.model.own_cls, f"the backbone {settings.model.backbone} has a [CLS] token of its own")
+    sizes = [f"model.{name}" for name in ("embed", "depths", "heads", "window", "mlp_ratio", "drop_path")]
+    idle(sizes, settings.model.fixed_sizes, f"the sizes of {settings.model.backbone} follow from its name")
     idle(["model.window"], settings.model.own_cls, f"the backbone {settings.model.backbone} has no windows")
     return warnings

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from dagman.settings.choices import MASKINGS, OWN_CLS, MaskingChoice, check_masking
+from dagman.settings.choices import FIXED_SIZES, MASKINGS, OWN_CLS, MaskingChoice, check_masking
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -70,7 +70,7 @@ class ModelSettings(Section):
     """The backbone and its semantic attention (METHOD, Shapes and Semantic attention)."""
 
     backbone: str = "swin"
-    """Network that makes the feature maps: swin, vit, monai-swin, or one registered that takes masks. [ours]"""
+    """Network that makes the feature maps: swin, vit, resnet3d:18, resenc:16, monai-swin, or one that you registered. [ours]"""
     embed: Positive = 48
     """Channels of a patch token, and of all tokens of a vit. App. A."""
     depths: tuple[Positive, Positive, Positive, Positive] = (2, 2, 8, 2)
@@ -99,8 +99,15 @@ class ModelSettings(Section):
         """Whether the backbone has a [CLS] token of its own, so that no semantic attention is built."""
         return self.backbone in OWN_CLS
 
+    @property
+    def fixed_sizes(self) -> bool:
+        """Whether the backbone's name states its sizes, so that those of a Swin mean nothing."""
+        return self.backbone.partition(":")[0] in FIXED_SIZES
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.fixed_sizes:
+            return self
         if self.own_cls:
             if len(set(self.heads)) > 1:
                 raise ValueError(
@@ -290,7 +297,7 @@ class Settings(Section):
     """All settings of one pretraining."""
 
     size: str = "tiny"
-    """Size preset: tiny, small or paper, and the same with -vit for a plain vision transformer."""
+    """Size preset: tiny, small or paper, and the same with -vit (a plain ViT), -resnet and -resenc (CNNs)."""
     method: str = "dagman"
     """Method preset (METHOD, Method presets)."""
     seed: int = 0

@@ -52,7 +52,7 @@ class ModelSpec:
 
 
 def parse_model(text: str | Path, *, weights: str = "auto") -> ModelSpec:
-    """A run or encoder folder, `scratch:SIZE[:SEED]`, `monai:PATH`, `resnet3d:SIZE[:SEED]`, or one of `DESCRIPTORS` by name.
+    """A run or encoder folder, `scratch:SIZE[:SEED]`, `monai:PATH`, a CNN (`resnet3d:SIZE[:SEED]`, `resenc:SIZE`), or a baseline.
 
     weights: of a run, as in `load_encoder`. Nothing is loaded. Raises TaskError for anything else, naming the nearest.
     """

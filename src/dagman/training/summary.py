@@ -57,7 +57,7 @@ def describe_run(settings: Settings, student: Network, dataset: ViewDataset, lef
     ]
     names = [name for name, _ in student.named_parameters()]
     untrained = {part: reason for part, reason in list_untrained(settings).items() if any(n.startswith(part) for n in names)}
-    if settings.model.drop_path and not student.encoder.branches:
+    if settings.model.drop_path and not student.encoder.branches and not settings.model.fixed_sizes:
         lines.append(f"model.drop_path has no effect: the backbone {settings.model.backbone} has no stochastic depth")
     lines += [f"not trained: {part}*, as {reason}" for part, reason in untrained.items()]
     if left_out:

@@ -23,7 +23,7 @@ def pretrain_command(
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="The run folder to write.")] = None,
-    size: Annotated[str | None, typer.Option(help="tiny, small or paper; tiny-vit, ... for a ViT. Default: tiny.")] = None,
+    size: Annotated[str | None, typer.Option(help="tiny, small, paper; tiny-vit, ... for others. Default: tiny.")] = None,
     method: Annotated[str | None, typer.Option(help="Method: dagman, smit, ibot, ... Default: dagman.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings in a TOML file.")] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value, repeatable; see docs/settings.md.")] = None,

@@ -1,11 +1,8 @@
-"""Backbones of MONAI: its 3D ResNets and its Swin, as feature maps at strides 4, 8, 16, 32 (extra `monai`).
-
-The one file of `model` that needs more than torch, and only when such a backbone is built.
-"""
+"""MONAI's Swin as a backbone (extra `monai`)."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,44 +12,11 @@ from dagman.errors import MissingExtraError
 from dagman.model.backbone import Backbone, BackboneKind, MaskFill, register_backbone
 from dagman.model.swin import SwinShape
 
-RESNETS = {"10": (1, 1, 1, 1), "18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3)}
-"""Blocks of each stage; 50 has bottlenecks."""
 MERGINGS = ("mergingv2", "merging", "merging-before-fix")
 """Orders of a patch merging: MONAI's two, and the second as it was at first, which takes two neighbours twice and two never."""
 VARIANTS = tuple(f"{merging}{norm}{conv}" for merging in MERGINGS for norm in ("", "+norm") for conv in ("", "+v2"))
 """With a norm after the patch projection (SMIT's), and with MONAI's convolutions before each stage (`use_v2`, VoCo's)."""
 _REPEATED = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
-
-
-class ResNetStages(Backbone):
-    """A 3D ResNet of MONAI."""
-
-    def __init__(self, resnet: Any, shape: SwinShape) -> None:
-        super().__init__()
-        self.widths = shape.widths
-        self.stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.act, resnet.maxpool)
-        self.stages = nn.ModuleList([resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4])
-
-    def forward(
-        self,
-        view: Float[Tensor, "B 1 X Y Z"],
-        hidden: Bool[Tensor, "B x y z"] | None = None,
-        drop: Float[Tensor, "R B"] | None = None,
-        stages: int | None = None,
-    ) -> list[Float[Tensor, "B _ _ _ _"]]:
-        """Feature maps; raises ValueError for masks, which it does not take."""
-        if hidden is not None:
-            raise ValueError("a ResNet takes no masks")
-        x, maps = self.stem(view), []
-        for stage in self.stages[:stages]:
-            x = stage(x)
-            maps.append(x)
-        return maps
-
-    def layers(self) -> list[list[nn.Parameter]]:
-        """The stem, then each residual block."""
-        blocks = [block for stage in self.stages for block in cast(nn.Sequential, stage)]
-        return [list(layer.parameters()) for layer in (self.stem, *blocks)]
 
 
 class MonaiSwin(Backbone):
@@ -93,24 +57,6 @@ class MonaiSwin(Backbone):
         return [list(part.parameters()) for part in parts]
 
 
-def build_resnet(shape: SwinShape, size: str, mask_fill: MaskFill) -> ResNetStages:
-    """A fresh ResNet of 10, 18, 34 or 50 layers, with group norm."""
-    try:
-        from monai.networks.nets.resnet import ResNet
-    except ImportError:
-        raise MissingExtraError("MONAI", "monai") from None
-    resnet = ResNet(
-        "bottleneck" if size == "50" else "basic",
-        list(RESNETS[size]),
-        [64, 128, 256, 512],
-        n_input_channels=1,
-        conv1_t_stride=2,
-        feed_forward=False,
-    )
-    _use_group_norm(resnet)
-    return ResNetStages(resnet, shape)
-
-
 def build_monai_swin(shape: SwinShape, variant: str, mask_fill: MaskFill = "zero") -> MonaiSwin:
     """A fresh Swin of MONAI; `variant` is one of `VARIANTS`, the first by default."""
     try:
@@ -148,26 +94,4 @@ def _repeat_neighbours() -> Any:
     return RepeatingMerging
 
 
-def _use_group_norm(module: nn.Module) -> None:
-    """Batch statistics would depend on how a batch is cut to fit the memory; MONAI's `norm` reaches the first layer alone."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm3d):
-            setattr(module, name, nn.GroupNorm(8, child.num_features))
-        else:
-            _use_group_norm(child)
-
-
-def _shape_resnet(size: str) -> SwinShape:
-    return SwinShape(embed=128 if size == "50" else 32, depths=RESNETS[size], heads=(1, 1, 1, 1))
-
-
-register_backbone(
-    "resnet3d",
-    BackboneKind(
-        build=build_resnet,
-        no_masks="its first convolution mixes masked and visible voxels before there are tokens",
-        variants=tuple(RESNETS),
-        baselines={size: _shape_resnet(size) for size in RESNETS},
-    ),
-)
 register_backbone("monai-swin", BackboneKind(build=build_monai_swin, mask_fills=("zero",), variants=("", *VARIANTS)))

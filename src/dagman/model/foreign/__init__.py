@@ -1,0 +1,11 @@
+"""Networks of others as backbones: MONAI's Swin and ResNets (extra `monai`), and nnU-Net's residual encoder (extra `cnn`).
+
+The one place of `model` that needs more than torch, and only when such a backbone is built.
+"""
+
+from dagman.model.foreign.cnn import ConvolutionalStages
+from dagman.model.foreign.monai_swin import MERGINGS, MonaiSwin
+from dagman.model.foreign.residual_encoder import ResidualEncoderStages
+from dagman.model.foreign.resnet import ResNetStages
+
+__all__ = ["MERGINGS", "ConvolutionalStages", "MonaiSwin", "ResNetStages", "ResidualEncoderStages"]
