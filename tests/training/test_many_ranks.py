@@ -6,6 +6,7 @@ Real processes over gloo, forked by `ranks.py`; one launch serves all tests.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
+from dagman.errors import SettingsError
+from dagman.records.journal import read_rows
 from dagman.settings.presets import list_presets
+from dagman.store.format import locate_scan
+from dagman.training.parallel.group import Group
 from dagman.training.pretraining import pretrain
 from dagman.training.run import Run
 
@@ -27,47 +33,66 @@ CASES = {name: (name, ("train.steps=1",)) for name in list_presets("methods")} |
     "centre": ("dagman", ("train.steps=2", "teacher.centering=mean", "teacher.temperature=schedule", "losses.symmetric=false")),
 }
 RANKS = (2, 3)
+TIMEOUT_S = 8.0
+"""Within which a rank that hangs is to be named: long for a busy machine, and no test waits for it alone."""
 
 
 @pytest.fixture(scope="module")
 def place(store, tiny, tmp_path_factory) -> Path:
-    """Runs `<case>-<ranks>` of a step or two by one, two and three ranks, and what those that cannot be shared ended with."""
+    """What one, two and three ranks made: steps of each case, whole runs, runs that were disturbed, and what was refused."""
     folder = tmp_path_factory.mktemp("ranks")
-    plan = []
-    for case, (method, changes) in CASES.items():
-        options = [*tiny, *OPTIONS, *changes]
-        pretrain(store.path, folder / f"{case}-1", method=method, assignments=options)
-        plan += [
-            {
-                "ranks": ranks,
-                "source": str(store.path),
-                "out": str(folder / f"{case}-{ranks}"),
-                "method": method,
-                "assignments": options,
-            }
-            for ranks in RANKS
-        ]
+    options = [*tiny, *OPTIONS]
+    cases = {case: (method, [*options, *changes]) for case, (method, changes) in CASES.items()}
+    plan = [
+        {"ranks": ranks, "source": str(store.path), "out": str(folder / f"steps-{ranks}"), "steps": cases} for ranks in (1, *RANKS)
+    ]
+
+    def add(name: str, ranks: int, *changes: str, source: Path = store.path, **more: object) -> None:
+        job = {"ranks": ranks, "source": str(source), "out": str(folder / name), "method": "dagman"}
+        plan.append({**job, "assignments": [*options, *changes], **more})
+
+    # A pair of views for each of two ranks.
+    light = ("train.batch=4", "train.steps=3")
+    add("whole", 2, *light)
     # Begun by one rank, gone on by two and by three.
+    one = pretrain(store.path, folder / "one", assignments=[*options, "train.steps=2"]).path
     for ranks in RANKS:
-        out = shutil.copytree(folder / "dagman-1", folder / f"resumed-{ranks}")
+        out = shutil.copytree(one, folder / f"resumed-{ranks}")
         shutil.rmtree(out / "checkpoints" / "step-000002")
-        plan.append({"ranks": ranks, "source": str(store.path), "out": str(out), "assignments": []})
-    refused = {
-        "settings": (2, {"by_rank": {"1": {"assignments": [*tiny, "train.steps=2", "seed=4"]}}}),
-        "scans": (2, {"by_rank": {"1": {"source": str(folder / "fewer")}}}),
-        "batch": (3, {"assignments": [*tiny, "train.batch=4"]}),
-        "micro": (2, {"assignments": [*tiny, "train.batch=12", "train.micro_batch=4"]}),
-        "absent": (2, {"source": str(folder / "absent")}),
-        "misspelt": (2, {"assignments": ["train.stepz=3"]}),
-    }
+        add(out.name, ranks, assignments=[])
+    # Rank 1 dies in the second step, rank 0, which writes, in the third.
+    launch = ["--standalone", "--nproc-per-node=2", "--max-restarts=3"]
+    add("killed", 2, *light, alone=True, torchrun=launch, kill=[[1, 1], [0, 2]])
+    for how in ("stopped", "reading"):
+        add(f"hung-{how}", 2, *light, f"train.rank_timeout={TIMEOUT_S}", alone=True, hang=[1, 1, how])
+    for count, name in enumerate(("lost-one", "lost-two"), start=1):
+        damaged = _copy_with_damage(store, folder / f"{name}-store", count)
+        add(name, 2, *light, source=damaged)
+    pretrain(folder / "lost-one-store", folder / "lost-one-alone", assignments=[*options, *light])
     fewer = shutil.copytree(store.path, folder / "fewer")
     _drop_scan(fewer)
-    for name, (ranks, changes) in refused.items():
-        standard = {"source": str(store.path), "out": str(folder / f"refused-{name}"), "assignments": [*tiny, "train.steps=2"]}
-        plan.append({"ranks": ranks, **standard, **changes})
+    short = [*tiny, "train.steps=2"]
+    add("refused-settings", 2, by_rank={"1": {"assignments": [*short, "seed=4"]}}, assignments=short)
+    add("refused-scans", 2, by_rank={"1": {"source": str(fewer)}}, assignments=short)
+    add("refused-version", 2, by_rank={"1": {"version": "0.0.1"}}, assignments=short)
+    add("refused-few", 3, source=fewer, assignments=[*short, "train.batch=6"])
+    add("refused-batch", 3, assignments=[*short, "train.batch=4"])
+    add("refused-micro", 2, assignments=[*short, "train.batch=12", "train.micro_batch=4"])
+    add("refused-absent", 2, source=folder / "absent", assignments=short)
+    add("refused-misspelt", 2, assignments=["train.stepz=3"])
+    add("refused-card", 2, assignments=[*short, "train.device=cuda:7"])
+    add("refused-gloo", 2, without="gloo", assignments=short)
     (folder / "plan.json").write_text(json.dumps(plan))
     program = Path(__file__).with_name("ranks.py")
     subprocess.run([sys.executable, str(program), str(folder / "plan.json")], check=True, timeout=300, capture_output=True)
+    return folder
+
+
+def _copy_with_damage(store, folder: Path, count: int) -> Path:
+    shutil.copytree(store.path, folder)
+    for scan in [row.id for row in store.rows if min(row.shape) >= 16][:count]:
+        path = locate_scan(folder, scan)
+        path.write_bytes(path.read_bytes()[:100])
     return folder
 
 
@@ -80,46 +105,85 @@ def _drop_scan(folder: Path) -> None:
 
 
 def _outcomes(place: Path, ranks: int) -> dict[str, list[str]]:
-    """What each rank of each run ended with, by the run's folder."""
-    plan = [run for run in json.loads((place / "plan.json").read_text()) if run["ranks"] == ranks]
+    """What each rank of each job ended with, by the name of its folder."""
+    plan = [job for job in json.loads((place / "plan.json").read_text()) if job["ranks"] == ranks and not job.get("alone")]
     told = [json.loads((place / f"plan.json.{ranks}.{rank}").read_text()) for rank in range(ranks)]
-    return {Path(run["out"]).name: list(texts) for run, texts in zip(plan, zip(*told, strict=True), strict=True)}
+    return {Path(job["out"]).name: list(texts) for job, texts in zip(plan, zip(*told, strict=True), strict=True)}
 
 
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("case", CASES)
 def test_ranks_are_one_process_to_rounding(place, case, ranks):
-    assert _outcomes(place, ranks)[f"{case}-{ranks}"] == [""] * ranks
-    one, many = Run(place / f"{case}-1"), Run(place / f"{case}-{ranks}")
-    for ours, theirs in zip(many.steps, one.steps, strict=True):
+    one, many = (json.loads((place / f"steps-{number}" / f"{case}.json").read_text()) for number in (1, ranks))
+    assert many["alike"], "the ranks' weights or rows differ"
+    for ours, theirs in zip(many["rows"], one["rows"], strict=True):
         assert ours.keys() == theirs.keys()
         assert ours == pytest.approx(theirs, rel=2e-5)
-    folders = [run.path / "checkpoints" / "step-000001" for run in (many, one)]
-    # After one step AdamW's first moment is the gradient.
-    for name in ("optimizer", "heads"):
-        ours, theirs = (load_file(folder / f"{name}.safetensors") for folder in folders)
-        assert ours.keys() == theirs.keys()
-        for key, value in theirs.items():
-            if key.startswith(("exp_avg:", "targets.")):
-                np.testing.assert_allclose(ours[key], value, rtol=1e-3, atol=2e-5 * np.abs(value).max(initial=1e-6), err_msg=key)
+    # Gradients of the first step, and the targets after the last.
+    ours, theirs = (load_file(place / f"steps-{number}" / f"{case}.safetensors") for number in (ranks, 1))
+    assert ours.keys() == theirs.keys()
+    assert any(key.startswith("exp_avg:") for key in ours)
+    for key, value in theirs.items():
+        np.testing.assert_allclose(ours[key], value, rtol=1e-3, atol=2e-5 * np.abs(value).max(initial=1e-6), err_msg=key)
 
 
 @pytest.mark.parametrize("ranks", RANKS)
 def test_a_run_goes_on_with_another_number_of_ranks(place, ranks):
     assert _outcomes(place, ranks)[f"resumed-{ranks}"] == [""] * ranks
-    one, many = Run(place / "dagman-1"), Run(place / f"resumed-{ranks}")
+    one, many = Run(place / "one"), Run(place / f"resumed-{ranks}")
     assert many.steps[0] == one.steps[0]
     assert many.steps[1] == pytest.approx(one.steps[1], rel=2e-5)
     assert many.last_step == 2
 
 
 def test_what_is_exchanged_is_counted_and_said(place):
-    many = Run(place / "dagman-2")
+    assert _outcomes(place, 2)["whole"] == ["", ""]
+    many = Run(place / "whole")
     (line,) = [line for line in many.choices if line.startswith("ranks: ")]
-    assert line.startswith("ranks: 2 over gloo, 6 views a step each in 3 parts; gradients of ")
+    assert line.startswith("ranks: 2 over gloo, 2 views a step each in 1 part; gradients of ")
     gradients = float(line.partition("gradients of ")[2].split()[0])
     assert all(row["communicated_mib"] >= gradients for row in many.timings)
-    assert not any("communicated_mib" in row for row in Run(place / "dagman-1").timings)
+    assert not any("communicated_mib" in row for row in Run(place / "one").timings)
+
+
+def test_killed_ranks_are_started_again_by_torchrun_and_the_run_ends_with_the_same_bits(place):
+    told = (place / "killed.torchrun.txt").read_text()
+    # Twice, and no third time: that the others end because one is gone costs no restart of its own.
+    assert told.count("terminated with signal SIGKILL") == 2, told
+    assert told.count("torch.multiprocessing.spawn.ProcessExitedException") == 2, told
+    whole, killed = place / "whole", place / "killed"
+    last = Path("checkpoints") / "step-000003"
+    names = [last / f"{name}.safetensors" for name in ("student", "teacher", "heads", "optimizer")]
+    for name in [*names, Path("metrics.jsonl"), Path("monitors.jsonl"), Path("encoder") / "model.safetensors"]:
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("how", "text"), [("stopped", r"has not answered for \d+ s"), ("reading", r"has been reading the views of step 2 for \d+ s")]
+)
+def test_a_rank_that_hangs_is_named_within_the_set_time_and_the_others_ask_to_be_started_again(place, how, text):
+    assert json.loads((place / f"hung-{how}.codes.json").read_text()) == {"0": 75}
+    (line,) = [line for line in (place / f"hung-{how}.0.txt").read_text().splitlines() if line.startswith("dagman: ")]
+    assert re.fullmatch(rf"dagman: rank 1 \(.*, process \d+\) {text}\. Start all ranks again; the run goes on .*", line), line
+    assert TIMEOUT_S <= int(re.search(r"for (\d+) s", line)[1]) <= 2 * TIMEOUT_S
+    assert Run(place / f"hung-{how}").last_step == 1
+
+
+def test_an_unreadable_scan_is_replaced_and_counted_alike_by_ranks_and_by_one_process(place):
+    assert _outcomes(place, 2)["lost-one"] == ["", ""]
+    one, many = Run(place / "lost-one-alone"), Run(place / "lost-one")
+    assert [row | {"reason": ""} for row in read_rows(many.path / "unreadable.jsonl")] == [
+        row | {"reason": ""} for row in read_rows(one.path / "unreadable.jsonl")
+    ]
+    assert any("1 of 3 so far" in row["text"] for row in many.warnings)
+    for ours, theirs in zip(many.steps, one.steps, strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-5)
+
+
+def test_ranks_end_together_past_the_share_of_unreadable_scans(place):
+    told = _outcomes(place, 2)["lost-two"]
+    assert "2 of 3 scans cannot be read, more than train.unreadable = 0.1 allows" in told[0]
+    assert told[1] == "exit 2"
 
 
 @pytest.mark.parametrize(
@@ -127,14 +191,25 @@ def test_what_is_exchanged_is_counted_and_said(place):
     [
         ("settings", 2, "ranks 0 and 1 differ: seed is 0 and 4"),
         ("scans", 2, "ranks 0 and 1 differ: scans is 3 and 2"),
+        ("version", 2, "and 0.0.1. Start every rank with the same command and version"),
+        ("few", 3, "3 ranks are more than the 2 scans that a view fits in. Start at most 2 ranks"),
         ("batch", 3, "train.batch = 4 is 2 pairs of views, which 3 ranks cannot share evenly. Set train.batch=6, or"),
         ("micro", 2, "train.micro_batch = 4 does not divide the 6 views of each of 2 ranks"),
         ("absent", 2, "2 ranks read a store, and "),
         ("misspelt", 2, "Nearest: train.steps"),
+        ("card", 2, "there is no CUDA device 7"),
+        ("gloo", 2, "2 ranks need gloo, which this torch was built without"),
     ],
 )
 def test_what_ranks_cannot_do_together_is_one_line_of_one_rank_before_the_first_step(place, name, ranks, text):
     told = _outcomes(place, ranks)[f"refused-{name}"]
     assert text in told[0]
+    assert "\n" not in told[0]
     assert told[1:] == ["exit 2"] * (ranks - 1)
     assert not (place / f"refused-{name}" / "settings.toml").exists()
+
+
+@pytest.mark.skipif(torch.distributed.is_nccl_available(), reason="this torch has NCCL")
+def test_cards_without_nccl_are_one_line():
+    with pytest.raises(SettingsError, match="2 ranks on CUDA devices need NCCL, which this torch was built without"):
+        Group(0, 2).use_device(torch.device("cuda:0"), 1.0)

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from dagman import devices
 from dagman.devices import free_memory
 from dagman.errors import RunError
 from dagman.settings import Settings, load_settings, resolve_settings
 from dagman.training.assembly import build_networks
+from dagman.training.parallel.group import Group
+from dagman.training.resources.fitting import fit_memory
 from dagman.training.resources.interruption import StopRequestedError, interruptible
 from dagman.training.resources.memory import GIB, MemoryEstimate, check_estimate, count_kept_bytes, estimate_memory, fit_micro_batch
 
@@ -99,6 +102,38 @@ def test_the_micro_batch_is_the_largest_that_fits():
     for free in chosen:
         assert _fit(settings, free).needed <= 0.9 * free * GIB
     assert estimate_memory(settings, 16, device="cpu", precision="fp32").needed > 0.9 * 20 * GIB
+
+
+def test_ranks_hold_their_share_of_a_step_and_all_cut_it_as_the_smallest_room_asks(monkeypatch):
+    settings = _resolve("small")
+    one, two = (estimate_memory(settings, 4, device="cpu", precision="fp32", ranks=ranks) for ranks in (1, 2))
+    assert (two.weights, two.activations) == (one.weights, one.activations)
+    assert two.step == one.step // 2
+    monkeypatch.setattr(devices, "held_memory", lambda: 0)
+    monkeypatch.setattr(devices, "free_memory", lambda device: 40 * GIB)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+
+    class Two(Group):
+        """Rank 0 of two on one host, the other of which has room for this many views."""
+
+        def share(self, value):
+            return [value, self.others if isinstance(value, int) and not isinstance(value, bool) else value]
+
+    def fit(others: int):
+        group = Two(0, 2)
+        group.others = others
+        return fit_memory(settings, ["train.micro_batch = 16, all of a step"], "cpu", "fp32", group, fixed=False)
+
+    # 8 of the 16 views of a step are a rank's, and 20 GiB of the host's 40.
+    same, estimate, reasons = fit(8)
+    assert (same, estimate.micro_batch, estimate.free) == (settings, 8, 20 * GIB)
+    assert reasons == ["train.micro_batch = 16, all of a step"]
+    cut, estimate, reasons = fit(4)
+    assert (cut.train.micro_batch, estimate.micro_batch) == (4, 4)
+    assert reasons == ["train.micro_batch = 4, not 16: what fits in the memory that is free"]
+    monkeypatch.setattr(devices, "free_memory", lambda device: 4 * GIB)
+    with pytest.raises(RunError, match=r"2 at once by each of 2 ranks, needs about .*, and 2.0 GiB are free for each"):
+        fit(2)
 
 
 def test_where_nothing_fits_one_line_has_the_numbers_and_what_would():

@@ -155,9 +155,15 @@ class Learner:
         """A block in which nothing is compiled: the monitors' single views and galleries are of sizes of their own."""
         return contextlib.nullcontext() if self.compiled == "off" else torch.compiler.set_stance("force_eager")
 
-    def join(self) -> None:
-        """Let the processes of the group share each step from here on."""
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[None]:
+        """Within the block the processes of the group share each step."""
         self.replica = replicate(self.student, self.group, assembly.list_untrained(self.settings))
+        try:
+            yield
+        finally:
+            # Before the group ends: a replica that outlives it ends it under Python's lock, and gloo's threads may wait for that.
+            self.replica = self.student
 
     def start_reconstruction(self, mean: float) -> None:
         """Let the reconstruction begin at a mean intensity, if there is one."""

@@ -111,9 +111,9 @@ class Trainer:
         # A run that goes on from another has its first weights in a checkpoint of step 0.
         if not self.group.broadcast(list_checkpoints(self.folder)):
             self.learner.start_reconstruction(self.first_mean)
-        self.learner.join()
-        while (broken := self._train_on()) is not None:
-            self._go_back(broken)
+        with self.learner.joined():
+            while (broken := self._train_on()) is not None:
+                self._go_back(broken)
         return self.step
 
     def _train_on(self) -> Broken | None:

@@ -15,9 +15,12 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from dagman.errors import DagmanError, RunError, SettingsError
 from dagman.method.peers import Peers
+from dagman.training.parallel.meeting import meet
 from dagman.training.parallel.watch import REQUEUE, Watch
 
 T = TypeVar("T")
@@ -35,12 +38,13 @@ class Group(Peers):
     """This process and the others of its run.
 
     Attributes:
+        name: Of this start of its ranks.
         communicated: Bytes that this process has given to sums, maxima and gatherings since it was last set to 0.
         watch: Who notices a process that hangs; None where this one is alone.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int = 0, size: int = 1, name: str = "") -> None:
+        self.rank, self.size, self.name = rank, size, name
         self.communicated = 0
         self.watch: Watch | None = None
         self.tensors: dist.ProcessGroup | None = None
@@ -175,21 +179,26 @@ def join_group(timeout_s: float) -> Iterator[Group]:
     missing = [name for name in _VARIABLES if name not in os.environ]
     if missing:
         raise SettingsError(f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set", do="Start the ranks with torchrun")
+    rank = _read_number("RANK", 0)
     if not (dist.is_available() and dist.is_gloo_available()):
+        # There is no group yet in which one could speak for all.
+        if rank > 0:
+            raise SystemExit(2)
         raise SettingsError(
             f"{size} ranks need gloo, which this torch was built without", do="Install another torch, or start one process"
         )
-    rank = _read_number("RANK", 0)
     limit = datetime.timedelta(seconds=2 * timeout_s)
     try:
-        dist.init_process_group("gloo", init_method="env://", rank=rank, world_size=size, timeout=limit)
+        store, _, _ = next(rendezvous("env://", rank, size, timeout=limit))
+        name = meet(store, rank, size, limit)
+        dist.init_process_group("gloo", store=PrefixStore(name, store), rank=rank, world_size=size, timeout=limit)
     except (RuntimeError, ValueError) as error:
         raise RunError(
             f"rank {rank} of {size} found no others at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
             f"({_first_line(error)})",
             do="Start all ranks with one rendezvous address",
         ) from None
-    group = Group(rank, size)
+    group = Group(rank, size, name)
     try:
         with _explain_loss(group):
             yield group
@@ -203,7 +212,7 @@ def start_watch(group: Group, timeout_s: float) -> None:
     """Let the processes of a group watch one another from here on."""
     if group.size == 1:
         return
-    group.watch = Watch(group.rank, group.size, timeout_s, f"{platform.node()}, process {os.getpid()}")
+    group.watch = Watch(group.rank, group.size, timeout_s, f"{platform.node()}, process {os.getpid()}", group.name)
     group.watch.publish()
     group.wait()
     group.watch.start()

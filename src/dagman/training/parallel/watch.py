@@ -64,9 +64,10 @@ class Watch:
         size: How many there are.
         timeout_s: After which a rank that does not answer, or does not move while another waits for it, is given up.
         who: Host and process, for the message.
+        name: Of this start of the ranks.
     """
 
-    def __init__(self, rank: int, size: int, timeout_s: float, who: str) -> None:
+    def __init__(self, rank: int, size: int, timeout_s: float, who: str, name: str) -> None:
         self.rank, self.size, self.timeout_s, self.who = rank, size, timeout_s, who
         self.place = (0, 0)
         self.beats = 0
@@ -74,7 +75,7 @@ class Watch:
         self.store = TCPStore(
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=timeout_s)
         )
-        self.prefix = f"dagman/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self.prefix = f"{name}/watch"
         self.seen: dict[int, tuple[int, float, tuple[int, int], float]] = {}
         self.thread = threading.Thread(target=self._run, daemon=True, name="watch")
 
