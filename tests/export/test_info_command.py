@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dagman.encoder.encoder import Encoder
@@ -13,6 +14,7 @@ from dagman.export.contents import describe_path
 from dagman.store.manifest import Store
 from dagman.tables.structures import Structure
 from dagman.tasks.segment.model import save_model, start_model
+from dagman.testing import make_body, write_nifti
 
 _MADE_BEFORE = Path(__file__).parents[1] / "made_before"
 
@@ -48,6 +50,30 @@ def test_a_store():
     assert contents.contract["spacing"] == contents.contract["preparation"]["spacing"]
 
 
+def test_what_embed_wrote(call_dagman, encoder: Encoder, encoder_folder: Path, tmp_path: Path):
+    scan = write_nifti(tmp_path / "scans" / "s.nii.gz", make_body())
+    labels = np.zeros((44, 40, 36), np.uint8)
+    labels[20:30, 15:25, 10:20] = 3
+    write_nifti(tmp_path / "map.nii.gz", labels)
+    encoder.embed_dense(scan, tmp_path / "dense", stages=(3,))
+    contents = describe_path(str(tmp_path / "dense"))
+    assert (contents.kind, contents.made_of["scans"]) == ("token grids", 1)
+    assert contents.made_from["encoder_digest"] == encoder.digest
+    assert contents.contract["maps (channels, stride in voxels, mm)"] == {"x3": [96, 16, encoder.config.spacing * 16]}
+    asked = ("--label-map", tmp_path / "map.nii.gz", "--stages", "4", "--pools", "mean")
+    for name, rows in (("f.parquet", 1), ("f.csv", 1)):
+        assert call_dagman("embed", encoder_folder, scan, "--out", tmp_path / name, *asked)[0] == 0
+        contents = describe_path(str(tmp_path / name))
+        assert (contents.kind, contents.made_of["rows"], contents.made_of["features"]) == ("features", rows, 192)
+        assert contents.made_from["encoder_digest"] == encoder.digest
+        assert contents.contract["stages"] == [4]
+        assert any("seen_in_pretraining" in line for line in contents.not_for)
+        assert call_dagman("info", tmp_path / name)[1].startswith("features: Features of 1 label, 192 each")
+    (tmp_path / "own.csv").write_text("scan\ns.nii.gz\n")
+    with pytest.raises(DagmanError, match="dagman embed did not write"):
+        describe_path(str(tmp_path / "own.csv"))
+
+
 def test_a_model_of_a_task(encoder: Encoder, tmp_path: Path):
     model = start_model(encoder, [Structure(name="liver", values=(6,)), Structure(name="spleen", values=(1,))])
     save_model(model, tmp_path / "out" / "model")
@@ -58,7 +84,7 @@ def test_a_model_of_a_task(encoder: Encoder, tmp_path: Path):
         assert contents.made_of["structures"] == {"liver": [6], "spleen": [1]}
 
 
-@pytest.mark.parametrize(("name", "says"), [("nowhere", "does not exist"), ("", "is not an encoder folder")])
+@pytest.mark.parametrize(("name", "says"), [("nowhere", "does not exist"), ("", "is not a run, an encoder folder, a store, or")])
 def test_what_is_nothing_of_dagmans_is_refused(tmp_path: Path, name: str, says: str):
     with pytest.raises(DagmanError, match=says):
         describe_path(str(tmp_path / name))

@@ -132,6 +132,30 @@ def read_features(path: str | Path) -> FeatureFile:
     return FeatureFile(items=items, values=values, columns=columns, provenance=provenance)
 
 
+def summarise_features(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The provenance of a feature file, and counts of what it holds, without its features; raises as `read_features`."""
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            provenance = json.loads((file.schema_arrow.metadata or {})[_KEY])
+            first = names.index(_SEEN) + 1
+            kept = [name for name in ("patient", "scan", "label_name") if name in names]
+            held = file.read(columns=[*kept, _SEEN])
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise TableError(f"is not a feature file of dagman ({error})", where=path, do="Run dagman embed") from None
+    counts = {
+        "rows": held.num_rows,
+        "scans": len(held["scan"].unique()),
+        "patients": len(held["patient"].unique()),
+        "rows_seen_in_pretraining": int(np.sum(held[_SEEN].to_pylist())),
+        "features": len(names) - first,
+        "columns": [*names[:first], f"{names[first]} to {names[-1]}"],
+    }
+    if "label_name" in kept:
+        counts["labels"] = sorted(str(name) for name in held["label_name"].unique().to_pylist() if name is not None)
+    return provenance, counts
+
+
 def describe_pooling(pooling: Pooling, crop: CropSpec) -> dict[str, Any]:
     """Settings for the provenance; None for the crop means: chosen from the structures' sizes."""
     return {"stages": list(pooling.stages), "pools": list(pooling.pools), "crop_mm": crop.mm, "crop_spacing_mm": crop.spacing}

@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dagman.encoder.dense import DenseStore, open_dense
 from dagman.encoder.encoder import Encoder
+from dagman.encoder.feature_file import summarise_features
 from dagman.encoder.loading import find_folder, load_encoder
 from dagman.errors import DagmanError, TaskError
 from dagman.export.preprocessing import describe_preprocessing, state_preprocessing
@@ -28,10 +30,12 @@ NOT_FOR = (
     "Scores on scans that it was trained on: their content hashes are in config.json (scans_seen), and dagman leaves them out.",
 )
 
+FEATURES_NOT_FOR = (NOT_FOR[0], "Scores on rows that the encoder saw in pretraining: they are marked (seen_in_pretraining).")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What something is. `kind`: encoder, run, store or model. Values of the mappings are plain, for JSON.
+    """What something is. `kind`: encoder, run, store, model, features or token grids. Values of the mappings are plain, for JSON.
 
     Attributes:
         what: One sentence.
@@ -60,6 +64,10 @@ class Contents:
 def describe_path(path: str, *, weights: str = "auto") -> Contents:
     """What a path or a name of an encoder is; raises DagmanError where it is none of what dagman makes, or is damaged."""
     folder = Path(path)
+    if (folder / "dense.json").is_file():
+        return describe_dense(open_dense(folder))
+    if folder.is_file() and folder.suffix.lower() in (".parquet", ".pq", ".csv"):
+        return describe_features(folder)
     if (folder / "store.json").is_file():
         return describe_store(Store(folder))
     if (folder / "settings.toml").is_file():
@@ -171,6 +179,64 @@ def describe_store(store: Store) -> Contents:
         used_for=("Pretraining (dagman pretrain), and tasks whose tables name its scans by id.",),
         not_for=("Publication: its voxels are the patients'. Names are pseudonyms, made with the key whose fingerprint it holds.",),
         contract={key: value for key, value in store.info.items() if key != "format"},
+    )
+
+
+def describe_dense(store: DenseStore) -> Contents:
+    """What a folder of token grids is."""
+    info = store.info
+    stages = zip(info["stages"], info["channels"], info["strides"], info["token_mm"], strict=True)
+    scans = {row["maps"] for row in store.rows}
+    return Contents(
+        kind="token grids",
+        what=f"Token grids of {count_noun(len(store), 'scan')} by the {info['encoder']['what']}",
+        made_of={
+            "scans": len(store),
+            "patients": len({row["patient"] for row in store.rows}),
+            "scans_seen_in_pretraining": sum(row["seen_in_pretraining"] == "True" for row in store.rows),
+            "bytes": sum(file.stat().st_size for maps in scans for file in (store.path / maps).glob("*.b2nd")),
+        },
+        made_from={**{f"encoder_{key}": value for key, value in info["encoder"].items()}, **_read_origin(store.path)},
+        used_for=("Research: features of any region, by dagman.open_dense, or by blosc2 alone.",),
+        not_for=FEATURES_NOT_FOR,
+        contract={
+            "axes": f"{info['axes']}, {info['orientation']}, {info['dtype']}",
+            "maps (channels, stride in voxels, mm)": {f"x{stage}": values for stage, *values in stages},
+            "joins by": "dense.csv: id, row, scan, patient, content_hash",
+        },
+    )
+
+
+def describe_features(path: Path) -> Contents:
+    """What a file of features is; raises TaskError for a table that `dagman embed` did not write."""
+    beside = path.with_name(f"{path.name}.command.json")
+    command = _read_json(beside) if beside.is_file() else {}
+    counts: dict[str, Any] = {}
+    settings = command.get("settings", {})
+    if path.suffix.lower() != ".csv":
+        provenance, counts = summarise_features(path)
+        made = {f"encoder_{key}": value for key, value in provenance["encoder"].items()} | {"dagman": provenance["dagman"]}
+        settings = provenance["settings"]
+    elif command.get("command") == "embed":
+        inputs, outcome = command.get("inputs", {}), command.get("outcome", {})
+        counts = {"rows": outcome.get("written"), "features": outcome.get("columns")}
+        made = {
+            "encoder_source": inputs.get("encoder"),
+            "encoder_digest": inputs.get("encoder_digest"),
+            "dagman": command["dagman"],
+        }
+    else:
+        what = f"is a table that dagman embed did not write: there is no {beside.name} beside it"
+        raise TaskError(what, where=path, do="Give an encoder, a run, a store, a model, or what dagman embed wrote")
+    by_label = "label_map" in settings
+    return Contents(
+        kind="features",
+        what=f"Features of {count_noun(counts['rows'] or 0, 'label' if by_label else 'item')}, {counts['features']} each",
+        made_of=counts,
+        made_from={**made, "written": command.get("written")} if command else made,
+        used_for=("Research: a table of one row an item, for statistics of one's own.",),
+        not_for=FEATURES_NOT_FOR,
+        contract={**settings, "joins by": "id, scan, patient, label_value" + (", row" if by_label else "")},
     )
 
 

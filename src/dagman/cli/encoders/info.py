@@ -1,4 +1,4 @@
-"""`dagman info`: what an encoder, a run, a store or a model is."""
+"""`dagman info`: what an encoder, a run, a store, a model, or what `embed` wrote is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ _EXAMPLE = "Example: dagman info runs/first"
 
 @app.command(epilog=_EXAMPLE)
 def describe_folder(
-    path: Annotated[str, typer.Argument(help="A run, an encoder folder, scratch:SIZE, a store, or a model of a task.")],
+    path: Annotated[
+        str, typer.Argument(help="A run, an encoder folder, scratch:SIZE, a store, a model of a task, or what embed wrote.")
+    ],
     weights: Annotated[str, typer.Option(help="Whose weights of a run: teacher, student, or auto.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
