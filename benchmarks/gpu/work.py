@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from dagman.method import Targets, ViewPair
+from dagman.method import ViewPair
 from dagman.method.masking import DRAWS
 from dagman.method.networks import Network, unit_grid
 from dagman.method.noise import count_noise_draws
-from dagman.method.teacher import update_teacher
 from dagman.settings import Settings, load_settings, resolve_settings
-from dagman.training import assembly
-from dagman.training.accumulation import accumulate_gradients
+from dagman.training.learner import Learner
+from dagman.training.recovery.outcome import Outcome
+
+STEPS = 10_000
+"""Of the run whose steps are taken, so that no schedule moves while they are timed; its second half: projectors learn whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +27,11 @@ class Work:
     settings: Settings
     student: Network
     teacher: Network | None
-    step: Callable[[], torch.Tensor]
-    "One optimiser step; returns the loss, on the device."
+    learner: Learner
+    step: Callable[[], None]
+    "One optimiser step; with `read_after` the losses of the one before are read in it."
+    last: Callable[[], dict[str, Any]]
+    "The row of the step that was taken last."
 
 
 def build_work(
@@ -34,37 +40,36 @@ def build_work(
     batch: int | None,
     device: str,
     precision: str,
-    kernels: str = "reference",
     method: str = "dagman",
     micro: int | None = None,
+    assignments: Sequence[str] = (),
+    **fast: Any,
 ) -> Work:
-    """Networks, optimiser and random views of a preset; `micro` views at once (default: the preset's)."""
-    asked = [f"train.batch={batch}"] if batch else []
+    """Networks, optimiser and random views of a preset; `micro` views at once (default: the preset's).
+
+    fast: What `Learner` takes besides: kernels, compiled, read_after.
+    """
+    asked = [f"train.steps={STEPS}", *assignments]
+    asked += [f"train.batch={batch}"] if batch else []
     asked += [f"train.micro_batch={micro}"] if micro else []
     settings = resolve_settings(load_settings(size, method, assignments=asked)[0])[0]
-    student, teacher = assembly.build_networks(settings)
-    networks = [student.to(device).train(), *([] if teacher is None else [teacher.to(device)])]
-    for network in networks:
-        network.encoder.use_kernels(kernels)
-    composed = assembly.compose_method(settings)
-    prototypes, names = int(settings.projector.prototypes), assembly.name_projectors(settings)
-    targets = Targets(assembly.compose_rules(settings), prototypes, names, torch.device(device))
-    groups = assembly.group_parameters(student, settings.optim.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=torch.device(device).type == "cuda")
+    learner = Learner(settings, device=device, precision=precision, **fast)
     held = int(settings.train.micro_batch)
-    pairs = [_draw(settings, student, held, device) for _ in range(settings.train.batch // held)]
+    pairs = [_draw(settings, learner.student, held, device) for _ in range(settings.train.batch // held)]
+    taken: list[Outcome] = []
 
-    def step() -> torch.Tensor:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            losses = accumulate_gradients(student, teacher, pairs, composed, targets, 0.05)
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 3.0)
-        optimizer.step()
-        if teacher is not None:
-            update_teacher(teacher, student, 0.99)
-        return losses.total
+    def step() -> None:
+        taken.append(learner.advance(pairs, STEPS // 2))
+        if len(taken) > 1:
+            taken.pop(0).read()
 
-    return Work(settings=settings, student=student, teacher=teacher, step=step)
+    def last() -> dict[str, Any]:
+        row = learner.read(taken[-1])
+        if not isinstance(row, dict):
+            raise ValueError("the last step was not finite")
+        return row
+
+    return Work(settings=settings, student=learner.student, teacher=learner.teacher, learner=learner, step=step, last=last)
 
 
 def _draw(settings: Settings, student: Network, views: int, device: str) -> ViewPair:

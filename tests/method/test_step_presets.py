@@ -162,3 +162,35 @@ def test_one_volume_is_overfitted():
         if teacher is not None:
             update_teacher(teacher, student, 0.99)
     assert sum(errors[-5:]) / 5 < 0.4 * errors[0]
+
+
+@pytest.mark.parametrize("granularity", ["unit", "patch"])
+def test_what_is_alike_in_hidden_windows_may_be_computed_once(granularity):
+    told, gradients = [], []
+    for skips in ("false", "true"):
+        settings = _settle("dagman", f"teacher.granularity={granularity}", f"train.skip_hidden={skips}")
+        student, teacher = assembly.build_networks(settings)
+        assert student.encoder.skips_hidden is teacher.encoder.skips_hidden is (skips == "true")
+        pair = _draw_pair(student, 0)
+        if granularity == "patch":
+            pair = replace(pair, noise=torch.rand(2, 2, 8 * 512, generator=torch.Generator().manual_seed(1)))
+        inside = torch.tensor([[[0, 0, 0], [32, 32, 32]]]).repeat(4, 1, 1).unflatten(0, (2, 2))
+        inside[0, 1, 1, 2] = 16
+        pair = replace(pair, inside=inside)
+        losses = accumulate_gradients(student, teacher, [pair], assembly.compose_method(settings), _make_targets(settings), 0.04)
+        told.append({name: value.item() for name, value in losses.parts.items()})
+        gradients.append(torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]))
+    assert told[1] == pytest.approx(told[0], rel=1e-5)
+    assert (gradients[1] - gradients[0]).norm() < 1e-5 * gradients[0].norm()
+
+
+def test_no_stage_is_computed_that_nothing_reads():
+    for name, passes in (("attmask", (0, 0)), ("mst", (1, 0)), ("ibot", (1, 1))):
+        student, teacher = assembly.build_networks(settings := _settle(name))
+        passed: list[torch.nn.Module] = []
+        last = [network.encoder.stages[3] for network in (student, teacher)]
+        for stage in last:
+            stage.register_forward_pre_hook(lambda module, inputs, passed=passed: passed.append(module))
+        pair = _draw_pair(student, 0)
+        accumulate_gradients(student, teacher, [pair], assembly.compose_method(settings), _make_targets(settings), 0.04)
+        assert tuple(passed.count(stage) for stage in last) == passes, name

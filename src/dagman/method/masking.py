@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dagman.model.windows import locate
+
 Grid = tuple[int, int, int]
 DRAWS = 8
 """Uniform numbers a unit and view that a masking is given."""
@@ -108,10 +110,7 @@ def count_masked(shares: MaskingShares, grid: Grid, views: int, inside: Int[Tens
 
 def locate_units(units: Bool[Tensor, "B N"], count: int | None = None) -> Int[Tensor, "R"]:
     """The places of True in `units.flatten()`, ascending; count: how many they are, so that no device is waited for."""
-    flat = units.flatten()
-    if count is None:
-        return flat.nonzero()[:, 0]
-    return flat.to(torch.uint8).argsort(descending=True, stable=True)[:count]
+    return locate(units.flatten(), count)
 
 
 def rank_units(attention: Float[Tensor, "B N"], draws: Float[Tensor, "B N D"]) -> Int[Tensor, "B N"]:

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dagman.method.masking import Grid, locate_units
+from dagman.method.noise import PATCHES_PER_UNIT
 from dagman.model import Encoded, Projector, ReconstructionHead, SemanticAttention, SwinShape, build_backbone
 from dagman.model.backbone import UNIT, MaskFill
 
@@ -131,9 +132,29 @@ class Network(nn.Module):
             drop_path: Uniform draws for stochastic depth; None for none.
             count: How many units of all views are wanted, where it is known; a device is then not waited for.
         """
-        encoded = self.encoder.encode(view, blanked, drop=drop_path)
+        # What is blanked are then the patch tokens of the units, and no others.
+        whole = None if units is None or count is None else units.numel() - count
+        encoded = self.encode(view, blanked, drop_path, whole)
         restored = self.reconstruction(encoded.maps[3]) if self.reconstruction is not None else None
         return Outputs(projections=self.project(encoded, units, count), reconstruction=restored)
+
+    def encode(
+        self,
+        view: Float[Tensor, "B 1 X Y Z"],
+        blanked: Bool[Tensor, "B x y z"] | None = None,
+        drop_path: Float[Tensor, "L B"] | None = None,
+        visible: int | None = None,
+    ) -> Encoded:
+        """What the encoder makes of views; visible: units of all views that are not blanked, where whole ones are."""
+        skipping = {"visible": visible * PATCHES_PER_UNIT**3} if visible is not None and self.encoder.skips_hidden else {}
+        return self.encoder.encode(view, blanked, drop=drop_path, stages=self.deepest, **skipping)
+
+    @property
+    def deepest(self) -> int | None:
+        """The last stage that a head or the semantic attention reads; None for all, or for a backbone with its own [CLS] token."""
+        if self.encoder.own_cls or self.reconstruction is not None or "gitd" in self.projectors:
+            return None
+        return max(self.encoder.unit_stage if "ampd" in self.projectors else 1, self.semantic.stage if self.semantic else 1)
 
     def project(self, encoded: Encoded, units: Bool[Tensor, "B N"] | None = None, count: int | None = None) -> dict[str, Tensor]:
         """Logits by loss from what the encoder made of views: `ampd` of the `units` wanted, `aitd` and `gitd` of each view.

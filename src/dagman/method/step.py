@@ -5,6 +5,7 @@ P pairs of views u and v, N units, K prototypes, R masked units of all views in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from dagman.devices import send
 from dagman.method.losses import cross_entropy, masked_l1
-from dagman.method.masking import Masking, MaskingShares, count_masked, expand_units, locate_units, mask_units
+from dagman.method.masking import Masking, MaskingShares, count_masked, count_share, expand_units, locate_units, mask_units
 from dagman.method.networks import Network, Outputs, unit_grid
 from dagman.method.noise import PATCHES_PER_UNIT, patch_dropout
 from dagman.model.backbone import UNIT
@@ -74,7 +75,11 @@ def teacher_forward(teacher: Network | None, pair: ViewPair, method: Method) -> 
     views = pair.views.flatten(0, 1)
     grid = unit_grid(tuple(views.shape[2:]))
     dropped = patch_dropout(pair.noise.flatten(0, 1), grid, method.noise, method.granularity)
-    encoded = teacher.encoder.encode(views, dropped) if teacher is not None and len(teacher.projectors) else None
+    kept = None
+    if dropped is not None and method.granularity == "unit":
+        units = math.prod(grid)
+        kept = len(views) * (units - count_share(method.noise, units))
+    encoded = teacher.encode(views, dropped, visible=kept) if teacher is not None and len(teacher.projectors) else None
     attention = None
     if teacher is not None and method.needs_attention:
         source = None if method.attention_from == "clean" else dropped

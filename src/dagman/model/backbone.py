@@ -46,6 +46,8 @@ class Backbone(nn.Module):
     may drop (R), 0 for none. mask_fill: what stands in a masked patch token, "zero" or a learned "token".
     alignment: a part of a larger view has that view's features, away from its ends, if it starts at a multiple of so many voxels.
     own_cls: whether it has a [CLS] token of its own, as a ViT, and so needs no semantic attention; it then has `attend` as well.
+    skips_hidden: whether `skip_hidden` was called; `encode` then takes `visible`, how many patch tokens of all views are not
+    hidden, where those of whole units are.
     view: side of the views that its positions are learned for; 0 for a backbone whose features do not depend on the view's size.
     """
 
@@ -56,6 +58,7 @@ class Backbone(nn.Module):
     alignment: int = STRIDES[-1]
     own_cls: bool = False
     view: int = 0
+    skips_hidden: bool = False
 
     @abstractmethod
     def forward(
@@ -106,6 +109,13 @@ class Backbone(nn.Module):
         """
         if stages:
             raise SettingsError("this backbone keeps all activations", where="train.recompute", do="Leave it at 0")
+
+    def skip_hidden(self) -> None:
+        """Compute once for each view what is alike in all hidden windows: the same numbers to rounding.
+
+        Raises SettingsError where the backbone cannot.
+        """
+        raise SettingsError("this backbone computes all tokens", where="train.skip_hidden", do="Leave it at false")
 
     def use_kernels(self, kernels: str) -> None:
         """Compute by "triton" kernels or by the "reference"; a backbone without kernels of its own has the reference alone."""

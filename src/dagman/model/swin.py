@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dagman.errors import SettingsError
-from dagman.model.backbone import Backbone, BackboneKind, MaskFill, register_backbone
+from dagman.model.backbone import Backbone, BackboneKind, Encoded, MaskFill, register_backbone
 from dagman.model.linear import Linear, apply_linear_gelu
 from dagman.model.window_attention import LARGE, WindowAttention
 from dagman.model.windows import Triple, WindowPlan, plan_windows
@@ -111,7 +111,7 @@ class SwinEncoder(Backbone):
         self.register_buffer("std", torch.tensor(shape.std))
         # A convolution whose stride is its kernel, as one matrix product straight into channels-last tokens.
         self.patch_projection = nn.Linear(shape.in_channels * shape.patch**3, shape.embed)
-        self.mask_fill = mask_fill
+        self.mask_fill, self.skips_hidden = mask_fill, False
         self.mask_token = nn.Parameter(torch.zeros(shape.embed)) if mask_fill == "token" else None
         self.stages = nn.ModuleList(
             SwinStage(shape.embed << i, depth, heads, shape.window, shape.mlp_ratio)
@@ -124,6 +124,7 @@ class SwinEncoder(Backbone):
         hidden: Bool[Tensor, "B x y z"] | None = None,
         drop: Float[Tensor, "R B"] | None = None,
         stages: int | None = None,
+        visible: int | None = None,
     ) -> list[Float[Tensor, "B _ _ _ _"]]:
         """Feature maps [x1, x2, x3, x4] of views with intensities in [0, 1]; sides that do not divide are padded at their far end.
 
@@ -132,14 +133,50 @@ class SwinEncoder(Backbone):
         a branch is left out for a view where its draw is below its rate. None: no stochastic depth, in training mode too;
         so that nothing here ever draws a random number.
         stages: how many stages to run, all by default; the teacher's attention needs no stage after the one it reads.
+        visible: how many patch tokens of all views are not hidden, if whole units are; see `skip_hidden`.
         """
-        tokens, grid = self._embed(view, hidden)
         scales = None if drop is None else self._scales(drop)
+        skips = self.skips_hidden and hidden is not None and visible is not None
+        if skips:
+            tokens, grid = self._pass_first_block(view, hidden, visible, scales)
+        else:
+            tokens, grid = self._embed(view, hidden)
         features = []
-        for stage in self.stages[:stages]:
-            tokens, grid = stage(tokens, grid, scales)
+        for number, stage in enumerate(self.stages[:stages]):
+            tokens, grid = stage(tokens, grid, scales, first=1 if skips and number == 0 else 0)
             features.append(tokens.unflatten(1, grid).permute(0, 4, 1, 2, 3))
         return features
+
+    def encode(
+        self,
+        view: Float[Tensor, "B channels X Y Z"],
+        hidden: Bool[Tensor, "B x y z"] | None = None,
+        drop: Float[Tensor, "R B"] | None = None,
+        stages: int | None = None,
+        visible: int | None = None,
+    ) -> Encoded:
+        """See `forward`."""
+        return Encoded(maps=self(view, hidden, drop=drop, stages=stages, visible=visible))
+
+    def skip_hidden(self) -> None:
+        """See `Backbone.skip_hidden`."""
+        if self.shape.patch != 2 or 8 % self.shape.window:
+            what = f"windows of {self.shape.window} patch tokens do not lie in units of 8"
+            raise SettingsError(what, where="train.skip_hidden", do="Leave it at false, or set model.window=4")
+        self.skips_hidden = True
+
+    def _pass_first_block(
+        self, view: Tensor, hidden: Tensor | None, visible: int | None, scales: Iterator[Tensor] | None
+    ) -> tuple[Tensor, Triple]:
+        from dagman.model.hidden_windows import pass_first_block
+
+        assert hidden is not None
+        assert visible is not None
+        patches, grid = self._cut(view)
+        fill = patches.new_zeros(self.shape.embed) if self.mask_token is None or self.mask_fill == "zero" else self.mask_token
+        block, project = cast(SwinStage, self.stages[0]).blocks[0], self.patch_projection
+        window = self.shape.window
+        return pass_first_block(patches, grid, hidden.flatten(1), visible, window, project, fill, block, scales), grid
 
     def layers(self) -> list[list[nn.Parameter]]:
         """The patch projection (with the mask token), then each block and each merging."""
@@ -168,7 +205,8 @@ class SwinEncoder(Backbone):
             tokens, grid = stage(tokens, grid, None)
         return attentions
 
-    def _embed(self, view: Tensor, hidden: Tensor | None) -> tuple[Tensor, Triple]:
+    def _cut(self, view: Tensor) -> tuple[Tensor, Triple]:
+        """Standardised voxels of each patch token, B L P, and their grid."""
         patch = self.shape.patch
         # Padding is intensity 0 before standardisation, so that weights exported with it folded in pad alike.
         view = F.pad(view, [n for side in reversed(view.shape[2:]) for n in (0, -side % patch)])
@@ -176,11 +214,15 @@ class SwinEncoder(Backbone):
         grid = (X // patch, Y // patch, Z // patch)
         view = (view - self.mean) / self.std
         patches = view.reshape(B, C, grid[0], patch, grid[1], patch, grid[2], patch).permute(0, 2, 4, 6, 1, 3, 5, 7)
-        tokens = self.patch_projection(patches.reshape(B, math.prod(grid), C * patch**3))
+        return patches.reshape(B, math.prod(grid), C * patch**3), grid
+
+    def _embed(self, view: Tensor, hidden: Tensor | None) -> tuple[Tensor, Triple]:
+        patches, grid = self._cut(view)
+        tokens = self.patch_projection(patches)
         if hidden is not None:
             if hidden.shape[1:] != grid:
                 raise ValueError(f"hidden has the grid {tuple(hidden.shape[1:])}, the view has {grid} patch tokens")
-            masked = hidden.reshape(B, -1, 1)
+            masked = hidden.reshape(len(view), -1, 1)
             learned = self.mask_token if self.mask_fill == "token" else None
             fill = tokens.new_zeros(()) if learned is None else learned.to(tokens.dtype)
             tokens = torch.where(masked, fill, tokens)
@@ -213,10 +255,10 @@ class SwinStage(nn.Module):
         """Whether a block keeps its input alone for the backward pass, which runs it again."""
 
     def forward(
-        self, x: Float[Tensor, "B L C"], grid: Triple, scales: Iterator[Tensor] | None
+        self, x: Float[Tensor, "B L C"], grid: Triple, scales: Iterator[Tensor] | None, first: int = 0
     ) -> tuple[Float[Tensor, "B l c"], Triple]:
-        """Tokens and grid after the stage; scales: the factors of the residual branches still to come."""
-        for block in self.blocks:
+        """Tokens and grid after the stage from block `first` on; scales: the factors of the residual branches still to come."""
+        for block in self.blocks[first:]:
             x = self._recompute(block, x, grid, scales) if self.recomputed and torch.is_grad_enabled() else block(x, grid, scales)
         return self.merging(x, grid)
 

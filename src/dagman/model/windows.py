@@ -58,6 +58,11 @@ def _list_parts(argument: object) -> tuple[object, ...]:
     return argument if isinstance(argument, tuple) else (argument,)
 
 
+def locate(flags: Bool[Tensor, " flags"], count: int | None = None) -> Int[Tensor, " places"]:
+    """Where the flags are True, ascending; count: how many they are, where it is known, so that no device is waited for."""
+    return flags.nonzero()[:, 0] if count is None else flags.to(torch.uint8).argsort(descending=True, stable=True)[:count]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WindowPlan:
     """How one grid of tokens is cut into windows.

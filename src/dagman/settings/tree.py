@@ -259,6 +259,8 @@ class TrainSettings(Section):
     """Views held at once at most; the gradients of a step are accumulated over parts of nearly equal size."""
     recompute: Annotated[int, Field(ge=0, le=STAGES)] = 0
     """Stages, from the first on, whose activations are computed again in the backward pass: less memory, more time."""
+    skip_hidden: bool = False
+    """Whether the first block computes once what is alike in all masked or dropped windows: equal to rounding. [ours]"""
     freeze_epochs: Weight = 1.0
     """Epochs (800 a run) in which the projectors' last layers stay frozen. [iBOT]"""
     checkpoint_every: Positive = 50

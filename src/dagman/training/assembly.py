@@ -81,6 +81,8 @@ def build_networks(settings: Settings) -> tuple[Network, Network | None]:
             backbone=settings.model.backbone,
         )
     student.encoder.recompute(settings.train.recompute)
+    if settings.train.skip_hidden:
+        student.encoder.skip_hidden()
     return student, copy_student(student) if settings.needs_teacher else None
 
 

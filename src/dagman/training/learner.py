@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from dagman.errors import SettingsError
 from dagman.method.networks import Network
 from dagman.method.schedules import freeze_last_layer, learning_rate, teacher_momentum
 from dagman.method.step import ViewPair
@@ -144,6 +145,9 @@ class Learner:
         """
         # Clean, noisy and student's passes share one function, for two sizes of micro-batches, with and without gradient.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
+        if self.settings.train.skip_hidden or self.student.encoder.own_cls:
+            what = "train.skip_hidden" if self.settings.train.skip_hidden else "a backbone with its own [CLS] token"
+            raise SettingsError(f"{what} does not go with compiled encoders", where="train.compile", do="Set train.compile=off")
         for network in (self.student, self.teacher):
             if network is not None:
                 # One pass before makes the plans of windows, which the graphs then take as they are.

@@ -17,7 +17,8 @@ from dagman.store.manifest import Store
 from dagman.training.parallel.group import Group
 from dagman.training.views import Part
 
-LATER_MACHINE_CHOICES = ("train.compile", "train.read_after")
+LATER_SETTINGS = {"train.compile": "auto", "train.read_after": "auto", "train.skip_hidden": False}
+"""Settings that came after the first release whose runs are resumed, with the value that changes nothing."""
 FREE_TO_CHANGE = frozenset(
     f"train.{name}"
     for name in (
@@ -71,9 +72,9 @@ def hash_settings(settings: Settings) -> str:
         section, _, name = key.rpartition(".")
         del values[section][name]
     # Settings of a later release, at what they were before: runs of an earlier one hold a fingerprint without them.
-    for key in LATER_MACHINE_CHOICES:
+    for key, before in LATER_SETTINGS.items():
         section, _, name = key.rpartition(".")
-        if values[section][name] == "auto":
+        if values[section][name] == before:
             del values[section][name]
     return hash_bytes(json.dumps(values, sort_keys=True).encode())
 
