@@ -64,6 +64,8 @@ def test_a_check_that_fails_is_a_row_of_the_page_and_costs_no_other():
         "memory_gib": 1.5,
         "floor": 0.05,
     }
+    timed = {"seconds": 0.1, "least": 0.1, "most": 0.1, "memory_gib": None}
+    path = {"path": "read a step later", "name": "small", "views": 16, "faster": 1.5, "apart": 1e-4, "waits": 1, **timed}
     found = {
         "device": "a card",
         "torch": "2.13",
@@ -74,8 +76,15 @@ def test_a_check_that_fails_is_a_row_of_the_page_and_costs_no_other():
         "encoders": [],
         "steps": [step],
         "profiles": [],
+        "paths": [path, {"path": "compiled", "views": 16, "failed": "does not fit"}],
+        "growth": [{"side": 96, "views": views, "seconds_per_million": 0.002 / views} for views in (1, 2)],
+        "joined": [{"name": "small", "two": 0.3, "one": 0.2}],
     }
     page = render(found)
     assert "| bad | RuntimeError: no registers left |" in page
     assert "| good | 1.0e-07 | 2.0e-03 (3.0e-03) | yes | 2.00 | 50% |" in page
+    assert "| read a step later | 16 of small | 0.100 (0.100 to 0.100) | 1.50 | 1.0e-04 | 1 | – |" in page
+    assert "| compiled | 16 | does not fit |" in page
+    assert "| 96^3 | 2.0 | 1.0 |  |" in page
+    assert "as one (small): 1.50 times as fast" in page
     assert "| small | 16 | triton | 0.200 (0.100 to 0.300) | 80.0 | 1.5 | 25% |" in page

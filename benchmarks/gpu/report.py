@@ -7,6 +7,8 @@ from typing import Any
 
 CHECKS = ("fast path", "fp32 error", "half error (reference)", "same bits twice", "times the reference", "of its byte floor")
 ENCODERS = ("encoder", "pass", "ms", "times MONAI")
+PATHS = ("step by", "views", "s (least to most)", "times the plain step", "losses apart", "waits of the host", "GiB")
+GROWTH = ("views of", "1", "2", "4", "8", "16", "32", "64")
 STEPS = ("step", "views", "kernels", "s (least to most)", "views/s", "GiB", "of the floor")
 
 
@@ -20,6 +22,12 @@ def render(found: dict[str, Any]) -> str:
         _tabulate(ENCODERS, [_say_encoder(row) for row in found["encoders"]]),
         _tabulate(STEPS, [_say_step(row) for row in found["steps"]]),
     ]
+    parts.append(_tabulate(PATHS, [_say_path(row) for row in found["paths"]]))
+    sides = sorted({row["side"] for row in found["growth"]})
+    parts.append("Forward and backward of the encoder, milliseconds a million voxels:")
+    parts.append(_tabulate(GROWTH, [_say_growth(side, found["growth"]) for side in sides]))
+    for row in found["joined"]:
+        parts.append(f"The teacher's two passes as one ({row['name']}): {row['two'] / row['one']:.2f} times as fast.")
     for row in found["profiles"]:
         shares = ", ".join(f"{kind} {share:.0%}" for kind, share in row["share"].items())
         parts.append(f"A step of {row['name']} by kind: {shares}.")
@@ -58,6 +66,25 @@ def _say_step(row: dict[str, Any]) -> list[str]:
         memory,
         f"{row['floor'] / row['seconds']:.0%}",
     ]
+
+
+def _say_path(row: dict[str, Any]) -> list[str]:
+    if "failed" in row:
+        return [row["path"], str(row["views"]), row["failed"], "", "", "", ""]
+    return [
+        row["path"],
+        f"{row['views']} of {row['name']}",
+        f"{row['seconds']:.3f} ({row['least']:.3f} to {row['most']:.3f})",
+        f"{row['faster']:.2f}",
+        f"{row['apart']:.1e}",
+        "–" if row["waits"] is None else str(row["waits"]),
+        "–" if row["memory_gib"] is None else f"{row['memory_gib']:.1f}",
+    ]
+
+
+def _say_growth(side: int, rows: Sequence[dict[str, Any]]) -> list[str]:
+    measured = {str(row["views"]): f"{1000 * row['seconds_per_million']:.1f}" for row in rows if row["side"] == side}
+    return [f"{side}^3", *(measured.get(views, "") for views in GROWTH[1:])]
 
 
 def _tabulate(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
