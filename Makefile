@@ -22,7 +22,7 @@ demo: setup ## The whole pipeline on the built-in cohort: ten minutes at most on
 	$(BIN)/dagman demo --out demo
 
 test: setup ## All tests, with style, types, layers and coverage
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 lint: setup ## Check style, types and layers only
 	$(BIN)/ruff check src tests benchmarks examples

@@ -52,6 +52,12 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("dagman")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a slow test go first: one that begins last keeps a worker busy while the others wait."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The real scans beside the checkout; read only."""

@@ -12,6 +12,7 @@ import pytest
 _CHECKED = ("src", "tests", "benchmarks", "examples")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [["ruff", "check", *_CHECKED], ["ruff", "format", "--check", *_CHECKED], ["mypy"]],

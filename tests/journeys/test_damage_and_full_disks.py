@@ -187,6 +187,7 @@ def _draw_equal_once(monkeypatch) -> dict[tuple[str, ...], Any]:
     return drawn
 
 
+@pytest.mark.slow
 def test_no_damage_to_a_runs_small_files_ends_in_a_traceback(finished, store, tmp_path, monkeypatch):
     drawn = _draw_equal_once(monkeypatch)
     place = random.Random(7)

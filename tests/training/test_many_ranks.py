@@ -111,6 +111,7 @@ def _outcomes(place: Path, ranks: int) -> dict[str, list[str]]:
     return {Path(job["out"]).name: list(texts) for job, texts in zip(plan, zip(*told, strict=True), strict=True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("case", CASES)
 def test_ranks_are_one_process_to_rounding(place, case, ranks):
