@@ -142,7 +142,7 @@ def test_the_run_folder_is_read_as_it_was_written(finished, make_settings):
     assert "step=3" in repr(run)
 
 
-def test_the_gallery_holds_the_validation_views(finished):
+def test_the_gallery_holds_the_validation_views(finished, store):
     run = Run(finished)
     assert run.gallery_steps == [0, 2, 3]
     gallery = run.gallery(2)
@@ -153,6 +153,9 @@ def test_the_gallery_holds_the_validation_views(finished):
     assert gallery["attention_heads"].shape == (2, 2, 8)
     np.testing.assert_allclose(gallery["attention_heads"].mean(axis=1), gallery["attention"], atol=1e-6)
     assert gallery["spacing"].tolist() == [4.0]
+    rows = {row.id: row.patient for row in store.rows}
+    assert all(rows[one["scan"]] == one["patient"] for one in run.gallery_sources(2))
+    assert (len(run.gallery_sources(2)), run.gallery_sources(1)) == (2, [])
     with pytest.raises(RunError, match=r"kept no views at step 1\. Steps with views: 0, 2, 3\."):
         run.gallery(1)
 

@@ -25,6 +25,8 @@ _LOSSES = ("amip", "ampd", "aitd", "gitd")
 FIRST, EVERY = 8.0, 30.0
 """Seconds before the first line, so that quick commands stay quiet; and from line to line."""
 LOG = "run.log"
+_PARTS, _SECONDS = 3, 15.0
+"""Parts, or else seconds, from which the time left is estimated."""
 _COUNTED = re.compile(r"\b(\d+) of (\d+)\b")
 """The first count in the name of a part."""
 _BESIDE_LOSSES = 52
@@ -113,6 +115,9 @@ class PlainLines:
         if self.first is None or done is None or total is None or done >= total or done <= self.first[1]:
             return ""
         since, before = self.first
+        # One part that was quick may be the one that warmed up.
+        if done - before < _PARTS and now - since < _SECONDS:
+            return ""
         return f", about {describe_seconds((now - since) / (done - before) * (total - done))} left{self.of}"
 
     def _print(self, line: str) -> None:

@@ -16,6 +16,7 @@ from dagman.reports.figures.planes import CONVENTION, Contour, draw_three_planes
 from dagman.reports.figures.views import draw_summary
 from dagman.reports.names import format_interval
 from dagman.reports.page import Block, DataTable, Figure, Level, Listing, Section, Text, Verdict, render_page
+from dagman.reports.run.pictures import name_view
 from dagman.reports.run.run_page import show_gallery
 from dagman.reports.run.verdicts import summarize_verdicts
 from dagman.reports.style import CYCLE
@@ -133,7 +134,8 @@ def _show_view(run: Run) -> list[Block]:
     spacing = [float(gallery["spacing"].reshape(-1)[0])] * 3
     caption = (
         "**A view of a synthetic CT**, the part hidden from the student, what the student restored there, and where the teacher "
-        f"looks ({relative.min():.3f} to {relative.max():.3f} times uniform; the colours are stretched over this). {CONVENTION}"
+        f"looks ({relative.min():.3f} to {relative.max():.3f} times uniform; the colours are stretched over this)."
+        f"{name_view(run.gallery_sources(run.gallery_steps[-1]), 1)} {CONVENTION}"
     )
     alt = "Axial and coronal slices of a scan: as it is, masked, restored, and with attention in colour."
     return [Figure(encode_png(draw_summary(view, restored, spacing, hidden, relative)), caption, alt, kind="slices")]

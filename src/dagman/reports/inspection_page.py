@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import PurePath
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from dagman.records.counts import count_noun
@@ -22,8 +23,8 @@ MOST_PICTURES = 600
 _MOST_REASONS = 8
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 _UID = re.compile(r"#[\d.]{12,}([\d.]{8})")
-_CELLS = ("format", "modality", "size", "spacing_mm", "axes", "values", "patient")
-_HEADINGS = ("series", "verdict", "notes", "format", "modality", "size", "spacing (mm)", "axes", "values", "patient")
+_CELLS = ("modality", "size", "spacing_mm", "values", "patient")
+_HEADINGS = ("series", "verdict", "notes", "modality", "size", "spacing (mm)", "values", "patient")
 
 
 def render_inspection(
@@ -108,10 +109,12 @@ def _state_spacings(rows: Sequence[Inspection]) -> str:
     if not len(spacings):
         return ""
     finest, coarsest = spacings.min(axis=1), spacings.max(axis=1)
-    return (
-        f"Their finest voxel edges are {finest.min():.3g} to {finest.max():.3g} mm, their coarsest {coarsest.min():.3g} to "
-        f"{coarsest.max():.3g} mm."
-    )
+    return f"Their finest voxel edges are {_state_range(finest)} mm, their coarsest {_state_range(coarsest)} mm."
+
+
+def _state_range(values: NDArray) -> str:
+    low, high = f"{values.min():.3g}", f"{values.max():.3g}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _show_pictures(rows: Sequence[tuple[Inspection, str]]) -> list[Block]:
@@ -141,9 +144,9 @@ def _draw_picture(row: Inspection, name: str) -> Figure:
         draw.text(place, letter, fill=255, anchor=anchor, stroke_width=1, stroke_fill=0)
     buffer = BytesIO()
     image.save(buffer, format="png")
-    patient = f" Patient `{row.patient}`." if row.patient else ""
-    notes = f" {'; '.join(row.notes)}" if row.notes else ""
-    words, alt = f"`{name}`{patient}{notes}", f"middle axial slice of {name}"
+    patient = f", patient `{row.patient}`" if row.patient else ""
+    notes = f": {'; '.join(row.notes)}" if row.notes else ""
+    words, alt = f"`{name}`{patient}{notes}.", f"middle axial slice of {name}"
     return Figure(buffer.getvalue(), words, alt, scale=1.7, kind="slices windowed" if ct else "slices")
 
 
@@ -152,4 +155,5 @@ def _tabulate(ranked: Sequence[tuple[Inspection, str]], describe: Callable[[Insp
     for row, name in ranked:
         held = describe(row)
         cells.append([name, held["verdict"], state_notes(row), *(held[key] for key in _CELLS)])
-    return DataTable(_HEADINGS, cells, "Names are cut to what sets them apart; `inspect.csv` holds them in full.", filtered=True)
+    caption = "Names are cut to what sets them apart; `inspect.csv` holds them in full, with formats and axes."
+    return DataTable(_HEADINGS, cells, caption, filtered=True)

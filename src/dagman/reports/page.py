@@ -27,6 +27,9 @@ _LONG_WORD = 20
 """Letters of a word that a table may break, where the page is narrow."""
 _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 _NUMBER = re.compile(r"[+−-]?\d+(\.\d+)?|∞|–")
+_WHOLE = re.compile(r"(?<![\w-])(?:--[a-z][a-z-]+|P-[0-9a-f]{16}|-?\d[\d.]*(?: x \d[\d.]*){1,2})(?![\w-])")
+_PROSE = 60
+"""Letters from which a cell is read as a sentence, and is not to be squeezed."""
 _INTERVAL = re.compile(r"([+−-]?[\d.]+) (\([^()]+ to [^()]+\))")
 
 
@@ -195,6 +198,7 @@ def _environment() -> Environment:
     environment.filters["inline"] = mark_inline
     environment.filters["cell"] = mark_cell
     environment.tests["unbreakable"] = lambda value: any(len(word) > _LONG_WORD for word in format_cell(value).split())
+    environment.tests["prose"] = lambda value: len(format_cell(value)) > _PROSE
     environment.tests["block"] = lambda block, name: type(block).__name__ == name
     return environment
 
@@ -205,9 +209,14 @@ def _is_number(value: Any) -> bool:
 
 def mark_inline(text: str) -> Markup:
     """Escaped text with `code`, **emphasis** and powers (64^3) as HTML."""
-    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", _keep_whole(str(escape(text))))
     marked = re.sub(r"\^(\d)", r"<sup>\1</sup>", marked)
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", marked))
+
+
+def _keep_whole(text: str) -> str:
+    """Escaped text whose options (--modality) and pseudonyms are not broken at their hyphens."""
+    return _WHOLE.sub(r'<span class="whole">\g<0></span>', text)
 
 
 def mark_cell(value: Any) -> Markup:
@@ -215,7 +224,7 @@ def mark_cell(value: Any) -> Markup:
     text = format_cell(value)
     if match := _INTERVAL.fullmatch(text):
         return Markup('{} <span class="interval">{}</span>').format(*match.groups())
-    return escape(text)
+    return Markup(_keep_whole(str(escape(text))))
 
 
 def format_cell(value: Any) -> str:

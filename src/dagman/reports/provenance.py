@@ -12,7 +12,12 @@ from dagman.reports.page import Block, DataTable
 def tabulate_settings(results: Results) -> list[Block]:
     """Settings, inputs and software of a folder of results, a row each."""
     command = results.command
-    rows = [[key, value] for part in ("settings", "inputs") for key, value in flatten_values(command[part]).items()]
+    # What was left empty has a dash: a blank cell looks like a fault of the page.
+    rows = [
+        [key, None if value in ("", [], ()) else value]
+        for part in ("settings", "inputs")
+        for key, value in flatten_values(command[part]).items()
+    ]
     rows.append(["software", name_software(command)])
     return [DataTable(["what", "value"], rows, f"Written {command['written']}; all of it is in `command.json`.")]
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import tomli_w
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from dagman.errors import RunError
@@ -42,6 +42,7 @@ from dagman.settings.resolution import list_unresolved
 from dagman.training.monitoring.verdicts import Verdict, sum_up
 
 _RESTORE = "Restore it from a copy, or begin another run"
+_SOURCES = "sources"
 _METRICS = frozenset({"total", "lr", "grad_norm"})
 LOSSES = ("total", "amip", "ampd", "aitd", "gitd")
 _TIMINGS = frozenset({"seconds", "views_per_s", "voxels_per_s", "waiting_share", "memory_gib"})
@@ -147,6 +148,16 @@ class Run:
             kept = ", ".join(map(str, self.gallery_steps)) or "none"
             raise RunError(f"kept no views at step {step}", where=self.path, do=f"Steps with views: {kept}") from None
 
+    def gallery_sources(self, step: int) -> list[dict[str, str]]:
+        """Scan and patient of each view kept at a step; empty where they were not kept, or cannot be read."""
+        try:
+            with safe_open(self.path / "gallery" / f"step-{step:06d}.safetensors", "np") as file:
+                sources = json.loads((file.metadata() or {}).get(_SOURCES, "[]"))
+        except (OSError, ValueError, SafetensorError):
+            return []
+        named = [one for one in sources if isinstance(one, dict)]
+        return [{key: str(one.get(key, "")) for key in ("scan", "patient")} for one in named]
+
 
 def write_settings(folder: Path, settings: Settings) -> None:
     """Write `settings.toml`, with every setting resolved."""
@@ -169,10 +180,11 @@ def pick_losses(row: Mapping[str, Any]) -> dict[str, float]:
     return {name: row[name] for name in LOSSES if name in row}
 
 
-def write_gallery(folder: Path, step: int, arrays: dict[str, np.ndarray]) -> None:
-    """Keep validation views of a step."""
+def write_gallery(folder: Path, step: int, arrays: dict[str, np.ndarray], sources: Sequence[Mapping[str, str]] = ()) -> None:
+    """Keep validation views of a step; sources: scan and patient of each."""
+    about = {_SOURCES: json.dumps([dict(one) for one in sources])}
     with write_whole(folder / "gallery" / f"step-{step:06d}.safetensors") as temporary:
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, about)
 
 
 _KEPT = ("choice", "idle", "settings", "damaged", "skipped", "unreadable")

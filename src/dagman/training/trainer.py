@@ -276,7 +276,7 @@ class Trainer:
             row, gallery = validation.evaluate(learner.student, learner.teacher, learner.targets, scheduled)
         row = {"step": self.step, **row}
         append_row(self.folder / "monitors.jsonl", row)
-        write_gallery(self.folder, self.step, gallery)
+        write_gallery(self.folder, self.step, gallery, validation.sources)
         curves.add_monitor(self.step, row)
         self.health.add_look(row)
         judged = self.health.judge()

@@ -72,7 +72,7 @@ def _write_look(folder: Path, step: int, losses: list[str], views: int, *, seman
         gallery["attention"] = np.full((views, _UNITS), 1 / _UNITS, dtype=np.float32)
         gallery["attention_heads"] = draws.dirichlet(np.ones(_UNITS), (views, _HEADS)).astype(np.float32)
     append_row(folder / "monitors.jsonl", row)
-    write_gallery(folder, step, gallery)
+    write_gallery(folder, step, gallery, [{"scan": f"scan-{view}", "patient": "P-0123456789abcdef"} for view in range(views)])
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,11 @@ def full(tmp_path_factory) -> tuple[Run, str]:
 
 def _titles(html: str) -> list[str]:
     return re.findall(r"<h2>(.*?)</h2>", html)
+
+
+def test_each_view_has_its_patient_and_scan_beside_it(full):
+    # Its masks, its reconstruction, its attention.
+    assert full[1].count('<span class="whole">P-0123456789abcdef</span></code>, scan <code>scan-0</code>.') == 3
 
 
 def test_all_sections_are_there_with_the_verdict_first(full):

@@ -80,7 +80,8 @@ def _list_states(states: Mapping[str, RunState]) -> list[Block]:
             verdicts.append(Verdict("warn", f"`{name}`: {one.problem or 'no step is done yet.'}"))
         else:
             remedy = f" **What to try:** {one.remedy}" if one.remedy else ""
-            verdicts.append(Verdict(LEVELS[one.light], f"`{name}`: {one.light}. {one.text}{remedy}"))
+            text = one.text.replace(", each explained below", ", each explained on its own page")
+            verdicts.append(Verdict(LEVELS[one.light], f"`{name}`: {one.light}. {text}{remedy}"))
     return [DataTable(["run", "state", "method", "size", "seed", "steps", *LOSSES], rows, "Losses of the last step."), *verdicts]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -54,8 +54,17 @@ def find_hints(hidden: NDArray[np.bool_], attention: NDArray, share: float) -> N
     return hints
 
 
-def show_masks(gallery: Gallery, settings: Settings) -> list[Block]:
-    """Views with masked units shaded and hints framed."""
+def name_view(sources: Sequence[Mapping[str, str]], number: int) -> str:
+    """Whose the view of a number (from 1) is, as a caption says it; empty where it is not known."""
+    if number > len(sources):
+        return ""
+    one = sources[number - 1]
+    patient = f"Patient `{one['patient']}`, scan" if one["patient"] else "Scan"
+    return f" {patient} `{one['scan']}`."
+
+
+def show_masks(gallery: Gallery, settings: Settings, sources: Sequence[Mapping[str, str]] = ()) -> list[Block]:
+    """Views with masked units shaded and hints framed; sources: scan and patient of each view."""
     views, spacing, grid = gallery["view"][:_SHOWN, 0], _spacing(gallery), _grid(gallery)
     volumes = []
     for number, view in enumerate(views, start=1):
@@ -74,7 +83,8 @@ def show_masks(gallery: Gallery, settings: Settings) -> list[Block]:
                 spacing=spacing,
                 still=encode_png(draw_masks(view, spacing, mask, hint, width=FULL_WIDTH if number == 1 else HALF_WIDTH)),
                 caption=f"**View {number}.** {int(hidden.sum())} of {hidden.size} units masked ({hidden.mean():.0%})"
-                + (f", {framed} hints." if framed else "."),
+                + (f", {framed} hints." if framed else ".")
+                + name_view(sources, number),
                 alt=f"Axial, coronal and sagittal slices of view {number} with {int(hidden.sum())} masked units shaded and "
                 f"{framed} hints framed.",
                 title=f"view {number}",
@@ -92,8 +102,8 @@ def show_masks(gallery: Gallery, settings: Settings) -> list[Block]:
     return [Text(text), volumes[0], *([VolumeGrid(volumes[1:])] if volumes[1:] else [])]
 
 
-def show_reconstructions(gallery: Gallery, settings: Settings) -> list[Block]:
-    """Reconstructions beside the original; nothing where the method does not reconstruct."""
+def show_reconstructions(gallery: Gallery, settings: Settings, sources: Sequence[Mapping[str, str]] = ()) -> list[Block]:
+    """Reconstructions beside the original; nothing where the method does not reconstruct. sources: as `show_masks`."""
     if "reconstruction" not in gallery:
         return []
     views, restored, spacing, grid = (
@@ -118,8 +128,8 @@ def show_reconstructions(gallery: Gallery, settings: Settings) -> list[Block]:
         ),
         Figure(
             encode_png(draw_restored(views[0], restored[0], spacing, hidden[0])),
-            f"**View 1, three planes.** {CONVENTION} The difference is black where nothing was masked or nothing is wrong, "
-            f"and its colours end at 0.4: what is brightest may be worse. 0.1 is {span * 0.1:g} HU in CT.",
+            f"**View 1, three planes.**{name_view(sources, 1)} {CONVENTION} The difference is black where nothing was masked "
+            f"or nothing is wrong, and its colours end at 0.4: what is brightest may be worse. 0.1 is {span * 0.1:g} HU in CT.",
             f"View 1 masked, restored, original and difference in three planes; mean error {errors[0]:.3f}.",
             kind="slices",
         ),
@@ -129,7 +139,8 @@ def show_reconstructions(gallery: Gallery, settings: Settings) -> list[Block]:
         blocks.append(
             Figure(
                 encode_png(picture),
-                "**Further views**, axial slices.",
+                "**Further views**, axial slices."
+                + "".join(f" View {number}:{name_view(sources, number)}" for number in range(2, len(views) + 1) if sources),
                 f"Views 2 to {len(views)} masked, restored, original and difference.",
                 kind="slices",
             )
@@ -137,8 +148,8 @@ def show_reconstructions(gallery: Gallery, settings: Settings) -> list[Block]:
     return blocks
 
 
-def show_attention(gallery: Gallery, settings: Settings) -> list[Block]:
-    """Attention over views, and each head's; nothing where the method has no semantic attention."""
+def show_attention(gallery: Gallery, settings: Settings, sources: Sequence[Mapping[str, str]] = ()) -> list[Block]:
+    """Attention over views, and each head's; nothing where the method has no semantic attention. sources: as `show_masks`."""
     if "attention" not in gallery:
         return []
     spacing, grid = _spacing(gallery), _grid(gallery)
@@ -164,6 +175,7 @@ def show_attention(gallery: Gallery, settings: Settings) -> list[Block]:
                 else draw_three_planes(view, spacing, overlay=overlay_relative(values, "times uniform"), width=HALF_WIDTH)
             ),
             caption=f"**View {number}.** {values.min():.3f} to {values.max():.3f} times uniform."
+            + name_view(sources, number)
             + (f" Above the slices alone. {CONVENTION}" if number == 1 else ""),
             alt=f"Attention over axial, coronal and sagittal slices of view {number}, from {values.min():.3f} to "
             f"{values.max():.3f} times uniform.",

@@ -79,13 +79,13 @@ def show_gallery(run: Run, settings: Settings) -> list[Section]:
     steps = run.gallery_steps
     if not steps:
         return []
-    gallery = run.gallery(steps[-1])
-    attention = pictures.show_attention(gallery, settings)
+    gallery, sources = run.gallery(steps[-1]), run.gallery_sources(steps[-1])
+    attention = pictures.show_attention(gallery, settings, sources)
     if not attention:
         attention = [Text(f"The method `{settings.method}` has no semantic attention, so there is no attention map.")]
     return [
-        Section("Views and their masks", pictures.show_masks(gallery, settings)),
-        Section("Reconstructions", pictures.show_reconstructions(gallery, settings)),
+        Section("Views and their masks", pictures.show_masks(gallery, settings, sources)),
+        Section("Reconstructions", pictures.show_reconstructions(gallery, settings, sources)),
         Section("Attention", attention),
         Section("The same view over the run", pictures.show_course(run)),
     ]

@@ -34,7 +34,10 @@ class Validation:
         self.settings, self.method = settings, dataclasses.replace(method, symmetric=True)
         self.spacing = float(dataset.store.preparation.spacing)
         count = settings.train.monitor_views
-        item = dataset.read_pairs(validation_places(dataset, count), "validation", range(count // 2))
+        places = validation_places(dataset, count)
+        item = dataset.read_pairs(places, "validation", range(count // 2))
+        self.scans = [crop.scan for pair in places for crop in pair]
+        self.patients = {row.id: row.patient for row in dataset.store.rows if row.id in set(self.scans)}
         stored = torch.stack([item["u"], item["v"]], dim=1).flatten(0, 1)
         self.views = to_unit_ranges(stored, item["range"].repeat_interleave(2, dim=0)).to(device)
         self.grid = unit_grid((settings.view.side,) * 3)
@@ -126,6 +129,11 @@ class Validation:
         """The views of the gallery: u of each pair first, so that they come from as many scans as possible."""
         count = len(self.views)
         return [*range(0, count, 2), *range(1, count, 2)][:SHOWN]
+
+    @property
+    def sources(self) -> list[dict[str, str]]:
+        """Scan and patient of each view of the gallery."""
+        return [{"scan": self.scans[view], "patient": self.patients.get(self.scans[view], "")} for view in self.shown]
 
     def _measure_masks(self, masked: Tensor) -> dict[str, float]:
         """The share of the units that lie in scans which is hidden, and the share asked for."""
