@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 
 from dagman.errors import ScanError
 from dagman.records.csv_file import read_csv
-from dagman.scans.archives import unpacking
+from dagman.scans.archives import places, unpacking
 from dagman.scans.discovery import find_series
 from dagman.scans.label_files import write_label_map
 from dagman.scans.reading import read_scan
@@ -189,3 +191,20 @@ def test_a_series_in_two_archives_is_one_scan(folder, tmp_path):
     (series,) = find_series(top).series
     assert series.source == str(top)
     assert read_scan(series.source).voxels.tobytes() == read_scan(folder / "a" / "chest").voxels.tobytes()
+
+
+def test_what_a_killed_process_had_unpacked_is_removed_by_the_next(folder, unpacked):
+    archive = _pack(folder, "zip")
+    code = "import os, sys; from pathlib import Path; from dagman.scans.archives import enter_archive; "
+    code += "enter_archive(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code, str(archive)], env={**os.environ, "TMPDIR": str(unpacked)}, check=False)
+    (orphan,) = unpacked.iterdir()
+    kept = [f"dagman-{places._name_process(os.getpid())}-abc", "dagman-000000000000-1-1-abc", "dagman-of-a-user", "dagman-abc123"]
+    for name in kept:
+        (unpacked / name).mkdir()
+    places._remove_orphans.cache_clear()
+    find_series(archive)
+    assert not orphan.exists()
+    assert {path.name for path in unpacked.iterdir()} > set(kept)
+    for name in kept:
+        (unpacked / name).rmdir()

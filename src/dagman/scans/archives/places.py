@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import platform
 import shutil
 import tempfile
 from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from pathlib import Path
 
+from dagman.records.hashes import hash_bytes
 from dagman.scans.archives.unpacking import SUFFIXES, Left, unpack_archive
 
 
@@ -19,6 +23,7 @@ class _Unpacked:
     left: tuple[Left, ...]
 
 
+_PREFIX = "dagman-"
 _UNPACKED: dict[tuple[str, int, int], _Unpacked] = {}
 """By path, size and time of writing, so that an archive is unpacked once a process; a forked process finds it here, too."""
 
@@ -40,7 +45,8 @@ def enter_archive(archive: Path) -> tuple[Path, tuple[Left, ...]]:
     key = (str(archive.resolve()), status.st_size, status.st_mtime_ns)
     known = _UNPACKED.get(key)
     if known is None or known.archive != archive or not known.folder.is_dir():
-        folder = Path(tempfile.mkdtemp(prefix="dagman-")).resolve()
+        _remove_orphans()
+        folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{_name_process(os.getpid())}-")).resolve()
         # Not atexit: a worker process ends without it.
         Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=0)
         try:
@@ -51,6 +57,47 @@ def enter_archive(archive: Path) -> tuple[Path, tuple[Left, ...]]:
         known = _UNPACKED[key] = _Unpacked(archive, folder, left)
         _FOLDERS[str(folder)] = archive
     return known.folder, known.left
+
+
+@functools.cache
+def _remove_orphans() -> None:
+    """Remove, once a process, what processes of this user on this machine had unpacked and were killed over."""
+    with contextlib.suppress(OSError):
+        for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*-*-*"):
+            machine, number, started = folder.name.removeprefix(_PREFIX).split("-")[:3]
+            # Of another machine that shares the folder, or of another user, nothing is known.
+            mine = machine == _name_machine() and number.isdigit() and folder.stat().st_uid == os.getuid()
+            if mine and _name_process(int(number)) != f"{machine}-{number}-{started}":
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _name_process(number: int) -> str:
+    """A process of this machine: its number, which others get after it, and when it began; no such process, no such name."""
+    try:
+        # Behind the name, which may hold anything but ends with a bracket: the 22nd column.
+        started = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        started = "0" if _is_running(number) else "ended"
+    return f"{_name_machine()}-{number}-{started}"
+
+
+def _is_running(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@functools.cache
+def _name_machine() -> str:
+    """This machine since it was started; containers on it that do not share their processes have names of their own."""
+    spaces = ""
+    with contextlib.suppress(OSError):
+        spaces = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii") + os.readlink("/proc/self/ns/pid")
+    return hash_bytes(f"{platform.node()}{spaces}".encode())[:12]
 
 
 def reach_place(path: Path) -> Path:

@@ -56,11 +56,13 @@ class Plane:
 
     def fits(self, other: Plane) -> bool:
         """Whether both can be slices of one volume: same directions, pixel size and matrix."""
+        if (self.rows, self.columns) != (other.rows, other.columns):
+            return False
+        if (self.pixel_spacing, self.orientation) == (other.pixel_spacing, other.orientation):
+            return bool(np.isfinite((*self.pixel_spacing, *self.orientation)).all())
         rounding = _round_directions(self) + _round_directions(other)
-        return (
-            (self.rows, self.columns) == (other.rows, other.columns)
-            and bool(np.allclose(self.pixel_spacing, other.pixel_spacing, rtol=0, atol=1e-3))
-            and bool(np.allclose(self.orientation, other.orientation, rtol=0, atol=max(_SAME_DIRECTION, rounding)))
+        return bool(np.allclose(self.pixel_spacing, other.pixel_spacing, rtol=0, atol=1e-3)) and bool(
+            np.allclose(self.orientation, other.orientation, rtol=0, atol=max(_SAME_DIRECTION, rounding))
         )
 
 

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pydicom
 from pydicom.dataset import Dataset, FileDataset
@@ -19,6 +19,7 @@ from pydicom.uid import UID
 
 from dagman.errors import ScanError
 from dagman.scans.dicom.geometry import Plane
+from dagman.scans.dicom.plain.header_values import QUICK_BYTES, read_plain_values
 from dagman.scans.dicom.values import read_count, read_items, read_numbers, read_text, read_texts
 from dagman.scans.faults import explain_faults
 
@@ -114,6 +115,9 @@ def resembles_dicom(path: Path) -> bool:
 def read_header(path: Path) -> Header:
     """Read a header without pixels. Raises ScanError when the file is not DICOM or is cut off."""
     with explain_faults(_DAMAGED, where=path, do=_EXPORT_AGAIN), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if (quick := read_plain_values(file.read(QUICK_BYTES), size)) is not None:
+            return _summarise(path, cast(Dataset, quick), quick.left)
         data = read_data_set(file, stop_before_pixels=True, specific_tags=_TAGS)
         left = os.fstat(file.fileno()).st_size - file.tell()
         with quiet_pydicom():

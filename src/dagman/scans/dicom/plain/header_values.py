@@ -1,0 +1,175 @@
+"""The few values of a header that grouping needs, from the first bytes of a plain file: PS3.5, section 7 (data elements)."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+_IMPLICIT, _EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
+_COMPRESSED = ("1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.5")
+_LONGEST_NUMBER = 16
+QUICK_BYTES = 1 << 14
+"""Of a file, in which its header ends as a rule; pixels come behind it."""
+_QUICK_VALUES = {
+    0x00080016: ("SOPClassUID", "UI"),
+    0x00080018: ("SOPInstanceUID", "UI"),
+    0x0020000D: ("StudyInstanceUID", "UI"),
+    0x0020000E: ("SeriesInstanceUID", "UI"),
+    0x00100020: ("PatientID", "LO"),
+    0x00080060: ("Modality", "CS"),
+    0x00080008: ("ImageType", "CS"),
+    0x00280010: ("Rows", "US"),
+    0x00280011: ("Columns", "US"),
+    0x00280008: ("NumberOfFrames", "IS"),
+    0x00280002: ("SamplesPerPixel", "US"),
+    0x00280100: ("BitsAllocated", "US"),
+    0x00280030: ("PixelSpacing", "DS"),
+    0x00200037: ("ImageOrientationPatient", "DS"),
+    0x00200032: ("ImagePositionPatient", "DS"),
+    0x00200012: ("AcquisitionNumber", "IS"),
+    0x00180086: ("EchoNumbers", "IS"),
+    0x00180081: ("EchoTime", "DS"),
+    0x00200100: ("TemporalPositionIdentifier", "IS"),
+    0x00181060: ("TriggerTime", "DS"),
+    0x00181210: ("ConvolutionKernel", "SH"),
+    0x00080032: ("AcquisitionTime", "TM"),
+}
+"""Of `_TAGS`, those that have a plain value."""
+_NOT_QUICK = (0x00189241, 0x00189087, 0x52009229, 0x52009230)
+"""NominalPercentageOfCardiacPhase, DiffusionBValue and the functional groups: pydicom reads files that have them."""
+_PIXELS, _ITEM, _ITEM_END, _SEQUENCE_END, _UNKNOWN_LENGTH = 0x7FE00008, 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD, 0xFFFFFFFF
+_LONG = frozenset(kind.encode() for kind in ["OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"])
+"""Types whose length takes four bytes, two bytes behind their name (PS3.5, 7.1.2)."""
+_SHORT = frozenset(
+    kind.encode()
+    for kind in [
+        "AE",
+        "AS",
+        "AT",
+        "CS",
+        "DA",
+        "DS",
+        "DT",
+        "FD",
+        "FL",
+        "IS",
+        "LO",
+        "LT",
+        "PN",
+        "SH",
+        "SL",
+        "SS",
+        "ST",
+        "TM",
+        "UI",
+        "UL",
+        "US",
+    ]
+)
+_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
+
+
+class PlainValues(dict[str, Any]):
+    """Values of a header by keyword, as pydicom gives them; `left`: bytes of the file from its pixel data on."""
+
+    left: int = 0
+    file_meta: Mapping[str, Any] = MappingProxyType({})
+
+
+def read_plain_values(start: bytes, size: int) -> PlainValues | None:
+    """What is needed of a header, from the first bytes of a file of `size`, in a fifth of the time that pydicom takes.
+
+    None for all but what is plain: little endian, clean ASCII values of the standard's types, no functional groups, and the pixels
+    or the end within these bytes. pydicom reads and judges the others.
+    """
+    if start[128:132] != b"DICM":
+        return None
+    try:
+        return _walk_elements(start, size)
+    except (struct.error, IndexError, ValueError):
+        return None
+
+
+def _walk_elements(start: bytes, size: int) -> PlainValues | None:
+    syntax, place = b"", 132
+    while start[place : place + 2] == b"\x02\x00":
+        tag, kind, value, place = _find_element(start, place, implicit=False)
+        if tag == 0x00020010:
+            syntax = start[value:place].rstrip(b"\0")
+    name = syntax.decode("ascii")
+    implicit = name == _IMPLICIT
+    if not (implicit or name == _EXPLICIT or name.startswith(_COMPRESSED)):
+        return None
+    values = PlainValues()
+    values.file_meta = {"TransferSyntaxUID": name}
+    while place < size:
+        element = place
+        tag, kind, value, place = _find_element(start, place, implicit)
+        if tag >= _PIXELS:
+            values.left = size - element
+            return values
+        if tag in _NOT_QUICK or place > len(start):
+            return None
+        if wanted := _QUICK_VALUES.get(tag):
+            if kind not in (b"", wanted[1].encode()):
+                return None
+            values[wanted[0]] = _read_plain_value(start[value:place], wanted[1])
+    return values if place == size else None
+
+
+def _find_element(start: bytes, place: int, implicit: bool) -> tuple[int, bytes, int, int]:
+    """Tag, type (empty where the file does not state it), and where the value begins and ends."""
+    group, element = struct.unpack_from("<HH", start, place)
+    tag = group << 16 | element
+    kind = b"" if implicit else start[place + 4 : place + 6]
+    if implicit:
+        value, length = place + 8, struct.unpack_from("<L", start, place + 4)[0]
+    elif kind in _LONG:
+        value, length = place + 12, struct.unpack_from("<L", start, place + 8)[0]
+    elif kind in _SHORT:
+        value, length = place + 8, struct.unpack_from("<H", start, place + 6)[0]
+    else:
+        raise ValueError
+    if length == _UNKNOWN_LENGTH and tag < _PIXELS:
+        if kind not in (b"", b"SQ"):
+            raise ValueError
+        return tag, kind, value, _pass_sequence(start, value, implicit)
+    return tag, kind, value, value + length
+
+
+def _pass_sequence(start: bytes, place: int, implicit: bool) -> int:
+    """Where a sequence of unknown length ends."""
+    while True:
+        group, element, length = struct.unpack_from("<HHL", start, place)
+        tag, place = group << 16 | element, place + 8
+        if tag == _SEQUENCE_END:
+            return place
+        if tag != _ITEM:
+            raise ValueError
+        if length != _UNKNOWN_LENGTH:
+            place += length
+            continue
+        while struct.unpack_from("<HH", start, place) != (_ITEM_END >> 16, _ITEM_END & 0xFFFF):
+            place = _find_element(start, place, implicit)[3]
+        place += 8
+
+
+def _read_plain_value(packed: bytes, kind: str) -> Any:
+    """As pydicom would give it; raises ValueError for all that is not clean."""
+    if kind == "US":
+        if len(packed) not in (0, 2):
+            raise ValueError
+        return int.from_bytes(packed, "little") if packed else None
+    text = packed.decode("ascii").rstrip(" \0")
+    parts = text.split("\\")
+    if any(part != part.strip() or not part.isprintable() for part in parts):
+        raise ValueError
+    if text and kind in ("DS", "IS"):
+        pattern = _DECIMAL if kind == "DS" else _WHOLE
+        if not all(len(part) <= _LONGEST_NUMBER and pattern.fullmatch(part) for part in parts):
+            raise ValueError
+    return parts if len(parts) > 1 else text
