@@ -88,7 +88,9 @@ def _is_kept(node: ast.stmt, part: Part) -> bool:
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return not part.names or node.name in part.names
     if isinstance(node, ast.Assign):
-        return not part.names or any(isinstance(one, ast.Name) and one.id in part.names for one in node.targets)
+        return not part.names or any(
+            isinstance(one, ast.Name) and one.id in part.names for target in node.targets for one in ast.walk(target)
+        )
     return False
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from dagman.encoder.encoder import Encoder
 from dagman.evaluation.results import Results
-from dagman.export.contents import describe_encoder, describe_run, find_run
+from dagman.export.contents import describe_encoder, describe_run, describe_segmentation, find_run
 from dagman.export.preprocessing import state_preprocessing
+from dagman.tasks.segment.model import SegmentationModel
 
 FILE = "README.md"
 LICENCE = "To be set by whoever publishes these weights: the data they were trained on may forbid some licences."
@@ -26,15 +27,19 @@ def write_card(
     results: Sequence[Results] = (),
     header: str = "",
     language: str = "python",
+    model: SegmentationModel | None = None,
 ) -> None:
     """Write README.md. results: of tasks that this encoder took part in. header: what stands before it, such as YAML.
 
-    language: of `usage`.
+    language: of `usage`. model: on that encoder, where one is exported.
     """
-    run = find_run(encoder)
+    run = find_run(encoder) if model is None else None
     contents = describe_encoder(encoder) if run is None else describe_run(run, weights=encoder.config.weights)
+    what = encoder.describe()
+    if model is not None:
+        contents, what = describe_segmentation(model), f"A segmentation model on a {what}"
     lines = [
-        f"# {encoder.describe()[0].upper()}{encoder.describe()[1:]}, for {program}",
+        f"# {what[0].upper()}{what[1:]}, for {program}",
         "",
         "Made by `dagman export`. Research use only; see the end.",
         "",

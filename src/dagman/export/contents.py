@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from dagman.records.counts import count_noun, list_some
 from dagman.records.names import suggest_path
 from dagman.store.manifest import Store
 from dagman.tasks.registry import TASKS, list_keeping
+from dagman.tasks.segment.model import SegmentationModel
 from dagman.training.monitoring.health import judge_run
 from dagman.training.run import Run
 
@@ -272,6 +273,24 @@ def describe_model(folder: Path) -> Contents:
         not_for=(NOT_FOR[0], "Scores on the scans that it was trained on."),
         contract=given,
         notes=notes,
+    )
+
+
+def describe_segmentation(model: SegmentationModel) -> Contents:
+    """What a segmentation model is that is at hand; the same as `describe_model` of its folder says, as far as it knows."""
+    contract, inner = model.contract, describe_encoder(model.encoder)
+    trained = {
+        "items": contract and contract.items,
+        "patients": contract and contract.patients,
+        "scans": len(contract.scans if contract else ()),
+    }
+    return replace(
+        inner,
+        kind="model",
+        what=f"A model of dagman segment for {list_some([structure.name for structure in model.structures], 8)}",
+        made_of=dict(inner.made_of) | {"structures": {one.name: list(one.values) for one in model.structures}},
+        made_from=dict(inner.made_from) | {key: value for key, value in trained.items() if value},
+        not_for=(NOT_FOR[0], "Scores on the scans that it was trained on."),
     )
 
 

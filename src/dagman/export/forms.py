@@ -1,4 +1,4 @@
-"""From an encoder to a folder for another program: its weights there, its preprocessing, and a card that shows its use."""
+"""From an encoder, or a model on one, to a folder for another program: weights, preprocessing, and a card that shows their use."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dagman.encoder.encoder import Encoder
 from dagman.errors import EncoderError
@@ -14,6 +15,7 @@ from dagman.export.card import write_card
 from dagman.export.preprocessing import FILE, write_preprocessing
 from dagman.records.files import write_whole
 from dagman.records.names import suggest_name
+from dagman.tasks.segment.model import SegmentationModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class Exported:
     "Of `usage`."
 
 
-Writer = Callable[[Encoder, Path], Exported]
+Writer = Callable[[Any, Path], Exported]
 
 FORMS: dict[str, tuple[str, str]] = {
     "monai": ("MONAI's SwinUNETR", "dagman.export.monai:write_monai"),
@@ -47,6 +49,9 @@ FORMS: dict[str, tuple[str, str]] = {
     "hf": ("transformers", "dagman.export.huggingface.folder:write_folder"),
 }
 """The program and the writer ("module:function", imported when it is used) of each form."""
+
+MODEL_FORMS: dict[str, tuple[str, str]] = {"monai-bundle": ("MONAI's bundles", "dagman.export.bundle.folder:write_bundle")}
+"""The same for segmentation models."""
 
 
 def export_encoder(encoder: Encoder, form: str, out: str | Path, *, results: Sequence[Results] = ()) -> Exported:
@@ -58,15 +63,25 @@ def export_encoder(encoder: Encoder, form: str, out: str | Path, *, results: Seq
     """
     if form not in FORMS:
         raise EncoderError(f"there is no form {form!r}", do=suggest_name(form, FORMS))
-    out = Path(out)
+    return _write_form(encoder, encoder, FORMS[form], Path(out), results=results)
+
+
+def export_model(model: SegmentationModel, form: str, out: str | Path, *, results: Sequence[Results] = ()) -> Exported:
+    """Write a segmentation model for another program into the folder `out`, whole. Raises EncoderError as `export_encoder`."""
+    if form not in MODEL_FORMS:
+        raise EncoderError(f"there is no form {form!r} of models", do=suggest_name(form, MODEL_FORMS))
+    return _write_form(model, model.encoder, MODEL_FORMS[form], Path(out), results=results)
+
+
+def _write_form(given: Any, encoder: Encoder, form: tuple[str, str], out: Path, *, results: Sequence[Results]) -> Exported:
     if out.exists() and not (out / FILE).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise EncoderError("holds something that is not an export", where=out, do="Give another --out")
-    program, writer = FORMS[form]
+    program, writer = form
     module, _, name = writer.partition(":")
     write: Writer = getattr(importlib.import_module(module), name)
     with write_whole(out) as temporary:
         temporary.mkdir()
-        exported = write(encoder, temporary)
+        exported = write(given, temporary)
         write_preprocessing(temporary, encoder)
         write_card(
             temporary,
@@ -78,5 +93,6 @@ def export_encoder(encoder: Encoder, form: str, out: str | Path, *, results: Seq
             results=results,
             header=exported.header,
             language=exported.language,
+            model=None if given is encoder else given,
         )
     return exported

@@ -15,22 +15,28 @@ _EXAMPLE = "Example: dagman export runs/first --to monai --out for-monai"
 
 @app.command(epilog=_EXAMPLE)
 def export_weights(
-    encoder: Annotated[str, typer.Argument(help="A run, an encoder folder, or scratch:SIZE.")],
-    to: Annotated[str, typer.Option(help="Program to write for: monai, nnunet, hf (Hugging Face), onnx, or torch-export.")],
+    encoder: Annotated[str, typer.Argument(help="A run, an encoder folder, or scratch:SIZE; for monai-bundle a model of segment.")],
+    to: Annotated[str, typer.Option(help="Program: monai, monai-bundle, nnunet, hf (Hugging Face), onnx, or torch-export.")],
     out: Annotated[Path, typer.Option(help="Folder to write into.")],
     weights: Annotated[str, typer.Option(help="Whose weights of a run: teacher, student, or auto.")] = "auto",
     results: Annotated[list[Path] | None, typer.Option(help="Results of a task to list in the card; may be repeated.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
-    """Write an encoder for another program: its weights there, preprocessing.json, and README.md, which shows how to load it."""
+    """Write an encoder or a segmentation model for another program: weights, preprocessing.json, and README.md, which loads it."""
     from rich.console import Console
 
     from dagman.encoder.loading import load_encoder
     from dagman.evaluation.results import Results
-    from dagman.export.forms import export_encoder
+    from dagman.export.forms import MODEL_FORMS, export_encoder, export_model
+    from dagman.tasks.segment.model import load_model
 
-    loaded = load_encoder(encoder, device="cpu", weights=weights)
-    exported = export_encoder(loaded, to, out, results=[Results(folder) for folder in results or []])
+    given = [Results(folder) for folder in results or []]
+    if to in MODEL_FORMS:
+        model = load_model(encoder, device="cpu")
+        loaded, exported = model.encoder, export_model(model, to, out, results=given)
+    else:
+        loaded = load_encoder(encoder, device="cpu", weights=weights)
+        exported = export_encoder(loaded, to, out, results=given)
     outcome = {"out": str(out), "files": exported.files, "left_out": exported.left_out, "notes": exported.notes}
     if as_json:
         typer.echo(json.dumps(outcome))

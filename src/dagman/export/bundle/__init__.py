@@ -1,0 +1,1 @@
+"""A kept segmentation model as a bundle that MONAI runs by itself, without dagman."""
