@@ -188,7 +188,8 @@ def test_smit_of_mhub_knows_its_preparation(tmp_path):
 def test_a_merging_that_repeats_tokens_is_stated(tmp_path):
     old = _make(downsample=OldMerging)
     save_file(_prefix(old, "swinViT."), tmp_path / "old.safetensors")
-    _compare(load_encoder(f"monai:{tmp_path / 'old.safetensors'}:downsample=merging-before-fix", device="cpu"), old)
+    stated = "spacing=1.5:low=-1000:high=1000:downsample=merging-before-fix"
+    _compare(load_encoder(f"monai:{tmp_path / 'old.safetensors'}:{stated}", device="cpu"), old)
     assert "downsample=v3 is no patch merging" in _refuse(f"{tmp_path / 'old.safetensors'}:downsample=v3")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import dagman
@@ -45,11 +46,11 @@ def test_the_card_loads_it_with_equal_features(folder: Path, encoder: Encoder, m
 
 def test_dagman_reads_it_back(folder: Path, encoder: Encoder, make_view, tmp_path: Path):
     back = dagman.load(f"monai:{folder / 'swinvit.safetensors'}", device="cpu")
-    # What dagman reads of MONAI's has its own window, so that views are given in [0, 1].
-    view = (make_view(64, 70, 66) + 900) / 1300
-    with torch.no_grad():
-        for wanted, got in zip(encoder.network.encoder(view), back.network.encoder(view), strict=True):
-            assert (wanted - got).abs().max() < 1e-5
+    prepared = ("spacing", "low", "high", "view", "crop_body", "modalities", "orientation")
+    assert all(getattr(back.config, name) == getattr(encoder.config, name) for name in prepared)
+    view = make_view(64, 70, 66)
+    for wanted, got in zip(encoder.features(view), back.features(view), strict=True):
+        assert (wanted - got).abs().max() < 1e-5
     again = tmp_path / "again"
     export_encoder(back, "monai", again)
     first, second = (load_file(place / "swinvit.safetensors") for place in (folder, again))
@@ -63,6 +64,11 @@ def test_the_preprocessing_travels_with_it(folder: Path):
     assert (values["intensity"]["low"], values["intensity"]["high"]) == (-900.0, 400.0)
     assert values["padding"] == {"value": -1024, "scaled": 0.0, "multiple_of": 32}
     assert "HU from -900 to 400 become 0 to 1" in (folder / "README.md").read_text(encoding="utf-8")
+    with safe_open(folder / "swinvit.safetensors", framework="pt") as file:
+        held = file.metadata()
+    stated = {"spacing": "4", "low": "-900", "high": "400", "view": "32", "orientation": "RAS", "padding": "-1024"}
+    assert stated.items() <= held.items()
+    assert "HU from -900 to 400 become 0 to 1" in held["preprocessing"]
 
 
 def test_what_has_no_place_there_is_refused_or_named(tmp_path: Path, encoder: Encoder):

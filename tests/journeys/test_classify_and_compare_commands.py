@@ -91,7 +91,8 @@ def monai_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
             in_chans=1, embed_dim=12, window_size=(4, 4, 4), patch_size=(2, 2, 2), depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 4)
         )
     path = tmp_path_factory.mktemp("weights") / "swin.safetensors"
-    save_file({name: value.contiguous() for name, value in swin.state_dict().items()}, path)
+    state = {name: value.contiguous() for name, value in swin.state_dict().items()}
+    save_file(state, path, metadata={"spacing": "2", "low": "-1000", "high": "500"})
     return path
 
 

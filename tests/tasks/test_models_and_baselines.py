@@ -136,7 +136,9 @@ def monai_swin():
 def test_monai_weights_give_what_monai_gives(monai_swin, prefix, tmp_path):
     state = {prefix + name: value.contiguous() for name, value in monai_swin.state_dict().items()}
     save_file({**state, "encoder1.weight": torch.zeros(1)}, tmp_path / "weights.safetensors")
-    encoder = load_network(parse_model(f"monai:{tmp_path / 'weights.safetensors'}"), device="cpu")
+    with pytest.raises(EncoderError, match="nothing says how its scans were prepared"):
+        load_network(parse_model(f"monai:{tmp_path / 'weights.safetensors'}"), device="cpu")
+    encoder = load_network(parse_model(f"monai:{tmp_path / 'weights.safetensors'}:spacing=2:low=-1000:high=500"), device="cpu")
     assert encoder.config.shape.depths == (1, 2, 1, 1)
     assert encoder.config.shape.window == 4
     # Someone trained them: they are not called fresh, and fine-tuning spares their lower layers.
@@ -166,7 +168,7 @@ def test_weights_of_something_else_are_refused(tmp_path):
 def test_missing_weights_are_counted_and_the_first_named(monai_swin, tmp_path):
     state = {name: value.contiguous() for name, value in monai_swin.state_dict().items()}
     del state["layers2.0.blocks.0.norm2.weight"]
-    save_file(state, tmp_path / "part.safetensors")
+    save_file(state, tmp_path / "part.safetensors", metadata={"spacing": "2", "low": "-1000", "high": "500"})
     with pytest.raises(
         EncoderError, match=r"\d+ of \d+ weights fit; 1 is missing: encoder\.swin\.layers2\.0\.blocks\.0\.norm2\.weight"
     ):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dagman.encoder.folder import read_config
-from dagman.errors import RunError
+from dagman.errors import EncoderError, RunError
 from dagman.export.contents import describe_path
 from dagman.store.manifest import Store
 from dagman.store.preparation import Preparation
@@ -132,7 +132,10 @@ def test_weights_of_monai(other, tmp_path):
     path = tmp_path / "swin.safetensors"
     save_file({key: value.contiguous() for key, value in swin.state_dict().items()}, path)
     small = ("view.side=32", "projector.hidden=16", "projector.bottleneck=8", "projector.prototypes=16", "model.sa_heads=2")
-    parts, _ = _go_on(path, other, tmp_path / "run", *small, "train.steps=1")
+    with pytest.raises(EncoderError, match="nothing says how its scans were prepared"):
+        _go_on(path, other, tmp_path / "run", *small, "train.steps=1")
+    # As the refusal writes it.
+    parts, _ = _go_on(f"monai:{path}:spacing=1.5:low=-500:high=500", other, tmp_path / "run", *small, "train.steps=1")
     assert parts["encoder"][0] == "taken"
     assert parts["semantic_attention"] == ("fresh", "the source has none")
     assert read_config(tmp_path / "run" / "encoder").cohorts[0].method == "monai"

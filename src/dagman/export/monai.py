@@ -15,6 +15,7 @@ from torch import Tensor
 from dagman.encoder.encoder import Encoder
 from dagman.errors import EncoderError
 from dagman.export.forms import Exported
+from dagman.export.preprocessing import describe_preprocessing
 from dagman.model import SwinEncoder
 from dagman.model.foreign import MERGINGS, MonaiSwin
 from dagman.model.window_attention import relative_positions
@@ -27,7 +28,7 @@ FEATURE_UNIT = 12
 def write_monai(encoder: Encoder, folder: Path) -> Exported:
     """Write the weights of `swinViT`; raises EncoderError for an encoder that is no Swin."""
     state, merging, left_out = convert_swin(encoder)
-    save_file(state, folder / FILE, metadata={"format": "pt", "downsample": merging})
+    save_file(state, folder / FILE, metadata={"format": "pt", "downsample": merging, **_state_preparation(encoder)})
     return Exported(files=(FILE,), usage=_show_usage(encoder, merging), left_out=left_out, notes=_state_limits(encoder))
 
 
@@ -76,6 +77,22 @@ def _own(value: Tensor) -> Tensor:
     return value.detach().to("cpu").clone().contiguous()
 
 
+def _state_preparation(encoder: Encoder) -> dict[str, str]:
+    """The preprocessing as the file's metadata: what dagman's importer reads, and a sentence for people."""
+    c, values = encoder.config, describe_preprocessing(encoder)
+    return {
+        "spacing": f"{c.spacing:g}",
+        "low": f"{c.low:g}",
+        "high": f"{c.high:g}",
+        "view": str(c.view),
+        "orientation": c.orientation,
+        "padding": f"{values['padding']['value']:g}",
+        "crop_body": "yes" if c.crop_body else "no",
+        "modalities": ",".join(c.modalities),
+        "preprocessing": values["sentence"],
+    }
+
+
 def _show_usage(encoder: Encoder, merging: str) -> str:
     shape, c = encoder.config.shape, encoder.config
     sizes = f"depths={shape.depths}, num_heads={shape.heads}, window_size={shape.window}, patch_size={shape.patch}"
@@ -88,14 +105,16 @@ def _show_usage(encoder: Encoder, merging: str) -> str:
     else:
         from_where, start = "SwinUNETR", f"net = SwinUNETR(in_channels=1, out_channels=2, feature_size={shape.embed}, "
         load = f'net.swinViT.load_state_dict(load_file("{FILE}"))'
-    ranges = f"a_min={c.low:g}, a_max={c.high:g}, b_min=0.0, b_max=1.0, clip=True"
+    scaling, ranges = "ScaleIntensityRange", f"a_min={c.low:g}, a_max={c.high:g}, b_min=0.0, b_max=1.0, clip=True"
+    if c.modalities == ("MR",):
+        scaling, ranges = "ScaleIntensityRangePercentiles", "lower=0.5, upper=99.5, b_min=0.0, b_max=1.0, clip=True"
     return f"""from monai.networks.nets.swin_unetr import {from_where}
-from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation, ScaleIntensityRange, Spacing
+from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation, {scaling}, Spacing
 from safetensors.torch import load_file
 
 {start}{sizes}, downsample="{merging}")
 {load}  # strict: every weight has its place
-read = Compose([LoadImage(), EnsureChannelFirst(), Orientation("RAS"), Spacing({c.spacing:g}), ScaleIntensityRange({ranges})])
+read = Compose([LoadImage(), EnsureChannelFirst(), Orientation("RAS"), Spacing({c.spacing:g}), {scaling}({ranges})])
 """
 
 

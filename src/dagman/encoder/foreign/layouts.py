@@ -54,7 +54,8 @@ class Preparation:
     source: str
 
 
-OURS = Preparation(spacing=2.0, low=-1000.0, high=500.0, view=64, source="dagman's own, as the file states none")
+STATED = Preparation(spacing=2.0, low=-1000.0, high=500.0, view=64, source="as stated")
+"""Whose spacing and window are replaced; a view may be left unsaid."""
 _SSL = Preparation(
     spacing=1.5, low=-1000.0, high=1000.0, view=96, source="MONAI's SwinUNETR pretraining, whose slices of 2 mm become 1.5 mm"
 )

@@ -12,8 +12,8 @@ from dagman.encoder.folder import EncoderConfig
 from dagman.encoder.foreign.files import CONVERT, read_tensors
 from dagman.encoder.foreign.layouts import (
     MERGINGS,
-    OURS,
     REPEATING,
+    STATED,
     ForeignWeights,
     ImportReport,
     Preparation,
@@ -59,6 +59,8 @@ def read_foreign(text: str) -> tuple[EncoderConfig, dict[str, Tensor], ImportRep
         low=preparation.low,
         high=preparation.high,
         view=preparation.view,
+        crop_body=metadata.get("crop_body", "yes") != "no",
+        modalities=("MR",) if metadata.get("modalities") == "MR" else ("CT",),
         backbone=f"monai-swin:{variant}",
     )
     prepared = f"prepared at {config.spacing:g} mm, HU {config.low:g} to {config.high:g} ({preparation.source})"
@@ -76,14 +78,12 @@ def _prepare(found: ForeignWeights, values: dict[str, str], path: Path) -> Prepa
     known = found.preparation
     do = f"State it, such as monai:{path}:spacing=1.5:low=-500:high=500"
     if known is None and not {"spacing", "low", "high"} <= values.keys():
-        if path.suffix in (".pt", ".pth"):
-            raise EncoderError(f"is a {found.layout}, and nothing says how its scans were prepared", where=path, do=do)
-        known = OURS
+        raise EncoderError(f"is a {found.layout}, and nothing says how its scans were prepared", where=path, do=do)
     try:
         numbers = {name: float(values[name]) for name in ("spacing", "low", "high", "view") if name in values}
     except ValueError:
         raise EncoderError("spacing, low, high and view are numbers", where=path, do=do) from None
-    base = known or dataclasses.replace(OURS, source="as stated")
+    base = known or STATED
     if numbers:
         base = dataclasses.replace(base, source="as stated")
     prepared = Preparation(

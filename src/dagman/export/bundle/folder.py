@@ -102,7 +102,13 @@ def _configure_inference(model: SegmentationModel) -> dict[str, Any]:
     scaling = {"a_min": config.low, "a_max": config.high, "b_min": 0.0, "b_max": 1.0, "clip": True}
     window = {"roi_size": [model.side] * 3, "sw_batch_size": BATCH_CPU, "overlap": OVERLAP, "mode": "gaussian", "cval": 0.0}
     return {
-        "imports": ["$import glob", "$import os", "$import numpy", "$import torch", f"$from {_SCRIPT} import label_scans"],
+        "imports": [
+            "$import glob",
+            "$import os",
+            "$import numpy",
+            "$import torch",
+            f"$from {_SCRIPT} import {network.label_scans.__name__}",
+        ],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/scans'",
         "output_dir": "$@bundle_root + '/out'",

@@ -57,7 +57,8 @@ def resolve_source(name: str) -> Source:
     path = Path(name)
     if (path / "settings.toml").is_file() and list_checkpoints(path):
         return _read_run(name)
-    encoder = load_encoder(f"monai:{name}" if split_statement(name)[0].suffix in _FILES else name, device="cpu")
+    foreign = split_statement(name)[0].suffix in _FILES and not name.startswith("monai:")
+    encoder = load_encoder(f"monai:{name}" if foreign else name, device="cpu")
     return Source(name=name, kind="encoder", config=encoder.config, student=dict(encoder.network.state_dict()))
 
 
