@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dagman.errors import EncoderError
+from dagman.errors import EncoderError, SettingsError
 from dagman.method.networks import SemanticShape
 from dagman.model import SwinShape, find_backbone
+from dagman.model.backbone import MaskFill
 from dagman.records.counts import count_noun
 from dagman.records.files import write_whole
 from dagman.records.hashes import hash_file
@@ -148,13 +150,49 @@ def read_config(folder: str | Path) -> EncoderConfig:
             PretrainedOn(**one | {"modalities": tuple(one["modalities"])}) for one in values.get("cohorts", ())
         )
         sizes = find_backbone(values.get("backbone", "swin")).shape or SwinShape
-        return EncoderConfig(shape=sizes(**shape), semantic=SemanticShape(**semantic) if semantic else None, **values)
+        config = EncoderConfig(shape=sizes(**shape), semantic=SemanticShape(**semantic) if semantic else None, **values)
+        _check_config(config)
+        return config
     except FileNotFoundError:
         raise EncoderError(
             "is not an encoder folder: config.json is missing", where=folder, do="Give a run, or its folder `encoder`"
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SettingsError) as error:
         raise EncoderError(f"is damaged: {error}", where=path, do="Export the encoder again") from None
+
+
+def _check_config(config: EncoderConfig) -> None:
+    """Raise ValueError for values that no encoder has, before anything is built of them: a file may have been made to do harm."""
+    shape = config.shape
+    sizes = [shape.embed, shape.window, *shape.depths, *shape.heads, config.view, config.step]
+    if not all(type(size) is int and 0 <= size < 2**31 for size in sizes) or min(shape.embed, shape.window, config.view) < 1:
+        raise ValueError("its sizes are not whole numbers above 0")
+    numbers = (config.spacing, config.low, config.high, shape.mlp_ratio)
+    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+        raise ValueError("spacing, low, high and mlp_ratio are not numbers")
+    if config.spacing <= 0 or config.low >= config.high:
+        raise ValueError(f"spacing {config.spacing:g} mm, HU {config.low:g} to {config.high:g} is no preprocessing")
+    if config.mask_fill not in get_args(MaskFill):
+        raise ValueError(f"mask_fill is {config.mask_fill!r}")
+    if config.semantic is not None and not (1 <= config.semantic.stage <= len(shape.depths)):
+        raise ValueError(f"its semantic attention reads stage {config.semantic.stage}")
+
+
+def check_sizes(folder: str | Path, config: EncoderConfig, state: dict[str, Tensor]) -> None:
+    """Refuse a Swin's sizes that need more weights than there are, before memory is taken for them.
+
+    Raises:
+        EncoderError: config.json and model.safetensors are not of one encoder.
+    """
+    shape = config.shape
+    if "swin" not in config.backbone:
+        return
+    # The projections and bias tables of attention alone: every encoder of these sizes has more.
+    stages = enumerate(zip(shape.depths, shape.heads, strict=True))
+    least = sum(depth * (4 * (shape.embed << stage) ** 2 + heads * (2 * shape.window - 1) ** 3) for stage, (depth, heads) in stages)
+    if least > sum(value.numel() for value in state.values()):
+        what = "its sizes need more weights than model.safetensors holds"
+        raise EncoderError(what, where=Path(folder) / "config.json", do="Export the encoder again")
 
 
 def read_weights(folder: str | Path) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dagman.devices import choose_device, choose_precision
 from dagman.encoder.encoder import Encoder
-from dagman.encoder.folder import EncoderConfig, check_weights, read_config, read_weights
+from dagman.encoder.folder import EncoderConfig, check_sizes, check_weights, read_config, read_weights
 from dagman.encoder.foreign import ImportReport, read_foreign, split_statement
 from dagman.encoder.hub import fetch_folder
 from dagman.errors import EncoderError, SettingsError
@@ -63,8 +63,10 @@ def load_encoder(path: str | Path, *, device: str = "auto", precision: str = "fp
     else:
         folder = find_folder(Path(path), weights) if head != "hub" else fetch_folder(rest)
         config = read_config(folder)
+        state = _rename_old(read_weights(folder), config)
+        check_sizes(folder, config, state)
         network = _build_network(config)
-        _fill_weights(network, _rename_old(read_weights(folder), config), folder / "model.safetensors", _REWRITE)
+        _fill_weights(network, state, folder / "model.safetensors", _REWRITE)
         check_weights(folder)
     network = network.to(chosen).requires_grad_(False).eval()
     used = choose_precision(precision, chosen).value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.reader import ANY_SCAN
+from dagman.errors import TaskError
 from dagman.evaluation.classification_measures import Scored
 from dagman.records.files import write_whole
 from dagman.store.crops import Reach
@@ -106,22 +108,25 @@ def write_examples(folder: str | Path, inputs: TaskInputs, found: Sequence[Score
 
 
 def read_examples(folder: str | Path) -> tuple[str, list[Example]]:
-    """Which model and method they are of, and the examples; none where the file is absent."""
+    """Which model and method they are of, and the examples; none where the file is absent. Raises TaskError when it is damaged."""
     path = Path(folder) / FILE
     if not path.is_file():
         return "", []
-    with np.load(path, allow_pickle=False) as file:
-        about = json.loads(str(file["about"]))
-        examples = [
-            Example(
-                **described,
-                voxels=file[f"voxels_{number}"],
-                inside=file[f"inside_{number}"],
-                attention=file.get(f"attention_{number}"),
-            )
-            for number, described in enumerate(about["items"])
-        ]
-    return f"{about['model']}, {about['method']}", examples
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            about = json.loads(str(file["about"]))
+            examples = [
+                Example(
+                    **described,
+                    voxels=file[f"voxels_{number}"],
+                    inside=file[f"inside_{number}"],
+                    attention=file.get(f"attention_{number}"),
+                )
+                for number, described in enumerate(about["items"])
+            ]
+        return f"{about['model']}, {about['method']}", examples
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise TaskError(f"is damaged: {error}", where=path, do="Delete it, and repeat the task") from None
 
 
 def _attend(encoder: Encoder, crop: ItemCrop) -> NDArray[np.float32] | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -71,7 +72,10 @@ def replay_step(run: str | Path, step: int) -> Replay:
     student, teacher = assembly.build_networks(settings)
     targets = assembly.build_targets(settings)
     fill_state(folder, values, files, student.train(), teacher, targets)
-    batch = load_file(locate_views(path, step))
+    try:
+        batch = load_file(locate_views(path, step))
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"the views of step {step} are damaged: {error}", where=path, do="Replay another step") from None
     pairs, size = len(batch["u"]), int(settings.train.micro_batch) // 2
     drawn = draw_pairs(batch, settings, step - 1, range(pairs), student.encoder.branches, size, torch.device("cpu"))
     reached: list[str] = []
