@@ -118,6 +118,7 @@ def read_header(path: Path) -> Header:
         size = os.fstat(file.fileno()).st_size
         if (quick := read_plain_values(file.read(QUICK_BYTES), size)) is not None:
             return _summarise(path, cast(Dataset, quick), quick.left)
+        file.seek(0)
         data = read_data_set(file, stop_before_pixels=True, specific_tags=_TAGS)
         left = os.fstat(file.fileno()).st_size - file.tell()
         with quiet_pydicom():
