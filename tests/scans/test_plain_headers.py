@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pydicom
 import pytest
+from pydicom.datadict import dictionary_keyword, dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dagman.errors import ScanError
 from dagman.scans.dicom import headers
+from dagman.scans.dicom.plain import header_values
 
 
 def read_both(path):
@@ -64,7 +66,8 @@ def test_odd_values_are_read_as_pydicom_reads_them(slice_file, syntax):
         {"ImagePositionPatient": ["1", "2"]},
         {"PixelSpacing": [" 1.0", "1.0 "]},
         {"TriggerTime": "12", "EchoNumbers": [1, 2], "NumberOfFrames": "1"},
-        {"NominalPercentageOfCardiacPhase": 40.0, "DiffusionBValue": 800.0},
+        {"NominalPercentageOfCardiacPhase": 40.0},
+        {"DiffusionBValue": 800.0},
         {"RequestAttributesSequence": Sequence([inner, Dataset(), inner])},
         {"ConvolutionKernel": ["Br40d", "3"], "Modality": "MR"},
         {"ProtocolName": "x" * 20_000},
@@ -81,6 +84,14 @@ def test_a_header_cut_anywhere_is_read_as_pydicom_reads_it(slice_file):
         slice_file.write_bytes(whole[:end])
         ours, pydicoms, _ = read_both(slice_file)
         assert ours == pydicoms
+
+
+def test_tags_are_those_of_the_standard():
+    plain = {tag: name for tag, (name, _) in header_values._QUICK_VALUES.items()}
+    wanted = {tag_for_keyword(name) for name in headers._TAGS}
+    assert {tag: dictionary_keyword(tag) for tag in plain} == plain
+    assert {tag: dictionary_VR(tag) for tag in plain} == {tag: kind for tag, (_, kind) in header_values._QUICK_VALUES.items()}
+    assert plain.keys() | set(header_values._NOT_QUICK) == wanted
 
 
 def test_what_is_not_plain_is_left_to_pydicom(slice_file):

@@ -38,7 +38,7 @@ _QUICK_VALUES = {
     0x00080032: ("AcquisitionTime", "TM"),
 }
 """Of `_TAGS`, those that have a plain value."""
-_NOT_QUICK = (0x00189241, 0x00189087, 0x52009229, 0x52009230)
+_NOT_QUICK = (0x00209241, 0x00189087, 0x52009229, 0x52009230)
 """NominalPercentageOfCardiacPhase, DiffusionBValue and the functional groups: pydicom reads files that have them."""
 _PIXELS, _ITEM, _ITEM_END, _SEQUENCE_END, _UNKNOWN_LENGTH = 0x7FE00008, 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD, 0xFFFFFFFF
 _LONG = frozenset(kind.encode() for kind in ["OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"])
