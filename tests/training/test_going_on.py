@@ -17,6 +17,8 @@ from dagman.store.preparation import Preparation
 from dagman.store.writer import prepare_store
 from dagman.testing import make_body, write_nifti
 from dagman.training.pretraining import pretrain
+from dagman.training.start.record import write_start
+from dagman.training.start.source import resolve_source
 
 SHORT = ("train.steps=2", "train.monitor_every=2", "train.checkpoint_every=1", "train.keep_checkpoints=9")
 MACHINE = ("train.precision=fp32", "train.device=cpu", "train.workers=0", "train.monitor_views=2")
@@ -124,6 +126,22 @@ def test_an_encoder_is_student_and_teacher_with_fresh_heads(first, other, tmp_pa
     assert {parts[f"projectors.{name}"] for name in ("ampd", "aitd", "gitd")} == {("fresh", "the source has none")}
     held, weights = load_file(first / "encoder" / "model.safetensors"), _read_weights(out, 0)
     assert all(torch.equal(held[key], weights[f"{owner}.{key}"]) for key in held for owner in ("student", "teacher"))
+
+
+def test_an_encoder_of_a_hub_is_taken_from_the_cache_of_this_machine(first, other, tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants", reason="needs the extra `hub`")
+    monkeypatch.delenv("DAGMAN_ONLINE", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    held = tmp_path / "models--someone--ct"
+    (held / "refs").mkdir(parents=True)
+    (held / "refs" / "main").write_text("a" * 40)
+    shutil.copytree(first / "encoder", held / "snapshots" / ("a" * 40))
+    source, folder = resolve_source("hub:someone/ct"), resolve_source(str(first / "encoder"))
+    assert (source.kind, source.digest, source.config) == ("encoder", folder.digest, folder.config)
+    written = write_start(tmp_path, source, [])
+    assert (written.source, written.cohorts) == ("ct", read_config(first / "encoder").cohorts)
+    with pytest.raises(EncoderError, match="hub:someone/other: is not in the cache of this machine"):
+        _go_on("hub:someone/other", other, tmp_path / "run")
 
 
 def test_weights_of_monai(other, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from dagman import devices
 from dagman.cli.training import pretrain as command
 from dagman.errors import DagmanError
+from dagman.training.plan import energy
 from dagman.training.plan.energy import EnergyMeter
 from dagman.training.plan.rehearsal import Plan, plan_pretraining, prepare_rehearsal
 from dagman.training.pretraining import pretrain
@@ -102,6 +104,45 @@ def test_energy_of_processors_is_added_up_and_survives_a_counter_that_begins_aga
 
 def test_energy_that_is_not_counted_is_left_out(tmp_path):
     assert EnergyMeter("cpu", tmp_path).read() == {}
+
+
+class _Nvml:
+    """A driver that counts another 5 J whenever it is asked, of the card of one UUID."""
+
+    def __init__(self, uuid: str) -> None:
+        self.uuid, self.millijoules, self.missing = uuid.encode(), 1_000_000, False
+
+    def nvmlInit_v2(self) -> int:  # noqa: N802  (NVML's own name, as below)
+        return 0
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: bytes, handle: object) -> int:  # noqa: N802
+        return 0 if uuid == self.uuid else 6
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: object, count) -> int:  # noqa: N802
+        self.millijoules += 5000
+        count._obj.value = self.millijoules
+        return 3 if self.missing else 0
+
+
+def test_energy_of_a_card_is_what_its_driver_counts(tmp_path, monkeypatch):
+    nvml = _Nvml("GPU-1-2-3")
+    monkeypatch.setattr(energy.ctypes, "CDLL", lambda name: nvml)
+    monkeypatch.setattr(energy.torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1-2-3"))
+    _count(tmp_path, 0, 1_000_000)
+    meter = EnergyMeter("cuda:1", tmp_path)
+    _count(tmp_path, 0, 3_000_000)
+    assert meter.read() == {"gpu": pytest.approx(5.0), "cpu": pytest.approx(2.0)}
+    # A card that does not count, a driver that does not know it, and no driver.
+    nvml.missing = True
+    assert meter.read() == {"cpu": 0}
+    nvml.uuid = b"GPU-other"
+    assert EnergyMeter("cuda:1", tmp_path / "none").read() == {}
+
+    def load(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(energy.ctypes, "CDLL", load)
+    assert EnergyMeter("cuda:1", tmp_path / "none").read() == {}
 
 
 def test_scans_are_to_be_prepared_first_and_a_run_needs_a_folder(scans, store):

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from dagman.cli.training.planning import describe_plan
 from dagman.errors import RunError
 from dagman.store.preparation import Preparation
 from dagman.store.writer import prepare_store
+from dagman.training.plan.rehearsal import plan_pretraining, prepare_rehearsal
 from dagman.training.pretraining import pretrain
 from dagman.training.run import Run
 from dagman.training.start.mixture import split_weight
@@ -57,6 +59,18 @@ def test_a_run_on_two_stores_tells_their_shares_and_goes_on_with_these_weights_a
     assert pretrain([f"{two / 'a'}:4", f"{two / 'b'}:2"], run.path).last_step == 3
     with pytest.raises(RunError, match="which are not the 3 of this store"):
         pretrain([two / "a", two / "b"], run.path)
+
+
+def test_a_plan_takes_steps_on_the_views_of_the_run_on_several_stores(two, tiny):
+    options = [*tiny, "train.steps=3", "train.monitor_every=9"]
+    rehearsal = prepare_rehearsal([f"{two / 'a'}:2", f"{two / 'b'}:1"], assignments=options)
+    assert [(part.weight, len(part.scans)) for part in rehearsal.dataset.parts] == [(2, 2), (1, 1)]
+    assert sum(1 for _ in rehearsal.take(1)) == 1
+    plan = plan_pretraining(rehearsal)
+    assert plan.stores == ("stores: a 67% of the views, 2 scans, 2.0 pairs a scan; b 33% of the views, 1 scan, 2.0 pairs a scan",)
+    assert describe_plan(plan)[1] == "stores    " + plan.stores[0].removeprefix("stores: ")
+    with pytest.raises(RunError, match=r"absent: a plan is made from a store\. Prepare the scans first"):
+        prepare_rehearsal([two / "a", two / "absent"])
 
 
 @pytest.mark.parametrize(

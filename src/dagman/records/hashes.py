@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 _DIGITS = 32
+# Few and large: between pieces a thread that writes a checkpoint takes Python's lock from the training.
+_PIECE = 8 << 20
 
 
 def hash_bytes(data: bytes) -> str:
@@ -19,8 +21,11 @@ def hash_bytes(data: bytes) -> str:
 
 def hash_file(path: str | Path) -> str:
     """Hash of a file's bytes, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGITS]
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_PIECE))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()[:_DIGITS]
 
 
 def hash_array(array: np.ndarray) -> str:
