@@ -33,29 +33,32 @@ def measure_pairs(rehearsal: Rehearsal, folder: Path, pairs: int) -> dict[str, l
     batch = dataset[0]
     saver = Saver(folder, settings.train.keep_checkpoints, on_written=lambda step: None, on_full_disk=lambda step: None)
     configs = [assembly.describe_encoder(settings, dataset, 1, weights) for weights in ("student", "teacher")]
-    seconds: dict[str, list[float]] = {"without": [], "with": [], "copy": [], "written": []}
+    seconds: dict[str, list[float]] = {name: [] for name in ("without", "with", "copy", "written", "own_without", "own_with")}
 
-    def take(step: int) -> float:
-        began = time.perf_counter()
+    def take(step: int, name: str) -> None:
+        began, own = time.perf_counter(), time.thread_time()
         learner.read(learner.advance(learner.draw_pairs(batch, step, dataset.own), step))
         if learner.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - began
+        seconds[name].append(time.perf_counter() - began)
+        seconds[f"own_{name}"].append(time.thread_time() - own)
 
     for step in range(WARM_UP):
-        take(step)
+        take(step, "without")
+    for values in seconds.values():
+        values.clear()
     for pair in range(pairs):
         # Which comes first changes from pair to pair, so that a machine that grows slower favours neither.
         for saves in (pair % 2 == 0, pair % 2 == 1):
             step = WARM_UP + pair
             if not saves:
-                seconds["without"].append(take(step))
+                take(step, "without")
                 continue
             began = time.perf_counter()
             snapshot = learner.copy()
             seconds["copy"].append(time.perf_counter() - began)
             saver.save(step + 1, snapshot, configs[0], None if learner.teacher is None else configs[1], {})
-            seconds["with"].append(take(step))
+            take(step, "with")
             saver.follow(wait=True)
             seconds["written"].append(time.perf_counter() - began - seconds["copy"][-1])
     return seconds
@@ -87,6 +90,10 @@ def main() -> None:
         f"a step {medians['without']:.3f} s; after a checkpoint {medians['with']:.3f} s, {found['slower']:+.1%} "
         f"(pairs: {statistics.median(ratios) - 1:+.1%} at the median, {ratios[len(ratios) // 4] - 1:+.1%} to "
         f"{ratios[-1 - len(ratios) // 4] - 1:+.1%} the middle half)"
+    )
+    print(
+        f"processor time of the thread that takes the steps: {medians['own_without']:.3f} and {medians['own_with']:.3f} s, "
+        f"{medians['own_with'] / medians['own_without'] - 1:+.1%}"
     )
     print(
         f"copied in {medians['copy'] * 1000:.0f} ms ({medians['copy'] / medians['without']:.1%} of a step), written in "

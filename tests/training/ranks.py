@@ -6,6 +6,7 @@
   "gloo" is a torch that lacks it, "version" another dagman;
 - {"ranks", "source", "out", "steps": {case: [method, assignments]}}: the training step alone, case by case;
 - {..., "alone": true}: a pretraining in processes of its own, beside all others; "torchrun": options, started by torchrun;
+- {..., "warn": [rank, step]}: Slurm's warning comes to a rank; "nan": [rank, step]: its losses are not finite;
   "kill": [[rank, step], ...], which rank is killed at which step at the n-th start; "hang": [rank, step, "stopped" or "reading"].
 
 What each rank ended with is written to PLAN.json.<number>.<rank>, what one alone wrote to stderr to <out>.<rank>.txt.
@@ -36,26 +37,28 @@ def set_rank(rank: int, ranks: int, port: str) -> None:
 
 
 def train(job: dict) -> str:
-    """One rank of one pretraining: "" or what refused it."""
+    """One rank of one pretraining: "" or what ended it."""
     from dagman.errors import DagmanError
     from dagman.training.pretraining import pretrain
 
     job = job | job.get("by_rank", {}).get(os.environ.get("RANK"), {})
     try:
         with disturb(job):
-            pretrain(job["source"], job["out"], method=job.get("method"), assignments=job["assignments"])
+            run = pretrain(job["source"], job["out"], method=job.get("method"), assignments=job["assignments"])
     except DagmanError as error:
         return str(error)
     except SystemExit as silent:
         return f"exit {silent.code}"
-    return ""
+    return run.stopped or ""
 
 
 @contextlib.contextmanager
 def disturb(job: dict) -> Iterator[None]:
     """What a job has that a user's has not: another version, a torch without gloo, a rank that dies or hangs."""
+    import torch
     import torch.distributed as dist
 
+    from dagman.training import accumulation
     from dagman.training.learner import Learner
     from dagman.training.start import identity
 
@@ -82,6 +85,18 @@ def disturb(job: dict) -> Iterator[None]:
             Learner.advance = interrupt(Learner.advance, lambda: os.kill(os.getpid(), signal.SIGSTOP), step)
         else:
             Learner.draw_pairs = interrupt(Learner.draw_pairs, threading.Event().wait, step)
+    if job.get("warn", [None])[0] == rank:
+        Learner.advance = interrupt(Learner.advance, lambda: os.kill(os.getpid(), signal.SIGUSR1), job["warn"][1])
+    if job.get("nan", [None])[0] == rank:
+        losses = accumulation.student_losses
+
+        def spoil() -> None:
+            accumulation.student_losses = lambda *rest: {name: value * torch.nan for name, value in losses(*rest).items()}
+
+        def mend() -> None:
+            accumulation.student_losses = losses
+
+        Learner.advance = interrupt(interrupt(Learner.advance, spoil, job["nan"][1]), mend, job["nan"][1] + 1)
     try:
         yield
     finally:

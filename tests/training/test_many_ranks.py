@@ -21,6 +21,7 @@ from dagman.errors import SettingsError
 from dagman.records.journal import read_rows
 from dagman.settings.presets import list_presets
 from dagman.store.format import locate_scan
+from dagman.training.checkpoints import list_checkpoints
 from dagman.training.parallel.group import Group
 from dagman.training.pretraining import pretrain
 from dagman.training.run import Run
@@ -65,6 +66,8 @@ def place(store, tiny, tmp_path_factory) -> Path:
     add("killed", 2, *light, alone=True, torchrun=launch, kill=[[1, 1], [0, 2]])
     for how in ("stopped", "reading"):
         add(f"hung-{how}", 2, *light, f"train.rank_timeout={TIMEOUT_S}", alone=True, hang=[1, 1, how])
+    add("warned", 2, *light, warn=[1, 1])
+    add("not-finite", 2, *light, nan=[1, 1])
     for count, name in enumerate(("lost-one", "lost-two"), start=1):
         damaged = _copy_with_damage(store, folder / f"{name}-store", count)
         add(name, 2, *light, source=damaged)
@@ -168,6 +171,23 @@ def test_a_rank_that_hangs_is_named_within_the_set_time_and_the_others_ask_to_be
     assert re.fullmatch(rf"dagman: rank 1 \(.*, process \d+\) {text}\. Start all ranks again; the run goes on .*", line), line
     assert TIMEOUT_S <= int(re.search(r"for (\d+) s", line)[1]) <= 2 * TIMEOUT_S
     assert Run(place / f"hung-{how}").last_step == 1
+
+
+def test_a_warning_to_one_rank_ends_all_after_the_same_step_with_a_checkpoint(place):
+    assert _outcomes(place, 2)["warned"] == ["requeue", "requeue"]
+    assert Run(place / "warned").last_step == 2
+    assert list_checkpoints(place / "warned")[-1] == 2
+
+
+def test_ranks_go_back_and_skip_a_step_together_that_is_not_finite_for_one_of_them(place):
+    assert _outcomes(place, 2)["not-finite"] == ["", ""]
+    run = Run(place / "not-finite")
+    assert [row["step"] for row in run.steps] == [1, 3]
+    assert run.steps[0] == Run(place / "whole").steps[0]
+    (text,) = [row["text"] for row in run.warnings if row["key"] == "skipped-2"]
+    assert "went back to step 1 and skips it, 1 of 3 times at most" in text
+    # What is kept to be replayed is the whole step, not the writing rank's share.
+    assert len(json.loads((run.path / "broken" / "step-000002" / "state.json").read_text())["crops"]) == 2
 
 
 def test_an_unreadable_scan_is_replaced_and_counted_alike_by_ranks_and_by_one_process(place):

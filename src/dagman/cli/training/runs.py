@@ -60,7 +60,9 @@ def _print_states(console: Console, folder: Path, states: list[RunState]) -> Non
         left = describe_seconds(one.seconds_left) if one.seconds_left and one.state == "running" else ""
         numbers = [f"{losses[key]:.3f}" if key in losses else "" for key in ("total", "amip")]
         light = Text(one.light or "", style=_COLORS[one.light])
-        table.add_row(Text(_shorten(one.path, folder)), one.state, f"{one.step} of {one.steps}", *numbers, left, light)
+        table.add_row(
+            Text(_shorten(one.path, folder)), one.state, f"{one.step} of {one.steps}" if one.steps else "", *numbers, left, light
+        )
     console.print(table)
     for one in states:
         if one.light in ("amber", "red") or one.problem:
