@@ -22,7 +22,7 @@ from dagman.encoder.loading import load_encoder
 from dagman.errors import DagmanError
 from dagman.store.format import open_voxels
 from dagman.tables.table import read_table
-from dagman.tasks.classify.examples import FILE, read_examples
+from dagman.tasks.inputs.examples import FILE, read_examples
 from dagman.tasks.segment.examples import read_examples as read_segmentations
 from dagman.testing import write_tiny_encoder
 

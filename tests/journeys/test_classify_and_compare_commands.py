@@ -21,8 +21,8 @@ from dagman.notes import warn
 from dagman.scans.reading import read_scan
 from dagman.scans.scan import hash_scan
 from dagman.tables.table import read_table
-from dagman.tasks.classify.examples import read_examples
 from dagman.tasks.head_models import load_classifier
+from dagman.tasks.inputs.examples import read_examples
 
 pytestmark = pytest.mark.journey
 

@@ -104,6 +104,13 @@ def test_the_page_shows_groups_with_their_test_and_loads_nothing(predicted):
     for told in ("Log-rank p", "Risk groups", "Calibration", "Time-dependent AUC", "Fewer labels", "Paired differences"):
         assert told in page
     assert "://" not in page
+    for number, kind in (
+        (1, "most-certain-highest-risk"),
+        (3, "least-certain-risk-in-the-middle"),
+        (5, "most-certain-lowest-risk"),
+    ):
+        assert f'href="report-viewer.html#{kind}-{number}"' in page
+    assert (predicted[0] / "report-viewer.html").is_file()
 
 
 def test_the_kept_model_predicts_new_patients(predicted, tumours):

@@ -132,6 +132,8 @@ def test_a_segmentation_leaves_measures_maps_pictures_and_a_model(trained, bodie
     assert {file.name for file in (trained / "examples").iterdir()} == {"best.npz", "median.npz", "worst.npz"}
     page = (trained / "report.html").read_text()
     assert "data:image/" in page
+    assert [f'href="report-viewer.html#{kind}"' in page for kind in ("best", "median", "worst")] == [True] * 3
+    assert (trained / "report-viewer.html").is_file()
     assert load_model(trained, device="cpu").names == {3: "ball", 1: "lungs"}
     assert len(list((trained / "predictions").glob("*.nii.gz"))) == 5
 

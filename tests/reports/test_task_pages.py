@@ -19,7 +19,7 @@ from dagman.reports.tasks.segmentation_verdicts import format_measure, format_me
 from dagman.scans.affine import Affine
 from dagman.scans.scan import Scan
 from dagman.store.crops import CropShape, cut_crop, measure_reach
-from dagman.tasks.classify.examples import Example
+from dagman.tasks.inputs.examples import Example
 
 _GOOD = {"dice": 0.912, "hd95_mm": 3.0, "false_positives": 0.2, "volume_bias_ml": 1.0}
 

@@ -53,6 +53,14 @@ class Listing:
 
 
 @dataclass(frozen=True)
+class Links:
+    """A sentence, and what it leads to in files beside the page: names with their addresses."""
+
+    text: str
+    targets: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class Figure:
     """A picture: PNG bytes, or SVG markup as a string; a caption that says what is seen; `alt` for those who cannot see it.
 
@@ -127,7 +135,7 @@ class Embedded:
         return _SCRIPT.findall(self.html)
 
 
-Block = Text | Listing | Figure | FigureGrid | Volume | VolumeGrid | DataTable | Verdict | Embedded
+Block = Text | Listing | Links | Figure | FigureGrid | Volume | VolumeGrid | DataTable | Verdict | Embedded
 
 
 @dataclass(frozen=True)

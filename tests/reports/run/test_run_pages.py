@@ -18,7 +18,7 @@ from dagman.cli.report import app
 from dagman.errors import RunError
 from dagman.records.journal import append_row
 from dagman.records.provenance import write_command
-from dagman.reports.run.run_page import render_run, write_run_report
+from dagman.reports.run.run_page import exhibit_run, render_run, write_run_report
 from dagman.settings import load_settings, resolve_settings
 from dagman.training.monitoring.health import judge_run
 from dagman.training.run import Run, write_gallery, write_note, write_settings
@@ -119,6 +119,18 @@ def test_the_page_is_whole_in_itself_and_parses(full):
     parser.feed(html)
     parser.close()
     assert parser.rawdata == ""
+
+
+def test_views_are_linked_to_the_viewer_beside_the_page_with_their_heads_and_hu(full):
+    run, html = full
+    assert re.findall(r'href="(report-viewer\.html#[^"]*)"', html) == ["report-viewer.html#view-1", "report-viewer.html#view-2"]
+    assert (run.path / "report-viewer.html").stat().st_size < 4e6
+    first, second = exhibit_run(run)
+    low, high = run.settings.view.low, run.settings.view.high
+    assert first.scan.voxels == pytest.approx(low + run.gallery(45)["view"][0, 0] * (high - low), abs=0.51)
+    assert first.labels[0].labels.voxels.shape == (2, 2, 2)
+    assert [one.attention.heads.shape for one in (first, second)] == [(_HEADS, 2, 2, 2)] * 2
+    assert first.attention.heads.mean() == pytest.approx(1), "relative to uniform"
 
 
 def test_every_picture_has_words_for_those_who_cannot_see_it(full):

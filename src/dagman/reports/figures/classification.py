@@ -19,7 +19,7 @@ from dagman.reports.figures.planes import (
 )
 from dagman.reports.figures.windows import choose_window
 from dagman.reports.style import CYCLE, FULL_WIDTH, HALF_WIDTH, INK, MUTED, YELLOW, add_legend, new_figure, style_axes
-from dagman.tasks.classify.examples import Example
+from dagman.tasks.inputs.examples import Example
 
 _SQUARE = 3.8
 

@@ -14,6 +14,8 @@ from dagman.reports.methods import TITLE, quote_run
 from dagman.reports.page import Block, DataTable, FigureGrid, Listing, Section, Text, render_page
 from dagman.reports.provenance import flatten_values
 from dagman.reports.run import curves, monitors, pictures, verdicts
+from dagman.reports.viewer import Exhibit
+from dagman.reports.viewer.examples import exhibit_views, link_viewer, write_viewer
 from dagman.settings import Settings, load_settings, resolve_settings
 from dagman.settings.presets import list_presets
 from dagman.training.monitoring.health import judge_run
@@ -23,12 +25,19 @@ from dagman.training.run import Run
 def write_run_report(run: Run, out: Path | None = None) -> Path:
     """Write the page of a run, however far it has come, into its folder or to `out`; returns the page's path."""
     path = out or run.path / "report.html"
-    write_text(path, render_run(run))
+    write_viewer(path, f"Views of {run.path.resolve().name}", exhibit_run(run))
+    write_text(path, render_run(run, path))
     return path
 
 
-def render_run(run: Run) -> str:
-    """The page as HTML."""
+def exhibit_run(run: Run) -> list[Exhibit]:
+    """The views that were kept last, for the viewer."""
+    steps = run.gallery_steps
+    return exhibit_views(run.gallery(steps[-1]), run.settings) if steps else []
+
+
+def render_run(run: Run, page: Path | None = None) -> str:
+    """The page as HTML; `page` is where it will be written, if links to the viewer beside it are wanted."""
     settings = run.settings
     steps, wanted = run.last_step, settings.train.steps
     lead = (
@@ -38,7 +47,7 @@ def render_run(run: Run) -> str:
     sections = [
         Section("Is the run healthy?", _give_verdict(run, settings)),
         Section("The run's size and choices", [Listing([_state_choice(text) for text in run.choices])] if run.choices else []),
-        *show_gallery(run, settings),
+        *show_gallery(run, settings, page),
         *_show_curves(run, settings),
         Section("Warnings during the run", _list_warnings(run)),
         Section(TITLE, quote_run(run)),
@@ -74,17 +83,18 @@ def _give_verdict(run: Run, settings: Settings) -> list[Block]:
     ]
 
 
-def show_gallery(run: Run, settings: Settings) -> list[Section]:
+def show_gallery(run: Run, settings: Settings, page: Path | None = None) -> list[Section]:
     """Sections with the last validation views: masks, reconstructions, attention, and one view over the run."""
     steps = run.gallery_steps
     if not steps:
         return []
     gallery, sources = run.gallery(steps[-1]), run.gallery_sources(steps[-1])
+    links = [] if page is None else link_viewer(page, exhibit_run(run))
     attention = pictures.show_attention(gallery, settings, sources)
     if not attention:
         attention = [Text(f"The method `{settings.method}` has no semantic attention, so there is no attention map.")]
     return [
-        Section("Views and their masks", pictures.show_masks(gallery, settings, sources)),
+        Section("Views and their masks", [*pictures.show_masks(gallery, settings, sources), *links]),
         Section("Reconstructions", pictures.show_reconstructions(gallery, settings, sources)),
         Section("Attention", attention),
         Section("The same view over the run", pictures.show_course(run)),

@@ -25,6 +25,7 @@ from dagman.reports.style import FULL_WIDTH
 from dagman.reports.tasks.basis import state_basis
 from dagman.reports.tasks.chance import judge_against_chance
 from dagman.reports.tasks.examples import show_examples
+from dagman.reports.viewer.examples import exhibit_items, write_viewer
 
 _LONG = 240
 """Letters of a note that leads the page."""
@@ -33,6 +34,7 @@ _LONG = 240
 def write_classification_report(results: Results) -> Path:
     """Write `report.html` into the folder of results and return its path."""
     path = results.path / "report.html"
+    write_viewer(path, f"Examples of {results.path.resolve().name}", exhibit_items(results))
     write_text(path, render_classification(results))
     return path
 

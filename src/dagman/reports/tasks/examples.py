@@ -12,8 +12,9 @@ from dagman.reports.figures.windows import choose_window
 from dagman.reports.names import name_method
 from dagman.reports.page import Block, Text
 from dagman.reports.style import YELLOW
+from dagman.reports.viewer.examples import exhibit_items, link_viewer
 from dagman.reports.volumes import Layer, Volume, VolumeGrid
-from dagman.tasks.classify.examples import Example, read_examples
+from dagman.tasks.inputs.examples import Example, read_examples
 
 _SIDES = (("to the patient's left", "to the patient's right"), ("behind", "in front"), ("below", "above"))
 """Of a crop in RAS+ order, at the start and at the end of each axis."""
@@ -41,6 +42,7 @@ def show_examples(results: Results) -> list[Block]:
     return [
         Text(f"Items of {pair}, scores averaged over repeats. {shown} Outlined: the structure.{mirrored} {CONVENTION}{below}"),
         VolumeGrid([_show_example(one) for one in examples]),
+        *link_viewer(results.path / "report.html", exhibit_items(results)),
     ]
 
 
@@ -60,10 +62,12 @@ def describe_beyond(example: Example) -> str:
 def _show_example(example: Example) -> Volume:
     whose = f" Patient `{example.patient}`, file `{example.file}`." if example.patient else ""
     beyond = describe_beyond(example)
-    caption = (
-        f"**{example.kind.capitalize()}**: `{example.name}` is `{example.label}`, called `{example.predicted}` with a probability "
-        f"of {example.probability:.2f}.{whose}" + (f" The crop reaches beyond the scan: {beyond}." if beyond else "")
-    )
+    if example.probability is None:
+        outcome = f": {example.words}."
+    else:
+        outcome = f" is `{example.label}`, called `{example.predicted}` with a probability of {example.probability:.2f}."
+    caption = f"**{example.kind.capitalize()}**: `{example.name}`{outcome}{whose}"
+    caption += f" The crop reaches beyond the scan: {beyond}." if beyond else ""
     outline = (
         [] if example.inside.all() else [Layer(codes=example.inside.astype(np.uint8), names=["the structure"], colors=[YELLOW])]
     )

@@ -33,6 +33,8 @@ from dagman.reports.tasks.classification import (
     tabulate_measures,
 )
 from dagman.reports.tasks.differences import judge_differences, tabulate_differences
+from dagman.reports.tasks.examples import show_examples
+from dagman.reports.viewer.examples import exhibit_items, write_viewer
 
 _MEASURES = ("harrell_c", "uno_c", "dynamic_auc", "integrated_brier")
 _ALL = "100%"
@@ -44,6 +46,7 @@ _FOOTER = "Made by `dagman outcome`. This page loads nothing from elsewhere."
 def write_outcome_report(results: Results) -> Path:
     """Write `report.html` into the folder of results and return its path."""
     path = results.path / "report.html"
+    write_viewer(path, f"Examples of {results.path.resolve().name}", exhibit_items(results))
     render = render_response if results.summary.task == "response" else render_outcome
     write_text(path, render(results))
     return path
@@ -59,6 +62,7 @@ def render_response(results: Results) -> str:
         Section("ROC and reliability", show_curves(results)),
         Section("Confusion", show_confusions(results)),
         Section("Fewer labels", show_subsets(results)),
+        Section("Certain and uncertain, right and wrong", show_examples(results)),
         Section("What to know", list_notes(summary)),
         Section(TITLE, quote_results(results)),
         Section("Settings", tabulate_settings(results)),
@@ -91,6 +95,7 @@ def render_outcome(results: Results) -> str:
         Section("Time-dependent AUC", _show_areas(extra["predicted"], clock, basis)),
         Section("Calibration", _show_calibration(extra["predicted"], clock, basis)),
         Section("Fewer labels", _show_subsets(summary.measurements)),
+        Section("Patients of high, low and middle risk", show_examples(results)),
         Section("What to know", list_notes(summary)),
         Section(TITLE, quote_results(results)),
         Section("Settings", tabulate_settings(results)),

@@ -26,6 +26,7 @@ from dagman.reports.tasks.classification import list_notes, show_warnings
 from dagman.reports.tasks.differences import tabulate_differences
 from dagman.reports.tasks.segmentation_examples import show_scans
 from dagman.reports.tasks.segmentation_verdicts import format_measure, format_measurement, judge_structures
+from dagman.reports.viewer.examples import exhibit_scans, link_viewer, write_viewer
 
 _LISTED = 200
 _ALIKE = {"volume_ml": "volume_bias_ml", "true_volume_ml": "volume_bias_ml"}
@@ -37,6 +38,7 @@ _FEWEST = 3
 def write_segmentation_report(results: Results) -> Path:
     """Write `report.html` into the folder of results and return its path."""
     path = results.path / "report.html"
+    write_viewer(path, f"Examples of {results.path.resolve().name}", exhibit_scans(results))
     write_text(path, render_segmentation(results))
     return path
 
@@ -56,11 +58,15 @@ def render_segmentation(results: Results) -> str:
         "intervals over patients where there are enough."
     )
     judged = judge_structures(summary.measurements, rows, summary.classes, model=shown["model"], subset=shown["subset"])
+    links = link_viewer(results.path / "report.html", exhibit_scans(results))
     sections = [
         Section("What was found", [*show_warnings(summary), *judged]),
         Section("How much is found", [*_tabulate(summary.measurements), *_draw_dice(results)]),
         Section("Paired differences", tabulate_differences(summary.comparisons, "On the same scans and resamples.")),
-        Section("Best, median and worst scan", show_scans(results)),
+        Section(
+            "Best, median and worst scan",
+            [*show_scans(results), *links],
+        ),
         Section("Volumes", _show_volumes(rows, extra, state_basis(results, of="scan"))),
         Section("Fewer labels", _show_subsets(results)),
         Section("Every tested scan", _list_scans(rows)),

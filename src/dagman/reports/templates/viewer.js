@@ -111,7 +111,8 @@
     bar.append(windows);
     if (data.attention) {
       const heads = data.attention.maps.map((_, i) => i ? `head ${i}` : 'mean of heads');
-      select('Attention', heads, state.head, at => { state.head = at; layOver(); });
+      if (heads.length > 1) select('Attention', heads, state.head, at => { state.head = at; layOver(); });
+      else bar.append(element('span', {}, 'Attention'));
       slide('beyond', state.threshold, at => `1 ± ${(at * data.attention.reach).toPrecision(2)}`, at => { state.threshold = at; layOver(); });
       slide('opacity', state.opacity.attention, at => `${Math.round(100 * at)} %`, at => fade('attention', at));
     }
@@ -224,7 +225,7 @@
   async function open() {
     while (nv.volumes.length) nv.removeVolume(nv.volumes[0]);
     data = exhibits.find(one => one.name === decodeURIComponent(location.hash.slice(1))) || exhibits[0];
-    state = { head: 0, threshold: 0, opacity: { attention: data.labels.length ? 0.5 : 0.8, labels: data.attention ? 0.1 : 0.3 }, shown: true, hidden: new Set(), map: 0, mark: -1 };
+    state = { head: 0, threshold: 0, opacity: { attention: data.labels.length ? 0.35 : 0.7, labels: data.attention ? 0.1 : 0.3 }, shown: true, hidden: new Set(), map: 0, mark: -1 };
     over = { attention: null, labels: null };
     scan = await read(data.scan, 'scan.nii.gz', { colormap: 'gray', cal_min: data.window[0], cal_max: data.window[1] });
     nv.addVolume(scan);

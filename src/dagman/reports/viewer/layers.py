@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import gzip
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from isal import igzip
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -35,11 +35,15 @@ class AttentionLayer:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelLayer:
-    """A label map on any grid; `names` says what its values are called, `called` whose it is where there are several."""
+    """A label map on any grid; `names` says what its values are called, `called` whose it is where there are several.
+
+    `colors` are of values, in place of those that their order gives them.
+    """
 
     labels: Scan
     names: Mapping[int, str] = field(default_factory=dict)
     called: str = "labels"
+    colors: Mapping[int, str] = field(default_factory=dict)
 
 
 def place_attention(attention: Attention) -> AttentionLayer:
@@ -51,7 +55,7 @@ def place_attention(attention: Attention) -> AttentionLayer:
     return AttentionLayer(heads=attention.heads.float().cpu().numpy(), affine=Affine(matrix))
 
 
-def coarsen_affine(affine: Affine, steps: Sequence[int]) -> Affine:
+def coarsen_affine(affine: Affine, steps: Sequence[float]) -> Affine:
     """The affine of blocks of voxels: its origin is the middle of the first block."""
     matrix = affine.matrix.copy()
     matrix[:3, 3] += affine.matrix[:3, :3] @ ((np.array(steps) - 1) / 2)
@@ -61,7 +65,7 @@ def coarsen_affine(affine: Affine, steps: Sequence[int]) -> Affine:
 
 def describe_attention(layer: AttentionLayer) -> dict[str, Any]:
     """The mean and each head as distances from uniform, and the distance at which colours end."""
-    maps = [layer.heads.mean(axis=0), *layer.heads]
+    maps = [layer.heads.mean(axis=0), *(layer.heads if len(layer.heads) > 1 else ())]
     reach = max(float(np.abs(maps[0] - 1).max()), 1e-3)
     return {"maps": [encode_volume((one - 1).astype(np.float32), layer.affine) for one in maps], "reach": reach}
 
@@ -89,7 +93,7 @@ def describe_labels(layer: LabelLayer, most: int) -> dict[str, Any]:
     affine = Affine(matrix)
     # By all that is named: a structure keeps its colour in scans that lack another.
     named = sorted({*values, *layer.names})
-    of_value = dict(zip(named, color_structures(len(named)), strict=True))
+    of_value = dict(zip(named, color_structures(len(named)), strict=True)) | dict(layer.colors)
     colors = [of_value[value] for value in values]
     ml = float(np.prod(upright.spacing)) / 1000
     boxes = ndimage.find_objects(codes, max_label=len(values))
@@ -120,7 +124,7 @@ def encode_volume(voxels: NDArray, affine: Affine, *, labels: bool = False) -> s
     if labels:
         image.header.set_intent("label")
     image.header.set_xyzt_units("mm")
-    return base64.b64encode(gzip.compress(image.to_bytes(), 6, mtime=0)).decode()
+    return base64.b64encode(igzip.compress(image.to_bytes(), 3, mtime=0)).decode()
 
 
 def _number_labels(labels: Scan) -> tuple[list[int], NDArray[np.uint8]]:

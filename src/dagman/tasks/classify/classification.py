@@ -48,10 +48,10 @@ from dagman.records.names import suggest_name
 from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.manifest import Store
 from dagman.tables.table import Table
-from dagman.tasks.classify.examples import write_examples
 from dagman.tasks.contract import make_contract
 from dagman.tasks.finetuning import FinetunedModel, FinetuneSettings, finetune, hold_out, pool_crops
 from dagman.tasks.head_models import Classifier, describe_source, make_head, save_classifier, to_probabilities
+from dagman.tasks.inputs.examples import choose_scored, write_examples
 from dagman.tasks.inputs.label_kinds import refuse_continuous
 from dagman.tasks.inputs.model_inputs import ModelInput, TaskInputs, count_parts, warn_of_overlap
 from dagman.tasks.models import ModelSpec
@@ -158,9 +158,20 @@ def _classify(inputs: TaskInputs, out: Path, settings: ClassificationSettings, s
             "sized": any(item.mask is not None for item in table.items),
         },
     )
-    write_examples(out, inputs, found, store=store)
+    shown = _choose_shown(inputs, found)
+    items = {item.name: item for item in table.items}
+    write_examples(out, inputs, choose_scored(inputs, shown, items), model=shown.model, method=shown.method, store=store)
     keep = partial(_keep_model, inputs, out, settings, jobs.tuned) if len(inputs.models) == 1 else None
     return Evaluation(rows=rows, summary=summary, keep=keep)
+
+
+def _choose_shown(inputs: TaskInputs, found: Sequence[Scored]) -> Scored:
+    """Whose examples the page shows: the first model's, by fine-tuning if it was, with all labels."""
+    of_first = [scored for scored in found if scored.model == inputs.models[0].name]
+    scored = next((s for s in reversed(of_first) if s.method == "finetune"), of_first[-1])
+    if scored.method == "knn":
+        scored = next((s for s in reversed(of_first) if s.method == "linear"), scored)
+    return scored
 
 
 def _can(spec: ModelSpec, method: str) -> bool:

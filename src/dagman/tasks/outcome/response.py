@@ -35,6 +35,7 @@ from dagman.tables.patients import PooledPatients, pool_patients
 from dagman.tables.table import Table
 from dagman.tasks.contract import make_contract
 from dagman.tasks.head_models import Classifier, describe_source, make_head, save_classifier
+from dagman.tasks.inputs.examples import choose_scored, write_examples
 from dagman.tasks.inputs.label_kinds import refuse_continuous
 from dagman.tasks.inputs.model_inputs import TaskInputs, warn_of_overlap
 from dagman.tasks.models import ModelSpec
@@ -70,7 +71,7 @@ def predict_response(
     refuse_continuous(table)
     _plan(pool_patients(table.items), table, settings)
     run = ItemRun(models=models, table=table, out=out, store=store, cache=cache, notify=on_part)
-    return run_pipeline("outcome", run, settings, lambda inputs, notify: _predict(inputs, out, settings, notify))
+    return run_pipeline("outcome", run, settings, lambda inputs, notify: _predict(inputs, out, settings, store, notify))
 
 
 def score_response(arm: Arm, patients: PooledPatients, codes: Codes, train: Indices, test: Indices, *, seed: int = 0) -> NDArray:
@@ -95,7 +96,7 @@ def score_response(arm: Arm, patients: PooledPatients, codes: Codes, train: Indi
     return fit_scaled_probe(numbers[0], codes[train], names, seed=seed).score(numbers[1])
 
 
-def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: Notify) -> Evaluation:
+def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, store: Store | None, notify: Notify) -> Evaluation:
     table, patients = inputs.table, pool_patients(inputs.table.items)
     codes, names = _code(patients, table), np.array(patients.names)
     splits, subsets, left_out = _plan(patients, table, settings)
@@ -118,6 +119,9 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: N
     notify("intervals")
     write_splits(out / "splits.csv", splits, patients.names, names)
     kept = _keep_model(inputs, arms, patients, codes, settings, out)
+    shown = next((one for one in reversed(found) if one.model == inputs.models[0].name), found[-1])
+    chosen = choose_scored(inputs, shown, dict(zip(patients.names, patients.items, strict=True)))
+    write_examples(out, inputs, chosen, model=shown.model, method=shown.method, store=store)
     tested = patients.list_members(np.unique(np.concatenate([split.test for split in splits])))
     summary = Summary(
         task="response",

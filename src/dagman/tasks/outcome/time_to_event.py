@@ -38,9 +38,11 @@ from dagman.tables.table import Table
 from dagman.tasks.contract import make_contract
 from dagman.tasks.finetuning import FinetuneSettings
 from dagman.tasks.head_models import describe_source
+from dagman.tasks.inputs.examples import write_examples
 from dagman.tasks.inputs.model_inputs import TaskInputs, warn_of_overlap
 from dagman.tasks.models import ModelSpec
 from dagman.tasks.outcome.cox import CoxModel
+from dagman.tasks.outcome.examples import choose_by_risk
 from dagman.tasks.outcome.folds import (
     METHODS,
     Arm,
@@ -113,7 +115,7 @@ def predict_outcome(
         "outcome",
         ItemRun(models=models, table=table, out=out, store=store, cache=cache, notify=on_part),
         settings,
-        lambda inputs, notify: _predict(inputs, out, settings, notify),
+        lambda inputs, notify: _predict(inputs, out, settings, store, notify),
         cut="finetune" in settings.methods,
     )
 
@@ -151,7 +153,7 @@ def note_patients(inputs: TaskInputs, patients: PooledPatients) -> list[str]:
     return notes
 
 
-def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: Notify) -> Evaluation:
+def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, store: Store | None, notify: Notify) -> Evaluation:
     patients = pool_patients(inputs.table.items)
     arms, names = list_arms(inputs, patients), np.array(patients.names)
     splits, subsets, left_out = _plan(patients, settings)
@@ -177,6 +179,9 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, notify: N
     notify("intervals")
     write_splits(out / "splits.csv", splits, patients.names, names)
     kept = _keep_model(inputs, arms, patients, times, settings, out)
+    shown = next((one for one in reversed(found) if one.arm == inputs.models[0].name), found[-1])
+    chosen = choose_by_risk(patients, shown.out_of_fold)
+    write_examples(out, inputs, chosen, model=shown.arm, method=shown.method, store=store)
     tested = patients.list_members(np.unique(np.concatenate([split.test for split in splits])))
     summary = Summary(
         task="outcome",

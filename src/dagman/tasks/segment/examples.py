@@ -16,6 +16,7 @@ from scipy import ndimage
 from dagman.encoder.encoder import Encoder
 from dagman.errors import TaskError
 from dagman.records.files import write_whole
+from dagman.scans.affine import Affine
 from dagman.scans.scan import reorient_scan
 from dagman.tables.structures import Structure
 from dagman.tasks.segment.cases import Case, load_classes
@@ -35,6 +36,8 @@ class Example:
     spacing: tuple[float, float, float]
     point: tuple[int, int, int]
     modality: str
+    affine: Affine
+    "Of the piece, to RAS mm; of folders written before December 2026, to mm from its first voxel."
 
 
 def write_examples(
@@ -59,6 +62,7 @@ def write_examples(
                 spacing=example.spacing,
                 point=example.point,
                 modality=example.modality,
+                affine=example.affine.matrix,
             )
         scores = rows[rows["item"] == item]
         found[name] = {"item": item, "dice": dict(zip(scores["label"], scores["dice"].astype(float), strict=True))}
@@ -82,6 +86,7 @@ def read_examples(out: Path, about: Mapping[str, Mapping[str, object]]) -> dict[
                     spacing=(x, y, z),
                     point=(i, j, k),
                     modality=str(kept["modality"]),
+                    affine=Affine(kept["affine"] if "affine" in kept else np.diag([x, y, z, 1.0])),
                 )
         except (OSError, ValueError, KeyError) as error:
             raise TaskError(f"cannot be read ({error})", where=path, do="Repeat the task") from None
@@ -105,6 +110,8 @@ def _cut_example(out: Path, case: Case, structures: Sequence[Structure], encoder
     # The reader's own slices: through the voxel of the structures that lies nearest to their middle.
     i, j, k = (int(v) for v in inside[np.argmin(((inside - inside.mean(axis=0)) ** 2).sum(axis=1))])
     limits = np.iinfo(np.int16)
+    matrix = upright.affine.matrix.copy()
+    matrix[:3, 3] = upright.affine.to_world([[part.start for part in box]])[0]
     return Example(
         item=case.item.name,
         voxels=np.clip(np.rint(upright.voxels[box]), limits.min, limits.max).astype(np.int16),
@@ -113,4 +120,5 @@ def _cut_example(out: Path, case: Case, structures: Sequence[Structure], encoder
         spacing=upright.spacing,
         point=(i, j, k),
         modality=scan.modality,
+        affine=Affine(matrix),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dagman.tasks.classify.examples import choose_examples, read_examples
+from dagman.tasks.inputs.examples import choose_examples, read_examples
 
 
 def test_the_most_and_least_certain_are_chosen_right_and_wrong():

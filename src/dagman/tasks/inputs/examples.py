@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from dagman.evaluation.classification_measures import Scored
 from dagman.records.files import write_whole
 from dagman.store.crops import Reach
 from dagman.store.manifest import Store
+from dagman.tables.items import Item
 from dagman.tasks.inputs.item_crops import ItemCrop, cut_items
 from dagman.tasks.inputs.model_inputs import TaskInputs
 
@@ -32,15 +33,16 @@ FILE = "examples.npz"
 class Example:
     """One item: its crop in HU (X Y Z), where was pooled, the attention relative to uniform (x y z) or None, and what was said.
 
-    `kind` is such as "most certain, wrong"; `probability` is that of the predicted class. `within` is what of the crop is scan, as
-    in `store.crops.Crop`; older files hold neither it nor patient and file.
+    `kind` is such as "most certain, wrong"; `probability` is that of the predicted class; `words` stand in their place where an
+    item has no classes, but a risk. `within` is what of the crop is scan, as in `store.crops.Crop`; older files hold neither it
+    nor patient and file.
     """
 
     name: str
     kind: str
     label: str
     predicted: str
-    probability: float
+    probability: float | None
     spacing: float
     modality: str
     voxels: NDArray[np.int16] = field(repr=False)
@@ -49,6 +51,7 @@ class Example:
     patient: str = ""
     file: str = ""
     within: Reach | None = None
+    words: str = ""
 
 
 def choose_examples(labels: NDArray, scores: NDArray, each: int = EACH) -> list[tuple[int, str]]:
@@ -66,35 +69,56 @@ def choose_examples(labels: NDArray, scores: NDArray, each: int = EACH) -> list[
     return chosen
 
 
-def write_examples(folder: str | Path, inputs: TaskInputs, found: Sequence[Scored], *, store: Store | None = None) -> None:
-    """Write examples.npz whole: items of the first model, by fine-tuning if it was, with all labels."""
-    of_first = [scored for scored in found if scored.model == inputs.models[0].name]
-    scored = next((s for s in reversed(of_first) if s.method == "finetune"), of_first[-1])
-    if scored.method == "knn":
-        scored = next((s for s in reversed(of_first) if s.method == "linear"), scored)
-    table = inputs.table
-    tested = [item for item in table.items if item.name in set(scored.names)]
-    chosen = choose_examples(scored.labels, scored.mean_scores)
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """An item to be kept with its crop: its kind, and what was predicted of it, as in `Example`."""
+
+    item: Item
+    kind: str
+    label: str = ""
+    predicted: str = ""
+    probability: float | None = None
+    words: str = ""
+
+
+def choose_scored(inputs: TaskInputs, scored: Scored, items: Mapping[str, Item]) -> list[Chosen]:
+    """The most and least certain of what was scored; `items` gives each by its name in `scored`."""
+    classes = inputs.table.classes
+    return [
+        Chosen(
+            item=items[scored.names[place]],
+            kind=kind,
+            label=classes[int(scored.labels[place])],
+            predicted=classes[int(scored.mean_scores[place].argmax())],
+            probability=float(scored.mean_scores[place].max()),
+        )
+        for place, kind in choose_examples(scored.labels, scored.mean_scores)
+    ]
+
+
+def write_examples(
+    folder: str | Path, inputs: TaskInputs, chosen: Sequence[Chosen], *, model: str, method: str, store: Store | None = None
+) -> None:
+    """Write examples.npz whole: the chosen items' crops, with the attention of the first model."""
     encoder = inputs.models[0].encoder
-    items = [tested[place] for place, _ in chosen]
-    cut = cut_items(encoder.reader if encoder else ANY_SCAN, items, store=store, crop=inputs.crop)
+    cut = cut_items(encoder.reader if encoder else ANY_SCAN, [one.item for one in chosen], store=store, crop=inputs.crop)
     crops = dict(zip([item.name for item in cut.items], cut.crops, strict=True))
     described: list[dict[str, Any]] = []
     arrays: dict[str, NDArray] = {}
-    for (place, kind), item in zip(chosen, items, strict=True):
-        crop = crops[item.name]
-        number, scores = len(described), scored.mean_scores[place]
+    for one in chosen:
+        crop, number = crops[one.item.name], len(described)
         described.append(
             {
-                "name": item.name,
-                "kind": kind,
-                "label": item.label,
-                "predicted": table.classes[int(scores.argmax())],
-                "probability": float(scores.max()),
+                "name": one.item.name,
+                "kind": one.kind,
+                "label": one.label,
+                "predicted": one.predicted,
+                "probability": one.probability,
+                "words": one.words,
                 "spacing": crop.spacing,
                 "modality": crop.modality,
-                "patient": item.patient,
-                "file": Path(item.scan).name,
+                "patient": one.item.patient,
+                "file": Path(one.item.scan).name,
                 "within": crop.within,
             }
         )
@@ -102,7 +126,7 @@ def write_examples(folder: str | Path, inputs: TaskInputs, found: Sequence[Score
         attention = _attend(encoder, crop) if encoder is not None else None
         if attention is not None:
             arrays[f"attention_{number}"] = attention
-    text = json.dumps({"model": scored.model, "method": scored.method, "items": described})
+    text = json.dumps({"model": model, "method": method, "items": described})
     with write_whole(Path(folder) / FILE) as temporary:
         np.savez_compressed(temporary, allow_pickle=False, about=np.array(text), **arrays)
 
