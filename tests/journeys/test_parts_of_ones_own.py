@@ -131,7 +131,6 @@ def test_monais_swin_is_pretrained_and_read_back(call_dagman, place, tmp_path):
     run = tmp_path / "run"
     code, _, errors = _pretrain(call_dagman, place, run, "model.backbone=monai-swin", "model.window=2")
     assert code == 0, errors
-    assert call_dagman("report", run)[0] == 0
     config = json.loads((run / "encoder" / "config.json").read_text())
     assert config["backbone"] == "monai-swin"
     assert load_encoder(run, device="cpu").config.step == 2

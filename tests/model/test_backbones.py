@@ -19,6 +19,7 @@ from dagman.export.forms import FORMS, export_encoder
 from dagman.method.networks import Network, ProjectorShape, SemanticShape
 from dagman.model import BACKBONES, SwinShape, ViTShape, build_backbone, register_backbone
 from dagman.settings import list_presets, load_settings
+from dagman.training.assembly import check_backbone
 
 SHAPES = {
     "swin": SwinShape(embed=8, depths=(1, 1, 2, 1), heads=(1, 2, 2, 4)),
@@ -200,6 +201,8 @@ def test_every_size_is_built_and_gives_its_maps(size):
 
 
 def test_a_view_too_small_for_instance_norm_is_refused():
+    with pytest.raises(SettingsError, match=r"view.side = 32 is too small for the backbone 'resenc:8'.* Set view.side=64 or more"):
+        check_backbone(load_settings("tiny-resenc", assignments=["view.side=32"])[0])
     pytest.importorskip("dynamic_network_architectures")
     backbone = build_backbone("resenc:8", BACKBONES["resenc"].baselines["8"])
     with pytest.raises(SettingsError, match="a view of 32 x 32 x 32 voxels leaves resenc one voxel of x4"):

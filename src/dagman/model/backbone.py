@@ -142,6 +142,7 @@ class BackboneKind:
         baselines: Sizes of the variants that the tasks take as fresh baselines, such as "18" of `resnet3d:18`.
         shape: Class of its sizes; None for SwinShape.
         token: Voxels along the side of what a mask hides at least.
+        least_view: Side in voxels of the smallest views that it can be pretrained on.
     """
 
     build: Callable[[SwinShape, str, MaskFill], Backbone]
@@ -151,6 +152,7 @@ class BackboneKind:
     baselines: Mapping[str, SwinShape] = field(default_factory=dict)
     shape: type[SwinShape] | None = None
     token: int = 2
+    least_view: int = 32
 
 
 BACKBONES: dict[str, BackboneKind] = {}

@@ -50,6 +50,11 @@ def check_backbone(settings: Settings) -> None:
             f"masking.mask_fill = {fill!r} is not known to the backbone {name!r}",
             do=f"Set it to {' or '.join(kind.mask_fills)}",
         )
+    if settings.view.side < kind.least_view:
+        raise SettingsError(
+            f"view.side = {settings.view.side} is too small for the backbone {name!r}, whose last stage would hold a single voxel",
+            do=f"Set view.side={kind.least_view} or more",
+        )
     if settings.teacher.granularity == "patch" and settings.teacher.noise > 0 and kind.token > 2:
         raise SettingsError(
             f'teacher.granularity = "patch" drops patch tokens of 2^3 voxels; those of the backbone {name!r} have {kind.token}^3',

@@ -109,6 +109,7 @@ register_backbone(
     BackboneKind(
         build=build_residual_encoder,
         mask_fills=("zero", "token"),
+        least_view=2 * DEEPEST,
         variants=VARIANTS,
         baselines={variant: _shape_encoder(variant) for variant in VARIANTS},
     ),
