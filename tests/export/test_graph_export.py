@@ -10,7 +10,7 @@ import torch
 import dagman
 from dagman.errors import EncoderError
 from dagman.export.forms import export_encoder
-from dagman.export.graph import trace_graph
+from dagman.export.graph import convert_graph, trace_graph
 from dagman.export.swin_graph import FeatureGraph
 from dagman.model import SwinEncoder, SwinShape, to_unit_range
 
@@ -39,6 +39,22 @@ def test_one_traced_graph_serves_all_views(make_view, tmp_path: Path):
         with torch.no_grad():
             for wanted, got in zip(swin(to_unit_range(view, -900.0, 400.0)), graph(view), strict=True):
                 torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_one_onnx_graph_serves_all_views(make_view):
+    # One stage is the least that shifts windows, pads and merges: 12 s of a processor, 9 of them torch's conversion.
+    runtime = pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
+    pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
+    swin = SwinEncoder(SwinShape(embed=4, depths=(2,), heads=(1,))).eval().requires_grad_(False)
+    model = convert_graph(trace_graph(FeatureGraph(swin, -900.0, 400.0)), maps=1)
+    session = runtime.InferenceSession(model.SerializeToString())
+    for sides in VIEWS[1:]:
+        view = make_view(*sides[1:], batch=sides[0])
+        (got,) = session.run(["x1"], {"hu": view.numpy()})
+        with torch.no_grad():
+            (wanted,) = swin(to_unit_range(view, -900.0, 400.0))
+        torch.testing.assert_close(torch.from_numpy(got), wanted, rtol=0, atol=1e-4)
 
 
 def test_what_is_no_swin_is_refused(tmp_path: Path):

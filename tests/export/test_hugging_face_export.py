@@ -11,13 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 import dagman
 from dagman.encoder import hub
 from dagman.encoder.embedding import map_scan
 from dagman.encoder.encoder import Encoder
 from dagman.errors import EncoderError
+from dagman.evaluation.results import Results
+from dagman.export.forms import export_encoder
 from dagman.export.huggingface.folder import from_pretrained, push_to_hub, save_pretrained
+from dagman.export.preprocessing import describe_preprocessing
 from dagman.testing import make_body, write_nifti
 
 pytest.importorskip("transformers", reason="needs the extra `hub`")
@@ -97,6 +101,20 @@ def test_the_card_states_licence_and_limits(folder: Path):
         assert needed in card
 
 
+@pytest.mark.parametrize("form", ["monai", "nnunet", "hf"])
+def test_every_form_carries_the_preprocessing_and_a_sentence(form: str, encoder: Encoder, tmp_path: Path):
+    export_encoder(encoder, form, tmp_path / "out")
+    values = json.loads((tmp_path / "out" / "preprocessing.json").read_text(encoding="utf-8"))
+    assert values == describe_preprocessing(encoder)
+    for needed in ("spacing_mm", "orientation", "intensity", "padding"):
+        assert needed in values
+    sentence = values["sentence"]
+    assert sentence in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    (weights,) = (tmp_path / "out").glob("*.safetensors")
+    with safe_open(weights, framework="pt") as file:
+        assert file.metadata()["preprocessing"] == sentence
+
+
 def test_the_code_beside_the_weights_imports_nothing_of_dagman(folder: Path):
     for path in folder.glob("*.py"):
         assert "import dagman" not in path.read_text(encoding="utf-8")
@@ -137,3 +155,24 @@ def test_a_folder_with_foreign_values_is_refused(folder: Path, tmp_path: Path):
     (tmp_path / "other" / "model.safetensors").write_bytes(b"\x80\x04cos\nsystem\n")
     with pytest.raises(EncoderError, match="is damaged"):
         dagman.load(tmp_path / "other", device="cpu")
+
+
+def test_the_card_of_a_run_is_filled_from_it(tmp_path: Path):
+    """Data, method, preprocessing, verdicts and results with intervals; and nothing of the machine that trained it."""
+    made_before = Path(__file__).parents[1] / "made_before"
+    encoder = dagman.load(made_before / "run", device="cpu")
+    results = Results(made_before / "results")
+    export_encoder(encoder, "hf", tmp_path / "out", results=[results])
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    parts = dict(part.split("\n", 1) for part in card.split("\n## ")[1:])
+    assert "- scans: 2\n" in parts["Data"]
+    assert "The loss was 1 AMIP + 0.1 AMPD + 0.1 AITD + 0.1 GITD." in parts["Method"]
+    assert "is resampled to 4 mm" in parts["Preprocessing"]
+    assert "[amber] Gradient" in parts["What the monitors of the pretraining showed"]
+    rows = [line for line in parts["Results"].splitlines() if line.startswith(f"| {results.summary.task} |")]
+    assert len(rows) == len(results.summary.measurements)
+    assert all(" to " in row or "every resample gave one value" in row for row in rows)
+    assert "To be set by whoever publishes" in parts["Licence"]
+    assert "Diagnosis, treatment" in parts["What it must not be used for"]
+    assert "- store:" not in card
+    assert "nan" not in card

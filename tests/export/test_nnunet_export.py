@@ -64,6 +64,7 @@ def test_the_trainers_file_builds_the_network_with_the_encoders_features(
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setattr(sys.modules[names[-1]], "nnUNetTrainer", object, raising=False)
     monkeypatch.setitem(sys.modules, "dagman", None)
+    assert "from dagman" not in (folder / "dagman_trainer.py").read_text(encoding="utf-8")
     spec = importlib.util.spec_from_file_location("dagman_trainer", folder / "dagman_trainer.py")
     assert spec is not None
     assert spec.loader is not None

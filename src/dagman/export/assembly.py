@@ -30,6 +30,8 @@ _SWIN = (
     "PatchMerging",
     "_add_branch",
 )
+_TRAINING = ("use_kernels", "_forward_fused", "skip_hidden", "_pass_first_block")
+"""Of a Swin in training, on a GPU: they need more of dagman."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,19 +62,19 @@ def assemble_module(docstring: str, parts: Sequence[Part]) -> str:
 
 
 def list_swin_parts(*, swin_names: tuple[str, ...] = (), backbone_names: tuple[str, ...] = ()) -> list[Part]:
-    """The parts that a Swin encoder is made of, without its GPU kernels; names of further definitions may be given."""
+    """The parts that a Swin encoder is made of, without what only training needs; names of further definitions may be given."""
     return [
         Part(module=errors, names=("DagmanError", "_rebuild", "SettingsError", "EncoderError")),
         Part(
             module=backbone,
             names=("MaskFill", "STRIDES", "UNIT", "Encoded", "Backbone", "find_unit_stage", *backbone_names),
-            without=("use_kernels", "attend", "attend_encoded"),
+            without=("use_kernels", "attend", "attend_encoded", "skip_hidden"),
         ),
         Part(module=devices, names=("read_processor_vendor",)),
         Part(module=linear),
         Part(module=windows),
         Part(module=window_attention),
-        Part(module=swin, names=(*_SWIN, *swin_names), without=("use_kernels", "_forward_fused")),
+        Part(module=swin, names=(*_SWIN, *swin_names), without=_TRAINING),
     ]
 
 

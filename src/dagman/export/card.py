@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,14 @@ from dagman.encoder.encoder import Encoder
 from dagman.evaluation.results import Results
 from dagman.export.contents import describe_encoder, describe_run, describe_segmentation, find_run
 from dagman.export.preprocessing import state_preprocessing
+from dagman.reports.methods import quote_run
 from dagman.tasks.segment.model import SegmentationModel
 
 FILE = "README.md"
+_DATA = ("scans", "patients", "scans_seen", "pretrained_on", "data_digest", "imported")
+_LEFT_OUT = ("store", "command")
+"""Paths of the machine that trained it, which are no one else's business."""
+_PRIVACY = "- In this folder: no voxels, no names of patients, and no paths; of the scans their content hashes alone."
 LICENCE = "To be set by whoever publishes these weights: the data they were trained on may forbid some licences."
 
 
@@ -58,8 +64,13 @@ def write_card(
         "## Made of",
         *_list_values(contents.made_of),
         "",
-        "## Made from",
-        *_list_values(contents.made_from),
+        "## Data",
+        *_list_values({key: value for key, value in contents.made_from.items() if key in _DATA}),
+        _PRIVACY,
+        "",
+        "## Method",
+        *_list_values({key: value for key, value in contents.made_from.items() if key not in (*_DATA, *_LEFT_OUT)}),
+        *([] if run is None else ["", quote_run(run)[-1].text]),
         "",
         "## What the monitors of the pretraining showed",
         *[f"- {note}" for note in contents.notes or ("No run lies beside these weights.",)],
@@ -92,6 +103,8 @@ def _list_results(results: Sequence[Results]) -> list[str]:
         for row in one.summary.measurements:
             interval = row.interval
             spread = f"{interval.low:.3f} to {interval.high:.3f} ({interval.level:.0%})"
+            if not math.isfinite(interval.low) or not math.isfinite(interval.high):
+                spread = "none: every resample gave one value"
             cells = [one.summary.task, row.model, row.method, row.subset, row.name, f"{interval.value:.3f}", spread]
             lines.append(f"| {' | '.join(cells)} | {interval.items} | {interval.patients} |")
     return lines

@@ -22,7 +22,7 @@ from dagman.tasks.segment.model import SegmentationModel
 from dagman.training.monitoring.health import judge_run
 from dagman.training.run import Run
 
-RESEARCH = "Research on scans of {modalities} at about {spacing:g} mm: features, fine-tuning, segmentation, retrieval."
+RESEARCH = "Research on {modalities} scans at about {spacing:g} mm: features, fine-tuning, segmentation, retrieval."
 _DESCRIBED = "a run, an encoder folder, a store, or a model of a task"
 _MARKS = ("settings.toml", "store.json")
 """Files that make a folder a run or a store."""

@@ -45,14 +45,7 @@ def write_onnx(encoder: Encoder, folder: Path) -> Exported:
         import onnxscript  # noqa: F401
     except ImportError:
         raise MissingExtraError("onnx with onnxscript", "onnx") from None
-    with warnings.catch_warnings():
-        # torch's own exporter uses what torch deprecates.
-        warnings.simplefilter("ignore")
-        names = ["x1", "x2", "x3", "x4"]
-        program = torch.onnx.export(trace_encoder(encoder), dynamo=True, input_names=["hu"], output_names=names, verbose=False)
-    if program is None:
-        raise EncoderError("torch.onnx gave no graph", where=encoder.source)
-    model = program.model_proto
+    model = convert_graph(trace_encoder(encoder), maps=4)
     entry = model.metadata_props.add()
     entry.key, entry.value = FILE, json.dumps(describe_preprocessing(encoder))
     onnx.save(model, folder / ONNX_FILE)
@@ -63,6 +56,18 @@ session = onnxruntime.InferenceSession("{ONNX_FILE}")
 x1, x2, x3, x4 = session.run(None, {{"hu": np.zeros((1, 1, 96, 80, 72), dtype=np.float32)}})  # HU; any batch and any sides
 """
     return Exported(files=(ONNX_FILE,), usage=usage, left_out=_list_left_out(encoder), notes=_NOTES)
+
+
+def convert_graph(graph: torch.export.ExportedProgram, *, maps: int) -> Any:
+    """A traced graph with so many maps as an ONNX model (onnx.ModelProto), from `hu` to `x1`, `x2`, ..."""
+    with warnings.catch_warnings():
+        # torch's own exporter uses what torch deprecates.
+        warnings.simplefilter("ignore")
+        names = [f"x{number}" for number in range(1, maps + 1)]
+        program = torch.onnx.export(graph, dynamo=True, input_names=["hu"], output_names=names, verbose=False)
+    if program is None:
+        raise EncoderError("torch.onnx gave no graph")
+    return program.model_proto
 
 
 def trace_encoder(encoder: Encoder) -> torch.export.ExportedProgram:

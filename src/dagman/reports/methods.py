@@ -29,7 +29,7 @@ PAPER = "Jiang, Rangnekar and Veeraraghavan, MIDL 2025"
 _LEAD = "For a methods section; check it against what you did with the data before this command."
 
 
-def quote_run(run: Run) -> list[Block]:
+def quote_run(run: Run) -> list[Text]:
     """How an encoder was pretrained: data, views, masking, teacher, losses, optimiser, software."""
     settings, inputs = run.settings, run.command.get("inputs", {})
     sentences = [*_state_views(settings, inputs.get("count")), *_state_method(settings), *_state_training(run)]

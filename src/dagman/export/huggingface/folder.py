@@ -18,7 +18,7 @@ from dagman.encoder.loading import load_encoder
 from dagman.errors import EncoderError, MissingExtraError
 from dagman.export.assembly import Part, assemble_module, list_swin_parts
 from dagman.export.forms import Exported, export_encoder
-from dagman.export.preprocessing import describe_preprocessing
+from dagman.export.preprocessing import describe_preprocessing, state_preprocessing
 from dagman.model import SwinEncoder, semantic_attention
 from dagman.scans import affine
 from dagman.store import body, resampling
@@ -50,7 +50,7 @@ def write_folder(encoder: Encoder, folder: Path) -> Exported:
     except ImportError:
         raise MissingExtraError("transformers", "hub") from None
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.network.state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt", "preprocessing": state_preprocessing(encoder)})
     _write_json(folder / "config.json", _describe_model(encoder))
     _write_json(folder / "preprocessor_config.json", _describe_processor(encoder))
     made = f"Assembled by dagman {__version__} from its own source (Apache-2.0); needs"
