@@ -40,6 +40,7 @@ def map_attention(
     from rich.console import Console
 
     from dagman.cli.progress import follow_parts
+    from dagman.devices import tune_allocator
     from dagman.encoder.attention import write_attention, write_attention_dicom
     from dagman.encoder.loading import load_encoder
     from dagman.records.provenance import write_command
@@ -47,6 +48,7 @@ def map_attention(
 
     files = _find_series(scan) if to == "dicom" else ()
     console = Console(stderr=as_json, soft_wrap=True, markup=False, highlight=False)
+    tune_allocator()
     with follow_parts(console, out) as notify:
         loaded = load_encoder(encoder, device=device, weights=weights)
         opened = loaded.read(scan)

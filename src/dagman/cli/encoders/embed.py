@@ -74,6 +74,7 @@ def embed_sources(
     the feature maps of each scan, their affine and spacing; the same command repeated continues it.
     Items that cannot be used are listed with their reason in OUT.rejected.csv; how OUT came to be is in OUT.command.json.
     """
+    from dagman.devices import tune_allocator
     from dagman.encoder.loading import load_encoder
     from dagman.errors import SettingsError
     from dagman.records.sources import expand_sources
@@ -97,6 +98,7 @@ def embed_sources(
     pooling = _read_pooling(stages, pools)
     # What is best here is not what is best on a worker; and one device computes the same bits wherever it stands.
     device = "cpu" if dask and device == "auto" else device
+    tune_allocator()
     loaded = load_encoder(encoder, device=device, precision=precision, weights=weights)
     listed = _list_items(sources, store, patient, mask_label, coordinates, ids, patients)
     work = _Work(encoder=loaded, sources=sources, listed=listed, out=out, pooling=pooling, quiet=as_json)

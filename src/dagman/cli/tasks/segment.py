@@ -90,7 +90,6 @@ def run_segmentation(
     """
     from dagman.cli.tasks.printing import run_task
     from dagman.cli.tasks.task_options import parse_models, split_counts, split_shares
-    from dagman.devices import tune_allocator
     from dagman.evaluation.segmentation_scores import parse_measures
     from dagman.scans.label_files import describe_identity
     from dagman.tables.labelled_scans import read_labelled_scans
@@ -122,7 +121,6 @@ def run_segmentation(
     )
     columns = {"patient": patient, "split": split, "contoured": contoured, "ids": ids}
     data = read_labelled_scans(table, labels=labels, mask_label=mask_label, **columns)
-    tune_allocator()
     run_task(
         "segment",
         lambda on_part: segment_scans(specs, data, out, settings, on_part=on_part),
