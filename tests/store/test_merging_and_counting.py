@@ -6,16 +6,20 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from dagman.cli.scans.store import app
 from dagman.errors import StoreError
+from dagman.reports.store_page import list_unrecorded
 from dagman.store.format import locate_scan
 from dagman.store.manifest import Store
 from dagman.store.preparation import Preparation
 from dagman.store.upkeep import merging
 from dagman.store.upkeep.merging import merge_stores
+from dagman.store.upkeep.statistics import count_store
 from dagman.store.upkeep.verification import verify_store
 from dagman.store.writer import prepare_store
 
@@ -99,6 +103,26 @@ def test_counts_are_those_of_the_manifest_and_the_page_names_no_one(folder, tmp_
         sum(lengths) / 2,
         lengths[1],
     ]
+    assert counts["source_spacing_mm"]["z"]["median"] == rows[0].source_spacing[2]
+    assert (counts["kernels"], counts["before_spacings"]) == ({"not stated": 2}, 0)
     page = (tmp_path / "page.html").read_text()
     assert "2 scans of 2 patients" in page
     assert not any(row.patient in page for row in rows)
+
+
+def test_spacings_and_kernels_of_the_sources_are_kept_and_older_stores_open_without(trunk, write_dicom, tmp_path):
+    matrix = np.diag([-3.0, -3.0, 6.0, 1.0])
+    for number, kernel in enumerate((["Br40d", "3"], "B30f", "B30f")):
+        write_dicom(tmp_path / "scans" / str(number), trunk(number), matrix, uid=f"1.2.3.{number}", ConvolutionKernel=kernel)
+    prepare_store(tmp_path / "scans", tmp_path / "store", preparation=Preparation(spacing=8.0), workers=1)
+    counts = count_store(Store(tmp_path / "store"))
+    assert counts["kernels"] == {"B30f": 2, "Br40d\\3": 1}
+    assert [counts["source_spacing_mm"][axis]["least"] for axis in "xyz"] == [3.0, 3.0, 6.0]
+    path = tmp_path / "store" / "manifest.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["source_spacing", "kernel"]), path)
+    for file in ("journal.jsonl", "folded.json"):
+        (tmp_path / "store" / file).unlink()
+    older = count_store(Store(tmp_path / "store"))
+    assert (older["scans"], older["kernels"], older["before_spacings"]) == (3, {}, 3)
+    assert list_unrecorded(older) == ["spacing and kernel of 3 scans from an earlier dagman"]

@@ -14,10 +14,22 @@ _COLUMNS = ("", "least", "a quarter below", "median", "a quarter above", "greate
 def list_spreads(counts: Mapping[str, Any]) -> list[list[Any]]:
     """A row for each number: its name, the least, the quartiles, the greatest."""
     spreads = {"scans of a patient": counts["scans_per_patient"], "MB of a scan": counts["megabytes_per_scan"]}
+    spreads |= {f"spacing of the sources along {axis} (mm)": spread for axis, spread in counts["source_spacing_mm"].items()}
     spreads |= {f"voxels along {axis}": spread for axis, spread in counts["voxels_xyz"].items()}
     spreads |= {f"body's extent along {axis} (mm)": spread for axis, spread in counts["body_extent_mm"].items()}
     spreads |= {f"{name.replace('_', ' ')} of a CT's voxels": spread for name, spread in counts["body_shares"].items()}
     return [[name, *spread.values()] for name, spread in spreads.items() if spread]
+
+
+def list_unrecorded(counts: Mapping[str, Any]) -> list[str]:
+    """What is not known of scans that an earlier release prepared."""
+    count = counts["before_spacings"]
+    return [f"spacing and kernel of {count_noun(count, 'scan')} from an earlier dagman"] if count else []
+
+
+def state_kernels(counts: Mapping[str, Any]) -> str:
+    """The kernels with their numbers of scans; empty where none is known."""
+    return ", ".join(f"{name} ({number})" for name, number in counts["kernels"].items())
 
 
 def state_counts(counts: Mapping[str, Any]) -> str:
@@ -32,6 +44,7 @@ def render_store(counts: Mapping[str, Any]) -> str:
     """The page as HTML, of what `count_store` gives."""
     sections = [
         Section("Sizes and bodies", [DataTable(_COLUMNS, list_spreads(counts))]),
-        Section("What is not recorded", [Listing([*counts["not_recorded"].values(), "ages and names of patients, on purpose"])]),
+        Section("Reconstruction kernels", [DataTable(("kernel", "scans"), list(counts["kernels"].items()))]),
+        Section("What is not recorded", [Listing([*list_unrecorded(counts), "ages and names of patients, on purpose"])]),
     ]
     return render_page("What a store holds", state_counts(counts), sections, footer="Made by `dagman store stats`.")

@@ -75,6 +75,8 @@ class Series:
     patient_from: PatientFrom = "file"
     "What names the patient: the file itself, nothing (the scan is taken as a patient of its own), or the user."
     uid: str | None = field(default=None, repr=False)
+    kernel: str = ""
+    "Reconstruction kernel as the files name it; empty where they do not."
     notes: tuple[str, ...] = ()
     tilt: Tilt = "resample"
     "What is done where the gantry was tilted."
@@ -375,5 +377,6 @@ def _build_dicom_series(one: NamedGroup, modality: Modality | None) -> Series:
         patient=group.patient,
         patient_from="file" if group.names_patient else "assumed",
         uid=group.uid or None,
+        kernel=group.kernel,
         notes=group.notes,
     )

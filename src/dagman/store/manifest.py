@@ -61,6 +61,10 @@ class ManifestRow:
     size: int
     patient_from: str = ""
     "As in `Series`; empty in rows from before it was kept."
+    source_spacing: tuple[float, float, float] | None = None
+    "Of the scan as it was read, in mm along R, A, S; None in rows from before it was kept."
+    kernel: str = ""
+    "Reconstruction kernel, where the files state one."
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> ManifestRow:
@@ -90,6 +94,8 @@ _SCHEMA = pa.schema(
         ("source_hash", pa.string()),
         ("checksum", pa.string()),
         ("size", pa.int64()),
+        ("source_spacing", pa.list_(pa.float64())),
+        ("kernel", pa.string()),
     ]
 )
 

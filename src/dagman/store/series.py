@@ -12,6 +12,7 @@ from dagman.records.hashes import hash_bytes
 from dagman.scans.discovery import Series
 from dagman.scans.faults import describe_own_fault
 from dagman.scans.reading import read_series
+from dagman.scans.scan import reorient_scan
 from dagman.scans.verdict import judge_scan
 from dagman.store.format import STAGING, name_scan, pack_voxels
 from dagman.store.manifest import ManifestRow
@@ -82,6 +83,7 @@ def prepare_series(task: Task, out: Path, preparation: Preparation) -> Prepared 
             return DiskFull()
         # Named, so that it can be reported, and the other scans go on.
         return Refused(f"cannot be prepared ({describe_own_fault(error)})")
+    right, front, up = reorient_scan(scan).spacing
     row = ManifestRow(
         id=name_scan(prepared.content_hash),
         patient=prepared.patient,
@@ -98,6 +100,8 @@ def prepare_series(task: Task, out: Path, preparation: Preparation) -> Prepared 
         source_hash=source_hash,
         checksum=hash_bytes(frame),
         size=len(frame),
+        source_spacing=(round(right, 4), round(front, 4), round(up, 4)),
+        kernel=series.kernel,
     )
     return Prepared(row, digest)
 

@@ -156,12 +156,12 @@ def describe_folder(
     out: Annotated[Path | None, typer.Option(help="Page to write (HTML).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
-    """State how many scans and patients a store holds, their modalities and sizes, and how much of a body they show.
+    """State how many scans and patients a store holds, their modalities, spacings, kernels and sizes, and how much of a body.
 
     Only the manifest is read. No ages and no names are in it.
     """
     from dagman.records.files import write_text
-    from dagman.reports.store_page import list_spreads, render_store, state_counts
+    from dagman.reports.store_page import list_spreads, list_unrecorded, render_store, state_counts, state_kernels
     from dagman.store.upkeep.statistics import count_store
 
     counts = count_store(_open_store(store))
@@ -173,7 +173,9 @@ def describe_folder(
     typer.echo(state_counts(counts))
     for name, *numbers in list_spreads(counts):
         typer.echo(f"{name}: {numbers[0]:.4g} to {numbers[-1]:.4g}, median {numbers[2]:.4g}")
-    typer.echo(f"Not recorded: {', '.join(counts['not_recorded'].values())}; ages and names of patients, on purpose.")
+    if kernels := state_kernels(counts):
+        typer.echo(f"kernels: {kernels}")
+    typer.echo(f"Not recorded: {', '.join([*list_unrecorded(counts), 'ages and names of patients, on purpose'])}.")
     if out is not None:
         typer.echo(f"Page: {out}")
 

@@ -15,6 +15,8 @@ from dagman.scans.faults import explain_faults
 from dagman.scans.pseudonyms import name_patient
 
 _NAMED = {"CT", "MR"}
+_LONGEST_KERNEL = 48
+"""Characters; the standard allows two names of 16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,8 @@ class DicomGroup:
     copies: tuple[Path, ...] = ()
     "Files that show a slice of `files` again."
     notes: tuple[str, ...] = ()
+    kernel: str = ""
+    "Names of the reconstruction kernel, parted by a slash where slices differ."
 
 
 def group_headers(headers: Iterable[Header], *, any_modality: bool = False) -> list[DicomGroup]:
@@ -150,4 +154,11 @@ def _group(headers: Sequence[Header], reason: str = "") -> DicomGroup:
         uid=first.series_uid,
         names_patient=bool(first.patient_id.strip()),
         reason=reason,
+        kernel="/".join(sorted({name for header in headers if (name := _read_kernel(header))})),
     )
+
+
+def _read_kernel(header: Header) -> str:
+    """As a table can hold it: scanners write a few letters and digits, but nothing keeps others from writing more."""
+    kernel = dict(header.volume_keys)["kernel"].strip()
+    return kernel if len(kernel) <= _LONGEST_KERNEL and kernel.isprintable() else ""

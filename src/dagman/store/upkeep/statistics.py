@@ -11,21 +11,21 @@ import numpy as np
 from dagman.store.manifest import ManifestRow, Store
 
 _SHARES = ("tissue_share", "soft_tissue_share", "fat_share", "bone_share")
-UNRECORDED = {
-    "source_spacings": "spacings of the sources (dagman inspect lists them)",
-    "kernels": "reconstruction kernels",
-}
+NO_KERNEL = "not stated"
 
 
 def count_store(store: Store) -> dict[str, Any]:
-    """Scans, patients, modalities, bytes, the body's extent in mm, and which shares of CT are tissue, fat and bone.
+    """Scans, patients, modalities, bytes, spacings and kernels of the sources, the body's extent in mm, shares of tissue.
 
-    Of numbers the least, quartiles and the greatest are given. Raises StoreError when the manifest cannot be read.
+    `before_spacings`: scans of earlier releases, of which neither spacing nor kernel was kept. Of numbers the least, quartiles and
+    the greatest are given. Raises StoreError when the manifest cannot be read.
     """
     rows = store.rows
     patients = Counter(row.patient for row in rows)
     extents = np.array([np.multiply(row.shape, row.spacing) for row in rows], dtype=np.float64).reshape(-1, 3)
     sizes = np.array([row.shape for row in rows], dtype=np.float64).reshape(-1, 3)
+    known = [row for row in rows if row.source_spacing is not None]
+    spacings = np.array([row.source_spacing for row in known], dtype=np.float64).reshape(-1, 3)
     return {
         "scans": len(rows),
         "patients": len(patients),
@@ -38,7 +38,9 @@ def count_store(store: Store) -> dict[str, Any]:
         "voxels_xyz": {axis: _spread(sizes[:, index]) for index, axis in enumerate("xyz")},
         "body_extent_mm": {axis: _spread(extents[:, index]) for index, axis in enumerate("xyz")},
         "body_shares": {name: _spread(values) for name, values in _list_shares(rows).items()},
-        "not_recorded": UNRECORDED,
+        "source_spacing_mm": {axis: _spread(values) for axis, values in zip("xyz", spacings.T, strict=True)},
+        "kernels": dict(sorted(Counter(row.kernel or NO_KERNEL for row in known).items(), key=lambda one: (-one[1], one[0]))),
+        "before_spacings": len(rows) - len(known),
     }
 
 
