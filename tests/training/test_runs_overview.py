@@ -110,5 +110,5 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(folder):
 def test_a_folder_without_runs_is_refused(tmp_path):
     with pytest.raises(DagmanError, match="holds no runs"):
         list_runs(tmp_path)
-    with pytest.raises(DagmanError, match="is not a folder"):
+    with pytest.raises(DagmanError, match="does not exist"):
         list_runs(tmp_path / "nothing")
