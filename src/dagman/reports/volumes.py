@@ -132,7 +132,7 @@ def shrink_volume(voxels: NDArray, steps: Sequence[int]) -> NDArray[np.float32]:
     values = np.asarray(voxels, dtype=np.float32)
     for axis, step in enumerate(steps):
         whole = values.shape[axis] // step
-        kept = np.take(values, range(whole * step), axis=axis)
+        kept = values[(slice(None),) * axis + (slice(0, whole * step),)]
         values = kept.reshape(*kept.shape[:axis], whole, step, *kept.shape[axis + 1 :]).mean(axis=axis + 1)
     return values
 
@@ -150,7 +150,8 @@ def encode_grid(codes: NDArray) -> str:
     x, y, z = codes.shape
     rows = np.ascontiguousarray(codes.astype(np.uint8).transpose(2, 1, 0)).reshape(z * y, x)
     buffer = BytesIO()
-    Image.fromarray(rows).save(buffer, format="PNG", optimize=True)
+    # Level 6: at 9, as optimize has it, 1 % fewer bytes take three times as long.
+    Image.fromarray(rows).save(buffer, format="PNG", compress_level=6)
     return _to_uri(buffer.getvalue())
 
 
@@ -158,7 +159,8 @@ def _describe_layer(layer: Layer, shape: Sequence[int], steps: Sequence[int]) ->
     codes = layer.codes
     if codes.shape == tuple(shape):
         for axis, step in enumerate(steps):
-            codes = np.take(codes, np.arange(shape[axis] // step) * step + step // 2, axis=axis)
+            # The middle of each whole block.
+            codes = codes[(slice(None),) * axis + (slice(step // 2, shape[axis] // step * step, step),)]
     return {
         "shape": list(codes.shape),
         "codes": encode_grid(codes),

@@ -44,7 +44,7 @@ class Plane:
     def cut(self, volume: NDArray, place: int) -> NDArray:
         """The slice as rows from the top and columns from the left of the picture."""
         # RAS+ grows to the right, the front and the head; a picture begins with each: its left edge is the patient's right.
-        return np.take(volume, place, axis=self.axis)[::-1, ::-1].T
+        return volume[(slice(None),) * self.axis + (place,)][::-1, ::-1].T
 
 
 PLANES = (

@@ -104,7 +104,8 @@ class Contour:
 
 def take_slice(volume: NDArray, plane: Plane, index: int) -> NDArray:
     """The slice (rows x columns, row 0 on top, column 0 on the left) of an X Y Z volume in RAS+ order."""
-    return np.take(volume, index, axis=plane.normal).T[::-1, ::-1]
+    # Not by np.take, which copies the whole of a volume that is not in C order.
+    return volume[(slice(None),) * plane.normal + (index,)].T[::-1, ::-1]
 
 
 def draw_three_planes(
