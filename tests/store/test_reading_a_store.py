@@ -117,7 +117,7 @@ def test_an_unknown_id_names_the_nearest(store):
 def test_a_folder_that_is_no_store_is_named(tmp_path):
     with pytest.raises(StoreError, match=r"is not a store: it has no store\.json\. Make one: dagman prepare SCANS --out STORE\.$"):
         Store(tmp_path)
-    with pytest.raises(StoreError, match="is not a store"):
+    with pytest.raises(StoreError, match=r"absent: does not exist\. Make one: dagman prepare SCANS --out STORE\.$"):
         Store(tmp_path / "absent")
 
 
