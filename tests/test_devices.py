@@ -18,8 +18,10 @@ import torch
 from dagman import devices
 from dagman.devices import (
     Choice,
+    choose_compile,
     choose_device,
     choose_precision,
+    choose_read_after,
     choose_threads,
     describe_choices,
     peak_memory_gib,
@@ -206,3 +208,18 @@ def test_peak_memory_is_that_of_the_process():
     before = peak_memory_gib()
     assert 0.05 < before < 200
     assert peak_memory_gib() >= before
+
+
+def test_fast_paths_that_no_card_has_judged_are_off_and_say_so():
+    for device in ("cpu", "cuda:0"):
+        assert choose_compile("auto", device).value == "off"
+        assert choose_read_after("auto", device).value == 0
+    assert "has not been measured on a card" in choose_compile("auto", "cuda:0").reason
+    assert (choose_compile("graphs", "cuda:0").value, choose_read_after(1, "cuda:0").value) == ("graphs", 1)
+    # Asked for where it cannot be: the reason is printed, and the run goes on.
+    assert choose_compile("on", "cpu").value == "off"
+    assert "where compiled steps were slower" in choose_compile("on", "cpu").reason
+    assert choose_read_after(1, "cpu").value == 0
+    for refused in (lambda: choose_compile("fast"), lambda: choose_read_after(2), lambda: choose_compile("on", "cuda:0", "triton")):
+        with pytest.raises(SettingsError):
+            refused()

@@ -32,6 +32,7 @@ from dagman.tasks.segment.model import adapt_encoder, start_model
 from dagman.tasks.segment.training import Fitting, fit_model
 from dagman.training import assembly
 from dagman.training.accumulation import accumulate_gradients
+from dagman.training.learner import Learner
 from dagman.training.pretraining import pretrain
 from dagman.training.run import Run
 
@@ -141,6 +142,31 @@ def test_a_killed_run_goes_on_to_the_same_weights(run, store, tmp_path):
     assert worst < 1e-5
     rows = [json.loads(line)["total"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert rows == pytest.approx([row["total"] for row in Run(run).steps], rel=1e-3)
+
+
+def test_losses_read_a_step_later_are_those_read_at_once(run, store, tmp_path):
+    options = [*RUN, f"train.device={DEVICE}", "train.precision=bf16", "train.read_after=1"]
+    later = pretrain(store.path, tmp_path / "run", assignments=options)
+    assert [row["total"] for row in later.steps] == pytest.approx([row["total"] for row in Run(run).steps], rel=1e-3)
+
+
+@pytest.mark.parametrize("compiled", ["off", "on", "graphs"])
+def test_a_step_that_is_read_later_waits_for_nothing_and_a_compiled_one_gives_its_losses(compiled):
+    settings = resolve_settings(load_settings("tiny", None, assignments=["train.steps=100", f"view.side={SIDE}"])[0])[0]
+    told = {}
+    for way in ("off", compiled):
+        learner = Learner(settings, device=DEVICE, precision="fp32", compiled=way, read_after=1)
+        drawn = _draw_pair(learner.student.encoder.branches)
+        pair = ViewPair(**{key: getattr(drawn, key).to(DEVICE) for key in ("views", "masking", "noise", "drop_path")})
+        told[way] = learner.read(learner.advance([pair], 50))
+        for _ in range(2):
+            learner.read(learner.advance([pair], 50))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            learner.advance([pair], 50)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert told[compiled] == pytest.approx(told["off"], rel=1e-3)
 
 
 def test_loader_processes_change_nothing(run, store, tmp_path):

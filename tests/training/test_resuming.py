@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from dagman.records.hashes import hash_bytes
 from dagman.records.journal import read_rows
 from dagman.training.pretraining import pretrain
 from dagman.training.run import Run
+from dagman.training.start.identity import FREE_TO_CHANGE, LATER_SETTINGS, hash_settings
 
 STEPS = 6
 COMPARED = ("metrics.jsonl", "monitors.jsonl", "encoder/model.safetensors", "encoder/config.json", "settings.toml")
@@ -120,3 +122,13 @@ def test_schedules_follow_the_global_step_across_a_resume(whole):
     assert momenta == sorted(momenta)
     assert [row["lr"] for row in rows] == sorted((row["lr"] for row in rows), reverse=True)
     assert rows[-1]["lr"] == pytest.approx(1e-6)
+
+
+def test_settings_of_a_later_release_leave_the_fingerprint_of_an_earlier_one(make_settings):
+    settings = make_settings()
+    values = settings.model_dump(mode="json")
+    for key in FREE_TO_CHANGE | {"view.modality", *LATER_SETTINGS}:
+        section, _, name = key.rpartition(".")
+        del values[section][name]
+    assert hash_settings(settings) == hash_bytes(json.dumps(values, sort_keys=True).encode())
+    assert hash_settings(make_settings("train.skip_hidden=true")) != hash_settings(settings)
