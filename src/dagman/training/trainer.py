@@ -131,7 +131,9 @@ class Trainer:
                 return broken
             try:
                 # A long step, which the first may be, is left when a stop is requested, unless other ranks wait for it.
-                left = [learner.student, learner.teacher] if seconds > LONG_STEP and self.group.size == 1 else []
+                # A compiled graph has no place for the hooks by which it is left.
+                leaves = seconds > LONG_STEP and self.group.size == 1 and learner.compiled == "off"
+                left = [learner.student, learner.teacher] if leaves else []
                 with interruptible(left, lambda: self.ending.asked is not None):
                     # ----------------------------------------------- once in a while
                     self.group.move(step, 0)
