@@ -162,6 +162,61 @@ def test_coralbay_as_its_class_writes_it_and_as_dino_does(tmp_path):
     assert "1 is left over: classifier.weight" in _refuse(folder / "model.safetensors")
 
 
+def _make_ctfm(**options) -> torch.nn.Module:
+    segresnet = pytest.importorskip("monai.networks.nets.segresnet_ds")
+    net = segresnet.SegResEncoder(**{"init_filters": 8, "blocks_down": (1, 2, 2, 4, 4)} | options).eval()
+    draws = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for name, value in net.state_dict().items():
+            if "running" in name:
+                # Statistics that are not those of a fresh batch norm.
+                value.copy_(0.5 + torch.rand(value.shape, generator=draws))
+            elif value.is_floating_point():
+                value.copy_(float("norm" in name) + 0.1 * torch.randn(value.shape, generator=draws))
+    return net
+
+
+def test_ct_fm_along_the_axes_it_was_trained_on(tmp_path):
+    net = _make_ctfm()
+    decoder = {"up_layers.0.upsample.conv.weight": torch.ones(2), "up_layers.3.head.weight": torch.ones(2)}
+    save_file({f"encoder.{name}": value for name, value in net.state_dict().items()} | decoder, tmp_path / "model.safetensors")
+    encoder = load_encoder(f"monai:{tmp_path / 'model.safetensors'}", device="cpu")
+    report, config = encoder.imported, encoder.config
+    assert (report.layout, report.matched, report.left_out) == ("CT-FM (SegResNet)", len(net.state_dict()), {"up_layers": 2})
+    assert "none left over" in str(report)
+    assert "merging" not in str(report)
+    assert (config.spacing, config.low, config.high) == (1.0, -1024.0, 2048.0)
+    view = torch.rand(1, 1, 32, 16, 48, generator=torch.Generator().manual_seed(1))
+    # MONAI's Orientation to SPL: the first axis runs to superior, the second to posterior, the third to left.
+    spl = view.permute(0, 1, 4, 3, 2).flip(3, 4)
+    with torch.no_grad():
+        wanted, got = net(spl)[1:], encoder.network.encoder(view)
+    for theirs, mine in zip(wanted, got, strict=True):
+        assert (theirs - mine.permute(0, 1, 4, 3, 2).flip(3, 4)).abs().max() < 1e-5 * theirs.abs().max()
+    # Its statistics stay what they are in training, and are kept.
+    encoder.network.encoder.train()(view)
+    encoder.save(tmp_path / "own")
+    again = dagman.load(tmp_path / "own", device="cpu")
+    assert torch.equal(again.network.encoder(view)[3], encoder.network.encoder(view)[3])
+
+
+@pytest.mark.parametrize(
+    ("options", "more", "text"),
+    [
+        ({}, {"classifier.weight": torch.ones(1)}, "1 is left over: classifier.weight"),
+        ({"blocks_down": (1, 2, 2, 4)}, {}, "is a SegResNet of levels of 1, 2, 2, 4 blocks"),
+        ({"norm": "instance"}, {}, "is a SegResNet without batch norm, as VISTA3D's"),
+        ({"in_channels": 2}, {}, "its first convolution has the shape (8, 2, 3, 3, 3)"),
+        ({"init_filters": 16}, {}, "is a SegResNet of 16 channels"),
+        ({}, {"layers.1.blocks.0.norm1.running_var": None}, "1 is missing: encoder.net.layers.1.blocks.0.norm1.running_var"),
+    ],
+)
+def test_another_segresnet_is_refused_by_what_differs(options, more, text, tmp_path):
+    state = {name: value for name, value in (_make_ctfm(**options).state_dict() | more).items() if value is not None}
+    save_file(state, tmp_path / "other.safetensors")
+    assert text in _refuse(tmp_path / "other.safetensors")
+
+
 def test_smit_pretrained_asks_for_its_preparation(tmp_path):
     smit = _make(patch_norm=True, downsample=OrderedMerging)
     path = tmp_path / "smit.pth"

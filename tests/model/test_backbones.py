@@ -26,6 +26,7 @@ SHAPES = {
     "vit": ViTShape(embed=16, depths=(1, 1, 2, 1), heads=(2, 2, 2, 2), view=64),
     "resnet3d:10": None,
     "resenc:8": None,
+    "segresnet:8": SwinShape(embed=8, depths=(2, 2, 4, 4), heads=(1, 1, 1, 1)),
     "monai-swin": SwinShape(embed=12, depths=(1, 1, 1, 1), heads=(1, 2, 2, 4)),
     "monai-swin:merging": SwinShape(embed=12, depths=(1, 1, 1, 1), heads=(1, 2, 2, 4)),
 }
@@ -95,9 +96,14 @@ def test_the_layers_hold_every_parameter_once_and_in_order(backbone):
     assert not all(reached)
 
 
-def test_every_parameter_gets_a_gradient(backbone):
-    hidden = torch.zeros(1, 32, 16, 16, dtype=torch.bool)
-    hidden[:, :8] = True
+def _takes_masks(encoder: Encoder) -> bool:
+    return bool(BACKBONES[encoder.config.backbone.partition(":")[0]].mask_fills)
+
+
+def test_every_parameter_gets_a_gradient(encoder, backbone):
+    hidden = torch.zeros(1, 32, 16, 16, dtype=torch.bool) if _takes_masks(encoder) else None
+    if hidden is not None:
+        hidden[:, :8] = True
     with _Learning(backbone):
         maps = backbone(_draw(64, 32, 32), hidden, drop=torch.ones(backbone.branches, 1))
         # A mean alone would reach nothing before a norm.
@@ -111,6 +117,10 @@ def test_every_parameter_gets_a_gradient(backbone):
 
 def test_what_is_masked_is_not_seen(encoder, backbone):
     view, hidden = _draw(64, 32, 32), torch.zeros(1, 32, 16, 16, dtype=torch.bool)
+    if not _takes_masks(encoder):
+        with pytest.raises(ValueError, match="takes no masks"):
+            backbone(view, hidden)
+        return
     assert encoder.config.mask_fill in BACKBONES[encoder.config.backbone.partition(":")[0]].mask_fills
     assert torch.equal(backbone(view, hidden)[3], backbone(view)[3])
     hidden[:, :8] = True

@@ -56,7 +56,8 @@ def load_encoder(path: str | Path, *, device: str = "auto", precision: str = "fp
     elif head == "monai" and rest:
         config, state, imported = read_foreign(rest)
         network = _build_network(config)
-        renamed = {f"encoder.swin.{name}": tensor for name, tensor in state.items()}
+        held = "net" if config.backbone.startswith("segresnet") else "swin"
+        renamed = {f"encoder.{held}.{name}": tensor for name, tensor in state.items()}
         _fill_weights(network, renamed, split_statement(rest)[0], "Use this model's weights")
     elif head in BACKBONES and rest:
         config, network = _make_variant(str(path))

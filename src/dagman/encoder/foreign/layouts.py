@@ -32,7 +32,7 @@ REPEATING = "merging-before-fix"
 """MONAI's `merging` as it was at first: two neighbours are taken twice and two never, which no order of columns can express."""
 MERGINGS = (*ORDERS, REPEATING)
 
-_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|backbone)\.)+")
+WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|backbone)\.)+")
 _DAE = re.compile(r"^encoder\.(layers[1-4]\.0\.|patch_embed\.)(?:0\.)?")
 """MONAI's public SSL weights (`filter_swinunetr`): a wrapper of their own, and each stage one level deeper."""
 _SWIN = "swinViT.patch_embed.proj.weight"
@@ -85,11 +85,11 @@ class ImportReport:
         parts = ", ".join(f"{part} ({count})" for part, count in self.left_out.items()) or "nothing"
         weights = count_noun(self.matched, "weight")
         whole = f"{self.layout}: {weights} matched, none missing, none left over; left out on purpose: {parts}"
-        return f"{whole}; {self._judge_merging()}; {self.preparation}"
+        return "; ".join(filter(None, (whole, self._judge_merging(), self.preparation)))
 
     def _judge_merging(self) -> str:
         if self.merging != "merging":
-            return f"patch merging {self.merging}"
+            return f"patch merging {self.merging}" if self.merging else ""
         old = f"for weights of the years when it repeated tokens, state downsample={REPEATING}"
         return f"patch merging as MONAI's is now ({old})"
 
@@ -119,7 +119,7 @@ def recognise(tensors: dict[str, Tensor], holder: str, path: Path) -> ForeignWei
     Raises:
         EncoderError: No layout known here, or weights that belong to no known part of it.
     """
-    named = {_WRAPPERS.sub("", name): value.float() for name, value in tensors.items()}
+    named = {WRAPPERS.sub("", name): value.float() for name, value in tensors.items()}
     named = _drop_holder(named)
     if len(named) < len(tensors):
         raise EncoderError("holds two weights of one name once wrappers such as `module.` are taken off", where=path, do=CONVERT)
@@ -140,7 +140,7 @@ def recognise(tensors: dict[str, Tensor], holder: str, path: Path) -> ForeignWei
         layout, heads, preparation = "CoralBay", f"{_DINO_HEADS}|{_MONAI_HEADS}", _CORALBAY
     elif any(re.match(_SUPREM_HEADS, name) for name in named):
         layout, heads = "SuPreM", f"{_SUPREM_HEADS}|{_UNETR}"
-    state, left_out = _part(named, own, re.compile(heads), path)
+    state, left_out = part_weights(named, own, re.compile(heads), path)
     state = {name.removeprefix(prefix).replace(".mlp.fc", ".mlp.linear"): value for name, value in state.items()}
     return ForeignWeights(state=state, layout=layout, merging="merging", left_out=left_out, preparation=preparation)
 
@@ -162,7 +162,7 @@ def _recognise_smit(named: dict[str, Tensor], holder: str, path: Path) -> Foreig
     heads = re.compile(
         rf"transformer\.norm[0-3]\.|(?:student_|teacher_)?head\.|(?:transformer\.)?(?:mask_token|masked_embed)$|{_UNETR}"
     )
-    state, left_out = _part(named, re.compile(r"transformer\.(?:patch_embed|layers\.[0-3])\."), heads, path)
+    state, left_out = part_weights(named, re.compile(r"transformer\.(?:patch_embed|layers\.[0-3])\."), heads, path)
     renamed = {}
     for name, value in state.items():
         name = name.removeprefix("transformer.").replace(".mlp.fc", ".mlp.linear")
@@ -173,9 +173,10 @@ def _recognise_smit(named: dict[str, Tensor], holder: str, path: Path) -> Foreig
     return ForeignWeights(state=renamed, layout="SMIT", merging="smit", left_out=left_out, preparation=known)
 
 
-def _part(
+def part_weights(
     named: dict[str, Tensor], own: re.Pattern[str], heads: re.Pattern[str], path: Path
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """The encoder's own weights, and how many of each known head are left out; raises EncoderError for what is neither."""
     state = {name: value for name, value in named.items() if own.match(name)}
     others = sorted(named.keys() - state.keys())
     unknown = [name for name in others if not heads.match(name)]

@@ -21,8 +21,9 @@ from dagman.encoder.foreign.layouts import (
     recognise,
     split_statement,
 )
+from dagman.encoder.foreign.segresnet import holds_segresnet, recognise_segresnet
 from dagman.errors import EncoderError
-from dagman.model import SwinShape
+from dagman.model import SwinShape, find_backbone
 
 _STATED = ("spacing", "low", "high", "view", "downsample")
 
@@ -38,6 +39,8 @@ def read_foreign(text: str) -> tuple[EncoderConfig, dict[str, Tensor], ImportRep
     path, stated = split_statement(text)
     _check_names(stated, path)
     tensors, metadata, holder = read_tensors(path)
+    if holds_segresnet(tensors):
+        return _read_segresnet(tensors, metadata | stated, path)
     found = recognise(tensors, holder, path)
     merging = stated.get("downsample") or metadata.get("downsample") or found.merging
     if merging not in MERGINGS:
@@ -66,6 +69,29 @@ def read_foreign(text: str) -> tuple[EncoderConfig, dict[str, Tensor], ImportRep
     prepared = f"prepared at {config.spacing:g} mm, HU {config.low:g} to {config.high:g} ({preparation.source})"
     report = ImportReport(layout=found.layout, merging=merging, matched=len(state), left_out=found.left_out, preparation=prepared)
     return config, state, report
+
+
+def _read_segresnet(
+    tensors: dict[str, Tensor], values: dict[str, str], path: Path
+) -> tuple[EncoderConfig, dict[str, Tensor], ImportReport]:
+    found, shape = recognise_segresnet(tensors, path)
+    preparation = _prepare(found, values, path)
+    config = EncoderConfig(
+        shape=shape,
+        semantic=None,
+        size=f"segresnet:{shape.embed}",
+        method="monai",
+        spacing=preparation.spacing,
+        low=preparation.low,
+        high=preparation.high,
+        view=preparation.view,
+        backbone=f"segresnet:{shape.embed}",
+    )
+    if str(shape.embed) not in find_backbone("segresnet:32").variants:
+        raise EncoderError(f"is a SegResNet of {shape.embed} channels", where=path, do="Give CT-FM's, which has 32")
+    prepared = f"prepared at {config.spacing:g} mm, HU {config.low:g} to {config.high:g} ({preparation.source})"
+    report = ImportReport(layout=found.layout, merging="", matched=len(found.state), left_out=found.left_out, preparation=prepared)
+    return config, found.state, report
 
 
 def _check_names(stated: dict[str, str], path: Path) -> None:

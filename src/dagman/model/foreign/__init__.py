@@ -7,5 +7,6 @@ from dagman.model.foreign.cnn import ConvolutionalStages
 from dagman.model.foreign.monai_swin import MERGINGS, MonaiSwin
 from dagman.model.foreign.residual_encoder import ResidualEncoderStages
 from dagman.model.foreign.resnet import ResNetStages
+from dagman.model.foreign.segresnet import SegResNetStages
 
-__all__ = ["MERGINGS", "ConvolutionalStages", "MonaiSwin", "ResNetStages", "ResidualEncoderStages"]
+__all__ = ["MERGINGS", "ConvolutionalStages", "MonaiSwin", "ResNetStages", "ResidualEncoderStages", "SegResNetStages"]
