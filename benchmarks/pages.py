@@ -24,7 +24,7 @@ from PIL import Image
 
 IMAGES = Path(__file__).parents[1] / "docs/images/pages"
 RUN, COHORT = "demo/runs/seed-0", "demo/cohort"
-PATIENTS = 6
+PATIENTS = {"organs": 6, "tumours": 4}
 """Of the tables of organs and of tumours, so that the pages are soon made."""
 SIZE = (1400, 1750)
 """Pixels of the window; the picture is half as large."""
@@ -54,7 +54,7 @@ PAGES = (
         "outcome/report.html",
         f"outcome {RUN} {COHORT}/outcome.csv --time time --event event --clinical age,grade --out outcome",
     ),
-    Page("segment", "segment/report.html", f"segment {RUN} {COHORT}/some-tumours.csv --folds 2 --steps 40 --out segment"),
+    Page("segment", "segment/report.html", f"segment {RUN} {COHORT}/some-tumours.csv --folds 2 --steps 5 --no-keep --out segment"),
     Page("cluster", "cluster/report.html", f"cluster {RUN} {COHORT}/some-organs.csv --label label --map pca --out cluster"),
     Page(
         "compare",
@@ -104,10 +104,10 @@ def make_pages(work: Path, names: Sequence[str]) -> None:
 
 def write_inputs(work: Path) -> None:
     """Tables of a few patients, a study, and a folder of scans of which some cannot be used."""
-    for table, name in (("organs", "some-organs"), ("tumours", "some-tumours")):
+    for table, patients in PATIENTS.items():
         rows = pd.read_csv(work / COHORT / f"{table}.csv")
-        some = rows[rows["patient"].isin(rows["patient"].unique()[:PATIENTS])]
-        some.to_csv(work / COHORT / f"{name}.csv", index=False)
+        some = rows[rows["patient"].isin(rows["patient"].unique()[:patients])]
+        some.to_csv(work / COHORT / f"some-{table}.csv", index=False)
     (work / "study.toml").write_text(STUDY, encoding="utf-8")
     scans = work / "scans"
     scans.mkdir(exist_ok=True)

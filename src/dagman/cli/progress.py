@@ -128,15 +128,15 @@ class PlainLines:
 
 @contextmanager
 def follow_parts(
-    console: Console, folder: Path | None = None, *, clock: Callable[[], float] = time.monotonic
+    console: Console, folder: Path | None = None, *, log: str = LOG, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Callable[[str], None]]:
     """What is called with each part of a work as it begins: it stands on a terminal's last line, else in plain lines.
 
-    Parts that are counted ("item 3 of 20") have the time that the rest of them will take. folder, clock: as `PlainLines`.
+    Parts that are counted ("item 3 of 20") have the time that the rest of them will take. folder, log, clock: as `PlainLines`.
     """
     from rich.markup import escape
 
-    with PlainLines(console, folder, clock=clock) as lines, console.status("reading") as status:
+    with PlainLines(console, folder, log=log, clock=clock) as lines, console.status("reading") as status:
         kind, lines.of = "", " of this part"
 
         def notify(text: str) -> None:
@@ -215,6 +215,7 @@ def show_training(console: Console, lines: PlainLines) -> Iterator[Callable[[str
         nonlocal total, light
         if name == "part":
             console.print(f"[bold]{escape(values['text'])}[/]", highlight=False, soft_wrap=True)
+            lines.state(values["text"])
         elif name == "choice":
             console.print(f"[dim]·[/] {escape(values['text'])}", highlight=False, soft_wrap=True)
         elif name == "warning":

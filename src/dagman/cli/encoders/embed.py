@@ -74,6 +74,9 @@ def embed_sources(
     the feature maps of each scan, their affine and spacing; the same command repeated continues it.
     Items that cannot be used are listed with their reason in OUT.rejected.csv; how OUT came to be is in OUT.command.json.
     """
+    from rich.console import Console
+
+    from dagman.cli.progress import follow_parts
     from dagman.devices import tune_allocator
     from dagman.encoder.loading import load_encoder
     from dagman.errors import SettingsError
@@ -99,8 +102,10 @@ def embed_sources(
     # What is best here is not what is best on a worker; and one device computes the same bits wherever it stands.
     device = "cpu" if dask and device == "auto" else device
     tune_allocator()
-    loaded = load_encoder(encoder, device=device, precision=precision, weights=weights)
-    listed = _list_items(sources, store, patient, mask_label, coordinates, ids, patients)
+    with follow_parts(Console(stderr=True), out.parent, log=f"{out.name}.run.log") as notify:
+        notify("reading the encoder and the list of scans")
+        loaded = load_encoder(encoder, device=device, precision=precision, weights=weights)
+        listed = _list_items(sources, store, patient, mask_label, coordinates, ids, patients)
     work = _Work(encoder=loaded, sources=sources, listed=listed, out=out, pooling=pooling, quiet=as_json)
     if dense:
         outcome, reasons, notes = _embed_dense(work, dtype)
