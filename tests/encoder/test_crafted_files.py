@@ -64,7 +64,7 @@ def _copy(whole: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "pt", "pth", "bin", "ckpt", "pkl"])
+@pytest.mark.parametrize("suffix", ["safetensors", "pt", "torch", "bin", "ckpt", "pkl"])
 @pytest.mark.parametrize("kind", ["pickle", "torch"])
 def test_a_pickle_runs_nothing_whatever_it_is_called(suffix: str, kind: str, mark: Path, tmp_path: Path):
     buffer = io.BytesIO()

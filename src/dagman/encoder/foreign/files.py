@@ -27,7 +27,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
     Raises:
         EncoderError: It is no file of weights, is damaged, or could be read only by running code.
     """
-    if path.suffix in (".pt", ".pth"):
+    if path.suffix in (".pt", ".pth", ".torch"):
         return _read_torch(path)
     try:
         with safe_open(path, framework="pt") as file:
