@@ -19,6 +19,8 @@ pytestmark = pytest.mark.journey
 VIT = ("model.embed=16", "model.depths=[1, 1, 1, 1]", "model.heads=[2, 2, 2, 2]")
 OTHERS = tuple(one for one in TINY_SETTINGS if not one.startswith("model."))
 FAST = ("--folds", 2, "--repeats", 1, "--shares", 100, "--device", "cpu")
+SMALL = ("--crop-mm", 64, "--crop-spacing", 2)
+"""Crops of 32^3 voxels."""
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def test_a_vit_is_pretrained_and_its_encoder_is_read_used_and_described(vit_run,
 
 
 def test_a_vit_is_fine_tuned_and_segments(vit_run, place, call_dagman, tmp_path):
-    asked = ("--label", "dense", *FAST, "--method", "finetune", "--epochs", 1, "--out", tmp_path / "tuned")
+    asked = ("--label", "dense", *FAST, *SMALL, "--method", "finetune", "--epochs", 1, "--out", tmp_path / "tuned")
     code, _, errors = call_dagman("classify", vit_run, place / "table.csv", *asked)
     assert code == 0, errors
     code, _, errors = call_dagman("predict", tmp_path / "tuned", place / "table.csv", "--out", tmp_path / "p", "--device", "cpu")
@@ -123,7 +125,7 @@ def test_a_cnn_is_pretrained_by_simmim_and_stands_in_the_table(place, call_dagma
     assert set(row["reconstruction"]) >= {"student"}
     encoder = load_encoder(run, device="cpu")
     assert (encoder.config.backbone, encoder.config.mask_fill, encoder.config.step) == ("resnet3d:10", "token", 1)
-    asked = ("--label", "dense", *FAST, "--method", "linear", "--out", tmp_path / "compared")
+    asked = ("--label", "dense", *FAST, *SMALL, "--method", "linear", "--out", tmp_path / "compared")
     code, _, errors = call_dagman("compare", "classify", run, "scratch:tiny-resnet", place / "table.csv", *asked)
     assert code == 0, errors
     page = (tmp_path / "compared" / "report.html").read_text(encoding="utf-8")
