@@ -179,7 +179,7 @@ def _draw_equal_once(monkeypatch) -> dict[tuple[str, ...], Any]:
         monkeypatch.setattr(place, name, recall)
 
     # The files of the gallery are not among those that are damaged.
-    remember(run_page, "show_gallery", lambda run, settings: settings.model_dump_json())
+    remember(run_page, "show_gallery", lambda run, settings, page=None: settings.model_dump_json())
     # As text: a NaN differs from itself.
     for place in (curves, monitors):
         for name in [name for name, one in vars(place).items() if name.startswith("draw_") and one.__module__ == place.__name__]:

@@ -194,7 +194,7 @@ def test_predict_goes_past_bad_scans_and_a_repeat_predicts_nothing_twice(trained
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("predicted twice")
 
-    monkeypatch.setattr("dagman.tasks.segment.prediction._segment_one", fail)
+    monkeypatch.setattr("dagman.tasks.segment.model.SegmentationModel.label_scan", fail)
     again = call_dagman("predict", trained / "model", folder, "--out", tmp_path / "p", "--device", "cpu", "--json")
     assert again[0] == 0
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "p" / "predictions.csv"), volumes)

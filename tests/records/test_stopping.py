@@ -72,7 +72,7 @@ def test_a_thread_leaves_signals_to_the_main_one():
 def test_every_command_ends_with_one_line(tmp_path, monkeypatch, capsys, number):
     write_cohort(tmp_path / "cohort", patients=2, seed=0, spacing=8.0)
     prepare_store(tmp_path / "cohort" / "scans", tmp_path / "store", workers=1)
-    monkeypatch.setattr("dagman.store.upkeep.verification.verify_store", lambda store: os.kill(os.getpid(), number))
+    monkeypatch.setattr("dagman.store.upkeep.verification.verify_store", lambda store, notify: os.kill(os.getpid(), number))
     monkeypatch.setattr(sys, "argv", ["dagman", "store", "verify", str(tmp_path / "store")])
     with pytest.raises(SystemExit) as caught:
         application.main()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dagman.method.masking import MASKINGS
+from dagman.method.masking import MASKINGS, Counts, MaskingShares
 from dagman.settings import choices
 from dagman.settings.choices import MaskingChoice
 from dagman.store.manifest import Store
@@ -72,9 +72,16 @@ def test_a_learning_rate_that_is_too_large(fail):
 
 
 def test_masks_that_cover_nothing(fail, monkeypatch):
+    # Settings of which this would follow are refused, and so is a masking of one's own on a CPU, where it is counted.
+    monkeypatch.setattr(MaskingShares, "count", lambda shares, n: Counts(ranked=0, hints=0, pool=0))
+    assert fail()["masks-empty"] == "red"
+
+
+def test_a_masking_of_ones_own_that_hides_another_number_than_asked_is_refused(fail, monkeypatch):
     monkeypatch.setitem(choices.MASKINGS, "nothing", MaskingChoice(description="none"))
     monkeypatch.setitem(MASKINGS, "nothing", lambda attention, grid, counts, draws: torch.zeros(draws.shape[:2], dtype=torch.bool))
-    assert fail("masking.kind=nothing")["masks-empty"] == "red"
+    with pytest.raises(ValueError, match=r"the masking hid \[0, 0.* units of the views where \[5, 5.* were asked for"):
+        fail("masking.kind=nothing")
 
 
 def _prepare(folder, bodies) -> Store:

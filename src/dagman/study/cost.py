@@ -57,8 +57,9 @@ def estimate_study(study: Study, device: str) -> list[Cost]:
 
 def count_operations(settings: Settings) -> float:
     """Floating-point operations of a step for one view: the student forward and backward, and the teacher's passes."""
+    # Built with memory first: the networks of others read their own numbers while they are made.
+    student = assembly.build_networks(settings)[0].to("meta")
     with torch.device("meta"):
-        student, _ = assembly.build_networks(settings)
         view = torch.empty(1, 1, *(settings.view.side,) * 3)
         units = torch.ones(1, (settings.view.side // UNIT) ** 3, dtype=torch.bool)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -47,7 +47,11 @@ def forecast_hours(out: Path) -> str:
         # Its first steps come within a minute, and a small network does not fill it.
         return ""
     with torch.random.fork_rng(devices=[]):
-        operations = settings.train.steps * settings.train.batch * count_operations(settings)
+        try:
+            operations = settings.train.steps * settings.train.batch * count_operations(settings)
+        except RuntimeError:
+            # A network of one's own that reads values in its forward pass cannot be counted without them.
+            return ""
         if operations < _SOON:
             return ""
         hours = operations / measure_pace("cpu") / 3600
