@@ -12,6 +12,8 @@ import pytest
 
 from dagman.errors import StoreError
 from dagman.records.key import Key, find_key, make_key, use_key
+from dagman.scans import discovery
+from dagman.scans.dicom import HEADERS
 from dagman.scans.pseudonyms import name_patient
 from dagman.scans.reading import read_scan
 from dagman.scans.scan import hash_scan
@@ -196,6 +198,18 @@ def test_a_corrected_patient_id_replaces_the_row_although_the_voxels_are_the_sam
     (row,) = Store(tmp_path / "store").rows
     with use_key(find_key()):
         assert row.patient == name_patient("RIGHT")
+
+
+def test_kept_headers_are_not_read_again_name_nobody_and_go_with_who_withdraws(write_dicom, trunk, tmp_path, monkeypatch):
+    folder, store = tmp_path / "scans" / "p0", tmp_path / "store"
+    write_dicom(folder, trunk(0), np.diag([-4.0, -4.0, 4.0, 1.0]), PatientID="MRN-0815")
+    prepare(folder, store)
+    assert (store / HEADERS).is_file()
+    assert b"MRN-0815" not in every_byte(store)
+    monkeypatch.setattr(discovery.dicom_headers, "read_header", lambda path: pytest.fail(f"{path} was read again"))
+    assert prepare(folder, store).already == 1
+    remove_scans(store, ["MRN-0815"])
+    assert not (store / HEADERS).exists()
 
 
 def test_a_store_from_before_learns_where_its_sources_lie(scans, nifti_of, trunk, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from dagman.errors import DagmanError, ScanError
 from dagman.records.names import suggest_path
 from dagman.scans.archives import enter_archive, is_archive, reach_place, show_place
 from dagman.scans.dicom import (
+    KeptHeaders,
     NamedGroup,
     SeriesName,
     group_headers,
@@ -118,12 +119,14 @@ def find_series(
     modality: Modality | None = None,
     tilt: Tilt = "resample",
     widest_gap: float = WIDEST_GAP_MM,
+    kept: KeptHeaders | None = None,
 ) -> Discovery:
     """Find all series in files, folders and archives, at any depth, formats mixed; a DICOM file means the volume it is a slice of.
 
     A DICOMDIR means the images that it lists. Archives are unpacked until the process ends, and named as folders are:
     `archive.zip/inner/path`. `folder#uid` means that series alone. `modality` overrides what files say; `tilt`, `widest_gap`: see
-    `Series`. Raises ScanError when a path does not exist, when a folder holds no such series, or when nothing at all was found.
+    `Series`; `kept`: headers from an earlier discovery, which spare reading files that have not changed. Raises
+    ScanError when a path does not exist, when a folder holds no such series, or when nothing at all was found.
     """
     given = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
     reached, refused = _reach(given)
@@ -131,12 +134,19 @@ def find_series(
     files = _list_files([path for path in reached if path not in names], refused)
     series: list[Series] = []
     headers: list[dicom_headers.Header] = []
+    single: dict[Path, str] = {}
     for path, root in files.items():
+        if kept is not None and path != root and (header := kept.find(path)) is not None:
+            headers.append(header)
+            continue
         try:
             with explain_faults("cannot be read", where=path, do="Check the path and its permissions, or leave it out"):
                 known = _find_format(path)
                 if known is DICOM:
-                    headers.append(_read_dicom_header(path))
+                    header = _read_dicom_header(path)
+                    if path == root:
+                        single[path] = header.series_uid
+                    headers.append(header if kept is None else kept.take(header))
                 elif known is not None:
                     known.check(path)
                     held = known.list_files(path)
@@ -146,10 +156,14 @@ def find_series(
         except ScanError as error:
             refused.append(Refusal.from_error(show_path(show_place(path)), error))
     series = _name_files(series, files)
-    single = {header.path: header.series_uid for header in headers if files[header.path] == header.path}
     whole = {path for path in files if path not in single}
     beside = _read_beside(single, names, known={header.path for header in headers})
-    for one in _select(name_groups(group_headers([*headers, *beside], any_modality=modality is not None)), whole, single, names):
+    if kept is not None:
+        beside = [kept.take(header) for header in beside]
+    groups = group_headers([*headers, *beside], any_modality=modality is not None)
+    if kept is not None:
+        groups = kept.reveal(groups)
+    for one in _select(name_groups(groups), whole, single, names):
         if one.group.reason:
             # A row a folder, by its first file: who searches for a folder must find it.
             firsts = {path.parent: path for path in reversed(one.group.files)}

@@ -7,6 +7,7 @@ STORE/
 ├── scans/ab/<id>.b2nd    blosc2, int16, X Y Z in RAS+, C order
 ├── rejected.csv          source, reason
 ├── journal.jsonl         what the writer did, row by row; the manifest is folded from it; what sources.py knows of sources
+├── headers.jsonl         of DICOM sources, under pseudonyms, so that files that did not change are not read again
 ├── folded.json           how much of the journal the manifest holds, so that it is not read again
 └── command.json          how it came to be
 ```

@@ -24,6 +24,7 @@ from dagman.records.key import Key, use_key
 from dagman.records.lock import hold_lock
 from dagman.records.provenance import write_command
 from dagman.records.stopping import catch_stops
+from dagman.scans.dicom import HEADERS, KeptHeaders
 from dagman.scans.discovery import WIDEST_GAP_MM, Discovery, Refusal, Series, Tilt, find_series
 from dagman.scans.scan import Modality
 from dagman.store.estimate import Estimate, estimate_cost
@@ -104,7 +105,9 @@ def prepare_store(
     _check_folder(out, preparation)
     naming, notes = settle_key(out, key)
     with use_key(naming):
-        found = state_patients(find_series(given, modality=_MODALITIES[modality], tilt=tilt, widest_gap=widest_gap), patients)
+        kept = KeptHeaders(out / HEADERS)
+        found = find_series(given, modality=_MODALITIES[modality], tilt=tilt, widest_gap=widest_gap, kept=kept)
+        found = state_patients(found, patients)
     notify = on_event or (lambda event: None)
     try:
         with hold_lock(out, StoreError), catch_stops():
@@ -113,6 +116,7 @@ def prepare_store(
             if settle_key(out, key)[0] != naming:
                 raise StoreError("was begun by another process in the meantime", where=out, do="Repeat the command")
             writer = _Writer(out, preparation, found, given, naming)
+            kept.write()
             todo = [one for one in found.series if not writer.holds(one) and not writer.refuses(one)]
             workers = max(1, min(workers or len(os.sched_getaffinity(0)), len(todo)))
             notify(estimate_cost(todo, len(writer.already), out, preparation, workers))
@@ -131,9 +135,9 @@ def prepare_store(
         rejected = "the only series was rejected" if only else f"all {summary.rejected} series were rejected; the first"
         do = f"{'It is listed' if only else 'All are listed'} in {out / 'rejected.csv'}"
         raise StoreError(f"{rejected}: {summary.refusals[0].reason.rstrip('.')}", where=out, do=do)
-    kept = ("file names are kept in rejected.csv, and nowhere else",) if summary.rejected else ()
+    listed = ("file names are kept in rejected.csv, and nowhere else",) if summary.rejected else ()
     remarks = remark_on_scans({source: writer.rows[scan_id] for source, scan_id in writer.ids.items()}, writer.rows.values())
-    return replace(summary, notes=(*notes, *remarks, *_note_sources(summary), *kept))
+    return replace(summary, notes=(*notes, *remarks, *_note_sources(summary), *listed))
 
 
 class _Writer:

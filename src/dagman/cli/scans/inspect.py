@@ -76,12 +76,14 @@ def inspect_scans(
     """
     from dagman.records.key import make_asked_key
     from dagman.records.sources import expand_sources
+    from dagman.scans.dicom import HEADERS, KeptHeaders
     from dagman.scans.discovery import find_series
     from dagman.tables.patients import state_patients
 
     scans = expand_sources(scans)
     made = make_asked_key()
-    found = find_series(scans, modality=modality.modality, tilt=tilt.value, widest_gap=widest_gap)
+    kept = None if out is None else KeptHeaders(out / HEADERS)
+    found = find_series(scans, modality=modality.modality, tilt=tilt.value, widest_gap=widest_gap, kept=kept)
     found = state_patients(found, patients)
     rows = _inspect_all(found, workers, out, dask)
     if as_json:
@@ -92,6 +94,8 @@ def inspect_scans(
         typer.echo(made, err=as_json)
     if out is not None:
         _write_results(out, rows, [str(path) for path in scans])
+        assert kept is not None
+        kept.write()
         typer.echo(f"Written: {out / 'inspect.html'}", err=as_json)
         typer.echo(_NAMES_KEPT, err=as_json)
     if not any(row.accepted for row in rows):

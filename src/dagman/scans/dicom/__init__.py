@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dagman.scans.dicom.directory import is_directory_file, list_images
+from dagman.scans.dicom.kept_headers import HEADERS, KeptHeaders
 from dagman.scans.dicom.naming import (
     NamedGroup,
     SeriesName,
@@ -17,7 +18,9 @@ from dagman.scans.dicom.series import DicomGroup, group_headers
 from dagman.scans.dicom.volume import measure_volume, read_volume
 
 __all__ = [
+    "HEADERS",
     "DicomGroup",
+    "KeptHeaders",
     "NamedGroup",
     "SeriesName",
     "group_headers",

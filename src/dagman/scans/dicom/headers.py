@@ -22,6 +22,7 @@ from dagman.scans.dicom.geometry import Plane
 from dagman.scans.dicom.plain.header_values import QUICK_BYTES, read_plain_values
 from dagman.scans.dicom.values import read_count, read_items, read_numbers, read_text, read_texts
 from dagman.scans.faults import explain_faults
+from dagman.scans.pseudonyms import name_patient
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 
@@ -71,6 +72,9 @@ class Header:
 
     path: Path
     patient_id: str = field(repr=False)
+    patient: str = field(repr=False)
+    "Pseudonym; of the study where there is no PatientID."
+    names_patient: bool
     study_uid: str = field(repr=False)
     series_uid: str = field(repr=False)
     instance_uid: str = field(repr=False)
@@ -197,6 +201,7 @@ def _summarise(path: Path, data: Dataset, left: int) -> Header:
         raise ScanError("is not a DICOM file", where=path, do="Leave it out, or give it its own suffix")
     is_image = "Rows" in data and "Columns" in data
     needed = _count_pixel_bytes(data) if is_image else 0
+    patient_id, study_uid = read_text(data, "PatientID"), read_text(data, "StudyInstanceUID")
     keys = (
         ("acquisition", read_text(data, "AcquisitionNumber")),
         ("echo", read_text(data, "EchoNumbers") or read_text(data, "EchoTime")),
@@ -211,8 +216,10 @@ def _summarise(path: Path, data: Dataset, left: int) -> Header:
     )
     return Header(
         path=path,
-        patient_id=read_text(data, "PatientID"),
-        study_uid=read_text(data, "StudyInstanceUID"),
+        patient_id=patient_id,
+        patient=name_patient(patient_id.strip() or study_uid),
+        names_patient=bool(patient_id.strip()),
+        study_uid=study_uid,
         series_uid=read_text(data, "SeriesInstanceUID"),
         instance_uid=read_text(data, "SOPInstanceUID"),
         class_name=UID(class_uid).name if class_uid else "unknown object",

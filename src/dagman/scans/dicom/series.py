@@ -12,7 +12,6 @@ from dagman.scans.dicom.geometry import Plane
 from dagman.scans.dicom.headers import Header
 from dagman.scans.dicom.partition import Volume, part_slices
 from dagman.scans.faults import explain_faults
-from dagman.scans.pseudonyms import name_patient
 
 _NAMED = {"CT", "MR"}
 _LONGEST_KERNEL = 48
@@ -48,7 +47,7 @@ def group_headers(headers: Iterable[Header], *, any_modality: bool = False) -> l
     for header in sorted(headers, key=lambda header: header.path.as_posix()):
         # Files without a series are grouped by folder.
         uid = header.series_uid or header.path.parent.as_posix()
-        series.setdefault((header.patient_id, header.study_uid, uid), []).append(header)
+        series.setdefault((header.patient, header.study_uid, uid), []).append(header)
     return [group for members in series.values() for group in _split_whatever_it_holds(members, any_modality)]
 
 
@@ -150,9 +149,9 @@ def _group(headers: Sequence[Header], reason: str = "") -> DicomGroup:
     return DicomGroup(
         files=tuple(header.path for header in headers),
         modality=first.modality if "PERFUSION" not in first.image_type else "derived map",
-        patient=name_patient(first.patient_id.strip() or first.study_uid),
+        patient=first.patient,
         uid=first.series_uid,
-        names_patient=bool(first.patient_id.strip()),
+        names_patient=first.names_patient,
         reason=reason,
         kernel="/".join(sorted({name for header in headers if (name := _read_kernel(header))})),
     )

@@ -13,6 +13,7 @@ from dagman.records.csv_file import read_csv, write_csv
 from dagman.records.journal import append_row, keep_rows, read_rows
 from dagman.records.key import Key, find_key, use_key
 from dagman.records.lock import hold_lock
+from dagman.scans.dicom import HEADERS
 from dagman.scans.pseudonyms import name_patient
 from dagman.store.format import locate_scan, read_info
 from dagman.store.manifest import read_manifest, write_manifest
@@ -32,9 +33,9 @@ class Removal:
 def remove_scans(store: str | Path, names: Sequence[str], *, key: str | Path | None = None) -> Removal:
     """Remove scans, given by id, and all scans of patients, given by pseudonym or by the name that their files give them.
 
-    What the journal and `rejected.csv` say of them goes, too; a record of the number alone stays. key: see `settle_key`; without
-    it patients are known by pseudonym alone. A call that was killed is completed by the same call. Raises StoreError, and removes
-    nothing, when a name is not in the store.
+    What the journal and `rejected.csv` say of them goes, too, and with it all kept headers; a record of the number alone stays.
+    key: see `settle_key`; without it patients are known by pseudonym alone. A call that was killed is completed by the same call.
+    Raises StoreError, and removes nothing, when a name is not in the store.
     """
     store = Path(store)
     made_with = read_info(store).get("key")
@@ -56,6 +57,7 @@ def remove_scans(store: str | Path, names: Sequence[str], *, key: str | Path | N
         def is_theirs(row: Mapping[str, Any]) -> bool:
             return row.get("id") in ids or ("refused" in row and row["patient"] in meant)
 
+        (store / HEADERS).unlink(missing_ok=True)
         # Files first: as long as a row stands, the same call finds what is left to do.
         for scan_id in ids:
             locate_scan(store, scan_id).unlink(missing_ok=True)
