@@ -19,7 +19,9 @@ from dagman.scans.reading import read_scan
 from dagman.scans.structures import read_structures
 from dagman.scans.structures.contours import fill_plane, fill_volume
 from dagman.tables.items import load_mask, read_mask
+from dagman.tables.labelled_scans import read_labelled_scans
 from dagman.tables.table import read_table
+from dagman.tasks.segment.cases import load_classes
 
 
 def circle(radius: float, centre: tuple[float, float], z: float, points: int = 180) -> np.ndarray:
@@ -201,3 +203,58 @@ def test_each_structure_of_a_plan_gets_a_vector_of_its_own(scan_with_plan, make_
     assert found["voxels"].tolist() == [10 * 9 * 9, 6 * 5 * 7, 4 * 5 * 3]
     ((_, reason),) = found.attrs["refused"]
     assert "structure 'empty' has no closed contour" in reason
+
+
+@pytest.fixture(scope="module")
+def scans_with_plans(tmp_path_factory, ct, placement, write_dicom):
+    """Two scans; both structures are drawn in the first, and one of them in the second, where the other has no contour."""
+    folder = tmp_path_factory.mktemp("plans")
+    left = [rectangle((2.5, 4.5), (4.5, 9.5), z) for z in range(3, 6)]
+    right = [rectangle((7.5, 4.5), (11.5, 9.5), z) for z in range(2, 6)]
+    over = [rectangle((3.5, 4.5), (8.5, 9.5), z) for z in range(3, 6)]
+    for name, drawn in (("a", {"Left": left, "Right": right, "Over": over}), ("b", {"Right": right, "Left": []})):
+        write_dicom(folder / name, ct, placement, FrameOfReferenceUID="1.2.3.4", PatientID=name)
+        write_rtstruct(folder / f"{name}.dcm", drawn, placement)
+    (folder / "table.csv").write_text("scan,mask,patient\na,a.dcm,p1\nb,b.dcm,p2\n")
+    return folder
+
+
+def test_several_structures_of_a_plan_are_one_label_map_to_segment(scans_with_plans):
+    data = read_labelled_scans(scans_with_plans / "table.csv", labels="right, Left")
+    assert [(one.name, one.values) for one in data.structures] == [("right", (1,)), ("Left", (2,))]
+    scan = read_scan(scans_with_plans / "a")
+    both, one = (load_classes(item, scan, data.structures) for item in data.items)
+    assert [(both == value).sum() for value in (1, 2)] == [4 * 5 * 4, 2 * 5 * 3]
+    assert [(one == value).sum() for value in (1, 2)] == [4 * 5 * 4, 0]
+    # What has no contour was not drawn, which is not to say that it is absent.
+    assert [item.contoured for item in data.items] == [None, frozenset({"right"})]
+    assert "1 mask lacks one of the structures" in str(data.notes[-1])
+
+
+def test_named_structures_that_overlap_or_are_absent_are_refused_by_name(scans_with_plans):
+    table = scans_with_plans / "table.csv"
+    data = read_labelled_scans(table, labels="Left,Right,Over")
+    with pytest.raises(ScanError, match=r"a\.dcm: structure 'Over' overlaps 'Left', 'Right'"):
+        read_mask(data.items[0])
+    with pytest.raises(TableError, match=r"no mask holds 'Spleen' \(drawn are 'Left', 'Over', 'Right'\)"):
+        read_labelled_scans(table, labels="Left,Spleen")
+    with pytest.raises(TableError, match="the name left is given to two structures"):
+        read_labelled_scans(table, labels="Left,left")
+    mixed = scans_with_plans / "mixed.csv"
+    mixed.write_text("scan,mask,patient\na,a.dcm,p1\nb,b,p2\n")
+    with pytest.raises(TableError, match="some masks are neither RTSTRUCT nor SEG"):
+        read_labelled_scans(mixed, labels="Left,Right")
+
+
+def test_segments_by_name_are_one_label_map_to_segment(scans_with_plans):
+    pytest.importorskip("highdicom")
+    scan = read_scan(scans_with_plans / "a")
+    labels = np.zeros(scan.shape, np.uint8)
+    labels[2:6, 3:8, 2:5], labels[8:12, 3:8, 4:7], labels[8:12, 9:11, 1:3] = 1, 2, 3
+    files = find_series(scans_with_plans / "a").series[0].files
+    write_segments(scans_with_plans / "seg.dcm", labels, {1: "liver", 2: "GTV", 3: "spleen"}, files)
+    table = scans_with_plans / "segments.csv"
+    table.write_text("scan,mask,patient\na,seg.dcm,p1\n")
+    data = read_labelled_scans(table, labels="spleen,liver")
+    wanted = np.select([labels == 3, labels == 1], [1, 2])
+    assert np.array_equal(load_classes(data.items[0], scan, data.structures), wanted)

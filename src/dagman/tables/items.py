@@ -15,7 +15,7 @@ from dagman.records.counts import count_noun, list_some
 from dagman.scans.affine import Affine, describe_difference
 from dagman.scans.reading import read_scan
 from dagman.scans.scan import Scan
-from dagman.scans.structures import holds_structures, read_structure
+from dagman.scans.structures import holds_structures, read_disjoint, read_structure
 from dagman.scans.structures.reading import Grid
 
 _SLACK = 0.1
@@ -44,6 +44,8 @@ class Item:
     "The structure's value in the mask; None: everything that is not 0."
     structure: str | int | None = None
     "The structure's name, or number, in a mask that is an RTSTRUCT or SEG."
+    structures: tuple[tuple[int, str], ...] = ()
+    "Several of them, by name, with the value of each in the label map that they make; in place of `structure`."
     center_mm: tuple[float, float, float] | None = None
     "A point in RAS millimetres."
     contoured: frozenset[str] | None = None
@@ -65,12 +67,14 @@ def load_mask(item: Item, scan: Scan) -> NDArray[np.bool_]:
 
 
 def read_mask(item: Item) -> Scan:
-    """The item's label map on its own grid; of an RTSTRUCT or SEG it holds the item's structure alone, as 1.
+    """The item's label map on its own grid; of an RTSTRUCT or SEG it holds the item's structure alone, as 1, or its `structures`.
 
-    Raises TableError if there is none, or if its values are not whole numbers.
+    Raises TableError if there is none, ScanError if two of its structures overlap, TableError if its values are not whole numbers.
     """
     if item.mask is None:
         raise TableError("has no mask", where=_locate(item), do="Fill the column 'mask'")
+    if item.structures:
+        return read_disjoint(item.mask, dict(item.structures), lambda: _find_grid(item))
     if holds_structures(item.mask):
         return read_structure(item.mask, item.structure, lambda: _find_grid(item))
     mask = read_scan(item.mask, labels=True)

@@ -6,6 +6,7 @@ lists the structures drawn in each mask: any other is unknown in that scan, whic
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -16,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from dagman.errors import TableError
+from dagman.errors import ScanError, TableError
 from dagman.notes import Note, inform, warn
 from dagman.records.counts import count_noun, list_some
 from dagman.scans.label_files import name_outputs
+from dagman.scans.structures import holds_structures, list_drawn
 from dagman.tables.columns import Columns
 from dagman.tables.items import Item
 from dagman.tables.structures import Structure, list_contoured, read_contoured
@@ -57,7 +59,8 @@ def read_labelled_scans(
 ) -> LabelledScans:
     """Read a table (CSV, Parquet), a dataset.json, or a folder that holds one.
 
-    labels: structures and their values, such as "liver=5,kidneys=7+8". mask_label: the one value that counts. Without either:
+    labels: structures and their values, such as "liver=5,kidneys=7+8", or names alone, such as "liver,spleen", where the masks are
+    RTSTRUCT or SEG. mask_label: the one value that counts. Without either:
     the file's own structures, else every value found in the masks. patient, split, contoured: the table's columns; `split` and
     `contoured` are used where they exist. ids: as in `read_table`.
 
@@ -66,18 +69,21 @@ def read_labelled_scans(
     path = Path(path)
     if labels is not None and mask_label is not None:
         raise TableError("--labels and --mask-label exclude one another", where=path, do="Give one of them")
-    given = parse_structures(labels) if labels is not None else ()
+    listed = path.is_dir() or path.suffix.lower() == ".json"
+    by_name = labels is not None and "=" not in labels and not listed
+    given = parse_structures(labels) if labels is not None and not by_name else ()
     if mask_label is not None:
         given = (Structure(name=f"label {mask_label}", values=(_check_value(mask_label, path),)),)
     if path.is_dir():
         path = path / "dataset.json"
-    listed = path.suffix.lower() == ".json"
     if listed and split != "split":
         do = "Leave --split out: cases with a label under 'test' (labelsTs in nnU-Net's layout) are the test part"
         raise TableError(f"a dataset.json has no column '{split}'", where=path, do=do)
     if listed and contoured != "contoured":
         raise TableError(f"a dataset.json has no column '{contoured}'", where=path, do="Leave --contoured out, or give a table")
-    data = _read_dataset(path) if listed else _read_rows(path, patient, split, contoured, ids)
+    data = _read_dataset(path) if listed else _read_rows(path, patient, split, contoured, ids, by_name)
+    if labels is not None and by_name:
+        return _name_drawn(data, labels, contoured)
     if given:
         data = replace(data, structures=given)
     _refuse_undrawn(data)
@@ -102,7 +108,7 @@ def parse_structures(text: str) -> tuple[Structure, ...]:
     return tuple(structures)
 
 
-def _read_rows(path: Path, patient: str, split: str, contoured: str, ids: str) -> LabelledScans:
+def _read_rows(path: Path, patient: str, split: str, contoured: str, ids: str, by_name: bool) -> LabelledScans:
     table = read_table(path, patient=patient, split=split, ids=ids)
     if "mask" not in table.columns:
         raise TableError("has no column 'mask'", where=path, do="Name each scan's label map in a column 'mask'")
@@ -115,8 +121,10 @@ def _read_rows(path: Path, patient: str, split: str, contoured: str, ids: str) -
         do = "Write one label map a scan, with a value for each structure"
         raise TableError(f"scans have several masks: {list_some(torn)}", where=path, do=do)
     named = sorted({str(item.structure) for item in table.items if item.structure is not None})
-    if len(named) > 1:
-        do = "Write one label map a scan, with a value for each structure; of RTSTRUCT and SEG one structure is segmented at a time"
+    if len(named) > 1 and not by_name:
+        do = (
+            "Write one label map a scan, with a value for each structure; those of RTSTRUCT and SEG are named by --labels NAME,NAME"
+        )
         raise TableError(f"names several structures: {list_some(named)}", where=path, do=do)
     bare = [item.name for item in table.items if item.mask is None]
     notes = list(table.notes)
@@ -146,6 +154,44 @@ def _read_rows(path: Path, patient: str, split: str, contoured: str, ids: str) -
         notes.append(warn(f"{text}; {count_noun(whole, 'scan says', 'scans say')} 'all'" if whole else text))
     structures, structure_notes = _join_values(table)
     return LabelledScans(path=table.path, items=items, structures=structures, notes=(*notes, *structure_notes))
+
+
+def _name_drawn(data: LabelledScans, labels: str, contoured: str) -> LabelledScans:
+    """Structures of RTSTRUCT and SEG by name; where a mask lacks one it is unknown, unless a column says what was contoured."""
+    drawn = [item.mask is not None and holds_structures(item.mask) for item in data.items]
+    if not any(drawn):
+        return replace(data, structures=parse_structures(labels))
+    if not all(drawn):
+        others = list_some(item.name for item, is_drawn in zip(data.items, drawn, strict=True) if not is_drawn)
+        do = "Give masks of one kind, or NAME=VALUE for label maps"
+        raise TableError(f"structures are named, but some masks are neither RTSTRUCT nor SEG ({others})", where=data.path, do=do)
+    names = [name for part in labels.split(",") if (name := part.strip())]
+    structures = tuple(Structure(name=name, values=(value,)) for value, name in enumerate(names, start=1))
+    _refuse_repeated([replace(one, name=one.name.casefold()) for one in structures], "--labels")
+    stated = contoured in Columns(data.path)
+    items, drawn_in, lacking = [], {}, 0
+    for item in data.items:
+        assert item.mask is not None
+        # What cannot be read is refused by name when its turn comes.
+        with contextlib.suppress(ScanError):
+            drawn_in[item.name] = list_drawn(item.mask)
+        held = {name.casefold() for name in drawn_in.get(item.name, names)}
+        here = [one for one in structures if one.name.casefold() in held]
+        if here and len(here) < len(structures) and not stated:
+            item, lacking = replace(item, contoured=frozenset(one.name for one in here)), lacking + 1
+        items.append(replace(item, structure=None, structures=tuple((one.values[0], one.name) for one in here or structures)))
+    every = sorted({name for one in drawn_in.values() for name in one})
+    absent = [name for name in names if name.casefold() not in map(str.casefold, every)]
+    if not names or (absent and len(drawn_in) == len(items)):
+        what = f"no mask holds {list_some(map(repr, absent))}" if names else "no structure is named"
+        raise TableError(
+            f"{what} (drawn are {list_some(map(repr, every))})", where="--labels", do="Name structures as the masks do"
+        )
+    text = "lacks one of the structures" if lacking == 1 else "lack one of the structures or several"
+    note = warn(f"{count_noun(lacking, 'mask')} {text}: it is unknown there, left out of the loss and scores")
+    data = replace(data, items=tuple(items), structures=structures, notes=(*data.notes, note) if lacking else data.notes)
+    _refuse_undrawn(data)
+    return data
 
 
 def _join_contoured(table: Table, column: str) -> dict[Path, frozenset[str] | None]:

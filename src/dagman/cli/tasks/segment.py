@@ -38,7 +38,10 @@ def run_segmentation(
     models_and_table: ModelsAndTable,
     out: Out,
     labels: Annotated[
-        str | None, typer.Option(help="Structures and their values, such as liver=5,kidneys=7+8. Default: the file's, or all.")
+        str | None,
+        typer.Option(
+            help="Structures and their values, such as liver=5,kidneys=7+8; names alone of RTSTRUCT or SEG. Default: all."
+        ),
     ] = None,
     mask_label: MaskLabel = None,
     folds: Folds = 5,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,39 @@ def read_structures(path: Path, find_grid: Callable[[], Grid]) -> tuple[Scan, di
     if map_of is None:
         raise refused or ScanError("holds no structures", where=path, do=_EXPORT_AGAIN)
     return map_of, names
+
+
+def list_drawn(path: Path) -> list[str]:
+    """The names of an RTSTRUCT's structures that have a closed contour, or of a SEG's segments. Raises as `read_structure`."""
+    names = list_structures(path)
+    with explain_faults("is damaged, or no RTSTRUCT or SEG that can be read", where=path, do=_EXPORT_AGAIN), quiet_pydicom():
+        if _read_class(path) != _RTSTRUCT:
+            return list(names.values())
+        drawn = set()
+        for roi in read_items(pydicom.dcmread(path, force=True), "ROIContourSequence"):
+            contours = read_items(roi, "ContourSequence")
+            if any(read_text(one, "ContourGeometricType").startswith("CLOSED") for one in contours):
+                drawn.add(int(roi.ReferencedROINumber))
+        return [name for number, name in names.items() if number in drawn]
+
+
+def read_disjoint(path: Path, names: Mapping[int, str], find_grid: Callable[[], Grid]) -> Scan:
+    """Structures by name as one label map with the given values; raises as `read_structure`, and ScanError where two overlap."""
+    joined: Scan | None = None
+    for value, name in names.items():
+        one = read_structure(path, name, find_grid)
+        inside = one.voxels > 0
+        if joined is None:
+            joined = Scan(voxels=value * one.voxels, affine=one.affine, modality="other", patient="", source=str(path))
+            continue
+        if shared := np.unique(joined.voxels[inside & (joined.voxels > 0)]).tolist():
+            others = list_some(f"'{names[before]}'" for before in shared)
+            do = "A voxel has one label: name structures that do not overlap, or draw them apart"
+            raise ScanError(f"structure '{name}' overlaps {others}", where=path, do=do)
+        joined.voxels[inside] = value
+    if joined is None:
+        raise ScanError("was asked for no structure", where=path, do="Name one of its structures")
+    return joined
 
 
 def _read_class(path: Path) -> str:
