@@ -49,7 +49,7 @@ def describe_run(settings: Settings, student: Network, dataset: ViewDataset, lef
         f"padding: {_measure_padding(dataset):.1%} of the views' voxels lie outside their scans, "
         "and are neither masked nor restored",
         f"rates: lr {float(settings.optim.lr):.3g} to {settings.optim.min_lr:g}, "
-        + f"{round(settings.optim.warmup * train.steps)} warm-up steps"
+        + f"{count_noun(round(settings.optim.warmup * train.steps), 'warm-up step')}"
         + (f"; EMA {settings.teacher.momentum} to {settings.teacher.momentum_end}" if settings.needs_teacher else ""),
         *([_describe_memory(settings)] if settings.needs_teacher else []),
         f"size: {encoder / 1e6:.2f} M weights in the encoder, {size / 1e6:.2f} M with heads; "
@@ -110,7 +110,7 @@ def _describe_memory(settings: Settings) -> str:
     steps = settings.train.steps
     memory = measure_teacher(settings, steps)
     return (
-        f"teacher: {memory.first_weights:.2g} of its first weights left at the end; {memory.age:.0f} steps old on average, "
+        f"teacher: {memory.first_weights:.2g} of its first weights left at the end; {count_noun(round(memory.age), 'step')} old on average, "
         f"{memory.age / steps:.0%} of the run"
     )
 
@@ -120,7 +120,7 @@ def describe_pace(seconds: Sequence[float], left: int, memory_gib: float) -> str
     pace = statistics.median(seconds)
     rest = pace * left
     wait = f"{rest / 3600:.1f} h" if rest >= 6000 else f"{rest / 60:.0f} min" if rest >= 100 else f"{rest:.0f} s"
-    return f"pace: {pace:.2g} s a step, about {wait} for the {left} steps left; {memory_gib:.1f} GiB of memory at the peak so far"
+    return f"pace: {pace:.2g} s a step, about {wait} for the {count_noun(left, 'step')} left; {memory_gib:.1f} GiB of memory at the peak so far"
 
 
 class Pace:
