@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from dagman import devices, errors
-from dagman.model import backbone, linear, swin, window_attention, windows
+from dagman.model import backbone, linear, semantic_attention, swin, vit, window_attention, windows
 
 _UNNEEDED = ("dagman", "jaxtyping", "__future__")
 
@@ -76,6 +76,11 @@ def list_swin_parts(*, swin_names: tuple[str, ...] = (), backbone_names: tuple[s
         Part(module=window_attention),
         Part(module=swin, names=(*_SWIN, *swin_names), without=_TRAINING),
     ]
+
+
+def list_vit_parts() -> list[Part]:
+    """What a ViT needs beside the parts of a Swin: its blocks are those of the semantic attention."""
+    return [Part(module=semantic_attention), Part(module=vit, names=("ViTShape", "ViTEncoder", "interpolate_positions"))]
 
 
 def _list_imports(node: ast.stmt) -> list[str]:

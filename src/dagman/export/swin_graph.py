@@ -92,19 +92,24 @@ def _count(length: Any, unit: int) -> Any:
 
 
 def _embed(encoder: SwinEncoder, view: Tensor) -> tuple[Tensor, Sides]:
-    shape = encoder.shape
-    sides = [_count(length, shape.patch) for length in view.shape[2:]]
+    patches, sides = cut_patches(view, encoder.shape.patch, encoder.mean, encoder.std)
+    return encoder.patch_projection(patches), sides
+
+
+def cut_patches(view: Tensor, patch: int, mean: Tensor, std: Tensor) -> tuple[Tensor, Sides]:
+    """The standardised voxels of each patch (B N patch^3) of views (B 1 X Y Z) in [0, 1], padded at their far end; and the grid."""
+    sides = [_count(length, patch) for length in view.shape[2:]]
     for axis, number in enumerate(sides, start=2):
         length = view.shape[axis]
-        index = torch.arange(number * shape.patch)
+        index = torch.arange(number * patch)
         view = view.index_select(axis, index.clamp(max=length - 1))
         # What lies beyond the view is intensity 0.
         inside = (index < length).to(view.dtype)
         view = view * inside.reshape([-1 if place == axis else 1 for place in range(5)])
-    view = (view - encoder.mean) / encoder.std
-    x, y, z, p = *sides, shape.patch
+    view = (view - mean) / std
+    x, y, z, p = *sides, patch
     patches = view.reshape(view.shape[0], 1, x, p, y, p, z, p).permute(0, 2, 4, 6, 1, 3, 5, 7)
-    return encoder.patch_projection(patches.reshape(view.shape[0], x * y * z, p**3)), sides
+    return patches.reshape(view.shape[0], x * y * z, p**3), sides
 
 
 def _run_block(block: SwinBlock, tokens: Tensor, plan: _Plan, offsets: Tensor) -> Tensor:

@@ -110,7 +110,8 @@ def _describe_memory(settings: Settings) -> str:
     steps = settings.train.steps
     memory = measure_teacher(settings, steps)
     return (
-        f"teacher: {memory.first_weights:.2g} of its first weights left at the end; {count_noun(round(memory.age), 'step')} old on average, "
+        f"teacher: {memory.first_weights:.2g} of its first weights left at the end; "
+        f"{count_noun(round(memory.age), 'step')} old on average, "
         f"{memory.age / steps:.0%} of the run"
     )
 
@@ -120,7 +121,8 @@ def describe_pace(seconds: Sequence[float], left: int, memory_gib: float) -> str
     pace = statistics.median(seconds)
     rest = pace * left
     wait = f"{rest / 3600:.1f} h" if rest >= 6000 else f"{rest / 60:.0f} min" if rest >= 100 else f"{rest:.0f} s"
-    return f"pace: {pace:.2g} s a step, about {wait} for the {count_noun(left, 'step')} left; {memory_gib:.1f} GiB of memory at the peak so far"
+    steps = count_noun(left, "step")
+    return f"pace: {pace:.2g} s a step, about {wait} for the {steps} left; {memory_gib:.1f} GiB of memory at the peak so far"
 
 
 class Pace:

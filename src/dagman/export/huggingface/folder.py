@@ -16,17 +16,19 @@ from dagman.encoder.folder import FORMAT
 from dagman.encoder.hub import upload_folder
 from dagman.encoder.loading import load_encoder
 from dagman.errors import EncoderError, MissingExtraError
-from dagman.export.assembly import Part, assemble_module, list_swin_parts
+from dagman.export.assembly import Part, assemble_module, list_swin_parts, list_vit_parts
 from dagman.export.forms import Exported, export_encoder
 from dagman.export.preprocessing import describe_preprocessing, state_preprocessing
-from dagman.model import SwinEncoder, semantic_attention
+from dagman.model import SwinEncoder
+from dagman.model.vit import ViTEncoder
+from dagman.records.counts import list_some
 from dagman.scans import affine
 from dagman.store import body, resampling
 
 MODEL_CODE, PROCESSOR_CODE = "modeling_dagman.py", "image_processing_dagman.py"
 _HEADER = """---
 library_name: transformers
-tags: [medical-imaging, computed-tomography, self-supervised, swin, 3d]
+tags: [medical-imaging, computed-tomography, self-supervised, {backbone}, 3d]
 license: unknown  # to be set by whoever publishes these weights
 ---
 """
@@ -36,15 +38,21 @@ folder = "."  # or OWNER/NAME on a hub
 processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
 model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
 inputs = processor("scan.nii.gz")  # or an array in HU with its affine: processor(voxels, affine)
-maps = model(inputs["pixel_values"]).feature_maps  # four, of 4, 8, 16 and 32 voxels a token
+maps = model(inputs["pixel_values"]).feature_maps  # four, of {strides} voxels a token
 """
+_SWIN_NOTE = "A scan is read in one pass: its features equal dagman's, which cuts scans beyond 2 GiB of memory into tiles."
+_VIT_NOTE = (
+    "A scan is read in one pass, its positions interpolated; dagman reads a ViT's scans in tiles of the view it was trained on: "
+    "cut views of that side for equal features."
+)
 
 
 def write_folder(encoder: Encoder, folder: Path) -> Exported:
-    """Write weights, configuration and code; raises EncoderError for an encoder that is no Swin of dagman's."""
-    if not isinstance(encoder.network.encoder, SwinEncoder):
-        what = f"is a {encoder.config.backbone}; this form takes dagman's own Swin"
-        raise EncoderError(what, where=encoder.source, do="Export a run of the backbone swin")
+    """Write weights, configuration and code; raises EncoderError for a backbone of others."""
+    backbone = encoder.network.encoder
+    if not isinstance(backbone, SwinEncoder | ViTEncoder):
+        what = f"is a {encoder.config.backbone}; this form takes dagman's own Swin or ViT"
+        raise EncoderError(what, where=encoder.source, do="Export a run of the backbone swin or vit")
     try:
         from dagman.export.huggingface import modeling, processing
     except ImportError:
@@ -58,7 +66,7 @@ def write_folder(encoder: Encoder, folder: Path) -> Exported:
         f"The encoder as a model of transformers. {made} torch and transformers.",
         [
             *list_swin_parts(),
-            Part(module=semantic_attention),
+            *list_vit_parts(),
             Part(module=modeling),
         ],
     )
@@ -76,9 +84,9 @@ def write_folder(encoder: Encoder, folder: Path) -> Exported:
     (folder / PROCESSOR_CODE).write_text(code, encoding="utf-8")
     return Exported(
         files=("model.safetensors", "config.json", MODEL_CODE, "preprocessor_config.json", PROCESSOR_CODE),
-        usage=_USAGE,
-        notes=("A scan is read in one pass: its features equal dagman's, which cuts scans beyond 2 GiB of memory into tiles.",),
-        header=_HEADER,
+        usage=_USAGE.format(strides=list_some(backbone.strides)),
+        notes=(_VIT_NOTE if backbone.own_cls else _SWIN_NOTE,),
+        header=_HEADER.format(backbone=encoder.config.backbone),
     )
 
 

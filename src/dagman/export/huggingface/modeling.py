@@ -11,12 +11,14 @@ from transformers.modeling_outputs import BackboneOutput
 
 from dagman.model.semantic_attention import SemanticAttention
 from dagman.model.swin import SwinEncoder, SwinShape
+from dagman.model.vit import ViTEncoder, ViTShape
 
 
 class DagmanConfig(PretrainedConfig):
-    """Sizes of a Swin encoder, and of its semantic attention where it has one.
+    """Sizes of an encoder, and of its semantic attention where it has one.
 
-    shape: arguments of `SwinShape`. semantic: `stage`, `heads`, `depth` and `position`, or None. mask_fill: "zero" or "token".
+    shape: arguments of `SwinShape` or `ViTShape`. semantic: `stage`, `heads`, `depth` and `position`, or None. mask_fill: "zero" or
+    "token". backbone: "swin" or "vit".
     """
 
     model_type = "dagman"
@@ -26,16 +28,18 @@ class DagmanConfig(PretrainedConfig):
         shape: dict[str, Any] | None = None,
         semantic: dict[str, Any] | None = None,
         mask_fill: Literal["zero", "token"] = "zero",
+        backbone: str = "swin",
         **others: Any,
     ) -> None:
         self.shape = dict(shape or {})
         self.semantic = semantic
         self.mask_fill = mask_fill
+        self.backbone = backbone
         super().__init__(**others)
 
 
 class DagmanModel(PreTrainedModel):
-    """Views to four feature maps, at 4, 8, 16 and 32 voxels a token."""
+    """Views to four feature maps, of a Swin at 4, 8, 16 and 32 voxels a token, of a ViT at 16."""
 
     config_class = DagmanConfig
     main_input_name = "pixel_values"
@@ -43,9 +47,13 @@ class DagmanModel(PreTrainedModel):
     def __init__(self, config: DagmanConfig) -> None:
         super().__init__(config)
         values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in config.shape.items()}
-        self.encoder = SwinEncoder(SwinShape(**values), mask_fill=config.mask_fill)
+        self.encoder: SwinEncoder | ViTEncoder
+        if config.backbone == "vit":
+            self.encoder = ViTEncoder(ViTShape(**values), mask_fill=config.mask_fill)
+        else:
+            self.encoder = SwinEncoder(SwinShape(**values), mask_fill=config.mask_fill)
         self.semantic_attention = None
-        if config.semantic is not None:
+        if config.semantic is not None and not self.encoder.own_cls:
             semantic = dict(config.semantic)
             width = self.encoder.widths[semantic.pop("stage") - 1]
             self.semantic_attention = SemanticAttention(width, **semantic)
@@ -58,10 +66,12 @@ class DagmanModel(PreTrainedModel):
     def forward(self, pixel_values: Tensor, **unused: Any) -> BackboneOutput:
         """Feature maps (B C x y z) of views (B 1 X Y Z) with intensities in [0, 1].
 
-        `attentions` holds the [CLS] token's attention to the units of the stage it reads (B H x y z), where there is one.
+        `attentions` holds the [CLS] token's attention to the units of the stage it reads (B H x y z), where one was trained.
         """
         maps = tuple(x.float() for x in self.encoder(pixel_values))
         attentions = None
+        if self.config.semantic is not None and isinstance(self.encoder, ViTEncoder):
+            attentions = (self.encoder.attend(pixel_values).unflatten(2, maps[-1].shape[2:]),)
         if self.semantic_attention is not None:
             units = maps[self.config.semantic["stage"] - 1]
             attentions = (self.semantic_attention.attend(units).unflatten(2, units.shape[2:]),)
