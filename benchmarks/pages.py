@@ -61,7 +61,7 @@ PAGES = (
         "compare/report.html",
         f"compare classify {RUN} scratch:tiny radiomics:size {COHORT}/nodules.csv --label label --method linear --out compare",
     ),
-    Page("study", "study/study.html", "study study.toml --out study"),
+    Page("study", "study/report.html", "study study.toml --out study"),
     Page("viewer", "viewer.html", f"view {COHORT}/scans/phantom-000.nii.gz --attention {RUN} --out viewer.html"),
     Page("narrow", "classify/report.html", "", width=420),
 )

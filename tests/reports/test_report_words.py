@@ -17,7 +17,7 @@ from dagman.reports.methods import quote_results
 from dagman.reports.names import explain_intervals, format_interval, format_p, name_measure, name_method
 from dagman.reports.page import DataTable, Figure, FigureGrid, Listing, Section, Text, Verdict, mark_cell, render_page
 from dagman.reports.provenance import tabulate_settings
-from dagman.reports.tasks.classification import describe_design, list_notes, show_warnings
+from dagman.reports.tasks.classification import add_warnings, describe_design, list_notes, show_warnings
 from dagman.reports.tasks.comparison import tabulate_models
 from dagman.tasks.classify.classification import SMOOTHING
 from dagman.tasks.finetuning import FinetuneSettings
@@ -77,6 +77,15 @@ def test_a_note_leads_a_page_by_its_kind_and_not_by_its_words(results):
     (listed,) = list_notes(summary)
     assert isinstance(listed, Listing)
     assert listed.items == [note.text for note in notes]
+
+
+def test_scans_seen_in_pretraining_stand_below_what_was_found_as_a_count_and_one_name(results):
+    note = "run: 3 test scans were seen in pretraining (unlabelled), so results may be too good: a.nii, b.nii, c.nii"
+    found = [Verdict("ok", "better than chance"), Text("of a network")]
+    verdict, remark, text = add_warnings(found, replace(results.summary, notes=(warn(note),)))
+    assert [verdict, text] == found
+    assert isinstance(remark, Verdict)
+    assert remark.text.endswith("may be too good: a.nii and 2 more (named under What to know)")
     assert list_notes(replace(summary, notes=())) == []
 
 

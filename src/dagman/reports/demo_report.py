@@ -15,7 +15,7 @@ from dagman.reports.figures.encoding import encode_png
 from dagman.reports.figures.planes import CONVENTION, Contour, draw_three_planes
 from dagman.reports.figures.views import draw_summary
 from dagman.reports.names import format_interval
-from dagman.reports.page import Block, DataTable, Figure, Level, Listing, Section, Text, Verdict, render_page
+from dagman.reports.page import Block, DataTable, Figure, Level, Links, Listing, Section, Text, Verdict, render_page
 from dagman.reports.run.pictures import name_view
 from dagman.reports.run.run_page import show_gallery
 from dagman.reports.run.verdicts import summarize_verdicts
@@ -74,12 +74,12 @@ def render_demo(demo: Demo) -> str:
     table = DataTable(COLUMNS, tabulate_comparisons(demo.comparisons))
     sections = [
         Section("An example", [*_show_view(demo.runs[0]), *_show_example(demo.example)]),
-        Section("What pretraining changed", [table, Verdict(level, sentence)]),
+        Section("What pretraining changed", [Verdict(level, sentence), table]),
         Section("How the table was made", _explain(demo)),
         Section("Attention before and after", _tabulate_attention(demo.runs)),
         Section("Are the runs healthy?", _judge_runs(demo.runs)),
         *show_gallery(demo.runs[0], settings),
-        Section("Pages of the parts", [Listing(_list_pages(demo))]),
+        Section("Pages of the parts", [_link_pages(demo)]),
         Section("Time", [DataTable(["part", "seconds"], [[part, round(value, 1)] for part, value in demo.seconds.items()])]),
     ]
     return render_page("dagman demo", lead, sections, footer="Made by `dagman demo`. This page loads nothing from elsewhere.")
@@ -212,8 +212,10 @@ def _tabulate_attention(runs: Sequence[Run]) -> list[Block]:
 
 def _judge_runs(runs: Sequence[Run]) -> list[Block]:
     judged = [(run, summarize_verdicts(judge_run(run))) for run in runs]
-    return [Verdict(verdict.level, f"Seed {run.settings.seed}: {verdict.text}") for run, verdict in judged]
+    own = (", each explained below", ", each explained on the page of the pretraining")
+    return [Verdict(verdict.level, f"Seed {run.settings.seed}: {verdict.text.replace(*own)}") for run, verdict in judged]
 
 
-def _list_pages(demo: Demo) -> list[str]:
-    return [f"runs/{run.path.name}/report.html: the pretraining, seed {run.settings.seed}" for run in demo.runs]
+def _link_pages(demo: Demo) -> Links:
+    pages = [(f"seed {run.settings.seed}", f"runs/{run.path.name}/report.html") for run in demo.runs]
+    return Links("Every curve of each pretraining, and whether it is healthy:", pages)

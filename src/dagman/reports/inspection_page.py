@@ -21,6 +21,8 @@ from dagman.scans.inspection import Inspection
 MOST_PICTURES = 600
 """Of a page that a browser still opens."""
 _MOST_REASONS = 8
+_LEAST_PIXELS = 40
+"""Along either side of a picture, so that the letters do not hide a thin scan; what is beyond it is black."""
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 _UID = re.compile(r"#[\d.]{12,}([\d.]{8})")
 _CELLS = ("modality", "size", "spacing_mm", "values", "patient")
@@ -136,7 +138,8 @@ def _draw_picture(row: Inspection, name: str) -> Figure:
     else:
         low, high = np.percentile(row.picture, (1, 99))
         grey = np.rint(np.clip((row.picture - low) / max(high - low, 1e-6), 0, 1) * 255)
-    image = Image.fromarray(grey.astype(np.uint8).T[::-1, ::-1].copy())
+    beyond = [(short // 2, short - short // 2) for short in (max(0, _LEAST_PIXELS - side) for side in grey.shape)]
+    image = Image.fromarray(np.pad(grey.astype(np.uint8), beyond).T[::-1, ::-1].copy())
     width, height = image.size
     draw = ImageDraw.Draw(image)
     places = {"lm": (3, height / 2), "rm": (width - 3, height / 2), "ma": (width / 2, 2), "md": (width / 2, height - 2)}

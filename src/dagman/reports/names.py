@@ -52,6 +52,7 @@ def format_interval(value: float, low: float, high: float, *, sign: bool = False
     if not math.isfinite(value):
         return NOT_KNOWN
     show = "+.3f" if sign else ".3f"
+    value = value if round(value, 3) else 0.0
     return f"{value:{show}} ({low:{show}} to {high:{show}})" if math.isfinite(low + high) else f"{value:{show}}"
 
 

@@ -19,7 +19,16 @@ def draw_against_truth(
     ends = [float(min(truth.min(), predicted.min())), float(max(truth.max(), predicted.max()))]
     axes.plot(ends, ends, ":", color=INK, linewidth=1)
     axes.axhline(mean, color=MUTED, linestyle="--", linewidth=1)
-    axes.annotate(f"mean {mean:.3g}", (1.0, mean), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7.5)
+    axes.annotate(
+        f"mean {mean:.3g}",
+        (1.0, mean),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="bottom",
+        xytext=(0, 2),
+        textcoords="offset points",
+        fontsize=7.5,
+    )
     axes.plot(truth, predicted, "o", color=BLUE, markersize=4, alpha=0.75, markeredgewidth=0)
     axes.margins(0.06)
     return figure
@@ -53,7 +62,14 @@ def draw_agreement(
         if np.isfinite(value):
             axes.axhline(value, color=color, linewidth=1.1, linestyle="-" if name == "bias" else "--")
             axes.annotate(
-                f"{name} {value:+.3g}", (1.0, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7.5
+                f"{name} {value:+.3g}",
+                (1.0, value),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                xytext=(0, 2),
+                textcoords="offset points",
+                fontsize=7.5,
             )
     axes.plot((predicted + truth) / 2, predicted - truth, "o", color=BLUE, markersize=4, alpha=0.75, markeredgewidth=0)
     axes.margins(x=0.08, y=0.18)

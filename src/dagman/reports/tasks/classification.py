@@ -43,7 +43,7 @@ def render_classification(results: Results) -> str:
     """The page as HTML."""
     summary = results.summary
     sections = [
-        Section("What was found", [*show_warnings(summary), *judge_models(results)]),
+        Section("What was found", add_warnings(judge_models(results), summary)),
         Section("Measures", tabulate_measures(summary)),
         Section("ROC and reliability", show_curves(results)),
         Section("Confusion", show_confusions(results)),
@@ -71,8 +71,14 @@ def describe_design(results: Results) -> str:
     )
 
 
+def add_warnings(found: Sequence[Block], summary: Summary) -> list[Block]:
+    """What was found, with the warnings right below its verdicts: they bear on what is believed, and are no finding."""
+    last = max((place for place, block in enumerate(found, start=1) if isinstance(block, Verdict)), default=0)
+    return [*found[:last], *show_warnings(summary), *found[last:]]
+
+
 def show_warnings(summary: Summary) -> list[Block]:
-    """Notes that bear on whether the numbers may be believed, first of all; a long one is cut, and stands whole further down."""
+    """Notes that bear on whether the numbers may be believed; a long one is cut, and stands whole further down."""
     return [Verdict("warn", _shorten(note.text)) for note in summary.notes if note.kind == "warning"]
 
 
@@ -202,6 +208,9 @@ def state_interval(row: Measurement) -> str:
 
 
 def _shorten(note: str) -> str:
+    remark, colon, names = note.partition("results may be too good: ")
+    if colon and ", " in names:
+        return f"{remark}{colon}{names.partition(', ')[0]} and {names.count(', ')} more (named under What to know)"
     if len(note) <= _LONG:
         return note
     kept = note[:_LONG].rpartition(", ")[0] or note[:_LONG]

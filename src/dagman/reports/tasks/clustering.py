@@ -20,7 +20,7 @@ from dagman.reports.methods import TITLE, quote_results
 from dagman.reports.names import format_interval, name_measure, state_kinds
 from dagman.reports.page import Block, DataTable, Embedded, Figure, FigureGrid, Level, Listing, Section, Text, Verdict, render_page
 from dagman.reports.provenance import tabulate_settings
-from dagman.reports.tasks.classification import list_explained, list_notes, show_warnings
+from dagman.reports.tasks.classification import add_warnings, list_explained, list_notes
 from dagman.reports.tasks.differences import tabulate_differences
 from dagman.tasks.cluster.clustering import SHEET
 
@@ -45,7 +45,7 @@ def render_clustering(results: Results) -> str:
         "features without fine-tuning. Names are used to judge, never to place."
     )
     sections = [
-        Section("What was found", [*show_warnings(summary), *_judge(summary)]),
+        Section("What was found", add_warnings(_judge(summary), summary)),
         Section("The map", [block for number, model in enumerate(models) for block in _show_map(results, model, number)]),
         Section("Measures", _tabulate(summary, models)),
         Section("Paired differences", tabulate_differences(summary.comparisons, "On the same structures and resamples.")),
@@ -146,7 +146,7 @@ def _tabulate(summary: Summary, models: Sequence[str]) -> list[Block]:
     how = state_kinds(summary.measurements)
     text = (
         "1 is best for all but the distances; the adjusted Rand index of chance is 0. A small intra- beside a large inter-cluster "
-        f"distance is good, on one map alone: maps share no unit. Intervals: {how}."
+        "distance is good, on one map alone: maps share no unit." + ("" if how.startswith("no interval") else f" Intervals: {how}.")
     )
     return [DataTable(["measure", "where", *models], rows), Text(text), *list_explained(summary.measurements), Listing(clusters)]
 

@@ -16,7 +16,7 @@ from dagman.reports.names import format_interval, name_measure, name_method, sta
 from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Section, render_page
 from dagman.reports.provenance import tabulate_settings
 from dagman.reports.style import FULL_WIDTH
-from dagman.reports.tasks.classification import list_explained, list_notes, show_warnings
+from dagman.reports.tasks.classification import add_warnings, list_explained, list_notes
 from dagman.reports.tasks.differences import judge_differences, tabulate_differences
 
 _FIGURES = 4
@@ -40,7 +40,7 @@ def render_comparison(results: Results) -> str:
         "splits and few-shot draws. Intervals are 95 %, over patients."
     )
     sections = [
-        Section("What was found", [*show_warnings(summary), *judge_differences(summary.comparisons)]),
+        Section("What was found", add_warnings(judge_differences(summary.comparisons), summary)),
         Section("All measures", tabulate_models(summary)),
         Section("Side by side", _draw_models(summary)),
         Section("Against the labels used in training", _draw_labels(summary)),

@@ -22,6 +22,7 @@ from dagman.reports.style import FULL_WIDTH
 from dagman.reports.tasks.basis import state_folds
 from dagman.reports.tasks.chance import judge_against_chance
 from dagman.reports.tasks.classification import (
+    add_warnings,
     describe_design,
     judge_models,
     list_explained,
@@ -29,7 +30,6 @@ from dagman.reports.tasks.classification import (
     show_confusions,
     show_curves,
     show_subsets,
-    show_warnings,
     tabulate_measures,
 )
 from dagman.reports.tasks.differences import judge_differences, tabulate_differences
@@ -56,7 +56,7 @@ def render_response(results: Results) -> str:
     """The page of a response as HTML."""
     summary = results.summary
     sections = [
-        Section("What was found", [*show_warnings(summary), *judge_models(results)]),
+        Section("What was found", add_warnings(judge_models(results), summary)),
         Section("Measures", tabulate_measures(summary)),
         Section("Paired differences", tabulate_differences(summary.comparisons, "On the same patients and resamples.")),
         Section("ROC and reliability", show_curves(results)),
@@ -88,7 +88,7 @@ def render_outcome(results: Results) -> str:
     basis = f"n = {count_noun(extra['patients'], 'patient')}, {count_noun(extra['events'], 'event')}; {state_folds(results)}."
     differences = judge_differences(summary.comparisons) if summary.comparisons else []
     sections = [
-        Section("What was found", [*show_warnings(summary), *_judge(results), *differences, *_state_events(summary)]),
+        Section("What was found", add_warnings([*_judge(results), *differences, *_state_events(summary)], summary)),
         Section("Discrimination of outcomes", [*_draw_concordance(summary.measurements, basis), *_tabulate(summary.measurements)]),
         Section("Paired differences", tabulate_differences(summary.comparisons, "On the same patients and resamples.")),
         Section("Risk groups", _show_groups(extra["predicted"], clock, basis)),

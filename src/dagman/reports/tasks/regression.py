@@ -20,11 +20,11 @@ from dagman.reports.style import FULL_WIDTH
 from dagman.reports.tasks.basis import state_basis, state_folds
 from dagman.reports.tasks.chance import judge_against_chance
 from dagman.reports.tasks.classification import (
+    add_warnings,
     find_last_subset,
     list_explained,
     list_measurements,
     list_notes,
-    show_warnings,
     state_interval,
 )
 
@@ -43,7 +43,7 @@ def render_regression(results: Results) -> str:
     """The page as HTML."""
     summary = results.summary
     sections = [
-        Section("What was found", [*show_warnings(summary), *_judge(results)]),
+        Section("What was found", add_warnings(_judge(results), summary)),
         Section("Measures", _tabulate(summary)),
         Section("Predicted against true", _draw_items(results)),
         Section("Fewer labels", _draw_subsets(results)),

@@ -22,7 +22,7 @@ from dagman.reports.page import Block, DataTable, Figure, FigureGrid, Section, T
 from dagman.reports.provenance import tabulate_settings
 from dagman.reports.style import FULL_WIDTH
 from dagman.reports.tasks.basis import state_basis
-from dagman.reports.tasks.classification import list_notes, show_warnings
+from dagman.reports.tasks.classification import add_warnings, list_notes
 from dagman.reports.tasks.differences import tabulate_differences
 from dagman.reports.tasks.segmentation_examples import show_scans
 from dagman.reports.tasks.segmentation_verdicts import format_measure, format_measurement, judge_structures
@@ -60,7 +60,7 @@ def render_segmentation(results: Results) -> str:
     judged = judge_structures(summary.measurements, rows, summary.classes, model=shown["model"], subset=shown["subset"])
     links = link_viewer(results.path / "report.html", exhibit_scans(results))
     sections = [
-        Section("What was found", [*show_warnings(summary), *judged]),
+        Section("What was found", add_warnings(judged, summary)),
         Section("How much is found", [*_tabulate(summary.measurements), *_draw_dice(results)]),
         Section("Paired differences", tabulate_differences(summary.comparisons, "On the same scans and resamples.")),
         Section(
