@@ -77,6 +77,7 @@ def test_a_note_leads_a_page_by_its_kind_and_not_by_its_words(results):
     (listed,) = list_notes(summary)
     assert isinstance(listed, Listing)
     assert listed.items == [note.text for note in notes]
+    assert list_notes(replace(summary, notes=())) == []
 
 
 def test_scans_seen_in_pretraining_stand_below_what_was_found_as_a_count_and_one_name(results):
@@ -86,7 +87,6 @@ def test_scans_seen_in_pretraining_stand_below_what_was_found_as_a_count_and_one
     assert [verdict, text] == found
     assert isinstance(remark, Verdict)
     assert remark.text.endswith("may be too good: a.nii and 2 more (named under What to know)")
-    assert list_notes(replace(summary, notes=())) == []
 
 
 def test_the_column_of_the_labels_is_the_one_on_record(results):

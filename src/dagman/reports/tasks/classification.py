@@ -71,10 +71,10 @@ def describe_design(results: Results) -> str:
     )
 
 
-def add_warnings(found: Sequence[Block], summary: Summary) -> list[Block]:
+def add_warnings(findings: Sequence[Block], summary: Summary) -> list[Block]:
     """What was found, with the warnings right below its verdicts: they bear on what is believed, and are no finding."""
-    last = max((place for place, block in enumerate(found, start=1) if isinstance(block, Verdict)), default=0)
-    return [*found[:last], *show_warnings(summary), *found[last:]]
+    last = max((place for place, block in enumerate(findings, start=1) if isinstance(block, Verdict)), default=0)
+    return [*findings[:last], *show_warnings(summary), *findings[last:]]
 
 
 def show_warnings(summary: Summary) -> list[Block]:
