@@ -16,7 +16,7 @@ from dagman.encoder.embedding import map_scan, pool_scan
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.pooling import Pooling
 from dagman.encoder.tiling import Tiling, estimate_bytes, mark_scan, plan_pass, plan_tiles, sliding_window_inference
-from dagman.model import SwinEncoder, SwinShape, swin, window_attention
+from dagman.model import SwinEncoder, SwinShape, swin
 from dagman.randomness import generator
 from dagman.scans.affine import Affine
 from dagman.store.preparation import PreparedScan
@@ -106,12 +106,12 @@ def test_a_scan_beyond_the_memory_is_cut_along_its_longest_axes(shape: tuple[int
 
 def test_a_large_view_in_parts_is_the_view_at_once(monkeypatch: pytest.MonkeyPatch):
     network = _draw_network((2, 2, 2, 2))
-    view = torch.rand(2, 1, 64, 96, 32)
+    # Of 30 x 23 x 17 tokens: windows that are filled up, and odd sides to merge.
+    view = torch.rand(2, 1, 60, 46, 34)
     with torch.no_grad():
         whole = network(view)
-        monkeypatch.setattr(window_attention, "LARGE", 64)
-        monkeypatch.setattr(swin, "LARGE", 64)
-        monkeypatch.setattr(window_attention, "WINDOWS_AT_ONCE", 5)
+        monkeypatch.setattr(swin, "LARGE", 512)
+        monkeypatch.setattr(swin, "WINDOWS_AT_ONCE", 5)
         for parts, at_once in zip(network(view), whole, strict=True):
             torch.testing.assert_close(parts, at_once, rtol=1e-5, atol=1e-5)
 

@@ -95,9 +95,10 @@ def plan_pass(shape: Sequence[int], view: int, backbone: Backbone, *, memory: in
 
 
 def estimate_bytes(backbone: Backbone) -> int:
-    """Bytes a voxel that a pass without gradients takes: measured, 126 to 140 of `tiny`, 197 of `paper`, 490 to 512 of CT-FM.
+    """Most bytes a voxel that a pass without gradients takes: measured, 126 to 140 of `tiny`, 197 of `paper`, 490 to 512 of CT-FM.
 
-    Others: 12 a channel, 16 where all channels are at full resolution.
+    Others: 12 a channel, 16 where all channels are at full resolution. A Swin takes a quarter of it since it works in place; its
+    tiles, and so a long scan's features, stay as they were.
     """
     embed = backbone.widths[0] // 2
     if isinstance(backbone, SwinEncoder):

@@ -142,7 +142,12 @@ def _label_parts(mask: Mask) -> tuple[NDArray[np.int32], int, tuple[slice, ...]]
 
 def measure_volume(mask: Mask, spacing: Sequence[float]) -> float:
     """Volume in ml."""
-    return int(np.count_nonzero(mask)) * float(np.prod(spacing)) / 1000.0
+    return to_ml(int(np.count_nonzero(mask)), spacing)
+
+
+def to_ml(voxels: int, spacing: Sequence[float]) -> float:
+    """Volume in ml of so many voxels."""
+    return int(voxels) * float(np.prod(spacing)) / 1000.0
 
 
 @dataclass(frozen=True, kw_only=True)

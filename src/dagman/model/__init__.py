@@ -1,12 +1,21 @@
 """The networks: tensors in, tensors out; torch (and jaxtyping) alone."""
 
-from dagman.model.backbone import BACKBONES, Backbone, BackboneKind, Encoded, build_backbone, find_backbone, register_backbone
+from dagman.model.backbone import (
+    BACKBONES,
+    Backbone,
+    BackboneKind,
+    Encoded,
+    build_backbone,
+    find_backbone,
+    normalise_features,
+    register_backbone,
+)
 from dagman.model.foreign import MonaiSwin, ResNetStages
 from dagman.model.intensity import to_unit_range, to_unit_ranges
 from dagman.model.projector import Projector
 from dagman.model.reconstruction import ReconstructionHead
 from dagman.model.semantic_attention import SemanticAttention, Semantics
-from dagman.model.swin import StageAttention, SwinEncoder, SwinShape, normalise_features
+from dagman.model.swin import StageAttention, SwinEncoder, SwinShape
 from dagman.model.vit import ViTEncoder, ViTShape
 from dagman.model.window_attention import attend_windows
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -200,3 +201,8 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
     The one rule of pretraining, fine-tuning and segmentation. name: as `named_parameters` gives it.
     """
     return parameter.ndim > 1 and "bias" not in name and not name.endswith(("cls", "mask_token", "positions"))
+
+
+def normalise_features(features: list[Float[Tensor, "B _ _ _ _"]]) -> list[Float[Tensor, "B _ _ _ _"]]:
+    """Each token of each map to mean 0 and variance 1 over its channels, as MONAI's SwinUNETR reads them."""
+    return [F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1) for x in features]

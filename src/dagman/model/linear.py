@@ -24,6 +24,20 @@ class Linear(nn.Linear):
         return product
 
 
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.linear1 = Linear(dim, hidden)
+        self.linear2 = Linear(hidden, dim)
+
+    def forward(self, x: Float[Tensor, "*tokens C"]) -> Float[Tensor, "*tokens C"]:
+        """Each token by itself."""
+        # The exact GELU: the tanh form is three times slower on a CPU.
+        return self.linear2(apply_linear_gelu(self.linear1, x))
+
+
 def apply_linear_gelu(linear: nn.Linear, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
     """The exact GELU of a linear layer; without gradients in one pass over its output, where oneDNN is taken."""
     if torch.is_grad_enabled() or not _takes_onednn(x, linear.weight):

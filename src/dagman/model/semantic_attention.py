@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dagman.errors import SettingsError
-from dagman.model.swin import Mlp
+from dagman.model.linear import Mlp
 
 
 class Semantics(NamedTuple):

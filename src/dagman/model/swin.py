@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from dagman.errors import SettingsError
 from dagman.model.backbone import Backbone, BackboneKind, Encoded, MaskFill, register_backbone
-from dagman.model.linear import Linear, apply_linear_gelu
-from dagman.model.window_attention import LARGE, WindowAttention
+from dagman.model.linear import Linear, Mlp
+from dagman.model.window_attention import LARGE, WINDOWS_AT_ONCE, WindowAttention
 from dagman.model.windows import Triple, WindowPlan, plan_windows
 
 AddAndNormalise = Callable[..., tuple[Tensor, Tensor]]
@@ -141,9 +141,14 @@ class SwinEncoder(Backbone):
             tokens, grid = self._pass_first_block(view, hidden, visible, scales)
         else:
             tokens, grid = self._embed(view, hidden)
-        features = []
+        in_parts = scales is None and tokens.shape[1] > LARGE and not torch.is_grad_enabled()
+        features: list[Tensor] = []
         for number, stage in enumerate(self.stages[:stages]):
-            tokens, grid = stage(tokens, grid, scales, first=1 if skips and number == 0 else 0)
+            if in_parts:
+                # The first stage's tokens are its own; later ones stand in the features.
+                tokens, grid = cast(SwinStage, stage).pass_in_parts(tokens if number == 0 else tokens.clone(), grid)
+            else:
+                tokens, grid = stage(tokens, grid, scales, first=1 if skips and number == 0 else 0)
             features.append(tokens.unflatten(1, grid).permute(0, 4, 1, 2, 3))
         return features
 
@@ -262,6 +267,13 @@ class SwinStage(nn.Module):
             x = self._recompute(block, x, grid, scales) if self.recomputed and torch.is_grad_enabled() else block(x, grid, scales)
         return self.merging(x, grid)
 
+    @torch.no_grad()
+    def pass_in_parts(self, x: Float[Tensor, "B L C"], grid: Triple) -> tuple[Float[Tensor, "B l c"], Triple]:
+        """`forward` for a large view: its tokens are overwritten, some windows at a time, so that they are all that is held."""
+        for block in self.blocks:
+            cast(SwinBlock, block).pass_in_parts(x, grid)
+        return self.merging.pass_in_parts(x, grid)
+
     def _recompute(self, block: nn.Module, x: Tensor, grid: Triple, scales: Iterator[Tensor] | None) -> Tensor:
         # The backward pass runs the block again, so its two factors are taken from the iterator once, here.
         factors = None if scales is None else [next(scales), next(scales)]
@@ -316,6 +328,25 @@ class SwinBlock(nn.Module):
         x = _add_branch(x, self.attention(self.norm1(x), plan), scales)
         return _add_branch(x, self.mlp(self.norm2(x)), scales)
 
+    def pass_in_parts(self, x: Float[Tensor, "B L C"], grid: Triple) -> None:
+        """`forward`, the same bits, into `x` itself: a window is read and written in one place, and no token is in two."""
+        if self.add_and_normalise is not None or x.shape[1] <= LARGE // 8:
+            x.copy_(self(x, grid, None))
+            return
+        plan = plan_windows(grid, self.window, self.shift, x.device, masks=False)
+        places = plan.to_windows.view(-1, plan.places)
+        for tokens in x:
+            for first in range(0, len(places), WINDOWS_AT_ONCE):
+                valid = plan.valid[first : first + WINDOWS_AT_ONCE].flatten()
+                own = places[first : first + WINDOWS_AT_ONCE].flatten()[valid]
+                normed = self.norm1(tokens[own])
+                windows = normed.new_zeros(len(valid), normed.shape[-1])
+                windows[valid] = normed
+                attended = self.attention.attend_part(windows.unflatten(0, (-1, plan.places)), plan, first)
+                tokens[own] += attended.flatten(0, 1)[valid]
+            for few in tokens.split(LARGE // 16):
+                few += self.mlp(self.norm2(few))
+
     def _forward_fused(
         self, add_and_normalise: AddAndNormalise, x: Tensor, plan: WindowPlan, scales: Iterator[Tensor] | None
     ) -> Tensor:
@@ -329,22 +360,6 @@ class SwinBlock(nn.Module):
         return _add_branch(x, self.mlp(normed), scales)
 
 
-class Mlp(nn.Module):
-    """Two linear layers with a GELU between."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.linear1 = Linear(dim, hidden)
-        self.linear2 = Linear(hidden, dim)
-
-    def forward(self, x: Float[Tensor, "*tokens C"]) -> Float[Tensor, "*tokens C"]:
-        """Each token by itself."""
-        # The exact GELU: the tanh form is three times slower on a CPU.
-        if torch.is_grad_enabled() or x.shape[-2] <= LARGE:
-            return self.linear2(apply_linear_gelu(self.linear1, x))
-        return torch.cat([self.linear2(apply_linear_gelu(self.linear1, part)) for part in x.split(LARGE // 4, dim=-2)], dim=-2)
-
-
 class PatchMerging(nn.Module):
     """Eight neighbours concatenated (Z fastest), LayerNorm, linear 8C -> 2C; odd sides are padded with zeros at their far end."""
 
@@ -355,18 +370,23 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Float[Tensor, "B L C"], grid: Triple) -> tuple[Float[Tensor, "B l c"], Triple]:
         """Tokens of half the grid's sides, and those sides."""
+        x, half = self._pair(x, grid)
+        return self.reduction(self.norm(x.reshape(len(x), math.prod(half), 8 * x.shape[-1]))), half
+
+    def pass_in_parts(self, x: Float[Tensor, "B L C"], grid: Triple) -> tuple[Float[Tensor, "B l c"], Triple]:
+        """`forward`, the same bits, in slabs across X: of the eight neighbours a copy is made, as large as the tokens."""
+        x, half = self._pair(x, grid)
+        slabs = x.split(max(1, LARGE // 64 // math.prod(half[1:])), dim=1)
+        return torch.cat([self.reduction(self.norm(slab.reshape(len(x), -1, 8 * x.shape[-1]))) for slab in slabs], dim=1), half
+
+    def _pair(self, x: Tensor, grid: Triple) -> tuple[Tensor, Triple]:
+        """Tokens as B, half the grid, the eight neighbours, C; and half the grid's sides."""
         x = x.unflatten(1, grid)
         if any(side % 2 for side in grid):
             x = F.pad(x, (0, 0, 0, grid[2] % 2, 0, grid[1] % 2, 0, grid[0] % 2))
         B, X, Y, Z, C = x.shape
         half = (X // 2, Y // 2, Z // 2)
-        x = x.reshape(B, half[0], 2, half[1], 2, half[2], 2, C).permute(0, 1, 3, 5, 2, 4, 6, 7)
-        return self.reduction(self.norm(x.reshape(B, math.prod(half), 8 * C))), half
-
-
-def normalise_features(features: list[Float[Tensor, "B _ _ _ _"]]) -> list[Float[Tensor, "B _ _ _ _"]]:
-    """Each token of each map to mean 0 and variance 1 over its channels, as MONAI's SwinUNETR reads them."""
-    return [F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1) for x in features]
+        return x.reshape(B, half[0], 2, half[1], 2, half[2], 2, C).permute(0, 1, 3, 5, 2, 4, 6, 7), half
 
 
 def _build(shape: SwinShape, variant: str, mask_fill: MaskFill) -> SwinEncoder:

@@ -18,7 +18,7 @@ from dagman.model.windows import Triple, WindowPlan, gather_tokens, gather_windo
 
 LARGE = 2**18
 """Tokens of a view above which, without gradients, windows and tokens go through a block in parts: a whole scan then needs little
-more memory than its own tokens. Views of up to 128^3 voxels, and so all that is trained on, go through at once."""
+more memory than its own tokens twice. Views of up to 128^3 voxels, and so all that is trained on, go through at once."""
 WINDOWS_AT_ONCE = 512
 
 
@@ -122,17 +122,13 @@ class WindowAttention(nn.Module):
         """Tokens after attention in the plan's windows."""
         if self.kernel is not None:
             return self.proj(self.kernel(self.qkv(x), self.qkv.bias, self._bias(plan), plan, self.scale))
-        windows, bias = gather_windows(x, plan), self._bias(plan)
-        if torch.is_grad_enabled() or x.shape[1] <= LARGE:
-            return gather_tokens(self._attend(windows, bias, plan.masked), plan)
-        attended, count = torch.empty_like(windows), len(plan.valid)
-        for first in range(0, len(windows), WINDOWS_AT_ONCE):
-            part = windows[first : first + WINDOWS_AT_ONCE]
-            mask = None
-            if plan.masked is not None:
-                mask = plan.masked[torch.arange(first, first + len(part), device=part.device) % count]
-            attended[first : first + WINDOWS_AT_ONCE] = self._attend(part, bias, mask)
-        return gather_tokens(attended, plan)
+        return gather_tokens(self._attend(gather_windows(x, plan), self._bias(plan), plan.masked), plan)
+
+    def attend_part(self, windows: Float[Tensor, "m n C"], plan: WindowPlan, first: int) -> Float[Tensor, "m n C"]:
+        """Windows `first`, `first + 1`, ... of one view after attention."""
+        regions = None if plan.regions is None else plan.regions[first : first + len(windows)]
+        mask = None if regions is None else regions[:, :, None] != regions[:, None, :]
+        return self._attend(windows, self._bias(plan), mask)
 
     def probabilities(self, x: Float[Tensor, "B L C"], plan: WindowPlan) -> Float[Tensor, "M H n n"]:
         """What each place of each window attends to: rows sum to one."""

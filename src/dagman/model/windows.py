@@ -70,7 +70,8 @@ class WindowPlan:
     grid: tokens along X, Y, Z. window, shift: tokens along each axis, as used on this grid (see `fit_window`).
     to_windows (W*n): the token in each place of each window; `tokens` (one past the last) is padding.
     to_tokens (L): the place of each token, the inverse of `to_windows`.
-    masked (W n n): True where two places lie in one window by wrap-around alone and must not attend; None where nothing is shifted.
+    masked (W n n): True where two places lie in one window by wrap-around alone and must not attend; None where nothing is shifted,
+    or masks were not asked for.
     regions (W n): the part of the grid that a place comes from; a pair is masked where these differ. None where nothing is shifted.
     valid (W n): True where a place holds a token, not padding.
     """
@@ -109,8 +110,11 @@ def fit_window(grid: Triple, side: int, shift: int) -> tuple[Triple, Triple]:
 
 
 @keep_results
-def plan_windows(grid: Triple, side: int, shift: int, device: torch.device) -> WindowPlan:
-    """Plan windows of `side` tokens on a grid, rolled by `shift` tokens; kept for the next call with the same arguments."""
+def plan_windows(grid: Triple, side: int, shift: int, device: torch.device, *, masks: bool = True) -> WindowPlan:
+    """Plan windows of `side` tokens on a grid, rolled by `shift` tokens; kept for the next call with the same arguments.
+
+    masks: whether `masked` is filled, n bytes a token, for those who do not take it from `regions` some windows at a time.
+    """
     window, shifts = fit_window(grid, side, shift)
     padded = [math.ceil(g / w) * w for g, w in zip(grid, window, strict=True)]
     tokens = math.prod(grid)
@@ -121,7 +125,7 @@ def plan_windows(grid: Triple, side: int, shift: int, device: torch.device) -> W
     to_tokens = torch.argsort(to_windows)[:tokens]
     places = math.prod(window)
     regions = _number_regions(padded, window, shifts, device) if any(shifts) else None
-    masked = None if regions is None else regions[:, :, None] != regions[:, None, :]
+    masked = None if regions is None or not masks else regions[:, :, None] != regions[:, None, :]
     return WindowPlan(
         grid=grid,
         window=window,

@@ -117,7 +117,10 @@ class SegmentationModel:
 
     def label_scan(self, scan: Scan, *, mirror: bool = False) -> NDArray[np.uint8]:
         """The class at each voxel of a scan as read, on its own grid (X Y Z); the scan has passed `encoder.read`."""
-        prepared = prepare_scan(scan, self.encoder.preparation)
+        return self.label_prepared(prepare_scan(scan, self.encoder.preparation), scan, mirror=mirror)
+
+    def label_prepared(self, prepared: PreparedScan, scan: Scan, *, mirror: bool = False) -> NDArray[np.uint8]:
+        """`label_scan` of a scan that is prepared already; its own voxels are not read (see `drop_voxels`)."""
         return label_on_scan_grid(self.measure_class_weights(prepared, mirror=mirror), prepared, scan)
 
     def to_values(self, classes: NDArray[np.uint8]) -> NDArray:

@@ -9,17 +9,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from dagman.errors import DagmanError, TaskError
-from dagman.evaluation.segmentation_metrics import measure_volume
+from dagman.evaluation.segmentation_metrics import to_ml
 from dagman.records.counts import count_noun
 from dagman.records.hashes import hash_bytes
 from dagman.records.journal import append_row, read_rows
 from dagman.scans.discovery import Refusal
 from dagman.scans.label_files import renew_dicom_labels, write_dicom_labels, write_label_map
-from dagman.scans.scan import Scan, hash_scan
+from dagman.scans.scan import Scan, drop_voxels, hash_scan
+from dagman.store.preparation import prepare_scan
 from dagman.store.workers import Lost, count_workers, order_results, run_tasks
 from dagman.tables.items import Item
 from dagman.tables.patients import note_patients
@@ -119,13 +121,18 @@ def _segment_item(work: _Work, loaded: SegmentationModel | None, task: tuple[Ite
         if key in kept and labels.is_file():
             note = renew_dicom_labels(segments, model.names, item.scan, identified=settings.identified)
             return _Segmented(content=content, key=key, rows=kept[key], note=note)
-        classes = model.label_scan(scan, mirror=settings.mirror)
+        prepared = prepare_scan(scan, model.encoder.preparation)
+        # A long scan would lie beside its windows' activations, and its classes beside their values in the file.
+        scan = drop_voxels(scan)
+        classes = model.label_prepared(prepared, scan, mirror=settings.mirror)
+        rows = _measure_volumes(model, classes, scan, item)
         values = model.to_values(classes)
+        del classes
         write_label_map(labels, values, scan)
         note = write_dicom_labels(segments, values, model.names, item.scan, identified=settings.identified)
     except DagmanError as error:
         return _Segmented(content=content, refused=Refusal.from_error(str(item.scan), error))
-    return _Segmented(content=content, key=key, rows=_measure_volumes(model, classes, scan, item), note=note)
+    return _Segmented(content=content, key=key, rows=rows, note=note)
 
 
 def _measure_volumes(model: SegmentationModel, classes: NDArray, scan: Scan, item: Item) -> Rows:
@@ -135,7 +142,8 @@ def _measure_volumes(model: SegmentationModel, classes: NDArray, scan: Scan, ite
             "patient": item.patient,
             "structure": structure.name,
             "value": structure.values[0],
-            "volume_ml": measure_volume(classes == code, scan.spacing),
+            # Slice by slice: a mask of the whole scan is as large as its label map.
+            "volume_ml": to_ml(sum(int(np.count_nonzero(part == code)) for part in classes), scan.spacing),
         }
         for code, structure in enumerate(model.structures, start=1)
     ]

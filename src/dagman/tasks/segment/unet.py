@@ -84,8 +84,11 @@ class Decoder(nn.Module):
         fine = self.stem(torch.cat([view, ((view - low) / (high - low)).clamp(0.0, 1.0)], dim=1))
         halved = self.halved(self.halve(fine))
         *skips, x = features if self.neck is None else self.neck(features)
-        for join, skip in zip(reversed(self.joins), [*reversed(skips), halved, fine], strict=True):
-            x = join(x, skip)
+        skips = [fine, halved, *skips]
+        # The finest skip is the largest map that there is: only the list may hold it, so that it goes when it is joined.
+        del fine, halved
+        for join in reversed(self.joins):
+            x = join(x, skips)
         return self.classify(x)
 
 
@@ -117,9 +120,9 @@ class Join(nn.Module):
         self.narrow = nn.Conv3d(skip, width, kernel_size=1) if skip != width else nn.Identity()
         self.block = ResidualBlock(2 * width, width)
 
-    def forward(self, x: Float[Tensor, "B c x y z"], skip: Float[Tensor, "B C X Y Z"]) -> Float[Tensor, "B W X Y Z"]:
-        """The skip's grid is twice as fine as x's."""
-        return self.block(torch.cat([self.rise(x), self.narrow(skip)], dim=1))
+    def forward(self, x: Float[Tensor, "B c x y z"], skips: list[Tensor]) -> Float[Tensor, "B W X Y Z"]:
+        """Takes the last of the skips (B C X Y Z), whose grid is twice as fine as x's, off the list."""
+        return self.block(torch.cat([self.rise(x), self.narrow(skips.pop())], dim=1))
 
 
 class ResidualBlock(nn.Module):
