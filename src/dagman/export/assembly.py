@@ -26,7 +26,6 @@ _SWIN = (
     "scale_branches",
     "SwinStage",
     "SwinBlock",
-    "Mlp",
     "PatchMerging",
     "_add_branch",
 )
@@ -61,8 +60,8 @@ def assemble_module(docstring: str, parts: Sequence[Part]) -> str:
     return "\n\n\n".join([head, *bodies]) + "\n"
 
 
-def list_swin_parts(*, swin_names: tuple[str, ...] = (), backbone_names: tuple[str, ...] = ()) -> list[Part]:
-    """The parts that a Swin encoder is made of, without what only training needs; names of further definitions may be given."""
+def list_swin_parts(*backbone_names: str) -> list[Part]:
+    """The parts that a Swin encoder is made of, without what only training needs; and further names of `dagman.model.backbone`."""
     return [
         Part(module=errors, names=("DagmanError", "_rebuild", "SettingsError", "EncoderError")),
         Part(
@@ -74,7 +73,7 @@ def list_swin_parts(*, swin_names: tuple[str, ...] = (), backbone_names: tuple[s
         Part(module=linear),
         Part(module=windows),
         Part(module=window_attention),
-        Part(module=swin, names=(*_SWIN, *swin_names), without=_TRAINING),
+        Part(module=swin, names=_SWIN, without=_TRAINING),
     ]
 
 

@@ -55,7 +55,7 @@ def write_bundle(model: SegmentationModel, folder: Path) -> Exported:
     code = assemble_module(
         f"The network of this bundle. Assembled by dagman {__version__} from its own source (Apache-2.0); needs torch and MONAI.",
         [
-            *list_swin_parts(swin_names=("normalise_features",)),
+            *list_swin_parts("normalise_features"),
             Part(module=unet),
             Part(module=tiling, names=("SPREAD", "FLOOR", "FLOOR_HALF", "weight_tile", "_weight_axis")),
             Part(module=network),

@@ -52,7 +52,7 @@ def write_folder(encoder: Encoder, folder: Path) -> Exported:
     code = assemble_module(
         f"A trainer of nnU-Net for an encoder of dagman; see README.md. {made}",
         [
-            *list_swin_parts(swin_names=("normalise_features",), backbone_names=("is_decayed",)),
+            *list_swin_parts("normalise_features", "is_decayed"),
             Part(module=unet),
             Part(module=Path(__file__).with_name("trainer.py")),
         ],
