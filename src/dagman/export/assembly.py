@@ -66,8 +66,8 @@ def list_swin_parts(*backbone_names: str) -> list[Part]:
         Part(module=errors, names=("DagmanError", "_rebuild", "SettingsError", "EncoderError")),
         Part(
             module=backbone,
-            names=("MaskFill", "STRIDES", "UNIT", "Encoded", "Backbone", "find_unit_stage", *backbone_names),
-            without=("use_kernels", "attend", "attend_encoded", "skip_hidden"),
+            names=("MaskFill", "STRIDES", "UNIT", "Encoded", "Backbone", "ClsBackbone", "find_unit_stage", *backbone_names),
+            without=("use_kernels", "skip_hidden"),
         ),
         Part(module=devices, names=("read_processor_vendor",)),
         Part(module=linear),

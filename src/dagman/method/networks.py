@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dagman.method.masking import Grid, locate_units
 from dagman.method.noise import PATCHES_PER_UNIT
 from dagman.model import Encoded, Projector, ReconstructionHead, SemanticAttention, SwinShape, build_backbone
-from dagman.model.backbone import UNIT, MaskFill
+from dagman.model.backbone import UNIT, ClsBackbone, MaskFill
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class Network(nn.Module):
         semantic = self._require_semantic()
         if self.semantic_attention is None:
             grid = encoded.maps[semantic.stage - 1].shape[2:]
-            return self._average_heads(self.encoder.attend_encoded(encoded).unflatten(2, grid))
+            return self._average_heads(cast(ClsBackbone, self.encoder).attend_encoded(encoded).unflatten(2, grid))
         return self._average_heads(_attend_map(self.semantic_attention, encoded.maps[semantic.stage - 1]))
 
     def attend_heads(
@@ -112,7 +112,7 @@ class Network(nn.Module):
         if self.semantic_attention is None:
             stride = self.encoder.strides[semantic.stage - 1]
             grid = tuple(-(-side // stride) for side in view.shape[2:])
-            return self.encoder.attend(view, dropped).unflatten(2, grid)
+            return cast(ClsBackbone, self.encoder).attend(view, dropped).unflatten(2, grid)
         return _attend_map(self.semantic_attention, self.encoder(view, dropped, stages=semantic.stage)[semantic.stage - 1])
 
     def forward(

@@ -46,7 +46,7 @@ class Backbone(nn.Module):
     widths: channels of each map. strides: voxels along a token of each map. branches: residual branches that stochastic depth
     may drop (R), 0 for none. mask_fill: what stands in a masked patch token, "zero" or a learned "token".
     alignment: a part of a larger view has that view's features, away from its ends, if it starts at a multiple of so many voxels.
-    own_cls: whether it has a [CLS] token of its own, as a ViT, and so needs no semantic attention; it then has `attend` as well.
+    own_cls: whether it has a [CLS] token of its own, as a `ClsBackbone`, and so needs no semantic attention.
     skips_hidden: whether `skip_hidden` was called; `encode` then takes `visible`, how many patch tokens of all views are not
     hidden, where those of whole units are.
     view: side of the views that its positions are learned for; 0 for a backbone whose features do not depend on the view's size.
@@ -85,14 +85,6 @@ class Backbone(nn.Module):
         """`forward`, with the [CLS] token of a backbone that has one of its own."""
         return Encoded(maps=self(view, hidden, drop=drop, stages=stages))
 
-    def attend(self, view: Float[Tensor, "B 1 X Y Z"], hidden: Bool[Tensor, "B x y z"] | None = None) -> Float[Tensor, "B H N"]:
-        """What the own [CLS] token attends to (Eq. 1); rows sum to at most 1. Raises NotImplementedError without one."""
-        raise NotImplementedError("this backbone has no [CLS] token of its own")
-
-    def attend_encoded(self, encoded: Encoded) -> Float[Tensor, "B H N"]:
-        """`attend` of what `encode` gave."""
-        raise NotImplementedError("this backbone has no [CLS] token of its own")
-
     @property
     def unit_stage(self) -> int:
         """See `find_unit_stage`."""
@@ -129,6 +121,20 @@ class Backbone(nn.Module):
     def attention_of(self, view: Float[Tensor, "B 1 X Y Z"]) -> list[StageAttention]:
         """The window attention of each stage, for monitors; empty without any."""
         return []
+
+
+class ClsBackbone(Backbone):
+    """A backbone with a [CLS] token of its own, such as a ViT, whose attention masks; `encode` gives the token."""
+
+    own_cls = True
+
+    @abstractmethod
+    def attend(self, view: Float[Tensor, "B 1 X Y Z"], hidden: Bool[Tensor, "B x y z"] | None = None) -> Float[Tensor, "B H N"]:
+        """What the [CLS] token attends to (Eq. 1); rows sum to at most 1."""
+
+    @abstractmethod
+    def attend_encoded(self, encoded: Encoded) -> Float[Tensor, "B H N"]:
+        """`attend` of what `encode` gave."""
 
 
 @dataclass(frozen=True, kw_only=True)

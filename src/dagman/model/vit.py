@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dagman.errors import SettingsError
-from dagman.model.backbone import UNIT, Backbone, BackboneKind, Encoded, MaskFill, register_backbone
+from dagman.model.backbone import UNIT, BackboneKind, ClsBackbone, Encoded, MaskFill, register_backbone
 from dagman.model.semantic_attention import GlobalBlock
 from dagman.model.swin import StageAttention, SwinShape, scale_branches
 from dagman.model.windows import Triple
@@ -63,7 +63,7 @@ class ViTShape(SwinShape):
         return self.patch
 
 
-class ViTEncoder(Backbone):
+class ViTEncoder(ClsBackbone):
     """A view to four feature maps of one grid, each after a quarter of the blocks, and to a [CLS] token.
 
     The last block's tokens are not normalised: every head of the method begins with a norm. Positions are learned for views of
@@ -72,7 +72,6 @@ class ViTEncoder(Backbone):
 
     mean: Tensor
     std: Tensor
-    own_cls = True
 
     def __init__(self, shape: ViTShape | None = None, *, mask_fill: MaskFill = "zero") -> None:
         super().__init__()
