@@ -86,6 +86,20 @@ class FeatureTable:
     cut: dict[str, float] = field(default_factory=dict)
     "By name: the share of an item's mask that lies outside its scan, where there is one."
 
+    @classmethod
+    def gather(cls, described: Iterable[FeatureRow | RefusedItem], columns: Sequence[str]) -> FeatureTable:
+        """Rows and refusals, as they came, in the order of their items."""
+        ordered = sorted(described, key=lambda one: one.item.index)
+        rows = [one for one in ordered if isinstance(one, FeatureRow)]
+        return cls(
+            items=tuple(row.item for row in rows),
+            values=np.stack([row.values for row in rows]) if rows else np.empty((0, len(columns)), dtype=np.float32),
+            columns=tuple(columns),
+            hashes=tuple(row.content_hash for row in rows),
+            refused=tuple(one for one in ordered if isinstance(one, RefusedItem)),
+            cut={row.item.name: row.cut for row in rows if row.cut},
+        )
+
     @property
     def names(self) -> list[str]:
         """Names of the items."""
@@ -135,26 +149,12 @@ def embed_items(
 ) -> FeatureTable:
     """Features of a table's items (`table.items`), in its order; see `stream_features`. on_item: called with how many are done."""
     pooling = pooling or Pooling()
-    rows: list[FeatureRow] = []
-    refused: list[RefusedItem] = []
+    described: list[FeatureRow | RefusedItem] = []
     for row in stream_features(encoder, items, store=store, pooling=pooling, crop=crop, cache=cache, dask=dask):
-        if isinstance(row, FeatureRow):
-            rows.append(row)
-        else:
-            refused.append(row)
+        described.append(row)
         if on_item is not None:
-            on_item(len(rows) + len(refused))
-    rows.sort(key=lambda row: row.item.index)
-    refused.sort(key=lambda row: row.item.index)
-    columns = tuple(list_columns(encoder, pooling))
-    return FeatureTable(
-        items=tuple(row.item for row in rows),
-        values=np.stack([row.values for row in rows]) if rows else np.empty((0, len(columns)), dtype=np.float32),
-        columns=columns,
-        hashes=tuple(row.content_hash for row in rows),
-        refused=tuple(refused),
-        cut={row.item.name: row.cut for row in rows if row.cut},
-    )
+            on_item(len(described))
+    return FeatureTable.gather(described, list_columns(encoder, pooling))
 
 
 def stream_features(

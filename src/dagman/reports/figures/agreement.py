@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -19,16 +20,7 @@ def draw_against_truth(
     ends = [float(min(truth.min(), predicted.min())), float(max(truth.max(), predicted.max()))]
     axes.plot(ends, ends, ":", color=INK, linewidth=1)
     axes.axhline(mean, color=MUTED, linestyle="--", linewidth=1)
-    axes.annotate(
-        f"mean {mean:.3g}",
-        (1.0, mean),
-        xycoords=("axes fraction", "data"),
-        ha="right",
-        va="bottom",
-        xytext=(0, 2),
-        textcoords="offset points",
-        fontsize=7.5,
-    )
+    _name_line(axes, mean, f"mean {mean:.3g}")
     axes.plot(truth, predicted, "o", color=BLUE, markersize=4, alpha=0.75, markeredgewidth=0)
     axes.margins(0.06)
     return figure
@@ -61,16 +53,21 @@ def draw_agreement(
     for value, name, color in zip(limits, ("lower limit", "bias", "upper limit"), (MUTED, ORANGE, MUTED), strict=True):
         if np.isfinite(value):
             axes.axhline(value, color=color, linewidth=1.1, linestyle="-" if name == "bias" else "--")
-            axes.annotate(
-                f"{name} {value:+.3g}",
-                (1.0, value),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom",
-                xytext=(0, 2),
-                textcoords="offset points",
-                fontsize=7.5,
-            )
+            _name_line(axes, value, f"{name} {value:+.3g}")
     axes.plot((predicted + truth) / 2, predicted - truth, "o", color=BLUE, markersize=4, alpha=0.75, markeredgewidth=0)
     axes.margins(x=0.08, y=0.18)
     return figure
+
+
+def _name_line(axes: Axes, height: float, text: str) -> None:
+    """Text above a horizontal line, at its right end."""
+    axes.annotate(
+        text,
+        (1.0, height),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 2),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        fontsize=7.5,
+    )

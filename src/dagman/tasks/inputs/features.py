@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from dagman.encoder.cluster.dask_features import refuse_lost, spread_scans
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.inputs.opening import Grid
@@ -87,17 +85,7 @@ def _describe_items(
     for row in following:
         described.append(row)
         on_item(len(described))
-    rows = sorted((one for one in described if isinstance(one, FeatureRow)), key=lambda one: one.item.index)
-    refused = sorted((one for one in described if isinstance(one, RefusedItem)), key=lambda one: one.item.index)
-    columns = DESCRIPTORS[spec.kind][1]
-    return FeatureTable(
-        items=tuple(row.item for row in rows),
-        values=np.stack([row.values for row in rows]) if rows else np.empty((0, len(columns)), dtype=np.float32),
-        columns=columns,
-        hashes=tuple(row.content_hash for row in rows),
-        refused=tuple(refused),
-        cut={row.item.name: row.cut for row in rows if row.cut},
-    )
+    return FeatureTable.gather(described, DESCRIPTORS[spec.kind][1])
 
 
 def _describe_scan(

@@ -35,7 +35,7 @@ class Machine:
         return devices.describe_choices(choices), threads.value
 
     def list_fast_paths(self) -> dict[str, Any]:
-        """What a `Learner` is told of them."""
+        """The fast paths chosen, as keywords of a `Learner`."""
         return {"kernels": self.kernels.value, "compiled": self.compile.value, "read_after": self.read_after.value}
 
 
