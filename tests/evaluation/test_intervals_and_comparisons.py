@@ -15,7 +15,7 @@ from sklearn.metrics import roc_curve
 from dagman.evaluation.auc import compare_auc, delong_covariance, estimate_auc, trace_roc_band
 from dagman.evaluation.classification_metrics import measure_auc
 from dagman.evaluation.segmentation_scores import summarize_scores
-from dagman.evaluation.statistics import bootstrap_difference, bootstrap_interval, bound_proportion, correct_holm
+from dagman.evaluation.statistics import bootstrap_difference, bootstrap_interval, bound_proportion, correct_holm, find_detectable
 from dagman.tables.structures import Structure
 
 # Ratings 1 to 5 of 58 normal and 51 abnormal CTs: Hanley and McNeil, Radiology 1982, table 1.
@@ -203,6 +203,13 @@ def test_the_detectable_difference_of_a_normal_interval():
     assert found.detectable == pytest.approx((1.959964 + 0.841621) * error, rel=1e-5)
     # A difference of this size is found in 4 of 5 repetitions.
     assert stats.norm.sf(1.959964 - found.detectable / error) == pytest.approx(0.8, abs=1e-4)
+
+
+@pytest.mark.parametrize(("freedom", "power"), [(1, 0.73), (2, 0.77), (4, 0.79), (50, 0.80)])
+def test_the_detectable_difference_of_a_t_interval_has_the_power_of_the_t_test(freedom, power):
+    critical = stats.t.ppf(0.975, freedom)
+    found = find_detectable(critical, freedom=freedom)  # half of an interval whose standard error is 1
+    assert stats.nct.sf(critical, freedom, found) == pytest.approx(power, abs=0.005)
 
 
 @pytest.mark.parametrize(("right", "count"), [(12, 12), (0, 12), (3, 10), (1, 1)])

@@ -17,7 +17,7 @@ from scipy.stats import t as student_t
 from scipy.stats import ttest_1samp
 
 from dagman.evaluation.results import Results
-from dagman.evaluation.statistics import correct_holm
+from dagman.evaluation.statistics import correct_holm, find_detectable
 from dagman.study.plan import Job, Study, TaskPlan
 from dagman.training.run import Run
 
@@ -49,6 +49,8 @@ class PairedDifference:
     p: float
     corrected: float
     over: str
+    detectable: float
+    "See `find_detectable`."
     primary: bool = False
 
 
@@ -127,7 +129,9 @@ def _compare(
         if (own := _read_difference(task, job, subset, first, second)) is not None:
             return PairedDifference(**common, **own)
     value, low, high, p = pair_by_seed(values[first], values[second])
-    return PairedDifference(**common, value=value, low=low, high=high, p=p, corrected=p, over=f"{len(seeds)} seeds")
+    least = find_detectable((high - low) / 2, freedom=len(seeds) - 1) if len(seeds) > 1 else math.nan
+    over = f"{len(seeds)} seeds"
+    return PairedDifference(**common, value=value, low=low, high=high, p=p, corrected=p, over=over, detectable=least)
 
 
 def _read_task(task: TaskPlan, job: Job) -> list[Row]:
@@ -147,11 +151,11 @@ def _read_difference(task: TaskPlan, job: Job, subset: str, first: str, second: 
         if row.name != task.measure or row.subset != subset or (task.method and row.method != task.method):
             continue
         d = row.difference
-        over = f"{d.patients} patients"
+        same = {"p": d.p, "corrected": d.p, "over": f"{d.patients} patients", "detectable": d.detectable}
         if (row.first, row.second) == (names[first], names[second]):
-            return {"value": d.value, "low": d.low, "high": d.high, "p": d.p, "corrected": d.p, "over": over}
+            return {"value": d.value, "low": d.low, "high": d.high, **same}
         if (row.first, row.second) == (names[second], names[first]):
-            return {"value": -d.value, "low": -d.high, "high": -d.low, "p": d.p, "corrected": d.p, "over": over}
+            return {"value": -d.value, "low": -d.high, "high": -d.low, **same}
     return None
 
 
