@@ -148,7 +148,7 @@ def _tabulate_monitors(run: Run) -> str:
     chosen = [rows[round(k * (len(rows) - 1) / 4)] for k in range(5)]
     head = [
         "step",
-        "AMIP / best trivial answer",
+        "AMIP / best trivial baseline",
         *(f"{name.upper()} H / MI / gain" for name in PROJECTORS),
         "attention's entropy / ln N",
     ]

@@ -50,7 +50,7 @@ def test_one_seed_has_no_spread_and_claims_nothing():
             "better still without a network (pixels): organs.",
         ),
         (
-            [_compare((0.84, 0.85, 0.86), (1.09, 1.10, 1.12), "voxels", rising=False, others=(("trivial answer", 1.0),))],
+            [_compare((0.84, 0.85, 0.86), (1.09, 1.10, 1.12), "voxels", rising=False, others=(("trivial baseline", 1.0),))],
             "ok",
             "Pretraining improved: voxels.",
         ),

@@ -118,7 +118,7 @@ def test_push_pull_does_not_see_what_is_hidden():
     assert torch.equal(fill_from_visible(changed, hidden), fill_from_visible(view, hidden))
 
 
-def test_reconstruction_is_measured_on_masked_voxels_against_the_best_trivial_answer():
+def test_reconstruction_is_measured_on_masked_voxels_against_the_best_trivial_baseline():
     random = torch.Generator().manual_seed(2)
     view, answer = (torch.rand(2, 1, 32, 32, 32, generator=random) for _ in range(2))
     hidden = _hide(32, 0.5)

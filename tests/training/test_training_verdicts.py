@@ -46,7 +46,7 @@ def test_targets_are_judged_by_entropy_then_by_what_they_tell_then_by_gain(name,
 @pytest.mark.parametrize(
     ("student", "step", "light"), [(0.15, 150, "green"), (0.15, 0, "green"), (0.25, 89, "amber"), (0.25, 90, "red")]
 )
-def test_a_reconstruction_must_beat_the_best_trivial_answer_after_ninety_steps(student, step, light):
+def test_a_reconstruction_must_beat_the_best_trivial_baseline_after_ninety_steps(student, step, light):
     watched = {"student": student, "visible_mean": 0.28, "training_median": 0.24, "push_pull": 0.22, "ratio": student / 0.22}
     verdict = verdicts.judge_reconstruction(watched, step)
     assert verdict.light == light

@@ -160,8 +160,8 @@ def _compare_segmentations(values: dict[str, list[float]], shots: int) -> SeedCo
 
 def _compare_retrievals(retrieved: dict[str, float], pairs: Sequence[tuple[str, str]]) -> SeedComparison:
     return SeedComparison(
-        question="the same organ found in another patient",
-        measure="share right",
+        question="organ retrieval across patients",
+        measure="top-1 accuracy",
         pretrained=tuple(retrieved[ours] for ours, _ in pairs),
         fresh=tuple(retrieved[fresh] for _, fresh in pairs),
         others=tuple((name, retrieved[spec]) for name, spec in BASELINES),
@@ -172,12 +172,12 @@ def _compare_reconstructions(runs: Sequence[Run]) -> SeedComparison:
     """The exported teacher at the last look, and the same network before its first step."""
     validations = [(run.monitors[-1]["reconstruction"], run.monitors[0]["reconstruction"]) for run in runs]
     return SeedComparison(
-        question="masked voxels restored",
-        measure="error / best trivial answer; less is better",
+        question="masked-voxel reconstruction",
+        measure="L1 / best trivial baseline; lower is better",
         pretrained=tuple(_read_ratio(last) for last, _ in validations),
         fresh=tuple(_read_ratio(first) for _, first in validations),
         rising=False,
-        others=(("best trivial answer", 1.0),),
+        others=(("best trivial baseline", 1.0),),
     )
 
 

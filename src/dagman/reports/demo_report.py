@@ -28,7 +28,7 @@ from dagman.training.run import Run
 
 _WINDOW = (-1000.0, 400.0)
 """HU shown black and white."""
-COLUMNS = ("question", "measure", "pretrained", "fresh", "difference (95 % interval)", "without a network")
+COLUMNS = ("task", "measure", "pretrained", "random init.", "difference (95 % CI)", "without a network")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -157,7 +157,7 @@ def _explain(demo: Demo) -> list[Block]:
                 "**Retrieval**: frozen features (mean, standard deviation and maximum of x1 to x4 inside the organ's mask); right "
                 "is an organ whose nearest one in any other patient is the same organ. Nothing is trained.",
                 "**Restoring**: the encoder that a user gets (the teacher's weights), mean absolute error over masked voxels of "
-                "fixed views, divided by that of the best of three trivial answers; fresh is the same network before its first "
+                "fixed views, divided by that of the best of three trivial baselines; fresh is the same network before its first "
                 "step. These views come from the scans pretrained on.",
             ]
         )

@@ -57,7 +57,7 @@ def describe_losses(settings: Settings) -> list[Curve]:
             f"{(settings.view.high - settings.view.low) * 0.1:g} HU in CT).",
             normal="falls from 0.2 to 0.3 to 0.15 or less within 100 to 200 steps. Raw errors do not compare "
             "between maskings: attention may hide the harder units.",
-            abnormal="a plateau at the level of the trivial answers (see below): the network paints one grey, or a blur.",
+            abnormal="a plateau at the level of the trivial baselines (see below): the network paints one grey, or a blur.",
         ),
         *_describe_distillations(settings),
     ]

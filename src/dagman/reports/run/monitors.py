@@ -57,7 +57,7 @@ def draw_targets(rows: _Rows) -> list[Figure]:
 
 
 def draw_reconstruction(rows: _Rows) -> list[Figure]:
-    """The errors of student and teacher beside three trivial answers."""
+    """The errors of student and teacher beside three trivial baselines."""
     names = {
         "student": ("student", INK),
         "teacher": ("teacher", MUTED),
@@ -70,7 +70,7 @@ def draw_reconstruction(rows: _Rows) -> list[Figure]:
         for key, (name, color) in names.items()
     }
     caption = (
-        "**Reconstruction against trivial answers.** Mean absolute error over masked voxels of fixed validation views, for "
+        "**Reconstruction against trivial baselines.** Mean absolute error over masked voxels of fixed validation views, for "
         "the student, for the teacher's encoder under the student's reconstruction head, and for three answers that "
         "need no network: the mean of the view's visible voxels, the median of the "
         "training intensities, and a smooth fill from the visible voxels. **Normal:** the student falls below all three "
@@ -78,7 +78,7 @@ def draw_reconstruction(rows: _Rows) -> list[Figure]:
         "than that; a teacher far above the student at the end: it still holds old weights. The dashed lines move because the "
         "masks follow the attention."
     )
-    return _draw(series, "Reconstruction against trivial answers", "mean absolute error", caption)
+    return _draw(series, "Reconstruction against trivial baselines", "mean absolute error", caption)
 
 
 def draw_features(rows: _Rows) -> list[Figure]:

@@ -20,7 +20,7 @@ from dagman.training.run import LOSSES, Run
 _POINTS = 1000
 """Points of a curve at most; more are thinned evenly, as a picture shows no more."""
 _MEASURED = {
-    "Reconstruction against the best trivial answer": ("ratio", ("reconstruction", "ratio")),
+    "Reconstruction against the best trivial baseline": ("ratio", ("reconstruction", "ratio")),
     "Targets that distinguish samples, MI of AMPD": ("share of the possible", ("projectors", "ampd", "MI")),
     "Targets that distinguish samples, MI of GITD": ("share of the possible", ("projectors", "gitd", "MI")),
     "Prediction of the targets, gain of AMPD": ("gain", ("projectors", "ampd", "gain")),

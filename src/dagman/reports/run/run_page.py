@@ -110,7 +110,7 @@ def _show_curves(run: Run, settings: Settings) -> list[Section]:
     return [
         Section("Attention entropy and head diversity over time", diversity),
         Section("Losses", _place(curves.draw_columns(curves.describe_losses(settings), rows))),
-        Section("Reconstruction against trivial answers", _place(monitors.draw_reconstruction(measured))),
+        Section("Reconstruction against trivial baselines", _place(monitors.draw_reconstruction(measured))),
         Section("Targets and features", _place([*monitors.draw_targets(measured), *monitors.draw_features(measured)])),
         Section("Schedules and gradient", _place(curves.draw_columns(curves.describe_schedules(settings), rows))),
         Section("Speed, memory and waiting", [*_sum_up_time(run), *_place(speed)]),

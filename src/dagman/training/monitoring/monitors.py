@@ -69,7 +69,7 @@ def _pull(weighted: Tensor, weight: Tensor) -> Tensor:
 def measure_reconstruction(
     restored: Mapping[str, Tensor], view: Tensor, hidden: Tensor, training_median: float, inside: Tensor | None = None
 ) -> dict[str, float]:
-    """L1 over masked voxels of each network and of three trivial answers, and the student's ratio to the best of them.
+    """L1 over masked voxels of each network and of three trivial baselines, and the student's ratio to the best of them.
 
     `restored` holds the views (n 1 X Y Z) as restored by the student and, if there is one, by the teacher (key `teacher`, and
     `teacher_ratio` in the result); `view` is n 1 X Y Z, `hidden` n X Y Z on voxels. `inside` (n X Y Z) are the voxels of the

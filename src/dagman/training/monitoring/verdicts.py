@@ -34,7 +34,7 @@ BRIGHTNESS = 0.7
 NO_GAIN = 0.02
 """Gain below which the student is reported to do no better than one constant answer. [ours]"""
 YOUNG = 90
-"""Steps within which a student need not beat the trivial answers yet (METHOD, Small runs)."""
+"""Steps within which a student need not beat the trivial baselines yet (METHOD, Small runs)."""
 DIVERGED = 1.5
 """Growth of the AMIP loss over the best it was from which a run is taken for diverging. [ours]"""
 RISEN = 1.2
@@ -149,7 +149,7 @@ def judge_masks(monitored: Mapping[str, float]) -> Verdict:
 
 
 def judge_reconstruction(monitored: Mapping[str, float], step: int, steps: int | None = None) -> Verdict:
-    """Whether the student restores masked voxels better, at a step (of `steps`), than the best of three trivial answers."""
+    """Whether the student restores masked voxels better, at a step (of `steps`), than the best of three trivial baselines."""
     names = {
         "visible_mean": "the view's visible mean",
         "training_median": "the training median",
@@ -157,16 +157,16 @@ def judge_reconstruction(monitored: Mapping[str, float], step: int, steps: int |
     }
     best = min(names, key=lambda name: monitored[name])
     numbers = (
-        f"error {monitored['student']:.3f} against {monitored[best]:.3f} of {names[best]}, the best of three trivial answers "
+        f"error {monitored['student']:.3f} against {monitored[best]:.3f} of {names[best]}, the best of three trivial baselines "
         f"(ratio {monitored['ratio']:.2f})"
     )
     if monitored["ratio"] < 1:
-        return Verdict(light="green", text=f"**Reconstruction** beats the trivial answers: {numbers}.")
+        return Verdict(light="green", text=f"**Reconstruction** beats the trivial baselines: {numbers}.")
     if step < YOUNG and monitored["ratio"] < _HOPELESS:
-        text = f"**Reconstruction** does not yet beat the trivial answers: {numbers}. It usually does within 30 to 90 steps."
+        text = f"**Reconstruction** does not yet beat the trivial baselines: {numbers}. It usually does within 30 to 90 steps."
         # Too early to mend anything, unless the run ends here.
         return Verdict(light="amber", text=text, remedy="Train longer: `train.steps`." if steps and step >= steps else "")
-    text = f"**Reconstruction** does not beat the trivial answers: {numbers}. The encoder has learned less than a blur knows."
+    text = f"**Reconstruction** does not beat the trivial baselines: {numbers}. The encoder has learned less than a blur knows."
     remedy = "Lower `optim.lr` if the loss has jumped; train longer if it still falls."
     return Verdict(light="red", text=text, remedy=remedy, key="reconstruction")
 
