@@ -105,8 +105,8 @@ def test_shots_have_two_names_and_one_meaning(name, table, ask):
     [
         (("classify",), "classify needs a label. Give --label COL"),
         (("regress",), "regress needs a label. Give --label COL, a column of numbers"),
-        (("classify", "--label", "label", "--steps", "5"), "No such option: --steps"),
-        (("cluster", "--label", "label", "--method", "linear"), "No such option: --method"),
+        (("classify", "--label", "label", "--steps", "5"), "compare classify has no option --steps"),
+        (("cluster", "--label", "label", "--method", "linear"), "compare cluster has no option --method. See dagman"),
         (("outcome",), "needs a response, or time and event"),
         (("outcome", "--label", "label", "--time", "t", "--event", "e"), "needs a response, or time and event"),
         (("outcome", "--label", "label", "--method", "cox"), "a response is predicted by a linear probe"),

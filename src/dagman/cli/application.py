@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dagman.cli.metavars import name_value, name_values
+from dagman.cli.usage import explain_usage
 from dagman.errors import DagmanError, SettingsError, explain_system_error
 from dagman.records.names import suggest_name
 from dagman.records.stopping import catch_stops
@@ -84,9 +85,14 @@ class _LazyGroup(TyperGroup):
     def get_params(self, ctx: Any) -> Any:
         return [name_value(param) for param in super().get_params(ctx)]
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with explain_usage():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with explain_usage():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             # Here, because typer would end without a word.
             typer.echo("dagman: stopped; repeat the command to go on.", err=True)
