@@ -1,7 +1,7 @@
 """The text of docs/results.md from the folders of results: tables with intervals, paired differences, commands, times.
 
-What is written by hand in the page, from the heading BY_HAND on, is kept. A part that WORK lacks keeps its section of the page,
-under a line that says so.
+What is written by hand in the page, from the heading BY_HAND on, is kept. A part that WORK lacks has its command on the page and no
+figure: figures of one page are made by one version of the code.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from dagman.training.run import Run
 
 PAGE = Path(__file__).parents[1] / "docs/results.md"
 BY_HAND = "## What would have to change"
-OLDER = "*Not made again with the other parts of this page: see the end of the page for the code that made it.*"
-"""Stands under the heading of a section that is kept."""
 WITH_CLINICAL = " + clinical"
 RUNS = {"pretrained": "scratch:tiny", "pretrained-small": "scratch:small"}
 """Runs, each with the fresh network of its size."""
@@ -68,46 +66,22 @@ Times are of one core beside other work.
 def write_page(folder: Path, commands: Mapping[str, str]) -> None:
     """Write docs/results.md from the parts that are there; a part not run yet is named as missing."""
     runs = [Run(folder / name) for name in RUNS if (folder / name).is_dir()]
-    also = ",\n`scratch:small` that of `pretrained-small`"
     before = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
-    kept = _split_sections(before)
-    told = {name: line for name in RUNS for line in before.splitlines() if line.startswith(f"- `{name}`: size")}
-    told |= {run.path.name: _describe_encoder(run) for run in runs}
-    encoders = "\n".join(told[name] for name in RUNS if name in told)
-    parts = [INTRO.format(encoders=encoders, also=also if len(runs) > 1 or "1b." in before else "").rstrip()]
+    also = ",\n`scratch:small` that of `pretrained-small`" if len(runs) > 1 else ""
+    parts = [INTRO.format(encoders="\n".join(map(_describe_encoder, runs)), also=also).rstrip()]
     parts += ["\n\n".join(_describe_pretraining(run)) for run in runs]
-    parts += [kept[head] for head in map(_head_pretraining, RUNS) if head in kept and head not in map(_head_of, parts)]
     for name, title in TITLES.items():
-        head = f"## {title}"
-        if name in commands and (folder / name / "metrics.json").is_file():
-            results = Results(folder / name)
-            body = _describe_organs(folder, results) if name == "organs" else _describe_task(results, MEASURES[name])
-            parts.append("\n\n".join([head, f"    {commands[name]}", _tell_time(folder, name), *body]))
-        elif head in kept:
-            parts.append(kept[head])
-        elif name in commands:
-            parts.append(f"{head}\n\n    {commands[name]}\n\nNot run.")
+        if name not in commands:
+            continue
+        head = f"## {title}\n\n    {commands[name]}"
+        if not (folder / name / "metrics.json").is_file():
+            parts.append(f"{head}\n\nNot run.")
+            continue
+        results = Results(folder / name)
+        body = _describe_organs(folder, results) if name == "organs" else _describe_task(results, MEASURES[name])
+        parts.append("\n\n".join([head, _tell_time(folder, name), *body]))
     by_hand = before.partition(BY_HAND)[2] or "\n"
     write_text(PAGE, "\n\n".join([*parts, BY_HAND]) + by_hand)
-
-
-def _head_pretraining(name: str) -> str:
-    return f"## Pretraining: `{name}`"
-
-
-def _head_of(section: str) -> str:
-    return section.partition("\n")[0]
-
-
-def _split_sections(page: str) -> dict[str, str]:
-    """The sections of the page as it is, by heading, each marked as older once."""
-    sections = {}
-    for text in page.partition(BY_HAND)[0].split("\n## ")[1:]:
-        head, _, body = text.partition("\n")
-        # Not stripped of blanks: four of them make a command.
-        body = body.replace(OLDER, "").strip("\n")
-        sections[f"## {head}"] = f"## {head}\n\n{OLDER}\n\n{body}"
-    return sections
 
 
 def _describe_encoder(run: Run) -> str:
@@ -129,7 +103,7 @@ def _describe_pretraining(run: Run) -> list[str]:
     waiting = sum(r["waiting_share"] * r["seconds"] for r in run.timings) / total
     warnings = [f"Warned at step {w['step']}: {w['text']}" for w in run.warnings]
     return [
-        _head_pretraining(run.path.name),
+        f"## Pretraining: `{run.path.name}`",
         "    dagman prepare {chest-dicom,lidc-nodules,organs,other-ct,sarcoma-ct,dicom-quirks} --out store\n"
         f"    dagman pretrain store --out {run.path.name} --size {settings.size} --set train.steps={settings.train.steps}",
         f"{run.last_step:,} {_of(settings.train.steps, run.last_step)}steps took {total / 60:.0f} minutes on {device}: "
