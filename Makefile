@@ -18,23 +18,23 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
 
-demo: setup ## The whole pipeline on the built-in cohort: ten minutes at most on two cores; prints the path of its report
+demo: setup ## Run the whole pipeline on synthetic CTs (at most ten minutes on two cores); prints the path of its report
 	$(BIN)/dagman demo --out demo
 
-test: setup ## All tests, with style, types, layers and coverage
+test: setup ## Run everything: tests, formatting, types, layers and coverage
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
-lint: setup ## Check style, types and layers only
+lint: setup ## Check formatting, types and layers only
 	$(BIN)/ruff check src tests benchmarks examples
 	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: setup ## Rewrite the code in the one style
+format: setup ## Reformat the code
 	$(BIN)/ruff check --fix src tests benchmarks examples
 	$(BIN)/ruff format src tests benchmarks examples
 
-docs: setup ## Rewrite the reference page of the settings from their own sentences
+docs: setup ## Regenerate the reference page of the settings from their docstrings
 	$(BIN)/python -c 'from dagman.settings.reference import render_reference; print(render_reference(), end="")' > docs/settings.md
 
 docs-site: setup ## Build the documentation site into site/, with the API reference; needs the extra docs

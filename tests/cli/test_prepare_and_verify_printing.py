@@ -36,13 +36,15 @@ def test_counts_reasons_and_the_place_are_printed(scans, tmp_path):
     assert f"and 2 more in {out / 'rejected.csv'}" in text
     assert f"Store: {out} (" in text
     again = CliRunner().invoke(prepare.app, [str(scans), "--out", str(out), "--workers", "1"])
-    assert again.output.startswith("Nothing to prepare: all is there already.\n1 kept (1 were there already), 12 rejected")
+    assert again.output.startswith(
+        "Nothing to prepare: all series are already in the store.\n1 kept (1 were already there), 12 rejected"
+    )
     assert "about" not in again.output
 
 
 def test_where_no_series_can_be_used_nothing_is_said_to_be_there(scans, tmp_path):
     refused = CliRunner().invoke(prepare.app, [str(scans / "bad00.nii.gz"), "--out", str(tmp_path / "store"), "--workers", "1"])
-    assert refused.output.startswith("Nothing to prepare: no series can be used.\n")
+    assert refused.output.startswith("Nothing to prepare: no series is usable.\n")
     assert "the only series was rejected" in str(refused.exception)
 
 
@@ -65,7 +67,7 @@ def test_findings_are_printed_and_make_the_exit_code(scans, tmp_path):
     out = tmp_path / "store"
     CliRunner().invoke(prepare.app, [str(scans), "--out", str(out), "--workers", "1", "--json"])
     whole = CliRunner().invoke(store.app, ["verify", str(out)])
-    assert (whole.exit_code, whole.output) == (0, "1 scan, all whole.\n")
+    assert (whole.exit_code, whole.output) == (0, "1 scan, all intact.\n")
     (path,) = out.rglob("*.b2nd")
     path.unlink()
     found = CliRunner().invoke(store.app, ["verify", str(out)])
@@ -101,7 +103,7 @@ def test_a_store_is_listed_and_a_patient_taken_out_of_it(scans, tmp_path):
     unknown = CliRunner().invoke(store.app, ["remove", str(out), "nobody"])
     assert "holds no scan and no patient 'nobody'" in str(unknown.exception)
     removed = CliRunner().invoke(store.app, ["remove", str(out), "good"])
-    assert removed.output.startswith("1 scan of 1 patient removed; 0 scans are left.\nDelete the source files, too")
+    assert removed.output.startswith("1 scan of 1 patient removed; 0 scans are left.\nDelete the source files as well")
     assert "holds no scans" in str(CliRunner().invoke(store.app, ["list", str(out)]).exception)
 
 

@@ -58,8 +58,8 @@ def test_labels_with_their_names_and_marks_are_written_together(folder, call_dag
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--names", "liver=1"], "--names is given without --labels. Give --labels, or leave --names out."),
-        (["--coordinates", "lps"], "--coordinates is given without --marks. Give --marks, or leave --coordinates out."),
+        (["--names", "liver=1"], "--names was given without --labels. Give --labels, or leave --names out."),
+        (["--coordinates", "lps"], "--coordinates was given without --marks. Give --marks, or leave --coordinates out."),
         (["--labels", "ct.nii.gz"], "holds 1200 values; 255 can be shown. Give a label map of fewer structures."),
         (["--labels", "labels.nii.gz", "--names", "none.csv"], "does not exist"),
     ],

@@ -131,7 +131,7 @@ def test_a_section_cannot_be_set_below_a_value():
 
 @pytest.mark.parametrize(("key", "one", "other"), [("size", "tiny", "small"), ("method", "dagman", "smit")])
 def test_a_preset_given_twice_is_refused_unless_both_are_one(key, one, other):
-    wanted = f"{key} is given twice, as {one!r} and by --set as {other!r}. Leave out --set {key}={other}, or --{key}."
+    wanted = f"{key} is given twice, as {one!r} and by --set as {other!r}. Remove --set {key}={other}, or --{key}."
     assert _refusal(f"{key}={other}", **{key: one}) == wanted
     settings, keys = load_settings(**{key: one}, assignments=[f"{key}={one}"])
     assert getattr(settings, key) == one

@@ -1,4 +1,5 @@
-"""`auto` becomes recipe R below 32 views a step and the paper's values from there on, each with its reason; idle keys are named."""
+"""`auto` becomes recipe R below 32 views per step and the paper's values from there on, each with its reason; idle keys are
+named."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ def test_auto_switches_at_32_views_a_step_and_says_why(batch, recipe):
     rates = {2: 3e-4, 30: 3e-4 * (8 / 3) ** (math.log(30 / 16) / math.log(4)), 32: 3e-4 * (8 / 3) ** 0.5, 64: 8e-4}
     assert settings.optim.lr == pytest.approx(rates[batch])
     assert lines[0].startswith(f"recipe {recipe}, ")
-    assert f": {batch} views a step, {'fewer' if small else 'not fewer'} than 32" in lines[0]
+    assert f": {batch} views per step, {'fewer' if small else 'not fewer'} than 32" in lines[0]
     keys = [
         "projector.prototypes",
         *(f"teacher.{key}" for key in ("momentum", "momentum_end", "centering", "temperature", "queue")),

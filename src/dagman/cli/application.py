@@ -18,26 +18,26 @@ from dagman.records.stopping import catch_stops
 from dagman.tasks.registry import TASKS, load_part
 
 _BEFORE_TASKS = {
-    "demo": "The whole pipeline on the built-in cohort: prepare, pretrain, probe, report.",
-    "inspect": "Check whether each series can be used, with the reason if not.",
-    "prepare": "Turn scans into a store: resampled, cropped, int16, ready for training.",
-    "pretrain": "Pretrain an encoder on a store, or on scans.",
-    "replay": "Compute one step of a run again, alone, whose loss was not finite.",
-    "runs": "List the pretraining runs of a folder, with a light for each.",
-    "bench": "Measure how fast this machine pretrains.",
-    "report": "One self-contained HTML page of a run, or of several.",
-    "embed": "Feature vectors of scans, or of a table's items, as Parquet.",
-    "attention": "Attention maps of a scan on its own grid, as NIfTI and pictures.",
-    "view": "One HTML file that shows a scan in three planes, with attention or labels over it.",
-    "info": "What an encoder, run, store or model is, is made from, and expects.",
-    "export": "An encoder for another program: monai, hf, onnx, torch-export.",
+    "demo": "Run the whole pipeline on synthetic CTs: prepare, pretrain, evaluate, report.",
+    "inspect": "Check which series are usable, and give the reason for those that are not.",
+    "prepare": "Prepare scans for training: resampled, cropped, and kept in a store.",
+    "pretrain": "Pretrain an encoder on a store, or directly on scans.",
+    "replay": "Recompute a single training step whose loss was not finite, to find the cause.",
+    "runs": "List the pretraining runs in a folder, with their health.",
+    "bench": "Measure the pretraining speed of this machine.",
+    "report": "Write a self-contained HTML report of one run, or of several.",
+    "embed": "Extract feature vectors of scans, or of the items of a table.",
+    "attention": "Write attention maps of a scan, as NIfTI and as images.",
+    "view": "Write an HTML viewer of a scan, with attention, labels or marks overlaid.",
+    "info": "Describe an encoder, run, store or model: its origin, inputs and outputs.",
+    "export": "Export an encoder to another program: monai, nnunet, hf, onnx, torch-export.",
 }
 _AFTER_TASKS = {
     "predict": "Apply a trained model to scans.",
-    "compare": "Run one task for several models on identical splits.",
-    "study": "Run a whole study from one file: methods, seeds, tasks, one page.",
-    "import": "Turn a public data set into a table: lidc, medmnist.",
-    "store": "Check a store, list its scans, or remove patients from it.",
+    "compare": "Compare several models on one task, with identical splits.",
+    "study": "Run a whole study from one file: methods, seeds and tasks.",
+    "import": "Convert a public data set to a table: lidc, medmnist.",
+    "store": "Verify a store, list its scans, merge stores, or remove patients.",
 }
 # `import` is a keyword of Python, so its file has another name. Commands of one subject share a folder.
 _MODULES = {
@@ -95,7 +95,7 @@ class _LazyGroup(TyperGroup):
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             # Here, because typer would end without a word.
-            typer.echo("dagman: stopped; repeat the command to go on.", err=True)
+            typer.echo("dagman: stopped; repeat the command to resume.", err=True)
             raise typer.Exit(130) from None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -128,9 +128,9 @@ def _print_version(value: bool) -> None:
 def start_command(
     version: bool = typer.Option(False, "--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
 ) -> None:
-    """From a folder of scans to a pretrained 3D encoder, to publishable numbers.
+    """Pretrain 3D encoders on CT without labels, and evaluate them on your own tasks.
 
-    Each command takes folders and writes a folder; the same command repeated continues.
+    Commands read files or folders and write a folder. Repeat an interrupted command to resume it.
     """
 
 

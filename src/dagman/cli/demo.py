@@ -13,16 +13,18 @@ app = typer.Typer(add_completion=False)
 
 @app.command(epilog="Example: dagman demo --out demo")
 def demo_command(
-    out: Annotated[Path, typer.Option(help="Folder for the cohort, the store, the runs and the page.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Output folder for the cohort, the store, the runs and the report.")] = Path("demo"),
     patients: Annotated[int, typer.Option(min=5, help="Number of synthetic patients; a quarter is held out.")] = 24,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of pretrainings, each with its own seed.")] = 3,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each pretraining.")] = 50,
-    few_shot_steps: Annotated[int, typer.Option(min=1, help="Steps of each segmentation from few labels.")] = 40,
-    assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value for the pretrainings, repeatable.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of pretraining runs, each with its own seed.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each run.")] = 50,
+    few_shot_steps: Annotated[int, typer.Option(min=1, help="Training steps of each few-shot segmentation.")] = 40,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="Setting of the pretraining runs, as key=value. Repeatable.")
+    ] = None,
 ) -> None:
-    """The whole pipeline on the built-in cohort: scans, store, pretraining, comparison with a fresh network, one page.
+    """Run the whole pipeline on synthetic CTs: prepare, pretrain, compare with random initialisation, and report.
 
-    At most ten minutes on two CPU cores. Repeated in the same folder, it continues.
+    Takes at most ten minutes on two CPU cores. Repeat the command to resume it.
     """
     # Before numpy and torch are loaded: threads that wait for others must not spin where cores are shared, nor solvers be given
     # more of them than their small problems need.

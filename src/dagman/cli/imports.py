@@ -17,22 +17,24 @@ _SHOWN = 10
 
 @app.callback(epilog="Example: dagman import lidc LIDC-IDRI --out lidc --benign 1-2 --malignant 4-5")
 def import_set() -> None:
-    """Turn a public data set into a table that the tasks read."""
+    """Convert a public data set to a table for the task commands."""
 
 
 @app.command("lidc", epilog="Example: dagman import lidc LIDC-IDRI --out lidc --benign 1-2 --malignant 4-5")
 def import_lidc_idri(
     folder: Annotated[Path, typer.Argument(help="Folder with the DICOM series and the readers' XML files, at any depth.")],
-    out: Annotated[Path, typer.Option(help="Folder to write: table.csv, masks/, left_out.csv.")],
-    benign: Annotated[str, typer.Option(help="Median malignancies that are benign, such as 1-3 (the paper's) or 1-2.")] = "1-3",
-    malignant: Annotated[str, typer.Option(help="Median malignancies that are malignant, such as 4-5.")] = "4-5",
-    readers: Annotated[int, typer.Option(min=1, max=4, help="Readers who must have outlined a nodule.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    out: Annotated[Path, typer.Option(help="Output folder: table.csv, masks/, left_out.csv.")],
+    benign: Annotated[
+        str, typer.Option(help="Median malignancy ratings counted as benign, such as 1-3 (as in the paper) or 1-2.")
+    ] = "1-3",
+    malignant: Annotated[str, typer.Option(help="Median malignancy ratings counted as malignant, such as 4-5.")] = "4-5",
+    readers: Annotated[int, typer.Option(min=1, max=4, help="Minimum number of readers who outlined a nodule.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Read LIDC-IDRI as TCIA ships it: one row per nodule, with the consensus of its readers.
+    """Convert LIDC-IDRI as distributed by TCIA: one row per nodule, with the consensus of its readers.
 
-    Outlines of up to four readers are grouped into nodules; the mask holds what at least half of them outlined. A nodule
-    whose median malignancy is in neither range is left out and counted. The scans stay where they are, as DICOM.
+    Outlines of up to four readers are grouped into nodules; a mask holds the voxels that at least half of them outlined. Nodules
+    whose median malignancy is in neither range are excluded and counted. The DICOM scans are not copied.
     """
     from rich.console import Console
     from rich.markup import escape as escape_markup
@@ -88,18 +90,19 @@ def import_lidc_idri(
 
 @app.command("medmnist", epilog="Example: dagman import medmnist nodulemnist3d.npz --out nodulemnist")
 def import_medmnist_file(
-    file: Annotated[Path, typer.Argument(help="A 3D set's .npz, 28 or 64 voxels a side, under its own name.")],
-    out: Annotated[Path, typer.Option(help="Folder to write: table.csv with the official split, scans/.")],
+    file: Annotated[Path, typer.Argument(help="The .npz file of a 3D set, 28 or 64 voxels per side, under its original name.")],
+    out: Annotated[Path, typer.Option(help="Output folder: table.csv with the official split, and scans/.")],
     window: Annotated[
-        tuple[float, float] | None, typer.Option(help="HU that the grey values 0 and 255 stand for. Default: the set's usual.")
+        tuple[float, float] | None, typer.Option(help="HU that grey values 0 and 255 represent. Default: depends on the set.")
     ] = None,
-    spacing: Annotated[float | None, typer.Option(help="Spacing in mm. Default: the set's, or 2 mm where it has none.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    spacing: Annotated[
+        float | None, typer.Option(help="Voxel size in mm. Default: that of the set, or 2 mm where it states none.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Read a MedMNIST 3D set (NoduleMNIST3D, OrganMNIST3D, FractureMNIST3D): one NIfTI file per item, and a table.
+    """Convert a MedMNIST 3D set (NoduleMNIST3D, OrganMNIST3D, FractureMNIST3D): one NIfTI file per item, and a table.
 
-    The files hold grey values, not HU. The window that made them is undone, so that an encoder sees a CT; the window is
-    an assumption, and is printed.
+    The files hold grey values, not HU. They are mapped back to HU by assuming a CT window, which is printed.
     """
     from rich.console import Console
 
@@ -119,7 +122,7 @@ def import_medmnist_file(
     console.print(f"[bold]{count_noun(sum(summary.items.values()), 'item')}[/bold]: {counts}.", highlight=False)
     low, high = summary.window
     console.print(
-        f"Grey values are not HU: 0 to 255 were taken for {low:g} to {high:g} HU, voxels for {summary.spacing:.3g} mm.",
+        f"Grey values are not HU: 0 to 255 were mapped to {low:g} to {high:g} HU, voxels for {summary.spacing:.3g} mm.",
         highlight=False,
         soft_wrap=True,
     )

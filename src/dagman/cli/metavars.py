@@ -1,4 +1,4 @@
-"""How help names what an argument or option takes: PATH, TEXT, NUMBER, not `<list[Path]>`."""
+"""Type names and paragraphs of the help: PATH, TEXT or NUMBER rather than `<list[Path]>`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ _NAMES = {"path": "PATH", "str": "TEXT", "int": "INTEGER", "float": "NUMBER", "b
 
 
 def name_values(command: Any) -> Any:
-    """The command with plain names in its help, and those of the commands below it.
+    """Give a command, and its subcommands, help with plain type names and unbroken paragraphs; returns the command.
 
-    Typer shows Python's types since it brings its own click; where an older one is installed, nothing is changed.
+    Recent versions of Typer show Python's type names, as they bring their own click; older ones need no change.
     """
+    if command.help:
+        # The source's line breaks would otherwise show, at whatever width the terminal has.
+        command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in command.help.split("\n\n"))
     listed = command.get_params
     command.get_params = lambda ctx: [name_value(param) for param in listed(ctx)]
     for inner in getattr(command, "commands", {}).values():
@@ -21,7 +24,7 @@ def name_values(command: Any) -> Any:
 
 
 def name_value(param: Any) -> Any:
-    """The parameter, which from now on shows plain names."""
+    """Make a parameter show plain type names in its help; returns it."""
     if not hasattr(param, "display_type_rich") or "display_type_rich" in vars(param):
         return param
     if param.param_type_name == "argument":
@@ -35,7 +38,7 @@ def name_value(param: Any) -> Any:
 
 
 def show_type(text: str | None, *, argument: bool = False) -> str | None:
-    """A type as help shows it.
+    """The name of a type as the help shows it.
 
     >>> show_type("<list[Path]>", argument=True), show_type("<list[str]>"), show_type("<float range>"), show_type("<auto|ct|mr>")
     ('PATH...', 'TEXT', 'NUMBER', 'auto|ct|mr')

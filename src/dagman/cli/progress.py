@@ -284,8 +284,8 @@ def describe_seconds(seconds: float) -> str:
 
 def _describe_estimate(estimate: Estimate) -> str:
     if not estimate.series:
-        return "Nothing to prepare: " + ("all is there already." if estimate.done else "no series can be used.")
-    done = f", {estimate.done} are there already" if estimate.done else ""
+        return "Nothing to prepare: " + ("all series are already in the store." if estimate.done else "no series is usable.")
+    done = f", {estimate.done} are already there" if estimate.done else ""
     text = (
         f"{estimate.series} series to prepare{done}: about {describe_bytes(estimate.bytes)} "
         f"and {describe_seconds(estimate.seconds)} with {estimate.workers} process{'es' if estimate.workers > 1 else ''}; "

@@ -12,14 +12,13 @@ app = typer.Typer(add_completion=False)
 
 @app.command(epilog="Example: dagman report runs/first")
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of pretraining runs, finished or not.", metavar="RUN...")],
-    out: Annotated[Path | None, typer.Option(help="The page to write. Default: report.html in the run's folder.")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="One or more pretraining runs, finished or not.", metavar="RUN...")],
+    out: Annotated[Path | None, typer.Option(help="Output file. Default: report.html in the run's folder.")] = None,
 ) -> None:
-    """One self-contained HTML page of a run: verdict, pictures, curves with their normal ranges, settings.
+    """Write a self-contained HTML report of a run: its health, images, curves with their normal ranges, and settings.
 
-    Of several runs: their curves over one another, and the settings in which they differ; --out names that page.
-    The page loads nothing from elsewhere; open it in any browser, mail it, archive it. Repeat the command to update it, also
-    during the run.
+    For several runs, the report overlays their curves and lists the settings in which they differ; --out is then required.
+    The report is one file without external resources. Repeat the command to update it, also while the run is in progress.
     """
     from rich.console import Console
 
@@ -33,7 +32,7 @@ def report(
         from dagman.reports.run.overlay import write_runs_page
 
         if out is None:
-            raise SettingsError("the page of several runs needs a place", do="Give --out PAGE.html")
+            raise SettingsError("a report of several runs needs an output file", do="Give --out PAGE.html")
         with follow_parts(console) as notify:
             notify(f"drawing the page of {len(found)} runs")
             path = write_runs_page(found, out)

@@ -20,22 +20,24 @@ _EXAMPLE = "Example: dagman study study.toml --out results --dry-run"
 
 @app.command(epilog=_EXAMPLE)
 def run_study(
-    study: Annotated[str, typer.Argument(help="A TOML file, or a built-in study: claims, paper.")],
-    out: Annotated[Path, typer.Option(help="Folder of runs, results and the page.")],
+    study: Annotated[str, typer.Argument(help="A TOML file, or a built-in study: claims or paper.")],
+    out: Annotated[Path, typer.Option(help="Output folder for runs, results and the report.")],
     base: Annotated[
         Path | None,
-        typer.Option(help="Folder that the study's paths are relative to. Default: the file's; for a built-in one, here."),
+        typer.Option(
+            help="Folder that paths in the study are relative to. Default: that of the file; for a built-in study, the current one."
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every command that is not finished, and stop.")] = False,
-    plan: Annotated[bool, typer.Option("--plan", help="Estimate the cost of the pretrainings on this machine, and stop.")] = False,
-    slurm: Annotated[bool, typer.Option("--slurm", help="Write batch scripts for Slurm to OUT/slurm, and stop.")] = False,
-    devices: Annotated[str, typer.Option(help="Devices, comma-separated; one job runs on each at a time.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the jobs, or the differences, as JSON.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands still to be run, and exit.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Estimate the cost of pretraining on this machine, and exit.")] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Write Slurm batch scripts to OUT/slurm, and exit.")] = False,
+    devices: Annotated[str, typer.Option(help="Devices, comma-separated; each runs one job at a time.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the jobs or the differences as JSON.")] = False,
 ) -> None:
-    """Pretrain every method, size and seed of a study, run its tasks on identical splits, and write one page and CSV.
+    """Pretrain every method, size and seed of a study, run its tasks on identical splits, and write a report and CSV files.
 
-    The same command repeated continues: finished runs and tasks are left alone. Tables are paired by seed; the study's primary
-    endpoint is tested alone, and everything else is corrected and called secondary.
+    Repeat the command to resume: finished runs and tasks are kept. Comparisons are paired by seed. The primary endpoint is tested
+    alone; all others are secondary, and corrected for multiple testing.
     """
     import json
 
@@ -51,14 +53,16 @@ def run_study(
     read = read_study(study)
     chosen = [device.strip() for device in devices.split(",") if device.strip()]
     if not chosen:
-        raise SettingsError(f"--devices {devices!r} names no device", do="Give one or more, such as cuda:0,cuda:1, or leave it out")
+        raise SettingsError(
+            f"--devices {devices!r} names no device", do="Give one or more, such as cuda:0,cuda:1, or omit the option"
+        )
     place = base or (Path(study).parent if Path(study).suffix == ".toml" else Path())
     place, out = place.resolve(), out.resolve()
     jobs = list_jobs(read, place, out)
     if not jobs and not read.monitors:
-        do = "Add a task or a monitor, or leave out runs = {...} for what is to be pretrained"
+        do = "Add a task or a monitor, or remove runs = {...} to pretrain"
         raise SettingsError(
-            "the study has nothing to do: its runs are given, and it names no task and no monitor", where=study, do=do
+            "the study has nothing to do: its runs exist already, and it has no task and no monitor", where=study, do=do
         )
     console = Console(stderr=as_json, soft_wrap=True, highlight=False, markup=False)
     if plan:
@@ -108,7 +112,10 @@ def _print_jobs(jobs: list[Job], out: Path, *, slurm: bool, as_json: bool) -> No
 
     left = [job for job in jobs if not job.finished]
     if not left:
-        typer.echo(f"Every job of the study is finished; repeat it without --slurm or --dry-run for its page in {out}.", err=True)
+        typer.echo(
+            f"Every job of the study is finished; repeat the command without --slurm or --dry-run to write the report in {out}.",
+            err=True,
+        )
     if slurm:
         for path in write_slurm(left, out) if left else ():
             typer.echo(path)

@@ -104,7 +104,7 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
 def _check_given_once(key: str, preset: str, assigned: Mapping[str, Any]) -> None:
     if assigned.get(key, preset) != preset:
         what = f"{key} is given twice, as {preset!r} and by --set as {assigned[key]!r}"
-        raise SettingsError(what, do=f"Leave out --set {key}={assigned[key]}, or --{key}")
+        raise SettingsError(what, do=f"Remove --set {key}={assigned[key]}, or --{key}")
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The reference page of the settings, made from their own sentences."""
+"""The reference page of the settings, generated from their docstrings."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from dagman.settings.tree import Settings
 
 
 def render_reference() -> str:
-    """`docs/settings.md`: every key, its default and its sentence, as Markdown tables."""
+    """`docs/settings.md`: every key with its default and description, as Markdown tables."""
     sections = {name: type(field.default) for name, field in Settings.model_fields.items() if isinstance(field.default, BaseModel)}
     plain = {name: field for name, field in Settings.model_fields.items() if name not in sections}
     parts = [
         "# Settings",
-        "Given by a preset, a TOML file (`--config`) or `--set key=value`, the later winning. Presets change some defaults: "
+        "Settings come from presets, a TOML file (`--config`) and `--set key=value`, in increasing order of priority. Presets "
+        "change some of the defaults below. Available presets: "
         f"sizes {_list_names('sizes')}; methods {_list_names('methods')}.",
-        "Made by `make docs` from the code.",
+        "This page is generated from the code by `make docs`. Notes such as *App. A* and *Fig. 6* refer to the DAGMaN paper; "
+        "[SMIT], [iBOT], [AttMask] and [SwAV] to the papers they name; [ours] marks a choice of this project.",
         _render_table("", plain),
     ]
     for name, section in sections.items():
@@ -32,7 +34,10 @@ def _list_names(kind: str) -> str:
 
 
 def _render_table(prefix: str, fields: Mapping[str, FieldInfo]) -> str:
-    rows = [f"| `{prefix}{name}` | `{_show(field.default)}` | {field.description} |" for name, field in fields.items()]
+    rows = [
+        f"| `{prefix}{name}` | `{_show(field.default)}` | {' '.join((field.description or '').split())} |"
+        for name, field in fields.items()
+    ]
     return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])
 
 

@@ -1,6 +1,6 @@
 """What `auto` becomes, with the reason; and which settings have no effect.
 
-Recipe R (METHOD, Small runs) was found with a prototype at 2 to 16 views a step, where an EMA centre and iBOT's
+Recipe R (METHOD, Small runs) was found with a prototype at 2 to 16 views per step, where an EMA centre and iBOT's
 temperatures left every target at ln K or collapsed it. The paper's values are kept where a step has many views.
 """
 
@@ -16,7 +16,7 @@ from dagman.settings.tree import Settings
 QUEUE = 256
 """Views the queue holds with recipe R. [ours]"""
 FEW_VIEWS = 32
-"""Below this many views a step, `auto` means recipe R. [ours]"""
+"""Below this many views per step, `auto` means recipe R. [ours]"""
 MICRO_BATCH = 16
 """Views held at once at most, by default. [ours]"""
 SMALL_BATCH, PAPER_BATCH = 16, 64
@@ -39,9 +39,9 @@ def resolve_settings(settings: Settings) -> tuple[Settings, list[str]]:
     place = {"R": 0.0, "paper": 1.0}.get(recipe, _place_batch(batch))
     if recipe == "auto":
         recipe = "R" if batch < FEW_VIEWS else "paper"
-        what = "R, the values that hold with few views a step" if recipe == "R" else "paper, the paper's values"
+        what = "R, for few views per step" if recipe == "R" else "paper, the paper's values"
         lines.append(
-            f"recipe {what}: {batch} views a step, {'fewer' if recipe == 'R' else 'not fewer'} than {FEW_VIEWS} "
+            f"recipe {what}: {batch} views per step, {'fewer' if recipe == 'R' else 'not fewer'} than {FEW_VIEWS} "
             "(docs/method.md, Small runs)"
         )
     small = recipe == "R"
@@ -52,7 +52,7 @@ def resolve_settings(settings: Settings) -> tuple[Settings, list[str]]:
             changes.setdefault(section, {})[key] = value
             lines.append(f"{section}.{key} = {value}: {reason}")
 
-    between = f"{batch} views a step lie between recipe R ({SMALL_BATCH}) and App. A ({PAPER_BATCH})"
+    between = f"{batch} views per step lie between recipe R ({SMALL_BATCH}) and App. A ({PAPER_BATCH})"
     settle("projector", "prototypes", _round_prototypes(place), _explain(place, "recipe R", between, "iBOT, SMIT"))
     given = settings.teacher.momentum
     start, end = solve_momentum(steps, settings.teacher.average_age, None if given == "auto" else given)
@@ -70,7 +70,7 @@ def resolve_settings(settings: Settings) -> tuple[Settings, list[str]]:
         "teacher",
         "queue",
         QUEUE if small else 0,
-        "few views a step get prototypes at random without one" if small else "many views a step",
+        "without a queue, few views per step get random prototypes" if small else "many views per step",
     )
     rate = PAPER_LR * (batch / PAPER_BATCH) ** 0.5 if place == 1 else SMALL_LR * (PAPER_LR / SMALL_LR) ** place
     settle("optim", "lr", rate, _explain(place, "recipe R", between, f"8e-4 * sqrt({batch} / {PAPER_BATCH}), App. A"))
@@ -78,7 +78,7 @@ def resolve_settings(settings: Settings) -> tuple[Settings, list[str]]:
         micro = _cut_evenly(batch)
         changes["train"]["micro_batch"] = micro
         if micro < batch:
-            lines.append(f"train.micro_batch = {micro}: {batch} views a step in {math.ceil(batch / micro)} parts")
+            lines.append(f"train.micro_batch = {micro}: {batch} views per step in {math.ceil(batch / micro)} parts")
     values = settings.model_dump()
     for section, change in changes.items():
         values[section].update(change)

@@ -1,7 +1,7 @@
-"""The settings of a pretraining: one class a section, one sentence a field, with its unit and its source.
+"""The settings of a pretraining run: one class per section, and for each field one sentence with its unit and source.
 
-Sources: `METHOD` sections are those of the method's description in `docs/method.md`; "[ours]" is a choice of this project.
-`auto` is replaced by `dagman.settings.resolution`, which says what it chose and why.
+Sources: sections, figures and appendices are those of the paper; "[ours]" marks a choice of this project. `auto` is replaced by
+`dagman.settings.resolution`, which reports its choice and the reason.
 """
 
 from __future__ import annotations
@@ -23,36 +23,37 @@ UNIT = 16
 
 
 class Section(BaseModel):
-    """A section: frozen, and closed to unknown keys."""
+    """A section of the settings: immutable, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ViewSettings(Section):
-    """The crops given to the network."""
+    """The crops (views) given to the network."""
 
     side: Annotated[int, Field(ge=32, multiple_of=32)] = 128
-    """Side of a view in voxels, a multiple of 32. App. A."""
+    """Side length of a view in voxels, a multiple of 32. App. A."""
     spacing: Annotated[float, Field(gt=0)] = 2.0
     """Voxel size in mm at which scans are prepared. App. A."""
     low: float = -1000.0
-    """HU that becomes 0. [ours: lung and soft tissue both]"""
+    """HU mapped to 0. [ours: covers both lung and soft tissue]"""
     high: float = 500.0
-    """HU that becomes 1. [ours]"""
+    """HU mapped to 1. [ours]"""
     box: Annotated[float, Field(ge=1)] = 4 / 3
-    """Side of the box both views are cut from, in view sides, so that they overlap. [SMIT]"""
+    """Side length of the box from which both views are cropped, relative to that of a view; limits how little they overlap.
+    [SMIT]"""
     modality: Literal["auto", "ct", "mr", "all"] = "auto"
-    """Scans that views are cut from; auto: the store's, which must then be of one modality. [ours]"""
+    """Modality of the scans to train on; auto requires that the store holds only one. [ours]"""
     padding: Share = 0.5
-    """Largest share of a view's side that may lie outside the scan; smaller scans are left out by name. [ours]"""
+    """Largest fraction of a view's side that may lie outside the scan; scans too small for this are excluded and listed. [ours]"""
     flip: Share = 0.0
-    """Chance of mirroring a view along each axis. Off as in App. A."""
+    """Probability of flipping a view along each axis. Off, as in App. A."""
     intensity_scale: Share = 0.0
-    """Largest relative change of contrast. Off as in App. A."""
+    """Maximum relative change of contrast. Off, as in App. A."""
     intensity_shift: Share = 0.0
-    """Largest shift of the unit range. Off as in App. A."""
+    """Maximum shift of intensities in [0, 1]. Off, as in App. A."""
     noise: Share = 0.0
-    """Standard deviation of noise added to the unit range. Off as in App. A."""
+    """Standard deviation of Gaussian noise added to intensities in [0, 1]. Off, as in App. A."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -67,32 +68,32 @@ class ViewSettings(Section):
 
 
 class ModelSettings(Section):
-    """The backbone and its semantic attention (METHOD, Shapes and Semantic attention)."""
+    """The backbone and its semantic attention (docs/method.md, Shapes and Semantic attention)."""
 
     backbone: str = "swin"
-    """Network that makes the feature maps: swin, vit, resnet3d:18, resenc:16, monai-swin, or one that you registered. [ours]"""
+    """Backbone network: swin, vit, resnet3d:18, resenc:16, monai-swin, or one that you registered. [ours]"""
     embed: Positive = 48
-    """Channels of a patch token, and of all tokens of a vit. App. A."""
+    """Embedding dimension of patch tokens (of all tokens in a ViT). App. A."""
     depths: tuple[Positive, Positive, Positive, Positive] = (2, 2, 8, 2)
-    """Blocks of each stage; of a vit, blocks up to each feature map. App. A."""
+    """Number of blocks in each stage (in a ViT, before each feature map). App. A."""
     heads: tuple[Positive, Positive, Positive, Positive] = (4, 4, 8, 16)
-    """Attention heads of each stage; of a vit, four alike. App. A."""
+    """Number of attention heads in each stage (four equal numbers in a ViT). App. A."""
     window: Annotated[int, Field(ge=2)] = 4
-    """Side of an attention window in tokens. App. A."""
+    """Side length of an attention window in tokens. App. A."""
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
-    """Hidden width of a block's MLP, in channels."""
+    """Hidden width of the MLPs, relative to the number of channels."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Stochastic depth of the student's last block. App. A."""
+    """Stochastic depth rate of the student's last block (increasing linearly with depth). App. A."""
     semantic_attention: bool = True
-    """Whether the [CLS] module stands on the encoder, or a vit's own [CLS] token is read. 3.1."""
+    """Whether to use semantic attention: the [CLS] module on top of the encoder, or a ViT's own [CLS] token. Section 3.1."""
     sa_stage: Annotated[int, Field(ge=1, le=STAGES)] = 3
-    """Stage whose output the semantic attention reads. Fig. 6."""
+    """Stage whose output is the input of the semantic attention. Fig. 6."""
     sa_heads: Positive = 8
-    """Heads of the semantic attention. [ours]"""
+    """Number of heads in the semantic attention. [ours]"""
     sa_depth: Positive = 2
-    """Blocks of the semantic attention. 3.1."""
+    """Number of blocks in the semantic attention. Section 3.1."""
     sa_position: Literal["none", "sincos"] = "none"
-    """Position code of the semantic attention. [ours: a crop's place says nothing]"""
+    """Position encoding of the semantic attention. [ours: none, as the position within a random crop carries no information]"""
 
     @property
     def own_cls(self) -> bool:
@@ -127,33 +128,34 @@ class ModelSettings(Section):
 
 
 class ProjectorSettings(Section):
-    """The projection heads (METHOD, Heads)."""
+    """The projection heads (docs/method.md, Heads)."""
 
     layers: Literal[1, 3] = 3
-    """3: MLP, bottleneck, weight-normalised prototypes [iBOT]; 1: a plain linear projection, the paper's words."""
+    """3: MLP with bottleneck and weight-normalised prototypes [iBOT]; 1: a single linear layer, as the paper's text suggests."""
     hidden: Positive = 2048
     """Hidden width of the MLP. [iBOT]"""
     bottleneck: Positive = 256
     """Width of the normalised bottleneck. [iBOT]"""
     prototypes: Positive | Auto = "auto"
-    """Outputs K of each projector: 1024 up to 16 views a step (recipe R), 8192 from 64 on [iBOT]."""
+    """Number of outputs K of each projector; auto: 1024 up to 16 views per step (recipe R), 8192 from 64 views [iBOT]."""
 
 
 class MaskingSettings(Section):
-    """What is hidden from the student (METHOD, Masking the student)."""
+    """Masking of the student's input (docs/method.md, Masking the student)."""
 
     kind: Annotated[str, BeforeValidator(check_masking)] = "attention-high"
-    """Which units are masked. 3.1."""
+    """How masked units are chosen. Section 3.1."""
     ratio: Share = 0.7
-    """Share r of units masked before hints are given back. 3.1."""
+    """Masking ratio r, before hints are subtracted. Section 3.1."""
     hints: Share = 0.1
-    """Share s of units given back, out of the most attended; s < r. 3.1."""
+    """Fraction s of units that are left visible as hints, among the most attended; s < r. Section 3.1."""
     hint_pool: Share | None = None
-    """Share of units the hints are drawn from; default s, the most attended themselves. [AttMask]"""
+    """Fraction of units from which hints are drawn, the most attended first; default s, which takes the most attended units.
+    [AttMask]"""
     mask_fill: Literal["zero", "token"] = "zero"
-    """What stands in a masked patch token: zero, or a learned token [SMIT]."""
+    """What replaces a masked patch token: zero, or a learned mask token [SMIT]."""
     attention_from: Literal["clean", "noisy"] = "clean"
-    """Teacher pass the attention is read from; noisy saves a pass. Fig. 1C."""
+    """Teacher pass that provides the attention; noisy saves one forward pass. Fig. 1C."""
 
     @property
     def choice(self) -> MaskingChoice:
@@ -170,38 +172,41 @@ class MaskingSettings(Section):
 
 
 class TeacherSettings(Section):
-    """The noisy teacher and its targets (METHOD, Noisy teacher and Losses)."""
+    """The noisy teacher and its targets (docs/method.md, Noisy teacher and Losses)."""
 
     noise: Share = 0.7
-    """Share r_t of units dropped from the teacher's input, drawn anew each view and step; 0 = clean. 3.2."""
+    """Fraction r_t of units dropped from the teacher's input, sampled anew for each view and step; 0 = clean teacher. Section
+    3.2."""
     granularity: Literal["unit", "patch"] = "unit"
     """What is dropped: 16^3 units, or single 2^3 patch tokens. Fig. 1."""
     momentum: Share | Auto = "auto"
-    """EMA momentum at the start: 0.996 [iBOT], or less in runs too short for it, so that the average age is met."""
+    """EMA momentum at the start; auto: 0.996 [iBOT], or less in short runs, to reach average_age."""
     momentum_end: Share | Auto = "auto"
-    """EMA momentum at the end, by a cosine over all steps: 1 [iBOT], or less where the average age would exceed average_age."""
+    """EMA momentum at the end of a cosine schedule over all steps; auto: 1 [iBOT], or less if average_age would be exceeded."""
     average_age: Annotated[float, Field(gt=0, le=0.5)] = 0.2
-    """Average age of the weights in the teacher at the end that `auto` momenta meet, in shares of the run. [ours]"""
+    """Average age of the teacher's weights at the end of the run, as a fraction of the run; target of the `auto` momenta. [ours]"""
     temperature: Literal["auto", "schedule", "entropy"] = "auto"
-    """schedule: tau_t rises linearly [iBOT]; entropy: tau_t is solved to meet target_entropy [ours, recipe R]."""
+    """schedule: tau_t increases linearly [iBOT]; entropy: tau_t is solved for at each step to meet target_entropy [ours, recipe
+    R]."""
     temperature_start: Annotated[float, Field(gt=0)] = 0.04
     """tau_t at the start of the schedule. [iBOT]"""
     temperature_end: Annotated[float, Field(gt=0)] = 0.07
     """tau_t after its warm-up. [iBOT]"""
     temperature_warmup: Share = 30 / 800
-    """Share of the steps in which tau_t rises. [iBOT]"""
+    """Fraction of the steps over which tau_t increases. [iBOT]"""
     target_entropy: Share = 0.5
-    """Mean H(P_t)/ln K that the solved tau_t meets. [ours]"""
+    """Mean normalised entropy of the targets, H(P_t)/ln K, when temperature = entropy. [ours]"""
     centering: Literal["auto", "mean", "sinkhorn"] = "auto"
-    """EMA centre [iBOT], or 3 Sinkhorn-Knopp rounds over the step [SwAV]."""
+    """mean: EMA of the logits [iBOT]; sinkhorn: 3 Sinkhorn-Knopp iterations over the batch [SwAV]."""
     center_momentum: Share = 0.9
     """EMA momentum of the centres. [iBOT]"""
     queue: Annotated[int, Field(ge=0)] | Auto = "auto"
-    """Earlier views whose logits Sinkhorn and the solved tau_t of AITD and GITD see as well [SwAV]; 0 for none."""
+    """Number of earlier views whose logits are included in Sinkhorn and in the solved tau_t, for AITD and GITD [SwAV]; 0 for
+    none."""
 
 
 class LossSettings(Section):
-    """Weights of the four losses; 0 leaves a loss and its head out (METHOD, Losses)."""
+    """Weights of the four losses; a weight of 0 removes the loss and its head (docs/method.md, Losses)."""
 
     amip: Weight = 1.0
     """Weight of masked image prediction. App. A."""
@@ -212,9 +217,9 @@ class LossSettings(Section):
     gitd: Weight = 0.1
     """Weight of global image token distillation. App. A."""
     student_temperature: Annotated[float, Field(gt=0)] = 0.1
-    """tau_s. [iBOT]"""
+    """Student temperature tau_s. [iBOT]"""
     symmetric: bool = True
-    """Whether the student sees both views. [ours; SMIT does]"""
+    """Whether the loss is symmetric, i.e. the student sees both views. [ours; as in SMIT]"""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -224,20 +229,20 @@ class LossSettings(Section):
 
 
 class OptimSettings(Section):
-    """AdamW and its schedule (METHOD, Training)."""
+    """AdamW and its learning rate schedule (docs/method.md, Training)."""
 
     lr: Annotated[float, Field(gt=0)] | Auto = "auto"
-    """Peak learning rate: 3e-4 up to 16 views a step (recipe R), 8e-4 * sqrt(batch / 64) from 64 on [App. A]."""
+    """Peak learning rate; auto: 3e-4 up to 16 views per step (recipe R), 8e-4 * sqrt(batch / 64) from 64 views [App. A]."""
     min_lr: Weight = 1e-6
-    """Learning rate at the end of the cosine. App. A."""
+    """Learning rate at the end of the cosine schedule. App. A."""
     warmup: Share = 80 / 800
-    """Share of the steps in which lr rises. App. A."""
+    """Fraction of the steps used for learning rate warm-up. App. A."""
     weight_decay: Weight = 0.05
-    """Weight decay, not on biases, norms, tokens and bias tables."""
+    """Weight decay; not applied to biases, norms, tokens and relative position bias tables."""
     clip: Annotated[float, Field(gt=0)] = 3.0
-    """Largest norm of the gradient. [iBOT]"""
+    """Maximum gradient norm (gradient clipping). [iBOT]"""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Second AdamW coefficient; the first is 0.9."""
+    """Second coefficient (beta2) of AdamW; beta1 is 0.9."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -247,63 +252,64 @@ class OptimSettings(Section):
 
 
 class TrainSettings(Section):
-    """The run: its length, batch, checkpoints and machine."""
+    """The run: length, batch size, checkpoints and hardware."""
 
     recipe: Literal["auto", "paper", "R"] = "auto"
-    """What `auto` values become: the paper's, or recipe R, the values that hold with few views a step (METHOD, Small runs)."""
+    """Source of `auto` values: paper, or recipe R, which is stable with few views per step (docs/method.md, Small runs)."""
     steps: Positive = 300
-    """Optimiser steps of the whole run; schedules span them."""
+    """Number of optimiser steps; all schedules span the whole run."""
     batch: Annotated[int, Field(ge=2, multiple_of=2)] = 4
-    """Views a step; they come in pairs of one scan."""
+    """Batch size: number of views per step, in pairs from the same scan."""
     micro_batch: Annotated[int, Field(ge=2, multiple_of=2)] | Auto = "auto"
-    """Views held at once at most; the gradients of a step are accumulated over parts of nearly equal size."""
+    """Maximum number of views processed at once; gradients are accumulated over the parts of a step."""
     recompute: Annotated[int, Field(ge=0, le=STAGES)] = 0
-    """Stages, from the first on, whose activations are computed again in the backward pass: less memory, more time."""
+    """Activation checkpointing: number of stages, from the first, recomputed in the backward pass (less memory, more time)."""
     skip_hidden: bool = False
-    """Whether the first block computes once what is alike in all masked or dropped windows: equal to rounding. [ours]"""
+    """Whether the first block computes only once what all masked or dropped windows share; equal up to rounding. [ours]"""
     freeze_epochs: Weight = 1.0
-    """Epochs (800 a run) in which the projectors' last layers stay frozen. [iBOT]"""
+    """Epochs (a run has 800) in which the projectors' last layers are frozen. [iBOT]"""
     checkpoint_every: Positive = 50
-    """Steps between checkpoints."""
+    """Number of steps between checkpoints."""
     keep_checkpoints: Positive = 2
-    """Checkpoints kept; older ones are removed."""
+    """Number of checkpoints to keep; older ones are deleted."""
     monitor_every: Positive = 25
-    """Steps between measurements on the fixed validation views."""
+    """Number of steps between evaluations on the fixed validation views."""
     monitor_views: Annotated[int, Field(ge=2, multiple_of=2)] = 16
-    """Fixed validation views."""
+    """Number of fixed validation views."""
     track: Literal["none", "wandb", "mlflow"] = "none"
-    """Where curves go beside TensorBoard: W&B, offline, or MLflow, both within the run's folder. [ours]"""
+    """Where to log curves in addition to TensorBoard: W&B (offline) or MLflow, within the run's folder. [ours]"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the networks; losses, centres, softmax and EMA stay float32."""
+    """Precision of the networks; losses, centres, softmax and EMA always use float32."""
     kernels: Literal["auto", "reference", "triton"] = "auto"
-    """What Swin's blocks are computed by: torch's own operations, or Triton kernels on a CUDA device."""
+    """Implementation of the Swin blocks: PyTorch operations, or Triton kernels on a CUDA device."""
     compile: Literal["auto", "off", "on", "graphs"] = "auto"
-    """Whether encoders are compiled on a CUDA device: on by torch.compile; graphs: replayed as CUDA graphs besides."""
+    """Compilation of the encoders on a CUDA device; on: torch.compile; graphs: torch.compile with CUDA graphs."""
     read_after: Literal["auto", 0, 1] = "auto"
-    """Steps after which a CUDA device's losses are read: 0 waits for each step, 1 reads them while the next is computed."""
+    """Delay, in steps, before losses are read from a CUDA device: 0 waits for each step, 1 reads them during the next step."""
     device: str = "auto"
     """auto, cpu, cuda, or cuda:N."""
     skips: Annotated[int, Field(ge=0)] = 3
-    """Steps whose loss or gradient is not finite that a run skips, each time going back to its last checkpoint; then it ends."""
+    """Number of steps with a non-finite loss or gradient to skip (returning to the last checkpoint each time) before the run
+    stops."""
     unreadable: Share = 0.1
-    """Share of the scans that may turn out unreadable before the run ends; a single one is always replaced."""
+    """Fraction of unreadable scans at which the run stops; a single one is always replaced."""
     rank_timeout: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds after which a rank that does not answer, or is stuck while the others wait for it, is named and the run ends."""
+    """Seconds after which a rank that does not respond, or blocks the others, is reported and the run stops."""
     workers: Annotated[int, Field(ge=0)] | Auto = "auto"
-    """Loader processes."""
+    """Number of data loader processes."""
     many_passes: bool = False
-    """Begin even if each scan is seen more than 10,000 times. [ours]"""
+    """Allow runs that see each scan more than 10,000 times. [ours]"""
 
 
 class Settings(Section):
     """All settings of one pretraining."""
 
     size: str = "tiny"
-    """Size preset: tiny, small or paper, and the same with -vit (a plain ViT), -resnet and -resenc (CNNs)."""
+    """Size preset: tiny, small or paper; with the suffix -vit (plain ViT), -resnet or -resenc (CNNs) for other backbones."""
     method: str = "dagman"
-    """Method preset (METHOD, Method presets)."""
+    """Method preset (docs/method.md, Method presets)."""
     seed: int = 0
-    """Seed of every draw."""
+    """Random seed."""
     view: ViewSettings = ViewSettings()
     model: ModelSettings = ModelSettings()
     projector: ProjectorSettings = ProjectorSettings()

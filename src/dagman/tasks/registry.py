@@ -75,7 +75,7 @@ def load_part(part: Any) -> Any:
 register_task(
     Task(
         name="classify",
-        help="Classify a table's items: linear probe, k-NN, fine-tuning.",
+        help="Classify the items of a table: linear probe, k-NN, fine-tuning.",
         command="dagman.cli.tasks.classify:app",
         page="dagman.reports.tasks.classification:write_classification_report",
         methods="dagman.reports.methods:state_classification",
@@ -85,7 +85,7 @@ register_task(
 register_task(
     Task(
         name="regress",
-        help="Predict a number of a table's items: ridge probe, fine-tuning.",
+        help="Predict a number for the items of a table: ridge probe, fine-tuning.",
         command="dagman.cli.tasks.regress:app",
         page="dagman.reports.tasks.regression:write_regression_report",
         methods="dagman.reports.methods:state_regression",
@@ -95,7 +95,7 @@ register_task(
 register_task(
     Task(
         name="outcome",
-        help="Predict a response, or time and event.",
+        help="Predict survival (time and event), or a response.",
         command="dagman.cli.tasks.outcome:app",
         page="dagman.reports.tasks.outcome:write_outcome_report",
         methods="dagman.reports.methods:state_outcome",
@@ -106,7 +106,7 @@ register_task(
 register_task(
     Task(
         name="segment",
-        help="Train and evaluate a segmentation network on the encoder.",
+        help="Train and evaluate a segmentation network.",
         command="dagman.cli.tasks.segment:app",
         page="dagman.reports.tasks.segmentation:write_segmentation_report",
         methods="dagman.reports.methods:state_segmentation",
@@ -116,7 +116,7 @@ register_task(
 register_task(
     Task(
         name="cluster",
-        help="Group structures by their features and draw the map.",
+        help="Cluster structures by their features, and map them.",
         command="dagman.cli.tasks.cluster:app",
         page="dagman.reports.tasks.clustering:write_clustering_report",
         methods="dagman.reports.methods:state_clustering",

@@ -18,24 +18,24 @@ _EXAMPLE = "Example: dagman attention runs/first scans/patient-7.nii.gz --out at
 @app.command(epilog=_EXAMPLE)
 def map_attention(
     encoder: Annotated[str, typer.Argument(help="A run, an encoder folder, or scratch:SIZE.")],
-    scan: Annotated[Path, typer.Argument(help="One scan: a file, or a folder with one series.")],
-    out: Annotated[Path, typer.Option(help="Folder to write into.")],
+    scan: Annotated[Path, typer.Argument(help="A scan: a file, or a folder with one series.")],
+    out: Annotated[Path, typer.Option(help="Output folder.")],
     weights: Weights = "auto",
     to: Annotated[
         str,
         typer.Option(
             callback=one_of("to", "nifti", "dicom"),
-            help="dicom: write the mean as a DICOM Parametric Map that refers to the scan's series, too (extra seg).",
+            help="nifti, or dicom to write the mean as a DICOM Parametric Map as well (needs the extra seg).",
         ),
     ] = "nifti",
     identified: Identified = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Write attention maps of a scan: the mean and each head, as NIfTI on its own grid, and overlays as PNG.
+    """Write the attention maps of a scan: the mean and each head, as NIfTI on the scan's grid, and as PNG overlays.
 
-    Values are relative to uniform attention: 1 is the average of a view. They compare places within a view, not
-    scans. 0 marks air that was cropped before encoding.
+    Values are relative to uniform attention, so 1 is the mean of a view. They can be compared within a view, but not between
+    scans. Air that was cropped before encoding is 0.
     """
     from rich.console import Console
 
@@ -89,6 +89,6 @@ def _find_series(scan: Path) -> tuple[Path, ...]:
     import_highdicom()
     files = find_dicom_files(scan)
     if not files:
-        what = "is not DICOM, and a Parametric Map refers to the series it was made from"
-        raise ScanError(what, where=scan, do="Give the DICOM series, or leave --to dicom out")
+        what = "is not DICOM, but a Parametric Map must refer to a DICOM series"
+        raise ScanError(what, where=scan, do="Give the DICOM series, or omit --to dicom")
     return files

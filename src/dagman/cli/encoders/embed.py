@@ -33,46 +33,50 @@ _EXAMPLE = "Example: dagman embed runs/first nodules.csv --out nodules.parquet -
 @app.command(epilog=_EXAMPLE)
 def embed_sources(
     encoder: Annotated[str, typer.Argument(help="A run, an encoder folder, or scratch:SIZE.")],
-    sources: Annotated[list[Path], typer.Argument(help="Scans (files, folders, patterns, @LIST of paths), a table, or a store.")],
-    out: Annotated[Path, typer.Option(help="Parquet or CSV file to write; with --dense a folder.")],
+    sources: Annotated[
+        list[Path], typer.Argument(help="Scans (files, folders, glob patterns, or @LIST, a file of paths), a table, or a store.")
+    ],
+    out: Annotated[Path, typer.Option(help="Output file (Parquet or CSV); with --dense, an output folder.")],
     dense: Annotated[
-        bool, typer.Option("--dense", help="Write the token grids of whole scans, which `dagman.open_dense` opens by region.")
+        bool, typer.Option("--dense", help="Write feature maps of whole scans; read regions of them with `dagman.open_dense`.")
     ] = False,
     dtype: Annotated[
-        str, typer.Option(callback=one_of("dtype", "float32", "float16"), help="Numbers of --dense: float32 or float16.")
+        str, typer.Option(callback=one_of("dtype", "float32", "float16"), help="Data type of --dense: float32 or float16.")
     ] = "float32",
     label_map: Annotated[
         str | None,
         typer.Option(
             metavar="MAP|FOLDER|COLUMN",
-            help="One vector per label of a map, with its size: the map of one scan, a folder of maps named as the scans, or the "
-            "table's column of maps.",
+            help="Pool one vector per label of a label map: the map of a single scan, a folder of maps named like the scans, "
+            "or the column of the table that holds them.",
         ),
     ] = None,
-    labels: Annotated[Path | None, typer.Option(help="CSV with id and name of the values of label maps.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="CSV file with the columns id and name, which names the values of label maps.")
+    ] = None,
     crop_mm: CropMm = None,
     crop_spacing: CropSpacing = None,
-    stages: Annotated[str, typer.Option(help="Stages to read, comma-separated.")] = "1,2,3,4",
+    stages: Annotated[str, typer.Option(help="Encoder stages to use, comma-separated.")] = "1,2,3,4",
     pools: Annotated[str, typer.Option(help="Statistics to pool from each stage, comma-separated.")] = "mean,std,max",
-    store: Annotated[Path | None, typer.Option(help="Store that holds the scans which a table names by id.")] = None,
-    patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
+    store: Annotated[Path | None, typer.Option(help="Store with the scans that the table refers to by id.")] = None,
+    patient: Annotated[str, typer.Option(help="Column of the table with the patients.")] = "patient",
     ids: Ids = "checked",
-    mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
+    mask_label: Annotated[int | None, typer.Option(help="Value of the structure in all masks of the table.")] = None,
     coordinates: Coordinates = "ras",
-    cache: Annotated[Path | None, typer.Option(help="Folder of cached feature vectors.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder for cached feature vectors.")] = None,
     weights: Weights = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto.")] = "fp32",
     patients: PatientsOf = None,
     key: KeyPath = None,
     dask: Dask = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Write one feature vector per item as Parquet or CSV: of whole scans, or pooled inside masks or around points.
+    """Extract one feature vector per item, as Parquet or CSV: of whole scans, or pooled within masks or around points.
 
-    With --label-map one vector per label of each scan's map, with its name, voxels and volume. With --dense OUT is a folder with
-    the feature maps of each scan, their affine and spacing; the same command repeated continues it.
-    Items that cannot be used are listed with their reason in OUT.rejected.csv; how OUT came to be is in OUT.command.json.
+    With --label-map, one vector per label of each scan, with the label's name, voxel count and volume. With --dense, OUT is a
+    folder of feature maps with their affine and spacing; repeat the command to resume.
+    Unusable items are listed with the reason in OUT.rejected.csv; OUT.command.json records the command, settings and inputs.
     """
     from rich.console import Console
 
@@ -96,7 +100,9 @@ def embed_sources(
         },
     )
     if not dense and out.suffix.lower() not in (".parquet", ".pq", ".csv"):
-        raise SettingsError("features are written as Parquet or CSV", where=out, do="Name it something.parquet or something.csv")
+        raise SettingsError(
+            "the output file must be Parquet or CSV", where=out, do="Give --out a name that ends in .parquet or .csv"
+        )
     sources = expand_sources(sources)
     pooling = _read_pooling(stages, pools)
     # What is best here is not what is best on a worker; and one device computes the same bits wherever it stands.
@@ -266,7 +272,7 @@ def _refuse_idle(dense: bool, label_map: str | None, given: dict[str, tuple[bool
     from dagman.errors import SettingsError
 
     if dense and label_map is not None:
-        raise SettingsError("both --dense and --label-map were given", do="Run the command twice, once with each")
+        raise SettingsError("--dense and --label-map cannot be combined", do="Run the command once with each")
     forms = {"--dense": dense, "--label-map": label_map is not None, "vectors": not dense, "crops": not dense and label_map is None}
     for option, (is_given, form) in given.items():
         if is_given and not forms[form]:
@@ -305,10 +311,12 @@ def _list_items(
 
     special = [source for source in sources if is_table(source) or (source / "store.json").exists()]
     if special and len(sources) > 1:
-        raise SettingsError("is a table or a store, and other sources were given beside it", where=special[0], do="Give it alone")
+        raise SettingsError(
+            "is a table or a store, which cannot be combined with other sources", where=special[0], do="Give it as the only source"
+        )
     if special and patients:
-        do = "Leave it out: a table has a column of patients (--patient), and a store knows its own"
-        raise SettingsError("--patients is for scans that are given as files", where=special[0], do=do)
+        do = "Omit it: a table has a column of patients (--patient), and a store records its patients"
+        raise SettingsError("--patients applies only to scans given as files", where=special[0], do=do)
     if not special:
         items, refused = list_scans(sources, patients=patients)
         names = name_relative([item.name for item in items], sources)

@@ -15,14 +15,18 @@ _EXAMPLE = "Example: dagman export runs/first --to monai --out for-monai"
 
 @app.command(epilog=_EXAMPLE)
 def export_weights(
-    encoder: Annotated[str, typer.Argument(help="A run, an encoder folder, or scratch:SIZE; for monai-bundle a model of segment.")],
-    to: Annotated[str, typer.Option(help="Program: monai, monai-bundle, nnunet, hf (Hugging Face), onnx, or torch-export.")],
-    out: Annotated[Path, typer.Option(help="Folder to write into.")],
-    weights: Annotated[str, typer.Option(help="Whose weights of a run: teacher, student, or auto.")] = "auto",
-    results: Annotated[list[Path] | None, typer.Option(help="Results of a task to list in the card; may be repeated.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    encoder: Annotated[
+        str, typer.Argument(help="A run, an encoder folder, or scratch:SIZE; for monai-bundle, a model trained by dagman segment.")
+    ],
+    to: Annotated[str, typer.Option(help="Target: monai, monai-bundle, nnunet, hf (Hugging Face), onnx, or torch-export.")],
+    out: Annotated[Path, typer.Option(help="Output folder.")],
+    weights: Annotated[str, typer.Option(help="Which weights of a run: teacher, student, or auto (teacher).")] = "auto",
+    results: Annotated[
+        list[Path] | None, typer.Option(help="Results folder of a task to list in the model card. Repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Write an encoder or a segmentation model for another program: weights, preprocessing.json, and README.md, which loads it."""
+    """Export an encoder or a segmentation model: its weights, preprocessing.json, and a README.md with the code that loads it."""
     from rich.console import Console
 
     from dagman.encoder.loading import load_encoder

@@ -16,12 +16,12 @@ _EXAMPLE = "Example: dagman info runs/first"
 @app.command(epilog=_EXAMPLE)
 def describe_folder(
     path: Annotated[
-        str, typer.Argument(help="A run, an encoder folder, scratch:SIZE, a store, a model of a task, or what embed wrote.")
+        str, typer.Argument(help="A run, an encoder folder, scratch:SIZE, a store, a task's model, or the output of dagman embed.")
     ],
-    weights: Annotated[str, typer.Option(help="Whose weights of a run: teacher, student, or auto.")] = "auto",
+    weights: Annotated[str, typer.Option(help="Which weights of a run: teacher, student, or auto (teacher).")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Show what it is, what it is made of and from, what it may be used for, and what it expects and gives."""
+    """Describe an encoder, run, store, model or feature file: its origin, intended use, inputs and outputs."""
     from rich.console import Console
 
     from dagman.export.contents import describe_path

@@ -51,28 +51,32 @@ class TiltChoice(StrEnum):
 def inspect_scans(
     scans: Annotated[
         list[Path],
-        typer.Argument(help="Files, folders (at any depth), zip or tar files, patterns, @LIST of paths; formats may be mixed."),
+        typer.Argument(
+            help="Files, folders (searched recursively), archives, glob patterns, or @LIST (a file of paths); formats may be mixed."
+        ),
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder for inspect.html and inspect.csv.")] = None,
-    modality: Annotated[ModalityChoice, typer.Option(help="What the scans are; auto: decided from the file or its values.")] = (
-        ModalityChoice.auto
-    ),
+    out: Annotated[Path | None, typer.Option(help="Output folder for inspect.html and inspect.csv.")] = None,
+    modality: Annotated[
+        ModalityChoice, typer.Option(help="Modality of the scans; auto: determined from the file header or the intensities.")
+    ] = (ModalityChoice.auto),
     tilt: Annotated[
-        TiltChoice, typer.Option(help="Slices of a tilted gantry: shift them onto a straight grid, or refuse the scan.")
+        TiltChoice, typer.Option(help="Scans with a tilted gantry: resample them to an orthogonal grid, or reject them.")
     ] = TiltChoice.resample,
     widest_gap: Annotated[
         float,
-        typer.Option("--widest-gap", help="Widest gap in mm that is interpolated where slices are uneven or missing.", min=0.0),
+        typer.Option("--widest-gap", help="Largest gap in mm to interpolate where slices are missing or unevenly spaced.", min=0.0),
     ] = 3.0,
-    workers: Annotated[int | None, typer.Option(help="Processes. Default: from the number of series and cores.", min=1)] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Number of processes. Default: depends on the number of series and cores.", min=1)
+    ] = None,
     patients: PatientsOf = None,
     key: KeyPath = None,
     dask: Dask = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Check whether each series can be used, with the reason if not.
+    """Check which series are usable, and give the reason for those that are not.
 
-    Reads NIfTI, NRRD, MetaImage and DICOM. Exit code 0 if at least one series can be used, else 2.
+    Reads NIfTI, NRRD, MetaImage and DICOM. The exit code is 0 if at least one series is usable, otherwise 2.
     """
     from dagman.records.key import make_asked_key
     from dagman.records.sources import expand_sources

@@ -11,8 +11,8 @@ Dask = Annotated[
     typer.Option(
         "--dask",
         metavar="ADDRESS|local",
-        help="Address of a Dask scheduler whose workers do the work, such as tcp://node1:8786, or local. Default: processes "
-        "of this machine.",
+        help="Run on a Dask cluster: the address of its scheduler, such as tcp://node1:8786, or local. Default: processes on "
+        "this machine.",
         show_default=False,
     ),
 ]

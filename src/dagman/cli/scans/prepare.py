@@ -39,30 +39,32 @@ class _Modality(StrEnum):
 def prepare_scans(
     scans: Annotated[
         list[Path],
-        typer.Argument(help="Files, folders (at any depth), zip or tar files, patterns, @LIST of paths; formats may be mixed."),
+        typer.Argument(
+            help="Files, folders (searched recursively), archives, glob patterns, or @LIST (a file of paths); formats may be mixed."
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the store. If it is one already, it is continued.")],
-    spacing: Annotated[float, typer.Option(help="Voxel size in mm, the same along all axes.")] = 2.0,
+    out: Annotated[Path, typer.Option(help="Folder of the store; an existing store is extended.")],
+    spacing: Annotated[float, typer.Option(help="Isotropic voxel size in mm.")] = 2.0,
     workers: Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")] = None,
     modality: Annotated[
-        _Modality, typer.Option(help="What the scans are, where the files do not state it rightly.")
+        _Modality, typer.Option(help="Modality of the scans, if the files do not state it correctly.")
     ] = _Modality.auto,
-    tilt: Annotated[_Tilt, typer.Option(help="Slices of a tilted gantry: shift them onto a straight grid, or refuse the scan.")] = (
-        _Tilt.resample
-    ),
+    tilt: Annotated[
+        _Tilt, typer.Option(help="Scans with a tilted gantry: resample them to an orthogonal grid, or reject them.")
+    ] = (_Tilt.resample),
     widest_gap: Annotated[
         float,
-        typer.Option("--widest-gap", help="Widest gap in mm that is interpolated where slices are uneven or missing.", min=0.0),
+        typer.Option("--widest-gap", help="Largest gap in mm to interpolate where slices are missing or unevenly spaced.", min=0.0),
     ] = 3.0,
     patients: PatientsOf = None,
     key: KeyPath = None,
     dask: Dask = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Turn scans into a store: resampled without aliasing, cropped to the body, int16, ready for training.
+    """Prepare scans for training: resample them (with anti-aliasing), crop them to the body, and keep them in a store as int16.
 
-    Size and time are estimated first. What cannot be used is listed with its reason in STORE/rejected.csv; the rest is prepared.
-    Stop it at any time: the same command, repeated, continues.
+    Disk space and time are estimated first. Unusable series are listed with the reason in STORE/rejected.csv, and do not stop the
+    others. You can interrupt the command at any time and repeat it to resume.
     """
     from rich.console import Console
 
@@ -72,7 +74,7 @@ def prepare_scans(
 
     console = Console(stderr=as_json)
     with PlainLines(console, out) as lines, show_preparing(console, lines) as notify:
-        lines.state("looking for scans")
+        lines.state("searching for scans")
         summary = prepare_store(
             expand_sources(scans),
             out,
@@ -95,7 +97,7 @@ def prepare_scans(
 def _print_summary(console: Console, summary: StoreSummary) -> None:
     from rich.markup import escape
 
-    already = f" ({summary.already} were there already)" if summary.already else ""
+    already = f" ({summary.already} were already there)" if summary.already else ""
     console.print(
         f"[bold]{summary.kept} kept[/bold]{already}, {summary.rejected} rejected, in {describe_seconds(summary.seconds)}."
     )

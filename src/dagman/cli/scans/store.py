@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 
-StoreFolder = Annotated[Path, typer.Argument(help="Folder that dagman prepare wrote.")]
+StoreFolder = Annotated[Path, typer.Argument(help="A store, as written by dagman prepare.")]
 
 
 @app.callback(epilog="Example: dagman store verify store")
 def maintain_store() -> None:
-    """Check that a store is whole, list or count its scans, merge stores, or remove patients."""
+    """Verify a store, list or summarise its scans, merge stores, or remove patients."""
 
 
 @app.command("verify", epilog="Example: dagman store verify store")
@@ -29,7 +29,7 @@ def verify_folder(
     store: StoreFolder,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Read every file of a store and compare it with the manifest; exit code 1 when something is wrong."""
+    """Check every file of a store against the manifest. The exit code is 1 if any is damaged or missing."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -51,7 +51,7 @@ def verify_folder(
             found = count_noun(len(findings), "finding")
             console.print(f"{found} in {count_noun(len(opened), 'scan')}. Delete these files and run dagman prepare again.")
         else:
-            console.print(f"{count_noun(len(opened), 'scan')}, all whole.")
+            console.print(f"{count_noun(len(opened), 'scan')}, all intact.")
     if findings:
         raise typer.Exit(1)
 
@@ -61,7 +61,7 @@ def list_folder(
     store: StoreFolder,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
-    """List the scans of a store: id, patient, modality, size. Only the manifest is read."""
+    """List the scans of a store: id, patient, modality and size. Reads only the manifest."""
     from dagman.records.counts import count_noun
     from dagman.tables.patients import note_assumed
 
@@ -89,16 +89,16 @@ def remove_from_folder(
         list[str],
         typer.Argument(
             metavar="PATIENT|ID...",
-            help="Patients, by pseudonym or, with the store's key, by PatientID or file name; or ids of scans.",
+            help="Patients, given by pseudonym or (with the store's key) by PatientID or file name; or scan ids.",
         ),
     ],
     key: KeyPath = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Remove patients or scans from a store, such as a patient who withdraws; only the number removed is recorded.
+    """Remove patients or scans from a store, for example when a patient withdraws consent. Only the number removed is recorded.
 
-    Delete the patient's own files, too: the next dagman prepare would add them again. What was made from the store (runs,
-    feature caches, results) is not changed.
+    Delete the source files as well, or the next dagman prepare adds them again. Runs, feature caches and results made from the
+    store are not changed.
     """
     from dataclasses import asdict
 
@@ -111,19 +111,20 @@ def remove_from_folder(
         return
     scans, patients = count_noun(removed.scans, "scan"), count_noun(removed.patients, "patient")
     typer.echo(f"{scans} of {patients} removed; {count_noun(removed.left, 'scan is', 'scans are')} left.")
-    typer.echo("Delete the source files, too: the next dagman prepare would add them again.")
+    typer.echo("Delete the source files as well, or the next dagman prepare adds them again.")
     typer.echo("Runs, feature caches and results made from the store are not changed.")
 
 
 @app.command("merge", epilog="Example: dagman store merge store-a store-b --out store")
 def merge_folders(
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE STORE...", help="Stores of the same preparation and key.")],
-    out: Annotated[Path, typer.Option(help="Folder of the new store; that of an earlier call is continued.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE STORE...", help="Stores with the same preparation and key.")],
+    out: Annotated[Path, typer.Option(help="Folder of the merged store; an interrupted merge is resumed.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Merge stores of the same preparation into a new one; scans that several hold are kept once, and named.
+    """Merge stores with the same preparation into a new one. Scans found in several stores are kept once, and listed.
 
-    Files are linked where the file system can, else copied; the stores stay as they are. Lists of rejected files stay with them.
+    Files are hard-linked where the file system allows it, otherwise copied. The source stores and their lists of rejected files
+    are not changed.
     """
     from dataclasses import asdict
 
@@ -142,7 +143,7 @@ def merge_folders(
         typer.echo(json.dumps({"store": str(out), **asdict(merged)}))
         return
     patients = count_noun(merged.patients, "patient")
-    typer.echo(f"{count_noun(merged.scans, 'scan')} of {patients} in {out} ({merged.already} were there already).")
+    typer.echo(f"{count_noun(merged.scans, 'scan')} of {patients} in {out} ({merged.already} were already there).")
     if merged.copies:
         kept = count_noun(len(merged.copies), "scan is", "scans are")
         typer.echo(f"{kept} held by several of the stores, and kept once: {list_some(merged.copies)}")
@@ -153,12 +154,12 @@ def merge_folders(
 @app.command("stats", epilog="Example: dagman store stats store --out store.html")
 def describe_folder(
     store: StoreFolder,
-    out: Annotated[Path | None, typer.Option(help="Page to write (HTML).")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Output file (HTML).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """State how many scans and patients a store holds, their modalities, spacings, kernels and sizes, and how much of a body.
+    """Summarise a store: numbers of scans and patients, modalities, sizes, and body coverage.
 
-    Only the manifest is read. No ages and no names are in it.
+    Reads only the manifest, which holds no names and no ages.
     """
     from dagman.records.files import write_text
     from dagman.reports.store_page import list_spreads, list_unrecorded, render_store, state_counts, state_kernels

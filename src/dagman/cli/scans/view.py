@@ -19,31 +19,35 @@ _HEAD = 4096
 
 @app.command(epilog="Example: dagman view scans/patient-7.nii.gz --attention runs/first --out patient-7.html")
 def view_scan(
-    scan: Annotated[Path, typer.Argument(help="One scan: a file, or a folder with one series.")],
-    attention: Annotated[str, typer.Option(help="A run, or an encoder folder: show where its [CLS] token attends.")] = "",
+    scan: Annotated[Path, typer.Argument(help="A scan: a file, or a folder with one series.")],
+    attention: Annotated[str, typer.Option(help="A run or an encoder folder, whose [CLS] attention is overlaid.")] = "",
     labels: Annotated[
-        Path | None, typer.Option(help="A label map of the scan to show, such as a segmentation; a DICOM SEG or RTSTRUCT will do.")
+        Path | None, typer.Option(help="Label map of the scan to overlay: NIfTI or another image file, DICOM SEG or RTSTRUCT.")
     ] = None,
     names: Annotated[
         str,
         typer.Option(
-            help="Names of the labels: a table with columns id and name, a JSON file, a segmentation model, or liver=1,spleen=2."
-            " Default: those in the map's header, or of dagman predict."
+            help="Label names: a table with the columns id and name, a JSON file, a segmentation model, or liver=1,spleen=2. "
+            "Default: from the header of the map, or from dagman predict."
         ),
     ] = "",
     marks: Annotated[
-        Path | None, typer.Option(help="Table of nodules to mark: scan, center_x_mm, center_y_mm, center_z_mm, diameter_mm.")
+        Path | None,
+        typer.Option(
+            help="Table of nodules to mark, with the columns scan, center_x_mm, center_y_mm, center_z_mm and diameter_mm."
+        ),
     ] = None,
     coordinates: Annotated[
-        str, typer.Option(help="Coordinates of the marks: ras, lps, or voxels. Default: ras; lps in LUNA16's columns coordX, ...")
+        str,
+        typer.Option(help="Coordinate system of the marks: ras, lps, or voxels. Default: ras; lps for LUNA16's coordX, ...."),
     ] = "",
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("view.html"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
 ) -> None:
-    """Write one HTML file that shows a scan in three planes; open it in a browser, no server is needed.
+    """Write an HTML viewer of a scan in three planes. It opens in any browser, without a server.
 
-    Attention, labels and marks may be given together. The file holds the scan and names it: treat it as you treat the scan. Of
-    a scan of more than 16 million voxels, blocks are averaged.
+    Attention, labels and marks can be combined. The file contains the scan and its name, so protect it like the scan itself.
+    Scans of more than 16 million voxels are downsampled.
     """
     from rich.console import Console
 
@@ -60,7 +64,7 @@ def view_scan(
         ("--coordinates", "--marks", coordinates, marks is None),
     ):
         if given and missing:
-            raise DagmanError(f"{option} is given without {needed}", do=f"Give {needed}, or leave {option} out")
+            raise DagmanError(f"{option} was given without {needed}", do=f"Give {needed}, or leave {option} out")
     # The file's page of the same question may be made again; anything else is kept.
     over = {"attention": attention, "labels": labels and labels.name, "names": names, "marks": marks and marks.name}
     made_by = " ".join(["dagman view", scan.name, *(f"--{option} {value}" for option, value in over.items() if value)])
@@ -106,7 +110,7 @@ def _refuse_other(out: Path, made_by: str) -> None:
     with out.open("rb") as file:
         head = file.read(_HEAD)
     if f'content="{escape(made_by)}"'.encode() not in head:
-        raise DagmanError("exists and shows something else", where=out, do="Give another --out, or remove it")
+        raise DagmanError("exists and was made from something else", where=out, do="Give another --out, or remove it")
 
 
 def _read_labels(labels: Path, names: str, scan: Scan) -> LabelLayer:

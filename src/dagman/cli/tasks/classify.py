@@ -43,7 +43,7 @@ def run_classification(
     context: typer.Context,
     models_and_table: ModelsAndTable,
     out: Out,
-    label: Annotated[str | None, typer.Option(help="Column of the label; two or more classes.", show_default="required")] = None,
+    label: Annotated[str | None, typer.Option(help="Column with the label (two or more classes).", show_default="required")] = None,
     method: Annotated[str, typer.Option(help="One or more of linear, knn, finetune, comma-separated.")] = "linear,knn",
     folds: Folds = 5,
     repeats: Repeats = None,
@@ -68,11 +68,12 @@ def run_classification(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Classify items out of fold, by patient: a linear probe and k-NN on frozen features, or fine-tuning.
+    """Classify items by a linear probe or k-NN on frozen features, or by fine-tuning, in patient-level cross-validation.
 
-    TABLE has one row for each scan, mask or point (center_x_mm, ...). AUC, accuracy, balanced accuracy, sensitivity, specificity
-    and Brier score with 95 % intervals over patients, on all labels and on few. OUT/report.html shows curves and single items;
-    OUT/model is kept for `dagman predict`. Several models are compared on the same items, crops, splits and draws.
+    TABLE has one row per scan, mask or point (center_x_mm, ...). Reports AUC, accuracy, balanced accuracy, sensitivity,
+    specificity and Brier score with 95 % confidence intervals over patients, for all labels and for few-shot subsets.
+    OUT/report.html shows curves and individual items; OUT/model is for `dagman predict`. Several models are compared on the same
+    items, crops, splits and few-shot draws.
     """
     from dagman.cli.tasks.printing import run_task
     from dagman.cli.tasks.task_options import parse_models, read_items, split_counts, split_names, split_shares

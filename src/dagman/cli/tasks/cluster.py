@@ -35,11 +35,16 @@ def run_clustering(
     context: typer.Context,
     models_and_table: ModelsAndTable,
     out: Out,
-    label: Annotated[str | None, typer.Option(help="Column of the kind; used to judge the clusters, never to make them.")] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="CSV with id and name of the values of label maps: each becomes a structure.")
+    label: Annotated[
+        str | None, typer.Option(help="Column with the kind of structure; used to evaluate the clusters, not to form them.")
     ] = None,
-    minimum_voxels: Annotated[int, typer.Option(min=1, help="Voxels below which a structure of a label map is left out.")] = 20,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="CSV file with the columns id and name, which names the values of label maps; each becomes a structure."),
+    ] = None,
+    minimum_voxels: Annotated[
+        int, typer.Option(min=1, help="Minimum size in voxels of a structure in a label map; smaller ones are excluded.")
+    ] = 20,
     map: Annotated[str, typer.Option(help="umap (needs the extra `cluster`) or pca.")] = "umap",
     neighbours: Annotated[int, typer.Option(min=2, help="Number of neighbours in UMAP.")] = 15,
     patient: Patient = "patient",
@@ -56,11 +61,12 @@ def run_clustering(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Draw structures on a map by their frozen features, group them by k-means and HDBSCAN, and judge the groups by their names.
+    """Cluster structures by their frozen features (k-means, HDBSCAN), map them in two dimensions, and evaluate the clusters
+    against their labels.
 
-    TABLE has one row for each structure (mask, label_value), point or label map. Silhouette, accuracy of nearest neighbours (other
-    patients only), mutual information, Rand index and purity in feature space; intra- and inter-cluster distance on the map.
-    OUT/report.html holds the map: each point shows its crop.
+    TABLE has one row per structure (mask, label_value), point or label map. Reports silhouette, nearest-neighbour accuracy
+    (across patients), mutual information, Rand index and purity in feature space, and intra- and inter-cluster distances on the
+    map. OUT/report.html holds an interactive map that shows the crop of each point.
     """
     from dagman.cli.tasks.printing import run_task
     from dagman.cli.tasks.task_options import parse_models, read_items

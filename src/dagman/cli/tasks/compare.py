@@ -38,9 +38,9 @@ app = typer.Typer(cls=_Tasks, add_completion=False, no_args_is_help=True, epilog
 
 @app.callback()
 def compare_models() -> None:
-    """Run one task for several models on identical items, crops, splits and few-shot draws.
+    """Compare several models on one task, with identical items, crops, splits and few-shot draws.
 
-    The same as the task's own command, `dagman classify MODEL... TABLE`, but refuses a single model. One table with 95 % intervals
-    over patients, and paired differences on the same items: DeLong for AUC, the paired bootstrap elsewhere, corrected for their
-    number (Holm). OUT/report.html draws the models against the labels used.
+    The same as the task's own command, `dagman classify MODEL... TABLE`, but requires at least two models. Reports each model
+    with 95 % confidence intervals over patients, and paired differences on the same items: by DeLong's test for AUC and by the
+    paired bootstrap otherwise, with Holm's correction. OUT/report.html plots performance against the number of labels.
     """

@@ -43,11 +43,16 @@ def run_outcome(
     context: typer.Context,
     models_and_table: ModelsAndTable,
     out: Out,
-    time: Annotated[str | None, typer.Option(help="Column of the time from the scan to the event or the last follow-up.")] = None,
-    event: Annotated[str | None, typer.Option(help="Column: 1 where the event was seen, 0 where censored.")] = None,
-    label: Annotated[str | None, typer.Option(help="Column of a response, in place of time and event.")] = None,
-    clinical: Annotated[str, typer.Option(help="Clinical columns, comma-separated: judged alone and with the image.")] = "",
-    method: Annotated[str, typer.Option(help="One or more of cox, forest, finetune; a response has the linear probe.")] = "",
+    time: Annotated[str | None, typer.Option(help="Column with the time from the scan to the event or the last follow-up.")] = None,
+    event: Annotated[str | None, typer.Option(help="Column with the event indicator: 1 if observed, 0 if censored.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column with a response, instead of time and event.")] = None,
+    clinical: Annotated[
+        str, typer.Option(help="Clinical columns, comma-separated; evaluated alone and combined with the image.")
+    ] = "",
+    method: Annotated[
+        str,
+        typer.Option(help="One or more of cox, forest, finetune (for time and event; a response always uses the linear probe)."),
+    ] = "",
     folds: Folds = 5,
     repeats: Repeats = None,
     shares: Shares = None,
@@ -71,12 +76,13 @@ def run_outcome(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Predict a response, or time and event, out of fold: from the image alone, clinical columns alone, and both.
+    """Predict survival (time and event) or a response from the image, from clinical columns, and from both, in patient-level
+    cross-validation.
 
-    TABLE has one row for each scan or lesion; those of one patient are pooled. Time and event: Cox's elastic net or a random
-    survival forest on frozen features, or fine-tuning with Cox's loss; Harrell's and Uno's C, integrated Brier score,
-    time-dependent AUC, calibration, and Kaplan-Meier curves of risk groups whose cut is fixed inside the training fold. A response:
-    a linear probe, with what dagman classify reports. Missing clinical values are counted, and imputed within each fold.
+    TABLE has one row per scan or lesion; those of one patient are pooled. Survival: a Cox elastic net or a random survival forest
+    on frozen features, or fine-tuning with the Cox loss. Reports Harrell's and Uno's C-index, integrated Brier score,
+    time-dependent AUC, calibration, and Kaplan-Meier curves of risk groups whose threshold is set on the training fold. Response:
+    a linear probe, evaluated as in dagman classify. Missing clinical values are counted, and imputed within each fold.
     """
     from dagman.cli.tasks.printing import run_task
     from dagman.cli.tasks.task_options import parse_models, read_items, split_counts, split_names, split_shares
@@ -87,10 +93,12 @@ def run_outcome(
     from dagman.tasks.outcome.time_to_event import OutcomeSettings, predict_outcome
 
     if (label is None) == (time is None and event is None):
-        raise TaskError("needs a response, or time and event", where="outcome", do="Give --label COL, or --time COL --event COL")
+        raise TaskError(
+            "needs a response, or a time and an event", where="outcome", do="Give --label COL, or --time COL --event COL"
+        )
     if label and method:
-        do = "Leave --method out, or use dagman classify, which has linear, knn and finetune"
-        raise TaskError("a response is predicted by a linear probe", where="--method", do=do)
+        do = "Omit --method, or use dagman classify, which offers linear, knn and finetune"
+        raise TaskError("a response is always predicted by a linear probe", where="--method", do=do)
     specs, table = parse_models(context, models_and_table, weights=weights)
     settings = OutcomeSettings(
         methods=split_names(method) or ("cox",),

@@ -26,29 +26,31 @@ _SHOWN = 10
 @app.command(epilog="Example: dagman predict tumours/model new-scans --out predicted")
 def run_prediction(
     model: Annotated[Path, typer.Argument(help=f"The --out folder of dagman {list_keeping()}, or its model/.")],
-    scans: Annotated[list[Path], typer.Argument(help="Scans (files, folders, patterns, @LIST of paths), or one table of items.")],
-    out: Annotated[Path, typer.Option(help="Folder of predictions.")],
+    scans: Annotated[
+        list[Path], typer.Argument(help="Scans (files, folders, glob patterns, or @LIST, a file of paths), or one table of items.")
+    ],
+    out: Annotated[Path, typer.Option(help="Output folder.")],
     mirror: Annotated[
-        bool, typer.Option("--mirror", help="Average over mirrored windows (segmentation): 8 times the work.")
+        bool, typer.Option("--mirror", help="Test-time augmentation by mirroring (segmentation): 8 times the computation.")
     ] = False,
     identified: Identified = False,
     clinical: Annotated[
-        Path | None, typer.Option(help="Table of the model's clinical columns by patient, where scans are given as files.")
+        Path | None, typer.Option(help="Table with the model's clinical columns per patient, if scans are given as files.")
     ] = None,
-    patient: Annotated[str, typer.Option(help="The table's column of patients.")] = "patient",
+    patient: Annotated[str, typer.Option(help="Column of the table with the patients.")] = "patient",
     ids: Ids = "checked",
-    mask_label: Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")] = None,
+    mask_label: Annotated[int | None, typer.Option(help="Value of the structure in all masks of the table.")] = None,
     coordinates: Coordinates = "ras",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
     patients: PatientsOf = None,
     key: KeyPath = None,
     dask: Dask = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Apply a model to scans, one at a time: label maps on their own grids, or scores.
+    """Apply a trained model to scans: writes label maps on their own grids, or scores.
 
-    Writes OUT/predictions.csv (volumes, or scores), for a segmentation OUT/predictions/NAME.nii.gz (and .dcm, a DICOM SEG, where
-    the scan came as DICOM), and OUT/rejected.csv. Repeat the command to continue it.
+    Writes OUT/predictions.csv (volumes or scores) and OUT/rejected.csv; for a segmentation also OUT/predictions/NAME.nii.gz (and
+    a DICOM SEG, if the scan is DICOM). Repeat the command to resume it.
     """
     from rich.console import Console
 

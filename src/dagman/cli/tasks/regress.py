@@ -43,7 +43,7 @@ def run_regression(
     context: typer.Context,
     models_and_table: ModelsAndTable,
     out: Out,
-    label: Annotated[str | None, typer.Option(help="Column of the number.", show_default="required")] = None,
+    label: Annotated[str | None, typer.Option(help="Column with the number.", show_default="required")] = None,
     method: Annotated[str, typer.Option(help="One or both of ridge, finetune, comma-separated.")] = "ridge",
     folds: Folds = 5,
     repeats: Repeats = None,
@@ -68,11 +68,12 @@ def run_regression(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Predict a number of items out of fold, by patient: ridge regression on frozen features, or fine-tuning.
+    """Predict a number by ridge regression on frozen features, or by fine-tuning, in patient-level cross-validation.
 
-    TABLE has one row for each scan, mask or point (center_x_mm, ...). R², mean absolute and root mean squared error, and Spearman's
-    correlation with 95 % intervals over patients, on all labels and on few. OUT/report.html shows predicted against true numbers;
-    OUT/model is kept for `dagman predict`. Several models are compared on the same items, crops, splits and draws.
+    TABLE has one row per scan, mask or point (center_x_mm, ...). Reports R², mean absolute error, root mean squared error and
+    Spearman's correlation with 95 % confidence intervals over patients, for all labels and for few-shot subsets. OUT/report.html
+    plots predicted against true values; OUT/model is for `dagman predict`. Several models are compared on the same items, crops,
+    splits and few-shot draws.
     """
     from dagman.cli.tasks.printing import run_task
     from dagman.cli.tasks.task_options import parse_models, read_items, split_counts, split_names, split_shares

@@ -40,7 +40,7 @@ def run_segmentation(
     labels: Annotated[
         str | None,
         typer.Option(
-            help="Structures and their values, such as liver=5,kidneys=7+8; names alone of RTSTRUCT or SEG. Default: all."
+            help="Structures and their values, such as liver=5,kidneys=7+8; for RTSTRUCT or SEG, names only. Default: all."
         ),
     ] = None,
     mask_label: MaskLabel = None,
@@ -49,34 +49,37 @@ def run_segmentation(
     shares: Shares = None,
     shots: Shots = "",
     draws: Draws = 1,
-    steps: Annotated[
-        int | None, typer.Option(help="Optimiser steps of each training. Default: 250 on a CPU, 3000 on a GPU.")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of training steps. Default: 250 on a CPU, 3000 on a GPU.")] = None,
     batch: Annotated[int, typer.Option(help="Crops per step.")] = 2,
     rate: Annotated[
-        float | None, typer.Option(help="Largest learning rate. Default: 3e-3 below 1,000 steps, else 1e-3.", show_default=False)
+        float | None, typer.Option(help="Peak learning rate. Default: 3e-3 below 1,000 steps, otherwise 1e-3.", show_default=False)
     ] = None,
-    layer_decay: Annotated[
-        float, typer.Option(help="Factor of the learning rate from each layer to the one below; 1: one rate for all layers.")
-    ] = 1.0,
-    side: Annotated[int | None, typer.Option(help="Side of a crop in voxels, a multiple of 32. Default: the encoder's.")] = None,
-    spacing: Annotated[float | None, typer.Option(help="Voxel size in mm. Default: the encoder's, where it performs best.")] = None,
-    mirror: Annotated[bool, typer.Option("--mirror", help="Mirror crops in training and windows in testing.")] = False,
+    layer_decay: Annotated[float, typer.Option(help="Layer-wise decay of the learning rate; 1: one rate for all layers.")] = 1.0,
+    side: Annotated[
+        int | None, typer.Option(help="Side of training crops in voxels, a multiple of 32. Default: that of the encoder.")
+    ] = None,
+    spacing: Annotated[
+        float | None, typer.Option(help="Voxel size in mm. Default: that of the encoder, which usually performs best.")
+    ] = None,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Augment by mirroring, in training and at test time.")] = False,
     tolerance: Annotated[float, typer.Option(help="Tolerance of the surface Dice in mm.")] = 2.0,
     measures: Annotated[
-        str, typer.Option(help="What is measured: all, or names such as dice,hd95_mm; dice alone is quicker.")
+        str, typer.Option(help="Measures to compute: all, or names such as dice,hd95_mm; dice alone is faster.")
     ] = "all",
     patient: Patient = "patient",
     ids: Ids = "checked",
     split: SplitColumn = "split",
     contoured: Annotated[
-        str, typer.Option(help="The table's column of the structures drawn in each scan, if it has one; others are unknown there.")
+        str,
+        typer.Option(
+            help="Column with the structures annotated in each scan, if there is one; others are treated as unknown there."
+        ),
     ] = "contoured",
-    keep: Annotated[bool, typer.Option(help="Train a model on all scans for OUT/model.")] = True,
+    keep: Annotated[bool, typer.Option(help="Also train a model on all scans, in OUT/model.")] = True,
     identified: Identified = False,
     key: KeyPath = None,
     note: Annotated[
-        list[str] | None, typer.Option(help="A sentence for the report, such as who drew the labels; repeatable.")
+        list[str] | None, typer.Option(help="Sentence to add to the report, such as who drew the labels. Repeatable.")
     ] = None,
     primary: Primary = "",
     seed: Seed = 0,
@@ -84,12 +87,12 @@ def run_segmentation(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Train and evaluate a segmentation network: a decoder from scratch on the encoder, by patient, full- and few-shot.
+    """Train and evaluate a segmentation network (the encoder with a new decoder) in patient-level cross-validation.
 
-    TABLE has the columns scan and mask, or is a dataset.json (Decathlon, nnU-Net v2). Dice, HD95, surface Dice, lesions and
-    volumes with 95 % intervals, on the masks' own grids. OUT/predictions holds label maps on the scans' grids (DICOM SEG too where
-    they came as DICOM), OUT/model a model for `dagman predict`. Several encoders are compared on the same scans, splits and draws,
-    with paired differences of Dice.
+    TABLE has the columns scan and mask, or is a dataset.json (Decathlon, nnU-Net v2). Reports Dice, HD95, surface Dice, lesion
+    counts and volumes with 95 % confidence intervals, on the grids of the masks, for all labels and for few-shot subsets.
+    OUT/predictions holds label maps on the scans' grids (also as DICOM SEG, for DICOM scans); OUT/model is for `dagman predict`.
+    Several encoders are compared on the same scans, splits and few-shot draws, with paired differences of Dice.
     """
     from dagman.cli.tasks.printing import run_task
     from dagman.cli.tasks.task_options import parse_models, split_counts, split_shares

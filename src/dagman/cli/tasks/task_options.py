@@ -33,81 +33,86 @@ ModelsAndTable = Annotated[
     list[str],
     typer.Argument(
         metavar="MODEL... TABLE",
-        help="One or more models: a run, an encoder folder, scratch:SIZE, resnet3d:SIZE, monai:PATH, radiomics:size, pixels, or "
-        "histogram (segment: those with a network). Then the table: CSV, Parquet or Excel (segment: or a dataset.json).",
+        help="One or more models: a run, an encoder folder, scratch:SIZE, resnet3d:SIZE, monai:PATH, or a baseline without a "
+        "network (radiomics:size, pixels, histogram; not for segment). Then the table: CSV, Parquet or Excel (for segment also "
+        "a dataset.json).",
     ),
 ]
-Out = Annotated[Path, typer.Option(help="Folder of results.")]
-Folds = Annotated[int, typer.Option(help="Number of folds by patient; a column 'split' replaces them.")]
+Out = Annotated[Path, typer.Option(help="Output folder.")]
+Folds = Annotated[
+    int, typer.Option(help="Number of cross-validation folds, split by patient; not used if the table has a column 'split'.")
+]
 Repeats = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Number of repeats, each with new folds. Default: 5; 1 where networks are fine-tuned or trained, or the table has its "
-        "own split.",
+        help="Number of repetitions, each with new folds. Default: 5; 1 if networks are trained, or if the table has its own "
+        "split.",
         show_default=False,
     ),
 ]
 Shares = Annotated[
     str | None,
-    typer.Option(help="Shares of the training patients, such as 25,50,100 (percent). Default: 100 (segment: if no --shots)."),
+    typer.Option(
+        help="Percentages of the training patients to use, such as 25,50,100. Default: 100 (segment: unless --shots is given)."
+    ),
 ]
 Shots = Annotated[
     str,
     typer.Option(
         "--shots",
         "--per-class",
-        help="Few-shot: numbers of labelled patients, such as 1,5,10,20, per class (outcome: with and without the event; "
-        "segment and regress: in all).",
+        help="Few-shot training: numbers of labelled patients, such as 1,5,10,20, per class (outcome: with and without the "
+        "event; segment and regress: in total).",
     ),
 ]
 Draws = Annotated[int, typer.Option(min=1, help="Number of few-shot draws in each repeat and fold.")]
-Epochs = Annotated[int | None, typer.Option(min=1, help="Largest number of epochs of fine-tuning. Default: 20.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Maximum number of fine-tuning epochs. Default: 20.")]
 Finetuning = Annotated[str, typer.Option(help="Fine-tuning preset: short, or paper (1,000 epochs at 2e-4).")]
 LayerDecay = Annotated[
-    float | None, typer.Option(help="Fine-tuning: factor of the rate from layer to layer downwards, for every model. Default: 1.")
+    float | None, typer.Option(help="Fine-tuning: layer-wise decay of the learning rate, for every model. Default: 1.")
 ]
-Patient = Annotated[str, typer.Option(help="The table's column of patients.")]
+Patient = Annotated[str, typer.Option(help="Column of the table with the patients.")]
 Ids = Annotated[
     str,
     typer.Option(
         callback=one_of("ids", "checked", "exact"),
-        help="checked: refuse patients or labels that differ only in leading zeros, case, blanks or dashes; "
-        "exact: keep them apart.",
+        help="checked: reject patients or labels that differ only in leading zeros, case, blanks or dashes; exact: treat them "
+        "as different.",
     ),
 ]
-SplitColumn = Annotated[str, typer.Option(help="The table's column of train, val, test, if it has one.")]
-MaskLabel = Annotated[int | None, typer.Option(help="The structure's value in every mask of the table.")]
+SplitColumn = Annotated[str, typer.Option(help="Column with the split (train, val, test), if there is one.")]
+MaskLabel = Annotated[int | None, typer.Option(help="Value of the structure in all masks of the table.")]
 Coordinates = Annotated[
-    str, typer.Option(callback=one_of("coordinates", "ras", "lps"), help="Coordinates of the table's points: ras or lps.")
+    str,
+    typer.Option(callback=one_of("coordinates", "ras", "lps"), help="Coordinate system of the points in the table: ras or lps."),
 ]
-CropMm = Annotated[float | None, typer.Option(help="Side in mm of crops around structures. Default: from their size.")]
-CropSpacing = Annotated[float | None, typer.Option(help="Voxel size in mm of these crops. Default: from their size.")]
-StoreFolder = Annotated[Path | None, typer.Option(help="Store that holds the scans which the table names by id.")]
-Cache = Annotated[Path | None, typer.Option(help="Folder of cached feature vectors. Default: OUT/features.")]
+CropMm = Annotated[float | None, typer.Option(help="Side in mm of crops around structures. Default: depends on their size.")]
+CropSpacing = Annotated[float | None, typer.Option(help="Voxel size in mm of these crops. Default: depends on their size.")]
+StoreFolder = Annotated[Path | None, typer.Option(help="Store with the scans that the table refers to by id.")]
+Cache = Annotated[Path | None, typer.Option(help="Folder for cached feature vectors. Default: OUT/features.")]
 Weights = Annotated[
     str,
     typer.Option(
         callback=one_of("weights", "teacher", "student", "auto"),
-        help="Whose weights of a run are read: teacher, student, or auto (the teacher's).",
+        help="Which weights of a run: teacher, student, or auto (teacher).",
     ),
 ]
 Identified = Annotated[
     bool,
-    typer.Option(
-        "--identified", help="DICOM SEGs name patient and study as their sources do. Default: a pseudonym and UIDs alone."
-    ),
+    typer.Option("--identified", help="Copy patient and study names to the DICOM output. Default: only a pseudonym and UIDs."),
 ]
 Primary = Annotated[
     str,
     typer.Option(
-        help="The primary endpoint, tested alone; all other differences are corrected for their number. KEY=VALUE of first, "
-        "second, method, subset and measure, comma-separated; what is left out is the first of each, on all labels."
+        help="Primary endpoint: the one difference that is tested alone, without correction for multiple testing. "
+        "Comma-separated KEY=VALUE, with the keys first, second, method, subset and measure; each defaults to the first of its "
+        "kind, on all labels."
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of folds, draws, fits and maps.")]
+Seed = Annotated[int, typer.Option(help="Random seed of folds, draws, fits and maps.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print measures and differences as JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 
 
 def _set_key(path: Path | None) -> Path | None:
@@ -122,7 +127,7 @@ KeyPath = Annotated[
     typer.Option(
         "--key",
         callback=_set_key,
-        help="File of the key that turns PatientIDs and file names into pseudonyms. Default: DAGMAN_KEY, else the user's own.",
+        help="Key file for pseudonyms of PatientIDs and file names. Default: DAGMAN_KEY, or the key in your configuration folder.",
         show_default=False,
     ),
 ]
@@ -133,8 +138,9 @@ PatientsOf = Annotated[
     typer.Option(
         "--patients",
         metavar="TABLE|REGEX",
-        help="Whose the scans are: a table with the columns scan and patient, or a regular expression with one group, searched for "
-        "in each file's name, then its path. Default: as the file states; if it does not, each scan is a patient of its own.",
+        help="Patients of the scans: a table with the columns scan and patient, or a regular expression with one group, "
+        "matched against each file's name, then its path. Default: from the file; if it names no patient, each scan counts as "
+        "a separate patient.",
         show_default=False,
     ),
 ]

@@ -13,17 +13,19 @@ app = typer.Typer(add_completion=False)
 @app.command(epilog="Example: dagman bench store --size small")
 def bench_command(
     store: Annotated[
-        Path | None, typer.Argument(help="A store. Default: a synthetic one of two patients.", show_default=False)
+        Path | None, typer.Argument(help="A store. Default: a synthetic store of two patients.", show_default=False)
     ] = None,
-    size: Annotated[str | None, typer.Option(help="Size of the model: tiny, small or paper. Default: tiny.")] = None,
-    method: Annotated[str | None, typer.Option(help="Method: dagman, smit, ibot, ... Default: dagman.")] = None,
-    assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value, repeatable; see docs/settings.md.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    size: Annotated[str | None, typer.Option(help="Model size: tiny, small or paper. Default: tiny.")] = None,
+    method: Annotated[str | None, typer.Option(help="Pretraining method: dagman, smit, ibot, ... Default: dagman.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="Setting to change, as key=value (see docs/settings.md). Repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Measure how fast this machine pretrains, and what share of its own ceiling that is. Nothing is written.
+    """Measure the pretraining speed of this machine, and compare it with its peak throughput. Writes nothing.
 
-    Views and voxels per second of whole steps, crops per second from the store, memory, the largest micro-batch, and the hours that
-    the run would take. The ceiling is one large matrix product in the precision of the run.
+    Prints views and voxels per second of complete steps, crops per second from the store, memory, the largest micro-batch, and
+    the duration of the run in hours. Peak throughput is that of one large matrix product in the precision of the run.
     """
     import json
 
@@ -32,7 +34,7 @@ def bench_command(
     from dagman.training.plan.bench import bench_machine
 
     console = Console(stderr=as_json)
-    console.print("Taking a few steps; nothing is written.", style="dim")
+    console.print("Running a few steps; nothing is written.", style="dim")
     bench = bench_machine(store, size=size, method=method, assignments=assignments or ())
     if as_json:
         typer.echo(json.dumps(bench.to_json()))
@@ -42,9 +44,9 @@ def bench_command(
         f"machine   {plan.device}, {bench.precision}, kernels {bench.kernels}",
         f"steps     {bench.views_per_s:.3g} views/s, {bench.voxels_per_s / 1e6:.3g} million voxels/s "
         f"({plan.seconds[0]:.3g} s per step of {plan.views} views)",
-        f"ceiling   {bench.ceiling_share:.0%} of {bench.flop_per_s / 1e12:.3g} TFLOP/s, the rate of one large product",
-        f"crops     {bench.crops_per_s:.3g} per second by one process; {plan.waiting:.0%} of a step is waiting for data",
+        f"peak      {bench.ceiling_share:.0%} of {bench.flop_per_s / 1e12:.3g} TFLOP/s, the rate of one large matrix product",
+        f"crops     {bench.crops_per_s:.3g} per second by one process; {plan.waiting:.0%} of each step is spent waiting for data",
         f"memory    {plan.memory_gib:.2f} GiB at the peak; at most {bench.largest_micro_batch} views at once",
-        f"time      {plan.hours[0]:.2g} hours for {plan.steps} steps, if the machine stays as busy",
+        f"time      {plan.hours[0]:.2g} hours for {plan.steps} steps, at the present load of the machine",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -22,7 +22,7 @@ def print_plan(console: Console, source: Sequence[Path], as_json: bool, **choice
     """Measure a few steps and print what the run will cost, as lines or as JSON."""
     from dagman.training.plan.rehearsal import plan_pretraining, prepare_rehearsal
 
-    console.print("Taking a few steps; nothing is written.", style="dim")
+    console.print("Running a few steps; nothing is written.", style="dim")
     plan = plan_pretraining(prepare_rehearsal(source, **choices))
     if as_json:
         typer.echo(json.dumps(plan.to_json()))
@@ -79,8 +79,8 @@ def describe_plan(plan: Plan) -> list[str]:
         *(line.replace("stores: ", "stores    ", 1) for line in plan.stores),
         f"step      {mean:.3g} s ({low:.3g} to {high:.3g}, 95 %, from {plan.measured_steps} steps), {plan.views / mean:.3g} "
         f"views/s; {plan.waiting:.0%} waiting for data",
-        f"time      {_show_hours(plan.hours[0])} ({_show_hours(plan.hours[1])} to {_show_hours(plan.hours[2])}) if the machine "
-        f"stays as busy; an evaluation takes {plan.evaluation_seconds:.2g} s of it",
+        f"time      {_show_hours(plan.hours[0])} ({_show_hours(plan.hours[1])} to {_show_hours(plan.hours[2])}) at the present "
+        f"load of the machine; an evaluation takes {plan.evaluation_seconds:.2g} s of it",
         f"memory    {plan.memory_gib:.2f} GiB at the peak",
         f"disk      {describe_bytes(plan.disk_bytes)}; a checkpoint {describe_bytes(plan.checkpoint_bytes)}",
         f"energy    {energy or 'not counted by this hardware, or not readable'}",

@@ -19,46 +19,51 @@ def pretrain_command(
     source: Annotated[
         list[Path],
         typer.Argument(
-            help="A store, several with weights (a:2 b:1), or scans, which are prepared into RUN/store first; or patterns."
+            help="A store; several stores, with sampling weights (a:2 b:1); or scans or glob patterns, which are first "
+            "prepared into RUN/store."
         ),
     ],
-    out: Annotated[Path | None, typer.Option(help="The run folder to write.")] = None,
-    size: Annotated[str | None, typer.Option(help="tiny, small, paper; tiny-vit, ... for others. Default: tiny.")] = None,
-    method: Annotated[str | None, typer.Option(help="Method: dagman, smit, ibot, ... Default: dagman.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings in a TOML file.")] = None,
-    assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value, repeatable; see docs/settings.md.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder (the run).")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Model size: tiny, small or paper; for other backbones tiny-vit, ... Default: tiny.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="Pretraining method: dagman, smit, ibot, ... Default: dagman.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="Setting to change, as key=value (see docs/settings.md). Repeatable.")
+    ] = None,
     modality: Annotated[
         str | None,
-        typer.Option(metavar="ct|mr|all", help="Scans to train on, where there are CT and MR.", show_default=False),
+        typer.Option(metavar="ct|mr|all", help="Which scans to train on, if there are both CT and MR.", show_default=False),
     ] = None,
     many_passes: Annotated[
-        bool, typer.Option("--many-passes", help="Begin even if each scan is seen more than 10,000 times.")
+        bool, typer.Option("--many-passes", help="Allow runs that see each scan more than 10,000 times.")
     ] = False,
     patients: PatientsOf = None,
     continue_from: Annotated[
         str | None,
         typer.Option(
-            help="Take the first weights, and their sizes, from a run, an encoder or a file of MONAI, SMIT or VoCo.",
+            help="Initialise weights and model size from a run, an encoder, or a MONAI, SMIT or VoCo file.",
             metavar="SOURCE",
         ),
     ] = None,
     track: Annotated[
         str | None,
-        typer.Option(metavar="wandb|mlflow", help="Also keep the curves for W&B (offline) or MLflow, in RUN.", show_default=False),
+        typer.Option(metavar="wandb|mlflow", help="Also log the curves for W&B (offline) or MLflow, in RUN.", show_default=False),
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Take a few steps, print what the run will cost, and write nothing. Needs a store.")
+        bool, typer.Option("--plan", help="Run a few steps, print an estimate of the run's cost, and write nothing. Needs a store.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT, and refuse to begin one.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in OUT; fail if there is none.")] = False,
     key: KeyPath = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Pretrain an encoder on a store, or on scans.
+    """Pretrain an encoder on a store, or directly on scans.
 
-    --plan measures a few steps first: hours with an interval, memory, disk, energy where the device counts it, the micro-batch.
-    Repeated, the command continues its run; settings that differ from the run's are refused by name.
-    Ctrl-C lets the current step end first. SIGTERM and SIGUSR1, by which clusters announce the end of a job's time, do so as well
-    and end with exit code 75: start me again. Under torchrun several processes share each step (docs/guides/devices.md).
+    Use --plan to estimate time, memory, disk space and energy, and the best micro-batch. Repeat the command to resume a run;
+    settings that differ from those of the run are rejected. Ctrl-C stops after the current step. So do SIGTERM and SIGUSR1, which
+    schedulers send at the end of a job's time limit; the exit code is then 75, meaning that the job should be requeued. Under
+    torchrun, several processes share each step (docs/guides/devices.md).
     """
     import json
     import os
@@ -88,7 +93,7 @@ def pretrain_command(
         print_plan(console, source, as_json, continue_from=continue_from, **choices)
         return
     if out is None:
-        raise SettingsError("a run needs a folder", do="Give --out RUN; or --plan, which writes none")
+        raise SettingsError("a run needs an output folder", do="Give --out RUN, or --plan, which writes nothing")
     with (
         PlainLines(console, out) as lines,
         show_preparing(console, lines) as on_preparation,
@@ -119,7 +124,7 @@ def pretrain_command(
         typer.echo(json.dumps(outcome | {"verdict": light}))
     print_verdicts(console, judged)
     if done < steps:
-        console.print(f"Stopped at step {done} of {steps}; repeat the command to go on.")
+        console.print(f"Stopped at step {done} of {steps}; repeat the command to resume.")
         raise typer.Exit(REQUEUE if run.stopped == "requeue" else 130)
     if not as_json:
         text = f"{out}/encoder holds the encoder after {count_noun(done, 'step')}. Next: dagman report {out}"

@@ -12,14 +12,14 @@ app = typer.Typer(add_completion=False)
 
 @app.command(epilog="Example: dagman replay run 41")
 def replay_command(
-    run: Annotated[Path, typer.Argument(help="A run, as dagman pretrain wrote it.")],
-    step: Annotated[int, typer.Argument(help="The step, as the run's warning names it.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print what is found as JSON.")] = False,
+    run: Annotated[Path, typer.Argument(help="A run, as written by dagman pretrain.")],
+    step: Annotated[int, typer.Argument(help="The step, as given in the run's warning.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Compute one step of a run again, alone, whose loss was not finite.
+    """Recompute a single training step whose loss was not finite, to find the cause.
 
-    A run keeps the weights before such a step and its views in RUN/broken. They are computed on the CPU in float32: what is not
-    finite first, and on which scans. The run is not changed.
+    A run saves the weights and views of such a step in RUN/broken. The step is recomputed on the CPU in float32, to find where
+    non-finite values first occur, and in which scans. The run is not changed.
     """
     import json
 

@@ -18,14 +18,14 @@ _COLORS = {"green": "green", "amber": "yellow", "red": "red", None: "dim"}
 
 @app.command(epilog="Example: dagman runs runs --page runs.html")
 def runs(
-    folder: Annotated[Path, typer.Argument(help="A folder with pretraining runs, at any depth.", metavar="DIR")] = Path(),
-    page: Annotated[Path | None, typer.Option(help="Also write one page with the curves of all runs.")] = None,
+    folder: Annotated[Path, typer.Argument(help="Folder to search recursively for pretraining runs.", metavar="DIR")] = Path(),
+    page: Annotated[Path | None, typer.Option(help="Also write an HTML page with the curves of all runs.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the runs as JSON.")] = False,
 ) -> None:
-    """List the pretraining runs of a folder: state, step, losses, and a light with what to try.
+    """List the pretraining runs in a folder: state, step, losses, and health (green, amber or red) with advice.
 
-    States: running (a process writes it), finished, waiting (stopped at a checkpoint, or not begun), killed (its last steps are
-    lost: repeat its command to go on from the checkpoint before), damaged.
+    States: running, finished, waiting (stopped at a checkpoint, or not started), killed (the steps since the last checkpoint are
+    lost; repeat its command to resume), damaged.
     """
     import json
 
