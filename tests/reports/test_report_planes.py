@@ -8,8 +8,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dagman.reports.figures import AXIAL, CORONAL, SAGITTAL, Contour, Overlay, draw_plane, draw_three_planes, encode_png, take_slice
+from dagman.reports.figures import (
+    AXIAL,
+    CORONAL,
+    SAGITTAL,
+    Contour,
+    Overlay,
+    draw_plane,
+    draw_three_planes,
+    encode_png,
+    overlay_relative,
+    take_slice,
+)
 from dagman.reports.style import new_figure
+from dagman.reports.viewer.layers import AttentionLayer, describe_attention, state_attention
+from dagman.scans.affine import Affine
 
 _SHAPE = (20, 24, 28)
 
@@ -96,3 +109,16 @@ def test_letters_colour_bar_and_legend_say_what_is_shown():
 def test_the_same_picture_is_the_same_bytes():
     first, second = (encode_png(draw_three_planes(np.ones(_SHAPE), (1, 1, 1))) for _ in range(2))
     assert first == second
+
+
+@pytest.mark.parametrize(
+    ("away", "reach", "said"), [(0.008, 0.25, "0.75 and 1.25 times uniform: a map"), (2.0, 2.0, "at 3.00 times uniform.")]
+)
+def test_colours_of_attention_show_a_nearly_uniform_map_as_uniform(away: float, reach: float, said: str):
+    relative = np.full((1, 2, 2, 2), 1.0, dtype=np.float32)
+    relative[0, 0, 0, 0] += away
+    layer = AttentionLayer(heads=relative, affine=Affine(np.eye(4)))
+    told = describe_attention(layer)
+    assert overlay_relative(relative[0]).high == pytest.approx(1 + reach)
+    assert (told["reach"], told["own"]) == pytest.approx((reach, away), rel=1e-4)
+    assert said in state_attention(layer)

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
+from dagman.reports.figures.planes import find_reach
 from dagman.reports.figures.windows import WINDOWS, Window
 
 MOST_VOXELS = 600_000
@@ -51,7 +52,7 @@ class Volume:
         hounsfield: Whether they are HU, and usual windows can be chosen.
         layers: Outlines.
         attention: Relative to uniform (x y z), coarser, of the same extent.
-        reach: Distance from 1 at which the colours of attention end; the values' own when None.
+        reach: Distance from 1 at which the colours of attention end; by the values when None.
         within: (start, stop) of the scan along X, Y, Z in voxels; what lies beyond is mirrored, and hatched.
     """
 
@@ -172,8 +173,7 @@ def _describe_layer(layer: Layer, shape: Sequence[int], steps: Sequence[int]) ->
 
 
 def _describe_attention(values: NDArray[np.float32], reach: float | None) -> dict[str, Any]:
-    reach = float(np.abs(values - 1.0).max()) if reach is None else reach
-    reach = max(reach, 1e-6)
+    reach = find_reach(values) if reach is None else reach
     levels = np.clip(np.rint((values - 1.0) / reach * 127) + 127, 0, 254)
     return {"shape": list(values.shape), "values": encode_grid(levels), "reach": reach}
 

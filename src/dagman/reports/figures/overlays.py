@@ -1,7 +1,7 @@
 """Pictures of attention on slices, as a radiologist expects slices: the patient's right on the left of the picture, true in mm.
 
-Attention of short runs is almost uniform. Colours are stretched to show its order, so every picture says how little the
-numbers differ. Colours are those of the pages: clear at uniform, orange above, blue below. Slices go through the body: the most
+Colours are those of the pages: clear at uniform, orange above, blue below, and they end at least `LEAST_REACH` from uniform.
+Attention of short runs is almost uniform, and appears so; every picture gives its numbers. Slices go through the body: the most
 attended place may be air.
 """
 
@@ -22,7 +22,7 @@ from scipy import ndimage
 
 from dagman.encoder.attention import Attention
 from dagman.records.files import write_whole
-from dagman.reports.figures.planes import AROUND_ONE
+from dagman.reports.figures.planes import AROUND_ONE, LEAST_REACH
 from dagman.store.body import CT_LEVELS, SCALED_LEVELS, mask_body
 
 PERCENTILES = (2.0, 98.0)
@@ -220,9 +220,8 @@ def _mark_planes(axes: Axes, plane: Plane, place: Sequence[int], shape: Sequence
 
 
 def _stretch_colours(values: NDArray[np.float32]) -> Normalize:
-    reach = float(np.abs(np.percentile(values, PERCENTILES) - 1.0).max())
-    # Constant attention has one colour, the clear one in the middle.
-    return Normalize(1.0 - reach, 1.0 + reach) if reach > 1e-6 else Normalize(0.0, 2.0)
+    reach = max(float(np.abs(np.percentile(values, PERCENTILES) - 1.0).max()), LEAST_REACH)
+    return Normalize(1.0 - reach, 1.0 + reach)
 
 
 def _add_colour_bar(figure: Figure, axes: Axes, norm: Normalize) -> None:
@@ -247,7 +246,9 @@ def _add_words(
     height = figure.get_figheight()
     shown = np.array([norm.vmin or 0.0, norm.vmax or 0.0], dtype=np.float32)
     figure.text(0.03, 1 - 0.22 / height, title, color=_INK, fontsize=13, fontweight="bold", va="center")
-    words = f"True range: {describe_range(values)}. Colours reach {_write_range(shown)}, as far as the 2nd to 98th percentile."
+    near = float(shown[1]) - 1.0 <= LEAST_REACH + 1e-6
+    as_far = "a map this close to uniform appears uniform" if near else "as far as the 2nd to 98th percentile"
+    words = f"True range: {describe_range(values)}. Colours reach {_write_range(shown)}: {as_far}."
     words += f" {describe_outside(attention)}."
     figure.text(0.03, 1 - 0.5 / height, words, color=_INK, fontsize=10, va="center")
     unit = "HU" if attention.prepared.modality == "CT" else "(stored values)"

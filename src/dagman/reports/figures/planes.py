@@ -25,6 +25,8 @@ from dagman.reports.style import FULL_WIDTH, NEUTRAL, new_figure
 CONVENTION = "Radiological convention: the patient's left is on the image's right; sagittal slices show the front on the left."
 """For captions."""
 
+LEAST_REACH = 0.25
+"""Colours of attention end at least this far from uniform (1), so that a nearly uniform map appears uniform. [ours]"""
 
 AROUND_ONE = LinearSegmentedColormap.from_list(
     "around-one",
@@ -84,10 +86,27 @@ class Overlay:
 def overlay_relative(values: NDArray, label: str = "attention, times uniform", reach: float | None = None) -> Overlay:
     """An overlay of numbers whose usual value is 1, such as attention relative to uniform: 1 is clear, more is orange, less blue.
 
-    `reach` is the largest distance from 1 in the colours; the values' own when None.
+    `reach` is the distance from 1 at which the colours end; by the values when None.
     """
-    reach = float(np.nanmax(np.abs(values - 1.0))) if reach is None else reach
+    reach = find_reach(values) if reach is None else reach
     return Overlay(values=values, label=label, low=1.0 - reach, high=1.0 + reach, colors=AROUND_ONE, opacity=1.0)
+
+
+def find_reach(relative: NDArray) -> float:
+    """How far from uniform (1) the colours of an attention reach: as far as the values, and `LEAST_REACH` at least."""
+    return max(float(np.nanmax(np.abs(relative - 1.0))), LEAST_REACH)
+
+
+def describe_reach(relative: NDArray) -> str:
+    """Where the colours end, as a sentence; a map within `LEAST_REACH` of uniform is called so.
+
+    >>> describe_reach(np.array([0.992, 1.008]))
+    'The colours end at 0.75 and 1.25 times uniform: a map this close to uniform appears uniform.'
+    """
+    reach = find_reach(relative)
+    near = ": a map this close to uniform appears uniform" if float(np.nanmax(np.abs(relative - 1.0))) < LEAST_REACH else ""
+    low = f"{1.0 - reach:.2f} and " if reach < 1.0 else ""
+    return f"The colours end at {low}{1.0 + reach:.2f} times uniform{near}."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from dagman.reports.figures.planes import (
     draw_plane,
     draw_scale_bar,
     draw_three_planes,
+    find_reach,
     overlay_relative,
 )
 from dagman.reports.style import FULL_WIDTH, NEUTRAL, SKY, YELLOW, new_figure
@@ -109,7 +110,7 @@ def draw_heads(view: NDArray, spacing: Sequence[float], relative: NDArray) -> Fi
     heads = len(relative)
     columns = min(heads, 4)
     rows = -(-heads // columns)
-    reach = float(np.abs(relative - 1.0).max())
+    reach = find_reach(relative)
     figure = new_figure(FULL_WIDTH, rows * 2.3 + 0.2)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in panels[heads:]:
@@ -135,7 +136,7 @@ def draw_course(
             draw_plane(axes, volume, spacing, AXIAL, letters=False)
     if relative:
         everything = np.stack(list(relative.values()))
-        reach = float(np.abs(everything - 1.0).max())
+        reach = find_reach(everything)
         for axes, values in zip(panels[-1], relative.values(), strict=True):
             draw_plane(axes, view, spacing, AXIAL, overlay=overlay_relative(values, reach=reach), letters=False)
         add_color_bar(figure, list(panels.flatten()), overlay_relative(everything))

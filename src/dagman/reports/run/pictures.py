@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dagman.reports.figures import CONVENTION, draw_three_planes, encode_png, overlay_relative
+from dagman.reports.figures.planes import describe_reach
 from dagman.reports.figures.views import (
     HINT,
     MASKED,
@@ -161,7 +162,7 @@ def show_attention(gallery: Gallery, settings: Settings, sources: Sequence[Mappi
         Text(
             f"Where the teacher's [CLS] token attends (Eq. 1), mean over {count} heads, one value for each "
             f"unit. 1, left clear, is uniform attention; orange is more, blue less. **The true range is {low:.3f} to "
-            f"{high:.3f} times uniform**; the colours are stretched over it. "
+            f"{high:.3f} times uniform.** {describe_reach(relative)} "
             f"{_judge_uniformity(gallery['attention'][:_SHOWN])}"
         )
     ]
@@ -255,8 +256,8 @@ def _judge_uniformity(attention: NDArray) -> str:
     uniformity = measure_uniformity(attention)
     if uniformity >= UNIFORM_ATTENTION:
         return (
-            f"With an entropy of {uniformity:.4f} of its maximum it is almost uniform: the colours show an order of small "
-            "differences, which is all that masking uses, and **no finding**. This is usual in short runs."
+            f"With an entropy of {uniformity:.4f} of its maximum it is almost uniform: what differs is an order, "
+            "which is all that masking uses, and **no finding**. This is usual in short runs."
         )
     return f"Its entropy is {uniformity:.4f} of its maximum (1 = uniform)."
 

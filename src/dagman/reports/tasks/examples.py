@@ -26,8 +26,8 @@ def show_examples(results: Results) -> list[Block]:
     if not examples:
         return []
     below = (
-        " Below each, what the encoder's [CLS] token attends to, relative to uniform, in colours that are stretched over each "
-        "item's own range: read the bar. After short runs it does not mean anything yet."
+        " Below each, what the encoder's [CLS] token attends to, relative to uniform, in colours that end where each "
+        "bar states, 0.25 from uniform at least. After short runs it does not mean anything yet."
         if any(one.attention is not None for one in examples)
         else ""
     )

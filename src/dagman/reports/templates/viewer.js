@@ -35,10 +35,10 @@
     for (const kind of ['attention', 'labels']) if (over[kind]) nv.removeVolume(over[kind]);
     over = { attention: null, labels: null };
     if (data.attention && state.shown) {
-      const low = state.threshold * data.attention.reach;
+      const reach = endOfColours(), low = state.threshold * reach;
       over.attention = await read(data.attention.maps[state.head], 'attention.nii.gz', {
-        colormap: 'above', colormapNegative: 'below', cal_min: low, cal_max: data.attention.reach,
-        cal_minNeg: -data.attention.reach, cal_maxNeg: -low, opacity: state.opacity.attention });
+        colormap: 'above', colormapNegative: 'below', cal_min: low, cal_max: reach,
+        cal_minNeg: -reach, cal_maxNeg: -low, opacity: state.opacity.attention });
       nv.addVolume(over.attention);
     }
     if (data.labels.length && state.shown) {
@@ -51,6 +51,9 @@
     }
     nv.createOnLocationChange();
   }
+
+  // Near-uniform maps look uniform, unless the reader asks for their order.
+  const endOfColours = () => state.stretched ? data.attention.own : data.attention.reach;
 
   function fade(kind, opacity) {
     state.opacity[kind] = opacity;
@@ -113,7 +116,13 @@
       const heads = data.attention.maps.map((_, i) => i ? `head ${i}` : 'mean of heads');
       if (heads.length > 1) select('Attention', heads, state.head, at => { state.head = at; layOver(); });
       else bar.append(element('span', {}, 'Attention'));
-      slide('beyond', state.threshold, at => `1 ± ${(at * data.attention.reach).toPrecision(2)}`, at => { state.threshold = at; layOver(); });
+      if (data.attention.own < data.attention.reach) {
+        const stretch = element('button', { type: 'button', 'data-stretch': '', 'aria-pressed': String(state.stretched),
+          title: `Let the colours end at 1 ± ${data.attention.own.toPrecision(2)}: an order of small differences` }, `colours to 1 ± ${endOfColours().toPrecision(2)}`);
+        stretch.addEventListener('click', () => { state.stretched = !state.stretched; buildBar(); pressWindow(); layOver(); });
+        bar.append(stretch);
+      }
+      slide('beyond', state.threshold, at => `1 ± ${(at * endOfColours()).toPrecision(2)}`, at => { state.threshold = at; layOver(); });
       slide('opacity', state.opacity.attention, at => `${Math.round(100 * at)} %`, at => fade('attention', at));
     }
     if (data.labels.length > 1) {
@@ -225,7 +234,7 @@
   async function open() {
     while (nv.volumes.length) nv.removeVolume(nv.volumes[0]);
     data = exhibits.find(one => one.name === decodeURIComponent(location.hash.slice(1))) || exhibits[0];
-    state = { head: 0, threshold: 0, opacity: { attention: data.labels.length ? 0.35 : 0.7, labels: data.attention ? 0.1 : 0.3 }, shown: true, hidden: new Set(), map: 0, mark: -1 };
+    state = { head: 0, threshold: 0, stretched: false, opacity: { attention: data.labels.length ? 0.35 : 0.7, labels: data.attention ? 0.1 : 0.3 }, shown: true, hidden: new Set(), map: 0, mark: -1 };
     over = { attention: null, labels: null };
     scan = await read(data.scan, 'scan.nii.gz', { colormap: 'gray', cal_min: data.window[0], cal_max: data.window[1] });
     nv.addVolume(scan);

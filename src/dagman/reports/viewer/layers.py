@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from dagman.encoder.attention import Attention
 from dagman.errors import ScanError
+from dagman.reports.figures.planes import describe_reach, find_reach
 from dagman.reports.volumes import choose_steps
 from dagman.scans.affine import Affine
 from dagman.scans.scan import Scan, reorient_scan
@@ -64,10 +65,17 @@ def coarsen_affine(affine: Affine, steps: Sequence[float]) -> Affine:
 
 
 def describe_attention(layer: AttentionLayer) -> dict[str, Any]:
-    """The mean and each head as distances from uniform, and the distance at which colours end."""
+    """The mean and each head as distances from uniform, the distance at which colours end, and the mean's own (`own`)."""
     maps = [layer.heads.mean(axis=0), *(layer.heads if len(layer.heads) > 1 else ())]
-    reach = max(float(np.abs(maps[0] - 1).max()), 1e-3)
-    return {"maps": [encode_volume((one - 1).astype(np.float32), layer.affine) for one in maps], "reach": reach}
+    own = max(float(np.abs(maps[0] - 1).max()), 1e-3)
+    encoded = [encode_volume((one - 1).astype(np.float32), layer.affine) for one in maps]
+    return {"maps": encoded, "reach": find_reach(maps[0]), "own": own}
+
+
+def state_attention(layer: AttentionLayer) -> str:
+    """The range of the mean over heads, and where the colours end."""
+    mean = layer.heads.mean(axis=0)
+    return f"Attention, mean of heads: {mean.min():.3f} to {mean.max():.3f} times uniform. {describe_reach(mean)}"
 
 
 def describe_labels(layer: LabelLayer, most: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from dagman.reports.viewer.layers import (
     describe_attention,
     describe_labels,
     encode_volume,
+    state_attention,
 )
 from dagman.reports.volumes import choose_steps, shrink_volume
 from dagman.scans.scan import Scan, reorient_scan
@@ -101,11 +102,12 @@ def _describe_exhibit(exhibit: Exhibit, most: int) -> dict[str, Any]:
     voxels = upright.voxels if steps == (1, 1, 1) else shrink_volume(upright.voxels, steps)
     if upright.voxels.dtype == np.int16:
         voxels = np.rint(voxels).astype(np.int16)
+    attended = "" if exhibit.attention is None else state_attention(exhibit.attention)
     windows = {str(name): ends for name, ends in WINDOWS.items()} if ct else {"own range": window}
     return {
         "name": exhibit.name,
         "title": exhibit.title,
-        "words": " ".join(filter(None, [exhibit.words, describe_size(upright.shape, steps)])),
+        "words": " ".join(filter(None, [exhibit.words, describe_size(upright.shape, steps), attended])),
         "scan": encode_volume(voxels, coarsen_affine(upright.affine, steps)),
         "window": list(window),
         "windows": {name: list(ends) for name, ends in windows.items()},
