@@ -87,6 +87,8 @@ def test_a_header_cut_anywhere_is_read_as_pydicom_reads_it(slice_file):
 
 
 def test_tags_are_those_of_the_standard():
+    slices = header_values._SLICE_VALUES
+    assert {tag: (dictionary_keyword(tag), dictionary_VR(tag)) for tag in slices} == slices
     plain = {tag: name for tag, (name, _) in header_values._QUICK_VALUES.items()}
     wanted = {tag_for_keyword(name) for name in headers._TAGS}
     assert {tag: dictionary_keyword(tag) for tag in plain} == plain

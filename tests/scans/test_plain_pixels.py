@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from dagman.scans.dicom.pixels import decode_frames, view_plain
+from dagman.errors import ScanError
+from dagman.scans.dicom.headers import read_data_set, read_planes
+from dagman.scans.dicom.pixels import decode_frames, decode_plain, view_plain
+from dagman.scans.dicom.plain.header_values import read_plain_slice
 
 ROWS, COLUMNS = 5, 6
 
@@ -84,3 +89,69 @@ def test_whole_numbers_are_rescaled_exactly(sign, slope, intercept):
         assert np.array_equal(values.ravel(), wanted)
         fits = wanted.min() >= -(2**15) and wanted.max() < 2**15
         assert values.dtype == (np.int16 if fits else np.float32)
+
+
+def read_both(path):
+    """Frames and planes as the plain reader gives them, None where it leaves the file to pydicom; and as pydicom does."""
+    with open(path, "rb") as file:
+        plain = read_plain_slice(file)
+        ours = None if plain is None else (decode_plain(plain), read_planes(plain))
+        data = read_data_set(file)
+    return ours, (decode_frames(data), read_planes(data))
+
+
+def test_real_slices_are_read_as_pydicom_reads_them(data):
+    known = 0
+    files = [path for folder in ("dicom-quirks", "chest-dicom") for path in sorted((data / folder).rglob("*")) if path.is_file()]
+    for path in files[::7]:
+        with contextlib.suppress(ScanError):
+            ours, pydicoms = read_both(path)
+            if ours is not None and ours[0] is not None:
+                known += 1
+                assert np.array_equal(ours[0].values, pydicoms[0].values)
+                assert ours[0].values.dtype == pydicoms[0].values.dtype
+                assert (ours[0].padded, ours[0].kept, ours[1]) == (pydicoms[0].padded, pydicoms[0].kept, pydicoms[1])
+    assert known > 10
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {},
+        {"PixelPaddingValue": 63536, "PixelRepresentation": 0},
+        {"PixelPaddingValue": -2000, "PixelRepresentation": 1},
+        {"RescaleSlope": "0.5", "RescaleIntercept": "-1024"},
+        {"RescaleSlope": "", "RescaleIntercept": None},
+        {"BitsStored": 12, "HighBit": 11},
+        {"BitsStored": 12, "HighBit": 15},
+        {"PhotometricInterpretation": "PALETTE COLOR"},
+    ],
+)
+def test_a_file_is_read_as_pydicom_reads_it_or_left_to_it(tmp_path, write_dicom, ct, placement, syntax, tags):
+    path = write_dicom(tmp_path, ct, placement)[0]
+    with pydicom.config.disable_value_validation():
+        data = pydicom.dcmread(path)
+        for name, value in tags.items():
+            setattr(data, name, value)
+        if "PixelPaddingValue" in tags:
+            data["PixelPaddingValue"].VR = "SS" if tags["PixelRepresentation"] else "US"
+        data.file_meta.TransferSyntaxUID = syntax
+        data.save_as(path, enforce_file_format=False)
+    with open(path, "rb") as file:
+        plain = read_plain_slice(file)
+    left = ("PixelPaddingValue" in tags and syntax == ImplicitVRLittleEndian) or tags.get("HighBit") == 15
+    assert (plain is None or view_plain(plain) is None) == (left or "PhotometricInterpretation" in tags)
+    if plain is not None and view_plain(plain) is not None:
+        ours, pydicoms = read_both(path)
+        assert np.array_equal(ours[0].values, pydicoms[0].values)
+        assert (ours[0].padded, ours[1]) == (pydicoms[0].padded, pydicoms[1])
+
+
+def test_pixels_cut_short_or_too_long_are_left_to_pydicom(tmp_path, write_dicom, ct, placement):
+    path = write_dicom(tmp_path, ct, placement)[0]
+    whole = path.read_bytes()
+    for changed in (whole[:-2], whole + bytes(8)):
+        path.write_bytes(changed)
+        with open(path, "rb") as file:
+            assert read_plain_slice(file) is None

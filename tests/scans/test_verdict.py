@@ -10,12 +10,12 @@ from dagman.scans.affine import Affine
 from dagman.scans.nifti import read_nifti
 from dagman.scans.reading import read_scan
 from dagman.scans.scan import Scan, narrow_voxels
-from dagman.scans.verdict import clip_padding, judge_modality, judge_scan, measure_hu
+from dagman.scans.verdict import clip_evidence, clip_padding, judge_modality, judge_scan, measure_hu
 
 
 def scan_of(values, modality=None) -> Scan:
     voxels = narrow_voxels(np.asarray(values))
-    modality = modality or judge_modality(voxels)
+    modality = modality or judge_modality(measure_hu(voxels))
     return Scan(voxels=voxels, affine=Affine(np.eye(4)), modality=modality, patient="p", source="s")
 
 
@@ -156,9 +156,9 @@ def test_an_absurd_spacing_along_one_axis_is_noticed(modality):
 def test_numbers_that_no_scanner_writes_are_not_hu():
     voxels = np.full((20, 20, 20), -1000.0, np.float32)
     voxels[5:15] = 40
-    assert judge_modality(voxels) == "CT"
+    assert judge_modality(measure_hu(voxels)) == "CT"
     voxels[10] = 3e6
-    assert judge_modality(voxels) == "other"
+    assert judge_modality(measure_hu(voxels)) == "other"
 
 
 def test_few_slices_are_noted():
@@ -263,3 +263,15 @@ def test_numbers_above_any_tissue_are_noted_and_refused_where_they_are_many(voxe
     assert verdict.accepted is accepted
     text = "0.8% of the voxels are above 4000 HU (metal?)" if accepted else "20.0% of its voxels are above 4000 HU, more than"
     assert text in "; ".join((*verdict.notes, verdict.reason))
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.float32])
+def test_evidence_counted_before_padding_is_clipped_holds_after(kind):
+    values = grainy(-900, 300, (30, 30, 30)).round()
+    values[:4] = -3024
+    values[-4:] = 60
+    before = measure_hu(values.astype(kind))
+    assert clip_evidence(before) == measure_hu(clip_padding(values.astype(kind))[0])
+    assert before.minimum == -3024
+    nothing_else = np.full((4, 4, 4), -2000, kind)
+    assert clip_evidence(measure_hu(nothing_else)) == measure_hu(clip_padding(nothing_else)[0])

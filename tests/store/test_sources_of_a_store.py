@@ -52,8 +52,8 @@ def count_reads(monkeypatch) -> list[str]:
     """The sources that are decoded from now on."""
     import dagman.store.series as series
 
-    read, found = series.read_series, []
-    monkeypatch.setattr(series, "read_series", lambda one: found.append(one.source) or read(one))
+    read, found = series.read_measured, []
+    monkeypatch.setattr(series, "read_measured", lambda one: found.append(one.source) or read(one))
     return found
 
 

@@ -33,7 +33,7 @@ import os, sys
 import dagman.store.series as series
 from dagman.store.writer import Progress, prepare_store
 
-read = series.read_series
+read = series.read_measured
 
 def read_or_die(one):
     if "p2" in one.source and {deadly}:
@@ -41,7 +41,7 @@ def read_or_die(one):
     return read(one)
 
 # Outside the guard, so that worker processes get it too.
-series.read_series = read_or_die
+series.read_measured = read_or_die
 
 def stop(event):
     if isinstance(event, Progress) and event.done == {stop_at}:
@@ -110,7 +110,7 @@ def test_workers_and_order_change_nothing(cohort, wanted, tmp_path):
 
 def test_the_same_call_again_does_nothing_again(cohort, tmp_path, monkeypatch, wanted):
     prepare_store(cohort, tmp_path / "store", workers=1)
-    monkeypatch.setattr("dagman.store.series.read_series", pytest.fail)
+    monkeypatch.setattr("dagman.store.series.read_measured", pytest.fail)
     summary = prepare_store(cohort, tmp_path / "store", workers=1)
     assert (summary.kept, summary.already, summary.rejected) == (5, 5, 2)
     assert list_scans(tmp_path / "store") == wanted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,10 @@ def hash_bytes(data: bytes) -> str:
 
 def hash_file(path: str | Path) -> str:
     """Hash of a file's bytes, read in pieces."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(_PIECE))
+    digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
+        # One more than the file holds, so that a small one takes little memory and its end is still seen.
+        buffer = memoryview(bytearray(min(_PIECE, os.fstat(file.fileno()).st_size + 1)))
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()[:_DIGITS]
@@ -34,7 +37,11 @@ def hash_array(array: np.ndarray) -> str:
 
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     # Plane by plane, so that another memory layout never needs a copy of the whole.
-    whole = array.flags.c_contiguous or array.ndim < 2
-    for part in (array,) if whole else array:
-        digest.update(np.ascontiguousarray(part).data)
+    if array.flags.c_contiguous or array.ndim < 2:
+        digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()[:_DIGITS]
+    plane = np.empty(array.shape[1:], array.dtype)
+    for part in array:
+        np.copyto(plane, part)
+        digest.update(plane.data)
     return digest.hexdigest()[:_DIGITS]

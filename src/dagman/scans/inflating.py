@@ -21,7 +21,8 @@ GZIP_OR_ZLIB = 47
 
 _MOST_RATIO = 1040
 """Deflate gives at most 1032 bytes for one."""
-_PIECE = 1 << 20
+_PACKED, _UNPACKED = 1 << 16, 1 << 18
+"""Bytes of a piece: both stay in a core's cache, and what is unpacked is copied once more."""
 _BLOCK = 512
 """Writers that work in blocks (tapes, archives) fill up the last one with zeros."""
 _CONVERT_AGAIN = "Convert the scan again, or leave it out"
@@ -43,14 +44,14 @@ def inflate(file: BinaryIO, claimed: int, *, wrapper: int) -> NDArray[np.uint8]:
     piece = b""
     try:
         while filled < len(unpacked):
-            piece = piece or file.read(_PIECE)
+            piece = piece or file.read(_PACKED)
             if stream.eof:
                 if wrapper != GZIP or not piece.strip(b"\0"):
                     return unpacked[:filled]
                 stream = isal_zlib.decompressobj(wrapper)
             if not piece:
                 raise ScanError(f"is truncated or damaged: its compressed data end after {filled} bytes", do=_CONVERT_AGAIN)
-            part = stream.decompress(piece, min(_PIECE, len(unpacked) - filled))
+            part = stream.decompress(piece, min(_UNPACKED, len(unpacked) - filled))
             unpacked[filled : filled + len(part)] = np.frombuffer(part, dtype=np.uint8)
             filled += len(part)
             piece = stream.unused_data if stream.eof else stream.unconsumed_tail

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dagman.errors import ScanError
 from dagman.scans.discovery import Refusal, Series
 from dagman.scans.faults import describe_own_fault
-from dagman.scans.reading import read_series
+from dagman.scans.reading import read_measured
 from dagman.scans.scan import Scan, reorient_scan
 from dagman.scans.verdict import judge_scan
 
@@ -51,8 +51,8 @@ class Inspection:
 def inspect_series(series: Series, *, picture: bool = True) -> Inspection:
     """Read and judge a series; a series that cannot be read is an Inspection with the reason, never an error."""
     try:
-        scan = read_series(series)
-        verdict = judge_scan(scan)
+        scan, evidence = read_measured(series)
+        verdict = judge_scan(scan, evidence)
         shown = take_picture(scan) if verdict.accepted and picture else None
     except ScanError as error:
         return inspect_refusal(Refusal.from_error(series.source, error), kind=series.kind, patient=series.patient)

@@ -17,7 +17,7 @@ from dagman.scans.faults import explain_faults
 from dagman.scans.formats import FORMATS, find_format
 from dagman.scans.pseudonyms import name_file
 from dagman.scans.scan import Modality, Scan, narrow_voxels
-from dagman.scans.verdict import LOWEST_HU, clip_padding, judge_modality
+from dagman.scans.verdict import LOWEST_HU, HuEvidence, clip_evidence, clip_padding, judge_modality, measure_hu
 
 _SKEW_TOLERANCE_DEGREES = 0.5
 """As for DICOM, where the gantry's tilt is searched for."""
@@ -70,6 +70,11 @@ def read_series(series: Series, *, labels: bool = False) -> Scan:
     `labels`), wider gaps.
     Whether a scan is of use is another question: see `verdict.judge_scan`.
     """
+    return read_measured(series, labels=labels)[0]
+
+
+def read_measured(series: Series, *, labels: bool = False) -> tuple[Scan, HuEvidence | None]:
+    """As `read_series`, with what was counted on the way and `judge_scan` takes; None where the grid was straightened after."""
     with explain_faults("cannot be read", where=series.source, do="Convert or export it again, or leave it out"):
         try:
             return _read_series(series, labels)
@@ -81,7 +86,7 @@ def read_series(series: Series, *, labels: bool = False) -> Scan:
             raise ScanError(error.what, where=shown, do=error.do) from error
 
 
-def _read_series(series: Series, labels: bool) -> Scan:
+def _read_series(series: Series, labels: bool) -> tuple[Scan, HuEvidence | None]:
     raw = FORMATS[series.kind].read(series)
     if not labels and min(raw.values.shape) < 2:
         shown = " x ".join(map(str, raw.values.shape))
@@ -89,17 +94,18 @@ def _read_series(series: Series, labels: bool) -> Scan:
     _check_finite(raw.values, series.source)
     tilted = _find_tilt(raw.affine, series)
     voxels, affine = narrow_voxels(raw.values), raw.affine
-    modality = series.modality or judge_modality(voxels)
+    evidence = measure_hu(voxels)
+    modality = series.modality or judge_modality(evidence)
     notes = (*series.notes, *raw.notes)
     if modality == "CT":
-        voxels, clipped = clip_padding(voxels)
-        notes = (*notes, *clipped)
+        voxels, clipped = clip_padding(voxels, evidence.minimum)
+        evidence, notes = clip_evidence(evidence), (*notes, *clipped)
     if tilted:
         axis, angle = tilted
         fill = LOWEST_HU if modality == "CT" and not labels else min(0.0, float(voxels.min()))
         voxels, affine = straighten_grid(voxels, affine, axis, fill=fill, nearest=labels)
         notes = (*notes, f"the gantry was tilted by {angle:.1f} degrees; its slices were shifted onto a straight grid")
-    return Scan(
+    scan = Scan(
         voxels=voxels,
         affine=affine,
         modality=modality,
@@ -107,6 +113,7 @@ def _read_series(series: Series, labels: bool) -> Scan:
         source=series.source,
         notes=notes,
     )
+    return scan, None if tilted else evidence
 
 
 def _find_tilt(affine: Affine, series: Series) -> tuple[int, float] | None:

@@ -7,7 +7,7 @@ of two marks is enough; numbers that only resemble a range (0..255, 0..4095, lab
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,12 +115,15 @@ class Verdict:
     evidence: HuEvidence | None = None
 
 
-def judge_scan(scan: Scan) -> Verdict:
-    """Accept CT in HU, and MR when the file or the user says that it is MR; refuse the rest, with what to do."""
+def judge_scan(scan: Scan, evidence: HuEvidence | None = None) -> Verdict:
+    """Accept CT in HU, and MR when the file or the user says that it is MR; refuse the rest, with what to do.
+
+    evidence: of the scan's voxels, as `reading.read_measured` gives it, which spares counting them again.
+    """
     notes = scan.notes
     if min(scan.shape) < 4:
         notes = (*notes, f"very thin: {min(scan.shape)} slices")
-    evidence = measure_hu(scan.voxels)
+    evidence = measure_hu(scan.voxels) if evidence is None else evidence
     if evidence.minimum == evidence.maximum:
         reason = f"all voxels are {evidence.minimum:.4g}: leave it out, or export it again"
         return Verdict(accepted=False, reason=reason, notes=notes, evidence=evidence)
@@ -157,13 +160,13 @@ def _find_emptiness(evidence: HuEvidence) -> str:
     return ""
 
 
-def judge_modality(voxels: NDArray) -> Modality:
+def judge_modality(evidence: HuEvidence) -> Modality:
     """CT when the values are HU, else "other": a NIfTI, NRRD or MetaImage file does not say what it shows."""
-    return "CT" if measure_hu(voxels, correlate=False).is_hu else "other"
+    return "CT" if evidence.is_hu else "other"
 
 
-def measure_hu(voxels: NDArray, *, correlate: bool = True) -> HuEvidence:
-    """Count what speaks for Hounsfield units in voxels of any shape; without `correlate` neighbours count as alike."""
+def measure_hu(voxels: NDArray) -> HuEvidence:
+    """Count what speaks for Hounsfield units in voxels of any shape."""
     step = max(1, int(np.ceil((voxels.size / _SAMPLED) ** (1 / voxels.ndim))))
     # Gathered once: every count below would walk the whole scan's memory.
     some = voxels[tuple(slice(step // 2 if size > step // 2 else 0, None, step) for size in voxels.shape)].ravel(order="K")
@@ -171,20 +174,20 @@ def measure_hu(voxels: NDArray, *, correlate: bool = True) -> HuEvidence:
     return HuEvidence(
         minimum=float(voxels.min()),
         maximum=float(voxels.max()),
-        air_share=float(np.mean(some < -300)),
-        fat_share=_share(some, -200, -20),
-        soft_tissue_share=_share(some, -200, 300),
-        negative_share=_share(some, -1000, -30),
-        raw_tissue_share=_share(some, 900, 1180) * some.size / bright if bright else 0.0,
-        lowest_share=float(np.mean(some <= -700)),
-        highest_share=float(np.mean(some >= 700)),
-        muscle_share=_share(some, 20, 80),
-        negated_muscle_share=_share(some, -80, -20),
-        bone_share=_share(some, 300, 700),
-        dense_bone_share=_share(some, 1100, 1900),
-        tissue_share=float(np.mean(some > -500)),
-        beyond_share=float(np.mean(some > HIGHEST_TISSUE_HU)),
-        neighbour_correlation=_correlate_neighbours(voxels) if correlate else 1.0,
+        air_share=_share(some < -300),
+        fat_share=_share_within(some, -200, -20),
+        soft_tissue_share=_share_within(some, -200, 300),
+        negative_share=_share_within(some, -1000, -30),
+        raw_tissue_share=_share_within(some, 900, 1180) * some.size / bright if bright else 0.0,
+        lowest_share=_share(some <= -700),
+        highest_share=_share(some >= 700),
+        muscle_share=_share_within(some, 20, 80),
+        negated_muscle_share=_share_within(some, -80, -20),
+        bone_share=_share_within(some, 300, 700),
+        dense_bone_share=_share_within(some, 1100, 1900),
+        tissue_share=_share(some > -500),
+        beyond_share=_share(some > HIGHEST_TISSUE_HU),
+        neighbour_correlation=_correlate_neighbours(voxels),
     )
 
 
@@ -207,12 +210,18 @@ def _correlate_neighbours(voxels: NDArray) -> float:
     return max(correlations, default=1.0)
 
 
-def clip_padding(voxels: NDArray) -> tuple[NDArray, tuple[str, ...]]:
+def clip_evidence(evidence: HuEvidence) -> HuEvidence:
+    """What `measure_hu` finds once padding was clipped: no share counts values below -1024 HU by themselves."""
+    return replace(evidence, minimum=max(evidence.minimum, float(LOWEST_HU)), maximum=max(evidence.maximum, float(LOWEST_HU)))
+
+
+def clip_padding(voxels: NDArray, lowest: float | None = None) -> tuple[NDArray, tuple[str, ...]]:
     """CT voxels with everything below -1024 HU set to -1024, in place where they can be written, and a note of how many.
 
-    Values that low are written outside the scanner's field of view; left as they are they would drag every mean.
+    Values that low are written outside the scanner's field of view; left as they are they would drag every mean. lowest: the
+    least of the voxels, where that is known.
     """
-    lowest = float(voxels.min())
+    lowest = float(voxels.min()) if lowest is None else lowest
     if lowest >= LOWEST_HU:
         return voxels, ()
     clipped = voxels if voxels.flags.writeable else voxels.copy(order="K")
@@ -225,8 +234,12 @@ def clip_padding(voxels: NDArray) -> tuple[NDArray, tuple[str, ...]]:
     return clipped, (note,)
 
 
-def _share(voxels: NDArray, low: float, high: float) -> float:
-    return float(np.count_nonzero((voxels >= low) & (voxels <= high)) / voxels.size)
+def _share(marked: NDArray[np.bool_]) -> float:
+    return float(np.count_nonzero(marked) / marked.size)
+
+
+def _share_within(voxels: NDArray, low: float, high: float) -> float:
+    return _share((voxels >= low) & (voxels <= high))
 
 
 def _explain(scan: Scan, evidence: HuEvidence) -> str:

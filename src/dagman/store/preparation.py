@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
@@ -98,14 +98,11 @@ def prepare_scan(scan: Scan, preparation: Preparation) -> PreparedScan:
     scale = find_scale(scan)
     upright = reorient_scan(scan)
     try:
-        values, affine = resample_voxels(upright.voxels, upright.affine, preparation.spacing)
+        voxels, affine = resample_voxels(
+            upright.voxels, upright.affine, preparation.spacing, finish=partial(_scale_and_round, scale), dtype=np.int16
+        )
     except ScanError as error:
         raise ScanError(error.what, where=scan.source, do=error.do) from error
-    if scale is not None:
-        values -= scale[0]
-        values *= (SCALED_RANGE[1] - SCALED_RANGE[0]) / (scale[1] - scale[0])
-    limits = np.iinfo(np.int16)
-    voxels = np.clip(np.rint(values, out=values), limits.min, limits.max, out=values).astype(np.int16)
     start, stop = (0, 0, 0), (voxels.shape[0], voxels.shape[1], voxels.shape[2])
     if preparation.crop_body:
         start, stop = find_body(voxels, preparation.spacing, CT_LEVELS if scale is None else SCALED_LEVELS)
@@ -120,6 +117,14 @@ def prepare_scan(scan: Scan, preparation: Preparation) -> PreparedScan:
         patient=scan.patient,
         source=scan.source,
     )
+
+
+def _scale_and_round(scale: Scale | None, values: NDArray[np.float32]) -> None:
+    if scale is not None:
+        values -= scale[0]
+        values *= (SCALED_RANGE[1] - SCALED_RANGE[0]) / (scale[1] - scale[0])
+    limits = np.iinfo(np.int16)
+    np.clip(np.rint(values, out=values), limits.min, limits.max, out=values)
 
 
 def find_scale(scan: Scan) -> Scale | None:

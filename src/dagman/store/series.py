@@ -11,7 +11,7 @@ from dagman.records.files import write_whole
 from dagman.records.hashes import hash_bytes
 from dagman.scans.discovery import Series
 from dagman.scans.faults import describe_own_fault
-from dagman.scans.reading import read_series
+from dagman.scans.reading import read_measured
 from dagman.scans.scan import reorient_scan
 from dagman.scans.verdict import judge_scan
 from dagman.store.format import STAGING, name_scan, pack_voxels
@@ -64,8 +64,8 @@ def prepare_series(task: Task, out: Path, preparation: Preparation) -> Prepared 
     try:
         if task.digest and hash_files(series.files) == task.digest:
             return Unchanged()
-        scan = read_series(series)
-        verdict = judge_scan(scan)
+        scan, evidence = read_measured(series)
+        verdict = judge_scan(scan, evidence)
         if not verdict.accepted:
             return Refused(verdict.reason, lasting=True)
         prepared = prepare_scan(scan, preparation)

@@ -9,7 +9,7 @@ import numpy as np
 from dagman.errors import ScanError
 from dagman.scans.affine import Affine
 from dagman.scans.scan import Scan, narrow_voxels
-from dagman.scans.verdict import clip_padding, judge_modality
+from dagman.scans.verdict import clip_padding, judge_modality, measure_hu
 
 SOURCE = "array"
 """What messages call it: an array has no path."""
@@ -30,7 +30,7 @@ def read_array(voxels: Any, affine: Any) -> Scan:
     if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
         raise ScanError("holds values that are not finite numbers", where=SOURCE, do="Replace them; outside the field: -1024")
     narrow = narrow_voxels(values)
-    modality = judge_modality(narrow)
+    modality = judge_modality(measure_hu(narrow))
     # A copy: the caller's array stays as it is.
     narrow, notes = clip_padding(narrow.copy(order="K")) if modality == "CT" else (narrow, ())
     return Scan(voxels=narrow, affine=Affine(matrix), modality=modality, patient=SOURCE, source=SOURCE, notes=notes)

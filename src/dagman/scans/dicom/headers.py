@@ -135,6 +135,7 @@ def read_data_set(file: BinaryIO, **options: Any) -> FileDataset:
     Raises ScanError for a data set that is compressed as a whole and unpacks to more than any slice takes: pydicom would unpack
     it without bound.
     """
+    file.seek(0)
     start = file.read(_META_BYTES)
     place = start.find(_DEFLATED)
     if place >= 0 and start[128:132] == b"DICM":

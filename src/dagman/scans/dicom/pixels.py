@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +57,17 @@ def decode_frames(data: Dataset) -> Frames:
     In CT, pixels of the PixelPaddingValue become -1024 HU; where tissue may have that number too, only areas that touch the
     border. Raises ScanError when the pixels are cut short, longer than the header claims, or cannot be decoded.
     """
-    stored = _decode_stored(data)
+    return _rescale_frames(data, _decode_stored(data))
+
+
+def decode_plain(data: Mapping[str, Any]) -> Frames | None:
+    """As `decode_frames`, of what `read_plain_slice` read; None where pydicom has to judge the pixels."""
+    known = cast(Dataset, data)
+    stored = view_plain(known)
+    return None if stored is None else _rescale_frames(known, stored.reshape(-1, data["Rows"], data["Columns"]))
+
+
+def _rescale_frames(data: Dataset, stored: NDArray) -> Frames:
     is_ct = read_text(data, "Modality") == "CT"
     values, padded, kept = [], 0, 0
     for index, frame in enumerate(stored):
@@ -143,9 +155,9 @@ def _check_pixel_bytes(data: Dataset, shape: tuple[int, int, int]) -> None:
     bits = read_count(data, "BitsAllocated", 8)
     if not is_uncompressed(data) or read_count(data, "SamplesPerPixel", 1) > 1 or bits % 8 or min(shape) < 1:
         return
-    held, claimed = len(data.PixelData), int(np.prod(shape)) * bits // 8
+    held, claimed = len(data.get("PixelData")), int(np.prod(shape)) * bits // 8
     if held > claimed + claimed % 2:
-        rest = np.frombuffer(data.PixelData[claimed : claimed + 512], np.uint8)
+        rest = np.frombuffer(data.get("PixelData")[claimed : claimed + 512], np.uint8)
         check_length(held, claimed, rest, find_smallest_error(shape, bits // 8))
 
 

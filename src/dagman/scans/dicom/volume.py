@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
 
 from dagman.errors import ScanError
 from dagman.scans.dicom.geometry import Plane, Stack, stack_planes
 from dagman.scans.dicom.headers import quiet_pydicom, read_data_set, read_planes
-from dagman.scans.dicom.pixels import PIXEL_TAGS, Frames, decode_frames
+from dagman.scans.dicom.pixels import PIXEL_TAGS, Frames, decode_frames, decode_plain
+from dagman.scans.dicom.plain.header_values import read_plain_slice
 from dagman.scans.dicom.values import read_count, read_number, read_numbers
 from dagman.scans.faults import explain_faults
 from dagman.scans.scan import RawImage
@@ -72,9 +75,12 @@ def measure_volume(files: Sequence[Path]) -> tuple[Sequence[int], Sequence[float
 def _read_file(path: Path) -> tuple[Frames, tuple[Plane, ...]]:
     with explain_faults("is damaged or cut off in its DICOM header", where=path, do="Export the series again"):
         with open(path, "rb") as file, quiet_pydicom():
-            data = read_data_set(file, specific_tags=_READ)
+            plain = read_plain_slice(file)
+            frames = None if plain is None else decode_plain(plain)
+            data = read_data_set(file, specific_tags=_READ) if frames is None else cast(Dataset, plain)
             planes = read_planes(data)
-        frames = decode_frames(data)
+        if frames is None:
+            frames = decode_frames(data)
         if len(frames.values) != len(planes):
             what = f"holds {len(frames.values)} frames, but places for {len(planes)}"
             raise ScanError(what, do="Export the series again")
