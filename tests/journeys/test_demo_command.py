@@ -24,8 +24,17 @@ def test_the_demo_compares_and_a_repeat_continues(tmp_path):
     assert page.count("One seed does not show how much is chance, so no difference is claimed.") == 1
     assert page.index("An example") < page.index("What pretraining changed") < page.index("How the table was made")
 
+    seconds = json.loads((tmp_path / "seconds.json").read_text(encoding="utf-8"))
+
     made = [*(tmp_path / "cohort" / "scans").iterdir(), tmp_path / "few-shot" / "scores.jsonl"]
     before = {path: path.stat().st_mtime_ns for path in made}
-    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    again = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert again.exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in made} == before
     assert json.loads((tmp_path / "comparisons.json").read_text(encoding="utf-8"))["comparisons"] == kept
+    both = json.loads((tmp_path / "seconds.json").read_text(encoding="utf-8"))
+    assert both.keys() == seconds.keys()
+    assert all(both[part] > seconds[part] for part in both)
+    total, last = sum(both.values()), sum(both.values()) - sum(seconds.values())
+    for text in (again.output, (tmp_path / "report.html").read_text(encoding="utf-8")):
+        assert f"{total / 60:.1f} minutes ({last / 60:.1f} of them in the last call)" in text

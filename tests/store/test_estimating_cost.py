@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pydicom
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from dagman.scans.discovery import Series
-from dagman.store.estimate import estimate_cost
+from dagman.store.estimate import estimate_cost, measure_crowding
 from dagman.store.preparation import Preparation
 from dagman.store.writer import prepare_store
 
@@ -35,3 +37,11 @@ def test_what_pydicom_remarks_on_does_not_reach_the_user(tmp_path):
     # A warning is an error here.
     estimate = estimate_cost([series], 0, tmp_path, Preparation(), 1)
     assert estimate.bytes == 64 * 32 * 10 * 2 * 2 * 3 / 8
+
+
+def test_a_busy_machine_takes_as_much_longer(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 9.0, 9.0))
+    assert measure_crowding(2) == 1.0
+    monkeypatch.setattr(os, "getloadavg", lambda: (6.0, 0.0, 0.0))
+    assert measure_crowding(2) == 2.0

@@ -210,3 +210,13 @@ def test_the_estimate_is_printed_and_kept_with_the_run(store, tiny, tmp_path):
     assert any("at the peak of the first micro-batch" in text for text in texts)
     kept = json.loads((tmp_path / "run" / "command.json").read_text())["outcome"]["memory_estimate"]
     assert kept["total"] == kept["process"] + kept["weights"] + kept["step"] + kept["activations"]
+
+
+def test_what_the_count_imports_and_the_validation_views_belong_to_the_estimate(monkeypatch):
+    held = iter([3 * GIB])
+    monkeypatch.setattr(devices, "held_memory", lambda: next(held) if "torch.fx.experimental.symbolic_shapes" in sys.modules else 0)
+    monkeypatch.setattr(devices, "free_memory", lambda device: 40 * GIB)
+    _, estimate, _ = fit_memory(_resolve("tiny-vit"), [], "cpu", "fp32", Group(), fixed=False)
+    assert estimate.process == 3 * GIB
+    # A ViT of 3 million weights keeps 50 MiB of a micro-batch; its run took 0.9 GiB, of which the validation views 0.3.
+    assert estimate.activations == pytest.approx(305 * 2**20, rel=0.01)

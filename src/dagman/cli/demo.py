@@ -37,7 +37,7 @@ def demo_command(
     from dagman.cli.progress import PlainLines, show_training
     from dagman.demo import run_demo
     from dagman.records.counts import count_noun
-    from dagman.reports.demo_report import COLUMNS, conclude, tabulate_comparisons
+    from dagman.reports.demo_report import COLUMNS, conclude, describe_minutes, tabulate_comparisons
 
     console = Console()
     with PlainLines(console, out) as lines, show_training(console, lines) as notify:
@@ -57,5 +57,5 @@ def demo_command(
         console.print(table)
         console.print(conclude(result.comparisons)[1], highlight=False)
     parts = ", ".join(f"{part} {value:.0f} s" for part, value in result.seconds.items())
-    console.print(f"{sum(result.seconds.values()) / 60:.1f} minutes ({parts}).")
+    console.print(f"{describe_minutes(result.seconds, result.earlier)}: {parts}.")
     console.print(f"Report: {result.report}", soft_wrap=True, highlight=False, markup=False)

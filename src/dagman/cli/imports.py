@@ -47,7 +47,7 @@ def import_lidc_idri(
 
     console = Console(stderr=as_json)
     ranges = {"benign": _parse_range("--benign", benign), "malignant": _parse_range("--malignant", malignant)}
-    lines = PlainLines(console)
+    lines = PlainLines(console, out)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("reading", total=None)
 

@@ -33,7 +33,7 @@ def report(
 
         if out is None:
             raise SettingsError("a report of several runs needs an output file", do="Give --out PAGE.html")
-        with follow_parts(console) as notify:
+        with follow_parts(console, out.parent, log=f"{out.name}.run.log") as notify:
             notify(f"drawing the page of {len(found)} runs")
             path = write_runs_page(found, out)
         console.print(str(path), markup=False, soft_wrap=True)

@@ -32,17 +32,19 @@ LABELLED = 8
 """Patients among whom the labelled ones are drawn; their scans, without labels, were pretrained on."""
 HELD_OUT = 4
 """One patient in as many is kept from pretraining, and at least two."""
+_TIMES = "seconds.json"
 Notify = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """What the demo made: the page, the runs, the comparisons, and the seconds each part took."""
+    """What the demo made: the page, the runs, the comparisons, and the seconds of each part, with those of earlier calls."""
 
     report: Path
     runs: tuple[Run, ...]
     comparisons: tuple[SeedComparison, ...]
     seconds: dict[str, float]
+    earlier: float = 0.0
 
 
 def run_demo(
@@ -68,7 +70,7 @@ def run_demo(
     """
     out, notify = Path(out), notify or (lambda name, values: None)
     devices.tune_allocator()
-    clock = _Clock(notify)
+    clock = _Clock(notify, out / _TIMES)
 
     clock.start("cohort", f"writing {patients} synthetic CTs")
     cohort = _write_cohort(out / "cohort", patients)
@@ -114,6 +116,7 @@ def run_demo(
         example=read_example(out / "few-shot"),
         comparisons=comparisons,
         seconds=seconds,
+        earlier=clock.earlier,
         held_out=len(held_out),
         few_shot_steps=few_shot_steps,
     )
@@ -122,7 +125,7 @@ def run_demo(
     write_json(out / "comparisons.json", {"seeds": list(seeds), "comparisons": values, "seconds": seconds})
     asked = {"patients": patients, "seeds": list(seeds), "steps": steps, "few_shot_steps": few_shot_steps}
     write_command(out, "demo", settings={**asked, "set": list(assignments)})
-    return DemoResult(report=report, runs=tuple(runs), comparisons=comparisons, seconds=seconds)
+    return DemoResult(report=report, runs=tuple(runs), comparisons=comparisons, seconds=seconds, earlier=clock.earlier)
 
 
 def _write_cohort(folder: Path, patients: int) -> Cohort:
@@ -143,6 +146,7 @@ def _pretrain_seeds(out: Path, seeds: Sequence[int], steps: int, assignments: Se
         run = pretrain(out / "store", out / "runs" / f"seed-{seed}", size="tiny", assignments=settings, on_event=clock.notify)
         if run.last_step < steps:
             # Ctrl-C let the step end; the demo ends with it and goes on from there when repeated.
+            clock.stop()
             raise KeyboardInterrupt
         runs.append(run)
     return runs
@@ -186,10 +190,12 @@ def _read_ratio(restored: dict[str, float]) -> float:
 
 
 class _Clock:
-    """Seconds a part; parts of one name add up."""
+    """Seconds of each part, kept in a file: parts of one name add up, also those of calls before (`earlier` in all)."""
 
-    def __init__(self, notify: Notify) -> None:
-        self.notify, self.seconds, self.part, self.began = notify, {}, "", 0.0  # type: tuple[Notify, dict[str, float], str, float]
+    def __init__(self, notify: Notify, kept: Path) -> None:
+        self.notify, self.kept, self.part, self.began = notify, kept, "", 0.0
+        self.seconds: dict[str, float] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+        self.earlier = sum(self.seconds.values())
 
     def start(self, part: str, text: str) -> None:
         self.stop()
@@ -200,4 +206,5 @@ class _Clock:
         if self.part:
             self.seconds[self.part] = self.seconds.get(self.part, 0.0) + time.perf_counter() - self.began
             self.part = ""
+            write_json(self.kept, self.seconds)
         return self.seconds

@@ -44,13 +44,15 @@ class Outlined:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """What the page shows: runs, one a seed; comparisons over the seeds; seconds of each part; a segmented crop."""
+    """What the page shows: runs, one a seed; comparisons over the seeds; seconds of each part, and of all in calls before this one
+    (`earlier`); a segmented crop."""
 
     runs: Sequence[Run]
     comparisons: Sequence[SeedComparison]
     seconds: Mapping[str, float]
     held_out: int
     few_shot_steps: int
+    earlier: float = 0.0
     example: Outlined | None = None
 
 
@@ -68,7 +70,7 @@ def render_demo(demo: Demo) -> str:
     lead = (
         f"A `{settings.size}` encoder was pretrained by `{settings.method}` for {count_noun(settings.train.steps, 'step')} of "
         f"{settings.train.batch} views on synthetic CTs, with {seeds}, and compared with the same network in its first, random "
-        f"weights. {sum(demo.seconds.values()) / 60:.1f} minutes in all."
+        f"weights. {describe_minutes(demo.seconds, demo.earlier)} in all."
     )
     level, sentence = conclude(demo.comparisons)
     table = DataTable(COLUMNS, tabulate_comparisons(demo.comparisons))
@@ -83,6 +85,17 @@ def render_demo(demo: Demo) -> str:
         Section("Time", [DataTable(["part", "seconds"], [[part, round(value, 1)] for part, value in demo.seconds.items()])]),
     ]
     return render_page("dagman demo", lead, sections, footer="Made by `dagman demo`. This page loads nothing from elsewhere.")
+
+
+def describe_minutes(seconds: Mapping[str, float], earlier: float) -> str:
+    """The minutes of all calls, and of the last one where there were others.
+
+    >>> describe_minutes({"cohort": 60.0, "prepare": 30.0}, 0.0), describe_minutes({"cohort": 60.0, "prepare": 30.0}, 60.0)
+    ('1.5 minutes', '1.5 minutes (0.5 of them in the last call)')
+    """
+    total = sum(seconds.values())
+    last = f" ({(total - earlier) / 60:.1f} of them in the last call)" if earlier else ""
+    return f"{total / 60:.1f} minutes{last}"
 
 
 def tabulate_comparisons(comparisons: Sequence[SeedComparison]) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Estimate:
 
 
 def estimate_cost(series: Sequence[Series], done: int, store: Path, preparation: Preparation, workers: int) -> Estimate:
-    """Estimate the cost of preparing `series`, right to about a factor of two."""
+    """Estimate the cost of preparing `series`, right to about a factor of two; on a busy machine, with its share of the cores."""
     some = series[:: max(1, len(series) // SAMPLED)]
     sizes = [size for size in map(_measure_series, some) if size is not None]
     source, volume = np.mean(sizes, axis=0) * len(series) if sizes else (0.0, 0.0)
@@ -51,10 +52,19 @@ def estimate_cost(series: Sequence[Series], done: int, store: Path, preparation:
         series=len(series),
         done=done,
         bytes=int(stored * BYTES_PER_VOXEL),
-        seconds=seconds + (SECONDS_TO_START if workers > 1 else 0.0),
+        seconds=(seconds + (SECONDS_TO_START if workers > 1 else 0.0)) * measure_crowding(workers),
         free_bytes=shutil.disk_usage(store).free,
         workers=workers,
     )
+
+
+def measure_crowding(workers: int) -> float:
+    """How many times longer this many processes take beside what the machine has run in the last minute; 1 where cores are idle."""
+    try:
+        busy = os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return 1.0
+    return max(1.0, (busy + workers) / (os.cpu_count() or 1))
 
 
 def _measure_series(series: Series) -> tuple[float, float] | None:

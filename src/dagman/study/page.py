@@ -104,21 +104,21 @@ def _format_spread(values: Sequence[float]) -> str:
 
 
 def _tabulate_differences(study: Study, differences: Sequence[PairedDifference]) -> DataTable:
+    several = len(study.sizes) > 1
     body = [
         [
-            "primary" if d.primary else "secondary",
-            d.part,
-            d.size,
+            f"{d.part} (primary)" if d.primary else d.part,
+            *([d.size] if several else []),
             d.subset if any(task.name == d.part for task in study.tasks) else "–",
             f"{d.first}\u00a0− {d.second}",
             format_interval(d.value, d.low, d.high, sign=True),
             format_p(d.p),
             "–" if d.primary else format_p(d.corrected),
-            d.over,
+            d.over.replace(" ", "\u00a0"),
         ]
         for d in differences
     ]
-    columns = ["endpoint", "of", "size", "labels", "arms", "difference (95 % interval)", "p", "p (Holm)", "over"]
+    columns = ["endpoint", *(["size"] if several else []), "labels", "arms", "difference (95 % interval)", "p", "p (Holm)", "over"]
     return DataTable(columns, body, "The primary endpoint is tested alone; all others are secondary and corrected together.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -29,18 +30,23 @@ def export_weights(
     """Export an encoder or a segmentation model: its weights, preprocessing.json, and a README.md with the code that loads it."""
     from rich.console import Console
 
+    from dagman.cli.progress import follow_parts
     from dagman.encoder.loading import load_encoder
     from dagman.evaluation.results import Results
     from dagman.export.forms import MODEL_FORMS, export_encoder, export_model
     from dagman.tasks.segment.model import load_model
 
     given = [Results(folder) for folder in results or []]
-    if to in MODEL_FORMS:
-        model = load_model(encoder, device="cpu")
-        loaded, exported = model.encoder, export_model(model, to, out, results=given)
-    else:
-        loaded = load_encoder(encoder, device="cpu", weights=weights)
-        exported = export_encoder(loaded, to, out, results=given)
+    # The exporter of torch names the operators of libraries that are not installed, which no encoder uses.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with follow_parts(Console(stderr=True), out) as notify:
+        notify(f"exporting to {to}")
+        if to in MODEL_FORMS:
+            model = load_model(encoder, device="cpu")
+            loaded, exported = model.encoder, export_model(model, to, out, results=given)
+        else:
+            loaded = load_encoder(encoder, device="cpu", weights=weights)
+            exported = export_encoder(loaded, to, out, results=given)
     outcome = {"out": str(out), "files": exported.files, "left_out": exported.left_out, "notes": exported.notes}
     if as_json:
         typer.echo(json.dumps(outcome))

@@ -38,7 +38,7 @@ def verify_folder(
     from dagman.store.upkeep.verification import verify_store
 
     opened = _open_store(store)
-    with follow_parts(Console(stderr=as_json)) as notify:
+    with follow_parts(Console(stderr=as_json), store) as notify:
         findings = verify_store(opened, notify)
     if as_json:
         listed = [{"file": one.file, "problem": one.problem} for one in findings]

@@ -70,7 +70,7 @@ def view_scan(
     made_by = " ".join(["dagman view", scan.name, *(f"--{option} {value}" for option, value in over.items() if value)])
     _refuse_other(out, made_by)
     attended = None
-    with follow_parts(Console()) as notify:
+    with follow_parts(Console(), out.parent, log=f"{out.name}.run.log") as notify:
         if attention:
             from dagman.encoder.loading import load_encoder
 
