@@ -242,6 +242,12 @@ def test_the_viewer_reads_hu_and_attention_where_they_lie_and_follows_the_keys(v
     point = place_attention(_make_attention(scan)).affine.to_world([_BLOB])[0]
     inside, beside = (viewer(_READ, *(point + np.array([shift, 0, 0])).tolist())["attention"] for shift in (0.0, 2.0 * _STRIDE))
     assert (inside, beside) == (pytest.approx(0.25, abs=0.02), pytest.approx(0.0, abs=0.02)), "the mean of 1.5 and 1, less 1"
+    # NiiVue draws all of an overlay opaque but for this type, which fades what lies below cal_min.
+    assert viewer("const one = dagmanViewer.nv.volumes[1]; return [one.colormapType, one.cal_min, one.cal_maxNeg]") == [
+        1,
+        0.25,
+        -0.25,
+    ]
     viewer(_READ, *_AFFINE.to_world([[20, 20, 10]])[0].tolist())
     viewer(_PRESS, "PageUp")
     assert viewer("return dagmanViewer.reading.value") == scan.voxels[20, 20, 11]

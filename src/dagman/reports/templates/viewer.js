@@ -32,13 +32,20 @@
 
   // What lies over the scan: attention below, labels above. Held as distance from uniform: 0 is clear, above orange, below blue.
   async function layOver() {
-    for (const kind of ['attention', 'labels']) if (over[kind]) nv.removeVolume(over[kind]);
-    over = { attention: null, labels: null };
+    for (const kind of ['attention', 'truth', 'labels']) if (over[kind]) nv.removeVolume(over[kind]);
+    over = { attention: null, truth: null, labels: null };
     if (data.attention && state.shown) {
       const reach = endOfColours(), low = state.threshold * reach;
       over.attention = await read(data.attention.maps[state.head], 'attention.nii.gz', {
-        colormap: 'above', colormapNegative: 'below', cal_min: low, cal_max: reach,
-        cal_minNeg: -reach, cal_maxNeg: -low, opacity: state.opacity.attention });
+        colormap: 'above', colormapNegative: 'below', cal_min: reach, cal_max: reach * 1.001,
+        cal_minNeg: -reach * 1.001, cal_maxNeg: -reach, opacity: state.opacity.attention });
+      // NiiVue draws whatever an overlay's colours are not clear at as opaque, but fades values below cal_min, by the square of their share.
+      over.attention.colormapType = 1;
+      if (low > 0) {
+        over.truth = await read(data.attention.maps[state.head], 'truth.nii.gz', { opacity: 0 });
+        over.attention.img = over.attention.img.map(value => Math.abs(value) < low ? 0 : value);
+        nv.addVolume(over.truth);
+      }
       nv.addVolume(over.attention);
     }
     if (data.labels.length && state.shown) {
@@ -205,7 +212,7 @@
     const holds = volume => [...volume.mm2vox([x, y, z], true)].every((at, axis) => at >= -0.5 && at < volume.dimsRAS[axis + 1] - 0.5);
     const valueOf = volume => { const at = nv.volumes.indexOf(volume); return at < 0 || !location.values[at] || !holds(volume) ? null : location.values[at].value; };
     const value = valueOf(scan) ?? 0;
-    Object.assign(reading, { mm: [x, y, z], value, attention: valueOf(over.attention), label: over.labels ? layer.colors.labels[Math.round(valueOf(over.labels) ?? 0)] : null });
+    Object.assign(reading, { mm: [x, y, z], value, attention: valueOf(over.truth ?? over.attention), label: over.labels ? layer.colors.labels[Math.round(valueOf(over.labels) ?? 0)] : null });
     const at = (low, high, mm) => `${mm < 0 ? low : high} ${Math.abs(mm).toFixed(1)}`;
     let text = `${at('L', 'R', x)}  ${at('P', 'A', y)}  ${at('I', 'S', z)} mm:  ${Number(value.toFixed(1))}${data.unit}`;
     if (reading.attention !== null) text += `, attention ${(1 + reading.attention).toFixed(3)} times uniform`;
@@ -235,7 +242,7 @@
     while (nv.volumes.length) nv.removeVolume(nv.volumes[0]);
     data = exhibits.find(one => one.name === decodeURIComponent(location.hash.slice(1))) || exhibits[0];
     state = { head: 0, threshold: 0, stretched: false, opacity: { attention: data.labels.length ? 0.35 : 0.7, labels: data.attention ? 0.1 : 0.3 }, shown: true, hidden: new Set(), map: 0, mark: -1 };
-    over = { attention: null, labels: null };
+    over = { attention: null, truth: null, labels: null };
     scan = await read(data.scan, 'scan.nii.gz', { colormap: 'gray', cal_min: data.window[0], cal_max: data.window[1] });
     nv.addVolume(scan);
     find('.words').textContent = `${data.title}. ${data.words}`;
