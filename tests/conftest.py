@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +55,47 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("dagman")
 
 
+NEEDED_GB = 3
+"""What a run of all tests by two workers may hold at once in the temporary folder; single files need far less."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """End in one line where a run of all tests would fill the disk: hundreds of them would fail, each in its own words."""
+    # The tests of single files or folders were asked for by name; workers begin only where their session does.
+    if config.args_source is not pytest.Config.ArgsSource.ARGS and not hasattr(config, "workerinput"):
+        require_space(Path(os.environ.get("PYTEST_DEBUG_TEMPROOT") or tempfile.gettempdir()), NEEDED_GB)
+
+
+def require_space(folder: Path, gigabytes: float) -> None:
+    """Raise pytest's `UsageError`, a line and an exit code of 4, where a folder's disk has less space than that."""
+    free = shutil.disk_usage(folder).free
+    if free < gigabytes * 1e9:
+        what = f"The tests need about {gigabytes} GB in {folder}; {free / 1e6:.0f} MB are free."
+        raise pytest.UsageError(f"{what} Free some, or set TMPDIR to a folder on a larger disk.")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> Iterator[None]:
+    """Remove the folders that a fixture made for its module once the module's tests have passed; pytest removes a test's alone."""
+    made: list[Path] = []
+    of_a_module = fixturedef.scope == "module" and "tmp_path_factory" in fixturedef.argnames
+    if of_a_module:
+        place, failed = request.getfixturevalue("tmp_path_factory").getbasetemp(), request.session.testsfailed
+
+        def remove() -> None:
+            if request.session.testsfailed == failed:
+                for folder in made:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+        # Before the fixture is made, so that it ends after all that the fixture itself does at its end.
+        fixturedef.addfinalizer(remove)
+        before = set(place.iterdir())
+    outcome = yield
+    if of_a_module:
+        made += [folder for folder in place.iterdir() if folder not in before and not folder.is_symlink()]
+    return outcome
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with a slow test go first: one that begins last keeps a worker busy while the others wait."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
@@ -83,6 +127,36 @@ def make_tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
         return write_tiny_encoder(tmp_path_factory.mktemp("tiny") / "run" / "encoder", make_tiny_config(**changes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def run_dagman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """A command line in a process of its own, forked from one that has the libraries loaded; `environment` adds to the test's.
+
+    What `python -m dagman` would do, without the seconds of imports: for the many commands whose start is not the subject.
+    """
+    told, server = tmp_path_factory.mktemp("told"), None
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        nonlocal server
+        if server is None:
+            # Not measured: that would make its imports half as long again. Its forks are.
+            unmeasured = {name: value for name, value in os.environ.items() if name != "COVERAGE_PROCESS_CONFIG"}
+            command = [sys.executable, str(_TESTS / "forked_commands.py")]
+            server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=unmeasured)
+        words = [str(word) for word in arguments]
+        streams = {name: str(told / name) for name in ("stdout", "stderr")}
+        asked = {**streams, "words": words, "environment": {**os.environ, **environment}, "folder": os.getcwd()}
+        assert server.stdin is not None
+        assert server.stdout is not None
+        print(json.dumps(asked), file=server.stdin, flush=True)
+        code = int(server.stdout.readline())
+        read = {name: Path(path).read_text(encoding="utf-8") for name, path in streams.items()}
+        return subprocess.CompletedProcess(["dagman", *words], code, read["stdout"], read["stderr"])
+
+    yield run
+    if server is not None:
+        server.communicate()
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,13 +95,12 @@ def monai_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def probed(encoder: Path, lesions: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def probed(run_dagman, encoder: Path, lesions: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """`classify` by a linear probe and k-NN, on all labels and few, in a process of its own."""
     out = tmp_path_factory.mktemp("probed") / "out"
     arguments = ["classify", encoder, lesions / "masks.csv", "--label", "malignant", "--out", out, "--folds", 3, "--repeats", 2]
     arguments += ["--shares", "50,100", "--per-class", "1,2,50", "--draws", 2, *SMALL_CROPS]
-    command = [sys.executable, "-m", "dagman", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_dagman(*arguments)
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,13 +31,9 @@ def encoder_folder(make_tiny_encoder: Callable[..., Path]) -> Path:
     return make_tiny_encoder(spacing=8.0, step=3)
 
 
-def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "dagman", *map(str, arguments)], capture_output=True, text=True, check=False)
-
-
-def test_a_table_is_embedded(encoder_folder: Path, cohort: Cohort, tmp_path: Path):
+def test_a_table_is_embedded(run_dagman, encoder_folder: Path, cohort: Cohort, tmp_path: Path):
     out = tmp_path / "nodules.parquet"
-    run = _run(
+    run = run_dagman(
         "embed", encoder_folder, cohort.nodules_table, "--out", out, "--crop-spacing", 2, "--stages", "1,2", "--pools", "mean"
     )
     assert run.returncode == 0, run.stderr
@@ -53,7 +48,7 @@ def test_a_table_is_embedded(encoder_folder: Path, cohort: Cohort, tmp_path: Pat
     assert json.loads((next(tmp_path.glob("*.parquet.command.json"))).read_text())["command"] == "embed"
 
 
-def test_files_and_their_store_give_the_same_numbers(encoder_folder: Path, cohort: Cohort, tmp_path: Path):
+def test_files_and_their_store_give_the_same_numbers(run_dagman, encoder_folder: Path, cohort: Cohort, tmp_path: Path):
     prepare_store([cohort.scans], tmp_path / "store", Preparation(spacing=8.0), workers=1)
     (tmp_path / "scans").mkdir()
     for path in cohort.scans.iterdir():
@@ -61,7 +56,7 @@ def test_files_and_their_store_give_the_same_numbers(encoder_folder: Path, cohor
     (tmp_path / "scans" / "broken.nii.gz").write_bytes(b"no image")
     found = []
     for source, name in ((tmp_path / "store", "s.parquet"), (tmp_path / "scans", "f.parquet")):
-        run = _run("embed", encoder_folder, source, "--out", tmp_path / name, "--json")
+        run = run_dagman("embed", encoder_folder, source, "--out", tmp_path / name, "--json")
         assert run.returncode == 0, run.stderr
         outcome = json.loads(run.stdout)
         assert outcome["written"] == 2
@@ -75,9 +70,9 @@ def test_files_and_their_store_give_the_same_numbers(encoder_folder: Path, cohor
         np.testing.assert_array_equal(found[1][content], values)
 
 
-def test_attention_is_written_on_the_scan_s_own_grid(encoder_folder: Path, cohort: Cohort, tmp_path: Path):
+def test_attention_is_written_on_the_scan_s_own_grid(run_dagman, encoder_folder: Path, cohort: Cohort, tmp_path: Path):
     scan = sorted(cohort.scans.iterdir())[0]
-    run = _run("attention", encoder_folder, scan, "--out", tmp_path / "out", "--json")
+    run = run_dagman("attention", encoder_folder, scan, "--out", tmp_path / "out", "--json")
     assert run.returncode == 0, run.stderr
     outcome = json.loads(run.stdout)
     assert outcome["range"].endswith("of uniform")
@@ -116,12 +111,12 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_embedding_nothing_is_an_error_that_spares_what_was_there(encoder_folder: Path, tmp_path: Path):
+def test_embedding_nothing_is_an_error_that_spares_what_was_there(run_dagman, encoder_folder: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.nii.gz").write_bytes(b"no scan")
     (tmp_path / "f.parquet").write_bytes(b"earlier")
     for source in ("empty", "broken.nii.gz"):
-        run = _run("embed", encoder_folder, tmp_path / source, "--out", tmp_path / "f.parquet")
+        run = run_dagman("embed", encoder_folder, tmp_path / source, "--out", tmp_path / "f.parquet")
         assert run.returncode == 2
         assert len(run.stderr.strip().splitlines()) == 1
         assert "to embed" in run.stderr or "can be embedded" in run.stderr or "holds no" in run.stderr

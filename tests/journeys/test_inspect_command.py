@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel
@@ -13,12 +11,6 @@ import numpy as np
 import pytest
 
 pytestmark = pytest.mark.journey
-
-
-def run(*words) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "dagman", "inspect", *map(str, words)], capture_output=True, text=True, timeout=120
-    )
 
 
 def write(path: Path, values) -> None:
@@ -39,8 +31,8 @@ def scans(tmp_path_factory) -> Path:
     return folder
 
 
-def test_every_series_gets_a_verdict_and_the_files_are_written(scans, tmp_path):
-    done = run(scans, "--out", tmp_path / "out", "--workers", 2)
+def test_every_series_gets_a_verdict_and_the_files_are_written(run_dagman, scans, tmp_path):
+    done = run_dagman("inspect", scans, "--out", tmp_path / "out", "--workers", 2)
     assert done.returncode == 0, done.stderr
     assert "9 series of 9 patients can be used; 2 refused." in done.stdout
     assert "mr[1].nii.gz" in done.stdout
@@ -60,17 +52,17 @@ def test_every_series_gets_a_verdict_and_the_files_are_written(scans, tmp_path):
     assert outcome == {"accepted": 9, "refused": 2, "patients": 9, "patients_assumed": 9}
 
 
-def test_json_holds_all_and_a_word_on_the_modality_counts(scans):
-    done = run(scans / "mr[1].nii.gz", "--json", "--modality", "mr")
+def test_json_holds_all_and_a_word_on_the_modality_counts(run_dagman, scans):
+    done = run_dagman("inspect", scans / "mr[1].nii.gz", "--json", "--modality", "mr")
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(done.stdout)["series"]
     assert (row["modality"], row["accepted"], row["size"], row["axes"]) == ("MR", True, [20, 18, 12], "RAS")
 
 
-def test_the_exit_code_is_2_when_nothing_can_be_used(scans, tmp_path):
-    refused = run(scans / "broken.nii.gz")
+def test_the_exit_code_is_2_when_nothing_can_be_used(run_dagman, scans, tmp_path):
+    refused = run_dagman("inspect", scans / "broken.nii.gz")
     assert refused.returncode == 2
     assert "no series can be used; 1 refused." in refused.stdout
-    empty = run(tmp_path)
+    empty = run_dagman("inspect", tmp_path)
     assert empty.returncode == 2
     assert empty.stderr == f"dagman: {tmp_path}: holds no scans. Give files or folders with NIfTI, NRRD, MetaImage or DICOM.\n"

@@ -30,11 +30,6 @@ print(prepare_store(sys.argv[1], sys.argv[2], workers=1, on_event=hold).kept)
 """
 
 
-def run_dagman(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dagman", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=None)
-
-
 def make_body(seed: int) -> np.ndarray:
     x, y = np.meshgrid(np.linspace(-1, 1, 40), np.linspace(-1, 1, 32), indexing="ij")
     body = np.where((x / 0.7) ** 2 + (y / 0.6) ** 2 < 1, 40.0, -1000.0)[..., None]
@@ -61,7 +56,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_scans_become_a_store_that_verifies_and_goes_on(scans, tmp_path):
+def test_scans_become_a_store_that_verifies_and_goes_on(run_dagman, scans, tmp_path):
     out = tmp_path / "store"
     done = run_dagman("prepare", scans, "--out", out, "--workers", 2)
     assert done.returncode == 0, done.stderr
@@ -80,7 +75,7 @@ def test_scans_become_a_store_that_verifies_and_goes_on(scans, tmp_path):
     outcome = json.loads(again.stdout)
     assert (outcome["kept"], outcome["already"], outcome["rejected"]) == (3, 3, 6)
 
-    assert "3 scans, all whole." in run_dagman("store", "verify", out).stdout
+    assert "3 scans, all intact." in run_dagman("store", "verify", out).stdout
     first = min(out.rglob("*.b2nd"))
     first.write_bytes(first.read_bytes()[:-50])
     found = run_dagman("store", "verify", out, "--json")
@@ -100,7 +95,7 @@ def test_scans_become_a_store_that_verifies_and_goes_on(scans, tmp_path):
         (["store", "verify", "{empty}"], "is not a store"),
     ],
 )
-def test_a_mistake_is_one_line(scans, tmp_path, arguments, message):
+def test_a_mistake_is_one_line(run_dagman, scans, tmp_path, arguments, message):
     (tmp_path / "empty").mkdir()
     places = {"scans": scans, "empty": tmp_path / "empty", "out": tmp_path / "store"}
     done = run_dagman(*(one.format(**places) for one in arguments))
@@ -109,7 +104,7 @@ def test_a_mistake_is_one_line(scans, tmp_path, arguments, message):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_second_preparation_of_one_store_is_refused_and_the_first_is_whole(scans, tmp_path):
+def test_a_second_preparation_of_one_store_is_refused_and_the_first_is_whole(run_dagman, scans, tmp_path):
     out = tmp_path / "store"
     command = [sys.executable, "-c", HELD, str(scans), str(out)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
@@ -125,7 +120,7 @@ def test_a_second_preparation_of_one_store_is_refused_and_the_first_is_whole(sca
     assert not (out / "staging").exists()
 
 
-def test_a_real_nifti_and_its_dicom_series_give_the_same_store(shared_data, tmp_path):
+def test_a_real_nifti_and_its_dicom_series_give_the_same_store(run_dagman, shared_data, tmp_path):
     series = shared_data / "chest-dicom"
     done = run_dagman("prepare", series, "--out", tmp_path / "dicom", "--workers", 1, "--json")
     assert done.returncode == 0, done.stderr

@@ -50,7 +50,7 @@ monitor_views = 2
 precision = "fp32"
 device = "cpu"
 """
-_DEADLINE_S = 120
+_DEADLINE_S = 600
 
 
 def _write_body(path: Path, shape: tuple[int, int, int], seed: int) -> None:

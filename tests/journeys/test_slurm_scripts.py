@@ -81,7 +81,7 @@ def submit(tmp_path):
         (tmp_path / "state").write_text(state)
         variables = {"PATH": f"{tmp_path}:/usr/bin:/bin", "CLUSTER": str(tmp_path), **environment}
         command = ["sbatch", *options, str(_SCRIPTS / script), *arguments]
-        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600, check=False)
         assert done.stderr == ""
         rows = [row.split("|")[:-1] for row in _read(tmp_path / "started")]
         return done.returncode, rows, _read(tmp_path / "requeues")

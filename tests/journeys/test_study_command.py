@@ -39,7 +39,7 @@ task = "classify"
 table = "cohort/nodules.csv"
 measure = "auc"
 method = "linear"
-options = {{ label = "label", method = "linear", folds = 2, repeats = 1, device = "cpu" }}
+options = {{ label = "label", method = "linear", folds = 2, repeats = 1, device = "cpu", crop_mm = 22.4, crop_spacing = 0.7 }}
 
 [primary]
 of = "Kind of lesion"
@@ -59,20 +59,30 @@ def folder(tmp_path_factory) -> Path:
     return place
 
 
-def _run(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "dagman", *map(str, words)], capture_output=True, text=True, check=False)
+@pytest.fixture
+def forked_jobs(run_dagman, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The jobs of a study are processes forked with their libraries loaded; in the test of a failed job they are started anew."""
+    start = subprocess.run
+
+    def run(command: list[str], **options):
+        plain = command[:3] == [sys.executable, "-m", "dagman"]
+        return run_dagman(*command[3:], **options["env"]) if plain else start(command, **options)
+
+    monkeypatch.setattr("dagman.study.execution.subprocess.run", run)
 
 
 @pytest.mark.slow
 @pytest.mark.journey
-def test_a_study_runs_every_command_pairs_by_seed_and_continues(folder, tmp_path):
+@pytest.mark.usefixtures("forked_jobs")
+def test_a_study_runs_every_command_pairs_by_seed_and_continues(folder, tmp_path, call_dagman):
     out = tmp_path / "out"
-    planned = _run("study", folder / "study.toml", "--out", out, "--dry-run").stdout.splitlines()
+    command = ("study", folder / "study.toml", "--out", out)
+    planned = call_dagman(*command, "--dry-run")[1].splitlines()
     assert len(planned) == 4 + 2
     assert all(line.startswith("dagman ") for line in planned)
-    done = _run("study", folder / "study.toml", "--out", out, "--json")
-    assert done.returncode == 0, done.stderr
-    differences = json.loads(done.stdout)["differences"]
+    code, printed, errors = call_dagman(*command, "--json")
+    assert code == 0, errors
+    differences = json.loads(printed)["differences"]
     assert differences[0]["primary"]
     assert (differences[0]["first"], differences[0]["second"], differences[0]["over"]) == ("dagman", "scratch", "2 seeds")
     assert not any(row["primary"] for row in differences[1:])
@@ -80,23 +90,24 @@ def test_a_study_runs_every_command_pairs_by_seed_and_continues(folder, tmp_path
     assert "Primary endpoint" in page
     assert {"arm", "seed", "value"} <= set((out / "study.csv").read_text().splitlines()[0].split(","))
     before = (out / "jobs.jsonl").read_text()
-    again = _run("study", folder / "study.toml", "--out", out)
-    assert again.returncode == 0
-    assert again.stdout.count("skipped") == 6
+    assert before.count("\n") == 6
+    code, printed, errors = call_dagman(*command)
+    assert code == 0, errors
+    assert printed.count("skipped") == 6
     assert (out / "jobs.jsonl").read_text() == before
-    assert _run("study", folder / "study.toml", "--out", out, "--dry-run").stdout == ""
+    assert call_dagman(*command, "--dry-run")[1] == ""
 
 
 @pytest.mark.journey
-def test_a_job_that_fails_is_named_with_its_command_and_costs_no_other(folder, tmp_path):
+def test_a_job_that_fails_is_named_with_its_command_and_costs_no_other(folder, tmp_path, call_dagman):
     text = (folder / "study.toml").read_text().replace("cohort/nodules.csv", "cohort/absent.csv")
     text = text.replace('methods = ["dagman", "simmim"]', 'methods = ["simmim"]').replace("seeds = [0, 1]", "seeds = [0]")
     text = text.replace('first = "dagman"', 'first = "simmim"')
     (folder / "broken.toml").write_text(text)
-    done = _run("study", folder / "broken.toml", "--out", tmp_path / "out")
-    assert done.returncode == 2
-    assert "1 job of the study failed, kind-of-lesion-tiny-0 first" in done.stderr
-    assert "Traceback" not in done.stderr
+    code, _, errors = call_dagman("study", folder / "broken.toml", "--out", tmp_path / "out")
+    assert code == 2
+    assert "1 job of the study failed, kind-of-lesion-tiny-0 first" in errors
+    assert "Traceback" not in errors
     assert (tmp_path / "out" / "runs" / "tiny-simmim-0" / "encoder").is_dir()
 
 

@@ -56,7 +56,7 @@ def convert(folder: Path, out: Path) -> list[Path]:
     """The files that dcm2niix makes of a folder; the values are those shown, not Philips' own floating point ones."""
     out.mkdir()
     command = [PROGRAM, "-b", "n", "-z", "n", "-p", "n", "-f", "%j_%s", "-o", str(out), str(folder)]
-    subprocess.run(command, capture_output=True, check=False, timeout=60)
+    subprocess.run(command, capture_output=True, check=False, timeout=600)
     return sorted(out.glob("*.nii"))
 
 

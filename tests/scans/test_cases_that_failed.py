@@ -32,7 +32,7 @@ def make_case(tmp_path_factory: pytest.TempPathFactory):
         if not (_CASES / f"{name}.py").is_file():
             pytest.skip("no cases here")
         folder = tmp_path_factory.mktemp(name) / name
-        subprocess.run([sys.executable, _CASES / f"{name}.py", folder], check=True, capture_output=True, timeout=120)
+        subprocess.run([sys.executable, _CASES / f"{name}.py", folder], check=True, capture_output=True, timeout=600)
         return folder
 
     return make

@@ -54,13 +54,15 @@ class Cluster:
             "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(self.file)
         )
         options = ("--scheduler-file", str(self.file), "--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1")
+        # A test that is killed leaves no worker that looks for its scheduler for ever.
+        options += ("--death-timeout", "600")
         self.workers = [start("worker", *options, "--local-directory", str(folder)) for _ in range(workers)]
 
     def find_address(self) -> str:
         from distributed import Client
 
-        with Client(scheduler_file=str(self.file), timeout=60, set_as_default=False) as client:
-            client.wait_for_workers(len(self.workers), timeout=60)
+        with Client(scheduler_file=str(self.file), timeout=600, set_as_default=False) as client:
+            client.wait_for_workers(len(self.workers), timeout=600)
             return client.scheduler.address
 
     def stop(self) -> None:

@@ -87,7 +87,7 @@ def place(store, tiny, tmp_path_factory) -> Path:
     add("refused-gloo", 2, without="gloo", assignments=short)
     (folder / "plan.json").write_text(json.dumps(plan))
     program = Path(__file__).with_name("ranks.py")
-    subprocess.run([sys.executable, str(program), str(folder / "plan.json")], check=True, timeout=300, capture_output=True)
+    subprocess.run([sys.executable, str(program), str(folder / "plan.json")], check=True, timeout=900, capture_output=True)
     return folder
 
 

@@ -47,6 +47,13 @@ def map_neighbours(points: ArrayLike, *, neighbours: int = NEIGHBOURS, seed: int
         raise TaskError(what, do="Give at least 4, better some dozens")
     if neighbours < 2:
         raise TaskError(f"{neighbours} neighbour makes no map", do="Ask for --neighbours 2 or more")
+    distinct = len(np.unique(points, axis=0))
+    refusal = TaskError(
+        f"UMAP finds no map of {len(points)} structures, of which {distinct} differ in their features",
+        do="Use --map pca, or leave copies out",
+    )
+    if distinct == 1:
+        raise refusal
     with warnings.catch_warnings():
         # umap-learn and numba warn of their own future; nothing of it is the user's to mend.
         warnings.simplefilter("ignore")
@@ -63,7 +70,5 @@ def map_neighbours(points: ArrayLike, *, neighbours: int = NEIGHBOURS, seed: int
         )
         placed = np.asarray(model.fit_transform(points), dtype=np.float64)
     if not np.isfinite(placed).all():
-        distinct = len(np.unique(points, axis=0))
-        what = f"UMAP finds no map of {len(points)} structures, of which {distinct} differ in their features"
-        raise TaskError(what, do="Use --map pca, or leave copies out")
+        raise refusal
     return placed
