@@ -5,6 +5,7 @@ Nothing here is applied behind a caller's back: `choose_*` only says what to use
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dagman.errors import SettingsError
 
@@ -168,6 +170,17 @@ def tune_allocator(mode: Literal["auto", "on", "off"] = "auto", device: str = "c
     if preloaded:
         return Choice("allocator", "default", f"{preloaded[0]} is preloaded")
     return _keep_freed_memory()
+
+
+def pin_attention(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """A block in which torch's fused attention takes its efficient or its plain kernel alone; on a CPU all is as it comes.
+
+    cuDNN's has given wrong gradients (pytorch#196678), and torch prefers it on some cards (docs/decisions/0035).
+    """
+    if device.type == "cpu":
+        return contextlib.nullcontext()
+    pinned: contextlib.AbstractContextManager[None] = sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+    return pinned
 
 
 def send(values: torch.Tensor, device: torch.device | str) -> torch.Tensor:

@@ -69,7 +69,7 @@ def list_swin_parts(*backbone_names: str) -> list[Part]:
             names=("MaskFill", "STRIDES", "UNIT", "Encoded", "Backbone", "ClsBackbone", "find_unit_stage", *backbone_names),
             without=("use_kernels", "skip_hidden"),
         ),
-        Part(module=devices, names=("read_processor_vendor",)),
+        Part(module=devices, names=("pin_attention", "read_processor_vendor")),
         Part(module=linear),
         Part(module=windows),
         Part(module=window_attention),

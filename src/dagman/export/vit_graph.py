@@ -44,6 +44,7 @@ class ViTGraph(nn.Module):
 
 def _run_block(block: GlobalBlock, z: Tensor) -> Tensor:
     """`block(z)` without the parts in which it passes many tokens: a graph does not know how many there will be."""
+    # Not pinned to a backend, as a graph cannot hold one; cuDNN errs with a mask or in gradients, and here is neither.
     q, k, v = block.qkv(block.norm1(z)).unflatten(-1, (3, block.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
     attended = nn.functional.scaled_dot_product_attention(q, k, v)
     z = z + block.proj(attended.transpose(1, 2).flatten(2))

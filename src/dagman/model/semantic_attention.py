@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dagman.devices import pin_attention
 from dagman.errors import SettingsError
 from dagman.model.linear import Mlp
 
@@ -138,10 +138,7 @@ class GlobalBlock(nn.Module):
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) v; all B H T D."""
-    if q.device.type != "cuda":
-        return F.scaled_dot_product_attention(q, k, v)
-    # cuDNN's backend has given wrong gradients (pytorch#196678), and torch prefers it on some cards (docs/decisions/0035).
-    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+    with pin_attention(q.device):
         return F.scaled_dot_product_attention(q, k, v)
 
 
