@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dagman.errors import SettingsError
 from dagman.method import Targets, ViewPair
 from dagman.method.masking import MASKINGS
 from dagman.method.teacher import update_teacher
@@ -164,24 +165,60 @@ def test_one_volume_is_overfitted():
     assert sum(errors[-5:]) / 5 < 0.4 * errors[0]
 
 
-@pytest.mark.parametrize("granularity", ["unit", "patch"])
-def test_what_is_alike_in_hidden_windows_may_be_computed_once(granularity):
+@pytest.mark.parametrize(
+    ("name", "further"),
+    [
+        *((name, ()) for name in TABLE),
+        ("dagman", ("teacher.granularity=patch",)),
+        ("dagman", ("masking.attention_from=noisy", "masking.mask_fill=token", "losses.symmetric=false")),
+        ("dagman", ("model.window=2", "train.recompute=4")),
+    ],
+)
+def test_what_is_alike_in_hidden_windows_may_be_computed_once(name, further):
     told, gradients = [], []
-    for skips in ("false", "true"):
-        settings = _settle("dagman", f"teacher.granularity={granularity}", f"train.skip_hidden={skips}")
-        student, teacher = assembly.build_networks(settings)
-        assert student.encoder.skips_hidden is teacher.encoder.skips_hidden is (skips == "true")
+    for skips in (False, True):
+        settings = _settle(name, *further)
+        student, teacher = assembly.build_networks(settings, skip_hidden=skips)
+        assert all(network.encoder.skips_hidden is skips for network in (student, teacher) if network is not None)
         pair = _draw_pair(student, 0)
-        if granularity == "patch":
+        if settings.teacher.granularity == "patch":
             pair = replace(pair, noise=torch.rand(2, 2, 8 * 512, generator=torch.Generator().manual_seed(1)))
         inside = torch.tensor([[[0, 0, 0], [32, 32, 32]]]).repeat(4, 1, 1).unflatten(0, (2, 2))
         inside[0, 1, 1, 2] = 16
         pair = replace(pair, inside=inside)
-        losses = accumulate_gradients(student, teacher, [pair], assembly.compose_method(settings), _make_targets(settings), 0.04)
-        told.append({name: value.item() for name, value in losses.parts.items()})
-        gradients.append(torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]))
+        parts = [pair.take(slice(0, 1)), pair.take(slice(1, 2))]
+        losses = accumulate_gradients(student, teacher, parts, assembly.compose_method(settings), _make_targets(settings), 0.04)
+        told.append({key: value.item() for key, value in losses.parts.items()})
+        gradients.append({key: p.grad for key, p in student.named_parameters() if p.grad is not None})
     assert told[1] == pytest.approx(told[0], rel=1e-5)
-    assert (gradients[1] - gradients[0]).norm() < 1e-5 * gradients[0].norm()
+    assert gradients[1].keys() == gradients[0].keys()
+    largest = max(float(gradient.norm()) for gradient in gradients[0].values())
+    for key, gradient in gradients[0].items():
+        assert (gradients[1][key] - gradient).norm() < 1e-4 * gradient.norm() + 1e-6 * largest, key
+
+
+@pytest.mark.parametrize(
+    ("assignments", "device", "compiled", "value", "reason"),
+    [
+        ((), "cpu", "off", "skipped", "the same to rounding"),
+        ((), "cuda:0", "off", "computed", "has not been measured on a card"),
+        ((), "cpu", "on", "computed", "encoders are compiled"),
+        (("model.window=6",), "cpu", "off", "computed", "windows of 6 patch tokens do not lie in units of 8"),
+        (("model.backbone=vit", "model.heads=[2, 2, 2, 2]"), "cpu", "off", "computed", "each token of a vit sees all others"),
+        (("model.backbone=resnet3d:18",), "cpu", "off", "computed", "resnet3d:18 has none"),
+        (("train.skip_hidden=true",), "cuda:0", "off", "skipped", "asked for"),
+        (("train.skip_hidden=false",), "cpu", "off", "computed", "asked for"),
+    ],
+)
+def test_hidden_windows_are_skipped_where_that_was_measured_and_the_reason_is_stated(assignments, device, compiled, value, reason):
+    choice = assembly.choose_skipping(_settle("dagman", *assignments), device, compiled)
+    assert choice.value == value
+    assert reason in choice.reason
+
+
+def test_skipping_and_compiled_encoders_together_are_refused():
+    with pytest.raises(SettingsError, match="each number of windows that are not hidden would be compiled anew"):
+        assembly.choose_skipping(_settle("dagman", "train.skip_hidden=true"), "cuda:0", "on")
 
 
 def test_no_stage_is_computed_that_nothing_reads():

@@ -31,7 +31,7 @@ def test_every_preset_loads_and_resolves_to_settings_without_auto(size, method):
     values = resolved.model_dump()
     left = [key for key in list_fields() if _look_up(values, key) == "auto"]
     # What the store and the machine decide stays open until there is one.
-    machine = ["precision", "kernels", "compile", "read_after", "device", "workers"]
+    machine = ["skip_hidden", "precision", "kernels", "compile", "read_after", "device", "workers"]
     assert left == ["view.modality", *(f"train.{name}" for name in machine)]
     assert resolve_settings(resolved) == (resolved, [])
 

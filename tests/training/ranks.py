@@ -121,7 +121,8 @@ def take_steps(job: dict) -> str:
             usable, _ = find_usable({row.id: row.shape for row in store.rows}, settings.view)
             train, own = settings.train, list_own_pairs(settings.train.batch // 2, group.rank, group.size)
             dataset = ViewDataset(store, usable, settings.view, train.batch, settings.seed, train.steps, own)
-            learner = Learner(settings, device="cpu", precision="fp32", group=group)
+            # One process computes all windows, so that ranks which skip hidden ones are compared with that.
+            learner = Learner(settings, device="cpu", precision="fp32", group=group, skip_hidden=group.size > 1)
             rows, first = [], {}
             with learner.joined():
                 for step in range(train.steps):

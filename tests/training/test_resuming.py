@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
+from dagman.errors import RunError
 from dagman.records.hashes import hash_bytes
 from dagman.records.journal import read_rows
 from dagman.training.pretraining import pretrain
 from dagman.training.run import Run
-from dagman.training.start.identity import FREE_TO_CHANGE, LATER_SETTINGS, hash_settings
+from dagman.training.start.identity import FREE_TO_CHANGE, LATER_SETTINGS, list_settings, refuse_other_store
 
 STEPS = 6
 COMPARED = ("metrics.jsonl", "monitors.jsonl", "encoder/model.safetensors", "encoder/config.json", "settings.toml")
 
 
-def _read_result(run: Path) -> dict[str, bytes]:
+def _read_result(run: Path, steps: int = STEPS) -> dict[str, bytes]:
     """Every byte of a finished run that must not depend on how it was reached."""
-    last = run / "checkpoints" / f"step-{STEPS:06d}"
+    last = run / "checkpoints" / f"step-{steps:06d}"
     files = [*(run / name for name in COMPARED), *sorted(last.glob("*.safetensors")), *sorted((run / "gallery").iterdir())]
     result = {str(path.relative_to(run)): path.read_bytes() for path in files}
     state = json.loads((last / "state.json").read_text())
@@ -124,11 +126,87 @@ def test_schedules_follow_the_global_step_across_a_resume(whole):
     assert rows[-1]["lr"] == pytest.approx(1e-6)
 
 
-def test_settings_of_a_later_release_leave_the_fingerprint_of_an_earlier_one(make_settings):
+_RECORDED = Path(__file__).parents[1] / "made_before" / "run"
+FINGERPRINTS = ("1eee5fd5d27712f81e89bcb992877c48", "92f3df1483cf993aff5f7497c68acf76", "308f7d7981da0e67ebbb2c661b36d8ea")
+"""Of the settings of `made_before/run`, by the releases before `train.kernels`, before `train.recompute`, and after them."""
+
+
+def _check(before: object, settings) -> None:
+    state = {"store": "a", "grid": "b", "scans": 2}
+    refuse_other_store(Path("run"), state | {"settings": before}, state, settings)
+
+
+def test_a_run_recorded_by_any_earlier_release_is_known_again():
+    settings = Run(_RECORDED).settings
+    for fingerprint in FINGERPRINTS:
+        _check(fingerprint, settings)
+        # What rounds in another way does not make it another run.
+        train = settings.train.model_copy(update={"kernels": "triton", "recompute": 2, "skip_hidden": True})
+        _check(fingerprint, settings.model_copy(update={"train": train}))
+        with pytest.raises(RunError, match=r"was changed after the last checkpoint was written: settings\.toml"):
+            _check(fingerprint, settings.model_copy(update={"seed": 5}))
+
+
+def test_a_setting_that_a_checkpoint_does_not_name_was_at_its_default(make_settings):
     settings = make_settings()
-    values = settings.model_dump(mode="json")
-    for key in FREE_TO_CHANGE | {"view.modality", *LATER_SETTINGS}:
-        section, _, name = key.rpartition(".")
-        del values[section][name]
-    assert hash_settings(settings) == hash_bytes(json.dumps(values, sort_keys=True).encode())
-    assert hash_settings(make_settings("train.skip_hidden=true")) != hash_settings(settings)
+    held = json.loads(json.dumps(list_settings(settings)))
+    _check(held, settings)
+    del held["optim.beta2"]
+    _check(held, settings)
+    _check(held, make_settings("train.precision=fp32", "train.micro_batch=2", *(f"{key}={_OTHER[key]}" for key in LATER_SETTINGS)))
+    with pytest.raises(RunError, match=r"optim\.clip from 3\.0 to 1\.0; optim\.beta2 from 0\.999 to 0\.95\. Restore"):
+        _check(held, make_settings("optim.beta2=0.95", "optim.clip=1"))
+
+
+_OTHER = {
+    "train.kernels": "triton",
+    "train.recompute": 2,
+    "train.compile": "on",
+    "train.read_after": 1,
+    "train.skip_hidden": "true",
+}
+
+
+def test_a_run_of_an_earlier_release_goes_on_as_it_was_and_says_what_rounds_differently(store, tiny, tmp_path):
+    options = [*tiny, "train.batch=4", "train.steps=2", "train.checkpoint_every=1", "train.skip_hidden=false"]
+    pretrain(store.path, tmp_path / "whole", assignments=options)
+    for name in ("as it was", "changed"):
+        out = tmp_path / name
+        shutil.copytree(tmp_path / "whole", out)
+        shutil.rmtree(out / "checkpoints" / "step-000002")
+        # As a release wrote it that knew none of these settings: see FINGERPRINTS.
+        text = (out / "settings.toml").read_text()
+        for key in LATER_SETTINGS:
+            text = re.sub(rf"^{key.removeprefix('train.')} = .*\n", "", text, flags=re.MULTILINE)
+        (out / "settings.toml").write_text(text)
+        path = out / "checkpoints" / "step-000001" / "state.json"
+        state = json.loads(path.read_text())
+        for added in ("kernels", "compile", "read after", "hidden windows", "micro-batch"):
+            del state[added]
+        values = Run(out).settings.model_dump(mode="json")
+        for key in FREE_TO_CHANGE | {"view.modality", *LATER_SETTINGS}:
+            section, _, field = key.rpartition(".")
+            del values[section][field]
+        path.write_text(json.dumps(state | {"settings": hash_bytes(json.dumps(values, sort_keys=True).encode())}))
+    pretrain(store.path, tmp_path / "as it was", resume=True)
+    ours, theirs = (_read_result(tmp_path / name, 2) for name in ("as it was", "whole"))
+    assert ours.pop("settings.toml") != theirs.pop("settings.toml")
+    assert ours == theirs
+    # It may be resumed in another way, which a checkpoint written since then names.
+    told: list[str] = []
+    changes = ["train.skip_hidden=true", "train.micro_batch=2"]
+    shutil.copytree(tmp_path / "whole" / "checkpoints" / "step-000001", tmp_path / "new", dirs_exist_ok=True)
+    shutil.copy(tmp_path / "new" / "state.json", tmp_path / "changed" / "checkpoints" / "step-000001" / "state.json")
+    pretrain(
+        store.path,
+        tmp_path / "changed",
+        resume=True,
+        assignments=changes,
+        on_event=lambda name, values: told.append(values["text"]) if name == "warning" else None,
+    )
+    wanted = "hidden windows: skipped, but computed up to here, so the weights will differ from a run in one go."
+    assert wanted in told
+    assert "micro-batch: 2, but 4 up to here, so the weights will differ from a run in one go." in told
+    ours, theirs = (read_rows(tmp_path / name / "metrics.jsonl") for name in ("changed", "whole"))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(other, rel=1e-3)

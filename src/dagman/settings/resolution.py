@@ -24,7 +24,7 @@ SMALL_BATCH, PAPER_BATCH = 16, 64
 SMALL_LR, PAPER_LR = 3e-4, 8e-4
 SMALL_PROTOTYPES, PAPER_PROTOTYPES = 1024, 8192
 MACHINE_CHOICES = frozenset(
-    {"train.precision", "train.device", "train.kernels", "train.compile", "train.read_after", "train.workers"}
+    f"train.{name}" for name in ("precision", "device", "kernels", "compile", "read_after", "skip_hidden", "workers")
 )
 """Settings that stay `auto` in a run's folder: each machine chooses anew."""
 _OF_STORE = frozenset({"view.modality"})

@@ -264,8 +264,8 @@ class TrainSettings(Section):
     """Maximum number of views processed at once; gradients are accumulated over the parts of a step."""
     recompute: Annotated[int, Field(ge=0, le=STAGES)] = 0
     """Activation checkpointing: number of stages, from the first, recomputed in the backward pass (less memory, more time)."""
-    skip_hidden: bool = False
-    """Whether the first block computes only once what all masked or dropped windows share; equal up to rounding. [ours]"""
+    skip_hidden: bool | Auto = "auto"
+    """Whether block 1 computes only once what all hidden windows share; equal up to rounding; auto: for a Swin on a CPU. [ours]"""
     freeze_epochs: Weight = 1.0
     """Epochs (a run has 800) in which the projectors' last layers are frozen. [iBOT]"""
     checkpoint_every: Positive = 50

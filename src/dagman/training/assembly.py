@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from dagman.devices import Choice
 from dagman.encoder.folder import EncoderConfig
 from dagman.encoder.loading import describe_shapes
 from dagman.errors import EncoderError, SettingsError
@@ -21,7 +22,7 @@ from dagman.records.names import suggest_name
 from dagman.settings import Settings, choices
 from dagman.settings.choices import MaskingChoice
 from dagman.settings.momentum import Memory, list_momenta, measure_memory
-from dagman.settings.tree import STAGES
+from dagman.settings.tree import STAGES, UNIT
 from dagman.training.views import ViewDataset
 
 
@@ -67,8 +68,11 @@ def name_projectors(settings: Settings) -> tuple[str, ...]:
     return tuple(name for name in PROJECTORS if getattr(settings.losses, name) > 0)
 
 
-def build_networks(settings: Settings) -> tuple[Network, Network | None]:
-    """Student and teacher at step 0: the teacher is the student's copy; None where the method has none."""
+def build_networks(settings: Settings, *, skip_hidden: bool = False) -> tuple[Network, Network | None]:
+    """Student and teacher at step 0: the teacher is the student's copy; None where the method has none.
+
+    skip_hidden: What `choose_skipping` made of `auto`.
+    """
     shape, semantic = describe_shapes(settings)
     p = settings.projector
     projectors = ProjectorShape(
@@ -86,9 +90,34 @@ def build_networks(settings: Settings) -> tuple[Network, Network | None]:
             backbone=settings.model.backbone,
         )
     student.encoder.recompute(settings.train.recompute)
-    if settings.train.skip_hidden:
+    if skip_hidden or settings.train.skip_hidden is True:
         student.encoder.skip_hidden()
     return student, copy_student(student) if settings.needs_teacher else None
+
+
+def choose_skipping(settings: Settings, device: str = "cpu", compiled: str = "off") -> Choice[str]:
+    """Whether hidden windows are "skipped" in the first block, or "computed"; `auto` skips where that was measured to pay.
+
+    Raises SettingsError where it was asked for and encoders are compiled.
+    """
+    asked = settings.train.skip_hidden
+    if asked is True and compiled != "off":
+        what = "each number of windows that are not hidden would be compiled anew"
+        raise SettingsError(what, where="train.skip_hidden", do="Leave it at auto, or set train.compile=off")
+    if asked != "auto":
+        return Choice("hidden windows", "skipped" if asked else "computed", "asked for")
+    reason = ""
+    if torch.device(device).type != "cpu":
+        reason = "skipping them has not been measured on a card; train.skip_hidden=true does"
+    elif compiled != "off":
+        reason = "encoders are compiled"
+    elif settings.model.own_cls:
+        reason = f"each token of a {settings.model.backbone} sees all others in its first block"
+    elif settings.model.backbone != "swin":
+        reason = f"{settings.model.backbone} has none"
+    elif UNIT // 2 % settings.model.window:
+        reason = f"windows of {settings.model.window} patch tokens do not lie in units of {UNIT // 2}"
+    return Choice("hidden windows", "computed" if reason else "skipped", reason or "the same to rounding, 1.2 times as fast")
 
 
 def count_masked(settings: Settings) -> tuple[int, Counts]:

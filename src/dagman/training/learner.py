@@ -41,6 +41,7 @@ class Learner:
         kernels: "reference" or "triton".
         compiled: "off", "on", or "graphs": the encoders by torch.compile, or as CUDA graphs as well.
         read_after: Steps after which a step's losses are read: 0 or 1.
+        skip_hidden: Whether hidden windows are skipped in the first block, where the settings leave it to the machine.
         group: The processes that share each step; one alone by default.
     """
 
@@ -53,10 +54,11 @@ class Learner:
         kernels: str = "reference",
         compiled: str = "off",
         read_after: int = 0,
+        skip_hidden: bool = False,
         group: Group | None = None,
     ) -> None:
         self.settings, self.device, self.precision, self.group = settings, torch.device(device), precision, group or Group()
-        self.student, self.teacher = assembly.build_networks(settings)
+        self.student, self.teacher = assembly.build_networks(settings, skip_hidden=skip_hidden)
         self.replica: Network | DistributedDataParallel = self.student
         self.student.to(self.device).train()
         self.student.encoder.use_kernels(kernels)
@@ -145,8 +147,8 @@ class Learner:
         """
         # Clean, noisy and student's passes share one function, for two sizes of micro-batches, with and without gradient.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
-        if self.settings.train.skip_hidden or self.student.encoder.own_cls:
-            what = "train.skip_hidden" if self.settings.train.skip_hidden else "a backbone with its own [CLS] token"
+        if self.student.encoder.skips_hidden or self.student.encoder.own_cls:
+            what = "train.skip_hidden" if self.student.encoder.skips_hidden else "a backbone with its own [CLS] token"
             raise SettingsError(f"{what} does not go with compiled encoders", where="train.compile", do="Set train.compile=off")
         for network in (self.student, self.teacher):
             if network is not None:

@@ -32,8 +32,8 @@ from dagman.training.start.adoption import describe_parts
 from dagman.training.start.identity import (
     hash_grids,
     hash_scans,
-    hash_settings,
-    list_changed_precision,
+    list_changed_rounding,
+    list_settings,
     refuse_other_ranks,
     refuse_other_store,
 )
@@ -144,24 +144,25 @@ def _train(
         "scans": len(usable),
         "precision": precision,
         "threads": threads,
-        "settings": hash_settings(settings),
+        "settings": list_settings(settings),
+        **machine.list_choices(),
     }
     with group.together():
         damaged = set_damaged_aside(out) if group.writes else []
     with group.together():
         before = read_state(out) if list_checkpoints(out) else state
-        refuse_other_ranks(group, settings, state, machine.kernels.value)
-        refuse_other_store(out, before, state)
+        refuse_other_ranks(group, settings, state)
+        refuse_other_store(out, before, state, settings)
     settings, estimate, reasons = fit_memory(
         settings, reasons, device, precision, group, fixed=exists or "train.micro_batch" in given
     )
-    state["settings"] = hash_settings(settings)
+    state |= {"settings": list_settings(settings), "micro-batch": settings.train.micro_batch}
     train, own = settings.train, list_own_pairs(settings.train.batch // 2, group.rank, group.size)
     dataset = ViewDataset(store, usable, settings.view, train.batch, settings.seed, train.steps, own, parts)
     learner = Learner(settings, device=device, precision=precision, group=group, **machine.list_fast_paths())
     trainer = Trainer(learner, dataset, out, workers=machine.workers, state=state, on_event=on_event, estimate=estimate)
     noted = {} if exists else {**{f"idle: {text}": text for text in idle}, **list_run_warnings(settings)}
-    warnings = [*noted.values(), *list_changed_precision(before, state)]
+    warnings = [*noted.values(), *list_changed_rounding(before, state)]
     lines = [*reasons, *chosen, estimate.describe()]
     lines += describe_run(settings, learner.student, dataset, left_out)
     lines += describe_shares(store, parts, train.steps * train.batch // 2)

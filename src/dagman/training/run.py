@@ -42,6 +42,8 @@ from dagman.settings.resolution import list_unresolved
 from dagman.training.monitoring.verdicts import Verdict, sum_up
 
 _RESTORE = "Restore it from a copy, or begin another run"
+_DEFAULTS_BEFORE = {"train.skip_hidden": False}
+"""What a setting was before its default changed: so were runs that were recorded without it."""
 _SOURCES = "sources"
 _METRICS = frozenset({"total", "lr", "grad_norm"})
 LOSSES = ("total", "amip", "ampd", "aitd", "gitd")
@@ -78,6 +80,10 @@ class Run:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RunError(f"is damaged: {error}", where=path, do=_RESTORE) from None
+        for key, before in _DEFAULTS_BEFORE.items():
+            section, _, name = key.rpartition(".")
+            if isinstance(held := values.get(section), dict):
+                held.setdefault(name, before)
         settings = validate_settings(values, where=path)
         # A file that was cut short is still valid TOML, and what it lost would silently become the defaults.
         sections = [name for name, field in Settings.model_fields.items() if isinstance(field.annotation, type)]

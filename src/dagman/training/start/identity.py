@@ -17,8 +17,18 @@ from dagman.store.manifest import Store
 from dagman.training.parallel.group import Group
 from dagman.training.views import Part
 
-LATER_SETTINGS = {"train.compile": "auto", "train.read_after": "auto", "train.skip_hidden": False}
-"""Settings that came after the first release whose runs are resumed, with the value that changes nothing."""
+LATER_SETTINGS = {
+    "train.kernels": "auto",
+    "train.recompute": 0,
+    "train.compile": "auto",
+    "train.read_after": "auto",
+    "train.skip_hidden": False,
+}
+"""Settings that came after runs had been recorded by a fingerprint of them, in their order, with the value that changes nothing."""
+ROUNDING = frozenset(f"train.{name}" for name in ("precision", "micro_batch", *(key.partition(".")[2] for key in LATER_SETTINGS)))
+"""Settings that change how numbers are rounded and nothing else: a resume may change them, and says so."""
+FAST_PATHS = ("kernels", "compile", "read after", "hidden windows")
+"""What is chosen for a machine besides its precision, by the names of the choices."""
 FREE_TO_CHANGE = frozenset(
     f"train.{name}"
     for name in (
@@ -36,7 +46,7 @@ FREE_TO_CHANGE = frozenset(
 """Settings that a resume may change: they do not change the weights."""
 
 
-def refuse_other_store(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def refuse_other_store(out: Path, before: Mapping[str, Any], now: Mapping[str, Any], settings: Settings) -> None:
     """Raise RunError where a run's checkpoint (`before`) is of other scans, settings or grids than are there `now`."""
     if before["store"] != now["store"]:
         raise RunError(
@@ -44,9 +54,9 @@ def refuse_other_store(out: Path, before: Mapping[str, Any], now: Mapping[str, A
             where=out,
             do="Resume with the same store, or begin in another folder",
         )
-    if before.get("settings", now["settings"]) != now["settings"]:
+    if changed := _list_changed(before.get("settings"), settings):
         raise RunError(
-            "settings.toml was changed after the last checkpoint was written",
+            f"was changed after the last checkpoint was written: {'; '.join(changed)}",
             where=out,
             do="Restore the run's own settings, or begin in another folder",
         )
@@ -64,19 +74,30 @@ def hash_scans(usable: Sequence[str], parts: Sequence[Part]) -> str:
     return hash_bytes("\n".join([*usable, *mixed]).encode())
 
 
-def hash_settings(settings: Settings) -> str:
-    """A fingerprint of the settings that decide the weights."""
-    values = settings.model_dump(mode="json")
+def list_settings(settings: Settings) -> dict[str, Any]:
+    """The settings that decide the weights, to rounding, by key."""
     # The modality decides which scans are read, and those have a fingerprint of their own, which earlier runs hold, too.
-    for key in FREE_TO_CHANGE | {"view.modality"}:
-        section, _, name = key.rpartition(".")
-        del values[section][name]
-    # Settings of a later release, at what they were before: runs of an earlier one hold a fingerprint without them.
-    for key, before in LATER_SETTINGS.items():
-        section, _, name = key.rpartition(".")
-        if values[section][name] == before:
-            del values[section][name]
-    return hash_bytes(json.dumps(values, sort_keys=True).encode())
+    left_out = FREE_TO_CHANGE | ROUNDING | {"view.modality"}
+    return {key: value for key, value in _flatten(settings).items() if key not in left_out}
+
+
+def list_changed_rounding(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What rounds differently from the process that wrote the checkpoint."""
+    return [
+        f"{name}: {now[name]}, but {before[name]} up to here, so the weights will differ from a run in one go."
+        for name in ("precision", "threads", *FAST_PATHS, "micro-batch")
+        if before.get(name, now.get(name)) != now.get(name)
+    ]
+
+
+def refuse_other_ranks(group: Group, settings: Settings, state: Mapping[str, Any]) -> None:
+    """Raise RunError where the ranks are not of one run: other settings, scans, versions or arithmetic."""
+    versions = {"dagman": __version__, "torch": torch.__version__}
+    found = {name: state[name] for name in ("scans", "precision", *FAST_PATHS)} | {
+        "the list of scans": state["store"],
+        "their grid": state["grid"],
+    }
+    group.compare({**versions, **_flatten(settings), **found})
 
 
 def hash_grids(store: Store, usable: Sequence[str]) -> str:
@@ -86,24 +107,50 @@ def hash_grids(store: Store, usable: Sequence[str]) -> str:
     return hash_bytes(repr(rows).encode())
 
 
-def list_changed_precision(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What rounds differently from the process that wrote the checkpoint."""
+def _list_changed(before: Mapping[str, Any] | str | None, settings: Settings) -> list[str]:
+    """Settings that differ from those of a checkpoint, in words.
+
+    before: As `list_settings` gave them then; what is absent there came later, and was at its default. Or a fingerprint of all, as
+    earlier runs hold it.
+    """
+    if before is None:
+        return []
+    if isinstance(before, str):
+        return [] if before in _hash_as_before(settings) else ["settings.toml"]
+    defaults = _flatten(Settings())
     return [
-        f"{name}: {now[name]}, but {before[name]} up to here, so the weights will differ from a run in one go."
-        for name in ("precision", "threads")
-        if before.get(name, now[name]) != now[name]
+        f"{key} from {before.get(key, defaults[key])} to {value}"
+        for key, value in list_settings(settings).items()
+        if before.get(key, defaults[key]) != value
     ]
 
 
-def refuse_other_ranks(group: Group, settings: Settings, state: Mapping[str, Any], kernels: str) -> None:
-    """Raise RunError where the ranks are not of one run: other settings, scans, versions or arithmetic."""
-    values = settings.model_dump(mode="json")
-    nested = {name: value for name, value in values.items() if isinstance(value, dict)}
-    flat = {key: value for key, value in values.items() if key not in nested}
-    flat |= {f"{name}.{key}": value for name, section in nested.items() for key, value in section.items()}
-    versions = {"dagman": __version__, "torch": torch.__version__}
-    found = {name: state[name] for name in ("scans", "precision")} | {
-        "the list of scans": state["store"],
-        "their grid": state["grid"],
-    }
-    group.compare({**versions, **flat, **found, "kernels": kernels})
+def _hash_as_before(settings: Settings) -> set[str]:
+    """The fingerprints under which earlier releases would have recorded these settings, which knew fewer of them.
+
+    A setting of `ROUNDING` that is at its default there may have been changed since.
+    """
+    hashes = set()
+    for at_first in ({}, LATER_SETTINGS, LATER_SETTINGS | {"train.precision": "auto"}):
+        values = {key: value for key, value in (_flatten(settings) | at_first).items() if key not in FREE_TO_CHANGE}
+        del values["view.modality"]
+        for key in [None, *reversed(LATER_SETTINGS)]:
+            if key is not None and values[key] == LATER_SETTINGS[key]:
+                del values[key]
+            hashes.add(hash_bytes(json.dumps(_nest(values), sort_keys=True).encode()))
+    return hashes
+
+
+def _flatten(settings: Settings) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.model_dump(mode="json").items():
+        flat |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        section, _, name = key.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[name] = value
+    return nested

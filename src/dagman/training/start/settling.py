@@ -13,7 +13,7 @@ from dagman.store.manifest import Store
 from dagman.store.upkeep.remarks import describe_mixture
 from dagman.training.run import Run
 from dagman.training.start.adoption import adopt_settings, choose_presets
-from dagman.training.start.identity import FREE_TO_CHANGE
+from dagman.training.start.identity import FREE_TO_CHANGE, ROUNDING
 from dagman.training.start.source import Source, resolve_source
 from dagman.training.views import select_rows
 
@@ -52,7 +52,7 @@ def settle_settings(
 
 
 def _settle_with_run(out: Path, asked: Settings, given: frozenset[str]) -> Settings:
-    """The run's settings, but for those free to change; what was asked for and differs is refused by name."""
+    """The run's settings, but for those free to change or to rounding; what was asked for and differs is refused by name."""
     stored = Run(out).settings
     values = stored.model_dump()
     differing = []
@@ -60,7 +60,7 @@ def _settle_with_run(out: Path, asked: Settings, given: frozenset[str]) -> Setti
         wanted, had = _look_up(asked.model_dump(), key), _look_up(values, key)
         if wanted in ("auto", had):
             continue
-        if key in FREE_TO_CHANGE:
+        if key in FREE_TO_CHANGE | ROUNDING:
             section, _, name = key.rpartition(".")
             values[section][name] = wanted
         else:
