@@ -18,10 +18,7 @@ class Linear(nn.Linear):
 
     def forward(self, input: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
         """Each row by itself."""
-        if not _takes_onednn(input, self.weight):
-            return F.linear(input, self.weight, self.bias)
-        product: Tensor = _Product.apply(input, self.weight, self.bias)
-        return product
+        return apply_linear(input, self.weight, self.bias)
 
 
 class Mlp(nn.Module):
@@ -36,6 +33,14 @@ class Mlp(nn.Module):
         """Each token by itself."""
         # The exact GELU: the tanh form is three times slower on a CPU.
         return self.linear2(apply_linear_gelu(self.linear1, x))
+
+
+def apply_linear(x: Float[Tensor, "*rows I"], weight: Float[Tensor, "O I"], bias: Tensor | None) -> Float[Tensor, "*rows O"]:
+    """x W^T + b, where oneDNN is the faster library by it."""
+    if not _takes_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    product: Tensor = _Product.apply(x, weight, bias)
+    return product
 
 
 def apply_linear_gelu(linear: nn.Linear, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:

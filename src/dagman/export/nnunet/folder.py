@@ -20,7 +20,7 @@ from dagman.export.nnunet.checkpoint import FILE as CHECKPOINT
 from dagman.export.nnunet.checkpoint import write_checkpoint
 from dagman.export.preprocessing import state_preprocessing
 from dagman.model import SwinEncoder
-from dagman.tasks.segment import unet
+from dagman.tasks.segment import channels_last, unet
 
 WEIGHTS, TRAINER, SCRIPT, NETWORK = "encoder.safetensors", "dagman_trainer.py", "make_plans.py", "network.json"
 _USAGE = """nnUNetv2_plan_and_preprocess -d 1 --no_pp
@@ -53,6 +53,7 @@ def write_folder(encoder: Encoder, folder: Path) -> Exported:
         f"A trainer of nnU-Net for an encoder of dagman; see README.md. {made}",
         [
             *list_swin_parts("normalise_features", "is_decayed"),
+            Part(module=channels_last),
             Part(module=unet),
             Part(module=Path(__file__).with_name("trainer.py")),
         ],

@@ -30,6 +30,8 @@ FOREGROUND = 0.67
 """Share of crops that are centred on a voxel of a structure; the others lie anywhere. nnU-Net's third is for longer training."""
 VALIDATIONS = 12
 """Parts of a training; in the last third each ends with a look at the validation crops."""
+LEAST_APART = 10
+"""Steps between two looks: twelve crops forward cost as much as two steps."""
 VALIDATION_CROPS = 12
 LEAST_WINDOW = 0.05
 """Least margin of the structures' window, in [0, 1]."""
@@ -191,7 +193,7 @@ def fit_model(
 ) -> list[dict[str, float]]:
     """Train a model's network in place on `cases`; the weights that did best on crops of `held` stay, or the last ones without any.
 
-    notify: is given each step and its loss. Returns the looks (step, dice).
+    notify: is given each step and its loss. Returns the looks (step, dice); none where the last weights would be the only choice.
     """
     network = model.network
     network.decoder.window.copy_(torch.tensor(measure_window(cases, model)))
@@ -202,7 +204,7 @@ def fit_model(
     peaks = [group["lr"] for group in optimizer.param_groups]
     best: tuple[float, dict[str, Tensor]] | None = None
     validations: list[dict[str, float]] = []
-    every = max(1, fitting.steps // VALIDATIONS)
+    looks = plan_looks(fitting.steps) if held else frozenset()
     for step in range(fitting.steps):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = learning_rate(step, fitting.steps, peak=peak, end=peak / 100, warmup=0.05)
@@ -217,9 +219,7 @@ def fit_model(
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
         notify(step + 1, loss.item())
-        # The last third alone: earlier weights are learnt at a rate too high to be the best by more than luck.
-        late = 3 * (step + 1) > 2 * fitting.steps and (step + 1) % every == 0
-        if held and (late or step + 1 == fitting.steps):
+        if step + 1 in looks:
             dice = validate_on_crops(model, held, fitting)
             validations.append({"step": step + 1, "dice": dice})
             if best is None or dice >= best[0]:
@@ -228,6 +228,14 @@ def fit_model(
         network.load_state_dict(best[1])
     network.eval()
     return validations
+
+
+def plan_looks(steps: int) -> frozenset[int]:
+    """Steps after which a training of `steps` looks at its validation crops: in its last third, and at its end."""
+    every = max(LEAST_APART, steps // VALIDATIONS)
+    # The last third alone: earlier weights are learnt at a rate too high to be the best by more than luck.
+    looks = {step for step in range(every, steps, every) if 3 * step > 2 * steps}
+    return frozenset(looks | {steps}) if looks else frozenset()
 
 
 @torch.inference_mode()
@@ -251,7 +259,8 @@ def validate_on_crops(model: SegmentationModel, cases: Sequence[Case], fitting: 
         chosen = draws[first : first + BATCH_CPU]
         views, labels = take_batch(cases, chosen, model)
         with model.autocast():
-            guess = network(views).argmax(dim=1)
+            # Not argmax, which takes five times as long where the classes are not the last axis.
+            guess = network(views).max(dim=1).indices
         for known, predicted, true in zip(list_known(cases, chosen, network.classes), guess, labels, strict=True):
             pairs = torch.bincount((true * network.classes + predicted).flatten(), minlength=network.classes**2).cpu()
             counts = pairs.reshape(network.classes, network.classes) * 1.0

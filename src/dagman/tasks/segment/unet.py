@@ -20,6 +20,13 @@ from torch import Tensor, nn
 
 from dagman.model import Backbone, normalise_features
 from dagman.model.backbone import STRIDES
+from dagman.tasks.segment.channels_last import (
+    arrange_last,
+    convolve,
+    project,
+    project_to_channels_first,
+    takes_channels_last,
+)
 
 STRIDE = 32
 """Sides of a view are multiples of it."""
@@ -81,7 +88,9 @@ class Decoder(nn.Module):
     def forward(self, view: Float[Tensor, "B 1 X Y Z"], features: list[Float[Tensor, "B _ _ _ _"]]) -> Float[Tensor, "B K X Y Z"]:
         """Logits; features are x1..x4, each token normalised over its channels."""
         low, high = self.window
-        fine = self.stem(torch.cat([view, ((view - low) / (high - low)).clamp(0.0, 1.0)], dim=1))
+        quick = takes_channels_last(view)
+        views = torch.cat([view, ((view - low) / (high - low)).clamp(0.0, 1.0)], dim=1)
+        fine = self.stem(arrange_last(views) if quick else views)
         halved = self.halved(self.halve(fine))
         *skips, x = features if self.neck is None else self.neck(features)
         skips = [fine, halved, *skips]
@@ -89,7 +98,7 @@ class Decoder(nn.Module):
         del fine, halved
         for join in reversed(self.joins):
             x = join(x, skips)
-        return self.classify(x)
+        return project_to_channels_first(x, self.classify) if quick else self.classify(x)
 
 
 class Neck(nn.Module):
@@ -122,7 +131,11 @@ class Join(nn.Module):
 
     def forward(self, x: Float[Tensor, "B c x y z"], skips: list[Tensor]) -> Float[Tensor, "B W X Y Z"]:
         """Takes the last of the skips (B C X Y Z), whose grid is twice as fine as x's, off the list."""
-        return self.block(torch.cat([self.rise(x), self.narrow(skips.pop())], dim=1))
+        skip = skips.pop()
+        narrow = (
+            project(skip, self.narrow) if isinstance(self.narrow, nn.Conv3d) and takes_channels_last(skip) else self.narrow(skip)
+        )
+        return self.block(torch.cat([self.rise(x), narrow], dim=1))
 
 
 class ResidualBlock(nn.Module):
@@ -140,6 +153,9 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "B c X Y Z"]) -> Float[Tensor, "B C X Y Z"]:
         """The same grid with other channels."""
+        if takes_channels_last(x):
+            y = convolve(x, self.first, self.norm1, _LEAK)
+            return convolve(y, self.second, self.norm2, _LEAK, project(x, self.shortcut))
         y = self.activate(self.norm1(self.first(x)))
         return self.activate(self.norm2(self.second(y)) + self.shortcut(x))
 

@@ -1,0 +1,211 @@
+"""Layers of a decoder in float32 on a CPU, with channels last in memory: torch's own layers' numbers to rounding, in less time.
+
+torch's convolutions of 3D maps are oneDNN's, which rearranges maps whose channels come first on every call, and whose gradients for
+few channels are slow there: docs/decisions/0050.
+Letters: B views, C and c channels, X Y Z sides of a map, R rows, n numbers of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dagman.model.linear import apply_linear
+
+_LANES = 16
+"""Float32 numbers of an AVX-512 vector, which oneDNN fills with the channels of a voxel."""
+_ROW = 256
+"""Most numbers of a row, several voxels of a map: sums over rows fill vectors, however few the channels."""
+_ROWS_AT_ONCE = 512
+"""Rows that go through several operations one after the other: they stay in the cache."""
+
+
+def takes_channels_last(x: Tensor) -> bool:
+    """Whether the layers here are for this map: float32 on a CPU, and not while a graph is traced, where torch's own are known."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+
+
+def arrange_last(x: Float[Tensor, "B C X Y Z"]) -> Float[Tensor, "B C X Y Z"]:
+    """The same map with its channels last in memory."""
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def convolve(
+    x: Float[Tensor, "B c X Y Z"], layer: nn.Conv3d, norm: nn.InstanceNorm3d, slope: float, shortcut: Tensor | None = None
+) -> Float[Tensor, "B C X Y Z"]:
+    """A convolution with 3^3 voxels, padded by one, its instance norm, plus a shortcut (B C X Y Z), and a leaky ReLU of it all."""
+    values = arrange_last(x), layer.weight, norm.weight, norm.bias, None if shortcut is None else arrange_last(shortcut)
+    if not torch.is_grad_enabled():
+        return _convolve_and_normalise(*values, norm.eps, slope)[0]
+    result: Tensor = _Convolution.apply(*values, norm.eps, slope)
+    return result
+
+
+def project(x: Float[Tensor, "B c X Y Z"], layer: nn.Conv3d) -> Float[Tensor, "B C X Y Z"]:
+    """A convolution with single voxels: one linear layer for all of them."""
+    return apply_linear(_list_voxels(x), layer.weight.flatten(1), layer.bias).permute(0, 4, 1, 2, 3)
+
+
+def project_to_channels_first(x: Float[Tensor, "B c X Y Z"], layer: nn.Conv3d) -> Float[Tensor, "B C X Y Z"]:
+    """`project` whose result has channels first in memory, as a softmax over them wants it."""
+    voxels = _list_voxels(x).flatten(1, 3).transpose(1, 2)
+    weight, bias = layer.weight.flatten(1).expand(len(x), -1, -1), layer.bias
+    assert bias is not None
+    return torch.baddbmm(bias[:, None], weight, voxels).unflatten(2, x.shape[2:])
+
+
+@cache
+def fills_vectors() -> bool:
+    """Whether two voxels are convolved at once where channels fill half a vector: the same bits in two thirds of the time."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+class _Convolution(torch.autograd.Function):
+    """See `convolve`. The gradient of the map is itself a convolution, with the weights turned round."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, gain: Tensor, bias: Tensor, shortcut: Tensor | None, eps: float, slope: float
+    ) -> Tensor:
+        result, normed, scale = _convolve_and_normalise(x, weight, gain, bias, shortcut, eps, slope, keep=True)
+        ctx.save_for_backward(x, weight, gain, result, normed, scale)
+        ctx.slope = slope
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, gain, result, normed, scale = ctx.saved_tensors
+        inputs, results, channels = _cut_rows(arrange_last(gradients[0])), _cut_rows(result), len(weight)
+        # Of what went into the activation: also the shortcut's gradient.
+        change = torch.empty_like(normed)
+        sums, products = (normed.new_zeros(len(normed), 1, normed.shape[2]) for _ in range(2))
+        for rows in _split_rows(normed):
+            one = change[rows]
+            torch.ops.aten.leaky_relu_backward.grad_input(inputs[rows], results[rows], ctx.slope, True, grad_input=one)
+            sums[rows[0]] += one.sum(1, keepdim=True)
+            products[rows[0]] += (one * normed[rows]).sum(1, keepdim=True)
+        total, product = _sum_row(sums, channels), _sum_row(products, channels)
+        voxels = normed.shape[1] * normed.shape[2] // channels
+        factor = scale * gain
+        first, second, third = (_spread(value, normed) for value in (factor, factor * total / -voxels, factor * product / -voxels))
+        inner = torch.empty_like(normed) if ctx.needs_input_grad[4] else change
+        for rows in _split_rows(normed):
+            part = rows[0]
+            torch.addcmul(second[part], change[rows], first[part], out=inner[rows]).addcmul_(normed[rows], third[part])
+        gradient = _join_rows(inner, result)
+        return (
+            _convolve(gradient, weight.transpose(0, 1).flip(2, 3, 4)) if ctx.needs_input_grad[0] else None,
+            _differentiate_weight(gradient, x, weight) if ctx.needs_input_grad[1] else None,
+            product.sum(0),
+            total.sum(0),
+            _join_rows(change, result) if ctx.needs_input_grad[4] else None,
+            None,
+            None,
+        )
+
+
+def _convolve_and_normalise(
+    x: Tensor,
+    weight: Tensor,
+    gain: Tensor,
+    bias: Tensor,
+    shortcut: Tensor | None,
+    eps: float,
+    slope: float,
+    *,
+    keep: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `convolve` gives; what is normed, as rows, if it is to be kept; and what it was scaled by, B C."""
+    made = _convolve(x, weight)
+    normed, channels = _cut_rows(made), len(weight)
+    voxels = normed.shape[1] * normed.shape[2] // channels
+    mean = _spread(_sum_row(normed.sum(1, keepdim=True), channels) / voxels, normed)
+    squares = torch.zeros_like(mean)
+    for rows in _split_rows(normed):
+        # Centred first: of the squares of the values themselves little is left where a mean is large.
+        one = normed[rows].sub_(mean[rows[0]])
+        squares[rows[0]] += (one * one).sum(1, keepdim=True)
+    scale = (_sum_row(squares, channels) / voxels + eps).rsqrt()
+    result = torch.empty_like(normed) if keep else normed
+    added = None if shortcut is None else _cut_rows(shortcut)
+    factor, gains, biases = (_spread(value, normed) for value in (scale, gain[None], bias[None]))
+    for rows in _split_rows(normed):
+        one = torch.addcmul(biases[0], normed[rows].mul_(factor[rows[0]]), gains[0], out=result[rows])
+        if added is not None:
+            one += added[rows]
+        F.leaky_relu_(one, slope)
+    return _join_rows(result, made), normed, scale
+
+
+def _convolve(x: Tensor, weight: Tensor) -> Tensor:
+    if not _pairs_voxels(len(weight), x.shape[4]):
+        return arrange_last(F.conv3d(x, arrange_last(weight), padding=1))
+    pairs = arrange_last(F.conv3d(x, _widen(weight), stride=(1, 1, 2), padding=1))
+    return _list_voxels(pairs).reshape(len(x), *x.shape[2:], len(weight)).permute(0, 4, 1, 2, 3)
+
+
+def _differentiate_weight(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of a convolution's weight, from those of its result and its map."""
+    outputs, ones, stride = len(weight), [1, 1, 1], [1, 1, 1]
+    paired = _pairs_voxels(outputs, x.shape[4])
+    if paired:
+        B, C, X, Y, Z = gradient.shape
+        gradient = _list_voxels(gradient).reshape(B, X, Y, Z // 2, 2 * C).permute(0, 4, 1, 2, 3)
+        weight, stride = _widen(weight), [1, 1, 2]
+    backward = torch.ops.aten.convolution_backward
+    like = arrange_last(weight)
+    change: Tensor = backward(gradient, x, like, None, stride, ones, ones, False, [0, 0, 0], 1, [False, True, False])[1]
+    return change[:outputs, ..., :3] + change[outputs:, ..., 1:] if paired else change
+
+
+def _pairs_voxels(outputs: int, depth: int) -> bool:
+    return fills_vectors() and 2 * outputs <= _LANES and depth % 2 == 0
+
+
+def _widen(weight: Tensor) -> Tensor:
+    """Weights that give two neighbours along Z as one voxel of twice the channels: each sees its own three of four voxels."""
+    outputs = len(weight)
+    wide = weight.new_zeros(2 * outputs, weight.shape[1], 3, 3, 4)
+    wide[:outputs, ..., :3], wide[outputs:, ..., 1:] = weight, weight
+    return arrange_last(wide)
+
+
+def _list_voxels(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 4, 1)
+
+
+def _cut_rows(x: Tensor) -> Float[Tensor, "B R n"]:
+    """A map with channels last as rows of several voxels, in the same memory."""
+    voxels, channels = x.shape[2:].numel(), x.shape[1]
+    few = 1
+    while voxels % (2 * few) == 0 and 2 * few * channels <= _ROW:
+        few *= 2
+    return _list_voxels(x).view(len(x), voxels // few, few * channels)
+
+
+def _join_rows(rows: Tensor, like: Tensor) -> Tensor:
+    B, C, X, Y, Z = like.shape
+    return rows.view(B, X, Y, Z, C).permute(0, 4, 1, 2, 3)
+
+
+def _split_rows(rows: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Few rows of one view after another."""
+    for view in range(len(rows)):
+        for first in range(0, rows.shape[1], _ROWS_AT_ONCE):
+            yield slice(view, view + 1), slice(first, first + _ROWS_AT_ONCE)
+
+
+def _sum_row(sums: Float[Tensor, "B 1 n"], channels: int) -> Float[Tensor, "B C"]:
+    return sums.view(len(sums), -1, channels).sum(1)
+
+
+def _spread(values: Float[Tensor, "B C"], rows: Tensor) -> Float[Tensor, "B 1 n"]:
+    """Values of the channels for each number of a row."""
+    return values.repeat(1, rows.shape[2] // values.shape[1])[:, None]
