@@ -129,6 +129,14 @@ def make_tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     return make
 
 
+@pytest.fixture(scope="module")
+def unmeasured() -> Iterator[None]:
+    """No coverage in processes that the module starts: imports would take half as long again, and what is killed keeps none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def run_dagman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
     """A command line in a process of its own, forked from one that has the libraries loaded; `environment` adds to the test's.

@@ -14,6 +14,8 @@ import pytest
 
 from dagman.cli import application
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 _HEAVY = {
     "SimpleITK",
     "blosc2",

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 _CHECKED = ("src", "tests", "benchmarks", "examples")
 
 

@@ -13,6 +13,7 @@ from dagman.cli.demo import app
 @pytest.mark.slow
 def test_the_demo_compares_and_a_repeat_continues(tmp_path):
     arguments = ["--out", str(tmp_path), "--patients", "5", "--seeds", "1", "--steps", "1", "--few-shot-steps", "1"]
+    arguments += ["--set", "view.side=32", "--set", "train.monitor_views=2"]
     first = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert first.exit_code == 0
     kept = json.loads((tmp_path / "comparisons.json").read_text(encoding="utf-8"))["comparisons"]

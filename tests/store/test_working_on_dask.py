@@ -38,7 +38,7 @@ def start(*words: str) -> subprocess.Popen:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def use_loopback():
+def use_loopback(unmeasured):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DAGMAN_TESTS_LOOPBACK", "1")
         yield

@@ -39,7 +39,7 @@ TIMEOUT_S = 8.0
 
 
 @pytest.fixture(scope="module")
-def place(store, tiny, tmp_path_factory) -> Path:
+def place(unmeasured, store, tiny, tmp_path_factory) -> Path:
     """What one, two and three ranks made: steps of each case, whole runs, runs that were disturbed, and what was refused."""
     folder = tmp_path_factory.mktemp("ranks")
     options = [*tiny, *OPTIONS]
