@@ -14,6 +14,7 @@ import SimpleITK
 
 from dagman.errors import ScanError
 from dagman.scans.affine import LPS_TO_RAS
+from dagman.scans.discovery import find_series
 from dagman.scans.itk import check_itk, child, read_itk
 from dagman.scans.itk.child import read_with_itk
 from dagman.scans.reading import read_scan
@@ -283,3 +284,29 @@ def test_raw_data_at_the_end_of_a_file_are_found(tmp_path, ct):
     change_header(path, b"byte skip: 16", b"byte skip: 10")
     with pytest.raises(ScanError, match="holds 4038 bytes of voxels, but its header claims 4032"):
         read_itk(path)
+
+
+@pytest.mark.parametrize("kinds", ["list domain domain domain", "domain domain domain time", "domain domain domain list"])
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_several_volumes_in_a_file_are_refused_by_what_they_are(tmp_path, kinds, overlapping):
+    sizes = {"list": "2", "time": "2", "domain": "4"}
+    directions = {"list": "none", "time": "none", "domain": ""}
+    axes = iter(["(1,0,0)", "(0,1,0)", "(0,0,2)"])
+    shown = [directions[kind] or next(axes) for kind in kinds.split()]
+    header = [
+        *("NRRD0005", "type: int16", "dimension: 4", "space: left-posterior-superior", "encoding: raw", "endian: little"),
+        *(f"sizes: {' '.join(sizes[kind] for kind in kinds.split())}", f"kinds: {kinds}"),
+        *(f"space directions: {' '.join(shown)}", "space origin: (0,0,0)"),
+        *(["Segment0_ID:=Segment_1"] if overlapping else ["axis 0 index type:=numeric"]),
+    ]
+    path = tmp_path / "scan.seq.nrrd"
+    path.write_bytes("\n".join(header).encode() + b"\n\n" + bytes(4**3 * 2 * 2))
+    with pytest.raises(ScanError) as raised:
+        check_itk(path)
+    if overlapping:
+        assert raised.value.what == "is a segmentation of 2 layers, since its structures overlap"
+    else:
+        named = "list" if "list" in kinds else "time"
+        assert raised.value.what == f"is a sequence of 2 volumes (it has an axis of kind '{named}')"
+        assert "Save each volume as a file of its own" in raised.value.do
+    assert [one.source for one in find_series(tmp_path).refused] == [str(path)]

@@ -155,14 +155,14 @@ class Run:
             raise RunError(f"kept no views at step {step}", where=self.path, do=f"Steps with views: {kept}") from None
 
     def gallery_sources(self, step: int) -> list[dict[str, str]]:
-        """Scan and patient of each view kept at a step; empty where they were not kept, or cannot be read."""
+        """Scan, patient and modality of each view kept at a step; empty where they were not kept, or cannot be read."""
         try:
             with safe_open(self.path / "gallery" / f"step-{step:06d}.safetensors", "np") as file:
                 sources = json.loads((file.metadata() or {}).get(_SOURCES, "[]"))
         except (OSError, ValueError, SafetensorError):
             return []
         named = [one for one in sources if isinstance(one, dict)]
-        return [{key: str(one.get(key, "")) for key in ("scan", "patient")} for one in named]
+        return [{key: str(one.get(key, "")) for key in ("scan", "patient", "modality")} for one in named]
 
 
 def write_settings(folder: Path, settings: Settings) -> None:
@@ -187,7 +187,7 @@ def pick_losses(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def write_gallery(folder: Path, step: int, arrays: dict[str, np.ndarray], sources: Sequence[Mapping[str, str]] = ()) -> None:
-    """Keep validation views of a step; sources: scan and patient of each."""
+    """Keep validation views of a step; sources: scan, patient and modality of each."""
     about = {_SOURCES: json.dumps([dict(one) for one in sources])}
     with write_whole(folder / "gallery" / f"step-{step:06d}.safetensors") as temporary:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, about)

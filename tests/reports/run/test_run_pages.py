@@ -18,7 +18,10 @@ from dagman.cli.report import app
 from dagman.errors import RunError
 from dagman.records.journal import append_row
 from dagman.records.provenance import write_command
+from dagman.reports.run.curves import describe_losses
+from dagman.reports.run.pictures import show_masks, show_reconstructions
 from dagman.reports.run.run_page import exhibit_run, render_run, write_run_report
+from dagman.reports.viewer.examples import exhibit_views
 from dagman.settings import load_settings, resolve_settings
 from dagman.training.monitoring.health import judge_run
 from dagman.training.run import Run, write_gallery, write_note, write_settings
@@ -131,6 +134,21 @@ def test_views_are_linked_to_the_viewer_beside_the_page_with_their_heads_and_hu(
     assert first.labels[0].labels.voxels.shape == (2, 2, 2)
     assert [one.attention.heads.shape for one in (first, second)] == [(_HEADS, 2, 2, 2)] * 2
     assert first.attention.heads.mean() == pytest.approx(1), "relative to uniform"
+
+
+def test_views_of_mr_have_no_hounsfield_units(full):
+    run = full[0]
+    gallery, sources = run.gallery(45), [{"scan": "a", "patient": "p", "modality": "MR"}, {"modality": "CT"}]
+    first, second = exhibit_views(gallery, run.settings, [*sources[:1], {"scan": "b", "patient": "p", "modality": "CT"}])
+    assert (first.scan.modality, second.scan.modality) == ("MR", "CT")
+    assert first.scan.voxels == pytest.approx(gallery["view"][0, 0] * 10_000, abs=0.51)
+    assert (" HU" in first.words, " HU" in second.words) == (False, True)
+    text = show_masks(gallery, run.settings, [dict.fromkeys(("scan", "patient"), "") | one for one in sources])[0].text
+    assert "HU (white) in CT, and from the 0.5 (black) to the 99.5 percentile (white) of their scans in MR" in text
+    of_mr = run.settings.model_copy(update={"view": run.settings.view.model_copy(update={"modality": "mr"})})
+    pages = [*show_masks(gallery, of_mr), *show_reconstructions(gallery, of_mr)]
+    assert not any("HU" in str(getattr(block, part, "")) for block in pages for part in ("text", "caption"))
+    assert not any("HU" in curve.what for curve in describe_losses(of_mr))
 
 
 def test_every_picture_has_words_for_those_who_cannot_see_it(full):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ from dagman.encoder.items import FeatureTable
 from dagman.errors import MissingExtraError, TableError, TaskError
 from dagman.notes import warn
 from dagman.reports.names import explain_intervals
+from dagman.reports.tasks.clustering import write_clustering_report
 from dagman.store.crops import CropSpec
 from dagman.tables.labels import expand_label_maps, read_label_names
 from dagman.tables.table import read_table
@@ -28,8 +30,10 @@ from dagman.tasks.cluster.clustering import (
     group_structures,
     measure_clustering,
 )
+from dagman.tasks.cluster.examples import choose_central
 from dagman.tasks.cluster.structure_maps import count_neighbours, map_components, map_neighbours
 from dagman.tasks.cluster.thumbnails import SIDE, draw_tile
+from dagman.tasks.inputs.examples import read_examples
 from dagman.tasks.inputs.item_crops import ItemCrop
 from dagman.tasks.inputs.model_inputs import ModelInput, gather_inputs
 from dagman.tasks.models import parse_model
@@ -217,6 +221,20 @@ def test_label_maps_are_clustered_end_to_end_with_a_picture_of_each(cohort, tmp_
     assert results.summary.extra["tiles"]["names"] == sorted(table.names)
     assert {"pca_x", "pca_y", "kmeans", "hdbscan"} <= set(results.predictions.columns)
     assert (tmp_path / "crops.png").read_bytes().startswith(b"\x89PNG")
+    examples, clusters = read_examples(tmp_path)[1], results.predictions.set_index("item")["kmeans"]
+    assert [one.kind for one in examples] == [f"cluster {number}" for number in sorted(set(clusters))]
+    assert all(one.kind == f"cluster {clusters[one.name]}" for one in examples)
+    page = write_clustering_report(results).read_text(encoding="utf-8")
+    linked = re.findall(r'href="report-viewer\.html#([^"]*)"', page)
+    assert linked == [f"cluster-{clusters[one.name]}-{number}" for number, one in enumerate(examples, start=1)]
+
+
+def test_the_central_member_of_each_of_the_largest_clusters_is_shown(table):
+    points = np.array([[0.0], [1.0], [2.1], [9.0], [50.0], [51.0], [52.5]])
+    items = table.items[: len(points)]
+    chosen = choose_central(items, points, np.array([0, 0, 0, -1, 2, 2, 2]), most=2)
+    assert [(one.kind, one.item) for one in chosen] == [("cluster 0", items[1]), ("cluster 2", items[5])]
+    assert [one.kind for one in choose_central(items, points, np.array([0, 0, 0, 0, 2, 2, 2]), most=1)] == ["cluster 0"]
 
 
 def test_a_map_there_is_not_names_the_nearest():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -11,11 +12,12 @@ import pytest
 
 from dagman.errors import TaskError
 from dagman.reports.tasks.comparison import render_comparison
-from dagman.reports.tasks.regression import render_regression
+from dagman.reports.tasks.regression import render_regression, write_regression_report
 from dagman.store.crops import CropSpec
 from dagman.tables.table import read_table
 from dagman.tasks.classify.classification import classify_items
 from dagman.tasks.finetuning import choose_finetuning
+from dagman.tasks.inputs.examples import read_examples
 from dagman.tasks.models import parse_model
 from dagman.tasks.prediction import predict_scans
 from dagman.tasks.regress.model import load_regression
@@ -64,6 +66,12 @@ def test_a_size_is_predicted_in_other_patients_and_the_kept_model_holds_its_cont
         "n = 11 items of 11 patients",
     ):
         assert words in page
+    kinds = [one.kind for one in read_examples(tmp_path / "out")[1]]
+    assert kinds == ["best", "best", "median", "median", "worst", "worst"]
+    page = write_regression_report(results).read_text(encoding="utf-8")
+    linked = re.findall(r'href="report-viewer\.html#([^"]*)"', page)
+    assert linked == [f"{kind}-{number}" for number, kind in enumerate(kinds, start=1)]
+    assert (tmp_path / "out" / "report-viewer.html").is_file()
     model = load_regression(tmp_path / "out")
     assert (model.contract.units, model.contract.items, model.contract.patients) == (("structure",), 11, 11)
     with pytest.raises(TaskError, match=r"trained on structures \(masks\), but 1 item was given as whole scans"):

@@ -53,14 +53,20 @@ def describe_losses(settings: Settings) -> list[Curve]:
             title="AMIP loss",
             y="mean absolute error",
             keys={"amip": "AMIP"},
-            what="Masked image prediction: mean error over masked voxels, intensities in [0, 1] (0.1 = "
-            f"{(settings.view.high - settings.view.low) * 0.1:g} HU in CT).",
+            what=f"Masked image prediction: mean error over masked voxels, intensities in [0, 1]{_state_tenth(settings)}.",
             normal="falls from 0.2 to 0.3 to 0.15 or less within 100 to 200 steps. Raw errors do not compare "
             "between maskings: attention may hide the harder units.",
             abnormal="a plateau at the level of the trivial baselines (see below): the network paints one grey, or a blur.",
         ),
         *_describe_distillations(settings),
     ]
+
+
+def _state_tenth(settings: Settings) -> str:
+    """What 0.1 of the intensity range is in CT; nothing for a run on MR alone, which has no unit."""
+    if settings.view.modality == "mr":
+        return ""
+    return f" (0.1 = {(settings.view.high - settings.view.low) * 0.1:g} HU{' in CT' if settings.view.modality == 'all' else ''})"
 
 
 def _describe_distillations(settings: Settings) -> list[Curve]:

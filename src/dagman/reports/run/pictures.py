@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -64,6 +64,21 @@ def name_view(sources: Sequence[Mapping[str, str]], number: int) -> str:
     return f" {patient} `{one['scan']}`."
 
 
+def find_modality(sources: Sequence[Mapping[str, str]], number: int, settings: Settings) -> str:
+    """CT or MR: that of the scan which the view of a number (from 1) is cut from; of older runs, that of the settings."""
+    stated = sources[number - 1].get("modality", "") if number <= len(sources) else ""
+    return stated or ("MR" if settings.view.modality == "mr" else "CT")
+
+
+def _state_range(modalities: Collection[str], settings: Settings) -> str:
+    """What is shown black and white, in the unit of the views' modalities."""
+    hounsfield = f"{settings.view.low:g} (black) to {settings.view.high:g} HU (white)"
+    scaled = "the 0.5 (black) to the 99.5 percentile (white) of their scans"
+    if "MR" not in modalities:
+        return f"from {hounsfield}"
+    return f"from {hounsfield} in CT, and from {scaled} in MR" if "CT" in modalities else f"from {scaled}"
+
+
 def show_masks(gallery: Gallery, settings: Settings, sources: Sequence[Mapping[str, str]] = ()) -> list[Block]:
     """Views with masked units shaded and hints framed; sources: scan and patient of each view."""
     views, spacing, grid = gallery["view"][:_SHOWN, 0], _spacing(gallery), _grid(gallery)
@@ -94,9 +109,10 @@ def show_masks(gallery: Gallery, settings: Settings, sources: Sequence[Mapping[s
             )
         )
     side = settings.view.side * spacing[0]
+    modalities = {find_modality(sources, number, settings) for number in range(1, len(views) + 1)}
     text = (
-        f"Each view is a cube of {side:g} mm cut from a scan of the fixed validation set, shown from {settings.view.low:g} "
-        f"(black) to {settings.view.high:g} HU (white) in CT. It is divided into units of {UNIT}^3 voxels "
+        f"Each view is a cube of {side:g} mm cut from a scan of the fixed validation set; views are shown "
+        f"{_state_range(modalities, settings)}. A view is divided into units of {UNIT}^3 voxels "
         f"({UNIT * spacing[0]:g} mm); those shaded blue are hidden from the student, which must restore them. "
         f"{_explain_masking(settings)} {CONVENTION}"
     )
@@ -119,7 +135,12 @@ def show_reconstructions(gallery: Gallery, settings: Settings, sources: Sequence
         for view, back, mask in zip(views, restored, hidden, strict=True)
     ]
     span = settings.view.high - settings.view.low
-    shown = [f"view {number}: {error:.3f} ({error * span:.0f} HU in CT)" for number, error in enumerate(errors, start=1)]
+    of_ct = [find_modality(sources, number, settings) == "CT" for number in range(1, len(errors) + 1)]
+    shown = [
+        f"view {number}: {error:.3f}" + (f" ({error * span:.0f} HU)" if hounsfield else "")
+        for number, (error, hounsfield) in enumerate(zip(errors, of_ct, strict=True), start=1)
+    ]
+    tenth = f" 0.1 is {span * 0.1:g} HU." if of_ct[0] else ""
     blocks: list[Block] = [
         Text(
             "From left to right: what the student was given, what it restored, the original, and the absolute difference "
@@ -130,7 +151,7 @@ def show_reconstructions(gallery: Gallery, settings: Settings, sources: Sequence
         Figure(
             encode_png(draw_restored(views[0], restored[0], spacing, hidden[0])),
             f"**View 1, three planes.**{name_view(sources, 1)} {CONVENTION} The difference is black where nothing was masked "
-            f"or nothing is wrong, and its colours end at 0.4: what is brightest may be worse. 0.1 is {span * 0.1:g} HU in CT.",
+            f"or nothing is wrong, and its colours end at 0.4: what is brightest may be worse.{tenth}",
             f"View 1 masked, restored, original and difference in three planes; mean error {errors[0]:.3f}.",
             kind="slices",
         ),

@@ -33,7 +33,7 @@ def write_run_report(run: Run, out: Path | None = None) -> Path:
 def exhibit_run(run: Run) -> list[Exhibit]:
     """The views that were kept last, for the viewer."""
     steps = run.gallery_steps
-    return exhibit_views(run.gallery(steps[-1]), run.settings) if steps else []
+    return exhibit_views(run.gallery(steps[-1]), run.settings, run.gallery_sources(steps[-1])) if steps else []
 
 
 def render_run(run: Run, page: Path | None = None) -> str:

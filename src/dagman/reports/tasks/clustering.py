@@ -22,6 +22,8 @@ from dagman.reports.page import Block, DataTable, Embedded, Figure, FigureGrid, 
 from dagman.reports.provenance import tabulate_settings
 from dagman.reports.tasks.classification import add_warnings, list_explained, list_notes
 from dagman.reports.tasks.differences import tabulate_differences
+from dagman.reports.tasks.examples import show_examples
+from dagman.reports.viewer.examples import exhibit_items, write_viewer
 from dagman.tasks.cluster.clustering import SHEET
 
 _MAPS = {"umap": "UMAP", "pca": "principal components"}
@@ -31,6 +33,7 @@ _WHERE = {"features": "feature space", "kmeans": "k-means", "hdbscan": "HDBSCAN"
 def write_clustering_report(results: Results) -> Path:
     """Write `report.html`, and each map as `map-NAME.png`, into the folder of results; return the page's path."""
     path = results.path / "report.html"
+    write_viewer(path, f"Examples of {results.path.resolve().name}", exhibit_items(results))
     write_text(path, render_clustering(results))
     return path
 
@@ -50,6 +53,7 @@ def render_clustering(results: Results) -> str:
         Section("Measures", _tabulate(summary, models)),
         Section("Paired differences", tabulate_differences(summary.comparisons, "On the same structures and resamples.")),
         Section("Kinds and clusters", [block for model in models for block in _cross(rows[rows["model"] == model], model)]),
+        Section("One of each cluster", show_examples(results, "the one nearest to the middle of each k-means cluster")),
         Section("Maps for print", [FigureGrid([f for model in models for f in _draw_maps(results, model)])]),
         Section("What to know", list_notes(summary)),
         Section(TITLE, quote_results(results)),

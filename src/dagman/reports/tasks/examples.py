@@ -20,8 +20,8 @@ _SIDES = (("to the patient's left", "to the patient's right"), ("behind", "in fr
 """Of a crop in RAS+ order, at the start and at the end of each axis."""
 
 
-def show_examples(results: Results) -> list[Block]:
-    """The most and least certain items, right and wrong, with their outline and the attention."""
+def show_examples(results: Results, which: str = "scores averaged over repeats") -> list[Block]:
+    """The items that were kept, with their outline and the attention; `which` says what they are, behind the model's name."""
     who, examples = read_examples(results.path)
     if not examples:
         return []
@@ -40,7 +40,7 @@ def show_examples(results: Results) -> list[Block]:
             " What is hatched lies beyond the scan: the network was given the scan mirrored there, so nothing in it is anatomy."
         )
     return [
-        Text(f"Items of {pair}, scores averaged over repeats. {shown} Outlined: the structure.{mirrored} {CONVENTION}{below}"),
+        Text(f"Items of {pair}, {which}. {shown} Outlined: the structure.{mirrored} {CONVENTION}{below}"),
         VolumeGrid([_show_example(one) for one in examples]),
         *link_viewer(results.path / "report.html", exhibit_items(results)),
     ]

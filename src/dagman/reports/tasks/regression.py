@@ -27,6 +27,8 @@ from dagman.reports.tasks.classification import (
     list_notes,
     state_interval,
 )
+from dagman.reports.tasks.examples import show_examples
+from dagman.reports.viewer.examples import exhibit_items, write_viewer
 
 _SHOWN = ("r2", "mae")
 """Measures that are drawn against the labels used."""
@@ -35,6 +37,7 @@ _SHOWN = ("r2", "mae")
 def write_regression_report(results: Results) -> Path:
     """Write `report.html` into the folder of results and return its path."""
     path = results.path / "report.html"
+    write_viewer(path, f"Examples of {results.path.resolve().name}", exhibit_items(results))
     write_text(path, render_regression(results))
     return path
 
@@ -46,6 +49,7 @@ def render_regression(results: Results) -> str:
         Section("What was found", add_warnings(_judge(results), summary)),
         Section("Measures", _tabulate(summary)),
         Section("Predicted against true", _draw_items(results)),
+        Section("Best, median and worst", show_examples(results, "by the error of their mean prediction")),
         Section("Fewer labels", _draw_subsets(results)),
         Section("What to know", list_notes(summary)),
         Section(TITLE, quote_results(results)),

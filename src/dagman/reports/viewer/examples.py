@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dagman.evaluation.results import Results
 from dagman.records.files import write_text
 from dagman.reports.page import Links
+from dagman.reports.run.pictures import find_modality
 from dagman.reports.style import GREEN, ORANGE, SKY, YELLOW
 from dagman.reports.viewer.layers import AttentionLayer, LabelLayer, coarsen_affine
 from dagman.reports.viewer.page import Exhibit, render_viewers
@@ -19,6 +20,7 @@ from dagman.scans.affine import Affine
 from dagman.scans.scan import Modality, Scan, narrow_voxels
 from dagman.settings import Settings
 from dagman.settings.tree import UNIT
+from dagman.store.preparation import SCALED_RANGE
 from dagman.tasks.inputs import examples as items
 from dagman.tasks.segment import examples as scans
 
@@ -37,7 +39,9 @@ def link_viewer(page: Path, exhibits: Sequence[Exhibit]) -> list[Links]:
     path = name_viewer(page)
     if not exhibits or not path.is_file():
         return []
-    text = f"In three planes, with the HU under the crosshair ({path.name}, {path.stat().st_size / 1e6:.0f} MB, beside this page):"
+    under = "HU" if all(one.scan.modality == "CT" for one in exhibits) else "value"
+    size = path.stat().st_size / 1e6
+    text = f"In three planes, with the {under} under the crosshair ({path.name}, {size:.0f} MB, beside this page):"
     return [Links(text, [(one.title, f"{path.name}#{one.name}") for one in exhibits])]
 
 
@@ -92,11 +96,12 @@ def exhibit_items(results: Results) -> list[Exhibit]:
     return exhibits
 
 
-def exhibit_views(gallery: Mapping[str, NDArray], settings: Settings, most: int = 4) -> list[Exhibit]:
-    """The run's views with each head's attention, and the masked units; in CT their HU."""
+def exhibit_views(
+    gallery: Mapping[str, NDArray], settings: Settings, sources: Sequence[Mapping[str, str]] = (), most: int = 4
+) -> list[Exhibit]:
+    """The run's views with each head's attention, and the masked units; in HU where they are of CT, by their `sources`."""
     spacing = np.broadcast_to(np.asarray(gallery["spacing"], dtype=float).reshape(-1), 3)
     affine = Affine(np.diag([*spacing, 1.0]))
-    low, high = settings.view.low, settings.view.high
     exhibits = []
     for number, view in enumerate(gallery["view"][:most, 0], start=1):
         units = tuple(side // UNIT for side in view.shape)
@@ -108,13 +113,16 @@ def exhibit_views(gallery: Mapping[str, NDArray], settings: Settings, most: int 
         if maps is not None:
             attention = _spread((maps * maps.shape[-1]).reshape(-1, *units), view.shape, affine)
         masked = _place(hidden, coarsen_affine(affine, (UNIT,) * 3), "other")
+        modality = find_modality(sources, number, settings)
+        low, high = SCALED_RANGE if modality == "MR" else (settings.view.low, settings.view.high)
+        values = f"{low:g} to {high:g}, the 0.5 and 99.5 percentile of its scan" if modality == "MR" else f"{low:g} to {high:g} HU"
         voxels = np.rint(low + view * (high - low)).astype(np.int16)
         exhibits.append(
             Exhibit(
-                scan=_place(voxels, affine, "CT"),
+                scan=_place(voxels, affine, modality),
                 title=f"view {number}",
                 name=f"view-{number}",
-                words=f"A view of the validation set, as the HU of CT from {low:g} to {high:g}; mm count from its first voxel.",
+                words=f"A view of the validation set, cut off at {values}; mm count from its first voxel.",
                 attention=attention,
                 labels=[LabelLayer(labels=masked, names={1: "masked units"}, colors={1: SKY})],
                 window=(low, high),

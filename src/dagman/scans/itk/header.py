@@ -27,6 +27,8 @@ _HEADER_END = {
 }
 _META_KEYS = ("NDims", "DimSize", "ElementType", "ElementDataFile")
 _SPACE_DIRECTION = re.compile(r"\(([^)]*)\)|none")
+_OF_VOLUMES = ("list", "time")
+"""Kinds of an axis along which whole volumes follow one another, wherever it stands among the axes."""
 _MEND = "Correct the header, or convert the scan again"
 
 
@@ -97,6 +99,7 @@ def read_header(path: Path) -> Header:
         raise ScanError("is empty", where=path, do="Copy or convert the scan again")
     header = _parse_header(start, kind, path)
     _check_axes(header, path)
+    _check_sequence(header, path)
     _check_spacing(header, path)
     return header
 
@@ -140,6 +143,20 @@ def _check_axes(header: Header, path: Path) -> None:
         raise _refuse(header.format, f"{name} is {axes}", path)
     if len(sizes) != axes or min(sizes) < 1 or not 0 <= components <= 1024 or math.prod(sizes) > _MOST_VALUES:
         raise _refuse(header.format, f"its sizes are {' x '.join(map(str, sizes[:_MOST_AXES]))}, its {name} {axes}", path)
+
+
+def _check_sequence(header: Header, path: Path) -> None:
+    """Refuse an NRRD of several volumes by its name: a sequence, or a segmentation whose structures overlap (3D Slicer)."""
+    kinds = header.fields.get("kinds", "").lower().split() if header.format == "NRRD" else []
+    count = math.prod(size for size, kind in zip(header.sizes, kinds, strict=False) if kind in _OF_VOLUMES)
+    if count < 2:
+        return
+    if any(name.startswith("segment0_") for name in header.fields):
+        do = "Export it from 3D Slicer as DICOM SEG, or each structure as a label map of its own"
+        raise ScanError(f"is a segmentation of {count} layers, since its structures overlap", where=path, do=do)
+    named = next(kind for kind in kinds if kind in _OF_VOLUMES)
+    do = "Save each volume as a file of its own (3D Slicer: choose its time in Sequences, then save the volume)"
+    raise ScanError(f"is a sequence of {count} volumes (it has an axis of kind '{named}')", where=path, do=do)
 
 
 def _check_spacing(header: Header, path: Path) -> None:

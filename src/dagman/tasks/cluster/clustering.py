@@ -35,8 +35,10 @@ from dagman.records.names import suggest_name
 from dagman.store.crops import FROM_SIZE, CropSpec
 from dagman.store.manifest import Store
 from dagman.tables.table import Table
+from dagman.tasks.cluster.examples import choose_central
 from dagman.tasks.cluster.structure_maps import CLOSENESS, NEIGHBOURS, count_neighbours, map_components, map_neighbours
 from dagman.tasks.cluster.thumbnails import COLUMNS, SIDE, draw_sheet, write_sheet
+from dagman.tasks.inputs.examples import write_examples
 from dagman.tasks.inputs.model_inputs import ModelInput, TaskInputs, warn_of_overlap
 from dagman.tasks.models import ModelSpec
 from dagman.tasks.pipeline import Evaluation, ItemRun, Notify, run_pipeline
@@ -204,6 +206,8 @@ def _cluster(inputs: TaskInputs, out: Path, settings: ClusteringSettings, store:
         found.append(group_structures(model, inputs.table, settings))
     notify("pictures of the crops")
     tiles = _draw_crops(inputs, out, settings, store)
+    central = choose_central(inputs.table.items, found[0].components, found[0].clusters["kmeans"])
+    write_examples(out, inputs, central, model=found[0].model, method="k-means", store=store)
     notify("intervals")
     table = inputs.table
     labels = table.codes if table.classes else None

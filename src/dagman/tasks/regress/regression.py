@@ -7,7 +7,7 @@ repeated goes on where it stopped.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -33,10 +33,12 @@ from dagman.tables.table import Table
 from dagman.tasks.contract import make_contract
 from dagman.tasks.finetuning import FinetunedModel, FinetuneSettings, finetune, hold_out, pool_crops
 from dagman.tasks.head_models import describe_source
+from dagman.tasks.inputs.examples import write_examples
 from dagman.tasks.inputs.model_inputs import ModelInput, TaskInputs, count_parts, warn_of_overlap
 from dagman.tasks.models import ModelSpec
 from dagman.tasks.pipeline import Evaluation, ItemRun, Notify, run_pipeline
 from dagman.tasks.probes import RidgeProbe, fit_ridge_probe
+from dagman.tasks.regress.examples import choose_by_error
 from dagman.tasks.regress.model import RegressionModel, make_ridge_head, save_regression, scale_head
 from dagman.tasks.regress.scores import COMPARED, Predicted, compare_numbers, measure_numbers
 
@@ -171,6 +173,8 @@ class _Regression:
                 one, written = self._score(model, method, subset)
                 scored.append(one)
                 rows += written
+        shown = next((one for one in reversed(scored) if one.model == self.inputs.models[0].name), scored[-1])
+        self._keep_examples(shown, rows)
         self.notify("intervals")
         judged = {"resamples": settings.resamples, "seed": settings.seed}
         summary = Summary(
@@ -194,6 +198,12 @@ class _Regression:
             },
         )
         return Evaluation(rows=rows, summary=summary, keep=self._keep if len(self.inputs.models) == 1 else None)
+
+    def _keep_examples(self, shown: Predicted, rows: Sequence[Mapping[str, Any]]) -> None:
+        wanted = shown.model, shown.method, shown.subset
+        own = [row for row in rows if (row["model"], row["method"], row["subset"]) == wanted]
+        chosen = choose_by_error({item.name: item for item in self.table.items}, own)
+        write_examples(self.out, self.inputs, chosen, model=shown.model, method=shown.method, store=self.store)
 
     def _score(self, model: ModelInput, method: str, subset: Subset) -> tuple[Predicted, list[dict[str, Any]]]:
         """All repeats and draws of one model, method and subset: numbers, and rows of predictions.csv."""

@@ -37,6 +37,7 @@ class Validation:
         places = validation_places(dataset, count)
         item = dataset.read_pairs(places, "validation", range(count // 2))
         self.scans = [crop.scan for pair in places for crop in pair]
+        self.modalities = dataset.modalities
         self.patients = {row.id: row.patient for row in dataset.store.rows if row.id in set(self.scans)}
         stored = torch.stack([item["u"], item["v"]], dim=1).flatten(0, 1)
         self.views = to_unit_ranges(stored, item["range"].repeat_interleave(2, dim=0)).to(device)
@@ -132,8 +133,9 @@ class Validation:
 
     @property
     def sources(self) -> list[dict[str, str]]:
-        """Scan and patient of each view of the gallery."""
-        return [{"scan": self.scans[view], "patient": self.patients.get(self.scans[view], "")} for view in self.shown]
+        """Scan, patient and modality of each view of the gallery."""
+        shown = [self.scans[view] for view in self.shown]
+        return [{"scan": scan, "patient": self.patients.get(scan, ""), "modality": self.modalities[scan]} for scan in shown]
 
     def _measure_masks(self, masked: Tensor) -> dict[str, float]:
         """The share of the units that lie in scans which is hidden, and the share asked for."""

@@ -1,0 +1,32 @@
+"""Which structures of a clustering the page shows: of each k-means cluster the one nearest to its middle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dagman.records.counts import count_noun
+from dagman.tables.items import Item
+from dagman.tasks.inputs.examples import Chosen
+
+MOST = 12
+"""Clusters shown, the largest first: one file holds them all."""
+
+
+def choose_central(
+    items: Sequence[Item], components: NDArray[np.float64], clusters: NDArray[np.int64], most: int = MOST
+) -> list[Chosen]:
+    """The central member of each of the largest clusters; components n C, clusters n (below 0: none)."""
+    numbers, sizes = np.unique(clusters[clusters >= 0], return_counts=True)
+    largest = sorted(numbers[np.argsort(-sizes, kind="stable")][:most].tolist())
+    chosen = []
+    for number in largest:
+        members = np.flatnonzero(clusters == number)
+        middle = components[members].mean(axis=0)
+        nearest = items[int(members[np.argmin(np.linalg.norm(components[members] - middle, axis=1))])]
+        label = f"a `{nearest.label}`, " if nearest.label else ""
+        words = f"{label}is nearest to the middle of {count_noun(len(members), 'structure')}"
+        chosen.append(Chosen(item=nearest, kind=f"cluster {number}", label=nearest.label or "", words=words))
+    return chosen
