@@ -250,3 +250,12 @@ def test_all_lesions_found_has_an_exact_interval_over_the_patients_who_have_any(
     (found,) = [row.interval for row in measured if row.name == "lesion_sensitivity"]
     assert (found.value, found.low, found.high) == (1.0, pytest.approx(0.025 ** (1 / 12)), 1.0)
     assert found.how == "exact (Clopper-Pearson) over 12 patients"
+
+
+def test_a_value_that_nearly_all_resamples_exceed_has_no_interval():
+    # The least an agreement can be: its quantiles, 0.05 to 0.4 here, would leave the value itself out.
+    numbers = np.linspace(-1.0, 1.0, 40)
+    interval = bootstrap_interval(lambda values: abs(float(values.mean())), numbers, patients=np.arange(40), draws=400)
+    assert interval.value == pytest.approx(0.0, abs=1e-9)
+    assert np.isnan([interval.low, interval.high]).all()
+    assert interval.how == "no interval: 100% of the resamples of these 40 patients lie above the value"

@@ -274,6 +274,15 @@ def _bound(
         return float("nan"), float("nan"), "undefined on these patients"
     if np.ptp(known) <= _SAME * max(1.0, abs(value)):
         return float("nan"), float("nan"), f"no interval: every resample of these {len(rows)} patients gives the same value"
+    below = float(np.mean(known < value) + np.mean(known == value) / 2)
+    if min(below, 1 - below) < (1 - level) / 2:
+        # An agreement at its least possible value grows in nearly every resample: its quantiles would leave the value out.
+        side, share = ("above", 1 - below) if below < 0.5 else ("below", below)
+        return (
+            float("nan"),
+            float("nan"),
+            f"no interval: {share:.0%} of the resamples of these {len(rows)} patients lie {side} the value",
+        )
     bias, acceleration = _correct(metric, inputs, rows, value, known)
     ends = np.array([0.5 - level / 2, 0.5 + level / 2])
     if np.isfinite(bias):
