@@ -44,8 +44,11 @@ def run_command(asked: dict) -> int:
         import coverage
 
         coverage.process_startup()  # type: ignore[no-untyped-call]
+    from dagman.cli import progress
     from dagman.cli.application import main
 
+    # As in the fixture `call_dagman`.
+    progress.FIRST = float("inf")
     sys.argv = ["dagman", *asked["words"]]
     try:
         main()
