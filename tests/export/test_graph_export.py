@@ -7,9 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import dagman
-from dagman.errors import EncoderError
-from dagman.export.forms import export_encoder
 from dagman.export.graph import convert_graph, trace_graph
 from dagman.export.swin_graph import FeatureGraph
 from dagman.model import SwinEncoder, SwinShape, to_unit_range
@@ -55,9 +52,3 @@ def test_one_onnx_graph_serves_all_views(make_view):
         with torch.no_grad():
             (wanted,) = swin(to_unit_range(view, -900.0, 400.0))
         torch.testing.assert_close(torch.from_numpy(got), wanted, rtol=0, atol=1e-4)
-
-
-def test_what_is_no_swin_is_refused(tmp_path: Path):
-    pytest.importorskip("monai")
-    with pytest.raises(EncoderError, match="graphs are made of dagman's own Swin"):
-        export_encoder(dagman.load("resnet3d:10", device="cpu"), "torch-export", tmp_path / "out")

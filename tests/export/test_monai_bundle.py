@@ -10,15 +10,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel
 import numpy as np
 import pytest
-import torch
 
 from dagman.encoder.encoder import Encoder
-from dagman.errors import TaskError
+from dagman.errors import EncoderError, TaskError
 from dagman.export.forms import export_model
 from dagman.tables.structures import Structure
 from dagman.tasks.segment.model import SegmentationModel, start_model
@@ -98,9 +96,9 @@ def test_the_metadata_say_what_it_takes_and_gives(folder: Path, model: Segmentat
 
 
 def test_models_that_monai_could_not_build_are_refused(model: SegmentationModel, tmp_path: Path):
-    network = SimpleNamespace(encoder=torch.nn.Identity())
-    with pytest.raises(TaskError, match="a bundle takes dagman's own Swin"):
-        export_model(replace(model, network=network), "monai-bundle", tmp_path / "out")
+    mine = replace(model.encoder, config=replace(model.encoder.config, backbone="averages"))
+    with pytest.raises(EncoderError, match="its backbone averages has no code that runs without dagman"):
+        export_model(replace(model, encoder=mine), "monai-bundle", tmp_path / "out")
     mr = replace(model.encoder, config=replace(model.encoder.config, modalities=("MR",)))
     with pytest.raises(TaskError, match="bundles are made for HU"):
         export_model(replace(model, encoder=mr), "monai-bundle", tmp_path / "out")

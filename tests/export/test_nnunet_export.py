@@ -10,7 +10,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -165,11 +165,7 @@ def test_the_file_for_nnssls_readers_is_weights_and_plain_values(folder: Path, e
     assert all(f"{name}.weight" in weights for name in plan["keys_to_in_proj"])
 
 
-def test_what_is_no_swin_or_no_ct_is_refused(tmp_path: Path, encoder: Encoder):
-    other = SimpleNamespace(encoder=torch.nn.Identity(), semantic_attention=None)
-    foreign = replace(encoder, network=other, config=replace(encoder.config, backbone="resnet3d:10"))
-    with pytest.raises(EncoderError, match=r"is a resnet3d:10; this form takes dagman's own Swin"):
-        export_encoder(foreign, "nnunet", tmp_path / "resnet")
+def test_what_is_no_ct_is_refused(tmp_path: Path, encoder: Encoder):
     with pytest.raises(EncoderError, match="was trained on MR alone"):
         export_encoder(replace(encoder, config=replace(encoder.config, modalities=("MR",))), "nnunet", tmp_path / "mr")
     assert list(tmp_path.iterdir()) == []

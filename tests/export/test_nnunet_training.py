@@ -10,14 +10,18 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
+import dagman
 from dagman.encoder.encoder import Encoder
 from dagman.export.forms import export_encoder
+from dagman.model.foreign.cnn import MEAN
+from dagman.model.foreign.residual_encoder import STD
 from dagman.testing import make_body, write_nifti
 
 pytest.importorskip("nnunetv2", reason="needs nnunetv2 2.8.1 beside dagman")
@@ -25,9 +29,9 @@ pytestmark = pytest.mark.slow
 
 # nnU-Net looks up the arguments by the names in the signature.
 _SHORT = """
-from dagman_trainer import DagmanTrainer
+from {module} import {trainer}
 
-class ShortTrainer(DagmanTrainer):
+class ShortTrainer({trainer}):
     def __init__(self, plans, configuration, fold, dataset_json, device):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 2, 4, 1
@@ -41,11 +45,11 @@ class ShortTrainer(DagmanTrainer):
 _AFFINE = np.array([[0, 0, 4.0, -70], [-4.5, 0, 0, 60], [0, 3.7, 0, -90], [0, 0, 0, 1]])
 
 
-@pytest.fixture(scope="module")
-def trained(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder in which everything was done, and what the training printed."""
-    place = tmp_path_factory.mktemp("nnunet")
-    export_encoder(encoder, "nnunet", place / "export")
+@pytest.fixture(scope="module", params=["swin", "resenc"])
+def trained(request, encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder in which everything was done, and what the training printed; by our trainer, and by nnU-Net's own of a CNN."""
+    place, own = tmp_path_factory.mktemp("nnunet"), request.param == "resenc"
+    export_encoder(_load_cnn() if own else encoder, "nnunet", place / "export")
     raw = place / "raw" / "Dataset001_Body"
     for number in range(6):
         voxels = make_body((36, 44, 40), seed=number)
@@ -56,7 +60,10 @@ def trained(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> tuple
     dataset = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "body": 1}, "numTraining": 5, "file_ending": ".nii.gz"}
     (raw / "dataset.json").write_text(json.dumps(dataset), encoding="utf-8")
     (place / "short").mkdir()
-    (place / "short" / "short_trainer.py").write_text(_SHORT, encoding="utf-8")
+    module, trainer = (
+        ("nnunetv2.training.nnUNetTrainer.nnUNetTrainer", "nnUNetTrainer") if own else ("dagman_trainer", "DagmanTrainer")
+    )
+    (place / "short" / "short_trainer.py").write_text(_SHORT.format(module=module, trainer=trainer), encoding="utf-8")
     environment = {
         **os.environ,
         "nnUNet_raw": str(place / "raw"),
@@ -82,7 +89,8 @@ def trained(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> tuple
     call("nnUNetv2_plan_and_preprocess", "-d", 1, "--no_pp", "-npfp", 1)
     call("make_plans.py", 1)
     call("nnUNetv2_preprocess", "-d", 1, "-plans_name", "dagmanPlans", "-c", "3d_fullres", "-np", 1)
-    printed = call("nnUNetv2_train", 1, "3d_fullres", 0, "-p", "dagmanPlans", "-tr", "ShortTrainer", "-device", "cpu")
+    start = ("-pretrained_weights", place / "export" / "pretrained.pth") if own else ()
+    printed = call("nnUNetv2_train", 1, "3d_fullres", 0, "-p", "dagmanPlans", "-tr", "ShortTrainer", "-device", "cpu", *start)
     call(
         "nnUNetv2_predict", "-d", 1, "-i", raw / "imagesTs", "-o", place / "out", "-f", 0, *which,
         *("-device", "cpu", "-npp", 1, "-nps", 1, "--disable_tta"),
@@ -90,9 +98,17 @@ def trained(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return place, printed
 
 
+def _load_cnn() -> Encoder:
+    """At the spacing and with the window of the other encoder."""
+    cnn = dagman.load("resenc:8", device="cpu")
+    return replace(cnn, config=replace(cnn.config, spacing=4.0, low=-900.0, high=400.0))
+
+
 def test_the_weights_are_loaded_and_trained_for_two_epochs(trained: tuple[Path, str]):
     _, printed = trained
-    assert re.search(r"\d+ weights of the encoder loaded .* none missing, none left over", printed)
+    assert re.search(
+        r"\d+ weights of the encoder loaded .* none missing, none left over|# Loading pretrained weights from", printed
+    )
     losses = [float(value) for value in re.findall(r"train_loss (-?[\d.]+)", printed)]
     assert len(losses) == 2
     assert np.isfinite(losses).all()
@@ -104,6 +120,8 @@ def test_what_nnunet_prepared_is_upright_and_in_the_encoders_window(trained: tup
     place, _ = trained
     (path,) = place.glob("preprocessed/*/dagmanPlans_3d_fullres/case1.b2nd")
     values = blosc2.open(str(path))[:][0]
+    if (place / "export" / "pretrained.pth").is_file():
+        values = values * STD + MEAN
     scan = nibabel.load(next(place.glob("raw/*/imagesTr/case1_0000.nii.gz")))
     upright = nibabel.as_closest_canonical(scan).get_fdata()
     assert values.shape == tuple(round(size * step / 4) for size, step in zip(upright.shape, (4.0, 4.5, 3.7), strict=True))

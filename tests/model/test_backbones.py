@@ -6,6 +6,7 @@ torch's meta device, which computes shapes and no numbers.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from dagman.encoder.encoder import Encoder
 from dagman.encoder.folder import EncoderConfig
 from dagman.encoder.loading import describe_shapes, load_encoder
 from dagman.errors import EncoderError, MissingExtraError, SettingsError
-from dagman.export.forms import FORMS, export_encoder
+from dagman.export.backbones import EXPORTS, FORMS, Exports, make_graph, register_exports
+from dagman.export.forms import export_encoder
 from dagman.method.networks import Network, ProjectorShape, SemanticShape
 from dagman.model import BACKBONES, SwinShape, ViTShape, build_backbone, register_backbone
 from dagman.settings import list_presets, load_settings
@@ -177,17 +179,48 @@ def test_what_is_saved_is_loaded_with_the_same_features(encoder, tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(again.features(view), encoder.features(view), strict=True))
 
 
-def test_what_cannot_be_exported_is_refused_by_name(encoder, tmp_path: Path):
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_written_or_refused_with_what_to_use(encoder, form, tmp_path: Path):
+    """That the other program reads it: tests/export."""
     name = encoder.config.backbone
-    if name == "swin":
-        return  # tests/export have every form of it, and those of a ViT
-    for form in FORMS:
-        if (form == "monai" and name.startswith("monai-swin")) or (name == "vit" and form in ("hf", "onnx", "torch-export")):
-            continue
-        with pytest.raises(EncoderError) as refused:
+    if not EXPORTS[name.partition(":")[0]].find(form):
+        with pytest.raises(EncoderError, match=rf"is a {name}; .* Use --to ") as refused:
             export_encoder(encoder, form, tmp_path / form)
-        assert f"is a {name}; " in str(refused.value)
         assert "\n" not in str(refused.value)
+        return
+    if form == "onnx":
+        return  # the same module
+    if form == "torch-export":
+        # The module that is traced: tracing every backbone would take minutes.
+        view = (_draw(64, 33, 47) * 1500 - 1000).round()
+        for wanted, got in zip(encoder.features(view), make_graph(encoder)(view), strict=True):
+            assert wanted.shape == got.shape
+            assert (wanted - got).abs().max() < 1e-4 * max(1.0, float(wanted.abs().max()))
+        return
+    pytest.importorskip("transformers" if form == "hf" else "torch", reason="needs the extra `hub`")
+    exported = export_encoder(encoder, form, tmp_path / form)
+    written = {path.name for path in (tmp_path / form).iterdir()}
+    assert written == {*exported.files, "README.md", "preprocessing.json"}
+    card = (tmp_path / form / "README.md").read_text(encoding="utf-8")
+    assert exported.usage.strip() in card
+    assert exported.usage.count("\n") > 2
+
+
+@pytest.mark.parametrize("size", list_presets("sizes"))
+def test_every_size_has_a_say_on_every_form(size):
+    exports = EXPORTS[load_settings(size)[0].model.backbone.partition(":")[0]]
+    assert all(bool(exports.find(form)) != (form in exports.refused) for form in FORMS)
+
+
+def test_a_backbone_of_ones_own_states_its_forms_in_one_place(encoder, tmp_path, monkeypatch):
+    monkeypatch.setitem(EXPORTS, "mine", Exports(writers={"monai": "dagman.export.monai.swin:write_swin"}))
+    with pytest.raises(ValueError, match="registered already"):
+        register_exports("mine", Exports())
+    named = {name: replace(encoder, config=replace(encoder.config, backbone=name)) for name in ("mine:2", "none")}
+    with pytest.raises(EncoderError, match=r"is a mine:2; it has no form for ONNX\. Use --to monai\."):
+        export_encoder(named["mine:2"], "onnx", tmp_path / "out")
+    with pytest.raises(EncoderError, match=r"is a none; it has no form for ONNX\. Keep its encoder folder"):
+        export_encoder(named["none"], "onnx", tmp_path / "out")
 
 
 @pytest.mark.parametrize("size", list_presets("sizes"))

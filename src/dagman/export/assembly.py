@@ -1,6 +1,7 @@
 """One self-contained Python file out of definitions of several modules: the very source, so that it cannot come to differ.
 
 What is left out is what only dagman needs: imports of dagman, shapes in annotations (jaxtyping), and the methods that are named.
+How a backbone is built comes along, as its module registers it.
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ from types import ModuleType
 
 from dagman import devices, errors
 from dagman.model import backbone, linear, semantic_attention, swin, vit, window_attention, windows
+from dagman.model.foreign import cnn, monai_swin, residual_encoder, resnet, segresnet
 
 _UNNEEDED = ("dagman", "jaxtyping", "__future__")
 
 
+_REGISTER = "register_backbone"
+_SHAPE = ("SwinShape", "StageAttention")
 _SWIN = (
+    *_SHAPE,
     "AddAndNormalise",
-    "SwinShape",
-    "StageAttention",
+    "_build",
+    _REGISTER,
     "SwinEncoder",
     "scale_branches",
     "SwinStage",
@@ -45,9 +50,12 @@ class Part:
     without: tuple[str, ...] = field(default=())
 
 
-def assemble_module(docstring: str, parts: Sequence[Part]) -> str:
-    """The text of a Python file with the definitions of all parts, and with the imports that they need."""
-    imports: dict[str, None] = {}
+def assemble_module(docstring: str, parts: Sequence[Part], packages: Sequence[str] = ()) -> str:
+    """The text of a Python file with the definitions of all parts, and with the imports that they need.
+
+    packages: imported at its head, so that whoever lacks one is told at once.
+    """
+    imports: dict[str, None] = dict.fromkeys(f"import {package}" for package in packages)
     bodies = []
     for part in parts:
         text = part.module.read_text(encoding="utf-8") if isinstance(part.module, Path) else inspect.getsource(part.module)
@@ -60,26 +68,81 @@ def assemble_module(docstring: str, parts: Sequence[Part]) -> str:
     return "\n\n\n".join([head, *bodies]) + "\n"
 
 
-def list_swin_parts(*backbone_names: str) -> list[Part]:
-    """The parts that a Swin encoder is made of, without what only training needs; and further names of `dagman.model.backbone`."""
+@dataclass(frozen=True, kw_only=True)
+class NetworkCode:
+    """The source of a backbone, with the registration by which `build_backbone` makes it.
+
+    packages: what has to be installed beside torch, by the name that is imported.
+    """
+
+    parts: Sequence[Part]
+    packages: tuple[str, ...] = ()
+
+
+def list_swin_code(name: str) -> NetworkCode:
+    """dagman's Swin, without what only training needs."""
+    return NetworkCode(
+        parts=[
+            *_list_base(),
+            Part(module=windows),
+            Part(module=window_attention),
+            Part(module=swin, names=_SWIN, without=_TRAINING),
+        ]
+    )
+
+
+def list_vit_code(name: str) -> NetworkCode:
+    """A plain ViT, whose blocks are those of the semantic attention."""
+    return NetworkCode(
+        parts=[
+            *_list_base(),
+            *list_semantic_parts(),
+            Part(module=windows, names=("Triple",)),
+            Part(module=swin, names=(*_SHAPE, "scale_branches")),
+            Part(module=vit),
+        ]
+    )
+
+
+def list_semantic_parts() -> list[Part]:
+    """The semantic attention, of an encoder that has one beside its backbone."""
     return [
-        Part(module=errors, names=("DagmanError", "_rebuild", "SettingsError", "EncoderError")),
-        Part(
-            module=backbone,
-            names=("MaskFill", "STRIDES", "UNIT", "Encoded", "Backbone", "ClsBackbone", "find_unit_stage", *backbone_names),
-            without=("use_kernels", "skip_hidden"),
-        ),
-        Part(module=devices, names=("pin_attention", "read_processor_vendor")),
-        Part(module=linear),
-        Part(module=windows),
-        Part(module=window_attention),
-        Part(module=swin, names=_SWIN, without=_TRAINING),
+        Part(module=semantic_attention),
     ]
 
 
-def list_vit_parts() -> list[Part]:
-    """What a ViT needs beside the parts of a Swin: its blocks are those of the semantic attention."""
-    return [Part(module=semantic_attention), Part(module=vit, names=("ViTShape", "ViTEncoder", "interpolate_positions"))]
+def list_resnet_code(name: str) -> NetworkCode:
+    """A ResNet of MONAI."""
+    return _list_foreign("monai", cnn, resnet)
+
+
+def list_residual_encoder_code(name: str) -> NetworkCode:
+    """nnU-Net's residual encoder."""
+    return _list_foreign("dynamic_network_architectures", cnn, residual_encoder)
+
+
+def list_segresnet_code(name: str) -> NetworkCode:
+    """The encoder of MONAI's SegResNet."""
+    return _list_foreign("monai", segresnet)
+
+
+def list_monai_swin_code(name: str) -> NetworkCode:
+    """MONAI's Swin as a backbone."""
+    return _list_foreign("monai", monai_swin)
+
+
+def _list_foreign(package: str, *modules: ModuleType) -> NetworkCode:
+    parts = [*_list_base(), Part(module=swin, names=_SHAPE), *(Part(module=module) for module in modules)]
+    return NetworkCode(parts=parts, packages=(package,))
+
+
+def _list_base() -> list[Part]:
+    return [
+        Part(module=errors, names=("DagmanError", "_rebuild", "SettingsError", "EncoderError", "MissingExtraError")),
+        Part(module=backbone, without=("use_kernels", "skip_hidden")),
+        Part(module=devices, names=("pin_attention", "read_processor_vendor")),
+        Part(module=linear),
+    ]
 
 
 def _list_imports(node: ast.stmt) -> list[str]:
@@ -93,10 +156,13 @@ def _list_imports(node: ast.stmt) -> list[str]:
 def _is_kept(node: ast.stmt, part: Part) -> bool:
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return not part.names or node.name in part.names
-    if isinstance(node, ast.Assign):
+    if isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         return not part.names or any(
-            isinstance(one, ast.Name) and one.id in part.names for target in node.targets for one in ast.walk(target)
+            isinstance(one, ast.Name) and one.id in part.names for target in targets for one in ast.walk(target)
         )
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name):
+        return node.value.func.id == _REGISTER and (not part.names or _REGISTER in part.names)
     return False
 
 

@@ -337,7 +337,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def find_run(encoder: Encoder) -> Run | None:
     """The run that an encoder was loaded from, if it was: from the run itself, or from the encoder folder in it."""
     source = Path(encoder.source)
-    if ":" in encoder.source and not source.exists():
+    if not source.is_dir():
         return None
     for place in (source, find_folder(source).parent):
         if (place / "settings.toml").is_file():

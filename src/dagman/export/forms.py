@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from dagman.encoder.encoder import Encoder
 from dagman.errors import EncoderError
 from dagman.evaluation.results import Results
+from dagman.export.backbones import FORMS, find_writer, resolve
 from dagman.export.card import write_card
 from dagman.export.preprocessing import FILE, write_preprocessing
 from dagman.records.files import write_whole
@@ -41,17 +41,8 @@ class Exported:
 
 Writer = Callable[[Any, Path], Exported]
 
-FORMS: dict[str, tuple[str, str]] = {
-    "monai": ("MONAI's SwinUNETR", "dagman.export.monai:write_monai"),
-    "nnunet": ("nnU-Net", "dagman.export.nnunet.folder:write_folder"),
-    "torch-export": ("torch.export", "dagman.export.graph:write_torch_export"),
-    "onnx": ("ONNX", "dagman.export.graph:write_onnx"),
-    "hf": ("transformers", "dagman.export.huggingface.folder:write_folder"),
-}
-"""The program and the writer ("module:function", imported when it is used) of each form."""
-
 MODEL_FORMS: dict[str, tuple[str, str]] = {"monai-bundle": ("MONAI's bundles", "dagman.export.bundle.folder:write_bundle")}
-"""The same for segmentation models."""
+"""The program and the writer ("module:function") of each form of segmentation models."""
 
 
 def export_encoder(encoder: Encoder, form: str, out: str | Path, *, results: Sequence[Results] = ()) -> Exported:
@@ -63,7 +54,7 @@ def export_encoder(encoder: Encoder, form: str, out: str | Path, *, results: Seq
     """
     if form not in FORMS:
         raise EncoderError(f"there is no form {form!r}", do=suggest_name(form, FORMS))
-    return _write_form(encoder, encoder, FORMS[form], Path(out), results=results)
+    return _write_form(encoder, encoder, (FORMS[form], find_writer(encoder, form)), Path(out), results=results)
 
 
 def export_model(model: SegmentationModel, form: str, out: str | Path, *, results: Sequence[Results] = ()) -> Exported:
@@ -77,8 +68,7 @@ def _write_form(given: Any, encoder: Encoder, form: tuple[str, str], out: Path, 
     if out.exists() and not (out / FILE).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise EncoderError("holds something that is not an export", where=out, do="Give another --out")
     program, writer = form
-    module, _, name = writer.partition(":")
-    write: Writer = getattr(importlib.import_module(module), name)
+    write: Writer = resolve(writer)
     with write_whole(out) as temporary:
         temporary.mkdir()
         exported = write(given, temporary)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
+from torch.fx.experimental import _config
 
 from dagman.encoder.encoder import Encoder
 from dagman.errors import EncoderError, MissingExtraError
+from dagman.export.backbones import make_graph
 from dagman.export.forms import Exported
 from dagman.export.preprocessing import FILE, describe_preprocessing
-from dagman.export.swin_graph import FeatureGraph
-from dagman.export.vit_graph import ViTGraph
-from dagman.model import SwinEncoder
-from dagman.model.vit import ViTEncoder
 
 TORCH_FILE, ONNX_FILE = "encoder.pt2", "encoder.onnx"
 LONGEST = 4096
@@ -29,7 +28,7 @@ _NOTES = (
 
 
 def write_torch_export(encoder: Encoder, folder: Path) -> Exported:
-    """Write `encoder.pt2`; raises EncoderError for a backbone of others."""
+    """Write `encoder.pt2`; raises EncoderError for a backbone without a graph."""
     values = {FILE: json.dumps(describe_preprocessing(encoder))}
     torch.export.save(trace_encoder(encoder), folder / TORCH_FILE, extra_files=values)
     usage = f"""import torch
@@ -74,20 +73,16 @@ def convert_graph(graph: torch.export.ExportedProgram, *, maps: int) -> Any:
 
 def trace_encoder(encoder: Encoder) -> torch.export.ExportedProgram:
     """One graph from HU to the four maps, with batch and sides left open; raises EncoderError as `write_torch_export`."""
-    backbone = encoder.network.encoder
-    if not isinstance(backbone, SwinEncoder | ViTEncoder):
-        what = f"is a {encoder.config.backbone}; graphs are made of dagman's own Swin and of a ViT"
-        raise EncoderError(what, where=encoder.source, do="Export a run of the backbone swin or vit")
     if encoder.config.modalities == ("MR",):
         raise EncoderError("was trained on MR alone; graphs are made for HU", where=encoder.source, do="Use --to hf")
-    low, high = encoder.config.low, encoder.config.high
-    return trace_graph(FeatureGraph(backbone, low, high) if isinstance(backbone, SwinEncoder) else ViTGraph(backbone, low, high))
+    return trace_graph(make_graph(encoder))
 
 
-def trace_graph(graph: FeatureGraph | ViTGraph) -> torch.export.ExportedProgram:
+def trace_graph(graph: nn.Module) -> torch.export.ExportedProgram:
     """One graph with batch and sides left open."""
     axes: dict[int, Any] = {2: _open("x"), 3: _open("y"), 4: _open("z"), 0: torch.export.Dim("batch", min=1, max=LONGEST)}
-    with torch.no_grad():
+    # Otherwise a side is taken for longer than one token wherever that decides how memory lies.
+    with torch.no_grad(), cast(Any, _config).patch(backed_size_oblivious=True):
         return torch.export.export(graph.eval(), (torch.zeros(_EXAMPLE),), dynamic_shapes={"hu": axes})
 
 

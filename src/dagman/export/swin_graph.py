@@ -45,7 +45,7 @@ class FeatureGraph(nn.Module):
         tokens, sides = _embed(self.encoder, view)
         maps = []
         for stage in self.encoder.stages:
-            numbers = [_count(length, cast(SwinStage, stage).window) for length in sides]
+            numbers = [count_units(length, cast(SwinStage, stage).window) for length in sides]
             plans: dict[int, _Plan] = {}
             for block in cast(SwinStage, stage).blocks:
                 shift = cast(SwinBlock, block).shift
@@ -82,7 +82,7 @@ class _Axis:
     "Beyond an axis that is one window: nobody attends to it."
 
 
-def _count(length: Any, unit: int) -> Any:
+def count_units(length: Any, unit: int) -> Any:
     """The number of units along a length, rounded up, as a symbol of its own."""
     total = (torch.ones(length, dtype=torch.long).sum() + (unit - 1)) // unit
     number = total.item()
@@ -98,18 +98,22 @@ def _embed(encoder: SwinEncoder, view: Tensor) -> tuple[Tensor, Sides]:
 
 def cut_patches(view: Tensor, patch: int, mean: Tensor, std: Tensor) -> tuple[Tensor, Sides]:
     """The standardised voxels of each patch (B N patch^3) of views (B 1 X Y Z) in [0, 1], padded at their far end; and the grid."""
-    sides = [_count(length, patch) for length in view.shape[2:]]
-    for axis, number in enumerate(sides, start=2):
-        length = view.shape[axis]
-        index = torch.arange(number * patch)
-        view = view.index_select(axis, index.clamp(max=length - 1))
-        # What lies beyond the view is intensity 0.
-        inside = (index < length).to(view.dtype)
-        view = view * inside.reshape([-1 if place == axis else 1 for place in range(5)])
-    view = (view - mean) / std
+    sides = [count_units(length, patch) for length in view.shape[2:]]
+    view = (pad_sides(view, sides, patch) - mean) / std
     x, y, z, p = *sides, patch
     patches = view.reshape(view.shape[0], 1, x, p, y, p, z, p).permute(0, 2, 4, 6, 1, 3, 5, 7)
     return patches.reshape(view.shape[0], x * y * z, p**3), sides
+
+
+def pad_sides(view: Tensor, numbers: Sides, unit: int) -> Tensor:
+    """A view padded at its far end with intensity 0, to so many units along each axis."""
+    for axis, number in enumerate(numbers, start=2):
+        length = view.shape[axis]
+        index = torch.arange(number * unit)
+        view = view.index_select(axis, index.clamp(max=length - 1))
+        inside = (index < length).to(view.dtype)
+        view = view * inside.reshape([-1 if place == axis else 1 for place in range(5)])
+    return view
 
 
 def _run_block(block: SwinBlock, tokens: Tensor, plan: _Plan, offsets: Tensor) -> Tensor:
@@ -186,7 +190,7 @@ def _spread(values: Tensor, axis: int) -> Tensor:
 
 def _merge(merging: PatchMerging, tokens: Tensor, sides: Sides) -> tuple[Tensor, Sides]:
     B, _, C = tokens.shape
-    halves = [_count(length, 2) for length in sides]
+    halves = [count_units(length, 2) for length in sides]
     places = [torch.arange(half)[:, None] * 2 + torch.arange(2) for half in halves]
     index = _combine([place.clamp(max=length - 1) for place, length in zip(places, sides, strict=True)], sides)
     outside = _any([place >= length for place, length in zip(places, sides, strict=True)])

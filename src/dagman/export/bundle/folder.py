@@ -15,12 +15,13 @@ from safetensors.torch import save_file
 from dagman import __version__
 from dagman.encoder import tiling
 from dagman.errors import TaskError
-from dagman.export.assembly import Part, assemble_module, list_swin_parts
+from dagman.export.assembly import Part, assemble_module
+from dagman.export.backbones import need_code
 from dagman.export.bundle import network
 from dagman.export.contents import NOT_FOR
 from dagman.export.forms import Exported
 from dagman.export.preprocessing import state_preprocessing
-from dagman.model import SwinEncoder
+from dagman.records.counts import list_some
 from dagman.tasks.segment import channels_last, unet
 from dagman.tasks.segment.model import BATCH_CPU, OVERLAP, SegmentationModel
 
@@ -35,11 +36,9 @@ _NOTES = (
 
 
 def write_bundle(model: SegmentationModel, folder: Path) -> Exported:
-    """Write the bundle; raises TaskError for a backbone that is no Swin of dagman's, or for MR, whose range MONAI cannot find."""
-    config, backbone = model.encoder.config, model.network.encoder
-    if not isinstance(backbone, SwinEncoder):
-        what = f"is of a {config.backbone}; a bundle takes dagman's own Swin"
-        raise TaskError(what, where=model.encoder.source, do="Export a model of the backbone swin")
+    """Write the bundle; raises TaskError for a backbone without code of its own, or for MR, whose range MONAI cannot find."""
+    config = model.encoder.config
+    code = need_code(config.backbone)
     if config.modalities == ("MR",):
         raise TaskError("is of MR; bundles are made for HU", where=model.encoder.source, do="Use dagman predict")
     for name in ("configs", "models", "scripts"):
@@ -51,19 +50,22 @@ def write_bundle(model: SegmentationModel, folder: Path) -> Exported:
         folder / "models" / "model.safetensors",
         metadata={"format": "pt", "preprocessing": state_preprocessing(model.encoder)},
     )
-    _write_json(folder / "models" / "network.json", {"shape": dataclasses.asdict(config.shape), "classes": model.network.classes})
-    code = assemble_module(
-        f"The network of this bundle. Assembled by dagman {__version__} from its own source (Apache-2.0); needs torch and MONAI.",
+    values = {"backbone": config.backbone, "shape": dataclasses.asdict(config.shape), "classes": model.network.classes}
+    _write_json(folder / "models" / "network.json", values)
+    needed = list_some(dict.fromkeys([*code.packages, "torch", "monai"]))
+    text = assemble_module(
+        f"The network of this bundle. Assembled by dagman {__version__} from its own source (Apache-2.0); needs {needed}.",
         [
-            *list_swin_parts("normalise_features"),
+            *code.parts,
             Part(module=channels_last),
             Part(module=unet),
             Part(module=tiling, names=("SPREAD", "FLOOR", "FLOOR_HALF", "weight_tile", "_weight_axis")),
             Part(module=network),
         ],
+        code.packages,
     )
     (folder / "scripts" / "__init__.py").write_text('"""Code of the bundle."""\n', encoding="utf-8")
-    (folder / "scripts" / "dagman_network.py").write_text(code, encoding="utf-8")
+    (folder / "scripts" / "dagman_network.py").write_text(text, encoding="utf-8")
     _write_json(folder / "configs" / "metadata.json", _describe_bundle(model))
     _write_json(folder / "configs" / "inference.json", _configure_inference(model))
     files = ("configs/metadata.json", "configs/inference.json", "models/model.safetensors", "scripts/dagman_network.py")

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dagman.encoder.tiling import FLOOR_HALF, weight_tile
-from dagman.model.swin import SwinEncoder, SwinShape
+from dagman.model.backbone import build_backbone, find_backbone
+from dagman.model.swin import SwinShape
 from dagman.tasks.segment.unet import SegmentationNetwork
 
 
@@ -28,7 +29,8 @@ def load_network(folder: str) -> ProbabilityNetwork:
     """The network of `network.json` with the weights of `model.safetensors`, loaded strictly."""
     values = json.loads((Path(folder) / "network.json").read_text(encoding="utf-8"))
     shape: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values["shape"].items()}
-    network = ProbabilityNetwork(SwinEncoder(SwinShape(**shape)), values["classes"])
+    kind = find_backbone(values["backbone"])
+    network = ProbabilityNetwork(build_backbone(values["backbone"], (kind.shape or SwinShape)(**shape)), values["classes"])
     network.load_state_dict(load_file(Path(folder) / "model.safetensors"))
     return network.eval()
 

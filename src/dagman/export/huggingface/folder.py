@@ -15,12 +15,11 @@ from dagman.encoder.encoder import Encoder
 from dagman.encoder.folder import FORMAT
 from dagman.encoder.hub import upload_folder
 from dagman.encoder.loading import load_encoder
-from dagman.errors import EncoderError, MissingExtraError
-from dagman.export.assembly import Part, assemble_module, list_swin_parts, list_vit_parts
+from dagman.errors import MissingExtraError
+from dagman.export.assembly import NetworkCode, Part, assemble_module, list_semantic_parts
+from dagman.export.backbones import need_code
 from dagman.export.forms import Exported, export_encoder
 from dagman.export.preprocessing import describe_preprocessing, state_preprocessing
-from dagman.model import SwinEncoder
-from dagman.model.vit import ViTEncoder
 from dagman.records.counts import list_some
 from dagman.scans import affine
 from dagman.store import body, resampling
@@ -40,19 +39,16 @@ model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
 inputs = processor("scan.nii.gz")  # or an array in HU with its affine: processor(voxels, affine)
 maps = model(inputs["pixel_values"]).feature_maps  # four, of {strides} voxels a token
 """
-_SWIN_NOTE = "A scan is read in one pass: its features equal dagman's, which cuts scans beyond 2 GiB of memory into tiles."
-_VIT_NOTE = (
+_SCAN_NOTE = "A scan is read in one pass: its features equal dagman's, which cuts scans beyond 2 GiB of memory into tiles."
+_VIEW_NOTE = (
     "A scan is read in one pass, its positions interpolated; dagman reads a ViT's scans in tiles of the view it was trained on: "
     "cut views of that side for equal features."
 )
 
 
 def write_folder(encoder: Encoder, folder: Path) -> Exported:
-    """Write weights, configuration and code; raises EncoderError for a backbone of others."""
-    backbone = encoder.network.encoder
-    if not isinstance(backbone, SwinEncoder | ViTEncoder):
-        what = f"is a {encoder.config.backbone}; this form takes dagman's own Swin or ViT"
-        raise EncoderError(what, where=encoder.source, do="Export a run of the backbone swin or vit")
+    """Write weights, configuration and code of any backbone that has some (`export.backbones`)."""
+    backbone, code = encoder.network.encoder, need_code(encoder.config.backbone)
     try:
         from dagman.export.huggingface import modeling, processing
     except ImportError:
@@ -62,16 +58,14 @@ def write_folder(encoder: Encoder, folder: Path) -> Exported:
     _write_json(folder / "config.json", _describe_model(encoder))
     _write_json(folder / "preprocessor_config.json", _describe_processor(encoder))
     made = f"Assembled by dagman {__version__} from its own source (Apache-2.0); needs"
-    code = assemble_module(
-        f"The encoder as a model of transformers. {made} torch and transformers.",
-        [
-            *list_swin_parts(),
-            *list_vit_parts(),
-            Part(module=modeling),
-        ],
+    needed = list_some([*code.packages, "torch", "transformers"])
+    text = assemble_module(
+        f"The encoder as a model of transformers. {made} {needed}.",
+        [*code.parts, *(part for part in list_semantic_parts() if part not in code.parts), Part(module=modeling)],
+        code.packages,
     )
-    (folder / MODEL_CODE).write_text(code, encoding="utf-8")
-    code = assemble_module(
+    (folder / MODEL_CODE).write_text(text, encoding="utf-8")
+    text = assemble_module(
         f"The preparation of scans as an image processor of transformers. {made} numpy, scipy, nibabel, torch and transformers.",
         [
             Part(module=errors, names=("DagmanError", "_rebuild", "ScanError")),
@@ -81,12 +75,12 @@ def write_folder(encoder: Encoder, folder: Path) -> Exported:
             Part(module=processing),
         ],
     )
-    (folder / PROCESSOR_CODE).write_text(code, encoding="utf-8")
+    (folder / PROCESSOR_CODE).write_text(text, encoding="utf-8")
     return Exported(
         files=("model.safetensors", "config.json", MODEL_CODE, "preprocessor_config.json", PROCESSOR_CODE),
         usage=_USAGE.format(strides=list_some(backbone.strides)),
-        notes=(_VIT_NOTE if backbone.own_cls else _SWIN_NOTE,),
-        header=_HEADER.format(backbone=encoder.config.backbone),
+        notes=(_VIEW_NOTE if backbone.view else _SCAN_NOTE, *_list_packages(code)),
+        header=_HEADER.format(backbone=encoder.config.backbone.partition(":")[0]),
     )
 
 
@@ -133,6 +127,10 @@ def _describe_processor(encoder: Encoder) -> dict[str, Any]:
         "crop_body": encoder.config.crop_body,
         "modality": "MR" if encoder.config.modalities == ("MR",) else "CT",
     }
+
+
+def _list_packages(code: NetworkCode) -> tuple[str, ...]:
+    return (f"Its network needs {list_some(code.packages)} installed beside transformers.",) if code.packages else ()
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

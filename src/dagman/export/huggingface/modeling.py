@@ -9,16 +9,15 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BackboneOutput
 
+from dagman.model.backbone import ClsBackbone, build_backbone, find_backbone
 from dagman.model.semantic_attention import SemanticAttention
-from dagman.model.swin import SwinEncoder, SwinShape
-from dagman.model.vit import ViTEncoder, ViTShape
+from dagman.model.swin import SwinShape
 
 
 class DagmanConfig(PretrainedConfig):
     """Sizes of an encoder, and of its semantic attention where it has one.
 
-    shape: arguments of `SwinShape` or `ViTShape`. semantic: `stage`, `heads`, `depth` and `position`, or None. mask_fill: "zero" or
-    "token". backbone: "swin" or "vit".
+    shape: its sizes. semantic: `stage`, `heads`, `depth` and `position`, or None. mask_fill: "zero" or "token". backbone: its name.
     """
 
     model_type = "dagman"
@@ -39,7 +38,7 @@ class DagmanConfig(PretrainedConfig):
 
 
 class DagmanModel(PreTrainedModel):
-    """Views to four feature maps, of a Swin at 4, 8, 16 and 32 voxels a token, of a ViT at 16."""
+    """Views to four feature maps; `encoder.strides` are the voxels along a token of each, `encoder.widths` its channels."""
 
     config_class = DagmanConfig
     main_input_name = "pixel_values"
@@ -47,11 +46,8 @@ class DagmanModel(PreTrainedModel):
     def __init__(self, config: DagmanConfig) -> None:
         super().__init__(config)
         values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in config.shape.items()}
-        self.encoder: SwinEncoder | ViTEncoder
-        if config.backbone == "vit":
-            self.encoder = ViTEncoder(ViTShape(**values), mask_fill=config.mask_fill)
-        else:
-            self.encoder = SwinEncoder(SwinShape(**values), mask_fill=config.mask_fill)
+        shape = (find_backbone(config.backbone).shape or SwinShape)(**values)
+        self.encoder = build_backbone(config.backbone, shape, mask_fill=config.mask_fill)
         self.semantic_attention = None
         if config.semantic is not None and not self.encoder.own_cls:
             semantic = dict(config.semantic)
@@ -70,7 +66,7 @@ class DagmanModel(PreTrainedModel):
         """
         maps = tuple(x.float() for x in self.encoder(pixel_values))
         attentions = None
-        if self.config.semantic is not None and isinstance(self.encoder, ViTEncoder):
+        if self.config.semantic is not None and isinstance(self.encoder, ClsBackbone):
             attentions = (self.encoder.attend(pixel_values).unflatten(2, maps[-1].shape[2:]),)
         if self.semantic_attention is not None:
             units = maps[self.config.semantic["stage"] - 1]

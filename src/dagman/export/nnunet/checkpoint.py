@@ -1,8 +1,8 @@
 """The encoder as a checkpoint of nnssl: `network_weights` and `nnssl_adaptation_plan`, read by torch.load(weights_only=True).
 
 After nnssl's AdaptationPlan (MIC-DKFZ/nnssl at 7044864, adaptation_planning/adaptation_plan.py) and its reader in nnU-Net's master
-(MIC-DKFZ/nnUNet at 0e49508, experiment_planning/like_nnssl.py). Every key that they read is there. The architecture is ours, which
-neither can build: both know ResEncL, PlainConvUNet, ResidualEncoderUNet and Primus.
+(MIC-DKFZ/nnUNet at 0e49508, experiment_planning/like_nnssl.py). Every key that they read is there. Of a Swin the architecture is
+ours, which neither can build: both know ResEncL, PlainConvUNet, ResidualEncoderUNet and Primus. The residual encoder they do.
 """
 
 from __future__ import annotations
@@ -23,10 +23,24 @@ _CITATION = "Attention-guided masked image modelling with a noisy teacher (DAGMa
 
 
 def write_checkpoint(encoder: Encoder, state: dict[str, Tensor], path: Path) -> None:
-    """Write the weights of an encoder, by its own names, with the plan of how another network takes them over."""
+    """Write the weights of a Swin, by its own names, with the plan of how another network takes them over."""
+    shape = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(encoder.config.shape).items()
+    }
+    plan = describe_adaptation(
+        encoder,
+        {"arch_class_name": ARCHITECTURE, "arch_kwargs": shape, "arch_kwargs_requiring_import": []},
+        stem="encoder.patch_projection",
+        projections=["encoder.patch_projection"],
+    )
+    save_checkpoint(encoder, {f"encoder.{name}": value for name, value in state.items()}, plan, path)
+
+
+def save_checkpoint(encoder: Encoder, weights: dict[str, Tensor], plan: dict[str, Any], path: Path) -> None:
+    """Write weights by the names of the network that takes them, with `nnssl_adaptation_plan`."""
     values = {
-        "network_weights": {f"encoder.{name}": value for name, value in state.items()},
-        "nnssl_adaptation_plan": describe_adaptation(encoder),
+        "network_weights": weights,
+        "nnssl_adaptation_plan": plan,
         "citations": [{"type": "Pretraining", "name": "dagman", "apa_citations": [_CITATION], "bibtex_citations": []}],
         "trainer_name": "dagman",
         "init_args": {"configuration": "3d"},
@@ -35,8 +49,11 @@ def write_checkpoint(encoder: Encoder, state: dict[str, Tensor], path: Path) -> 
     torch.save(values, path)
 
 
-def describe_adaptation(encoder: Encoder) -> dict[str, Any]:
-    """`nnssl_adaptation_plan`: plain values alone, so that the file is read without running code."""
+def describe_adaptation(encoder: Encoder, architecture: dict[str, Any], *, stem: str, projections: list[str]) -> dict[str, Any]:
+    """`nnssl_adaptation_plan`: plain values alone, so that the file is read without running code.
+
+    stem, projections: names of the first layers of the network.
+    """
     config = encoder.config
     side = [config.view] * 3
     resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
@@ -63,14 +80,13 @@ def describe_adaptation(encoder: Encoder) -> dict[str, Any]:
         "configurations": {"3d": configuration},
         "experiment_planner_used": "dagman",
     }
-    shape = {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(config.shape).items()}
     return {
-        "architecture_plans": {"arch_class_name": ARCHITECTURE, "arch_kwargs": shape, "arch_kwargs_requiring_import": []},
+        "architecture_plans": architecture,
         "pretrain_plan": plan,
         "pretrain_num_input_channels": 1,
         "recommended_downstream_patchsize": side,
         "key_to_encoder": "encoder.stages",
-        "key_to_stem": "encoder.patch_projection",
-        "keys_to_in_proj": ["encoder.patch_projection"],
+        "key_to_stem": stem,
+        "keys_to_in_proj": projections,
         "key_to_lpe": None,
     }

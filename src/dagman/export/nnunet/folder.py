@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -13,13 +14,15 @@ from torch import Tensor
 from dagman import __version__
 from dagman.encoder.encoder import Encoder
 from dagman.errors import EncoderError
-from dagman.export.assembly import Part, assemble_module, list_swin_parts
+from dagman.export.assembly import Part, assemble_module
+from dagman.export.backbones import need_code
 from dagman.export.forms import Exported
 from dagman.export.nnunet import plans
 from dagman.export.nnunet.checkpoint import FILE as CHECKPOINT
 from dagman.export.nnunet.checkpoint import write_checkpoint
 from dagman.export.preprocessing import state_preprocessing
 from dagman.model import SwinEncoder
+from dagman.records.counts import list_some
 from dagman.tasks.segment import channels_last, unet
 
 WEIGHTS, TRAINER, SCRIPT, NETWORK = "encoder.safetensors", "dagman_trainer.py", "make_plans.py", "network.json"
@@ -34,47 +37,67 @@ _NOTES = (
     "nnU-Net turns the images to RAS (NibabelIOWithReorient), brings them to the encoder's spacing, and its HU window to 0 to 1. "
     "It resamples by cubic splines without a filter; dagman filters before it makes voxels larger.",
     "The decoder starts from random weights. Learning rate and warm-up are a start; they were not tuned against nnU-Net's own.",
-    f"{CHECKPOINT} is the same encoder in nnssl's layout. nnU-Net's master and nnssl know no Swin, and build none from it.",
 )
+_NNSSL = f"{CHECKPOINT} is the same encoder in nnssl's layout. nnU-Net's master and nnssl know no Swin, and build none from it."
 
 
-def write_folder(encoder: Encoder, folder: Path) -> Exported:
-    """Write weights, trainer and script; raises EncoderError for an encoder that is no Swin of dagman's, or that takes MR alone."""
-    backbone = encoder.network.encoder
-    if not isinstance(backbone, SwinEncoder):
-        what = f"is a {encoder.config.backbone}; this form takes dagman's own Swin"
-        raise EncoderError(what, where=encoder.source, do="Export a run of the backbone swin")
-    if encoder.config.modalities == ("MR",):
-        raise EncoderError("was trained on MR alone; these plans are made for HU", where=encoder.source, do="Use --to hf")
-    state = {name: _own(value) for name, value in backbone.state_dict().items() if name != "mask_token"}
+def write_trainer_folder(encoder: Encoder, folder: Path) -> Exported:
+    """Write weights, trainer and script of any backbone that has code; raises EncoderError for an encoder that takes MR alone."""
+    refuse_mr(encoder)
+    name, backbone = encoder.config.backbone, encoder.network.encoder
+    code = need_code(name)
+    state = {key: _own(value) for key, value in backbone.state_dict().items() if key != "mask_token"}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt", "preprocessing": state_preprocessing(encoder)})
-    made = f"Assembled by dagman {__version__} from its own source (Apache-2.0); needs nnunetv2 2.8."
-    code = assemble_module(
-        f"A trainer of nnU-Net for an encoder of dagman; see README.md. {made}",
-        [
-            *list_swin_parts("normalise_features", "is_decayed"),
-            Part(module=channels_last),
-            Part(module=unet),
-            Part(module=Path(__file__).with_name("trainer.py")),
-        ],
+    needed = list_some([*code.packages, "nnunetv2 2.8"])
+    text = assemble_module(
+        f"A trainer of nnU-Net for an encoder of dagman; see README.md. Assembled by dagman {__version__} from its own source "
+        f"(Apache-2.0); needs {needed}.",
+        [*code.parts, Part(module=channels_last), Part(module=unet), Part(module=Path(__file__).with_name("trainer.py"))],
+        code.packages,
     )
-    (folder / TRAINER).write_text(code, encoding="utf-8")
+    (folder / TRAINER).write_text(text, encoding="utf-8")
+    kwargs = {"backbone": name, "shape": dataclasses.asdict(encoder.config.shape), "window": [0.0, 1.0]}
+    architecture = {"network_class_name": "dagman_trainer.DagmanNetwork", "arch_kwargs": kwargs, "_kw_requires_import": []}
+    write_script(encoder, folder, architecture)
+    files: tuple[str, ...] = (WEIGHTS, TRAINER, SCRIPT, NETWORK)
+    notes: tuple[str, ...] = _NOTES
+    if isinstance(backbone, SwinEncoder):
+        write_checkpoint(encoder, state, folder / CHECKPOINT)
+        files, notes = (*files, CHECKPOINT), (*notes, _NNSSL)
+    if code.packages:
+        notes += (f"Install {list_some(code.packages)} beside nnU-Net: the encoder is a network of it.",)
+    if backbone.view:
+        notes += (f"Its positions were learned for patches of {backbone.view} voxels, and are interpolated for others.",)
+    left_out: tuple[str, ...] = ("the semantic attention",) if encoder.network.semantic_attention is not None else ()
+    left_out += ("the mask token",) if getattr(backbone, "mask_token", None) is not None else ()
+    return Exported(files=files, usage=_USAGE, left_out=left_out, notes=notes, language="sh")
+
+
+def write_script(encoder: Encoder, folder: Path, architecture: dict[str, Any], *, mean: float = 0.0, std: float = 1.0) -> None:
+    """Write `make_plans.py` with `network.json`, which it reads.
+
+    architecture: as plans hold it. mean, std: of what the network is given, where 0 and 1 are the ends of the HU window.
+    """
     (folder / SCRIPT).write_text(inspect.getsource(plans), encoding="utf-8")
     config = encoder.config
+    wide = config.high - config.low
     values = {
-        "shape": dataclasses.asdict(config.shape),
+        "architecture": architecture,
         "spacing": config.spacing,
         "low": config.low,
         "high": config.high,
+        "mean": config.low + mean * wide,
+        "std": std * wide,
         "view": max(plans.STRIDE, config.view // plans.STRIDE * plans.STRIDE),
         "sentence": state_preprocessing(encoder),
     }
     (folder / NETWORK).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    write_checkpoint(encoder, state, folder / CHECKPOINT)
-    left_out: tuple[str, ...] = ("the semantic attention",) if encoder.network.semantic_attention is not None else ()
-    left_out += ("the mask token",) if backbone.mask_token is not None else ()
-    files = (WEIGHTS, TRAINER, SCRIPT, NETWORK, CHECKPOINT)
-    return Exported(files=files, usage=_USAGE, left_out=left_out, notes=_NOTES, language="sh")
+
+
+def refuse_mr(encoder: Encoder) -> None:
+    """Raise EncoderError for an encoder that takes MR alone: the plans are made for HU."""
+    if encoder.config.modalities == ("MR",):
+        raise EncoderError("was trained on MR alone; these plans are made for HU", where=encoder.source, do="Use --to hf")
 
 
 def _own(value: Tensor) -> Tensor:

@@ -40,6 +40,11 @@ def adapt_plans(
     if side < STRIDE or side % STRIDE:
         raise ValueError(f"a patch of {side} voxels is no multiple of {STRIDE}")
     low, high, spacing = network["low"], network["high"], network["spacing"]
+    mean, std = network["mean"], network["std"]
+    architecture = network["architecture"]
+    if "window" in architecture["arch_kwargs"]:
+        window = find_window(plans["foreground_intensity_properties_per_channel"]["0"], low, high)
+        architecture = {**architecture, "arch_kwargs": {**architecture["arch_kwargs"], "window": window}}
     turned = [plans["transpose_backward"][axis] for axis in (2, 1, 0)]
     own = plans["original_median_spacing_after_transp"], plans["original_median_shape_after_transp"]
     steps, sizes = ([values[axis] for axis in turned] for values in own)
@@ -52,24 +57,17 @@ def adapt_plans(
         "batch_size": batch,
         "normalization_schemes": ["CTNormalization"],
         "use_mask_for_norm": [False],
-        "architecture": {
-            "network_class_name": "dagman_trainer.DagmanNetwork",
-            "arch_kwargs": {
-                "shape": network["shape"],
-                "window": find_window(plans["foreground_intensity_properties_per_channel"]["0"], low, high),
-            },
-            "_kw_requires_import": [],
-        },
+        "architecture": architecture,
     }
-    # CTNormalization cuts at the percentiles, takes off the mean and divides by std: HU from low to high become 0 to 1.
+    # CTNormalization cuts at the percentiles, takes off the mean and divides by std.
     values = {
-        "mean": low,
-        "std": high - low,
+        "mean": mean,
+        "std": std,
         "percentile_00_5": low,
         "percentile_99_5": high,
         "min": low,
         "max": high,
-        "median": low,
+        "median": mean,
     }
     return {
         **plans,

@@ -14,8 +14,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dagman.model.backbone import is_decayed
-from dagman.model.swin import SwinEncoder, SwinShape
+from dagman.model.backbone import build_backbone, find_backbone, is_decayed
+from dagman.model.swin import SwinShape
 from dagman.tasks.segment.unet import SegmentationNetwork
 
 WEIGHTS = "encoder.safetensors"
@@ -58,7 +58,9 @@ class DagmanTrainer(nnUNetTrainer):
         if num_input_channels != 1 or "shape" not in values:
             raise RuntimeError("DagmanTrainer takes one channel and the plans that make_plans.py wrote: give -p dagmanPlans")
         shape: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values["shape"].items()}
-        network = DagmanNetwork(SwinEncoder(SwinShape(**shape)), num_output_channels)
+        kind = find_backbone(values["backbone"])
+        encoder = build_backbone(values["backbone"], (kind.shape or SwinShape)(**shape))
+        network = DagmanNetwork(encoder, num_output_channels)
         network.decoder.window.copy_(torch.tensor(values["window"]))
         return network
 

@@ -13,6 +13,9 @@ from dagman.model.swin import SwinShape
 
 RESNETS = {"10": (1, 1, 1, 1), "18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3)}
 """Blocks of each stage; 50 has bottlenecks."""
+PLANES = (64, 128, 256, 512)
+GROUPS = 8
+"""Of each norm."""
 
 
 class ResNetStages(ConvolutionalStages):
@@ -33,7 +36,7 @@ def build_resnet(shape: SwinShape, size: str, mask_fill: MaskFill) -> ResNetStag
     resnet = ResNet(
         "bottleneck" if size == "50" else "basic",
         list(RESNETS[size]),
-        [64, 128, 256, 512],
+        list(PLANES),
         n_input_channels=1,
         conv1_t_stride=2,
         feed_forward=False,
@@ -46,7 +49,7 @@ def _use_group_norm(module: nn.Module) -> None:
     """Batch statistics would depend on how a batch is cut to fit the memory; MONAI's `norm` reaches the first layer alone."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm3d):
-            setattr(module, name, nn.GroupNorm(8, child.num_features))
+            setattr(module, name, nn.GroupNorm(GROUPS, child.num_features))
         else:
             _use_group_norm(child)
 

@@ -7,6 +7,7 @@ Padding is intensity 0 before it in both, so that views with odd sides keep thei
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import save_file
@@ -15,7 +16,7 @@ from torch import Tensor
 from dagman.encoder.encoder import Encoder
 from dagman.errors import EncoderError
 from dagman.export.forms import Exported
-from dagman.export.preprocessing import describe_preprocessing
+from dagman.export.monai.preparation import list_left_out, show_reading, state_limits, state_preparation
 from dagman.model import SwinEncoder
 from dagman.model.foreign import MERGINGS, MonaiSwin
 from dagman.model.window_attention import relative_positions
@@ -25,17 +26,17 @@ FEATURE_UNIT = 12
 """SwinUNETR refuses a feature_size that is no multiple of it; the SwinTransformer in it does not."""
 
 
-def write_monai(encoder: Encoder, folder: Path) -> Exported:
-    """Write the weights of `swinViT`; raises EncoderError for an encoder that is no Swin."""
+def write_swin(encoder: Encoder, folder: Path) -> Exported:
+    """Write the weights of `swinViT`; raises EncoderError for a Swin of MONAI that SwinUNETR does not build."""
     state, merging, left_out = convert_swin(encoder)
-    save_file(state, folder / FILE, metadata={"format": "pt", "downsample": merging, **_state_preparation(encoder)})
+    save_file(state, folder / FILE, metadata={"format": "pt", "downsample": merging, **state_preparation(encoder)})
     return Exported(files=(FILE,), usage=_show_usage(encoder, merging), left_out=left_out, notes=_state_limits(encoder))
 
 
 def convert_swin(encoder: Encoder) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
     """Weights of a SwinTransformer of MONAI by its own names, its `downsample`, and what has no place in it."""
     backbone = encoder.network.encoder
-    left_out: tuple[str, ...] = ("the semantic attention",) if encoder.network.semantic_attention is not None else ()
+    left_out = list_left_out(encoder)
     if isinstance(backbone, MonaiSwin):
         state = {name: _own(value) for name, value in backbone.swin.state_dict().items()}
         merging = encoder.config.backbone.partition(":")[2] or "mergingv2"
@@ -43,11 +44,7 @@ def convert_swin(encoder: Encoder) -> tuple[dict[str, Tensor], str, tuple[str, .
             what = f"is a {encoder.config.backbone}; the lines that use an export build no such SwinUNETR"
             raise EncoderError(what, where=encoder.source, do="Use the file it came from")
         return state, merging, left_out
-    if not isinstance(backbone, SwinEncoder):
-        what = f"is a {encoder.config.backbone}; MONAI's SwinUNETR takes a Swin"
-        raise EncoderError(what, where=encoder.source, do="Export a run of the backbone swin")
-    if backbone.mask_token is not None:
-        left_out += ("the mask token",)
+    backbone = cast(SwinEncoder, backbone)
     shape = backbone.shape
     state = {
         _rename(name): _own(value) for name, value in backbone.state_dict().items() if name not in ("mean", "std", "mask_token")
@@ -77,24 +74,8 @@ def _own(value: Tensor) -> Tensor:
     return value.detach().to("cpu").clone().contiguous()
 
 
-def _state_preparation(encoder: Encoder) -> dict[str, str]:
-    """The preprocessing as the file's metadata: what dagman's importer reads, and a sentence for people."""
-    c, values = encoder.config, describe_preprocessing(encoder)
-    return {
-        "spacing": f"{c.spacing:g}",
-        "low": f"{c.low:g}",
-        "high": f"{c.high:g}",
-        "view": str(c.view),
-        "orientation": c.orientation,
-        "padding": f"{values['padding']['value']:g}",
-        "crop_body": "yes" if c.crop_body else "no",
-        "modalities": ",".join(c.modalities),
-        "preprocessing": values["sentence"],
-    }
-
-
 def _show_usage(encoder: Encoder, merging: str) -> str:
-    shape, c = encoder.config.shape, encoder.config
+    shape = encoder.config.shape
     sizes = f"depths={shape.depths}, num_heads={shape.heads}, window_size={shape.window}, patch_size={shape.patch}"
     if shape.embed % FEATURE_UNIT:
         from_where, start = "SwinTransformer", f"swin = SwinTransformer(in_chans=1, embed_dim={shape.embed}, "
@@ -105,24 +86,20 @@ def _show_usage(encoder: Encoder, merging: str) -> str:
     else:
         from_where, start = "SwinUNETR", f"net = SwinUNETR(in_channels=1, out_channels=2, feature_size={shape.embed}, "
         load = f'net.swinViT.load_state_dict(load_file("{FILE}"))'
-    scaling, ranges = "ScaleIntensityRange", f"a_min={c.low:g}, a_max={c.high:g}, b_min=0.0, b_max=1.0, clip=True"
-    if c.modalities == ("MR",):
-        scaling, ranges = "ScaleIntensityRangePercentiles", "lower=0.5, upper=99.5, b_min=0.0, b_max=1.0, clip=True"
+    imports, reading = show_reading(encoder)
     return f"""from monai.networks.nets.swin_unetr import {from_where}
-from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation, {scaling}, Spacing
+{imports}
 from safetensors.torch import load_file
 
 {start}{sizes}, downsample="{merging}")
 {load}  # strict: every weight has its place
-read = Compose([LoadImage(), EnsureChannelFirst(), Orientation("RAS"), Spacing({c.spacing:g}), {scaling}({ranges})])
+{reading}
 """
 
 
 def _state_limits(encoder: Encoder) -> tuple[str, ...]:
     least = 16 * encoder.config.shape.window
-    return (
+    return state_limits(
         f"Features equal dagman's for views whose sides are at least {least} voxels: below that MONAI 1.6 "
-        "reads the position bias of a window that the view cuts short from other rows of its table.",
-        "MONAI's Spacing does not filter before it makes voxels larger; dagman's resampling does. Where the two must agree to the "
-        "last digit, give it scans that dagman prepared.",
+        "reads the position bias of a window that the view cuts short from other rows of its table."
     )

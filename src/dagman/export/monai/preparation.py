@@ -1,0 +1,49 @@
+"""What every file for MONAI states beside its weights, and the lines of a card that read a scan for it."""
+
+from __future__ import annotations
+
+from dagman.encoder.encoder import Encoder
+from dagman.export.preprocessing import describe_preprocessing
+
+_UNFILTERED = (
+    "MONAI's Spacing does not filter before it makes voxels larger; dagman's resampling does. Where the two must agree to the "
+    "last digit, give it scans that dagman prepared."
+)
+
+
+def state_preparation(encoder: Encoder) -> dict[str, str]:
+    """The preprocessing as the file's metadata: what dagman's importer reads, and a sentence for people."""
+    c, values = encoder.config, describe_preprocessing(encoder)
+    return {
+        "spacing": f"{c.spacing:g}",
+        "low": f"{c.low:g}",
+        "high": f"{c.high:g}",
+        "view": str(c.view),
+        "orientation": c.orientation,
+        "padding": f"{values['padding']['value']:g}",
+        "crop_body": "yes" if c.crop_body else "no",
+        "modalities": ",".join(c.modalities),
+        "preprocessing": values["sentence"],
+    }
+
+
+def show_reading(encoder: Encoder, *, orientation: str = "RAS") -> tuple[str, str]:
+    """A line of imports, and one that makes `read`: from a file to intensities as the network takes them."""
+    c = encoder.config
+    scaling, ranges = "ScaleIntensityRange", f"a_min={c.low:g}, a_max={c.high:g}, b_min=0.0, b_max=1.0, clip=True"
+    if c.modalities == ("MR",):
+        scaling, ranges = "ScaleIntensityRangePercentiles", "lower=0.5, upper=99.5, b_min=0.0, b_max=1.0, clip=True"
+    imports = f"from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation, {scaling}, Spacing"
+    steps = f'LoadImage(), EnsureChannelFirst(), Orientation("{orientation}"), Spacing({c.spacing:g}), {scaling}({ranges})'
+    return imports, f"read = Compose([{steps}])"
+
+
+def state_limits(*own: str) -> tuple[str, ...]:
+    """The limits of a network, and what holds of all."""
+    return (*own, _UNFILTERED)
+
+
+def list_left_out(encoder: Encoder) -> tuple[str, ...]:
+    """Parts of an encoder that no network of MONAI has a place for."""
+    left_out: tuple[str, ...] = ("the semantic attention",) if encoder.network.semantic_attention is not None else ()
+    return (*left_out, "the mask token") if getattr(encoder.network.encoder, "mask_token", None) is not None else left_out
