@@ -4,7 +4,8 @@
 
 - {"ranks", "source", "out", "method", "assignments"}: a pretraining; "by_rank" gives single ranks other arguments, "without":
   "gloo" is a torch that lacks it, "version" another dagman;
-- {"ranks", "source", "out", "steps": {case: [method, assignments]}}: the training step alone, case by case;
+- {"relay": [ranks, ...], "source", "out", "method", "assignments"}: a pretraining that is killed after each step and gone on by the
+  next number of ranks, beside one that is not; <out>.json says how far apart their checkpoints are; "unwatched": without monitors;
 - {..., "alone": true}: a pretraining in processes of its own, beside all others; "torchrun": options, started by torchrun;
 - {..., "warn": [rank, step]}: Slurm's warning comes to a rank; "nan": [rank, step]: its losses are not finite;
   "kill": [[rank, step], ...], which rank is killed at which step at the n-th start; "hang": [rank, step, "stopped" or "reading"].
@@ -15,15 +16,20 @@ What each rank ended with is written to PLAN.json.<number>.<rank>, what one alon
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
 
 
 def find_port() -> str:
@@ -52,17 +58,28 @@ def train(job: dict) -> str:
     return run.stopped or ""
 
 
+def die(*, settled: bool) -> None:
+    """SIGKILL; settled: once what is being written has been."""
+    if settled:
+        settle()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @contextlib.contextmanager
 def disturb(job: dict) -> Iterator[None]:
     """What a job has that a user's has not: another version, a torch without gloo, a rank that dies or hangs."""
     import torch
     import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
 
     from dagman.training import accumulation
     from dagman.training.learner import Learner
     from dagman.training.start import identity
+    from dagman.training.trainer import Trainer
 
-    rank, before = int(os.environ["RANK"]), (identity.__version__, dist.is_gloo_available, Learner.advance, Learner.draw_pairs)
+    rank, before = int(os.environ["RANK"]), (identity.__version__, dist.is_gloo_available, dist.destroy_process_group)
+    evaluate = Trainer._evaluate
+    methods = {name: getattr(Learner, name) for name in ("advance", "draw_pairs", "read")}
     identity.__version__ = job.get("version", identity.__version__)
     if job.get("without") == "gloo":
         dist.is_gloo_available = lambda: False
@@ -75,10 +92,27 @@ def disturb(job: dict) -> Iterator[None]:
 
         return run
 
+    def read_alike(self, outcome):
+        row = methods["read"](self, outcome)
+        weights = [value.double().sum().item() for value in self.student.state_dict().values()]
+        assert all(other == (weights, row) for other in self.group.share((weights, row))), f"rank {rank} differs: {row}"
+        return row
+
+    def end_group(*rest) -> None:
+        # One that outlives the group hangs, now and then: the error that another rank's end raised holds its frames.
+        replicas = [one for one in gc.get_objects() if isinstance(one, DistributedDataParallel)]
+        assert not any("reducer" in vars(one) for one in replicas), "a reducer outlives the group"
+        before[2](*rest)
+
+    if job.get("unwatched"):
+        # Rank 0 alone looks at the validation views, which takes longer than a step.
+        Trainer._evaluate = lambda *rest: None
+    if job.get("alike"):
+        Learner.read, dist.destroy_process_group = read_alike, end_group
     number = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     for victim, step in job.get("kill", [])[number : number + 1]:
         if rank == victim:
-            Learner.advance = interrupt(Learner.advance, lambda: os.kill(os.getpid(), signal.SIGKILL), step)
+            Learner.advance = interrupt(Learner.advance, lambda: die(settled=job.get("settled", False)), step)
     if job.get("hang", [None])[0] == rank:
         _, step, how = job["hang"]
         if how == "stopped":
@@ -100,57 +134,84 @@ def disturb(job: dict) -> Iterator[None]:
     try:
         yield
     finally:
-        identity.__version__, dist.is_gloo_available, Learner.advance, Learner.draw_pairs = before
+        identity.__version__, dist.is_gloo_available, dist.destroy_process_group = before
+        Trainer._evaluate = evaluate
+        for name, method in methods.items():
+            setattr(Learner, name, method)
 
 
-def take_steps(job: dict) -> str:
-    """The steps of each case by this rank, alone or with others; rank 0 writes what came of them, and whether all agree."""
-    from safetensors.torch import save_file
-
-    from dagman.settings import load_settings, resolve_settings
-    from dagman.store.manifest import Store
-    from dagman.training.learner import Learner
-    from dagman.training.parallel.group import join_group
-    from dagman.training.parallel.sharing import list_own_pairs
-    from dagman.training.views import ViewDataset, find_usable
-
-    store = Store(job["source"])
-    with join_group(300) as group:
-        for case, (method, assignments) in job["steps"].items():
-            settings = resolve_settings(load_settings("tiny", method, assignments=assignments)[0])[0]
-            usable, _ = find_usable({row.id: row.shape for row in store.rows}, settings.view)
-            train, own = settings.train, list_own_pairs(settings.train.batch // 2, group.rank, group.size)
-            dataset = ViewDataset(store, usable, settings.view, train.batch, settings.seed, train.steps, own)
-            # One process computes all windows, so that ranks which skip hidden ones are compared with that.
-            learner = Learner(settings, device="cpu", precision="fp32", group=group, skip_hidden=group.size > 1)
-            rows, first = [], {}
-            with learner.joined():
-                for step in range(train.steps):
-                    rows.append(learner.read(learner.advance(learner.draw_pairs(dataset[step], step, own), step)))
-                    if step == 0:
-                        # After one step AdamW's first moment is the gradient.
-                        moments = learner.copy().optimizer.items()
-                        first = {key: value.clone() for key, value in moments if key.startswith("exp_avg:")}
-            held = {**first, **{f"targets.{key}": value for key, value in learner.targets.state()[0].items()}}
-            weights = [value.double().sum().item() for value in learner.student.state_dict().values()]
-            alike = all(other == (weights, rows) for other in group.share((weights, rows)))
-            if group.writes:
-                Path(job["out"]).mkdir(parents=True, exist_ok=True)
-                save_file({key: value.contiguous() for key, value in held.items()}, f"{job['out']}/{case}.safetensors")
-                Path(f"{job['out']}/{case}.json").write_text(json.dumps({"rows": rows, "alike": alike}))
-    return ""
+def run_relay(job: dict) -> None:
+    """Each leg takes one more step and is killed, the last or the first rank in turn; the last leg comes to the end."""
+    alone, out = {**job, "out": f"{job['out']}-one"}, job["out"]
+    codes = [launch({**alone, "ranks": 1})]
+    for leg, ranks in enumerate(job["relay"]):
+        victim = (ranks - 1) * (leg % 2)
+        kill = {"kill": [[victim, leg + 1]]} if leg + 1 < len(job["relay"]) else {}
+        codes.append(launch({**job, **kill, "ranks": ranks, "settled": True, "alike": True}))
+    apart = {}
+    for step in range(1, len(job["relay"]) + 1):
+        ours, theirs = (Path(one, "checkpoints", f"step-{step:06d}") for one in (out, alone["out"]))
+        apart[step] = compare_checkpoints(ours, theirs)
+    Path(f"{out}.json").write_text(json.dumps({"codes": codes, "apart": apart}))
+    for one in (out, alone["out"]):
+        shutil.rmtree(f"{one}/checkpoints")
 
 
-def fork(act: Callable[[], object]) -> int:
+def launch(job: dict) -> list[int]:
+    """A pretraining by ranks of its own; their exit codes, negative for a signal."""
+    port = find_port()
+
+    def act(rank: int) -> int:
+        set_rank(rank, job["ranks"], port)
+        return 75 if train(job) else 0
+
+    children = [fork(lambda rank=rank: act(rank)) for rank in range(job["ranks"])]
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def compare_checkpoints(ours: Path, theirs: Path) -> dict[str, float]:
+    """By tensor, how far the worst element is off beyond a thousandth of itself, as a share of the tensor's largest."""
+    return {key: _measure_distance(values, other) for key, values, other in _pair_tensors(ours, theirs)}
+
+
+def _pair_tensors(ours: Path, theirs: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    before = [path.with_name(f"step-{int(path.name[5:]) - 1:06d}") for path in (ours, theirs)]
+    for name in ("student", "teacher", "heads", "optimizer"):
+        found, others = (load_file(path / f"{name}.safetensors") for path in (ours, theirs))
+        assert found.keys() == others.keys(), name
+        earlier = [load_file(path / f"{name}.safetensors") if path.exists() and name == "optimizer" else {} for path in before]
+        for key, values in found.items():
+            pair = values, others[key]
+            if key.startswith("exp_avg:"):
+                # AdamW's first moment is 0.9 of the one before and a tenth of the gradient.
+                pair = tuple(10 * (one - 0.9 * early.get(key, 0.0)) for one, early in zip(pair, earlier, strict=True))
+            if not key.startswith("exp_avg_sq:"):
+                yield f"{name}.{key}", *pair
+
+
+def _measure_distance(values: np.ndarray, other: np.ndarray) -> float:
+    other = other.astype(np.float64)
+    off = np.abs(values - other) - 1e-3 * np.abs(other)
+    return float(off.max(initial=0.0) / np.abs(other).max(initial=1e-6))
+
+
+def fork(act: Callable[[], int | None]) -> int:
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            act()
-            code = 0
+            code = act() or 0
+            settle()
         finally:
             os._exit(code)
     return child
+
+
+def settle() -> None:
+    """Let what is being written come to its end, as Python does when it ends by itself."""
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join()
 
 
 def run_in_turn(jobs: list[dict], path: Path) -> None:
@@ -161,7 +222,7 @@ def run_in_turn(jobs: list[dict], path: Path) -> None:
         outcomes = []
         for job, port in zip(jobs, ports, strict=True):
             set_rank(rank, ranks, port)
-            outcomes.append(take_steps(job) if "steps" in job else train(job))
+            outcomes.append(train(job))
         Path(f"{path}.{ranks}.{rank}").write_text(json.dumps(outcomes))
 
     for child in [fork(lambda rank=rank: act(rank)) for rank in range(ranks)]:
@@ -204,9 +265,12 @@ def main(path: Path) -> None:
         importlib.import_module(name)
 
     beside = [fork(lambda job=job: run_alone(job)) for job in plan if job.get("alone")]
-    for number in (1, 2, 3):
-        if jobs := [job for job in plan if job["ranks"] == number and not job.get("alone")]:
+    for number in (2, 3):
+        if jobs := [job for job in plan if job.get("ranks") == number and not job.get("alone")]:
             run_in_turn(jobs, path)
+    for job in plan:
+        if "relay" in job:
+            run_relay(job)
     for child in beside:
         os.waitpid(child, 0)
 

@@ -1,24 +1,26 @@
-"""R ranks are one process: the same losses, gradients, targets and weights to rounding, for every preset; and what they refuse.
+"""R ranks are one process: the same losses, gradients, targets and weights to rounding, for every preset, killed and gone on by
+other numbers of ranks; and what they refuse.
 
 Real processes over gloo, forked by `ranks.py`; one launch serves all tests.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
 
 from dagman.errors import SettingsError
 from dagman.records.journal import read_rows
+from dagman.reports.provenance import flatten_values
 from dagman.settings.presets import list_presets
 from dagman.store.format import locate_scan
 from dagman.training.checkpoints import list_checkpoints
@@ -26,14 +28,15 @@ from dagman.training.parallel.group import Group
 from dagman.training.pretraining import pretrain
 from dagman.training.run import Run
 
-OPTIONS = ("train.batch=12", "train.micro_batch=2", "train.monitor_every=9", "train.checkpoint_every=1")
+OPTIONS = ("model.embed=4", "train.batch=12", "train.micro_batch=2", "train.steps=3", "train.monitor_every=9")
+OPTIONS += ("train.checkpoint_every=1",)
 # Every preset, and the other ways to targets: without a queue all is sums over the ranks.
-CASES = {name: (name, ("train.steps=1",)) for name in list_presets("methods")} | {
-    "dagman": ("dagman", ("train.steps=2",)),
-    "no queue": ("dagman", ("train.steps=2", "teacher.queue=0", "view.flip=0.5", "view.noise=0.1")),
-    "centre": ("dagman", ("train.steps=2", "teacher.centering=mean", "teacher.temperature=schedule", "losses.symmetric=false")),
+CASES = {name: (name, ()) for name in list_presets("methods")} | {
+    "no queue": ("dagman", ("teacher.queue=0", "view.flip=0.5", "view.noise=0.1")),
+    "centre": ("dagman", ("teacher.centering=mean", "teacher.temperature=schedule", "losses.symmetric=false")),
 }
-RANKS = (2, 3)
+# Ranks from step to step: each number begins, goes on and ends, and each change of it occurs.
+ORDERS = dict(zip(CASES, itertools.cycle([(2, 1, 3), (3, 2, 1), (1, 3, 2), (2, 3, 1), (3, 1, 2), (1, 2, 3)]), strict=False))
 TIMEOUT_S = 8.0
 """Within which a rank that hangs is to be named: long for a busy machine, and no test waits for it alone."""
 
@@ -43,24 +46,19 @@ def place(unmeasured, store, tiny, tmp_path_factory) -> Path:
     """What one, two and three ranks made: steps of each case, whole runs, runs that were disturbed, and what was refused."""
     folder = tmp_path_factory.mktemp("ranks")
     options = [*tiny, *OPTIONS]
-    cases = {case: (method, [*options, *changes]) for case, (method, changes) in CASES.items()}
-    plan = [
-        {"ranks": ranks, "source": str(store.path), "out": str(folder / f"steps-{ranks}"), "steps": cases} for ranks in (1, *RANKS)
-    ]
+    plan: list[dict] = []
 
     def add(name: str, ranks: int, *changes: str, source: Path = store.path, **more: object) -> None:
         job = {"ranks": ranks, "source": str(source), "out": str(folder / name), "method": "dagman"}
         plan.append({**job, "assignments": [*options, *changes], **more})
 
-    # A pair of views for each of two ranks.
-    light = ("train.batch=4", "train.steps=3")
+    # A pair of views for each of two ranks, without the reconstruction, whose weights are most of a checkpoint.
+    light = ("train.batch=4", "train.steps=3", "losses.amip=0")
     add("whole", 2, *light)
-    # Begun by one rank, gone on by two and by three.
-    one = pretrain(store.path, folder / "one", assignments=[*options, "train.steps=2"]).path
-    for ranks in RANKS:
-        out = shutil.copytree(one, folder / f"resumed-{ranks}")
-        shutil.rmtree(out / "checkpoints" / "step-000002")
-        add(out.name, ranks, assignments=[])
+    for case, (method, changes) in CASES.items():
+        job = {"relay": ORDERS[case], "source": str(store.path), "out": str(folder / case), "method": method}
+        job["unwatched"] = case != "dagman"
+        plan.append({**job, "assignments": [*options, "train.keep_checkpoints=9", *changes]})
     # Rank 1 dies in the second step, rank 0, which writes, in the third.
     launch = ["--standalone", "--nproc-per-node=2", "--max-restarts=3"]
     add("killed", 2, *light, alone=True, torchrun=launch, kill=[[1, 1], [0, 2]])
@@ -109,35 +107,29 @@ def _drop_scan(folder: Path) -> None:
 
 def _outcomes(place: Path, ranks: int) -> dict[str, list[str]]:
     """What each rank of each job ended with, by the name of its folder."""
-    plan = [job for job in json.loads((place / "plan.json").read_text()) if job["ranks"] == ranks and not job.get("alone")]
+    plan = [job for job in json.loads((place / "plan.json").read_text()) if job.get("ranks") == ranks and not job.get("alone")]
     told = [json.loads((place / f"plan.json.{ranks}.{rank}").read_text()) for rank in range(ranks)]
     return {Path(job["out"]).name: list(texts) for job, texts in zip(plan, zip(*told, strict=True), strict=True)}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("case", CASES)
-def test_ranks_are_one_process_to_rounding(place, case, ranks):
-    one, many = (json.loads((place / f"steps-{number}" / f"{case}.json").read_text()) for number in (1, ranks))
-    assert many["alike"], "the ranks' weights or rows differ"
-    for ours, theirs in zip(many["rows"], one["rows"], strict=True):
-        assert ours.keys() == theirs.keys()
-        assert ours == pytest.approx(theirs, rel=2e-5)
-    # Gradients of the first step, and the targets after the last.
-    ours, theirs = (load_file(place / f"steps-{number}" / f"{case}.safetensors") for number in (ranks, 1))
-    assert ours.keys() == theirs.keys()
-    assert any(key.startswith("exp_avg:") for key in ours)
-    for key, value in theirs.items():
-        np.testing.assert_allclose(ours[key], value, rtol=1e-3, atol=2e-5 * np.abs(value).max(initial=1e-6), err_msg=key)
-
-
-@pytest.mark.parametrize("ranks", RANKS)
-def test_a_run_goes_on_with_another_number_of_ranks(place, ranks):
-    assert _outcomes(place, ranks)[f"resumed-{ranks}"] == [""] * ranks
-    one, many = Run(place / "one"), Run(place / f"resumed-{ranks}")
-    assert many.steps[0] == one.steps[0]
-    assert many.steps[1] == pytest.approx(one.steps[1], rel=2e-5)
-    assert many.last_step == 2
+def test_a_run_that_is_killed_and_gone_on_by_other_numbers_of_ranks_is_one_process_to_rounding(place, case):
+    told = json.loads((place / f"{case}.json").read_text())
+    killed, requeued = -signal.SIGKILL, 75
+    assert told["codes"][0] == [0]
+    for leg, codes in enumerate(told["codes"][1:]):
+        last = leg + 1 == len(ORDERS[case])
+        assert sorted(codes) == ([0] * len(codes) if last else [killed, *[requeued] * (len(codes) - 1)]), codes
+    one, many = Run(place / f"{case}-one"), Run(place / case)
+    assert len(many.steps) == len(one.steps) == 3
+    assert len(many.monitors) == len(one.monitors) == (2 if case == "dagman" else 0)
+    for ours, theirs in [*zip(many.steps, one.steps, strict=True), *zip(many.monitors, one.monitors, strict=True)]:
+        assert flatten_values(ours) == pytest.approx(flatten_values(theirs), rel=2e-5, abs=1e-6)
+    # Gradients, targets and weights after each step. A weight without a gradient follows the sign of its rounding, by AdamW.
+    for step, apart in told["apart"].items():
+        assert any(key.startswith("optimizer.exp_avg:") for key in apart)
+        limits = {key: 1e-4 if key.endswith("qkv.bias") else 2e-5 for key in apart}
+        assert not {key: (step, far) for key, far in apart.items() if far > limits[key]}
 
 
 def test_what_is_exchanged_is_counted_and_said(place):
@@ -147,7 +139,7 @@ def test_what_is_exchanged_is_counted_and_said(place):
     assert line.startswith("ranks: 2 over gloo, 2 views a step each in 1 part; gradients of ")
     gradients = float(line.partition("gradients of ")[2].split()[0])
     assert all(row["communicated_mib"] >= gradients for row in many.timings)
-    assert not any("communicated_mib" in row for row in Run(place / "one").timings)
+    assert not any("communicated_mib" in row for row in Run(place / "dagman-one").timings)
 
 
 def test_killed_ranks_are_started_again_by_torchrun_and_the_run_ends_with_the_same_bits(place):

@@ -22,7 +22,7 @@ from dagman.training.accumulation import accumulate_gradients
 from dagman.training.batches import draw_pairs
 from dagman.training.checkpoints import Snapshot, copy_state, load_checkpoint
 from dagman.training.parallel.group import Group
-from dagman.training.parallel.replicas import replicate
+from dagman.training.parallel.replicas import replicate, retire
 from dagman.training.parallel.sharing import size_micro_batch
 from dagman.training.recovery.broken import Broken
 from dagman.training.recovery.outcome import Gate, Outcome, TargetsState
@@ -168,7 +168,7 @@ class Learner:
         try:
             yield
         finally:
-            # Before the group ends: a replica that outlives it ends it under Python's lock, and gloo's threads may wait for that.
+            retire(self.replica)
             self.replica = self.student
 
     def start_reconstruction(self, mean: float) -> None:

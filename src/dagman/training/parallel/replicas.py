@@ -42,6 +42,17 @@ def replicate(student: Network, group: Group, untrained: Collection[str]) -> Net
     return replica
 
 
+def retire(replica: Network | DistributedDataParallel) -> None:
+    """End what reduces a replica's gradients, now, whoever still holds the replica.
+
+    A reducer that outlives the group ends gloo's threads under Python's lock, which one of them may wait for, so that the process
+    hangs for good; and where a rank was lost, the frames of the error hold the replica until after the group has ended.
+    """
+    if isinstance(replica, DistributedDataParallel):
+        for name in ("logger", "reducer"):
+            vars(replica).pop(name, None)
+
+
 def _sum_gradients(group: Group, bucket: GradBucket) -> torch.futures.Future[Tensor]:
     """The sum, where DistributedDataParallel would average: a micro-batch's loss is its share of the whole step's already."""
     group.count(bucket.buffer())
