@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from dagman.encoder.folder import read_config, read_weights, write_encoder
 from dagman.encoder.loading import load_encoder
 from dagman.errors import EncoderError, RunError, SettingsError
+from dagman.records.hashes import hash_file
 from dagman.settings.momentum import list_momenta, measure_memory
 from dagman.training.checkpoints import list_checkpoints, read_state
 from dagman.training.learner import Learner
@@ -94,6 +95,20 @@ def test_a_damaged_checkpoint_is_one_line_that_names_its_folder(copied, name, da
     assert text.startswith(f"{path.parent}: is damaged: ")
     assert text.endswith("Remove this checkpoint and resume from the one before.")
     assert "\n" not in text
+
+
+def test_a_checkpoint_of_the_first_format_is_read_and_its_damage_is_found(copied):
+    folder = copied / "checkpoints" / "step-000003"
+    state = json.loads((folder / "state.json").read_text())
+    assert all(checksum.startswith("crc32:") for checksum in state["checksums"].values())
+    before = {name: hash_file(folder / f"{name}.safetensors") for name in state["checksums"]}
+    (folder / "state.json").write_text(json.dumps(state | {"format": 1, "checksums": before}))
+    _fill_learner(copied)
+    path = folder / "heads.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(RunError, match=r"the checksum of heads\.safetensors differs"):
+        _fill_learner(copied)
 
 
 @pytest.mark.parametrize(

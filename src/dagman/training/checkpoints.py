@@ -22,9 +22,12 @@ from dagman.method.centering import Temperature
 from dagman.method.networks import Network
 from dagman.method.targets import Targets
 from dagman.records.files import write_whole
-from dagman.records.hashes import hash_file
+from dagman.records.hashes import matches_file, sum_file
 
-FORMAT = 1
+FORMAT = 2
+"""Checksums are CRC-32 since 2, and were SHA-256."""
+READ = (1, FORMAT)
+"""Formats that are read."""
 _FILES = ("student", "teacher", "heads", "optimizer")
 _HEADS = ("projectors.", "reconstruction.")
 
@@ -55,8 +58,8 @@ def _read_values(folder: Path) -> dict[str, Any]:
         version = values["format"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise _explain_damage(folder, error) from None
-    if version != FORMAT:
-        raise RunError(f"is of checkpoint format {version}; this dagman reads {FORMAT}", where=folder)
+    if version not in READ:
+        raise RunError(f"is of checkpoint format {version}; this dagman reads {' and '.join(map(str, READ))}", where=folder)
     step = values.get("step")
     if not isinstance(step, int) or folder.name != f"step-{step:06d}":
         raise _explain_damage(folder, f"state.json is of step {step}")
@@ -111,7 +114,7 @@ def write_checkpoint(
         temporary.mkdir()
         for name, content in files.items():
             save_file(content, temporary / f"{name}.safetensors")
-        checksums = {name: hash_file(temporary / f"{name}.safetensors") for name in files}
+        checksums = {name: sum_file(temporary / f"{name}.safetensors") for name in files}
         values = {
             "format": FORMAT,
             "step": step,
@@ -209,7 +212,7 @@ def _check_files(folder: Path, values: Mapping[str, Any], *, needed: bool = True
         path = folder / f"{name}.safetensors"
         if needed and not path.is_file():
             raise _explain_damage(folder, f"{path.name} is missing")
-        if path.is_file() and hash_file(path) != checksum:
+        if path.is_file() and not matches_file(path, checksum):
             raise _explain_damage(folder, f"the checksum of {path.name} differs from that in state.json")
 
 
