@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing.spawn
 import shutil
+import sys
 
 import hypothesis
 import hypothesis.strategies as st
@@ -18,7 +20,7 @@ from dagman.store.manifest import Store
 from dagman.training.augmentation import augment_views, is_active
 from dagman.training.draws import draw_drop_path, draw_masking, draw_noise, draw_uniform
 from dagman.training.learner import Learner
-from dagman.training.views import ViewDataset, choose_scan, draw_crops, find_usable, load_steps, validation_places
+from dagman.training.views import ViewDataset, choose_scan, draw_crops, find_usable, leave_main_alone, load_steps, validation_places
 
 
 @hypothesis.given(
@@ -201,3 +203,11 @@ def test_each_augmentation_does_what_its_setting_says():
     noise = augment_views(views, ViewSettings(noise=0.02), 0, 0, numbers) - views
     assert noise.mean().item() == pytest.approx(0, abs=1e-3)
     assert noise.std().item() == pytest.approx(0.02, rel=0.03)
+
+
+def test_processes_that_read_views_do_not_run_the_program_again():
+    before = dict(vars(sys.modules["__main__"]))
+    assert {"init_main_from_name", "init_main_from_path"} & multiprocessing.spawn.get_preparation_data("reader").keys()
+    with leave_main_alone():
+        assert not {"init_main_from_name", "init_main_from_path"} & multiprocessing.spawn.get_preparation_data("reader").keys()
+    assert vars(sys.modules["__main__"]) == before

@@ -6,6 +6,9 @@ random box of 4/3 their side, so that they overlap [SMIT].
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -294,6 +297,23 @@ def _start_worker(worker: int) -> None:
     leave_stops_to_parent()
 
 
+@contextlib.contextmanager
+def leave_main_alone() -> Iterator[None]:
+    """A block in which processes are started that do not run the program's own file again.
+
+    multiprocessing runs it in each of them, where a script that calls `pretrain` at its top would begin another pretraining; what
+    reads views needs nothing of it.
+    """
+    names = vars(sys.modules["__main__"])
+    kept: dict[str, Any] = {name: names[name] for name in ("__file__", "__spec__") if name in names}
+    names.pop("__file__", None)
+    names["__spec__"] = None
+    try:
+        yield
+    finally:
+        names.update(kept)
+
+
 def load_steps(
     dataset: ViewDataset, first: int, workers: int, skipped: Collection[int] = (), *, pinned: bool = False
 ) -> Iterator[dict[str, Any]]:
@@ -304,6 +324,10 @@ def load_steps(
     Raises:
         StoreError: A scan's file is missing or damaged.
     """
+    context = multiprocessing.get_context("forkserver") if workers else None
+    if context is not None:
+        # Their common parent loads torch once; each then has it from there, in memory that they share.
+        context.set_forkserver_preload([__name__])
     loader = torch.utils.data.DataLoader(
         _Described(dataset),
         sampler=[step for step in range(first, dataset.steps) if step not in skipped],
@@ -311,12 +335,14 @@ def load_steps(
         num_workers=workers,
         collate_fn=_pass,
         worker_init_fn=_start_worker if workers else None,
-        multiprocessing_context="forkserver" if workers else None,
+        multiprocessing_context=context,
         persistent_workers=False,
         prefetch_factor=4 if workers else None,
         pin_memory=pinned,
     )
-    for item in loader:
+    with leave_main_alone():
+        items = iter(loader)
+    for item in items:
         if isinstance(item, DagmanError):
             raise item
         yield item
