@@ -231,7 +231,7 @@ def test_label_maps_are_clustered_end_to_end_with_a_picture_of_each(cohort, tmp_
 
 def test_the_central_member_of_each_of_the_largest_clusters_is_shown(table):
     points = np.array([[0.0], [1.0], [2.1], [9.0], [50.0], [51.0], [52.5]])
-    items = table.items[: len(points)]
+    items = table[0].items[: len(points)]
     chosen = choose_central(items, points, np.array([0, 0, 0, -1, 2, 2, 2]), most=2)
     assert [(one.kind, one.item) for one in chosen] == [("cluster 0", items[1]), ("cluster 2", items[5])]
     assert [one.kind for one in choose_central(items, points, np.array([0, 0, 0, 0, 2, 2, 2]), most=1)] == ["cluster 0"]
