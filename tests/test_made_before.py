@@ -53,18 +53,18 @@ def test_a_run_is_drawn(tmp_path, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(_MADE / "run", run)
     assert _call(monkeypatch, "report", run) == 0
-    assert "Is the run healthy?" in (run / "report.html").read_text(encoding="utf-8")
+    assert "Health of the run" in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_results_are_drawn_and_their_model_predicts_what_it_predicted(tmp_path, monkeypatch):
     results = Results(_MADE / "results")
     assert results.summary.task == "classify"
     # Notes were sentences, and the column of the labels was in the command line alone.
-    seen = "2 test scans were seen in pretraining (unlabelled), so results may be too good: body0.nii.gz, body1.nii.gz"
+    seen = "2 test scans were seen in pretraining (unlabelled), so results may be optimistic: body0.nii.gz, body1.nii.gz"
     assert results.summary.notes[0] == warn(f"run: {seen}")
     assert {note.kind for note in results.summary.notes[1:]} == {"info"}
     page = render_classification(results)
-    short = seen.replace("body0.nii.gz, body1.nii.gz", "body0.nii.gz and 1 more (named under What to know)")
+    short = seen.replace("body0.nii.gz, body1.nii.gz", "body0.nii.gz and 1 more (listed under Notes)")
     assert (page.count(short), page.count(seen)) == (1, 1), "it is a remark on what was found, and is listed whole with the others"
     assert "(<code>kind</code>: " in page
     assert _call(monkeypatch, "predict", results.path, _MADE / "body0.nii.gz", "--out", tmp_path / "scan", "--device", "cpu") == 0

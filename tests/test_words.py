@@ -140,6 +140,52 @@ def test_messages_and_pages_are_plain():
     assert wrong == []
 
 
+# Words of our own that stood for a standard term, or read as translated, with what to write; in messages, pages, README and guides.
+_HOME_MADE = {
+    r"\bmend(s|ed)?\b": "fix, correct",
+    r"trivial answers?\b": "trivial baseline",
+    r"\bby heart\b": "memorises",
+    r"\b(bought|buys) (nothing|the)\b": "improves, has no benefit",
+    r"\bwalks? the whole road\b": "runs the whole pipeline",
+    r"\b(views|crops|voxels|steps|pairs) a (step|second|scan|rank)\b": "per",
+    r"\b(row|item|vector|file|map|value|label|outcome) an? (item|scan|nodule|label|voxel|pixel|patient|slice|row)\b": "per",
+    r"\bAsk for (--|1 or|fewer)": "Use ...",
+    r"\bpatients? of (its|their) own\b": "a separate patient",
+    r"\b(is|are|was) taken as\b": "is treated as",
+    r"\bnothing but\b": "only",
+    r"\b(is|are) judged by\b": "is evaluated by",
+    r"\bgo(es)? on from\b": "resume, continue from",
+    r"\bto go on\b": "to resume",
+    r"\b(was|were) asked for\b": "was requested",
+    r"\bbeside (this|the) (page|weights|file)\b": "next to",
+    r"\bfor chance\b|\bwhat to know\b|\bwhat was found\b": "Summary, Notes",
+    r"\bloads nothing from elsewhere\b": "needs no network connection",
+    r"\bstands? still\b": "is not updated",
+}
+
+
+def find_home_made(text: str) -> list[str]:
+    return [
+        f"{match[0]!r} in {text!r}: {instead}"
+        for pattern, instead in _HOME_MADE.items()
+        if (match := re.search(pattern, text, re.I))
+    ]
+
+
+@pytest.mark.parametrize("part", sorted({path.relative_to(_ROOT / "src" / "dagman").parts[0] for path in _SOURCE}))
+def test_standard_terms_are_used_for_what_has_one(part: str):
+    wrong = []
+    for path in (path for path in _SOURCE if path.relative_to(_ROOT / "src" / "dagman").parts[0] == part):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        documented = {
+            id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented:
+                wrong += [f"{path.relative_to(_ROOT)}:{node.lineno}: {one}" for one in find_home_made(node.value)]
+    assert wrong == []
+
+
 _DOCS = [*sorted((_ROOT / "docs" / "guides").glob("*.md")), _ROOT / "docs" / "index.md", _ROOT / "AGENTS.md"]
 
 
@@ -147,3 +193,8 @@ _DOCS = [*sorted((_ROOT / "docs" / "guides").glob("*.md")), _ROOT / "docs" / "in
 def test_guides_are_plain(page: Path):
     text = page.read_text(encoding="utf-8")
     assert re.findall(r"[^.\n]*\b(?:tells?|told|says?|said|is no [a-z]+)\b[^.\n]*", text) == []
+    assert [one for line in text.splitlines() for one in find_home_made(line)] == []
+
+
+def test_the_readme_uses_standard_terms():
+    assert [one for line in (_ROOT / "README.md").read_text(encoding="utf-8").splitlines() for one in find_home_made(line)] == []

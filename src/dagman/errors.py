@@ -104,7 +104,7 @@ def explain_system_error(error: BaseException) -> str | None:
     name = getattr(error, "filename", None)
     where = f"{name}: " if name else ""
     if is_full_disk(error):
-        return f"{where}there is no space left to write in. Free some, then repeat the command."
+        return f"{where}there is no disk space left. Free some, then repeat the command."
     if isinstance(error, OSError) and error.errno is not None and name:
         return (
             f"{where}{(error.strerror or 'cannot be used').lower()}. Check that the file and its folder are there and open to you."

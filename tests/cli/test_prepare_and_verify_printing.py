@@ -120,5 +120,5 @@ def test_a_changed_and_a_vanished_source_are_told_at_the_end(tmp_path):
     nibabel.save(nibabel.Nifti1Image(voxels, np.diag([4.0, 4.0, 4.0, 1.0])), folder / "b.nii.gz")
     text = " ".join(CliRunner().invoke(prepare.app, [str(folder), "--out", str(out), "--workers", "1"]).output.split())
     assert f"1 scan was replaced, as the files have changed since: {folder / 'b.nii.gz'}" in text
-    assert "1 scan is kept whose files are no longer below the given paths, or cannot be used:" in text
-    assert f"to take them out: dagman store remove {out} ID" in text
+    assert "1 scan is kept whose files are no longer below the given paths, or no longer usable:" in text
+    assert f"to remove them: dagman store remove {out} ID" in text

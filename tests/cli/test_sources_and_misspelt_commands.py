@@ -71,5 +71,5 @@ def test_a_viewer_replaces_its_own_page_alone(tmp_path: Path, call_dagman):
 def test_inspecting_with_a_new_key_makes_it(tmp_path: Path, call_dagman, monkeypatch):
     monkeypatch.setenv("DAGMAN_KEY", str(tmp_path / "new.key"))
     nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.eye(4)), tmp_path / "scan.nii.gz")
-    assert "new.key was made; keep it" in call_dagman("inspect", tmp_path / "scan.nii.gz")[1]
+    assert "new.key; keep it" in call_dagman("inspect", tmp_path / "scan.nii.gz")[1]
     assert (tmp_path / "new.key").is_file()

@@ -37,7 +37,7 @@ def test_the_map_is_that_of_the_nifti_and_other_scans_are_refused(
     code, _, errors = call_dagman("attention", encoder_folder, tmp_path / "ct.nii.gz", "--out", tmp_path / "no", "--to", "dicom")
     assert code == 2
     assert errors == (
-        f"dagman: {tmp_path / 'ct.nii.gz'}: is not DICOM, and a Parametric Map refers to the series it was made from. "
-        "Give the DICOM series, or leave --to dicom out.\n"
+        f"dagman: {tmp_path / 'ct.nii.gz'}: is not DICOM, but a Parametric Map must refer to a DICOM series. "
+        "Give the DICOM series, or omit --to dicom.\n"
     )
     assert not (tmp_path / "no").exists()

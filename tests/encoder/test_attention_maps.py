@@ -102,7 +102,7 @@ def test_an_encoder_without_semantic_attention_says_so(encoder: Encoder, body: S
     with pytest.raises(EncoderError) as error:
         bare.attention(body)
     assert str(error.value) == (
-        "runs/smit: has no semantic attention (its method is 'smit'). Use an encoder of the method dagman, attmask or mst."
+        "runs/smit: has no semantic attention (its method is 'smit'). Use an encoder pretrained by dagman, attmask or mst."
     )
 
 

@@ -127,7 +127,7 @@ def test_a_false_safetensors_header_is_refused(whole: Path, craft: Callable[[byt
         ({"shape": {"window": 0}}, "not whole numbers above 0"),
         ({"view": "64"}, "not whole numbers above 0"),
         ({"spacing": float("nan")}, "are not numbers"),
-        ({"low": 5, "high": -5}, "is no preprocessing"),
+        ({"low": 5, "high": -5}, "is not a valid preprocessing"),
         ({"mask_fill": "other"}, "mask_fill is 'other'"),
         ({"semantic": {"stage": 99}}, "reads stage 99"),
         ({"backbone": "../../x:y"}, "there is no backbone"),

@@ -99,7 +99,8 @@ def test_a_truncated_file_is_one_line(damaged: Path):
         ("scratch:smal", "scratch:smal: unknown size preset 'smal'. Nearest: small."),
         (
             "scratch:tiny:x",
-            "scratch:tiny:x: is not a fresh encoder. Write scratch:SIZE or scratch:SIZE:SEED, such as scratch:tiny:1.",
+            "scratch:tiny:x: is not a valid name of an untrained encoder. Write scratch:SIZE or scratch:SIZE:SEED, such as "
+            "scratch:tiny:1.",
         ),
         ("absent", "absent: does not exist. Give a run, an encoder folder, or scratch:tiny."),
     ],
@@ -110,4 +111,4 @@ def test_what_is_no_encoder_is_refused(name: str, text: str):
 
 def test_a_run_that_wrote_no_encoder_yet_is_refused(tmp_path: Path):
     (tmp_path / "settings.toml").write_text("")
-    assert _refuse(tmp_path) == f"{tmp_path}: this run has not written an encoder yet. Let it reach its first checkpoint."
+    assert _refuse(tmp_path) == f"{tmp_path}: this run has not written an encoder yet. Wait for its first checkpoint."

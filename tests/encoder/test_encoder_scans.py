@@ -78,7 +78,7 @@ def test_mr_is_refused_by_an_encoder_trained_on_ct(encoder: Encoder, body: Scan)
 def test_numbers_that_are_no_hu_are_refused(encoder: Encoder, body: Scan):
     values = ((body.voxels.astype(np.float32) + 1024) / 4).astype(np.int16)
     text = _refuse(lambda: encoder.embed(dataclasses.replace(body, voxels=values, modality="other")), ScanError)
-    assert text.startswith("body.nii.gz: no HU range (values ")
+    assert text.startswith("body.nii.gz: not in HU (values ")
     assert text.endswith("This encoder was trained on CT: give such a scan.")
 
 

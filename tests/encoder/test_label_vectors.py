@@ -129,7 +129,7 @@ def test_a_data_frame_keeps_its_columns(encoder: Encoder, cohort: Path):
     assert [reason for _, reason in found.attrs["refused"]] == ["has no label map."]
     with pytest.raises(DagmanError, match="no column 'sge'"):
         encoder.embed(given, label_map="sge")
-    with pytest.raises(DagmanError, match="read within whole scans"):
+    with pytest.raises(DagmanError, match="applies to whole scans"):
         encoder.embed(given, label_map="seg", crop_mm=50)  # type: ignore[call-overload]
 
 
@@ -183,10 +183,10 @@ def test_the_command_takes_a_folder_of_maps_or_a_column(call_dagman, encoder_fol
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--label-map", "scans"), "holds no map that is called as one of 2 scans"),
-        (("--label-map", "maps/s1.nii.gz"), "is one label map, but 2 scans are given"),
+        (("--label-map", "scans"), "holds no map named like any of 2 scans"),
+        (("--label-map", "maps/s1.nii.gz"), "is one label map, but 2 scans were given"),
         (("--label-map", "nowhere"), "is neither a label map nor a folder"),
-        (("--label-map", "maps", "--dense"), "both --dense and --label-map were given"),
+        (("--label-map", "maps", "--dense"), "--dense and --label-map cannot be combined"),
         (("--label-map", "maps", "--crop-mm", "5"), "--crop-mm has no effect with --label-map"),
         (("--labels", "names.csv"), "--labels has no effect here. Give --label-map, or leave --labels out"),
     ],

@@ -78,8 +78,8 @@ def test_columns_are_named_in_the_order_of_the_vector():
     ("values", "text"),
     [
         ({"stages": (1, 5)}, "there is no stage 5. Choose among 1, 2, 3, 4."),
-        ({"pools": ("mena",)}, "there is no pool 'mena'. Nearest: mean."),
-        ({"pools": ()}, "nothing would be pooled. Choose at least one stage and one pool."),
+        ({"pools": ("mena",)}, "there is no statistic 'mena' to pool. Nearest: mean."),
+        ({"pools": ()}, "nothing would be pooled. Choose at least one stage and one statistic."),
     ],
 )
 def test_a_pooling_there_is_not_is_refused(values: dict, text: str):
@@ -89,5 +89,5 @@ def test_a_pooling_there_is_not_is_refused(values: dict, text: str):
 
 
 def test_an_empty_mask_is_a_fault_of_the_caller():
-    with pytest.raises(ValueError, match="nothing lies inside"):
+    with pytest.raises(ValueError, match="the mask contains no token"):
         pool_features([torch.ones(2, 2, 2, 2)], torch.zeros(8, 8, 8, dtype=torch.bool), Pooling(stages=(1,)))

@@ -61,7 +61,7 @@ def test_features_of_a_path_are_those_of_the_prepared_scan(encoder, paths):
 @pytest.mark.parametrize(
     ("given", "kind", "text"),
     [
-        (np.zeros((8, 8, 8)), EncoderError, "an array has no place or spacing. Give a path"),
+        (np.zeros((8, 8, 8)), EncoderError, "an array has no position or spacing. Give a path"),
         (5, EncoderError, "a int is not a scan"),
         ((np.zeros((8, 8)), np.eye(4)), ScanError, "an array of a scan has 3 axes, not 2"),
         ((np.zeros((8, 8, 8)), np.eye(3)), ScanError, "an affine is 4 x 4, not 3 x 3"),

@@ -157,7 +157,7 @@ def test_a_folder_is_continued_and_not_mixed(kept: DenseStore, encoder: Encoder,
         list(write_dense(encoder, items, out, stages=(1,)))
     with pytest.raises(StoreError, match="of another encoder"):
         list(write_dense(dagman.load(make_tiny_encoder(low=-500.0), device="cpu"), items, out, stages=(1, 3)))
-    with pytest.raises(StoreError, match="holds no token grids"):
+    with pytest.raises(StoreError, match="holds no feature maps"):
         list(write_dense(encoder, items, scans))
     assert not (scans / ".lock").exists()
 
@@ -182,7 +182,7 @@ def test_half_numbers_take_half_the_room(encoder: Encoder, scans: Path, kept: De
         (lambda store: store.open("s1.nii.gz", 1).read(slice(5, 2)), "is not a region of"),
         (lambda store: store.open("s1.nii.gz", 1).read_mm((900, 0, 0), (901, 1, 1)), "lies beside the scan"),
         (lambda store: store.open("s1.nii.gz", 1).read_at((900, 0, 0)), "point 1 lies outside"),
-        (lambda store: dagman.open_dense(store.path / "maps"), "holds no token grids"),
+        (lambda store: dagman.open_dense(store.path / "maps"), "holds no feature maps"),
     ],
 )
 def test_what_is_not_there_is_refused(kept: DenseStore, change: Callable, says: str):
@@ -199,7 +199,7 @@ def test_a_damaged_or_foreign_grid_is_refused(kept: DenseStore, tmp_path: Path):
         store.open("s1.nii.gz", 1)
     path.unlink()
     blosc2.asarray(np.zeros((2, 3, 3, 3), np.float32), urlpath=str(path), mode="w")
-    with pytest.raises(StoreError, match="is not a token grid"):
+    with pytest.raises(StoreError, match="is not a feature map"):
         store.open("s1.nii.gz", 1)
     (store.path / "dense.json").write_text("{")
     with pytest.raises(StoreError, match="is damaged"):

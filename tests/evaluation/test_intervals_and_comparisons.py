@@ -67,7 +67,7 @@ def test_a_model_does_not_differ_from_itself():
     found = compare_auc(labels, scores[:, 0], 2 * scores[:, 0])
     assert (found.value, found.p) == (0, 1)
     assert np.isnan([found.low, found.high]).all()
-    assert found.how == "no interval: both models rank all pairs alike"
+    assert found.how == "no interval: both models rank all pairs identically"
 
 
 def test_items_that_are_repeated_in_a_patient_do_not_count_twice():
@@ -137,7 +137,7 @@ def test_resamples_without_spread_give_no_interval():
     )
     assert found.value == 1
     assert np.isnan([found.low, found.high]).all()
-    assert found.how == "no interval: every resample of these 5 patients gives the same value"
+    assert found.how == "no interval: every bootstrap resample of these 5 patients gives the same value"
 
 
 def test_a_few_patients_have_a_value_but_no_interval_and_no_p():

@@ -155,8 +155,8 @@ def test_a_measure_that_the_patients_do_not_allow_is_left_out_and_explained_neve
     ]
     none = OutOfFold(**{**vars(found), "times": found.times[:1], "survival": found.survival[:, :, :1]})
     assert explain_left_out(none) == [
-        warn("left out: the time-dependent AUC, as no two times can be judged"),
-        warn("left out: the integrated Brier score, as no two times can be judged"),
+        warn("left out: the time-dependent AUC, as fewer than two times can be evaluated"),
+        warn("left out: the integrated Brier score, as fewer than two times can be evaluated"),
     ]
 
 

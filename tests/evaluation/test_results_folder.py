@@ -82,9 +82,9 @@ def test_notes_that_were_sentences_alone_are_read_with_the_kind_their_page_gave_
         "m: 1 test scan was seen in pretraining (unlabelled)",
         "1 of 4 points falls outside its scan: left out (item n2)",
     )
-    old["notes"] = [seen, "crops have voxels of 2 mm", outside]
+    old["notes"] = [seen, "crops have a voxel size of 2 mm", outside]
     (tmp_path / "metrics.json").write_text(json.dumps(old))
-    assert Results(tmp_path).summary.notes == (warn(seen), inform("crops have voxels of 2 mm"), warn(outside))
+    assert Results(tmp_path).summary.notes == (warn(seen), inform("crops have a voxel size of 2 mm"), warn(outside))
 
 
 @pytest.mark.parametrize(
@@ -135,9 +135,9 @@ def test_how_the_folder_came_to_be_is_beside_it(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "holds no results (no metrics.json). Give the --out folder of a task that ended."),
+        (None, "holds no results (no metrics.json). Give the --out folder of a finished task."),
         ("{", "metrics.json is damaged"),
-        ('{"format": 0}', "metrics.json is of another format. Repeat the task with this version of dagman."),
+        ('{"format": 0}', "metrics.json has another format. Run the task again with this version of dagman."),
     ],
 )
 def test_a_folder_that_cannot_be_read_says_so(tmp_path, content, says):

@@ -113,14 +113,14 @@ def test_splits_survive_their_file(tmp_path):
         assert (read.repeat, read.fold) == (wrote.repeat, wrote.fold)
         assert np.array_equal(read.train, wrote.train)
         assert np.array_equal(read.test, wrote.test)
-    with pytest.raises(TaskError, match="the splits are of other items than the table's"):
+    with pytest.raises(TaskError, match="the splits were made for other items than those of the table"):
         read_splits(tmp_path / "splits.csv", names[1:])
 
 
 def test_scans_seen_in_pretraining_are_all_named():
     assert name_overlap(["a", "b"], ["1", "2"], {"3"}) is None
     warning = name_overlap(["a", "b", "c"], ["1", "2", "3"], {"3", "1"})
-    assert warning == "2 test scans were seen in pretraining (unlabelled), so results may be too good: a, c"
+    assert warning == "2 test scans were seen in pretraining (unlabelled), so results may be optimistic: a, c"
 
 
 @pytest.mark.parametrize(
@@ -128,23 +128,23 @@ def test_scans_seen_in_pretraining_are_all_named():
     [
         (
             lambda: plan_splits(np.arange(9), [0] * 6 + [1] * 3, classes=["benign", "malignant"]),
-            "class 'malignant' has 3 patients, fewer than 5 folds. Ask for --folds 3.",
+            "class 'malignant' has 3 patients, fewer than 5 folds. Use --folds 3.",
         ),
         (
             lambda: plan_splits([1, 2, 3, 3], [0, 0, 1, 1], folds=2),
-            "class '1' has 1 patient, fewer than 2 folds. Add patients, or leave this class out.",
+            "class '1' has 1 patient, fewer than 2 folds. Add patients, or remove this class.",
         ),
-        (lambda: plan_splits(np.arange(4)), "the table has 4 patients, fewer than 5 folds. Ask for --folds 4."),
+        (lambda: plan_splits(np.arange(4)), "the table has 4 patients, fewer than 5 folds. Use --folds 4."),
         (lambda: plan_splits([]), "there are no items to split. Give a table with rows."),
-        (lambda: plan_splits(np.arange(9), folds=1), "1 fold cannot be tested. Ask for 2 folds or more."),
-        (lambda: plan_splits(np.arange(9), repeats=0), "0 repeats were asked for. Ask for 1 or more."),
+        (lambda: plan_splits(np.arange(9), folds=1), "1 fold cannot be tested. Use 2 folds or more."),
+        (lambda: plan_splits(np.arange(9), repeats=0), "0 repeats were requested. Use 1 or more."),
         (
             lambda: plan_splits([1, 2], [0, 1], given=["train", "val"]),
-            "no item of the given split is 'test'. Mark some as test, or leave the split column out.",
+            "no item of the given split is 'test'. Mark some as test, or omit the split column.",
         ),
         (
             lambda: plan_splits([1, 2], [0, 1], given=["train", "test"]),
-            "class '1' is tested but never trained. Mark some of its items as train.",
+            "class '1' is in the test set but not in the training set. Mark some of its items as train.",
         ),
     ],
 )
@@ -157,9 +157,9 @@ def test_splits_that_cannot_be_are_refused_in_one_line(ask, says):
 @pytest.mark.parametrize(
     ("wanted", "says"),
     [
-        ({"per_class": 9}, "class '0' has 8 training patients in repeat 0, fold 0. 9 a class were asked for: ask for at most 8."),
-        ({"per_class": 0}, "0 patients a class were asked for. Ask for 1 or more."),
-        ({"share": 1.5}, "a share of 1.5 was asked for. Give more than 0, at most 1."),
+        ({"per_class": 9}, "class '0' has 8 training patients in repeat 0, fold 0. 9 per class were requested: use at most 8."),
+        ({"per_class": 0}, "0 patients per class were requested. Use 1 or more."),
+        ({"share": 1.5}, "a share of 1.5 was requested. Give more than 0, at most 1."),
         ({}, "a subset is a share or a count of patients. Give either share or per_class."),
     ],
 )

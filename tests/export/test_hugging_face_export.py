@@ -97,7 +97,7 @@ def test_the_folder_is_an_encoder_folder_also_after_transformers_saved_it(given,
 def test_the_card_states_licence_and_limits(folder: Path):
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\nlibrary_name: transformers\n")
-    for needed in ("license: unknown", "trust_remote_code=True", "## What it must not be used for", "## Preprocessing"):
+    for needed in ("license: unknown", "trust_remote_code=True", "## Out-of-scope use", "## Preprocessing"):
         assert needed in card
 
 
@@ -123,9 +123,9 @@ def test_the_code_beside_the_weights_imports_nothing_of_dagman(folder: Path):
 
 def test_what_is_not_in_the_cache_is_refused_without_a_connection(monkeypatch: pytest.MonkeyPatch, encoder: Encoder):
     monkeypatch.delenv(hub.VARIABLE, raising=False)
-    with pytest.raises(EncoderError, match="opens no connection unless DAGMAN_ONLINE=1"):
+    with pytest.raises(EncoderError, match="makes no connection unless DAGMAN_ONLINE=1"):
         dagman.load("hub:nobody/nothing", device="cpu")
-    with pytest.raises(EncoderError, match="opens no connection unless DAGMAN_ONLINE=1"):
+    with pytest.raises(EncoderError, match="makes no connection unless DAGMAN_ONLINE=1"):
         push_to_hub(encoder, "nobody/nothing")
     with pytest.raises(EncoderError, match="Write hub:OWNER/NAME"):
         dagman.load("hub:../../etc", device="cpu")
@@ -168,10 +168,10 @@ def test_the_card_of_a_run_is_filled_from_it(tmp_path: Path):
     assert "- scans: 2\n" in parts["Data"]
     assert "The loss was 1 AMIP + 0.1 AMPD + 0.1 AITD + 0.1 GITD." in parts["Method"]
     assert "is resampled to 4 mm" in parts["Preprocessing"]
-    assert "[amber] Gradient" in parts["What the monitors of the pretraining showed"]
+    assert "[amber] Gradient" in parts["Monitors at the end of pretraining"]
     rows = [line for line in parts["Results"].splitlines() if line.startswith(f"| {results.summary.task} |")]
     assert len(rows) == len(results.summary.measurements)
-    assert all(" to " in row or "every resample gave one value" in row for row in rows)
+    assert all(" to " in row or "all bootstrap resamples give the same value" in row for row in rows)
     assert "To be set by whoever publishes" in parts["Licence"]
     assert "Diagnosis, treatment" in parts["What it must not be used for"]
     assert "- store:" not in card

@@ -92,7 +92,7 @@ def test_the_metadata_say_what_it_takes_and_gives(folder: Path, model: Segmentat
     assert json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))["spacing_mm"] == [4.0] * 3
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "python -m monai.bundle run" in card
-    assert "## What it must not be used for" in card
+    assert "## Out-of-scope use" in card
 
 
 def test_models_that_monai_could_not_build_are_refused(model: SegmentationModel, tmp_path: Path):
@@ -100,5 +100,5 @@ def test_models_that_monai_could_not_build_are_refused(model: SegmentationModel,
     with pytest.raises(EncoderError, match="its backbone averages has no code that runs without dagman"):
         export_model(replace(model, encoder=mine), "monai-bundle", tmp_path / "out")
     mr = replace(model.encoder, config=replace(model.encoder.config, modalities=("MR",)))
-    with pytest.raises(TaskError, match="bundles are made for HU"):
+    with pytest.raises(TaskError, match="bundles need HU"):
         export_model(replace(model, encoder=mr), "monai-bundle", tmp_path / "out")

@@ -117,12 +117,12 @@ def test_texture_in_a_mask_is_read_with_intervals_over_patients(probed):
     assert area.patients == PATIENTS
     assert held["brier", "linear", "100%"].value < 0.25
     assert "balanced accuracy" in printed
-    assert "50 patients a class are left out: in some fold a class has 8 training patients" in printed
+    assert "50 patients per class are left out: in some fold a class has 8 training patients" in printed
 
 
 def test_the_test_scan_that_pretraining_saw_is_named_first(probed):
     out, printed = probed
-    warned = "run: 1 test scan was seen in pretraining (unlabelled), so results may be too good: ct 00.nii.gz"
+    warned = "run: 1 test scan was seen in pretraining (unlabelled), so results may be optimistic: ct 00.nii.gz"
     assert Results(out).summary.notes[0] == warn(warned)
     assert warned in printed
     assert "ct 00.nii.gz" in (out / "report.html").read_text()
@@ -143,7 +143,7 @@ def test_no_patient_is_in_two_parts_and_every_item_is_tested_once_a_repeat(probe
 def test_the_page_shows_curves_and_single_items_with_attention(probed):
     out, _ = probed
     page = (out / "report.html").read_text()
-    for told in ("ROC and reliability", "Confusion", "Fewer labels", "Certain and uncertain", "What to know"):
+    for told in ("ROC and reliability", "Confusion", "Fewer labels", "Most and least certain predictions", "Notes"):
         assert told in page
     assert "://" not in page
     title, examples = read_examples(out)
@@ -191,7 +191,7 @@ def test_three_classes_at_points_are_fine_tuned_on_the_tables_own_split(encoder,
         *("--epochs", 2, "--out", tmp_path / "out", *SMALL_CROPS),
     )
     assert code == 0, errors
-    assert "the table's own split is used; folds are not drawn" in printed
+    assert "the table's own split is used, without cross-validation" in printed
     results = Results(tmp_path / "out")
     held = {(m.name, m.method): m.interval.value for m in results.summary.measurements}
     assert {name for name, _ in held} == {"auc", "accuracy", "balanced_accuracy", "brier"}
@@ -276,7 +276,7 @@ def test_networks_alone_are_fine_tuned_and_the_others_are_said(encoder, lesions,
         *("--label", "malignant", "--method", "finetune", "--epochs", 1, "--folds", 2, "--out", tmp_path / "out", *SMALL_CROPS),
     )
     assert code == 0, errors
-    assert "not fine-tuned, having no weights: pixels" in printed
+    assert "not fine-tuned, as they have no weights: pixels" in printed
     assert set(Results(tmp_path / "out").predictions["model"]) == {"run", "resnet3d:10", "monai:swin.safetensors"}
 
 

@@ -226,7 +226,7 @@ def test_a_run_folder_deleted_while_it_trains_is_one_line(store, tmp_path):
         if name == "step":
             shutil.rmtree(out)
 
-    with pytest.raises(RunError, match="was deleted while the run went on"):
+    with pytest.raises(RunError, match="was deleted during the run"):
         pretrain(store, out, assignments=TINY, on_event=delete)
 
 
@@ -244,8 +244,8 @@ def test_a_store_deleted_while_it_is_prepared_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "out/a.csv"), "out/a.csv: there is no space left to write in"),
-        (RuntimeError("Error writing: I/O error: No space left on device (os error 28)"), "there is no space left to write in"),
+        (OSError(errno.ENOSPC, "No space left on device", "out/a.csv"), "out/a.csv: there is no disk space left"),
+        (RuntimeError("Error writing: I/O error: No space left on device (os error 28)"), "there is no disk space left"),
         (PermissionError(errno.EACCES, "Permission denied", "out"), "out: permission denied. Check that the file"),
         (ValueError("a fault of ours"), None),
     ],

@@ -22,8 +22,8 @@ def test_the_demo_compares_and_a_repeat_continues(tmp_path):
     assert all(0 <= value <= 1 for one in kept[:3] for value in (*one["pretrained"], *one["fresh"]))
     assert {one["outcome"] for one in kept} == {"open"}
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.count("One seed does not show how much is chance, so no difference is claimed.") == 1
-    assert page.index("An example") < page.index("What pretraining changed") < page.index("How the table was made")
+    assert page.count("With a single seed, random variation cannot be estimated, so no difference is claimed.") == 1
+    assert page.index("An example") < page.index("Effect of pretraining") < page.index("How these results were obtained")
 
     seconds = json.loads((tmp_path / "seconds.json").read_text(encoding="utf-8"))
 

@@ -90,7 +90,7 @@ def test_attention_is_written_on_the_scan_s_own_grid(run_dagman, encoder_folder:
         (("embed", "scratch:tinny", "x", "--out", "f.parquet"), "scratch:tinny: unknown size preset 'tinny'. Nearest: tiny."),
         (
             ("embed", "scratch:tiny", "x", "--out", "f.npy"),
-            "f.npy: features are written as Parquet or CSV. Name it something.parquet or something.csv.",
+            "f.npy: the output file must be Parquet or CSV. Give --out a name that ends in .parquet or .csv.",
         ),
         (("embed", "scratch:tiny", "x", "--out", "f.parquet", "--stages", "1,5"), "there is no stage 5. Choose among 1, 2, 3, 4."),
         (("attention", "scratch:tiny", "absent.nii.gz", "--out", "o"), "absent.nii.gz"),

@@ -43,7 +43,7 @@ def test_every_series_gets_a_verdict_and_the_files_are_written(run_dagman, scans
     with open(tmp_path / "out" / "inspect.csv", newline="") as file:
         rows = {Path(row["source"]).name: row for row in csv.DictReader(file)}
     assert rows["mr[1].nii.gz"]["verdict"] == "refused"
-    assert "give --modality mr if it is MR" in rows["mr[1].nii.gz"]["reason"]
+    assert "pass --modality mr if it is MR" in rows["mr[1].nii.gz"]["reason"]
     assert rows["ct.nii.gz"]["spacing_mm"] == "1 x 1 x 2"
     page = (tmp_path / "out" / "inspect.html").read_text()
     assert page.count("data:image/png;base64,") == 9

@@ -75,7 +75,7 @@ def test_size_predicts_what_size_decides_with_an_interval(predicted):
     assert {model for _, model, _ in held} == {"radiomics:size", "clinical", "radiomics:size + clinical", "no features"}
     assert held["integrated_brier", "radiomics:size", "100%"].value < held["integrated_brier", "no features", "100%"].value
     assert "harrell c" in printed
-    assert "age 4; filled inside each training part" in printed
+    assert "age 4; imputed within each training set" in printed
     assert "31 items of 30 patients" in printed
 
 
@@ -175,7 +175,7 @@ def test_a_response_is_predicted_from_image_clinical_and_both(call_dagman, tumou
         ({"died": 2}, ("--time", "days", "--event", "died"), "event 'died' is not 0 or 1 in row"),
         ({"response": "no"}, ("--label", "response"), "one class only ('no')"),
         ({}, ("--time", "days", "--event", "died", "--clinical", "agee"), "has no column 'agee'. Nearest: age"),
-        ({}, ("--time", "days", "--event", "died", "--folds", 29), "fewer than 29 folds. Ask for --folds"),
+        ({}, ("--time", "days", "--event", "died", "--folds", 29), "fewer than 29 folds. Use --folds"),
         ({}, ("--time", "days", "--event", "died", "--method", "coks"), "unknown method 'coks'. Nearest: cox"),
     ],
 )

@@ -139,9 +139,12 @@ def test_monais_swin_is_pretrained_and_read_back(call_dagman, place, tmp_path):
 @pytest.mark.parametrize(
     ("sets", "reason"),
     [
-        (["model.backbone=unmasked"], "model.backbone = 'unmasked' cannot be pretrained, as it takes no masks: it reads all"),
+        (
+            ["model.backbone=unmasked"],
+            "model.backbone = 'unmasked' cannot be pretrained, as it does not support masking: it reads all",
+        ),
         (["model.backbone=swim"], "model.backbone: there is no backbone 'swim'. Nearest: swin"),
-        (["model.backbone=monai-swin", "masking.mask_fill=token"], "masking.mask_fill = 'token' is not known to the backbone"),
+        (["model.backbone=monai-swin", "masking.mask_fill=token"], "masking.mask_fill = 'token' is not supported by the backbone"),
     ],
 )
 def test_a_backbone_that_cannot_be_pretrained_is_refused_before_anything_is_written(

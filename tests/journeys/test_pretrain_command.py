@@ -148,7 +148,7 @@ def test_ctrl_c_in_a_terminal_ends_the_step_and_leaves_a_run_that_goes_on(place,
     assert process.returncode == 130, stderr
     assert [line for line in stderr.splitlines() if not re.match(r"step \d+ of \d+: ", line)] == []
     (done,) = list_checkpoints(out)[-1:]
-    assert f"Stopped at step {done} of {STEPS}; repeat the command to go on." in " ".join(stdout.split())
+    assert f"Stopped at step {done} of {STEPS}; repeat the command to resume." in " ".join(stdout.split())
     assert 2 <= done < STEPS
     assert _call("pretrain", place / "store", "--out", out, "--resume", "--set", "train.workers=0") == 0
     assert _read_result(out) == _read_result(whole)
@@ -173,7 +173,7 @@ def test_the_command_tells_the_arithmetic_the_choices_and_what_comes_next(place,
     text = " ".join(capsys.readouterr().out.split())
     assert "3 series to prepare: about" in text
     assert "store: 3 scans prepared" in text
-    assert "recipe R, the values that hold with few views a step: 4 views a step, fewer than 32" in text
+    assert "recipe R, for few views per step: 4 views per step, fewer than 32" in text
     assert "views: 32^3 voxels (128 mm), 4 a step; 2 steps = 4 pairs = 1.3 a scan" in text
     assert "precision fp32 asked for" in text
     assert f"Next: dagman report {out}" in text

@@ -160,7 +160,7 @@ def test_a_dicom_scan_is_answered_as_nifti_and_dicom_seg(trained, call_dagman, b
     assert "DICOM SEG: not identified" in printed.splitlines()[-1]
     assert "DICOM SEG: not identified" in (trained / "report.html").read_text()
     again = call_dagman("predict", trained, bodies.folder / "series", "--out", tmp_path / "p", "--device", "cpu", "--identified")
-    assert "DICOM SEG: identified, as asked" in again[1].splitlines()[-1]
+    assert "DICOM SEG: identified, as requested" in again[1].splitlines()[-1]
     assert "PatientIdentityRemoved" not in pydicom.dcmread(tmp_path / "p" / "predictions" / "series.dcm")
     assert {one.SegmentLabel for one in segments.SegmentSequence} <= {"ball", "lungs"}
     voxels = {one.SegmentLabel: one.SegmentNumber for one in segments.SegmentSequence}
@@ -215,7 +215,7 @@ def test_a_dataset_json_is_segmented_with_its_own_structures(call_dagman, bodies
     code, printed, errors = call_dagman("segment", encoder, table, "--folds", 3, *FAST, "--out", tmp_path / "out", "--json")
     assert code == 0, errors
     told = json.loads(printed)
-    assert any("is taken as a patient of its own" in note["text"] for note in told["notes"])
+    assert any("is treated as a separate patient" in note["text"] for note in told["notes"])
     assert Results(tmp_path / "out").summary.classes == ("right lung", "left lung", "ball")
     assert set(Results(tmp_path / "out").predictions["item"]) == {"ball_0", "ball_1", "ball_2"}
 
@@ -233,7 +233,7 @@ def test_few_labelled_patients_of_a_given_split_with_unknown_structures(call_dag
     assert code == 0, errors
     said = json.loads(printed)
     assert any("unknown there" in note["text"] for note in said["notes"])
-    assert any("learning rates fall by 0.9 a layer of every model" in note["text"] for note in said["notes"])
+    assert any("layer-wise learning rate decay of 0.9 for every model" in note["text"] for note in said["notes"])
     assert {row["subset"] for row in said["comparisons"]} == {"k=1", "k=2"}
     scores = Results(tmp_path / "out").predictions
     assert set(scores["item"]) == {"ct_3"}
@@ -259,7 +259,7 @@ def test_a_killed_segmentation_goes_on_where_it_was(call_dagman, bodies, encoder
     assert call_dagman(*command, "--out", tmp_path / "out")[0] not in (0, 2)
     assert not (tmp_path / "out" / "metrics.json").exists()
     assert call_dagman(*command, "--out", tmp_path / "out")[0] == 0
-    # The killed one and the two that were left, and the model that is kept: the first fold is not trained again.
+    # The killed one and the two that were left, and the final model: the first fold is not trained again.
     assert len(fitted) == 2 + 2 + 1
     assert call_dagman(*command, "--out", tmp_path / "whole")[0] == 0
     left, whole = (Results(tmp_path / name).predictions for name in ("out", "whole"))
@@ -305,10 +305,10 @@ def test_a_mask_that_cannot_be_used_is_refused_by_name_and_the_others_go_on(call
     [
         ({"scan": "absent.nii.gz"}, (), "absent.nii.gz"),
         ({}, ("--labels", "ball=9"), "none of 3 labelled scans can be used"),
-        ({}, ("--labels", "ball=3,lungs=3"), "the value 3 is given to two structures"),
+        ({}, ("--labels", "ball=3,lungs=3"), "the value 3 is assigned to two structures"),
         ({}, ("--labels", "ball"), "'ball' names no structure"),
         ({}, ("--labels", "ball=3,bone=77"), "structure 'bone' (value 77) is in no mask"),
-        ({}, ("--labels", "ball=3", "--mask-label", 3), "exclude one another"),
+        ({}, ("--labels", "ball=3", "--mask-label", 3), "cannot be combined"),
         ({}, ("--side", 40), "--side is 40 voxels. Give a multiple of 32"),
         ({}, ("--steps", 0), "--steps is 0"),
         ({}, ("--folds", 9), "9"),
@@ -316,7 +316,7 @@ def test_a_mask_that_cannot_be_used_is_refused_by_name_and_the_others_go_on(call
         ({}, ("--tolerance", -1), "--tolerance is -1 mm"),
         ({}, ("--layer-decay", 0), "--layer-decay is 0. Give more than 0, at most 1"),
         ({}, ("--contoured", "drawn"), "has no column 'drawn'"),
-        ({}, ("--shots", "9"), "9 patients a class are left out"),
+        ({}, ("--shots", "9"), "9 patients per class are left out"),
     ],
 )
 def test_bad_input_is_one_line_with_what_to_do(call_dagman, bodies, encoder, tmp_path, change, arguments, said):
@@ -355,6 +355,6 @@ def test_results_are_not_written_over_a_file(call_dagman, bodies, encoder, tmp_p
     (tmp_path / "notes").write_text("mine")
     code, _, errors = call_dagman("segment", encoder, bodies.table, "--folds", 2, *FAST, "--out", tmp_path / "notes")
     assert code == 2
-    assert "is a file, or lies below one. Choose another folder" in errors
+    assert "is a file, or is inside one. Choose another folder" in errors
     assert errors.count("\n") == 1
     assert (tmp_path / "notes").read_text() == "mine"

@@ -43,7 +43,7 @@ def test_found_scans_are_named_relative_to_what_was_given(tmp_path):
 
 
 def test_what_is_kept_of_names_is_said_and_whether_a_key_hides_the_patients():
-    assert describe_names().startswith("file names are kept: ")
+    assert describe_names().startswith("file names are kept")
     assert "no key" not in describe_names()
     with use_key(None):
-        assert "there is no key yet (dagman prepare makes one)" in describe_names()
+        assert "there is no key yet (dagman prepare creates one)" in describe_names()

@@ -49,7 +49,7 @@ def test_the_key_lies_where_it_was_said_else_in_the_users_configuration(monkeypa
 def test_what_is_no_key_is_refused_in_one_line(tmp_path, text):
     path = tmp_path / "key"
     path.write_text(text, encoding="latin-1")
-    with pytest.raises(SettingsError, match="is not a key of dagman") as refused:
+    with pytest.raises(SettingsError, match="is not a dagman key file") as refused:
         find_key(path)
     assert "\n" not in str(refused.value)
     assert text not in str(refused.value) or not text

@@ -62,7 +62,7 @@ def test_a_lock_that_another_process_removed_meanwhile_is_not_taken_for_one(tmp_
 
     monkeypatch.setattr(fcntl, "flock", lock_late)
     with (
-        pytest.raises(TaskError, match=r"another process has just left it\. Repeat the command"),
+        pytest.raises(TaskError, match=r"another process has just released it\. Repeat the command"),
         hold_lock(tmp_path / "out", TaskError),
     ):
         pass

@@ -77,4 +77,4 @@ def test_every_command_ends_with_one_line(tmp_path, monkeypatch, capsys, number)
     with pytest.raises(SystemExit) as caught:
         application.main()
     assert caught.value.code == 130
-    assert capsys.readouterr().err.strip() == "dagman: stopped; repeat the command to go on."
+    assert capsys.readouterr().err.strip() == "dagman: stopped; repeat the command to resume."

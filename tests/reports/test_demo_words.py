@@ -34,20 +34,20 @@ def test_less_is_better_where_it_is_an_error():
 def test_one_seed_has_no_spread_and_claims_nothing():
     one = _compare((0.81,), (0.20,), others=(("raw pixels", 0.9),))
     assert tabulate_comparisons([one]) == [["organs", "Dice", "0.810", "0.200", "+0.610", "raw pixels 0.900"]]
-    assert conclude([one]) == ("warn", "One seed does not show how much is chance, so no difference is claimed.")
+    assert conclude([one]) == ("warn", "With a single seed, random variation cannot be estimated, so no difference is claimed.")
 
 
 @pytest.mark.parametrize(
     ("comparisons", "level", "sentence"),
     [
         ([_BETTER], "ok", "Pretraining improved: liver."),
-        ([_OPEN, _OPEN], "warn", "Nothing was gained: no difference is larger than what 3 seeds differ by."),
-        ([_BETTER, _OPEN], "ok", "Pretraining improved: liver; no difference beyond what 3 seeds differ by: heart."),
+        ([_OPEN, _OPEN], "warn", "No effect of pretraining was detected: no difference exceeds the variation between 3 seeds."),
+        ([_BETTER, _OPEN], "ok", "Pretraining improved: liver; no difference beyond the variation between 3 seeds: heart."),
         (
             [_compare((0.9, 0.8, 0.7), (0.9, 0.7, 0.8), others=(("pixels", 0.95), ("size", 0.1)))],
             "warn",
-            "Nothing was gained: no difference is larger than what 3 seeds differ by; "
-            "better still without a network (pixels): organs.",
+            "No effect of pretraining was detected: no difference exceeds the variation between 3 seeds; a baseline without a "
+            "network (pixels) is better than both: organs.",
         ),
         (
             [_compare((0.84, 0.85, 0.86), (1.09, 1.10, 1.12), "voxels", rising=False, others=(("trivial baseline", 1.0),))],

@@ -49,7 +49,7 @@ def page() -> str:
 
 
 def test_the_summary_leads_and_rows_and_pictures_follow_the_worst_first(page):
-    assert re.findall(r"<h2>(.*?)</h2>", page) == ["What was found", "Pictures, the worst first", "Every series, the worst first"]
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Summary", "Images, worst first", "All series, worst first"]
     assert "1 series of 4 cannot be used." in page
     assert "3 series can be used: 2 CT, 1 MR." in page
     parser = _Cells()
@@ -61,10 +61,10 @@ def test_the_summary_leads_and_rows_and_pictures_follow_the_worst_first(page):
 
 def test_every_series_has_a_note():
     assert [state_notes(row) for row in _ROWS] == [
-        "nothing to remark",
+        "no remarks",
         "thick slices",
         "holds no image",
-        "names no patient: taken as one of its own",
+        "names no patient: treated as a separate patient",
     ]
 
 

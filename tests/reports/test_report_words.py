@@ -81,12 +81,12 @@ def test_a_note_leads_a_page_by_its_kind_and_not_by_its_words(results):
 
 
 def test_scans_seen_in_pretraining_stand_below_what_was_found_as_a_count_and_one_name(results):
-    note = "run: 3 test scans were seen in pretraining (unlabelled), so results may be too good: a.nii, b.nii, c.nii"
+    note = "run: 3 test scans were seen in pretraining (unlabelled), so results may be optimistic: a.nii, b.nii, c.nii"
     found = [Verdict("ok", "better than chance"), Text("of a network")]
     verdict, remark, text = add_warnings(found, replace(results.summary, notes=(warn(note),)))
     assert [verdict, text] == found
     assert isinstance(remark, Verdict)
-    assert remark.text.endswith("may be too good: a.nii and 2 more (named under What to know)")
+    assert remark.text.endswith("may be optimistic: a.nii and 2 more (listed under Notes)")
 
 
 def test_the_column_of_the_labels_is_the_one_on_record(results):
@@ -139,8 +139,8 @@ def test_fine_tuning_is_told_with_its_smoothing_and_when_it_may_stop(results):
     command = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(command | {"settings": _SETTINGS | {"finetuning": asdict(FinetuneSettings())}}), encoding="utf-8")
     text = quote_results(Results(results.path))[1].text
-    assert f"labels smoothed by {SMOOTHING:g}" in text
-    assert "after 6 epochs without a better one it stopped, in the later half alone" in text
+    assert f"label smoothing of {SMOOTHING:g}" in text
+    assert "after 6 epochs without improvement training stopped, but not in the first half" in text
 
 
 def test_many_models_are_rows_and_few_are_columns(results):
@@ -162,7 +162,7 @@ def test_small_pictures_can_be_enlarged_and_stand_closer():
 def test_a_horizon_is_said_with_the_digits_it_deserves():
     calibration = {"horizon": 1325.444, "predicted": [0.5], "observed": [0.4], "low": [0.3], "high": [0.5], "counts": [9]}
     (axes,) = draw_survival_calibration(calibration, x="days").axes
-    assert axes.get_xlabel() == "predicted share without the event at 1325 (days)"
+    assert axes.get_xlabel() == "predicted event-free fraction at 1325 (days)"
 
 
 def test_what_is_special_of_an_interval_is_stated_once_a_kind():

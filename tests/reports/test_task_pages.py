@@ -70,8 +70,8 @@ def test_structures_missed_as_a_whole_are_counted_and_those_in_no_scan_are_named
         ]
     )
     blocks = _judge({"liver": _GOOD, "cyst": {"dice": float("nan")}}, rows)
-    assert "missed as a whole in 1 of 2 scans" in blocks[0].text
-    assert any(isinstance(block, Text) and "No tested scan holds `cyst`" in block.text for block in blocks)
+    assert "missed entirely in 1 of 2 scans" in blocks[0].text
+    assert any(isinstance(block, Text) and "No test scan contains `cyst`" in block.text for block in blocks)
 
 
 def test_a_measure_has_the_same_decimals_everywhere():

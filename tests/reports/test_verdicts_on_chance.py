@@ -23,7 +23,7 @@ _NAN = float("nan")
             5,
             5,
             "ok",
-            ["better than chance (0.5) by its interval over 24 patients and 5 repeats", "so few"],
+            ["better than chance (0.5) by its confidence interval over 24 patients and 5 repeats", "so few"],
             ["--rep"],
         ),
         ((0.6, 0.8), 240, 5, 5, "ok", ["over 240 patients and 5 repeats"], ["few", "--repeats"]),
@@ -31,7 +31,7 @@ _NAN = float("nan")
         ((0.6, 0.8), 240, 1, 1, "ok", ["over 240 patients."], ["repeat"]),
         ((0.4, 0.8), 24, 5, 5, "warn", ["cannot be distinguished from chance (0.5) with so few patients"], []),
         ((0.4, 0.8), 240, 5, 5, "warn", ["cannot be distinguished from chance (0.5)."], ["few"]),
-        ((0.1, 0.4), 24, 5, 5, "bad", ["worse than chance (0.5)", "Check for a leak"], []),
+        ((0.1, 0.4), 24, 5, 5, "bad", ["worse than chance (0.5)", "Check for data leakage"], []),
         ((_NAN, _NAN), 3, 5, 5, "warn", ["no interval: too few patients (3)"], ["better", "worse"]),
     ],
 )

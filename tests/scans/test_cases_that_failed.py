@@ -77,7 +77,7 @@ def test_what_a_hospital_calls_a_scan_is_read(geometry, name):
     ("name", "says"),
     [
         ("two_gaps", "spacing changes from 2.5 to 7.5 mm after slice 13"),
-        ("cone_beam", "holds 24 frames, but the position of the first alone"),
+        ("cone_beam", "holds 24 frames, but states only the position of the first"),
     ],
 )
 def test_what_is_refused_is_called_what_it_is(geometry, name, says):
@@ -105,7 +105,7 @@ def test_passes_in_one_series_are_volumes_with_names_that_are_read(request, scri
 def test_slices_exported_twice_count_once(passes, name, count):
     scan = read_scan(passes / name)
     assert scan.shape == (64, 64, 24)
-    assert f"{count} exported twice with equal pixels; counted once" in scan.notes
+    assert f"{count} exported twice with identical pixels; counted once" in scan.notes
 
 
 @pytest.mark.parametrize("name", ["overlapping", "rounded", "falling", "thick"])
@@ -132,7 +132,7 @@ def test_each_mask_lands_on_its_scan_or_is_refused_for_what_it_is(masks):
         assert inside.shape == values.shape
     assert "spacing 1 x 1 x 1 against 0.8 x 0.8 x 2.5 mm" in ended["identity"]
     assert "is empty" in ended["empty"]
-    assert "holds 2 values a voxel" in ended["layers"]
+    assert "holds 2 values per voxel" in ended["layers"]
 
 
 _NUMBERS = {

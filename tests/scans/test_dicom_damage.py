@@ -172,4 +172,4 @@ def test_a_series_that_cannot_be_put_together_costs_itself_alone(tmp_path, write
     monkeypatch.setattr(series, "_split_series", fail)
     found = find_series(tmp_path)
     assert len(found.series) == 1
-    assert [one.reason.partition(":")[0] for one in found.refused] == ["its headers cannot be put together"]
+    assert [one.reason.partition(":")[0] for one in found.refused] == ["its headers cannot be assembled into a volume"]

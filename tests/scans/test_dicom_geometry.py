@@ -152,4 +152,4 @@ def test_directions_of_two_decimals_are_no_tilt(angle):
 
 def test_a_slice_beside_the_line_is_named():
     planes = [*stack([0, 5, 15, 20]), *stack([10], sideways=(0.3, 0, 0))]
-    assert "slices do not lie in one line" in reason(planes)
+    assert "slices are not aligned" in reason(planes)

@@ -126,7 +126,7 @@ def test_two_series_a_localizer_and_a_capture_in_one_folder_are_told_apart(quirk
         read_series(replace(tilted, tilt="refuse"))
     scan = read_series(tilted)
     assert scan.affine.skew < 0.1
-    assert scan.notes[-1] == "the gantry was tilted by 18.5 degrees; its slices were shifted onto a straight grid"
+    assert scan.notes[-1] == "the gantry was tilted by 18.5 degrees; its slices were resampled to an orthogonal grid"
 
 
 def test_every_folder_is_named_in_a_test_above(quirks):

@@ -165,8 +165,8 @@ def test_mr_is_mr_by_its_tag_and_keeps_its_values(tmp_path, write_dicom, ct, pla
     [
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer, not a volume: nothing to do"),
         ({"SOPClassUID": SecondaryCaptureImageStorage}, "secondary capture (a picture of the screen), not a scan: nothing to do"),
-        ({"Modality": "PT"}, "modality PT, neither CT nor MR: leave it out, or pass --modality ct or mr"),
-        ({"SamplesPerPixel": 3}, "holds colours (RGB), not one value a pixel: give the scan itself, not a rendering"),
+        ({"Modality": "PT"}, "modality PT, neither CT nor MR: exclude it, or pass --modality ct or mr"),
+        ({"SamplesPerPixel": 3}, "holds RGB colours, not one value per pixel: give the scan itself, not a rendering"),
     ],
 )
 def test_what_is_no_scan_is_refused_once_with_its_reason(tmp_path, write_dicom, ct, placement, tags, text):
@@ -200,7 +200,7 @@ def test_one_missing_slice_is_said_with_its_place(tmp_path, write_dicom, ct, pla
         read_scan(tmp_path)
     assert str(caught.value) == (
         f"{tmp_path}: slices are 2.5 mm apart, but 5 mm after slice 4 (wanted: within 0.1 mm of even): 1 slice is missing. "
-        "Export the complete, straight series, or leave it out."
+        "Export the complete series without gantry tilt, or exclude it."
     )
 
 
@@ -224,7 +224,7 @@ def test_a_copy_that_broke_off_does_not_cost_the_series(tmp_path, write_dicom, c
     found = find_series(tmp_path)
     (series,) = found.series
     assert np.array_equal(reorient_scan(read_series(series)).voxels, ct)
-    cut = "pixel data are cut short; another file holds the same image whole: nothing to do"
+    cut = "pixel data are cut short; another file holds the complete image: nothing to do"
     assert {refusal.source: refusal.reason for refusal in found.refused}[str(path)] == cut
 
 

@@ -106,7 +106,11 @@ def test_a_stream_of_another_size_than_the_header_costs_its_series_before_it_is_
         (make_jpeg(samples=3), (7, 9, 1), "claims 7 x 9 pixels of 3 x 12 bits, its header 7 x 9 pixels of 1 x 16 bits"),
         (make_jpeg(bits=24), (7, 9, 1), "claims 7 x 9 pixels of 1 x 24 bits"),
         (make_jpeg(), (7, 9, 4), "holds 1 compressed frames, but its header claims 4"),
-        (make_jpeg(65535, 65535), (65535, 65535, 1), f"claims 65535 x 65535 pixels a compressed frame, more than {LARGEST_FRAME}"),
+        (
+            make_jpeg(65535, 65535),
+            (65535, 65535, 1),
+            f"claims 65535 x 65535 pixels per compressed frame, more than {LARGEST_FRAME}",
+        ),
     ],
 )
 def test_more_samples_bits_frames_or_pixels_than_can_be_are_refused(stream, shape, reason):
@@ -135,7 +139,7 @@ def test_a_codec_that_is_missing_is_named_with_the_package_that_brings_it(monkey
 
 
 def test_video_is_named():
-    with pytest.raises(ScanError, match=r"its pixels are MPEG2 Main Profile / Main Level, which no codec reads"):
+    with pytest.raises(ScanError, match=r"its pixels are MPEG2 Main Profile / Main Level, for which there is no codec"):
         decode_frames(encode_nothing("1.2.840.10008.1.2.4.100"))
 
 

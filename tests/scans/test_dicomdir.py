@@ -68,7 +68,7 @@ def test_missing_files_and_names_that_lead_out_are_named(disc):
     given = _write_directory(folder, [*names, ("IMAGES", "IM9999"), ("..", "secret"), ("ALONE",)])
     found = find_series(given)
     assert len(found.series) == 1
-    missing = "is listed in the DICOMDIR and missing: copy the disc or export again"
+    missing = "is listed in the DICOMDIR, but missing: copy the disc or export it again"
     outside = "is listed outside the folder of the DICOMDIR: give the folder that holds it"
     assert {one.source.removeprefix(f"{folder}/"): one.reason for one in found.refused} == {
         "IMAGES/IM9999": missing,

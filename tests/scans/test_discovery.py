@@ -40,12 +40,12 @@ def test_archives_and_unread_formats_are_named_and_not_passed_over(tmp_path, wri
     write_nifti(tmp_path / "good.nii.gz", ct)
     for name in ("old.7z", "new.RAR", "bad.zip", "pair.img", "pair.hdr", "brain.mgz", "old.gipl", "a.nii.bz2"):
         (tmp_path / name).write_bytes(b"something else")
-    pair = "is Analyze 7.5, or a NIfTI pair of .hdr and .img: write it as one .nii.gz; Analyze does not state which side is left"
+    pair = "is Analyze 7.5, or a NIfTI pair of .hdr and .img: convert it to .nii.gz; Analyze does not state which side is left"
     assert {refusal.source.rsplit("/")[-1]: refusal.reason for refusal in find_series(tmp_path).refused} == {
-        "a.nii.bz2": "is packed in a way that few programs read: unpack it, or pack it as .nii.gz",
+        "a.nii.bz2": "is compressed in a format that dagman does not read: decompress it, or compress it as .nii.gz",
         "brain.mgz": "is of FreeSurfer: convert it: mri_convert SCAN.mgz SCAN.nii.gz",
-        "old.gipl": "is of a format that dagman does not read: convert it to NIfTI, NRRD, MetaImage or DICOM",
-        "bad.zip": "is damaged, or no archive: download or export it again",
+        "old.gipl": "is in a format that dagman does not read: convert it to NIfTI, NRRD, MetaImage or DICOM",
+        "bad.zip": "is damaged, or is not an archive: download or export it again",
         "new.RAR": "is an archive: unpack it first",
         "old.7z": "is an archive: unpack it first",
         "pair.hdr": pair,
@@ -69,7 +69,7 @@ def test_pipes_and_names_that_no_table_can_hold_are_refused(tmp_path, write_nift
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "new\nline.nrrd").write_bytes(b"")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/latin\xfc.nrrd")).write_bytes(b"")
-    name = "its path holds signs that are not UTF-8 text, or line breaks: rename it"
+    name = "its path contains characters that are not valid UTF-8, or line breaks: rename it"
     assert {refusal.source.rsplit("/")[-1]: refusal.reason for refusal in find_series(tmp_path).refused} == {
         "latin\\xfc.nrrd": name,
         "new\\x0aline.nrrd": name,
@@ -157,7 +157,7 @@ def test_bad_files_are_listed_beside_the_good_ones(tmp_path, write_nifti, ct):
     assert {refusal.source.rsplit("/")[-1]: refusal.reason for refusal in found.refused} == {
         "flat.nii.gz": "is one slice (5 x 5): give a volume of at least 2 slices",
         "gone.nii": "cannot be read: check the path and its permissions",
-        "text.dcm": "is not a DICOM file, despite its name: copy or export it again, or leave it out",
+        "text.dcm": "is not a DICOM file, despite its name: copy or export it again, or exclude it",
         "text.nii": "is empty or cut off in its header: copy or convert the scan again",
         "zero.dcm": "is empty: copy or export the series again",
         "zero.nii.gz": "is empty or cut off in its header: copy or convert the scan again",
@@ -180,7 +180,7 @@ def test_nothing_to_read_is_one_line(tmp_path, make, text):
 
 def test_a_file_given_by_name_is_never_ignored(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG")
-    with pytest.raises(ScanError, match=r"a\.png: is not of a format that dagman reads: give NIfTI, NRRD, MetaImage or DICOM\."):
+    with pytest.raises(ScanError, match=r"a\.png: is not in a format that dagman reads: give NIfTI, NRRD, MetaImage or DICOM\."):
         read_scan(tmp_path / "a.png")
 
 

@@ -16,7 +16,7 @@ from dagman.scans.pseudonyms import name_patient
     ("error", "reason"),
     [
         (ZeroDivisionError("a\nfault"), rf"cannot be judged \({OWN_FAULT}: ZeroDivisionError in inspection\.py, line \d+\)"),
-        (MemoryError(), "too large for the memory: try again with --workers 1"),
+        (MemoryError(), "too large for memory: try again with --workers 1"),
     ],
 )
 def test_a_fault_in_one_series_is_named_and_the_others_go_on(tmp_path, write_nifti, ct, monkeypatch, error, reason):

@@ -77,7 +77,7 @@ def test_a_series_that_a_folder_does_not_hold_is_said(tmp_path, write_dicom, ct,
     write_dicom(tmp_path, ct, placement)
     with pytest.raises(ScanError) as caught:
         read_scan(f"{tmp_path}#1.2.3")
-    assert str(caught.value) == f"{tmp_path}: there is no series #1.2.3. See the names that dagman inspect {tmp_path} prints."
+    assert str(caught.value) == f"{tmp_path}: there is no series #1.2.3. Run dagman inspect {tmp_path} for the names of its series."
     with pytest.raises(ScanError, match="does not exist"):
         read_scan(f"{tmp_path / 'absent'}#1.2.3")
 
@@ -133,7 +133,7 @@ def test_a_slice_exported_twice_is_counted_once_and_noted(tmp_path, write_dicom,
     scan = read_scan(tmp_path)
     assert np.array_equal(reorient_scan(scan).voxels, ct)
     count = "1 slice" if len(copies) == 1 else f"{len(copies)} slices"
-    assert scan.notes == (f"{count} exported twice with equal pixels; counted once",)
+    assert scan.notes == (f"{count} exported twice with identical pixels; counted once",)
     assert np.array_equal(upright(copies[0]), ct)
 
 
@@ -178,5 +178,5 @@ def test_acquisitions_that_make_one_even_series_stay_together(tmp_path, write_di
 def test_frames_at_one_position_are_said(tmp_path, write_dicom, edit_dicom, ct, placement):
     path = write_dicom(tmp_path, ct, placement, slices=[0])[0]
     edit_dicom(path, NumberOfFrames=24, PixelData=b"\0" * (24 * 16 * 14 * 2))
-    with pytest.raises(ScanError, match="holds 24 frames, but the position of the first alone"):
+    with pytest.raises(ScanError, match="holds 24 frames, but states only the position of the first"):
         read_scan(tmp_path)

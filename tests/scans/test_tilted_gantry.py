@@ -48,7 +48,7 @@ def test_world_positions_keep_their_values(tmp_path, write_dicom, write_nifti, k
         scan = read_scan(write_nifti(tmp_path / "scan.nii", voxels, affine), modality="CT")
     assert scan.affine.skew < 1e-3
     assert scan.spacing == pytest.approx((0.8, 0.9, _STEP), abs=1e-4)
-    assert scan.notes == (f"the gantry was tilted by {abs(angle):.1f} degrees; its slices were shifted onto a straight grid",)
+    assert scan.notes == (f"the gantry was tilted by {abs(angle):.1f} degrees; its slices were resampled to an orthogonal grid",)
     places = np.argwhere(scan.voxels > -1024)
     # Every voxel of the slices is there still: at most half a voxel at each edge of a slice is lost.
     assert len(places) >= 0.95 * voxels.size
@@ -75,7 +75,7 @@ def test_a_tilt_is_refused_where_it_is_asked_for(tmp_path, write_dicom, write_ni
     write_dicom(tmp_path / "scan", voxels, tilted_affine(14.0))
     with pytest.raises(ScanError, match=r"the gantry is tilted by 14\.0 degrees"):
         read_scan(tmp_path / "scan", tilt="refuse")
-    with pytest.raises(ScanError, match=r"14\.0 degrees off the perpendicular"):
+    with pytest.raises(ScanError, match=r"14\.0 degrees from perpendicular"):
         read_scan(write_nifti(tmp_path / "a.nii", voxels, tilted_affine(14.0)), tilt="refuse")
 
 
@@ -96,5 +96,5 @@ def test_a_grid_sheared_beyond_any_gantry_is_refused(tmp_path, write_nifti):
     image = nibabel.Nifti1Image(np.zeros((6, 6, 6), np.int16), affine)
     image.set_sform(affine, code=1)
     nibabel.save(image, tmp_path / "a.nii")
-    with pytest.raises(ScanError, match="off the perpendicular"):
+    with pytest.raises(ScanError, match="from perpendicular"):
         read_scan(tmp_path / "a.nii")

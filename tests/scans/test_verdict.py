@@ -47,11 +47,11 @@ def test_ct_is_accepted_with_air_or_with_fat_alone(values):
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        (np.clip(np.abs(SOFT) + 100, 0, 255), "give --modality mr if it is MR, else the scan in HU"),
-        (rng().normal(400, 90, (20, 20, 20)).clip(0), "give --modality mr if it is MR, else the scan in HU"),
+        (np.clip(np.abs(SOFT) + 100, 0, 255), "pass --modality mr if it is MR, otherwise give the scan in HU"),
+        (rng().normal(400, 90, (20, 20, 20)).clip(0), "pass --modality mr if it is MR, otherwise give the scan in HU"),
         (rng().random((20, 20, 20)), "appears to be rescaled already; give the scan in HU"),
         (rng().integers(0, 5, (20, 20, 20)), "appears to be a label map; give it as a mask, not as a scan"),
-        (np.full((5, 5, 5), 7), "all voxels are 7: leave it out, or export it again"),
+        (np.full((5, 5, 5), 7), "all voxels are 7: exclude it, or export it again"),
         (np.concatenate([LUNG, SOFT[:, :, :20]]) + 1024, "appears to hold raw values, 1024 too high"),
     ],
 )
@@ -136,7 +136,7 @@ def test_mr_is_taken_at_its_word_unless_it_is_empty():
 
 
 def test_hu_under_another_name_need_a_word():
-    assert "give --modality ct if it is CT" in judge_scan(scan_of(SOFT, "other")).reason
+    assert "pass --modality ct if it is CT" in judge_scan(scan_of(SOFT, "other")).reason
 
 
 @pytest.mark.parametrize(("spacing", "text"), [(0.0008, "is 0.016 mm long"), (800.0, "is 1.6e+04 mm long")])
@@ -144,13 +144,13 @@ def test_a_spacing_in_another_unit_is_noticed(spacing, text):
     voxels = np.full((20, 20, 20), -1000, np.int16)
     voxels[5:15] = 40
     scan = Scan(voxels=voxels, affine=Affine(np.diag([spacing, spacing, spacing, 1])), modality="CT", patient="p", source="s")
-    assert judge_scan(scan).reason == f"{text}, so its spacing cannot be in mm: mend the header"
+    assert judge_scan(scan).reason == f"{text}, so its spacing cannot be in mm: correct the header"
 
 
 @pytest.mark.parametrize("modality", ["CT", "MR"])
 def test_an_absurd_spacing_along_one_axis_is_noticed(modality):
     scan = Scan(voxels=SOFT.astype(np.int16), affine=Affine(np.diag([1, 1e-9, 1, 1])), modality=modality, patient="p", source="s")
-    assert judge_scan(scan).reason == "its voxels are 1e-09 mm apart along one axis: mend the header"
+    assert judge_scan(scan).reason == "its voxels are 1e-09 mm apart along one axis: correct the header"
 
 
 def test_numbers_that_no_scanner_writes_are_not_hu():
@@ -193,7 +193,7 @@ def test_real_scans_are_judged_right(data):
         assert scan.modality == "CT", name
         assert judge_scan(scan).accepted, name
     for name in ["other-ct/CT_pitch.nii.gz", "mr/stroke-T1.nii.gz", "mr/totalseg-mr.nii.gz", "mr/CMB-CRC-T2.nii.gz"]:
-        assert "no HU range" in judge_scan(read_scan(data / name)).reason, name
+        assert "not in HU" in judge_scan(read_scan(data / name)).reason, name
     for name in ["organs/masks/totalseg-body.nii.gz", "mr/totalseg-mr_labels.nii.gz"]:
         assert "appears to be a label map" in judge_scan(read_scan(data / name)).reason, name
 
@@ -237,7 +237,7 @@ def test_voxels_that_may_not_be_written_are_clipped_in_a_copy():
     "air", [rng().normal(-1000, 15, (30, 30, 20)).clip(-1024), grainy(-1000, 30, (30, 30, 20)), grainy(-990, 60, (30, 30, 20))]
 )
 def test_air_alone_is_not_a_scan(air, modality):
-    assert judge_scan(scan_of(air.round(), modality)).reason == "holds nothing but air (no voxels of tissue): leave it out"
+    assert judge_scan(scan_of(air.round(), modality)).reason == "contains only air (no voxels of tissue): exclude it"
 
 
 @pytest.mark.parametrize("modality", [None, "CT"])
@@ -252,7 +252,7 @@ def test_air_alone_is_not_a_scan(air, modality):
 )
 def test_noise_is_not_a_scan_whatever_its_range(noise, modality):
     reason = judge_scan(scan_of(noise.round(), modality)).reason
-    assert reason.startswith("is noise, neighbouring voxels have nothing in common (correlation ")
+    assert reason.startswith("is noise, neighbouring voxels are uncorrelated (correlation ")
 
 
 @pytest.mark.parametrize(("voxels", "accepted"), [(100, True), (2400, False)])

@@ -26,7 +26,7 @@ def scan(tmp_path, trunk, nifti_of) -> Path:
 def test_the_first_store_makes_the_key_and_says_where_it_lies(scan, tmp_path):
     place = tmp_path / "keys" / "mine.key"
     made = prepare_store(scan.parent, tmp_path / "store", key=place)
-    assert made.notes[0] == f"key of the pseudonyms: {place} was made; keep it, and keep it apart from the store"
+    assert made.notes[0] == f"created the key for pseudonyms {place}; keep it, and store it separately from the store"
     key = find_key(place)
     assert key is not None
     info = json.loads((tmp_path / "store" / "store.json").read_text())
@@ -36,7 +36,7 @@ def test_the_first_store_makes_the_key_and_says_where_it_lies(scan, tmp_path):
     written = b"".join(path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file())
     assert key.secret.hex().encode() not in written
     again = prepare_store(scan.parent, tmp_path / "store", key=place)
-    assert not any(note.startswith("key of the pseudonyms") for note in again.notes)
+    assert not any(note.startswith("created the key for pseudonyms") for note in again.notes)
 
 
 def test_another_key_is_refused_and_so_is_a_missing_one(scan, tmp_path, monkeypatch):
@@ -69,6 +69,6 @@ def test_a_store_from_before_keys_refuses_one_that_is_given(tmp_path, scan):
     make_key(tmp_path / "mine.key")
     spacing = Store(tmp_path / "store").preparation.spacing
     before = {path: path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file()}
-    with pytest.raises(StoreError, match=r"before there were keys, and cannot take one.*Leave out --key, or prepare"):
+    with pytest.raises(StoreError, match=r"before keys were introduced, and cannot use one.*Omit --key, or prepare"):
         prepare_store(scan.parent, tmp_path / "store", Preparation(spacing=spacing), key=tmp_path / "mine.key")
     assert {path: path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file()} == before

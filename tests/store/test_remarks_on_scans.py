@@ -24,7 +24,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_small_scans_and_assumed_patients_are_named_at_prepare(scans, tmp_path):
     notes = prepare_store(scans, tmp_path / "store", workers=1).notes
-    (assumed,) = (note for note in notes if "patient of its own" in note)
+    (assumed,) = (note for note in notes if "separate patient" in note)
     assert assumed.startswith("no patient is stated for 3 of 3 scans")
     small = [note for note in notes if "too small" in note]
     assert [note.split(",")[0] for note in small] == [
@@ -42,7 +42,7 @@ def test_patients_stated_later_replace_those_assumed_and_stay(scans, tmp_path):
     prepare_store(scans / "p1-large.nii.gz", out, workers=1)
     first = Store(out).rows[0]
     again = prepare_store(scans, out, workers=1, patients="(p[0-9])")
-    assert not any("patient of its own" in note for note in again.notes)
+    assert not any("separate patient" in note for note in again.notes)
     patients = {row.id: row.patient for row in Store(out).rows}
     assert len(patients) == 3
     assert len(set(patients.values())) == 2
@@ -51,7 +51,7 @@ def test_patients_stated_later_replace_those_assumed_and_stay(scans, tmp_path):
     third = prepare_store(scans, out, workers=1)
     assert third.kept == third.already == 3
     assert {row.id: row.patient for row in Store(out).rows} == patients
-    assert not any("patient of its own" in note for note in third.notes)
+    assert not any("separate patient" in note for note in third.notes)
 
 
 def test_mr_beside_ct_is_named(scans, tmp_path):
@@ -59,5 +59,5 @@ def test_mr_beside_ct_is_named(scans, tmp_path):
     first, *others = Store(tmp_path / "store").rows
     rows = {"a.nii.gz": dataclasses.replace(first, modality="MR"), "b.nii.gz": others[0], "c.nii.gz": others[1]}
     notes = remark_on_scans(rows, rows.values())
-    assert notes[-1] == "the store holds 2 CT and 1 MR (MR: a.nii.gz): dagman pretrain asks for --modality ct, mr or all"
+    assert notes[-1] == "the store holds 2 CT and 1 MR (MR: a.nii.gz): dagman pretrain will need --modality ct, mr or all"
     assert not any("the store holds" in note for note in remark_on_scans({"b.nii.gz": others[0]}, [others[0]]))

@@ -124,7 +124,7 @@ def test_an_absurd_spacing_is_refused_before_the_memory_is_full():
     with pytest.raises(ScanError, match=r"would have 500000 x 500000 x 5000 voxels at 2 mm\. Check the spacing in its header\."):
         resample_voxels(np.zeros((1000, 1000, 10), np.int16), Affine(np.diag([1000.0, 1000.0, 1000.0, 1])), 2.0)
     with pytest.raises(
-        ScanError, match=r"its voxels lie 2e\+09 times as close as the wanted ones\. Check the spacing in its header\."
+        ScanError, match=r"its voxels are 2e\+09 times as closely spaced as requested\. Check the spacing in its header\."
     ):
         resample_voxels(np.zeros((5, 5, 5), np.int16), Affine(np.diag([1e-9, 1, 1, 1])), 2.0)
 

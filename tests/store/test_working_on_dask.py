@@ -120,7 +120,7 @@ def test_a_killed_worker_loses_nothing_and_a_lost_scheduler_is_gone_on_from(coho
         results = dict(run_tasks(partial(die_at_first, tmp_path / "met"), [0, 1, 2, 3], 2, dask=address))
         assert results == {0: 0, 1: 10, 2: 20, 3: 30}
         assert (tmp_path / "met").exists()
-        with pytest.raises(StoreError, match=r"was lost\. Start it again and repeat the command"):
+        with pytest.raises(StoreError, match=r"was lost\. Start it again, and repeat the command"):
             prepare_store(cohort, out, dask=address, on_event=lose)
     finally:
         cluster.stop()

@@ -317,7 +317,7 @@ def test_a_fault_in_one_scan_is_named_and_the_others_go_on(cohort, tmp_path, mon
     monkeypatch.setattr(series, "prepare_scan", prepare_or_fail)
     assert prepare_store(cohort, tmp_path / "store", workers=1).kept == 3
     rejected = read_rejected(tmp_path / "store")
-    assert rejected[str(cohort / "p1" / "ct.nii.gz")] == "too large for the memory: try again with --workers 1"
+    assert rejected[str(cohort / "p1" / "ct.nii.gz")] == "too large for memory: try again with --workers 1"
     reason = rejected[str(cohort / "p2" / "ct.nii.gz")]
     assert re.fullmatch(rf"cannot be prepared \({OWN_FAULT}: ZeroDivisionError in series\.py, line \d+\)", reason)
 

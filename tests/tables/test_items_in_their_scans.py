@@ -121,9 +121,9 @@ def test_a_scan_of_one_slice_is_refused_all_the_same(tmp_path, suffix):
         (
             lambda labels, affine: (labels, Affine(affine).crop((20, 0, 0)).matrix),
             None,
-            "marks voxels outside its scan only. Check that it was drawn on this scan.",
+            "marks only voxels outside its scan. Check that it was drawn on this scan.",
         ),
-        (lambda labels, affine: (0 * labels, affine), None, "is empty. Correct the mask or label_value, or drop the row."),
+        (lambda labels, affine: (0 * labels, affine), None, "is empty. Correct the mask or label_value, or remove the row."),
         (lambda labels, affine: (labels, affine), 3, "holds no 3 (it holds 2, 5). "),
     ],
 )
@@ -190,5 +190,6 @@ def test_points_that_are_nowhere_are_refused():
     with pytest.raises(TableError) as caught:
         check_points(_points((3, 3, 4), (1, 2, 3)))
     assert str(caught.value) == (
-        "2 of 2 points fall outside their scans (item n0, n1). Give centers in RAS millimetres of the scan's own frame, not voxels."
+        "2 of 2 points fall outside their scans (item n0, n1). Give centers in RAS millimetres of the scan's coordinate "
+        "system, not in voxels."
     )

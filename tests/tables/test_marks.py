@@ -41,7 +41,7 @@ _ONE = [("mark 1", 110.0, 50.0, -370.0, 7.5)]
 def test_points_are_read_in_millimetres_of_either_system_and_in_voxels(tmp_path, scan, text, given):
     marks, notes = _read(tmp_path, scan, text, **given)
     assert marks == _ONE
-    assert notes[0] == "marks.csv names no scans: all its rows are taken as marks of this one"
+    assert notes[0] == "marks.csv names no scans: all its rows are treated as marks of this one"
 
 
 def test_luna16s_annotations_are_in_the_millimetres_of_dicom(tmp_path, scan):
@@ -65,7 +65,7 @@ def test_rows_are_chosen_by_scan_and_named_as_the_table_names_them(tmp_path, sca
     ("text", "said"),
     [
         ("a,b\n1,2\n", "has no columns with points. Name them center_x_mm, center_y_mm, center_z_mm"),
-        ("x,y,z\n110,,-370\n", "a coordinate is missing in row 1. Fill x, y, z, or drop these rows"),
+        ("x,y,z\n110,,-370\n", "a coordinate is missing in row 1. Fill x, y, z, or remove these rows"),
         ("x,y,z,diameter_mm\n110,50,-370,0\n", "a diameter is not above 0 in row 1"),
         ("x,y,z\n-110,-50,-370\n", "they appear to be LPS. Pass --coordinates lps"),
     ],

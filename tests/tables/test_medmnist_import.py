@@ -134,7 +134,7 @@ def test_the_command_says_what_it_assumed(tmp_path):
     ]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "9 items: 4 train, 2 val, 3 test." in run.stdout
-    assert "0 to 255 were taken for -1000 to 400 HU, voxels for 1 mm" in run.stdout
+    assert "0 to 255 were mapped to -1000 to 400 HU, voxels for 1 mm" in run.stdout
     assert (tmp_path / "out" / "command.json").exists()
 
 

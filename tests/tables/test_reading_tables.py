@@ -123,18 +123,18 @@ def test_a_class_may_be_called_none(folder):
 def test_repeated_rows_are_left_out_and_said(folder):
     table = read_table(_write(folder, _PLAIN + "a.nii.gz,007,benign"), label="label")
     assert len(table) == 3
-    assert table.notes == (warn("1 row the same as an earlier one: left out (row 4)"),)
+    assert table.notes == (warn("1 row identical to an earlier one: left out (row 4)"),)
 
 
 def test_without_a_patient_column_every_scan_is_its_own_patient(folder):
     table = read_table(_write(folder, "scan,label\na.nii.gz,0\nb.nii.gz,1"), label="label")
     assert table.patients.tolist() == ["a", "b"]
-    assert table.notes == (inform("no column 'patient': each of 2 scans is taken as a patient of its own"),)
+    assert table.notes == (inform("no column 'patient': each of 2 scans is treated as a separate patient"),)
 
 
 def test_a_column_that_looks_like_the_patient_is_not_passed_over(folder):
     said = _refusal(_write(folder, "scan,PatientID\na.nii.gz,1"))
-    assert said == "has no column 'patient'. Pass --patient PatientID, or --patient scan if every scan is its own patient."
+    assert said == "has no column 'patient'. Pass --patient PatientID, or --patient scan if every scan is of another patient."
     assert read_table(folder / "table.csv", patient="PatientID").patients.tolist() == ["1"]
     assert read_table(folder / "table.csv", patient="scan").patients.tolist() == ["a.nii.gz"]
 
@@ -174,8 +174,8 @@ _SURVIVAL = {"time": "days", "event": "dead"}
         ({"rows": _PLAIN, "clinical": ["zzz"]}, "has no column 'zzz'. There are: scan, patient, label."),
         ({"rows": _PLAIN, "patient": "patients"}, "has no column 'patients'. Nearest: patient."),
         ({"rows": "path,label\na.nii.gz,1"}, "has no column 'scan'. "),
-        ({"rows": "scan,patient"}, "has no rows. List one item a row below the header."),
-        ({"rows": ""}, "is empty. Write a header with a column 'scan', then one item a row."),
+        ({"rows": "scan,patient"}, "has no rows. Write one item per row, below a header."),
+        ({"rows": ""}, "is empty. Write a header with a column 'scan', then one item per row."),
         (
             _label("scan,patient,label\na.nii.gz,1,0\nb.nii.gz,2,0"),
             "column 'label' holds one class only ('0'). Give items of at least two classes, or another --label.",
@@ -186,7 +186,8 @@ _SURVIVAL = {"time": "days", "event": "dead"}
         ),
         (
             {"rows": _PLAIN.replace("b.nii", "x.nii").replace("c.nii", "y.nii")},
-            "2 scans do not exist: x.nii.gz, y.nii.gz. Paths are relative to the table's folder; correct them, or drop these rows.",
+            "2 scans do not exist: x.nii.gz, y.nii.gz. Paths are relative to the table's folder; correct them, or remove these "
+            "rows.",
         ),
         ({"rows": "scan,patient,mask\na.nii.gz,1,m.nii"}, "1 mask does not exist: m.nii. "),
         (
@@ -200,7 +201,7 @@ _SURVIVAL = {"time": "days", "event": "dead"}
         ),
         (
             {"rows": "scan,patient,days,dead\na.nii.gz,1,-3,1\nb.nii.gz,2,4,1", **_SURVIVAL},
-            "time 'days' is negative in row 1 ('-3'). Count the time from the scan onwards.",
+            "time 'days' is negative in row 1 ('-3'). Measure the time from the date of the scan.",
         ),
         (
             {"rows": "scan,patient,days,dead\na.nii.gz,1,3,0\nb.nii.gz,2,4,0", **_SURVIVAL},
@@ -209,7 +210,7 @@ _SURVIVAL = {"time": "days", "event": "dead"}
         ),
         (
             {"rows": "scan,patient,days,dead\na.nii.gz,1,3,2\nb.nii.gz,2,4,yes", **_SURVIVAL},
-            "event 'dead' is not 0 or 1 in rows 1 ('2'), 2 ('yes'). Write 1 where the event was seen, 0 where censored.",
+            "event 'dead' is not 0 or 1 in rows 1 ('2'), 2 ('yes'). Write 1 if the event was observed, 0 if censored.",
         ),
         (
             {"rows": "scan,patient,days,dead\na.nii.gz,1,long,1", **_SURVIVAL},
@@ -226,7 +227,7 @@ _SURVIVAL = {"time": "days", "event": "dead"}
         ),
         ({"rows": "scan,patient,center_x_mm,center_y_mm\na.nii.gz,1,1,2"}, "has no column 'center_z_mm'. "),
         ({"rows": _PLAIN, "coordinates": "lpi"}, "coordinates 'lpi' are unknown. Use --coordinates ras or lps."),
-        ({"rows": _PLAIN, "mask_label": 3}, "a mask label needs a column 'mask'. Add the column, or leave --mask-label out."),
+        ({"rows": _PLAIN, "mask_label": 3}, "a mask label needs a column 'mask'. Add the column, or omit --mask-label."),
         (
             {"rows": "scan,patient,label_value\na.nii.gz,1,2.5"},
             "label_value is not a whole number in row 1 ('2.5'). Write the structure's value in the mask.",
@@ -238,7 +239,7 @@ _SURVIVAL = {"time": "days", "event": "dead"}
         ({"rows": _PLAIN, "split": "fold"}, "has no column 'fold'. "),
         (
             {"rows": "scan,patient,split\na.nii.gz,1,train\nb.nii.gz,1,test\nc.nii.gz,2,test"},
-            "patients stand in more than one split: 1 (test and train). Put all items of a patient into one split.",
+            "patients are in more than one split: 1 (test and train). Put all items of a patient into one split.",
         ),
         (
             {"rows": "scan,patient,age\na.nii.gz,1,60\nb.nii.gz,2,inf", "clinical": ["age"]},
@@ -246,7 +247,7 @@ _SURVIVAL = {"time": "days", "event": "dead"}
         ),
         (
             {"rows": _PLAIN, "label": "label", "clinical": ["label"]},
-            "column 'label' is both the label and clinical. Leave it out of --clinical: it would give away the label",
+            "column 'label' is both the label and clinical. Remove it from --clinical: it would leak the label",
         ),
         ({"rows": "scan,patient\na.nii.gz,1,2\nb.nii.gz,2,3"}, "has more fields than the header in rows 1, 2. "),
         ({"rows": "scan,patient\na.nii.gz,1\nb.nii.gz,2,3"}, "has more fields than the header in row 2. Quote values that"),

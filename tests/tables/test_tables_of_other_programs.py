@@ -128,7 +128,7 @@ def test_numbers_among_words_are_refused_with_their_rows(folder):
 
 def test_commas_that_may_be_thousands_are_refused(folder):
     said = _refusal(folder, _frame(age=["1,234", "2,345", "800", "900"]))
-    assert "column 'age' has commas that divide thousands or decimals in rows 1 ('1,234'), 2 ('2,345')." in said
+    assert "column 'age' has commas that could separate thousands or decimals in rows 1 ('1,234'), 2 ('2,345')." in said
     assert "mixes numbers and text" in _refusal(folder, _frame(age=["50,5", "61.5", "70", "44"]))
 
 

@@ -109,7 +109,7 @@ def test_shots_have_two_names_and_one_meaning(name, table, ask):
         (("cluster", "--label", "label", "--method", "linear"), "compare cluster has no option --method. See dagman"),
         (("outcome",), "needs a response, or time and event"),
         (("outcome", "--label", "label", "--time", "t", "--event", "e"), "needs a response, or time and event"),
-        (("outcome", "--label", "label", "--method", "cox"), "a response is predicted by a linear probe"),
+        (("outcome", "--label", "label", "--method", "cox"), "a response is always predicted by a linear probe"),
         (("outcom",), "there is no task 'outcom'. Nearest: outcome"),
     ],
 )

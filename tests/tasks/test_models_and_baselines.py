@@ -136,7 +136,7 @@ def monai_swin():
 def test_monai_weights_give_what_monai_gives(monai_swin, prefix, tmp_path):
     state = {prefix + name: value.contiguous() for name, value in monai_swin.state_dict().items()}
     save_file({**state, "encoder1.weight": torch.zeros(1)}, tmp_path / "weights.safetensors")
-    with pytest.raises(EncoderError, match="nothing says how its scans were prepared"):
+    with pytest.raises(EncoderError, match="its preprocessing is not known"):
         load_network(parse_model(f"monai:{tmp_path / 'weights.safetensors'}"), device="cpu")
     encoder = load_network(parse_model(f"monai:{tmp_path / 'weights.safetensors'}:spacing=2:low=-1000:high=500"), device="cpu")
     assert encoder.config.shape.depths == (1, 2, 1, 1)

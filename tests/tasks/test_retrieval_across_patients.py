@@ -25,5 +25,5 @@ def test_the_patients_own_items_are_not_looked_at():
 def test_what_one_patient_alone_has_is_not_asked_for():
     features = [[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]
     assert retrieve_across_patients(features, ["liver", "liver", "heart"], ["a", "b", "b"]) == 1.0
-    with pytest.raises(TaskError, match="no label is in two patients"):
+    with pytest.raises(TaskError, match="no label occurs in two patients"):
         retrieve_across_patients(features, ["liver", "heart", "spleen"], ["a", "b", "b"])

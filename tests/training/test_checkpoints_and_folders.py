@@ -93,7 +93,7 @@ def test_a_damaged_checkpoint_is_one_line_that_names_its_folder(copied, name, da
         _fill_learner(copied)
     text = str(caught.value)
     assert text.startswith(f"{path.parent}: is damaged: ")
-    assert text.endswith("Remove this checkpoint and resume from the one before.")
+    assert text.endswith("Remove this checkpoint, and resume from the previous one.")
     assert "\n" not in text
 
 
@@ -135,7 +135,7 @@ def test_folders_that_are_no_checkpoints_are_not_counted(copied):
     (copied / "checkpoints" / "step-old").mkdir()
     (copied / "checkpoints" / "step-old" / "state.json").write_text("{}")
     assert list_checkpoints(copied) == [2, 3]
-    with pytest.raises(RunError, match="holds no checkpoint to go on from"):
+    with pytest.raises(RunError, match="holds no checkpoint to resume from"):
         read_state(copied / "encoder")
 
 
@@ -171,7 +171,7 @@ def test_the_gallery_holds_the_validation_views(finished, store):
     rows = {row.id: row.patient for row in store.rows}
     assert all(rows[one["scan"]] == one["patient"] for one in run.gallery_sources(2))
     assert (len(run.gallery_sources(2)), run.gallery_sources(1)) == (2, [])
-    with pytest.raises(RunError, match=r"kept no views at step 1\. Steps with views: 0, 2, 3\."):
+    with pytest.raises(RunError, match=r"has no saved views of step 1\. Steps with views: 0, 2, 3\."):
         run.gallery(1)
 
 

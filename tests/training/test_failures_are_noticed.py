@@ -80,7 +80,7 @@ def test_masks_that_cover_nothing(fail, monkeypatch):
 def test_a_masking_of_ones_own_that_hides_another_number_than_asked_is_refused(fail, monkeypatch):
     monkeypatch.setitem(choices.MASKINGS, "nothing", MaskingChoice(description="none"))
     monkeypatch.setitem(MASKINGS, "nothing", lambda attention, grid, counts, draws: torch.zeros(draws.shape[:2], dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"the masking hid \[0, 0.* units of the views where \[5, 5.* were asked for"):
+    with pytest.raises(ValueError, match=r"the masking hid \[0, 0.* units of the views where \[5, 5.* were requested"):
         fail("masking.kind=nothing")
 
 

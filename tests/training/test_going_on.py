@@ -79,7 +79,7 @@ def test_a_run_hands_on_teacher_projectors_and_centres(first, second):
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert _read_temperatures(first, 2) == _read_temperatures(out, 0)
-    assert "the optimiser is fresh" in printed
+    assert "the optimiser is new" in printed
     assert "pretrained before on 3 scans (CT) of 3 patients at 4 mm, views of 32^3: dagman, 2 steps" in printed
 
 
@@ -150,7 +150,7 @@ def test_weights_of_monai(other, tmp_path):
     path = tmp_path / "swin.safetensors"
     save_file({key: value.contiguous() for key, value in swin.state_dict().items()}, path)
     small = ("view.side=32", "projector.hidden=16", "projector.bottleneck=8", "projector.prototypes=16", "model.sa_heads=2")
-    with pytest.raises(EncoderError, match="nothing says how its scans were prepared"):
+    with pytest.raises(EncoderError, match="its preprocessing is not known"):
         _go_on(path, other, tmp_path / "run", *small, "train.steps=1")
     # As the refusal writes it.
     parts, _ = _go_on(f"monai:{path}:spacing=1.5:low=-500:high=500", other, tmp_path / "run", *small, "train.steps=1")
@@ -166,12 +166,12 @@ def test_weights_of_monai(other, tmp_path):
 def test_other_sizes_are_refused_by_name(first, other, tmp_path):
     with pytest.raises(RunError, match=r"model\.embed is 8 there and 16 here") as refused:
         _go_on(first, other, tmp_path / "run", "model.embed=16")
-    assert "Leave these settings out" in str(refused.value)
+    assert "Remove these settings" in str(refused.value)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_is_not_continued_as_one_that_began_elsewhere(first, second, other, store):
-    with pytest.raises(RunError, match="began from fresh weights, not from"):
+    with pytest.raises(RunError, match="was started from random weights, not from"):
         pretrain(store.path, first, continue_from="elsewhere")
     with pytest.raises(RunError, match="began from run, not from"):
         pretrain(other.path, second[0], continue_from="elsewhere")

@@ -136,7 +136,7 @@ def test_what_is_exchanged_is_counted_and_said(place):
     assert _outcomes(place, 2)["whole"] == ["", ""]
     many = Run(place / "whole")
     (line,) = [line for line in many.choices if line.startswith("ranks: ")]
-    assert line.startswith("ranks: 2 over gloo, 2 views a step each in 1 part; gradients of ")
+    assert line.startswith("ranks: 2 over gloo, 2 views per step each, in 1 part; gradients of ")
     gradients = float(line.partition("gradients of ")[2].split()[0])
     assert all(row["communicated_mib"] >= gradients for row in many.timings)
     assert not any("communicated_mib" in row for row in Run(place / "dagman-one").timings)
@@ -160,7 +160,7 @@ def test_killed_ranks_are_started_again_by_torchrun_and_the_run_ends_with_the_sa
 def test_a_rank_that_hangs_is_named_within_the_set_time_and_the_others_ask_to_be_started_again(place, how, text):
     assert json.loads((place / f"hung-{how}.codes.json").read_text()) == {"0": 75}
     (line,) = [line for line in (place / f"hung-{how}.0.txt").read_text().splitlines() if line.startswith("dagman: ")]
-    assert re.fullmatch(rf"dagman: rank 1 \(.*, process \d+\) {text}\. Start all ranks again; the run goes on .*", line), line
+    assert re.fullmatch(rf"dagman: rank 1 \(.*, process \d+\) {text}\. Start all ranks again to resume .*", line), line
     assert TIMEOUT_S <= int(re.search(r"for (\d+) s", line)[1]) <= 2 * TIMEOUT_S
     assert Run(place / f"hung-{how}").last_step == 1
 
@@ -177,7 +177,7 @@ def test_ranks_go_back_and_skip_a_step_together_that_is_not_finite_for_one_of_th
     assert [row["step"] for row in run.steps] == [1, 3]
     assert run.steps[0] == Run(place / "whole").steps[0]
     (text,) = [row["text"] for row in run.warnings if row["key"] == "skipped-2"]
-    assert "went back to step 1 and skips it, 1 of 3 times at most" in text
+    assert "returned to step 1, and skips the failed step (1 of at most 3)" in text
     # What is kept to be replayed is the whole step, not the writing rank's share.
     assert len(json.loads((run.path / "broken" / "step-000002" / "state.json").read_text())["crops"]) == 2
 
@@ -205,13 +205,13 @@ def test_ranks_end_together_past_the_share_of_unreadable_scans(place):
         ("settings", 2, "ranks 0 and 1 differ: seed is 0 and 4"),
         ("scans", 2, "ranks 0 and 1 differ: scans is 3 and 2"),
         ("version", 2, "and 0.0.1. Start every rank with the same command and version"),
-        ("few", 3, "3 ranks are more than the 2 scans that a view fits in. Start at most 2 ranks"),
+        ("few", 3, "3 ranks are more than the 2 scans that are large enough for a view. Start at most 2 ranks"),
         ("batch", 3, "train.batch = 4 is 2 pairs of views, which 3 ranks cannot share evenly. Set train.batch=6, or"),
         ("micro", 2, "train.micro_batch = 4 does not divide the 6 views of each of 2 ranks"),
-        ("absent", 2, "2 ranks read a store, and "),
+        ("absent", 2, "2 ranks need a store, but "),
         ("misspelt", 2, "Nearest: train.steps"),
         ("card", 2, "there is no CUDA device 7"),
-        ("gloo", 2, "2 ranks need gloo, which this torch was built without"),
+        ("gloo", 2, "2 ranks need gloo, which this build of torch lacks"),
     ],
 )
 def test_what_ranks_cannot_do_together_is_one_line_of_one_rank_before_the_first_step(place, name, ranks, text):
@@ -224,5 +224,5 @@ def test_what_ranks_cannot_do_together_is_one_line_of_one_rank_before_the_first_
 
 @pytest.mark.skipif(torch.distributed.is_nccl_available(), reason="this torch has NCCL")
 def test_cards_without_nccl_are_one_line():
-    with pytest.raises(SettingsError, match="2 ranks on CUDA devices need NCCL, which this torch was built without"):
+    with pytest.raises(SettingsError, match="2 ranks on CUDA devices need NCCL, which this build of torch lacks"):
         Group(0, 2).use_device(torch.device("cuda:0"), 1.0)

@@ -130,7 +130,7 @@ def test_ranks_hold_their_share_of_a_step_and_all_cut_it_as_the_smallest_room_as
     assert reasons == ["train.micro_batch = 16, all of a step"]
     cut, estimate, reasons = fit(4)
     assert (cut.train.micro_batch, estimate.micro_batch) == (4, 4)
-    assert reasons == ["train.micro_batch = 4, not 16: what fits in the memory that is free"]
+    assert reasons == ["train.micro_batch = 4, not 16: the largest that fits in free memory"]
     monkeypatch.setattr(devices, "free_memory", lambda device: 4 * GIB)
     with pytest.raises(RunError, match=r"2 at once by each of 2 ranks, needs about .*, and 2.0 GiB are free for each"):
         fit(2)
@@ -141,7 +141,7 @@ def test_where_nothing_fits_one_line_has_the_numbers_and_what_would():
         _fit(_resolve("paper"), 8)
     text = str(caught.value)
     assert "\n" not in text
-    assert text.startswith("size paper in views of 128^3, 64 a step and 2 at once, needs about 13.1 GiB of memory")
+    assert text.startswith("size paper with views of 128^3, 64 per step and 2 at once, needs about 13.1 GiB of memory")
     assert "8.0 GiB are free" in text
     assert "What would fit: --set view.side=96" in text
     assert "--size small" in text
@@ -156,7 +156,7 @@ def test_where_nothing_fits_one_line_has_the_numbers_and_what_would():
 def test_the_first_micro_batch_confirms_the_estimate_or_ends_the_run():
     estimate = MemoryEstimate(micro_batch=2, weights=2 * GIB, step=0, activations=4 * GIB, process=GIB, free=8 * GIB)
     assert check_estimate(estimate, 6 * GIB).startswith("memory: 6.0 GiB at the peak of the first micro-batch; about 7.0 GiB")
-    with pytest.raises(RunError, match=r"took 8.5 GiB of memory, where 7.0 GiB were estimated for the run, and 1.0 GiB more"):
+    with pytest.raises(RunError, match=r"took 8.5 GiB of memory, but 7.0 GiB were estimated for the run, and 1.0 GiB more"):
         check_estimate(estimate, 8.5 * GIB)
 
 

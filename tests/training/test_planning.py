@@ -146,6 +146,6 @@ def test_energy_of_a_card_is_what_its_driver_counts(tmp_path, monkeypatch):
 
 
 def test_scans_are_to_be_prepared_first_and_a_run_needs_a_folder(scans, store):
-    with pytest.raises(DagmanError, match="a plan is made from a store"):
+    with pytest.raises(DagmanError, match="--plan needs a store"):
         prepare_rehearsal(scans)
     assert "Give --out RUN" in str(CliRunner().invoke(command.app, [str(store.path)]).exception)

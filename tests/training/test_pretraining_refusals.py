@@ -50,7 +50,7 @@ def test_a_repeated_pretraining_continues_its_run_and_refuses_other_settings_by_
 
 def test_resume_refuses_to_begin_a_run(store, tmp_path):
     text = _refuse(RunError, store.path, tmp_path / "run", resume=True)
-    assert text == f"{tmp_path / 'run'}: holds no run to resume. Leave --resume out to begin one, or name the folder of a run."
+    assert text == f"{tmp_path / 'run'}: holds no run to resume. Omit --resume to start one, or give the folder of a run."
     assert not (tmp_path / "run").exists()
 
 
@@ -87,7 +87,7 @@ def test_a_resume_with_another_store_is_refused(begun, scans, tmp_path):
     text = _refuse(RunError, other.path, begun, resume=True)
     assert text == (
         f"{begun}: was trained on 3 scans, which are not the 2 of this store. "
-        "Resume with the same store, or begin in another folder."
+        "Resume with the same store, or start in another folder."
     )
 
 
@@ -100,7 +100,7 @@ def test_a_resume_with_the_same_scans_prepared_in_another_way_is_refused(begun, 
     (tmp_path / "cropped" / "journal.jsonl").unlink(missing_ok=True)
     write_manifest(tmp_path / "cropped", rows)
     text = _refuse(RunError, tmp_path / "cropped", begun, resume=True)
-    assert text.startswith(f"{begun}: was trained on the same scans prepared in another way")
+    assert text.startswith(f"{begun}: was trained on the same scans prepared differently")
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_space(store, tiny, tmp_path):
@@ -120,7 +120,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_space(store, 
         text = _refuse(RunError, store.path, out, assignments=options, on_event=notify)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert text == (f"{out}: there is no space left to write in. Free some, then repeat the command; the last checkpoint is whole.")
+    assert text == (f"{out}: there is no disk space left. Free some space, then repeat the command; the last checkpoint is intact.")
     assert not list(out.rglob("*.partial.*"))
     assert pretrain(store.path, out, resume=True).last_step == 3
     for name in ("metrics.jsonl", "monitors.jsonl", "encoder/model.safetensors"):
@@ -141,8 +141,8 @@ def test_a_resume_on_other_arithmetic_says_so(begun, store, tmp_path):
     pretrain(store.path, tmp_path / "run", resume=True, on_event=lambda name, values: told.append((name, values.get("text"))))
     warnings = [text for name, text in told if name == "warning"]
     assert warnings == [
-        "precision: fp32, but bf16 up to here, so the weights will differ from a run in one go.",
-        "threads: 1, but 64 up to here, so the weights will differ from a run in one go.",
+        "precision: fp32, but bf16 up to here, so the weights will differ from those of an uninterrupted run.",
+        "threads: 1, but 64 up to here, so the weights will differ from those of an uninterrupted run.",
     ]
 
 
@@ -154,7 +154,7 @@ def test_two_processes_do_not_write_one_run(begun, store):
 
 def test_a_view_larger_than_every_scan_names_the_largest_and_can_be_mended(store, tiny, tmp_path):
     text = _refuse(RunError, store.path, tmp_path / "run", assignments=[*tiny, "view.side=128"])
-    assert text.startswith("no scan is large enough for a view of 128 voxels, which needs 64 along each axis; the one ")
+    assert text.startswith("no scan is large enough for a view of 128 voxels, which needs 64 along each axis; the largest ")
     assert text.endswith("Set view.side=64.")
     options = [*tiny, "train.steps=1", "train.monitor_every=9"]
     assert pretrain(store.path, tmp_path / "run", assignments=options).last_step == 1
@@ -256,7 +256,7 @@ def test_a_mixture_of_modalities_is_asked_for(mixed, tiny, tmp_path):
 
 def test_a_modality_that_the_store_does_not_hold_is_refused(store, tiny, tmp_path):
     text = _refuse(RunError, store.path, tmp_path / "run", assignments=[*tiny, "view.modality=mr"])
-    assert text == f"{store.path}: holds no MR, but CT alone. Correct --modality, or leave it out."
+    assert text == f"{store.path}: holds no MR, but CT alone. Correct --modality, or omit it."
 
 
 def test_very_many_passes_over_few_scans_are_refused_until_asked_for(store, tiny, tmp_path):

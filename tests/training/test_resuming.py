@@ -204,9 +204,9 @@ def test_a_run_of_an_earlier_release_goes_on_as_it_was_and_says_what_rounds_diff
         assignments=changes,
         on_event=lambda name, values: told.append(values["text"]) if name == "warning" else None,
     )
-    wanted = "hidden windows: skipped, but computed up to here, so the weights will differ from a run in one go."
+    wanted = "hidden windows: skipped, but computed up to here, so the weights will differ from those of an uninterrupted run."
     assert wanted in told
-    assert "micro-batch: 2, but 4 up to here, so the weights will differ from a run in one go." in told
+    assert "micro-batch: 2, but 4 up to here, so the weights will differ from those of an uninterrupted run." in told
     ours, theirs = (read_rows(tmp_path / name / "metrics.jsonl") for name in ("changed", "whole"))
     for one, other in zip(ours, theirs, strict=True):
         assert one == pytest.approx(other, rel=1e-3)

@@ -48,7 +48,7 @@ def test_a_truncated_last_checkpoint_gives_way_to_the_one_before_and_it_is_said(
     assert (out / "encoder" / "model.safetensors").read_bytes() == (whole / "encoder" / "model.safetensors").read_bytes()
     (told,) = [row["text"] for row in run.warnings if row["key"].startswith("damaged")]
     assert told.startswith("The checkpoint step-000003 is damaged: ")
-    assert told.endswith("The one before is taken; the damaged one is now damaged-step-000003.")
+    assert told.endswith("The previous one is used instead; the damaged one was renamed to damaged-step-000003.")
 
 
 def _break_at(monkeypatch, steps: set[int]) -> None:
@@ -83,7 +83,7 @@ def test_a_step_that_is_not_finite_is_kept_and_skipped_and_can_be_replayed_alone
     assert run.last_step == 4
     (text,) = [row["text"] for row in run.warnings if row["key"] == "skipped-3"]
     assert text.startswith("The loss or its gradient is not finite at step 3, on scans ")
-    assert "went back to step 0 and skips it, 1 of 3 times at most" in text
+    assert "returned to step 0, and skips the failed step (1 of at most 3)" in text
     state = json.loads((out / "broken" / "step-000003" / "state.json").read_text())
     assert state["seed"] == 0
     assert state["found"]["total"] == "nan"
@@ -99,7 +99,7 @@ def test_a_step_that_is_not_finite_is_kept_and_skipped_and_can_be_replayed_alone
     assert "Step 3 is finite this time, on the CPU in float32." in output
     code, _, errors = call_dagman("replay", out, 2)
     assert (code, errors.count("\n")) == (2, 1)
-    assert "has not kept step 2. Steps are kept whose loss was not finite: 3." in errors
+    assert "has not saved step 2. Steps that were saved because their loss was not finite: 3." in errors
 
 
 def test_a_step_that_is_read_later_is_taken_back_with_the_one_after_it(store, tiny, tmp_path, monkeypatch):
@@ -135,7 +135,7 @@ def test_a_replay_names_what_is_not_finite_first(store, tiny, tmp_path, monkeypa
 def test_a_run_ends_after_the_set_number_of_skips(store, tiny, tmp_path, monkeypatch):
     _break_at(monkeypatch, {1, 2, 3})
     options = [*tiny, *OPTIONS, "train.steps=6", "train.skips=2"]
-    with pytest.raises(RunError, match=r"not finite at step 4, on scans .*; 2 such before were skipped"):
+    with pytest.raises(RunError, match=r"not finite at step 4, on scans .*; 2 such steps were skipped before"):
         pretrain(store.path, tmp_path / "run", assignments=options)
     run = Run(tmp_path / "run")
     assert [row["key"] for row in run.warnings if row["key"].startswith("skipped")] == ["skipped-2", "skipped-3"]
@@ -159,7 +159,7 @@ def test_a_scan_that_cannot_be_read_is_listed_replaced_and_counted(store, tiny, 
     assert run.last_step == 4
     assert {row["scan"] for row in read_rows(run.path / "unreadable.jsonl")} == {lost}
     (text,) = [row["text"] for row in run.warnings if row["key"] == f"unreadable-{lost}"]
-    assert "others take its place (1 of 3 so far)" in text
+    assert "is replaced by others (1 of 3 so far)" in text
     again = pretrain(tmp_path / "store", tmp_path / "again", assignments=[*tiny, *OPTIONS])
     assert (again.path / "metrics.jsonl").read_bytes() == (run.path / "metrics.jsonl").read_bytes()
 

@@ -23,7 +23,7 @@ def _targets(H: float, MI: float, gain: float, ce: float = 5.0) -> dict[str, flo
         ("aitd", _targets(0.50, 0.01, -1.7), 150, "red", "collapsed"),
         ("gitd", _targets(0.70, 0.53, -0.23), 150, "amber", "no better than one constant answer"),
         ("ampd", _targets(0.50, 0.35, 0.21), 150, "green", "predicts"),
-        ("ampd", _targets(0.50, 0.35, 0.05), 150, "green", "begins to predict"),
+        ("ampd", _targets(0.50, 0.35, 0.05), 150, "green", "is beginning to predict"),
         ("aitd", _targets(0.50, 0.50, 0.40), 150, "green", "predicts"),
         ("ampd", _targets(0.50, 0.10, 0.21), 150, "green", "hardly distinguish"),
         ("ampd", _targets(0.50, 0.35, 0.00), 150, "amber", "Longer runs"),
@@ -31,15 +31,15 @@ def _targets(H: float, MI: float, gain: float, ce: float = 5.0) -> dict[str, flo
         ("aitd", _targets(0.50, 0.50, 0.00, ce=6.93), 150, "amber", "at ln K"),
         ("aitd", _targets(0.50, 0.50, 0.00, ce=6.93), 20, "amber", "Image targets"),
         # Fresh networks have uniform targets: no fault before step 90.
-        ("ampd", _targets(0.99, 0.01, 0.0), 0, "amber", "may still pass"),
-        ("ampd", _targets(0.40, 0.01, 0.0), 25, "amber", "may still pass"),
+        ("ampd", _targets(0.99, 0.01, 0.0), 0, "amber", "may still recover"),
+        ("ampd", _targets(0.40, 0.01, 0.0), 25, "amber", "may still recover"),
     ],
 )
 def test_targets_are_judged_by_entropy_then_by_what_they_tell_then_by_gain(name, watched, step, light, says):
     verdict = verdicts.judge_targets(name, watched, step, 200)
     assert verdict.light == light
     assert says in verdict.plain
-    assert bool(verdict.remedy) == (light != "green" and "may still pass" not in says)
+    assert bool(verdict.remedy) == (light != "green" and "may still recover" not in says)
     assert name.upper() in verdict.text
 
 
@@ -50,7 +50,7 @@ def test_a_reconstruction_must_beat_the_best_trivial_baseline_after_ninety_steps
     watched = {"student": student, "visible_mean": 0.28, "training_median": 0.24, "push_pull": 0.22, "ratio": student / 0.22}
     verdict = verdicts.judge_reconstruction(watched, step)
     assert verdict.light == light
-    assert "a smooth fill" in verdict.text
+    assert "interpolation from" in verdict.text
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_only_what_deserves_it_is_warned_of():
     ("levels", "light", "says"),
     [
         (["green", "green"], "green", "healthy"),
-        (["green", "amber"], "amber", "1 reservation"),
+        (["green", "amber"], "amber", "1 warning"),
         (["amber", "red", "red"], "red", "2 faults, 1 note"),
         ([], "green", "healthy"),
     ],

@@ -62,14 +62,14 @@ def test_scans_too_small_are_left_out_by_name_and_padding_decides():
         (
             {"a": (80, 70, 20), "b": (90, 90, 40)},
             "no scan is large enough for a view of 128 voxels, which needs 64 along each axis; "
-            "the one with the longest shortest side is 90 x 90 x 40 voxels. Set view.side=64.",
+            "the largest is 90 x 90 x 40 voxels. Set view.side=64.",
         ),
         (
             {"a": (80, 70, 7)},
             "no scan is large enough for a view of 128 voxels, which needs 64 along each axis; "
-            "the one with the longest shortest side is 80 x 70 x 7 voxels. Prepare with a finer --spacing.",
+            "the largest is 80 x 70 x 7 voxels. Prepare with a finer --spacing.",
         ),
-        ({}, "the store holds no scans. Prepare some: dagman prepare SCANS --out STORE."),
+        ({}, "the store holds no scans. Add some: dagman prepare SCANS --out STORE."),
     ],
 )
 def test_a_view_larger_than_every_scan_names_the_largest_and_what_fits(shapes, text):

@@ -34,7 +34,7 @@ def report(
         if out is None:
             raise SettingsError("a report of several runs needs an output file", do="Give --out PAGE.html")
         with follow_parts(console, out.parent, log=f"{out.name}.run.log") as notify:
-            notify(f"drawing the page of {len(found)} runs")
+            notify(f"writing the report of {len(found)} runs")
             path = write_runs_page(found, out)
         console.print(str(path), markup=False, soft_wrap=True)
         return
@@ -44,7 +44,7 @@ def report(
     from dagman.training.monitoring.health import judge_run
 
     with follow_parts(console, found[0].path) as notify:
-        notify("drawing the page")
+        notify("writing the report")
         path = write_run_report(found[0], out)
     console.print(summarize_verdicts(judge_run(found[0])).text.replace("**", ""), markup=False)
     console.print(str(path), markup=False, soft_wrap=True)

@@ -78,7 +78,7 @@ def run_demo(
     held_out = names[-max(2, patients // HELD_OUT) :]
     seen = names[: -len(held_out)]
 
-    clock.start("prepare", f"preparing {len(seen)} of them; {len(held_out)} are kept for testing")
+    clock.start("prepare", f"preparing {len(seen)} of them; {len(held_out)} are held out for testing")
     # In this process: fresh ones take longer to start than such scans to prepare.
     prepare_store([cohort.scans / f"{name}.nii.gz" for name in seen], out / "store", Preparation(spacing=SPACING), workers=1)
 
@@ -96,13 +96,13 @@ def run_demo(
     )
     segmented = segment_few(pairs, seeds, few, out / "few-shot")
 
-    clock.start("retrieve", f"looking for {len(held_out)} patients' organs in one another")
+    clock.start("retrieve", f"retrieving the organs of {len(held_out)} patients across patients")
     retrieved = {
         name: retrieve_organs(name, table, held_out, spacing=SPACING, cache=out / "features")
         for name in dict.fromkeys([*(name for pair in pairs for name in pair), *(spec for _, spec in BASELINES)])
     }
 
-    clock.start("report", "drawing the pages")
+    clock.start("report", "writing the reports")
     comparisons = (
         *(_compare_segmentations(values, shots) for values, shots in zip(segmented, SHOTS, strict=True)),
         _compare_retrievals(retrieved, pairs),
@@ -155,7 +155,7 @@ def _pretrain_seeds(out: Path, seeds: Sequence[int], steps: int, assignments: Se
 def _compare_segmentations(values: dict[str, list[float]], shots: int) -> SeedComparison:
     names = ", ".join(one.name for one in STRUCTURES)
     return SeedComparison(
-        question=f"{names} segmented after {count_noun(shots, 'labelled patient')}",
+        question=f"{names} segmented, {count_noun(shots, 'labelled patient')}",
         measure="Dice",
         pretrained=tuple(values["pretrained"]),
         fresh=tuple(values["fresh"]),

@@ -71,7 +71,7 @@ class Encoder:
         if c.step:
             trained = f"method {c.method}, {c.step} steps, the {c.weights}'s weights"
         elif c.fresh:
-            trained = "fresh weights, not trained"
+            trained = "random weights, not trained"
         return f"{c.size} encoder, {trained}"
 
     def save(self, folder: str | Path) -> None:
@@ -120,7 +120,7 @@ class Encoder:
         if shape is None:
             trained = "has no trained [CLS] token" if self.network.encoder.own_cls else "has no semantic attention"
             what = f"{trained} (its method is {self.config.method!r})"
-            raise EncoderError(what, where=self.source, do="Use an encoder of the method dagman, attmask or mst")
+            raise EncoderError(what, where=self.source, do="Use an encoder pretrained by dagman, attmask or mst")
         if semantic is None:
             view = self._scale(x, modality)
             with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
@@ -220,14 +220,16 @@ class Encoder:
             from dagman.encoder.inputs.label_frames import embed_labels
 
             if mask is not None or points is not None or crop != FROM_SIZE or isinstance(scan, list):
-                do = "Give one scan or a data frame, and no mask, points or crop beside it"
-                raise EncoderError("a label map is read within whole scans", do=do)
+                do = "Give one scan or a data frame, without mask, points or crop"
+                raise EncoderError("a label map applies to whole scans", do=do)
             return embed_labels(self, scan, label_map, labels, pooling)
         if _is_several(scan):
             from dagman.encoder.inputs.frames import embed_frame
 
             if mask is not None or points is not None:
-                raise EncoderError("a mask or points were given beside several scans", do="Give them as columns of a data frame")
+                raise EncoderError(
+                    "a mask or points cannot be combined with several scans", do="Give them as columns of a data frame"
+                )
             return embed_frame(self, scan, pooling, crop)
         return embed_scan(self, cast(ScanLike, scan), mask, points, pooling=pooling, crop=crop)
 

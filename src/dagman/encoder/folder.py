@@ -141,7 +141,9 @@ def read_config(folder: str | Path) -> EncoderConfig:
             values = {key: value for key, value in values.items() if key in _FIELDS}
         if version != FORMAT:
             raise EncoderError(
-                f"is of encoder format {version}; this dagman reads {FORMAT}", where=path, do="Use the dagman that wrote it"
+                f"is of encoder format {version}; this version of dagman reads {FORMAT}",
+                where=path,
+                do="Use the version of dagman that wrote it",
             )
         shape: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("shape").items()}
         semantic = values.pop("semantic")
@@ -171,7 +173,7 @@ def _check_config(config: EncoderConfig) -> None:
     if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
         raise ValueError("spacing, low, high and mlp_ratio are not numbers")
     if config.spacing <= 0 or config.low >= config.high:
-        raise ValueError(f"spacing {config.spacing:g} mm, HU {config.low:g} to {config.high:g} is no preprocessing")
+        raise ValueError(f"spacing {config.spacing:g} mm, HU {config.low:g} to {config.high:g} is not a valid preprocessing")
     if config.mask_fill not in get_args(MaskFill):
         raise ValueError(f"mask_fill is {config.mask_fill!r}")
     if config.semantic is not None and not (1 <= config.semantic.stage <= len(shape.depths)):

@@ -39,7 +39,7 @@ def fetch_folder(name: str) -> Path:
         )
     except Exception as error:
         if not is_online():
-            what = f"is not in the cache of this machine, and dagman opens no connection unless {VARIABLE}=1"
+            what = f"is not in the cache of this machine, and dagman makes no connection unless {VARIABLE}=1"
             raise EncoderError(what, where=where, do=f"Set {VARIABLE}=1 for this command, or give a folder") from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise EncoderError(f"cannot be fetched ({reason})", where=where, do="Check the name and the connection") from None
@@ -50,7 +50,7 @@ def upload_folder(folder: Path, name: str, *, private: bool) -> str:
     """Upload a folder as OWNER/NAME, made where it is missing, and return its address; raises as `fetch_folder`."""
     where = f"hub:{name}"
     if not is_online():
-        what = f"is not written: dagman opens no connection unless {VARIABLE}=1"
+        what = f"was not uploaded: dagman makes no connection unless {VARIABLE}=1"
         raise EncoderError(what, where=where, do=f"Set {VARIABLE}=1 for this command")
     try:
         from huggingface_hub import HfApi

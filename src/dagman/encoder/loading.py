@@ -101,13 +101,13 @@ def find_folder(path: Path, weights: str = "auto") -> Path:
             raise EncoderError("is not a folder", where=path, do=do)
         raise EncoderError("does not exist", where=path, do=suggest_path(path, do))
     if (path / "settings.toml").exists() and not (path / "config.json").exists() and not (path / "encoder").is_dir():
-        raise EncoderError("this run has not written an encoder yet", where=path, do="Let it reach its first checkpoint")
+        raise EncoderError("this run has not written an encoder yet", where=path, do="Wait for its first checkpoint")
     folder = path / "encoder" if (path / "encoder").is_dir() else path
     if weights == "student" and (path / "encoder-student").is_dir():
         folder = path / "encoder-student"
     held = read_config(folder).weights if weights != "auto" else "auto"
     if held != weights:
-        do = "Leave --weights out, or pretrain again: runs keep both since 0.2" if folder != path else "Leave --weights out"
+        do = "Omit --weights, or pretrain again: runs keep both since 0.2" if folder != path else "Omit --weights"
         raise EncoderError(f"holds the weights of the {held}, not of the {weights}", where=path, do=do)
     return folder
 
@@ -150,7 +150,11 @@ def _make_variant(name: str) -> tuple[EncoderConfig, Network]:
 def _split_name(name: str, example: str) -> tuple[str, int]:
     head, size, *rest = name.split(":")
     if len(rest) > 1 or (rest and not rest[0].isdigit()):
-        raise EncoderError("is not a fresh encoder", where=name, do=f"Write {head}:SIZE or {head}:SIZE:SEED, such as {example}")
+        raise EncoderError(
+            "is not a valid name of an untrained encoder",
+            where=name,
+            do=f"Write {head}:SIZE or {head}:SIZE:SEED, such as {example}",
+        )
     return size, int(rest[0]) if rest else 0
 
 

@@ -41,9 +41,9 @@ class Pooling:
                 raise SettingsError(f"there is no stage {stage}", do=f"Choose among {', '.join(map(str, STAGES))}")
         for pool in self.pools:
             if pool not in POOLS:
-                raise SettingsError(f"there is no pool {pool!r}", do=suggest_name(pool, POOLS))
+                raise SettingsError(f"there is no statistic {pool!r} to pool", do=suggest_name(pool, POOLS))
         if not self.stages or not self.pools:
-            raise SettingsError("nothing would be pooled", do="Choose at least one stage and one pool")
+            raise SettingsError("nothing would be pooled", do="Choose at least one stage and one statistic")
 
 
 def name_columns(pooling: Pooling, widths: Sequence[int]) -> list[str]:
@@ -71,7 +71,7 @@ def pool_features(maps: Sequence[Float[Tensor, "C x y z"]], inside: Bool[Tensor,
         coverage = cover_cells(inside, features.shape[1:])
         touched = coverage > 0
         if not touched.any():
-            raise ValueError("nothing lies inside the mask")
+            raise ValueError("the mask contains no token")
         # float64: the spread of a channel may be a thousandth of its mean.
         cells = features.cpu()[:, touched].double()
         weights = coverage[touched].double()

@@ -91,7 +91,7 @@ def _open_pair(scan: object) -> str | Path | Scan | PreparedScan:
             return first.read(str(second))
         if isinstance(first, np.ndarray):
             return read_array(first, second)
-    what = "an array has no place or spacing" if isinstance(scan, np.ndarray) else f"a {type(scan).__name__} is not a scan"
+    what = "an array has no position or spacing" if isinstance(scan, np.ndarray) else f"a {type(scan).__name__} is not a scan"
     raise EncoderError(what, do="Give a path, a Scan, an array with its affine as (array, affine), or a store with an id")
 
 

@@ -138,7 +138,7 @@ def compare_auc(
         reach, p, how = norm.ppf(0.5 + level / 2) * error, float(2 * norm.sf(abs(value) / error)), f"paired {how}"
     else:
         same = not np.isnan(variance) and abs(value) < 1e-12
-        reach, p, how = float("nan"), 1.0 if same else float("nan"), "no interval: both models rank all pairs alike"
+        reach, p, how = float("nan"), 1.0 if same else float("nan"), "no interval: both models rank all pairs identically"
         if not same:
             how = "no interval: DeLong's variance is 0" if not np.isnan(variance) else "undefined on these patients"
     return Difference(

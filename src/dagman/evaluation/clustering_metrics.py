@@ -29,7 +29,7 @@ def explain_trivial(groups: ArrayLike, patients: ArrayLike, *, called: str = "ki
     if not any(len(np.unique(patients[groups == value])) > 1 for value in values):
         reasons["neighbour_accuracy"] = f"no {called} occurs in two patients, so no neighbour could be of the same {called}"
     if not (counts > 1).any():
-        reasons |= dict.fromkeys(AGREEMENTS, f"no {called} has two structures, so any clusters would agree with the names")
+        reasons |= dict.fromkeys(AGREEMENTS, f"no {called} has two structures, so any clustering would agree with the labels")
         reasons |= dict.fromkeys(("silhouette", "intra_distance", "inter_distance"), f"no {called} has two structures")
     if len(values) < 2:
         reasons |= dict.fromkeys(("silhouette", "inter_distance", *AGREEMENTS, "neighbour_accuracy"), f"there is one {called}")

@@ -40,9 +40,9 @@ MEASURES: dict[str, Measure] = {
     "hd95_mm": Measure(label="HD95 (mm)", higher_is_better=False),
     "nsd": Measure(label="surface Dice"),
     "lesion_sensitivity": Measure(label="lesions found"),
-    "false_positives": Measure(label="false positives a scan", higher_is_better=False),
+    "false_positives": Measure(label="false positives per scan", higher_is_better=False),
     "volume_bias_ml": Measure(label="volume bias (ml)", higher_is_better=None),
-    "neighbour_accuracy": Measure(label="accuracy of neighbours"),
+    "neighbour_accuracy": Measure(label="nearest-neighbour accuracy"),
     "silhouette": Measure(label="silhouette"),
     "nmi": Measure(label="normalised mutual information"),
     "ari": Measure(label="adjusted Rand index", chance=0.0),
@@ -55,7 +55,7 @@ MEASURES: dict[str, Measure] = {
 def register_measure(name: str, measure: Measure) -> None:
     """Add a measure; a name taken is an error."""
     if name in MEASURES:
-        raise ValueError(f"the measure {name!r} is registered already")
+        raise ValueError(f"the measure {name!r} is already registered")
     MEASURES[name] = measure
 
 

@@ -140,10 +140,10 @@ def explain_left_out(predictions: OutOfFold) -> list[Note]:
         names = ", ".join(_NAMES[name] for name in left_out)
         return [warn(f"left out: {names}, as all times are equal ({predictions.time[0]:g})")]
     lacking = {
-        "harrell_c": "no fold tests an event before another patient's time",
-        "uno_c": "no fold tests an event, before another patient's time, that can be weighed against censoring",
-        "dynamic_auc": "no fold tests a patient with the event and one still without it at each of the times",
-        "integrated_brier": "no two times can be judged",
+        "harrell_c": "no test fold has an event before another patient's time",
+        "uno_c": "no test fold has an event, before another patient's time, with a defined censoring weight",
+        "dynamic_auc": "no test fold has both a patient with the event and one without it at each of the times",
+        "integrated_brier": "fewer than two times can be evaluated",
     }
     if len(predictions.times) < 2:
         lacking["dynamic_auc"] = lacking["integrated_brier"]

@@ -96,7 +96,7 @@ def choose_endpoint(
         "subset": sorted(subsets, key=lambda name: (name != "100%", -subsets.index(name))),
     }
     if not all(known.values()):
-        raise TaskError("--primary: no two models share a method", do="Compare models that can all do what is asked")
+        raise TaskError("--primary: no two models share a method", do="Compare models that all support the method")
     for key, value in given.items():
         if key not in known:
             raise TaskError(
@@ -175,9 +175,7 @@ def refuse_other_results(folder: str | Path, command: str, *, settings: dict[str
     other = [key for key in now.keys() & before.keys() - {"device"} if now[key] != before[key]]
     if other:
         what = ", ".join(f"{key} was {_shorten(before[key])}, now {_shorten(now[key])}" for key in sorted(other))
-        raise TaskError(
-            f"holds results that were made in another way: {what}", where=folder, do="Choose another --out, or remove it"
-        )
+        raise TaskError(f"holds results made with other settings: {what}", where=folder, do="Choose another --out, or remove it")
 
 
 class Results:
@@ -189,7 +187,7 @@ class Results:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not (self.path / "metrics.json").is_file():
-            raise TaskError("holds no results (no metrics.json)", where=self.path, do="Give the --out folder of a task that ended")
+            raise TaskError("holds no results (no metrics.json)", where=self.path, do="Give the --out folder of a finished task")
 
     def __repr__(self) -> str:
         return f"Results('{self.path}')"
@@ -200,9 +198,9 @@ class Results:
         try:
             data = json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
         except ValueError as error:
-            raise TaskError(f"metrics.json is damaged ({error})", where=self.path, do="Repeat the task") from None
+            raise TaskError(f"metrics.json is damaged ({error})", where=self.path, do="Run the task again") from None
         if data.pop("format", None) != FORMAT:
-            raise TaskError("metrics.json is of another format", where=self.path, do="Repeat the task with this version of dagman")
+            raise TaskError("metrics.json has another format", where=self.path, do="Run the task again with this version of dagman")
         return Summary(
             task=data["task"],
             classes=tuple(data["classes"]),
@@ -256,7 +254,7 @@ def _shorten(value: Any) -> str:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     if not path.is_file():
-        raise TaskError(f"{path.name} is missing", where=path.parent, do="Repeat the task")
+        raise TaskError(f"{path.name} is missing", where=path.parent, do="Run the task again")
     # Text stays text: a patient 007 and the labels 1 and None must compare with the table's.
     read = pd.read_csv(path, dtype=dict.fromkeys((*_TEXT_COLUMNS, "part"), str), keep_default_na=False, na_values=[""])
     return restore_frame(read)

@@ -101,7 +101,7 @@ def plan_splits(
     patients = np.asarray(patients, dtype=str)
     labels = np.zeros(len(patients), dtype=np.int64) if labels is None else np.asarray(labels)
     if repeats < 1:
-        raise TaskError(f"{repeats} repeats were asked for", do="Ask for 1 or more")
+        raise TaskError(f"{repeats} repeats were requested", do="Use 1 or more")
     if given is not None:
         return [_take_given_split(np.asarray(given, dtype=str), labels, repeat, classes) for repeat in range(repeats)]
     _refuse_rare_classes(patients, labels, folds, classes)
@@ -138,9 +138,9 @@ def draw_subset(
     if (share is None) == (per_class is None):
         raise TaskError("a subset is a share or a count of patients", do="Give either share or per_class")
     if share is not None and not 0 < share <= 1:
-        raise TaskError(f"a share of {share:g} was asked for", do="Give more than 0, at most 1")
+        raise TaskError(f"a share of {share:g} was requested", do="Give more than 0, at most 1")
     if per_class is not None and per_class < 1:
-        raise TaskError(f"{per_class} patients a class were asked for", do="Ask for 1 or more")
+        raise TaskError(f"{per_class} patients per class were requested", do="Use 1 or more")
     labels, patients = np.asarray(labels), np.asarray(patients, dtype=str)
     train_labels, train_patients = labels[split.train], patients[split.train]
 
@@ -156,7 +156,7 @@ def draw_subset(
             members = count_noun(len(order), "training patient")
             raise TaskError(
                 f"{_name_class(label, classes)} has {members} in repeat {split.repeat}, fold {split.fold}",
-                do=f"{count} a class were asked for: ask for at most {len(order)}",
+                do=f"{count} per class were requested: use at most {len(order)}",
             )
         chosen.update(order[:count])
     return split.train[np.isin(train_patients, list(chosen))]
@@ -172,21 +172,21 @@ def list_subsets(
     counts = sorted(set(per_class))
     for share in shares:
         if not 0 < share <= 1:
-            raise TaskError(f"a share of {share * 100:g} % was asked for", do="Give more than 0, at most 100")
+            raise TaskError(f"a share of {share * 100:g} % was requested", do="Give more than 0, at most 100")
     if counts and counts[0] < 1:
-        raise TaskError(f"{counts[0]} patients a class were asked for", do="Ask for 1 or more")
+        raise TaskError(f"{counts[0]} patients per class were requested", do="Use 1 or more")
     possible = [count for count in counts if count <= largest_count]
     subsets = [Subset(name=f"k={count}", per_class=count, draws=draws) for count in possible]
     # All labels are one draw.
     subsets += [Subset(name=f"{share * 100:g}%", share=share, draws=1 if share == 1 else draws) for share in sorted(set(shares))]
     notes = [
-        f"{count_noun(count, 'patient a class is', 'patients a class are')} left out: in some fold a class has "
+        f"{count_noun(count, 'patient per class is', 'patients per class are')} left out: in some fold a class has "
         f"{count_noun(largest_count, 'training patient')}"
         for count in counts
         if count not in possible
     ]
     if not subsets:
-        raise TaskError("; ".join(notes) or "no share of labels was asked for", do="Give --shares, or a smaller --per-class")
+        raise TaskError("; ".join(notes) or "no share of labels was requested", do="Give --shares, or a smaller --per-class")
     return subsets, notes
 
 
@@ -207,7 +207,7 @@ def name_overlap(names: Sequence[str], hashes: Sequence[str], seen: Collection[s
     if not overlap:
         return None
     scans = count_noun(len(overlap), "test scan was", "test scans were")
-    return f"{scans} seen in pretraining (unlabelled), so results may be too good: {', '.join(overlap)}"
+    return f"{scans} seen in pretraining (unlabelled), so results may be optimistic: {', '.join(overlap)}"
 
 
 def write_splits(path: str | Path, splits: Sequence[Split], names: Sequence[str], patients: ArrayLike) -> None:
@@ -227,7 +227,9 @@ def read_splits(path: str | Path, names: Sequence[str]) -> list[Split]:
     frame = restore_frame(pd.read_csv(path, dtype={"item": str, "patient": str, "part": str}, keep_default_na=False))
     places = {name: i for i, name in enumerate(names)}
     if set(frame["item"]) != set(names):
-        raise TaskError("the splits are of other items than the table's", where=path, do="Choose another --out, or the same table")
+        raise TaskError(
+            "the splits were made for other items than those of the table", where=path, do="Choose another --out, or the same table"
+        )
     splits = []
     for repeat, fold in sorted(set(zip(frame["repeat"].tolist(), frame["fold"].tolist(), strict=True))):
         rows = frame[(frame["repeat"] == repeat) & (frame["fold"] == fold)]
@@ -264,16 +266,19 @@ def _take_given_split(given: NDArray, labels: NDArray, repeat: int, classes: Seq
     train, val, test = (np.flatnonzero(given == part) for part in ("train", "val", "test"))
     for part, indices in (("train", train), ("test", test)):
         if not len(indices):
-            raise TaskError(f"no item of the given split is '{part}'", do=f"Mark some as {part}, or leave the split column out")
+            raise TaskError(f"no item of the given split is '{part}'", do=f"Mark some as {part}, or omit the split column")
     unknown = sorted(set(labels[test].tolist()) - set(labels[train].tolist()))
     if unknown:
-        raise TaskError(f"{_name_class(unknown[0], classes)} is tested but never trained", do="Mark some of its items as train")
+        raise TaskError(
+            f"{_name_class(unknown[0], classes)} is in the test set but not in the training set",
+            do="Mark some of its items as train",
+        )
     return Split(repeat=repeat, fold=0, train=train, val=val, test=test)
 
 
 def _refuse_rare_classes(patients: NDArray, labels: NDArray, folds: int, classes: Sequence[str]) -> None:
     if folds < 2:
-        raise TaskError(f"{count_noun(folds, 'fold')} cannot be tested", do="Ask for 2 folds or more")
+        raise TaskError(f"{count_noun(folds, 'fold')} cannot be tested", do="Use 2 folds or more")
     counts = {label: len(set(patients[labels == label].tolist())) for label in np.unique(labels).tolist()}
     if not counts:
         raise TaskError("there are no items to split", do="Give a table with rows")
@@ -281,7 +286,7 @@ def _refuse_rare_classes(patients: NDArray, labels: NDArray, folds: int, classes
     count = counts[rarest]
     if count < folds:
         who = _name_class(rarest, classes) if len(counts) > 1 else "the table"
-        do = f"Ask for --folds {count}" if count >= 2 else "Add patients, or leave this class out"
+        do = f"Use --folds {count}" if count >= 2 else "Add patients, or remove this class"
         raise TaskError(f"{who} has {count_noun(count, 'patient')}, fewer than {folds} folds", do=do)
 
 

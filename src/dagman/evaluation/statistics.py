@@ -273,7 +273,11 @@ def _bound(
     if not len(known) or math.isnan(value):
         return float("nan"), float("nan"), "undefined on these patients"
     if np.ptp(known) <= _SAME * max(1.0, abs(value)):
-        return float("nan"), float("nan"), f"no interval: every resample of these {len(rows)} patients gives the same value"
+        return (
+            float("nan"),
+            float("nan"),
+            f"no interval: every bootstrap resample of these {len(rows)} patients gives the same value",
+        )
     below = float(np.mean(known < value) + np.mean(known == value) / 2)
     if min(below, 1 - below) < (1 - level) / 2:
         # An agreement at its least possible value grows in nearly every resample: its quantiles would leave the value out.

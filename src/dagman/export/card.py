@@ -18,8 +18,8 @@ FILE = "README.md"
 _DATA = ("scans", "patients", "scans_seen", "pretrained_on", "data_digest", "imported")
 _LEFT_OUT = ("store", "command")
 """Paths of the machine that trained it, which are no one else's business."""
-_PRIVACY = "- In this folder: no voxels, no names of patients, and no paths; of the scans their content hashes alone."
-LICENCE = "To be set by whoever publishes these weights: the data they were trained on may forbid some licences."
+_PRIVACY = "- This folder contains no voxels, no patient names and no paths; the scans are listed only by content hash."
+LICENCE = "To be set by whoever publishes these weights: the training data may restrict the choice of licence."
 
 
 def write_card(
@@ -53,15 +53,15 @@ def write_card(
         f"```{language}",
         usage.rstrip(),
         "```",
-        *([f"Left out, because it has no place there: {', '.join(left_out)}."] if left_out else []),
+        *([f"Not exported, as the format has no place for it: {', '.join(left_out)}."] if left_out else []),
         *notes,
         "",
         "## Preprocessing",
         state_preprocessing(encoder),
         "",
-        "For programs: `preprocessing.json`.",
+        "Machine-readable: `preprocessing.json`.",
         "",
-        "## Made of",
+        "## Provenance",
         *_list_values(contents.made_of),
         "",
         "## Data",
@@ -72,8 +72,8 @@ def write_card(
         *_list_values({key: value for key, value in contents.made_from.items() if key not in (*_DATA, *_LEFT_OUT)}),
         *([] if run is None else ["", quote_run(run)[-1].text]),
         "",
-        "## What the monitors of the pretraining showed",
-        *[f"- {note}" for note in contents.notes or ("No run lies beside these weights.",)],
+        "## Monitors at the end of pretraining",
+        *[f"- {note}" for note in contents.notes or ("These weights came without their pretraining run.",)],
         "",
         "## Results",
         *_list_results(results),
@@ -81,10 +81,10 @@ def write_card(
         "## Licence",
         LICENCE,
         "",
-        "## What it may be used for",
+        "## Intended use",
         *[f"- {use}" for use in contents.used_for],
         "",
-        "## What it must not be used for",
+        "## Out-of-scope use",
         *[f"- {use}" for use in contents.not_for],
     ]
     (folder / FILE).write_text(header + "\n".join(lines) + "\n", encoding="utf-8")
@@ -97,14 +97,14 @@ def _list_values(values: Mapping[str, Any]) -> list[str]:
 def _list_results(results: Sequence[Results]) -> list[str]:
     """A table of every measurement with its interval; a sentence where there are none."""
     if not results:
-        return ["None were given (`--results FOLDER` adds those of a task)."]
+        return ["None were given (add those of a task by `--results FOLDER`)."]
     lines = ["| task | model | method | labels | measure | value | interval | items | patients |", "|" + "---|" * 9]
     for one in results:
         for row in one.summary.measurements:
             interval = row.interval
             spread = f"{interval.low:.3f} to {interval.high:.3f} ({interval.level:.0%})"
             if not math.isfinite(interval.low) or not math.isfinite(interval.high):
-                spread = "none: every resample gave one value"
+                spread = "none: all bootstrap resamples give the same value"
             cells = [one.summary.task, row.model, row.method, row.subset, row.name, f"{interval.value:.3f}", spread]
             lines.append(f"| {' | '.join(cells)} | {interval.items} | {interval.patients} |")
     return lines

@@ -27,11 +27,11 @@ _DESCRIBED = "a run, an encoder folder, a store, or a model of a task"
 _MARKS = ("settings.toml", "store.json")
 """Files that make a folder a run or a store."""
 NOT_FOR = (
-    "Diagnosis, treatment, or any decision about a patient: nobody has validated it for that.",
-    "Scores on scans that it was trained on: their content hashes are in config.json (scans_seen), and dagman leaves them out.",
+    "Diagnosis, treatment, or any decision about a patient: it has not been validated for clinical use.",
+    "Evaluation on scans it was trained on: their content hashes are in config.json (scans_seen).",
 )
 
-FEATURES_NOT_FOR = (NOT_FOR[0], "Scores on rows that the encoder saw in pretraining: they are marked (seen_in_pretraining).")
+FEATURES_NOT_FOR = (NOT_FOR[0], "Evaluation on rows that the encoder saw in pretraining (column seen_in_pretraining).")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def describe_path(path: str, *, weights: str = "auto") -> Contents:
     if model is not None:
         return describe_model(model)
     if (folder / "metrics.json").is_file():
-        what = f"holds results without a model; {list_keeping()} keep one"
+        what = f"holds results without a model; {list_keeping()} save one"
         raise TaskError(what, where=folder, do="Open its report.html, or give a model, a run, a store or an encoder")
     if ":" not in path:
         _refuse_other(folder)
@@ -114,7 +114,7 @@ def describe_encoder(encoder: Encoder) -> Contents:
     }
     notes: tuple[str, ...] = ("Its weights are random: it has not been trained.",) if config.fresh else ()
     if config.first_weights is not None and config.first_weights > 0.05:
-        notes += (f"{config.first_weights:.0%} of the teacher's first, random weights is left in it.",)
+        notes += (f"{config.first_weights:.0%} of the teacher's initial random weights are left in it.",)
     gives = {f"x{stage}": [width, stride] for stage, (width, stride) in enumerate(_list_maps(encoder), start=1)}
     use = RESEARCH.format(modalities=" and ".join(config.modalities), spacing=config.spacing)
     return Contents(
@@ -178,7 +178,7 @@ def describe_store(store: Store) -> Contents:
         },
         made_from=_read_origin(store.path),
         used_for=("Pretraining (dagman pretrain), and tasks whose tables name its scans by id.",),
-        not_for=("Publication: its voxels are the patients'. Names are pseudonyms, made with the key whose fingerprint it holds.",),
+        not_for=("Publication: it contains patients' images. Names are pseudonyms, made with the key whose fingerprint it holds.",),
         contract={key: value for key, value in store.info.items() if key != "format"},
     )
 
@@ -198,7 +198,7 @@ def describe_dense(store: DenseStore) -> Contents:
             "bytes": sum(file.stat().st_size for maps in scans for file in (store.path / maps).glob("*.b2nd")),
         },
         made_from={**{f"encoder_{key}": value for key, value in info["encoder"].items()}, **_read_origin(store.path)},
-        used_for=("Research: features of any region, by dagman.open_dense, or by blosc2 alone.",),
+        used_for=("Research: features of any region, read with dagman.open_dense, or with blosc2 only.",),
         not_for=FEATURES_NOT_FOR,
         contract={
             "axes": f"{info['axes']}, {info['orientation']}, {info['dtype']}",
@@ -227,7 +227,7 @@ def describe_features(path: Path) -> Contents:
             "dagman": command["dagman"],
         }
     else:
-        what = f"is a table that dagman embed did not write: there is no {beside.name} beside it"
+        what = f"is a table that dagman embed did not write: there is no {beside.name} next to it"
         raise TaskError(what, where=path, do="Give an encoder, a run, a store, a model, or what dagman embed wrote")
     by_label = "label_map" in settings
     return Contents(
@@ -235,7 +235,7 @@ def describe_features(path: Path) -> Contents:
         what=f"Features of {count_noun(counts['rows'] or 0, 'label' if by_label else 'item')}, {counts['features']} each",
         made_of=counts,
         made_from={**made, "written": command.get("written")} if command else made,
-        used_for=("Research: a table of one row an item, for statistics of one's own.",),
+        used_for=("Research: a table with one row per item, for your own statistics.",),
         not_for=FEATURES_NOT_FOR,
         contract={**settings, "joins by": "id, scan, patient, label_value" + (", row" if by_label else "")},
     )
@@ -263,14 +263,14 @@ def describe_model(folder: Path) -> Contents:
         made_of["encoder"] = encoder.describe()
         given["preprocessing"] = state_preprocessing(encoder)
     if "contract" in values and not contract:
-        notes = ("It was kept by an earlier dagman, without a record of what it was trained on.",)
+        notes = ("It was saved by an earlier version of dagman, without a record of its training data.",)
     return Contents(
         kind="model",
         what=f"A model of dagman {task.name}" + (f" for {list_some(made_of['structures'], 8)}" if "structures" in made_of else ""),
         made_of=made_of,
         made_from={key: value for key, value in trained.items() if value is not None} | _read_origin(folder.parent),
         used_for=("Research: dagman predict applies it to scans like those it was trained on.",),
-        not_for=(NOT_FOR[0], "Scores on the scans that it was trained on."),
+        not_for=(NOT_FOR[0], "Evaluation on the scans it was trained on."),
         contract=given,
         notes=notes,
     )
@@ -290,7 +290,7 @@ def describe_segmentation(model: SegmentationModel) -> Contents:
         what=f"A model of dagman segment for {list_some([structure.name for structure in model.structures], 8)}",
         made_of=dict(inner.made_of) | {"structures": {one.name: list(one.values) for one in model.structures}},
         made_from=dict(inner.made_from) | {key: value for key, value in trained.items() if value},
-        not_for=(NOT_FOR[0], "Scores on the scans that it was trained on."),
+        not_for=(NOT_FOR[0], "Evaluation on the scans it was trained on."),
     )
 
 

@@ -53,14 +53,14 @@ def export_encoder(encoder: Encoder, form: str, out: str | Path, *, results: Seq
         MissingExtraError: The form needs a library that is not installed.
     """
     if form not in FORMS:
-        raise EncoderError(f"there is no form {form!r}", do=suggest_name(form, FORMS))
+        raise EncoderError(f"encoders cannot be exported to {form!r}", do=suggest_name(form, FORMS))
     return _write_form(encoder, encoder, (FORMS[form], find_writer(encoder, form)), Path(out), results=results)
 
 
 def export_model(model: SegmentationModel, form: str, out: str | Path, *, results: Sequence[Results] = ()) -> Exported:
     """Write a segmentation model for another program into the folder `out`, whole. Raises EncoderError as `export_encoder`."""
     if form not in MODEL_FORMS:
-        raise EncoderError(f"there is no form {form!r} of models", do=suggest_name(form, MODEL_FORMS))
+        raise EncoderError(f"segmentation models cannot be exported to {form!r}", do=suggest_name(form, MODEL_FORMS))
     return _write_form(model, model.encoder, MODEL_FORMS[form], Path(out), results=results)
 
 

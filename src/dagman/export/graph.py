@@ -23,7 +23,7 @@ LONGEST = 4096
 _EXAMPLE = (2, 1, 64, 72, 80)
 _NOTES = (
     "The graph takes HU (float32, B 1 X Y Z) at the spacing and in the order of `preprocessing.json`; the HU window is inside.",
-    "It reads a view in one pass: a whole scan needs more memory than in dagman, which goes through it in parts.",
+    "It processes its input in one pass, so a whole scan needs more memory than in dagman, which processes it in tiles.",
 )
 
 
@@ -74,7 +74,7 @@ def convert_graph(graph: torch.export.ExportedProgram, *, maps: int) -> Any:
 def trace_encoder(encoder: Encoder) -> torch.export.ExportedProgram:
     """One graph from HU to the four maps, with batch and sides left open; raises EncoderError as `write_torch_export`."""
     if encoder.config.modalities == ("MR",):
-        raise EncoderError("was trained on MR alone; graphs are made for HU", where=encoder.source, do="Use --to hf")
+        raise EncoderError("was trained only on MR; graphs need HU", where=encoder.source, do="Use --to hf")
     return trace_graph(make_graph(encoder))
 
 

@@ -97,7 +97,7 @@ def mask_units(
         view.copy_(masking(seen, (x, y, z), shares.count(x * y * z), part).view(x, y, z))
     # Where the step relies on the number that was asked for, a device would have to be waited for to learn it.
     if masked.device.type == "cpu" and masked.sum(dim=1).tolist() != (asked := count_masked(shares, grid, len(draws), inside)):
-        raise ValueError(f"the masking hid {masked.sum(dim=1).tolist()} units of the views where {asked} were asked for")
+        raise ValueError(f"the masking hid {masked.sum(dim=1).tolist()} units of the views where {asked} were requested")
     return masked
 
 

@@ -114,7 +114,7 @@ def make_asked_key() -> str:
 
 def describe_made(place: Path) -> str:
     """What a command reports of a key that it made."""
-    return f"key of the pseudonyms: {place} was made; keep it, and keep it apart from the store"
+    return f"created the key for pseudonyms {place}; keep it, and store it separately from the store"
 
 
 @functools.lru_cache(maxsize=8)
@@ -128,5 +128,5 @@ def _read_key(path: Path, written: int) -> Key:
     except ValueError:
         secret = b""
     if len(secret) != _BYTES:
-        raise SettingsError("is not a key of dagman", where=path, do="Give the file that dagman prepare made, or a new path")
+        raise SettingsError("is not a dagman key file", where=path, do="Give the file that dagman prepare made, or a new path")
     return Key(secret)

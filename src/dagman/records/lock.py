@@ -23,7 +23,7 @@ def hold_lock(folder: str | Path, error: type[DagmanError] = DagmanError) -> Ite
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise error("is a file, or lies below one", where=folder, do="Choose another folder") from None
+        raise error("is a file, or is inside one", where=folder, do="Choose another folder") from None
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -33,7 +33,7 @@ def hold_lock(folder: str | Path, error: type[DagmanError] = DagmanError) -> Ite
             raise error(f"{holder} is writing here", where=folder, do="Wait until it ends, or choose another folder") from None
         if not _is_at(file, path):
             # Opened before, locked after another process removed it: it would keep nobody out.
-            raise error("another process has just left it", where=folder, do="Repeat the command")
+            raise error("another process has just released it", where=folder, do="Repeat the command")
         file.truncate(0)
         file.write(f"process {os.getpid()}")
         file.flush()

@@ -36,4 +36,4 @@ def suggest_name(wrong: str, names: Iterable[str]) -> str:
     """What to do about a misspelt name: the nearest one, or all there are."""
     names = list(names)
     nearest = nearest_name(wrong, names)
-    return f"Nearest: {nearest}" if nearest else f"There are: {', '.join(names)}"
+    return f"Nearest: {nearest}" if nearest else f"Available: {', '.join(names)}"

@@ -10,8 +10,8 @@ from pathlib import Path
 from dagman.errors import SettingsError
 from dagman.records.key import find_key
 
-_FILE_NAMES_KEPT = "file names are kept: items are named by their files; a table of one's own, or a store, names them otherwise"
-_NO_KEY = "; patients are file names or unkeyed hashes of PatientIDs, as there is no key yet (dagman prepare makes one)"
+_FILE_NAMES_KEPT = "file names are kept, as items are named by their files; a table with a column 'item', or a store, avoids this"
+_NO_KEY = "; patients are file names or unkeyed hashes of PatientIDs, as there is no key yet (dagman prepare creates one)"
 
 
 def describe_names() -> str:
@@ -44,7 +44,7 @@ def expand_sources(sources: Sequence[Path]) -> list[Path]:
         if listed_in:
             source = Path(str(source)[1:])
             if not source.is_file():
-                raise SettingsError("is not a file", where=source, do="Give a list with one path a line after @")
+                raise SettingsError("is not a file", where=source, do="Give a file with one path per line after @")
         if listed_in or (source.suffix.lower() == ".txt" and source.is_file()):
             try:
                 lines = source.read_text(encoding="utf-8-sig").splitlines()
@@ -52,12 +52,12 @@ def expand_sources(sources: Sequence[Path]) -> list[Path]:
                 raise SettingsError(f"cannot be read as a list of paths ({error})", where=source) from None
             listed = [source.parent / line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
             if not listed:
-                raise SettingsError("is an empty list", where=source, do="Write one path a line")
+                raise SettingsError("is an empty list", where=source, do="Write one path per line")
             found += listed
         elif glob.has_magic(str(source)) and not source.exists():
             matched = sorted(glob.glob(str(source), recursive=True))
             if not matched:
-                raise SettingsError("matches no file", where=source, do="Correct the pattern; ** reaches folders at any depth")
+                raise SettingsError("matches no file", where=source, do="Correct the pattern; ** matches folders at any depth")
             found += map(Path, matched)
         else:
             found.append(source)

@@ -69,22 +69,22 @@ def render_demo(demo: Demo) -> str:
     seeds = count_noun(len(demo.runs), "seed")
     lead = (
         f"A `{settings.size}` encoder was pretrained by `{settings.method}` for {count_noun(settings.train.steps, 'step')} of "
-        f"{settings.train.batch} views on synthetic CTs, with {seeds}, and compared with the same network in its first, random "
-        f"weights. {describe_minutes(demo.seconds, demo.earlier)} in all."
+        f"{settings.train.batch} views on synthetic CTs, with {seeds}, and compared with the same network with random "
+        f"initialisation. {describe_minutes(demo.seconds, demo.earlier)} in all."
     )
     level, sentence = conclude(demo.comparisons)
     table = DataTable(COLUMNS, tabulate_comparisons(demo.comparisons))
     sections = [
         Section("An example", [*_show_view(demo.runs[0]), *_show_example(demo.example)]),
-        Section("What pretraining changed", [Verdict(level, sentence), table]),
-        Section("How the table was made", _explain(demo)),
+        Section("Effect of pretraining", [Verdict(level, sentence), table]),
+        Section("How these results were obtained", _explain(demo)),
         Section("Attention before and after", _tabulate_attention(demo.runs)),
-        Section("Are the runs healthy?", _judge_runs(demo.runs)),
+        Section("Health of the runs", _judge_runs(demo.runs)),
         *show_gallery(demo.runs[0], settings),
-        Section("Pages of the parts", [_link_pages(demo)]),
+        Section("Individual reports", [_link_pages(demo)]),
         Section("Time", [DataTable(["part", "seconds"], [[part, round(value, 1)] for part, value in demo.seconds.items()])]),
     ]
-    return render_page("dagman demo", lead, sections, footer="Made by `dagman demo`. This page loads nothing from elsewhere.")
+    return render_page("dagman demo", lead, sections, footer="Made by `dagman demo`. This page needs no network connection.")
 
 
 def describe_minutes(seconds: Mapping[str, float], earlier: float) -> str:
@@ -116,20 +116,24 @@ def tabulate_comparisons(comparisons: Sequence[SeedComparison]) -> list[list[str
 def conclude(comparisons: Sequence[SeedComparison]) -> tuple[Level, str]:
     """One sentence with its level: what is better, what is worse, and what differs by no more than the seeds do."""
     if all(one.interval is None for one in comparisons):
-        return "warn", "One seed does not show how much is chance, so no difference is claimed."
+        return "warn", "With a single seed, random variation cannot be estimated, so no difference is claimed."
     outcomes = ("better", "worse", "open")
     by_outcome = {outcome: [one.question for one in comparisons if one.outcome == outcome] for outcome in outcomes}
     seeds = len(comparisons[0].pretrained)
-    ahead = "".join(f"; better still without a network ({one.best_other}): {one.question}" for one in comparisons if one.best_other)
+    ahead = "".join(
+        f"; a baseline without a network ({one.best_other}) is better than both: {one.question}"
+        for one in comparisons
+        if one.best_other
+    )
     if not (by_outcome["better"] or by_outcome["worse"]):
-        return "warn", f"Nothing was gained: no difference is larger than what {seeds} seeds differ by{ahead}."
+        return "warn", f"No effect of pretraining was detected: no difference exceeds the variation between {seeds} seeds{ahead}."
     parts = [
         f"pretraining {verb}: {list_some(questions)}"
         for verb, questions in (("improved", by_outcome["better"]), ("harmed", by_outcome["worse"]))
         if questions
     ]
     if by_outcome["open"]:
-        parts.append(f"no difference beyond what {seeds} seeds differ by: {list_some(by_outcome['open'])}")
+        parts.append(f"no difference beyond the variation between {seeds} seeds: {list_some(by_outcome['open'])}")
     text = f"{'; '.join(parts)}{ahead}."
     return "warn" if by_outcome["worse"] else "ok", text[0].upper() + text[1:]
 
@@ -146,11 +150,11 @@ def _show_view(run: Run) -> list[Block]:
     relative = (attention * attention.size).reshape(grid)
     spacing = [float(gallery["spacing"].reshape(-1)[0])] * 3
     caption = (
-        "**A view of a synthetic CT**, the part hidden from the student, what the student restored there, and where the teacher "
-        f"looks ({relative.min():.3f} to {relative.max():.3f} times uniform; the colours are stretched over this)."
+        "**A view of a synthetic CT**, the masked regions, the student's reconstruction, and the teacher's attention "
+        f"({relative.min():.3f} to {relative.max():.3f} times uniform; the colour scale spans this range)."
         f"{name_view(run.gallery_sources(run.gallery_steps[-1]), 1)} {CONVENTION}"
     )
-    alt = "Axial and coronal slices of a scan: as it is, masked, restored, and with attention in colour."
+    alt = "Axial and coronal slices of a scan: original, masked, reconstructed, and with attention in colour."
     return [Figure(encode_png(draw_summary(view, restored, spacing, hidden, relative)), caption, alt, kind="slices")]
 
 
@@ -159,19 +163,20 @@ def _explain(demo: Demo) -> list[Block]:
     return [
         Listing(
             [
-                "Means ± standard deviation over seeds. A seed is a pretraining, a fresh network, and a draw of labelled patients; "
-                "the difference is paired by seed, its interval is Student's t. An interval that holds 0 claims nothing.",
-                f"{count_noun(demo.held_out, 'patient')} took no part in pretraining; organs are segmented and searched for in "
-                "them alone.",
-                f"**Segmentation**: a U-Net decoder from scratch on either encoder, {count_noun(demo.few_shot_steps, 'step')} of "
-                f"two crops of 32^3 voxels at {settings.view.spacing:g} mm, one learning rate for all layers and both networks, "
-                "the same labelled patients and crops. Dice is counted over fixed crops of the other patients. Far longer training "
-                "and smaller organs: `dagman segment`.",
-                "**Retrieval**: frozen features (mean, standard deviation and maximum of x1 to x4 inside the organ's mask); right "
-                "is an organ whose nearest one in any other patient is the same organ. Nothing is trained.",
-                "**Restoring**: the encoder that a user gets (the teacher's weights), mean absolute error over masked voxels of "
-                "fixed views, divided by that of the best of three trivial baselines; fresh is the same network before its first "
-                "step. These views come from the scans pretrained on.",
+                "Means ± standard deviation over seeds. Each seed determines a pretraining run, a random initialisation, and a "
+                "random draw of labelled patients. Differences are paired by seed, with a 95 % confidence interval from "
+                "Student's t distribution; if it includes 0, no difference is claimed.",
+                f"{count_noun(demo.held_out, 'patient')} were held out from pretraining; segmentation and retrieval are "
+                f"evaluated only on them.",
+                f"**Segmentation**: each encoder with a new U-Net decoder, trained for "
+                f"{count_noun(demo.few_shot_steps, 'step')} on two crops of 32^3 voxels at {settings.view.spacing:g} mm, with "
+                f"the same learning rate for all layers and both networks, and the same labelled patients and crops. Dice is "
+                f"computed on fixed crops of the held-out patients. Use `dagman segment` for longer training and smaller organs.",
+                "**Retrieval**: frozen features (mean, standard deviation and maximum of x1 to x4 within the organ's mask); a "
+                "query is correct if its nearest neighbour among all other patients is the same organ. Nothing is trained.",
+                "**Reconstruction**: mean absolute error over masked voxels of fixed views, for the exported encoder (the "
+                "teacher), divided by that of the best of three trivial baselines; random init. is the same network before its "
+                "first step. The views come from the scans used in pretraining.",
             ]
         )
     ]
@@ -186,8 +191,8 @@ def _show_example(example: Outlined | None) -> list[Block]:
         contours.append(Contour(mask=example.predicted == code, color=color, width=1.4, style="dashed"))
     drawn = draw_three_planes(example.voxels.astype(np.float32), (example.spacing,) * 3, window=_WINDOW, contours=contours)
     caption = (
-        "**A patient whom pretraining did not see**, segmented from the pretrained weights after the most labelled patients. "
-        f"Solid: the truth. Dashed: the model. {CONVENTION}"
+        "**A patient held out from pretraining**, segmented by the pretrained network with the most labelled patients. Solid: "
+        "ground truth. Dashed: prediction. {CONVENTION}"
     )
     colors = CYCLE[: len(example.names)]
     return [
@@ -196,8 +201,8 @@ def _show_example(example: Outlined | None) -> list[Block]:
             spacing=(example.spacing,) * 3,
             still=encode_png(drawn),
             caption=caption,
-            alt="Slices of a scan with outlines of the truth and of the model",
-            title="a patient whom pretraining did not see",
+            alt="Slices of a scan with ground-truth and predicted outlines",
+            title="a patient held out from pretraining",
             window=_WINDOW,
             hounsfield=True,
             layers=[
@@ -216,8 +221,8 @@ def _tabulate_attention(runs: Sequence[Run]) -> list[Block]:
                 shares = [f"{attention[key]:.4f}" for key in ("entropy", "brightness", "body_share", "body_units")]
                 rows.append([f"seed {run.settings.seed}, {when}", *shares])
     text = (
-        "The teacher's attention. Entropy is a share of its maximum: 1 is uniform. The correlation is with the brightness of the "
-        "units, and the share inside the body stands beside what uniform attention would give."
+        "The teacher's attention. Entropy is normalised by its maximum, so 1 is uniform. The correlation is with the mean "
+        "intensity of the units; the share inside the body is compared with that of uniform attention."
     )
     columns = ["run", "entropy", "correlation with brightness", "share inside the body", "if uniform"]
     return [Text(text), DataTable(columns, rows)] if rows else []
@@ -225,10 +230,10 @@ def _tabulate_attention(runs: Sequence[Run]) -> list[Block]:
 
 def _judge_runs(runs: Sequence[Run]) -> list[Block]:
     judged = [(run, summarize_verdicts(judge_run(run))) for run in runs]
-    own = (", each explained below", ", each explained on the page of the pretraining")
+    own = (", explained below", ", explained in the report of the run")
     return [Verdict(verdict.level, f"Seed {run.settings.seed}: {verdict.text.replace(*own)}") for run, verdict in judged]
 
 
 def _link_pages(demo: Demo) -> Links:
     pages = [(f"seed {run.settings.seed}", f"runs/{run.path.name}/report.html") for run in demo.runs]
-    return Links("Every curve of each pretraining, and whether it is healthy:", pages)
+    return Links("The curves and the health of each pretraining run:", pages)

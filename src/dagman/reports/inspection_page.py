@@ -36,9 +36,9 @@ def render_inspection(
     names = shorten_names([row.source for row in rows])
     ranked = sorted(zip(rows, names, strict=True), key=lambda pair: (rank_badness(pair[0]), pair[1]))
     sections = [
-        Section("What was found", _sum_up(rows)),
-        Section("Pictures, the worst first", _show_pictures([(row, name) for row, name in ranked if row.picture is not None])),
-        Section("Every series, the worst first", [_tabulate(ranked, describe)] if ranked else []),
+        Section("Summary", _sum_up(rows)),
+        Section("Images, worst first", _show_pictures([(row, name) for row, name in ranked if row.picture is not None])),
+        Section("All series, worst first", [_tabulate(ranked, describe)] if ranked else []),
     ]
     searched = ", ".join(f"`{scan}`" for scan in scans)
     return render_page("Inspection of scans", f"{lead} Searched: {searched}.", sections, footer="Made by `dagman inspect`.")
@@ -64,8 +64,8 @@ def state_notes(row: Inspection) -> str:
     """Why it is refused, or what is to be known of it; never empty."""
     notes = [row.reason] if row.reason else list(row.notes)
     if row.accepted and row.patient_from == "assumed":
-        notes.append("names no patient: taken as one of its own")
-    return "; ".join(notes) or "nothing to remark"
+        notes.append("names no patient: treated as a separate patient")
+    return "; ".join(notes) or "no remarks"
 
 
 def _sum_up(rows: Sequence[Inspection]) -> list[Block]:
@@ -99,7 +99,7 @@ def _list_reasons(reasons: Sequence[str]) -> Listing:
         alike.setdefault(_NUMBER.sub("#", reason), Counter())[reason] += 1
     counts = sorted(alike.values(), key=Counter.total, reverse=True)
     shown = [
-        f"{group.total()} x {group.most_common(1)[0][0]}{' (in others with other numbers)' if len(group) > 1 else ''}"
+        f"{group.total()} x {group.most_common(1)[0][0]}{' (other values in the others)' if len(group) > 1 else ''}"
         for group in counts[:_MOST_REASONS]
     ]
     rest = len(counts) - _MOST_REASONS
@@ -111,7 +111,7 @@ def _state_spacings(rows: Sequence[Inspection]) -> str:
     if not len(spacings):
         return ""
     finest, coarsest = spacings.min(axis=1), spacings.max(axis=1)
-    return f"Their finest voxel edges are {_state_range(finest)} mm, their coarsest {_state_range(coarsest)} mm."
+    return f"Their smallest voxel dimensions are {_state_range(finest)} mm, their largest {_state_range(coarsest)} mm."
 
 
 def _state_range(values: NDArray) -> str:
@@ -124,8 +124,8 @@ def _show_pictures(rows: Sequence[tuple[Inspection, str]]) -> list[Block]:
         return []
     cut = f" The first {MOST_PICTURES} of {len(rows)} are shown." if len(rows) > MOST_PICTURES else ""
     text = (
-        "The middle axial slice: the patient's left is on the image's right, the front on top. CT shows lung, soft tissue and bone "
-        f"at once until a window is chosen; other scans run from their 1st to their 99th percentile.{cut}"
+        "The middle axial slice, with the patient's left on the image's right and anterior at the top. CT is shown in a wide "
+        f"window until another is chosen; other scans are scaled from their 1st to their 99th percentile.{cut}"
     )
     return [Text(text), FigureGrid([_draw_picture(row, name) for row, name in rows[:MOST_PICTURES]], narrow=True)]
 
@@ -158,5 +158,5 @@ def _tabulate(ranked: Sequence[tuple[Inspection, str]], describe: Callable[[Insp
     for row, name in ranked:
         held = describe(row)
         cells.append([name, held["verdict"], state_notes(row), *(held[key] for key in _CELLS)])
-    caption = "Names are cut to what sets them apart; `inspect.csv` holds them in full, with formats and axes."
+    caption = "Names are shortened to what distinguishes them; `inspect.csv` has them in full, with formats and axes."
     return DataTable(_HEADINGS, cells, caption, filtered=True)

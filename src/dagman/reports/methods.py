@@ -24,9 +24,9 @@ from dagman.tasks.segment.training import FOREGROUND
 from dagman.tasks.survival_models import COMPONENTS, TREES
 from dagman.training.run import Run
 
-TITLE = "Methods, to quote"
+TITLE = "Methods text"
 PAPER = "Jiang, Rangnekar and Veeraraghavan, MIDL 2025"
-_LEAD = "For a methods section; check it against what you did with the data before this command."
+_LEAD = "A draft for a methods section. Check it, and add what was done to the data before this command."
 
 
 def quote_run(run: Run) -> list[Text]:
@@ -72,7 +72,7 @@ def _state_views(settings: Settings, scans: int | None) -> list[str]:
 def _state_method(settings: Settings) -> list[str]:
     masking, teacher, weights = settings.masking, settings.teacher, settings.losses
     used = {name: getattr(weights, name) for name in ("amip", "ampd", "aitd", "gitd") if getattr(weights, name)}
-    hints = f", of which the {masking.hints:.0%} most attended were given back" if masking.choice.gives_hints else ""
+    hints = f", of which the {masking.hints:.0%} most attended were left visible as hints" if masking.choice.gives_hints else ""
     lines = [
         f"Of the units of a crop {masking.ratio:.0%} were masked by `{masking.kind}`{hints}.",
         f"The loss was {' + '.join(f'{value:g} {name.upper()}' for name, value in used.items())}.",
@@ -80,7 +80,7 @@ def _state_method(settings: Settings) -> list[str]:
     if set(used) - {"amip"}:
         noise = f" saw {1 - teacher.noise:.0%} of its input and" if teacher.noise else ""
         lines.append(
-            f"The teacher{noise} followed the student by an exponential moving average (momentum {_show(teacher.momentum)} to "
+            f"The teacher{noise} was an exponential moving average of the student (momentum {_show(teacher.momentum)} to "
             f"{teacher.momentum_end:g}); its targets were centred by `{teacher.centering}`."
         )
     return lines
@@ -91,8 +91,8 @@ def _state_training(run: Run) -> list[str]:
     done = f"{run.last_step} of {train.steps}" if run.last_step < train.steps else f"{train.steps}"
     lines = [
         f"Training took {done} steps of {train.batch} crops with AdamW (learning rate {_show(optim.lr)}, warm-up over "
-        f"{optim.warmup:.0%} of the steps, then a cosine to {optim.min_lr:g}; weight decay {_show(optim.weight_decay)}; gradient "
-        f"cut at {optim.clip:g})."
+        f"{optim.warmup:.0%} of the steps, then cosine decay to {optim.min_lr:g}; weight decay {_show(optim.weight_decay)}; "
+        f"gradient norm clipped at {optim.clip:g})."
     ]
     if run.command:
         lines.append(f"Seed {run.settings.seed}; {name_software(run.command)}.")
@@ -105,7 +105,7 @@ def state_classification(results: Results, settings: Mapping[str, Any]) -> list[
     counts = ", ".join(f"{count} `{name}`" for name, count in extra["counts"].items())
     lines = [f"{sum(extra['counts'].values())} items ({counts}) of {extra['patients']} patients were classified."]
     if extra.get("spacing"):
-        lines.append(f"Each was cut out of its scan with voxels of {extra['spacing']:.3g} mm.")
+        lines.append(f"Each was cropped from its scan at a voxel size of {extra['spacing']:.3g} mm.")
     if {"linear", "knn"} & methods:
         lines.append(_POOLED)
     if "linear" in methods:
@@ -117,7 +117,7 @@ def state_classification(results: Results, settings: Mapping[str, Any]) -> list[
     if "finetune" in methods:
         fit = "the linear probe"
         lines.append(
-            _state_finetuning(settings["finetuning"], f"cross-entropy with class weights and labels smoothed by {SMOOTHING:g}", fit)
+            _state_finetuning(settings["finetuning"], f"cross-entropy with class weights and label smoothing of {SMOOTHING:g}", fit)
         )
     return lines
 
@@ -131,21 +131,23 @@ def state_regression(results: Results, settings: Mapping[str, Any]) -> list[str]
         f"{extra['deviation']:.3g}) of {rows['item'].nunique()} items of {rows['patient'].nunique()} patients was predicted."
     ]
     if extra.get("spacing"):
-        lines.append(f"Each was cut out of its scan with voxels of {extra['spacing']:.3g} mm.")
+        lines.append(f"Each was cropped from its scan at a voxel size of {extra['spacing']:.3g} mm.")
     if "ridge" in methods:
         chosen = _CHOSEN.replace("log loss", "squared error")
         lines.append(f"{_POOLED} The probe is a ridge regression on standardised features; {chosen}.")
     if "finetune" in methods:
-        lines.append(_state_finetuning(settings["finetuning"], "squared errors of the standardised number", "the ridge probe"))
-    lines.append("R² and errors are of all items tested, means over repeats; Spearman's correlation is the mean over folds.")
+        lines.append(_state_finetuning(settings["finetuning"], "the squared error of the standardised number", "the ridge probe"))
+    lines.append(
+        "R² and errors were computed over all test items and averaged over repeats; Spearman's correlation was averaged over folds."
+    )
     return lines
 
 
 def _state_response(results: Results) -> str:
     extra = results.summary.extra
     counts = ", ".join(f"{count} `{name}`" for name, count in extra["counts"].items())
-    beside = "; beside clinical columns the penalty alone" if _has_clinical(results) else ""
-    reduced = f", and beside clinical columns reduced to at most {COMPONENTS} principal components"
+    beside = "; with clinical columns, only the penalty" if _has_clinical(results) else ""
+    reduced = f", and, with clinical columns, reduced to at most {COMPONENTS} principal components"
     return (
         f"The response of {extra['patients']} patients ({counts}) was predicted. {_POOLED} They were averaged over the items of a "
         f"patient{reduced if _has_clinical(results) else ''}. {_state_clinical(results)}The model is a logistic regression with an "
@@ -164,15 +166,16 @@ def state_outcome(results: Results, settings: Mapping[str, Any]) -> list[str]:
     ]
     if "cox" in methods:
         lines.append(
-            f"Cox's proportional hazards were fitted with an elastic net (lasso share {MIXING:g}), the penalty chosen in an inner "
-            "cross-validation by patient."
+            f"Cox proportional hazards models were fitted with an elastic net penalty (L1 ratio {MIXING:g}), whose strength "
+            f"was chosen in an inner cross-validation by patient."
         )
     if "forest" in methods:
         lines.append(f"Random survival forests have {TREES} trees.")
     if "finetune" in methods:
         lines.append(_state_finetuning(settings["finetuning"], "Cox's partial likelihood", "the fit to frozen features"))
     lines.append(
-        "Risk groups were cut at the median risk of the training patients. Concordance (Harrell, Uno) compares pairs within a fold."
+        "Risk groups were split at the median risk of the training patients. Concordance (Harrell, Uno) was computed over "
+        "pairs within a fold."
     )
     return lines
 
@@ -185,11 +188,12 @@ def state_segmentation(results: Results, settings: Mapping[str, Any]) -> list[st
     mirror = ", and averaged over mirrored windows" if settings["mirror"] else ""
     return [
         f"{', '.join(f'`{name}`' for name in classes)} were segmented in {extra['scans']} scans of {extra['patients']} patients by "
-        "the encoder with a decoder shaped like SwinUNETR's, trained from scratch (its last bias the logarithm of the classes' "
-        "shares of the training voxels) with Dice and cross-entropy for "
-        f"{steps} of {settings['batch']} crops ({FOREGROUND:.0%} of them around a structure) with AdamW ({rate}, "
-        f"factor {settings['layer_decay']:g} from layer to layer downwards, for every model).",
-        f"Whole scans were predicted in half-overlapping windows blended by Gaussians{mirror}, and scored on the masks' own grids; "
+        "the encoder with a decoder shaped like SwinUNETR's, trained from scratch (with its last bias initialised to the log "
+        "class frequencies of the training voxels) with Dice and cross-entropy loss for "
+        f"{steps} of {settings['batch']} crops ({FOREGROUND:.0%} of them around a structure) with AdamW ({rate}, layer-wise "
+        f"decay {settings['layer_decay']:g}, for every model).",
+        f"Whole scans were predicted by a sliding window with 50 % overlap and Gaussian weighting{mirror}, and scored on the "
+        f"masks' own grids; "
         f"surface Dice at a tolerance of {extra['tolerance_mm']:g} mm.",
     ]
 
@@ -201,26 +205,26 @@ def state_clustering(results: Results, settings: Mapping[str, Any]) -> list[str]
     umap = f", and mapped by UMAP ({extra.get('neighbours', settings['neighbours'])} neighbours)" if extra["map"] == "umap" else ""
     return [
         f"{structures} structures of {extra['patients']} patients were described without fine-tuning. {_POOLED} They were "
-        f"standardised, reduced to at most {COMPONENTS} principal components, grouped by k-means and HDBSCAN{umap}. Names judged "
-        "the groups, and made none."
+        f"standardised, reduced to at most {COMPONENTS} principal components, clustered by k-means and HDBSCAN{umap}. Labels "
+        f"were used only for evaluation."
     ]
 
 
 def _state_finetuning(finetuning: Mapping[str, Any], loss: str, start: str) -> str:
     return (
         f"Fine-tuning began at {start} and ran for at most {count_noun(finetuning['epochs'], 'epoch')} of AdamW (learning rate "
-        f"{finetuning['rate']:g}, factor {finetuning['layer_decay']:g} from layer to layer downwards, for every model) on "
-        f"{loss}. The epoch with the least loss on patients held out of the training (the table's own validation part, or an inner "
-        f"split) was kept, the start among them; after {count_noun(finetuning['patience'], 'epoch')} without a better one it "
-        "stopped, in the later half alone."
+        f"{finetuning['rate']:g}, layer-wise decay {finetuning['layer_decay']:g}, for every model) on "
+        f"{loss}. The epoch with the lowest validation loss (on the table's own validation set, or on an inner split by "
+        f"patient; including epoch 0) was kept; after {count_noun(finetuning['patience'], 'epoch')} without improvement "
+        f"training stopped, but not in the first half."
     )
 
 
 def _state_clinical(results: Results) -> str:
     if not _has_clinical(results):
         return ""
-    filled = "missing values filled by the training patients' median or mode"
-    return f"Clinical columns were judged alone and beside the image, {filled}. "
+    filled = "with missing values imputed by the training patients' median or mode"
+    return f"Clinical columns were evaluated alone and combined with the image, {filled}. "
 
 
 def _has_clinical(results: Results) -> bool:
@@ -232,7 +236,7 @@ def _state_splits(results: Results, settings: Mapping[str, Any]) -> list[str]:
         return []
     splits = results.splits
     folds, repeats = splits["fold"].nunique(), splits["repeat"].nunique()
-    split = "The table's own split was used" if folds == 1 else f"{folds}-fold cross-validation was split by patient"
+    split = "The predefined split of the table was used" if folds == 1 else f"{folds}-fold cross-validation was split by patient"
     if repeats > 1:
         split += f" and repeated {repeats} times"
     subsets = list(dict.fromkeys(row.subset for row in results.summary.measurements))
@@ -276,12 +280,12 @@ def _show(value: float | str) -> str:
 
 
 _POOLED = (
-    "Features of a network are the mean, standard deviation and maximum of each of its four stages inside the structure, or over "
-    "the scan where there is none."
+    "The features of a network are the mean, standard deviation and maximum of each of its four stages within the structure, "
+    "or over the whole scan if there is none."
 )
 _CHOSEN = (
-    "the penalty, and how many of the stages of a network it reads (the first one, two, three or all four), were chosen together "
-    "by log loss in an inner cross-validation by patient"
+    "the penalty, and how many of the stages of a network it reads (the first one, two, three or all four), were chosen "
+    "jointly by log loss in an inner cross-validation by patient"
 )
 _REDUCED = (
     f"They were averaged over the items of a patient, standardised, and reduced to at most {COMPONENTS} principal components of "

@@ -19,7 +19,7 @@ def tabulate_settings(results: Results) -> list[Block]:
         for key, value in flatten_values(command[part]).items()
     ]
     rows.append(["software", name_software(command)])
-    return [DataTable(["what", "value"], rows, f"Written {command['written']}; all of it is in `command.json`.")]
+    return [DataTable(["what", "value"], rows, f"Written {command['written']}; see `command.json` for all details.")]
 
 
 def name_software(command: Mapping[str, Any]) -> str:

@@ -8,12 +8,12 @@ from typing import Any
 from dagman.records.counts import count_noun
 from dagman.reports.page import DataTable, Listing, Section, render_page
 
-_COLUMNS = ("", "least", "a quarter below", "median", "a quarter above", "greatest")
+_COLUMNS = ("", "least", "lower quartile", "median", "upper quartile", "greatest")
 
 
 def list_spreads(counts: Mapping[str, Any]) -> list[list[Any]]:
     """A row for each number: its name, the least, the quartiles, the greatest."""
-    spreads = {"scans of a patient": counts["scans_per_patient"], "MB of a scan": counts["megabytes_per_scan"]}
+    spreads = {"scans per patient": counts["scans_per_patient"], "MB per scan": counts["megabytes_per_scan"]}
     spreads |= {f"spacing of the sources along {axis} (mm)": spread for axis, spread in counts["source_spacing_mm"].items()}
     spreads |= {f"voxels along {axis}": spread for axis, spread in counts["voxels_xyz"].items()}
     spreads |= {f"body's extent along {axis} (mm)": spread for axis, spread in counts["body_extent_mm"].items()}
@@ -43,8 +43,8 @@ def state_counts(counts: Mapping[str, Any]) -> str:
 def render_store(counts: Mapping[str, Any]) -> str:
     """The page as HTML, of what `count_store` gives."""
     sections = [
-        Section("Sizes and bodies", [DataTable(_COLUMNS, list_spreads(counts))]),
+        Section("Sizes and body coverage", [DataTable(_COLUMNS, list_spreads(counts))]),
         Section("Reconstruction kernels", [DataTable(("kernel", "scans"), list(counts["kernels"].items()))]),
-        Section("What is not recorded", [Listing([*list_unrecorded(counts), "ages and names of patients, on purpose"])]),
+        Section("Not recorded", [Listing([*list_unrecorded(counts), "ages and names of patients, on purpose"])]),
     ]
-    return render_page("What a store holds", state_counts(counts), sections, footer="Made by `dagman store stats`.")
+    return render_page("Contents of a store", state_counts(counts), sections, footer="Made by `dagman store stats`.")

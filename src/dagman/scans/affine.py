@@ -22,7 +22,7 @@ _FARTHEST_MM = 1e9
 """Beyond it a header holds rubbish, and arithmetic would overflow."""
 
 _DEGENERATE = 1e-6
-"""Smallest volume of a voxel relative to the product of its edges; below it two axes point the same way."""
+"""Smallest volume of a voxel relative to the product of its edges; below it two axes are parallel."""
 
 
 @dataclass(frozen=True)
@@ -205,16 +205,16 @@ def show_apart(one: Iterable[float], other: Iterable[float], between: str) -> tu
 
 def _check_matrix(matrix: NDArray[np.float64]) -> None:
     if matrix.shape != (4, 4):
-        raise ScanError(f"an affine has 4 x 4 numbers, not {' x '.join(map(str, matrix.shape)) or 'one'}", do="Mend the header")
+        raise ScanError(f"an affine has 4 x 4 numbers, not {' x '.join(map(str, matrix.shape)) or 'one'}", do="Correct the header")
     if not (np.isfinite(matrix).all() and np.abs(matrix).max() < _FARTHEST_MM):
-        raise ScanError("the affine holds NaN, infinite or absurd numbers", do="Mend the header, or convert the scan again")
+        raise ScanError("the affine holds NaN, infinite or absurd numbers", do="Correct the header, or convert the scan again")
     if not np.allclose(matrix[3], [0, 0, 0, 1]):
-        raise ScanError("the last row of the affine is not 0 0 0 1", do="Mend the header, or convert the scan again")
+        raise ScanError("the last row of the affine is not 0 0 0 1", do="Correct the header, or convert the scan again")
     edges = np.linalg.norm(matrix[:3, :3], axis=0)
     if not edges.all():
         shown = " x ".join(f"{edge:.4g}" for edge in edges)
-        raise ScanError(f"the spacing is {shown} mm; every axis needs more than 0", do="Mend the header, or convert the scan again")
-    if abs(np.linalg.det(matrix[:3, :3] / edges)) < _DEGENERATE:
         raise ScanError(
-            "the affine cannot be inverted: two axes point the same way", do="Mend the header, or convert the scan again"
+            f"the spacing is {shown} mm; every axis needs more than 0", do="Correct the header, or convert the scan again"
         )
+    if abs(np.linalg.det(matrix[:3, :3] / edges)) < _DEGENERATE:
+        raise ScanError("the affine cannot be inverted: two axes are parallel", do="Correct the header, or convert the scan again")

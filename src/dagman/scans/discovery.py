@@ -46,16 +46,16 @@ _ARCHIVES = (".7z", ".rar", ".tar.zst")
 
 _PAIR = (
     "is Analyze 7.5, or a NIfTI pair of .hdr and .img",
-    "Write it as one .nii.gz; Analyze does not state which side is left",
+    "Convert it to .nii.gz; Analyze does not state which side is left",
 )
 _FREESURFER = ("is of FreeSurfer", "Convert it: mri_convert SCAN.mgz SCAN.nii.gz")
-_PACKED = ("is packed in a way that few programs read", "Unpack it, or pack it as .nii.gz")
+_PACKED = ("is compressed in a format that dagman does not read", "Decompress it, or compress it as .nii.gz")
 _UNREAD: dict[str, tuple[str, str | None]] = {
     **dict.fromkeys((".hdr", ".img", ".img.gz", ".hdr.gz"), _PAIR),
     **dict.fromkeys((".mgz", ".mgh"), _FREESURFER),
     **dict.fromkeys((".nii.bz2", ".nii.zst"), _PACKED),
     ".mnc": ("is MINC", "Convert it: mnc2nii SCAN.mnc SCAN.nii"),
-    ".gipl": ("is of a format that dagman does not read", None),
+    ".gipl": ("is in a format that dagman does not read", None),
 }
 """Files that may hold scans all the same: what they are, and what to do. They are named as refused, not passed over."""
 
@@ -74,7 +74,7 @@ class Series:
     modality: Modality | None = None
     patient: str | None = field(default=None, repr=False)
     patient_from: PatientFrom = "file"
-    "What names the patient: the file itself, nothing (the scan is taken as a patient of its own), or the user."
+    "What names the patient: the file itself, nothing (the scan is treated as a separate patient), or the user."
     uid: str | None = field(default=None, repr=False)
     kernel: str = ""
     "Reconstruction kernel as the files name it; empty where they do not."
@@ -86,7 +86,7 @@ class Series:
 
     @property
     def patient_assumed(self) -> bool:
-        """Whether nothing states the patient, so that the scan is taken as a patient of its own."""
+        """Whether nothing states the patient, so that the scan is treated as a separate patient."""
         return self.patient_from == "assumed"
 
 
@@ -140,7 +140,7 @@ def find_series(
             headers.append(header)
             continue
         try:
-            with explain_faults("cannot be read", where=path, do="Check the path and its permissions, or leave it out"):
+            with explain_faults("cannot be read", where=path, do="Check the path and its permissions, or omit it"):
                 known = _find_format(path)
                 if known is DICOM:
                     header = _read_dicom_header(path)
@@ -152,7 +152,7 @@ def find_series(
                     held = known.list_files(path)
                     series.append(Series(kind=known.name, files=held, source=str(show_place(path)), modality=modality))
                 elif path == root:
-                    raise ScanError("is not of a format that dagman reads", where=path, do=f"Give {list_titles()}")
+                    raise ScanError("is not in a format that dagman reads", where=path, do=f"Give {list_titles()}")
         except ScanError as error:
             refused.append(Refusal.from_error(show_path(show_place(path)), error))
     series = _name_files(series, files)
@@ -219,7 +219,7 @@ def _select(
         volumes = [index for index in meant if not groups[index].group.reason]
         if not meant:
             folder = show_place(name.folder)
-            do = f"See the names that dagman inspect {folder} prints"
+            do = f"Run dagman inspect {folder} for the names of its series"
             raise ScanError(f"there is no series #{path.name.rpartition('#')[2]}", where=folder, do=do)
         for index in volumes or meant:
             one = groups[index]
@@ -342,7 +342,9 @@ def _find_format(path: Path) -> Format | None:
                 return None
         known = DICOM
     if any(_cannot_be_shown(sign) for sign in str(path)):
-        raise ScanError("its path holds signs that are not UTF-8 text, or line breaks", where=show_path(path), do="Rename it")
+        raise ScanError(
+            "its path contains characters that are not valid UTF-8, or line breaks", where=show_path(path), do="Rename it"
+        )
     if not os.path.isfile(path):
         raise ScanError("cannot be read", where=path, do="Check the path and its permissions")
     if unread:
@@ -360,7 +362,7 @@ def _read_dicom_header(path: Path) -> dicom_headers.Header:
     if path.stat().st_size == 0:
         raise ScanError("is empty", where=path, do="Copy or export the series again")
     if not known:
-        raise ScanError("is not a DICOM file, despite its name", where=path, do="Copy or export it again, or leave it out")
+        raise ScanError("is not a DICOM file, despite its name", where=path, do="Copy or export it again, or exclude it")
     return dicom_headers.read_header(path)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from dagman.errors import DagmanError, ScanError
 
 _SOURCE = Path(__file__).parents[1]
-OWN_FAULT = "a fault of dagman, please report it"
+OWN_FAULT = "a bug in dagman, please report it"
 """Stands in the reason where the exception comes from dagman's own lines, so that no test takes it for a damaged file."""
 _LONGEST = 100
 _ABOUT_CODE = re.compile(
@@ -40,9 +40,9 @@ def explain_faults(what: str, *, where: object, do: str) -> Iterator[None]:
         raise ScanError("cannot be read", where=where, do="Check the path and its permissions") from error
     except MemoryError as error:
         raise ScanError(
-            "does not fit into the memory",
+            "does not fit in memory",
             where=where,
-            do="Check the size in its header, or read fewer scans at once (--workers 1)",
+            do="Check the size in its header, or use fewer processes (--workers 1)",
         ) from error
     except Exception as error:
         raise ScanError(f"{what}{_describe(error)}", where=where, do=do) from error

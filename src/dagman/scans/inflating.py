@@ -25,7 +25,7 @@ _PACKED, _UNPACKED = 1 << 16, 1 << 18
 """Bytes of a piece: both stay in a core's cache, and what is unpacked is copied once more."""
 _BLOCK = 512
 """Writers that work in blocks (tapes, archives) fill up the last one with zeros."""
-_CONVERT_AGAIN = "Convert the scan again, or leave it out"
+_CONVERT_AGAIN = "Convert the scan again, or exclude it"
 
 
 def inflate(file: BinaryIO, claimed: int, *, wrapper: int) -> NDArray[np.uint8]:

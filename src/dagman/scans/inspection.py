@@ -58,9 +58,9 @@ def inspect_series(series: Series, *, picture: bool = True) -> Inspection:
         return inspect_refusal(Refusal.from_error(series.source, error), kind=series.kind, patient=series.patient)
     except Exception as error:
         # Named, so that it can be reported, and the other series go on.
-        reason = f"cannot be judged ({describe_own_fault(error)})"
+        reason = f"cannot be checked ({describe_own_fault(error)})"
         if isinstance(error, MemoryError):
-            reason = "too large for the memory: try again with --workers 1"
+            reason = "too large for memory: try again with --workers 1"
         return inspect_refusal(Refusal(source=series.source, reason=reason), kind=series.kind, patient=series.patient)
     x, y, z = scan.spacing
     return Inspection(

@@ -73,7 +73,7 @@ def write_dicom_labels(path: Path, labels: NDArray, names: dict[int, str], sourc
         if files:
             write_segments(path, labels, names, files, identified=identified)
     except MissingExtraError as error:
-        return f"predictions are NIfTI alone: DICOM SEG {error}"
+        return f"predictions are written as NIfTI only: DICOM SEG {error}"
     except DagmanError as error:
         return f"{path.stem}: no DICOM SEG was written: {error}"
     return ""
@@ -95,8 +95,8 @@ def describe_identity(folder: Path, *, identified: bool) -> str:
     if not any(folder.glob("*.dcm")):
         return ""
     if identified:
-        return "DICOM SEG: identified, as asked (--identified): the files name the patient and the study as their sources do"
-    return "DICOM SEG: not identified: the patient is a pseudonym, no free text, and the UIDs join the files to their series"
+        return "DICOM SEG: identified, as requested (--identified): the files contain the patient's and the study's identifiers"
+    return "DICOM SEG: not identified: they contain a pseudonym, no free text, and the UIDs that link them to their series"
 
 
 def find_dicom_files(source: str | Path) -> tuple[Path, ...]:
@@ -109,7 +109,7 @@ def find_dicom_files(source: str | Path) -> tuple[Path, ...]:
         return ()
     series = find_series(source).series
     if len(series) > 1:
-        raise ScanError(f"holds {len(series)} series", where=source, do="Predict it again, by the name of one of them")
+        raise ScanError(f"holds {len(series)} series", where=source, do="Give the name of one of them")
     return series[0].files if series and series[0].kind == DICOM.name else ()
 
 

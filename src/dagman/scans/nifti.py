@@ -31,7 +31,7 @@ from dagman.scans.scan import RawImage
 
 SUFFIXES = (".nii", ".nii.gz")
 
-_CONVERT_AGAIN = "Convert the scan again, or leave it out"
+_CONVERT_AGAIN = "Convert the scan again, or exclude it"
 _DAMAGED = "is truncated or damaged"
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}
 """Metres and microns, by their code; all other codes, unknown ones too, are taken as mm."""
@@ -100,11 +100,11 @@ def read_header(path: Path, *, one_slice: bool = False) -> Nifti1Header:
             # Each raises on numbers that the standard does not know, here rather than in the midst of the work.
             _ = header.get_data_dtype(), header.get_slope_inter(), header.get_data_shape(), header.get_data_offset()
     if magic != b"n+":
-        raise ScanError("is not a NIfTI file, despite its name", where=path, do="Leave it out, or give it its own suffix")
+        raise ScanError("is not a NIfTI file, despite its name", where=path, do="Exclude it, or correct its suffix")
     if header.get_data_offset() < size:
         # nibabel takes an offset of 0 at its word, and the header's own bytes for the first voxels.
         what = f"its voxels would begin at byte {header.get_data_offset()}, within the header"
-        raise ScanError(what, where=path, do="Mend the header (vox_offset), or convert the scan again")
+        raise ScanError(what, where=path, do="Correct the header (vox_offset), or convert the scan again")
     _check_shape(header, path, one_slice)
     _check_spacing(header, path)
     return header
@@ -121,11 +121,11 @@ def _check_shape(header: Nifti1Header, path: Path, one_slice: bool) -> None:
     shown = " x ".join(map(str, shape))
     kind = header.get_data_dtype()
     if kind.fields is not None:
-        raise ScanError("holds colours (RGB), not one value a voxel", where=path, do="Give the scan itself, not a rendering")
+        raise ScanError("holds RGB colours, not one value per voxel", where=path, do="Give the scan itself, not a rendering")
     if kind.kind == "c":
         raise ScanError("holds complex numbers", where=path, do="Give the magnitude image")
     if len(shape) > 3:
-        raise ScanError(f"has {len(shape)} axes ({shown})", where=path, do="Give one 3D volume a file")
+        raise ScanError(f"has {len(shape)} axes ({shown})", where=path, do="Give one 3D volume per file")
     if len(shape) < 3 or (min(shape) == 1 and not one_slice):
         raise ScanError(f"is one slice ({shown})", where=path, do="Give a volume of at least 2 slices")
     if min(shape) < 1:
@@ -136,7 +136,7 @@ def _check_spacing(header: Nifti1Header, path: Path) -> None:
     spacing = np.array(header["pixdim"][1:4], dtype=np.float64)
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
         shown = " x ".join(f"{value:.4g}" for value in spacing)
-        raise ScanError(f"the spacing is {shown} mm; every axis needs more than 0", where=path, do="Mend the header (pixdim)")
+        raise ScanError(f"the spacing is {shown} mm; every axis needs more than 0", where=path, do="Correct the header (pixdim)")
 
 
 def _read_stored(path: Path, header: Nifti1Header) -> NDArray:

@@ -74,8 +74,8 @@ def read_series(series: Series, *, labels: bool = False) -> Scan:
 
 
 def read_measured(series: Series, *, labels: bool = False) -> tuple[Scan, HuEvidence | None]:
-    """As `read_series`, with what was counted on the way and `judge_scan` takes; None where the grid was straightened after."""
-    with explain_faults("cannot be read", where=series.source, do="Convert or export it again, or leave it out"):
+    """As `read_series`, with the evidence counted while reading, for `judge_scan`; None if the grid was resampled."""
+    with explain_faults("cannot be read", where=series.source, do="Convert or export it again, or exclude it"):
         try:
             return _read_series(series, labels)
         except ScanError as error:
@@ -104,7 +104,7 @@ def _read_series(series: Series, labels: bool) -> tuple[Scan, HuEvidence | None]
         axis, angle = tilted
         fill = LOWEST_HU if modality == "CT" and not labels else min(0.0, float(voxels.min()))
         voxels, affine = straighten_grid(voxels, affine, axis, fill=fill, nearest=labels)
-        notes = (*notes, f"the gantry was tilted by {angle:.1f} degrees; its slices were shifted onto a straight grid")
+        notes = (*notes, f"the gantry was tilted by {angle:.1f} degrees; its slices were resampled to an orthogonal grid")
     scan = Scan(
         voxels=voxels,
         affine=affine,
@@ -124,8 +124,8 @@ def _find_tilt(affine: Affine, series: Series) -> tuple[int, float] | None:
     if tilted is not None and series.tilt == "resample" and tilted[1] <= _STEEPEST_DEGREES:
         return tilted
     # Resampled along its axes it would show a slanted body.
-    what = f"its axes are {affine.skew:.1f} degrees off the perpendicular (a tilted gantry?)"
-    raise ScanError(what, where=series.source, do="Resample it to a straight grid, or leave it out")
+    what = f"its axes are {affine.skew:.1f} degrees from perpendicular (a tilted gantry?)"
+    raise ScanError(what, where=series.source, do="Resample it to an orthogonal grid, or exclude it")
 
 
 def _check_finite(values: NDArray, source: str) -> None:
@@ -136,4 +136,4 @@ def _check_finite(values: NDArray, source: str) -> None:
     bad = values.size - int(np.count_nonzero(good))
     if bad:
         what = f"{bad} of {values.size} voxels are NaN or infinite"
-        raise ScanError(what, where=source, do="Replace them (outside the scanner's field: -1024), or leave the scan out")
+        raise ScanError(what, where=source, do="Replace them (outside the scanner's field: -1024), or exclude the scan")

@@ -125,14 +125,14 @@ def judge_scan(scan: Scan, evidence: HuEvidence | None = None) -> Verdict:
         notes = (*notes, f"very thin: {min(scan.shape)} slices")
     evidence = measure_hu(scan.voxels) if evidence is None else evidence
     if evidence.minimum == evidence.maximum:
-        reason = f"all voxels are {evidence.minimum:.4g}: leave it out, or export it again"
+        reason = f"all voxels are {evidence.minimum:.4g}: exclude it, or export it again"
         return Verdict(accepted=False, reason=reason, notes=notes, evidence=evidence)
     extent = max(size * spacing for size, spacing in zip(scan.shape, scan.spacing, strict=True))
     if not _SMALLEST_MM <= extent <= _LARGEST_MM:
-        reason = f"is {extent:.3g} mm long, so its spacing cannot be in mm: mend the header"
+        reason = f"is {extent:.3g} mm long, so its spacing cannot be in mm: correct the header"
         return Verdict(accepted=False, reason=reason, notes=notes, evidence=evidence)
     if min(scan.spacing) < _CLOSEST_MM:
-        reason = f"its voxels are {min(scan.spacing):.3g} mm apart along one axis: mend the header"
+        reason = f"its voxels are {min(scan.spacing):.3g} mm apart along one axis: correct the header"
         return Verdict(accepted=False, reason=reason, notes=notes, evidence=evidence)
     if scan.modality == "MR":
         return Verdict(accepted=True, notes=notes)
@@ -151,12 +151,12 @@ def _find_emptiness(evidence: HuEvidence) -> str:
     """Why there is no patient in numbers that have CT's range, or nothing."""
     if evidence.beyond_share > _MOST_BEYOND:
         what = f"{evidence.beyond_share:.1%} of its voxels are above {HIGHEST_TISSUE_HU} HU, more than tissue or metal explain"
-        return f"{what}: correct its rescaling or padding value, or leave it out"
+        return f"{what}: correct its rescaling or padding value, or exclude it"
     if evidence.tissue_share < _LEAST_TISSUE:
-        return "holds nothing but air (no voxels of tissue): leave it out"
+        return "contains only air (no voxels of tissue): exclude it"
     if evidence.neighbour_correlation < _LEAST_CORRELATION:
-        what = f"neighbouring voxels have nothing in common (correlation {evidence.neighbour_correlation:.2f})"
-        return f"is noise, {what}: leave it out, or export it again"
+        what = f"neighbouring voxels are uncorrelated (correlation {evidence.neighbour_correlation:.2f})"
+        return f"is noise, {what}: exclude it, or export it again"
     return ""
 
 
@@ -245,15 +245,15 @@ def _share_within(voxels: NDArray, low: float, high: float) -> float:
 def _explain(scan: Scan, evidence: HuEvidence) -> str:
     values = f"values {evidence.minimum:.4g} to {evidence.maximum:.4g}"
     if scan.modality == "other" and evidence.is_hu:
-        return f"could be HU ({values}), but the file calls itself something else: give --modality ct if it is CT"
+        return f"could be HU ({values}), but the file states another modality: pass --modality ct if it is CT"
     if evidence.is_raw:
         remedy = "subtract 1024, or convert with the rescale intercept"
         return f"appears to hold raw values, 1024 too high ({values}, tissue near 1024): {remedy}"
     if evidence.is_negated:
         return f"appears to hold HU with the sign flipped ({values}, air at the high end): multiply by -1"
     if scan.voxels.dtype == np.int16 and evidence.minimum >= 0 and evidence.maximum < 150:
-        return f"no HU range ({values}, whole numbers only): appears to be a label map; give it as a mask, not as a scan"
+        return f"not in HU ({values}, whole numbers only): appears to be a label map; give it as a mask, not as a scan"
     if evidence.maximum - evidence.minimum < 50:
-        return f"no HU range ({values}): appears to be rescaled already; give the scan in HU"
-    remedy = "give the scan in HU" if scan.modality == "CT" else "give --modality mr if it is MR, else the scan in HU"
-    return f"no HU range ({values}; CT holds air near -1000 or fat near -100): {remedy}"
+        return f"not in HU ({values}): appears to be rescaled already; give the scan in HU"
+    remedy = "give the scan in HU" if scan.modality == "CT" else "pass --modality mr if it is MR, otherwise give the scan in HU"
+    return f"not in HU ({values}; CT holds air near -1000 or fat near -100): {remedy}"

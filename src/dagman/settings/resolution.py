@@ -130,7 +130,7 @@ def list_idle_settings(settings: Settings, given: Iterable[str]) -> list[str]:
     idle(["teacher.noise", "teacher.granularity"], not dims and teacher.noise > 0, "no loss has a teacher")
     momenta = ["teacher.momentum", "teacher.momentum_end", "teacher.average_age"]
     idle(momenta, not settings.needs_teacher, "this method has no teacher")
-    idle(["teacher.average_age"], {"teacher.momentum", "teacher.momentum_end"} <= given, "both momenta are given")
+    idle(["teacher.average_age"], {"teacher.momentum", "teacher.momentum_end"} <= given, "both momenta were given")
     idle(
         ["teacher.centering", "teacher.temperature", "teacher.queue", "losses.student_temperature", "train.freeze_epochs"],
         not settings.distils,

@@ -112,12 +112,12 @@ def holds_store(out: Path) -> bool:
     if (out / "store.json").exists():
         return True
     if out.exists() and any(one.name != ".lock" for one in out.iterdir()):
-        raise StoreError("exists and is not a store", where=out, do="Give an empty or a new folder")
+        raise StoreError("exists and is not a store", where=out, do="Give an empty or new folder")
     return False
 
 
 def read_info(store: Path) -> dict[str, Any]:
-    """`store.json`; raises StoreError when there is none, or it is of another format."""
+    """`store.json`; raises StoreError when there is none, or it has another format."""
     path = store / "store.json"
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
@@ -131,9 +131,9 @@ def read_info(store: Path) -> dict[str, Any]:
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         found = info.get("format") if isinstance(info, dict) else None
         raise StoreError(
-            f"is a store of format {found}; this dagman reads and writes format {FORMAT}",
+            f"is a store of format {found}, but this version of dagman reads and writes format {FORMAT}",
             where=store,
-            do="Prepare the scans again into a new folder, or use the dagman that wrote it",
+            do="Prepare the scans again into a new folder, or use the version of dagman that wrote it",
         )
     return info
 

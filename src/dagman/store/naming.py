@@ -9,8 +9,8 @@ from dagman.records.key import Key, describe_made, find_key, locate_key, make_ke
 from dagman.store.format import read_info
 
 _UNKEYED = (
-    "the store is from before there were keys: its pseudonyms stay unkeyed, as they were, and other commands name the same patient "
-    "otherwise; prepare the scans into a new store to have them keyed"
+    "the store was made before keys were introduced: its pseudonyms stay unkeyed, and differ from those of other commands; "
+    "prepare the scans into a new store for keyed ones"
 )
 
 
@@ -30,8 +30,8 @@ def settle_key(store: Path, path: str | Path | None = None) -> tuple[Key | None,
     made_with = read_info(store).get("key")
     if made_with is None:
         if asked is not None:
-            what = "is from before there were keys, and cannot take one: a patient would have two pseudonyms in it"
-            raise StoreError(what, where=store, do="Leave out --key, or prepare the scans into a new store")
+            what = "was made before keys were introduced, and cannot use one: a patient would have two pseudonyms in it"
+            raise StoreError(what, where=store, do="Omit --key, or prepare the scans into a new store")
         return None, (_UNKEYED,)
     key = find_key(asked)
     if key is None or key.fingerprint != made_with:

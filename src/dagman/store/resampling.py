@@ -67,7 +67,7 @@ def axis_weights(size: int, positions: NDArray[np.float64], step: float) -> scip
     """
     reach = max(1.0, step)
     if reach > MOST_TAPS:
-        raise ScanError(f"its voxels lie {step:.3g} times as close as the wanted ones", do="Check the spacing in its header")
+        raise ScanError(f"its voxels are {step:.3g} times as closely spaced as requested", do="Check the spacing in its header")
     taps = np.floor(positions)[:, None] + np.arange(-np.ceil(reach) + 1, np.ceil(reach) + 1)
     distance = taps - positions[:, None]
     weights = np.maximum(0.0, 1.0 - np.abs(distance) / reach)

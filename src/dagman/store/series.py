@@ -77,7 +77,7 @@ def prepare_series(task: Task, out: Path, preparation: Preparation) -> Prepared 
         remedy = f": {error.do[0].lower()}{error.do[1:]}" if error.do else ""
         return Refused(error.what + remedy, lasting=_is_of_content(error))
     except MemoryError:
-        return Refused("too large for the memory: try again with --workers 1")
+        return Refused("too large for memory: try again with --workers 1")
     except Exception as error:
         if is_full_disk(error):
             return DiskFull()

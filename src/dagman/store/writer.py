@@ -114,7 +114,7 @@ def prepare_store(
             # Again: while the scans were looked for, another process may have begun and ended here, with other settings.
             _check_folder(out, preparation)
             if settle_key(out, key)[0] != naming:
-                raise StoreError("was begun by another process in the meantime", where=out, do="Repeat the command")
+                raise StoreError("was created by another process in the meantime", where=out, do="Repeat the command")
             writer = _Writer(out, preparation, found, given, naming)
             kept.write()
             todo = [one for one in found.series if not writer.holds(one) and not writer.refuses(one)]
@@ -135,7 +135,7 @@ def prepare_store(
         rejected = "the only series was rejected" if only else f"all {summary.rejected} series were rejected; the first"
         do = f"{'It is listed' if only else 'All are listed'} in {out / 'rejected.csv'}"
         raise StoreError(f"{rejected}: {summary.refusals[0].reason.rstrip('.')}", where=out, do=do)
-    listed = ("file names are kept in rejected.csv, and nowhere else",) if summary.rejected else ()
+    listed = ("file names are kept only in rejected.csv",) if summary.rejected else ()
     remarks = remark_on_scans({source: writer.rows[scan_id] for source, scan_id in writer.ids.items()}, writer.rows.values())
     return replace(summary, notes=(*notes, *remarks, *_note_sources(summary), *listed))
 
@@ -352,8 +352,8 @@ def _note_sources(summary: StoreSummary) -> list[str]:
         notes.append(f"{count} replaced, as the files have changed since: {list_some(summary.replaced)}")
     if summary.vanished:
         count = count_noun(len(summary.vanished), "scan is kept whose files are", "scans are kept whose files are")
-        do = f"to take them out: dagman store remove {summary.path} ID"
-        notes.append(f"{count} no longer below the given paths, or cannot be used: {list_some(summary.vanished)}; {do}")
+        do = f"to remove them: dagman store remove {summary.path} ID"
+        notes.append(f"{count} no longer below the given paths, or no longer usable: {list_some(summary.vanished)}; {do}")
     return notes
 
 

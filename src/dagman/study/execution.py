@@ -61,7 +61,7 @@ def run_jobs(
         if failed:
             job, reason = failed[0]
             what = f"{count_noun(len(failed), 'job')} of the study failed, {job.name} first: {reason.removeprefix('dagman: ')}"
-            raise RunError(what, where=out, do=f"Mend it and repeat the study, or run it alone: {job.command}")
+            raise RunError(what, where=out, do=f"Fix it and repeat the study, or run it alone: {job.command}")
 
 
 def read_seconds(out: Path) -> dict[str, float]:

@@ -36,7 +36,7 @@ def render_study(study: Study, jobs: Sequence[Job], rows: Sequence[Row], differe
     open_jobs = [job for job in jobs if not job.finished]
     lead = (
         f"{count_noun(len(study.methods), 'method')}, {count_noun(len(study.sizes), 'size')}, "
-        f"{count_noun(len(study.seeds), 'seed')} ({', '.join(map(str, study.seeds))}); every task on identical splits. "
+        f"{count_noun(len(study.seeds), 'seed')} ({', '.join(map(str, study.seeds))}); all tasks use identical splits. "
         + ("Differences are paired by seed." if len(study.seeds) > 1 else "With one seed, differences are paired by patient.")
     )
     sections = [Section("Primary endpoint", _judge_primary(study, differences))]
@@ -44,17 +44,17 @@ def render_study(study: Study, jobs: Sequence[Job], rows: Sequence[Row], differe
         sections.append(Section(part, _tabulate_part(study, [row for row in rows if row.part == part])))
     sections += [
         Section("All differences", [_tabulate_differences(study, differences)] if differences else []),
-        Section("Pages of the parts", _link_pages(jobs, out)),
+        Section("Individual reports", _link_pages(jobs, out)),
         Section("Cost", _tabulate_cost(jobs, out)),
         Section("Not finished", [Listing([f"`{job.command}`" for job in open_jobs])] if open_jobs else []),
     ]
-    return render_page(study.title, lead, sections, footer="Made by `dagman study`. This page loads nothing from elsewhere.")
+    return render_page(study.title, lead, sections, footer="Made by `dagman study`. This page needs no network connection.")
 
 
 def _judge_primary(study: Study, differences: Sequence[PairedDifference]) -> list[Block]:
     end = study.primary
     if end is None:
-        return [Text("This study names no primary endpoint; every difference below is exploratory.")]
+        return [Text("This study has no primary endpoint; every difference below is exploratory.")]
     what = f"{end.of}: `{end.first}` minus `{end.second}`"
     row = next((d for d in differences if d.primary), None)
     if row is None:
@@ -62,11 +62,11 @@ def _judge_primary(study: Study, differences: Sequence[PairedDifference]) -> lis
     difference = format_interval(row.value, row.low, row.high, sign=True)
     number = f"{difference}, p {format_p(row.p)}, 95 % interval over {row.over}"
     if not math.isfinite(row.low):
-        return [Verdict("warn", f"{what}: {difference}. One pair has no interval; run more seeds.")]
-    seen = f"This study would find a true difference of {row.detectable:.3g} in 4 of 5 repetitions."
+        return [Verdict("warn", f"{what}: {difference}. A single pair has no confidence interval; run more seeds.")]
+    seen = f"This study has 80 % power to detect a true difference of {row.detectable:.3g}."
     if row.low <= 0 <= row.high:
-        return [Verdict("warn", f"{what}: {number}. The interval holds 0: no difference was shown. {seen}")]
-    return [Verdict(_judge_sign(study, row), f"{what}: {number}. The interval excludes 0. {seen}")]
+        return [Verdict("warn", f"{what}: {number}. The confidence interval includes 0: no difference was shown. {seen}")]
+    return [Verdict(_judge_sign(study, row), f"{what}: {number}. The confidence interval excludes 0. {seen}")]
 
 
 def _judge_sign(study: Study, row: PairedDifference) -> Level:
@@ -80,7 +80,9 @@ def _tabulate_part(study: Study, rows: Sequence[Row]) -> list[Block]:
     task = next((task for task in study.tasks if task.name == rows[0].part), None)
     path = next((monitor.path for monitor in study.monitors if monitor.name == rows[0].part), "")
     what = f"{name_measure(task.measure)} ({name_method(task.method)})" if task and task.method else ""
-    what = what or (name_measure(task.measure) if task else f"The monitor `{path}` at the end of each pretraining")
+    what = what or (
+        name_measure(task.measure) if task else f"The monitor `{path}` at the end of each pretraining run run run run run"
+    )
     blocks: list[Block] = []
     for size in dict.fromkeys(row.size for row in rows):
         here = [row for row in rows if row.size == size]
@@ -118,7 +120,7 @@ def _tabulate_differences(study: Study, differences: Sequence[PairedDifference])
         ]
         for d in differences
     ]
-    columns = ["endpoint", *(["size"] if several else []), "labels", "arms", "difference (95 % interval)", "p", "p (Holm)", "over"]
+    columns = ["endpoint", *(["size"] if several else []), "labels", "arms", "difference (95 % CI)", "p", "p (Holm)", "over"]
     return DataTable(columns, body, "The primary endpoint is tested alone; all others are secondary and corrected together.")
 
 

@@ -103,7 +103,7 @@ class Study(_Section):
                 raise ValueError(f"{kind}: {unknown[0]!r} is not a preset; there are {', '.join(list_presets(kind))}")
         names = [task.name for task in self.tasks] + [monitor.name for monitor in self.monitors]
         if len(set(names)) < len(names):
-            raise ValueError("two tasks or monitors have one name")
+            raise ValueError("two tasks or monitors have the same name")
         if self.primary is not None and self.primary.of not in names:
             raise ValueError(f"primary.of: there is no task or monitor {self.primary.of!r}")
         known = [*self.methods, *(name for task in self.tasks for name in task.baselines)]
@@ -171,7 +171,7 @@ def read_study(source: str | Path) -> Study:
     try:
         return Study.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"the study is not TOML: {error}", where=source) from None
+        raise SettingsError(f"the study is not valid TOML: {error}", where=source) from None
     except ValidationError as error:
         raise _explain_error(error, source) from None
 

@@ -102,7 +102,9 @@ def merge_clinical(rows: Sequence[Values]) -> dict[str, float | str | None]:
 def _fit_column(name: str, values: list[float | str | None], categorical: bool) -> ClinicalColumn:
     known = [value for value in values if value is not None]
     if not known:
-        raise TaskError(f"clinical column '{name}' is empty in all training patients", do="Leave it out of --clinical, or fill it")
+        raise TaskError(
+            f"clinical column '{name}' is empty in all training patients", do="Remove it from --clinical, or fill it in"
+        )
     indicator = len(known) < len(values)
     if categorical:
         counts = Counter(_as_category(value) for value in known)
@@ -127,7 +129,7 @@ def read_clinical_columns(
     """Numbers or words of the named columns; raises TableError where one of them is what is to be predicted, by its role."""
     for what, name in roles.items():
         if name in names:
-            do = f"Leave it out of --clinical: it would give away the {what} that is to be predicted"
+            do = f"Remove it from --clinical: it would leak the {what} to be predicted"
             raise TableError(f"column '{name}' is both the {what} and clinical", where=columns.path, do=do)
     return {name: columns.numbers_or_words(name) for name in names}
 
@@ -138,5 +140,5 @@ def note_many_categories(clinicals: Mapping[str, Sequence[float | str | None]], 
     for name, values in clinicals.items():
         words = {value for value in values if isinstance(value, str)}
         if len(words) > max(10, patients // 4):
-            notes.append(inform(f"clinical column '{name}' holds {len(words)} different words: each becomes a category of its own"))
+            notes.append(inform(f"clinical column '{name}' holds {len(words)} different words: each becomes a separate category"))
     return notes

@@ -35,7 +35,7 @@ class Columns:
         self._notes: dict[str, None] = {}
         self.rows = len(rows)
         if not self.rows:
-            raise TableError("has no rows", where=self.path, do="List one item a row below the header")
+            raise TableError("has no rows", where=self.path, do="Write one item per row, below a header")
 
     def __contains__(self, name: str) -> bool:
         return name in self._values
@@ -77,7 +77,7 @@ class Columns:
             raise self.error(f"clinical column '{name}' is not finite", endless, do=_PLAIN, of=name)
         self._refuse_ambiguous(name, read.ambiguous)
         if read.wrong:
-            do = f"{_PLAIN}; where numbers are codes of categories, write all of them as words (such as T1)"
+            do = f"{_PLAIN}; if numbers are category codes, write all of them as words (such as T1)"
             odd = set(read.wrong) if 2 * len(read.wrong) <= len(known) else set(known) - set(read.wrong)
             kind = "text" if odd == set(read.wrong) else "numbers"
             raise self.error(f"clinical column '{name}' mixes numbers and text: {kind}", sorted(odd), do=do, of=name)
@@ -92,8 +92,8 @@ class Columns:
 
     def _refuse_ambiguous(self, name: str, rows: Sequence[int]) -> None:
         if rows:
-            do = "Write numbers with a decimal point and without separators of thousands"
-            raise self.error(f"column '{name}' has commas that divide thousands or decimals", rows, do=do, of=name)
+            do = "Write numbers with a decimal point and without thousands separators"
+            raise self.error(f"column '{name}' has commas that could separate thousands or decimals", rows, do=do, of=name)
 
     def _note_commas(self, name: str, rows: Sequence[int]) -> None:
         if rows:

@@ -38,7 +38,7 @@ class Item:
     "File or folder of the scan, or the id of a stored one."
     patient: str
     patient_assumed: bool = False
-    "Whether nothing states the patient, so that the scan is taken as a patient of its own."
+    "Whether nothing states the patient, so that the scan is treated as a separate patient."
     mask: Path | None = None
     label_value: int | None = None
     "The structure's value in the mask; None: everything that is not 0."
@@ -84,7 +84,9 @@ def read_mask(item: Item) -> Scan:
 
 def _find_grid(item: Item) -> Grid:
     if isinstance(item.scan, str):
-        raise TableError("has contours, but the id of a stored scan", where=_locate(item), do="Give the scan they were drawn on")
+        raise TableError(
+            "has contours, but its scan is given by the id in a store", where=_locate(item), do="Give the scan they were drawn on"
+        )
     return _read_grid(item.scan)
 
 
@@ -117,12 +119,12 @@ def align_mask(item: Item, mask: Scan, scan: Scan) -> NDArray:
     if lattice is None:
         do = "Resample it (nearest neighbour) to the scan it was drawn on"
         if mask.shape == scan.shape and np.array_equal(np.abs(mask.affine.matrix), np.eye(4)):
-            do = "Its header seems to be lost: give it the scan's, if its voxels are the scan's"
+            do = "Its header seems to be lost: copy that of the scan, if their voxels correspond"
         what = f"mask {_name_mask(item)}is on another grid: {describe_difference(mask.affine, scan.affine)} (mask against scan)"
         raise TableError(what, where=_locate(item), do=do)
     labels = lattice.place(mask.voxels, scan.shape)
     if mask.voxels.any() and not labels.any():
-        what = f"mask {_name_mask(item)}marks voxels outside its scan only"
+        what = f"mask {_name_mask(item)}marks only voxels outside its scan"
         raise TableError(what, where=_locate(item), do="Check that it was drawn on this scan")
     return labels
 
@@ -134,11 +136,11 @@ def measure_cut(mask: Scan, labels: NDArray) -> float:
 
 
 def note_cut(shares: Mapping[str, float]) -> list[str]:
-    """A note on the items, by name, whose masks reach beyond their scans; nothing where all lie inside."""
+    """A note on the items, by name, whose masks extend beyond their scans; nothing where all lie inside."""
     cut = {name: share for name, share in shares.items() if share > 0}
     if not cut:
         return []
-    what = count_noun(len(cut), "mask reaches beyond its scan", "masks reach beyond their scans")
+    what = count_noun(len(cut), "mask extends beyond its scan", "masks extend beyond their scans")
     return [
         f"{what}: up to {100 * max(cut.values()):.2g} % of the label voxels lie outside and are left out ({list_some(sorted(cut))})"
     ]
@@ -152,7 +154,7 @@ def select_structure(item: Item, labels: NDArray) -> NDArray[np.bool_]:
         others = list_some(int(value) for value in np.unique(values) if value)
         what = "is empty" if not others else f"holds no {item.label_value} (it holds {others})"
         raise TableError(
-            f"mask {_name_mask(item)}{what}", where=_locate(item), do="Correct the mask or label_value, or drop the row"
+            f"mask {_name_mask(item)}{what}", where=_locate(item), do="Correct the mask or label_value, or remove the row"
         )
     return inside
 
@@ -181,7 +183,7 @@ def check_points(grids: Iterable[tuple[Item, tuple[int, int, int], Affine]]) -> 
             raise TableError(
                 f"{what}, but {flipped} inside with x and y negated: they appear to be LPS", do="Pass --coordinates lps"
             )
-        do = "Give centers in RAS millimetres of the scan's own frame, not voxels"
+        do = "Give centers in RAS millimetres of the scan's coordinate system, not in voxels"
         raise TableError(f"{what} (item {list_some(item.name for item in outside)})", do=do)
     return kept, [f"{what}: left out (item {list_some(item.name for item in outside)})"]
 

@@ -34,8 +34,8 @@ def give_maps(items: Sequence[Item], named: str, table: Path | None) -> list[Ite
             "is neither a label map nor a folder of them", where=path, do="Give one, or a table and its column of maps"
         )
     if len(items) != 1:
-        what = f"is one label map, but {count_noun(len(items), 'scan')} are given"
-        raise TableError(what, where=path, do="Give a folder of maps called as their scans, or a table with a column of maps")
+        what = f"is one label map, but {count_noun(len(items), 'scan')} were given"
+        raise TableError(what, where=path, do="Give a folder of maps named like their scans, or a table with a column of maps")
     return [replace(items[0], mask=path)]
 
 
@@ -60,6 +60,6 @@ def _match_files(items: Sequence[Item], folder: Path) -> list[Item]:
         own = name_file(Path(item.scan)) if isinstance(item.scan, Path) else item.scan
         matched.append(replace(item, mask=maps.get(own, maps.get(_CHANNEL.sub("", own)))))
     if all(item.mask is None for item in matched):
-        what = f"holds no map that is called as one of {count_noun(len(items), 'scan')}"
-        raise TableError(what, where=folder, do="Name each map as its scan, or give a table with a column of maps")
+        what = f"holds no map named like any of {count_noun(len(items), 'scan')}"
+        raise TableError(what, where=folder, do="Name each map like its scan, or give a table with a column of maps")
     return matched

@@ -68,7 +68,7 @@ def read_labelled_scans(
     """
     path = Path(path)
     if labels is not None and mask_label is not None:
-        raise TableError("--labels and --mask-label exclude one another", where=path, do="Give one of them")
+        raise TableError("--labels and --mask-label cannot be combined", where=path, do="Give one of them")
     listed = path.is_dir() or path.suffix.lower() == ".json"
     by_name = labels is not None and "=" not in labels and not listed
     given = parse_structures(labels) if labels is not None and not by_name else ()
@@ -77,10 +77,10 @@ def read_labelled_scans(
     if path.is_dir():
         path = path / "dataset.json"
     if listed and split != "split":
-        do = "Leave --split out: cases with a label under 'test' (labelsTs in nnU-Net's layout) are the test part"
+        do = "Omit --split: cases with a label under 'test' (labelsTs in nnU-Net's layout) are the test set"
         raise TableError(f"a dataset.json has no column '{split}'", where=path, do=do)
     if listed and contoured != "contoured":
-        raise TableError(f"a dataset.json has no column '{contoured}'", where=path, do="Leave --contoured out, or give a table")
+        raise TableError(f"a dataset.json has no column '{contoured}'", where=path, do="Omit --contoured, or give a table")
     data = _read_dataset(path) if listed else _read_rows(path, patient, split, contoured, ids, by_name)
     if labels is not None and by_name:
         return _name_drawn(data, labels, contoured)
@@ -118,12 +118,13 @@ def _read_rows(path: Path, patient: str, split: str, contoured: str, ids: str, b
             masks.setdefault(item.scan, set()).add(item.mask)
     torn = [os.path.relpath(scan, path.parent) for scan, paths in masks.items() if len(paths) > 1]
     if torn:
-        do = "Write one label map a scan, with a value for each structure"
+        do = "Write one label map per scan, with a value for each structure"
         raise TableError(f"scans have several masks: {list_some(torn)}", where=path, do=do)
     named = sorted({str(item.structure) for item in table.items if item.structure is not None})
     if len(named) > 1 and not by_name:
         do = (
-            "Write one label map a scan, with a value for each structure; those of RTSTRUCT and SEG are named by --labels NAME,NAME"
+            "Write one label map per scan, with a value for each structure; for RTSTRUCT and SEG, name the structures by "
+            "--labels NAME,NAME"
         )
         raise TableError(f"names several structures: {list_some(named)}", where=path, do=do)
     bare = [item.name for item in table.items if item.mask is None]
@@ -148,10 +149,10 @@ def _read_rows(path: Path, patient: str, split: str, contoured: str, ids: str, b
     if drawn:
         whole = sum(item.contoured is None for item in items)
         text = (
-            f"column '{contoured}' lists the structures drawn in each scan: any other is unknown there, left out of its loss and "
-            "scores"
+            f"column '{contoured}' lists the structures annotated in each scan: any other is unknown there, and excluded from "
+            f"the loss and the scores"
         )
-        notes.append(warn(f"{text}; {count_noun(whole, 'scan says', 'scans say')} 'all'" if whole else text))
+        notes.append(warn(f"{text}; {count_noun(whole, 'scan lists', 'scans list')} 'all'" if whole else text))
     structures, structure_notes = _join_values(table)
     return LabelledScans(path=table.path, items=items, structures=structures, notes=(*notes, *structure_notes))
 
@@ -185,10 +186,10 @@ def _name_drawn(data: LabelledScans, labels: str, contoured: str) -> LabelledSca
     if not names or (absent and len(drawn_in) == len(items)):
         what = f"no mask holds {list_some(map(repr, absent))}" if names else "no structure is named"
         raise TableError(
-            f"{what} (drawn are {list_some(map(repr, every))})", where="--labels", do="Name structures as the masks do"
+            f"{what} (there are {list_some(map(repr, every))})", where="--labels", do="Name structures as the masks do"
         )
     text = "lacks one of the structures" if lacking == 1 else "lack one of the structures or several"
-    note = warn(f"{count_noun(lacking, 'mask')} {text}: it is unknown there, left out of the loss and scores")
+    note = warn(f"{count_noun(lacking, 'mask')} {text}: it is unknown there, and excluded from the loss and the scores")
     data = replace(data, items=tuple(items), structures=structures, notes=(*data.notes, note) if lacking else data.notes)
     _refuse_undrawn(data)
     return data
@@ -217,7 +218,7 @@ def _refuse_undrawn(data: LabelledScans) -> None:
         if not any(row[number] for row in drawn):
             listed = list_some(sorted({entry for item in data.items for entry in item.contoured or ()}))
             values = "+".join(map(str, structure.values))
-            what = f"structure '{structure.name}' (value {values}) is listed as contoured in no scan (listed are {listed})"
+            what = f"structure '{structure.name}' (value {values}) is listed as contoured in no scan (listed: {listed})"
             raise TableError(what, where=data.path, do="Write its value, or its name as --labels gives it, into 'contoured'")
 
 
@@ -235,7 +236,7 @@ def _join_values(table: Table) -> tuple[tuple[Structure, ...], list[Note]]:
     if len(values) == 1:
         return (Structure(name="structure", values=(values[0],)),), []
     listed = list_some(values)
-    return (Structure(name="structure", values=tuple(values)),), [inform(f"label_value {listed} are taken as one structure")]
+    return (Structure(name="structure", values=tuple(values)),), [inform(f"label_value {listed} are treated as one structure")]
 
 
 def _read_dataset(path: Path) -> LabelledScans:
@@ -250,7 +251,7 @@ def _read_dataset(path: Path) -> LabelledScans:
     channels = about.get("channel_names") or about.get("modality") or {"0": "CT"}
     if len(channels) > 1:
         names = ", ".join(map(str, channels.values()))
-        do = "dagman reads one image a case; write a dataset.json with one of them"
+        do = "dagman reads one image per case; write a dataset.json with one channel"
         raise TableError(f"has {len(channels)} input channels ({names})", where=path, do=do)
     pairs, notes = _list_decathlon(about, path) if "training" in about else _list_nnunet(about, path)
     absent = [os.path.relpath(file, path.parent) for image, label, _ in pairs for file in (image, label) if not file.exists()]
@@ -264,7 +265,7 @@ def _read_dataset(path: Path) -> LabelledScans:
         for index, ((image, label, part), case) in enumerate(zip(pairs, cases, strict=True))
     )
     scans = count_noun(len(items), "scan")
-    notes.append(inform(f"a dataset.json names no patients: each of {scans} is taken as a patient of its own"))
+    notes.append(inform(f"a dataset.json names no patients: each of {scans} is treated as a separate patient"))
     return LabelledScans(path=path, items=items, structures=_name_structures(about["labels"], path), notes=tuple(notes))
 
 
@@ -298,7 +299,7 @@ def _list_nnunet(about: Mapping[str, Any], path: Path) -> tuple[list[tuple[Path,
         for case in sorted(cases | imaged if part == "train" else cases):
             pairs.append((images / f"{case}_0000{ending}", labels / f"{case}{ending}", part))
     if not pairs:
-        raise TableError(f"lies beside no imagesTr/*_0000{ending} and labelsTr/*{ending}", where=path, do="Check file_ending")
+        raise TableError(f"is not next to imagesTr/*_0000{ending} and labelsTr/*{ending}", where=path, do="Check file_ending")
     return pairs, _note_bare(bare)
 
 
@@ -324,7 +325,9 @@ def _name_structures(labels: Mapping[str, Any], path: Path) -> tuple[Structure, 
         name, number = (value, key) if str(key).isdigit() else (key, value)
         if name == "ignore":
             raise TableError(
-                "has a label 'ignore'", where=path, do="dagman knows none: give these voxels a class, or drop the label"
+                "has a label 'ignore'",
+                where=path,
+                do="dagman does not support it: assign these voxels a class, or remove the label",
             )
         if isinstance(number, list) and len(number) == 1:
             number = number[0]
@@ -351,4 +354,4 @@ def _refuse_repeated(structures: Sequence[Structure], where: object) -> None:
     for what, given in (("name", names), ("value", values)):
         twice = sorted({one for one in given if given.count(one) > 1})
         if twice:
-            raise TableError(f"the {what} {twice[0]} is given to two structures", where=where, do="Give each its own")
+            raise TableError(f"the {what} {twice[0]} is assigned to two structures", where=where, do="Give each a different one")

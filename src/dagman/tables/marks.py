@@ -55,7 +55,7 @@ def read_marks(path: str | Path, scan: Scan, *, place: str | Path, coordinates: 
     points = np.stack([columns.numbers(name) for name in axes], axis=1)
     empty = [row for row in rows if np.isnan(points[row]).any()]
     if empty:
-        raise columns.error("a coordinate is missing", empty, do=f"Fill {', '.join(axes)}, or drop these rows")
+        raise columns.error("a coordinate is missing", empty, do=f"Fill {', '.join(axes)}, or remove these rows")
     if coordinates == "voxels":
         points = scan.affine.to_world(points)
     elif coordinates == "lps" or (not coordinates and axes == _LUNA):
@@ -87,7 +87,7 @@ def _choose_rows(columns: Columns, scan: Scan, place: Path) -> tuple[list[int], 
     column = next((name for name in _SCANS if name in columns), None)
     if column is None:
         return list(range(columns.rows)), [
-            inform(f"{columns.path.name} names no scans: all its rows are taken as marks of this one")
+            inform(f"{columns.path.name} names no scans: all its rows are treated as marks of this one")
         ]
     texts = columns.text(column)
     called = {place.name, name_file(place), place.name.partition("#")[2], scan.patient} - {""}

@@ -103,7 +103,7 @@ def import_medmnist(
     known = SETS.get(name, MedmnistSet(classes=()))
     chosen = window or known.window
     if chosen is None:
-        do = "Give --window LOW HIGH, the HU that 0 and 255 stand for, to import it all the same"
+        do = "Give --window LOW HIGH, the HU that 0 and 255 represent, to import it anyway"
         raise TableError(f"{name!r} is not a known CT set", where=path, do=do)
     if not chosen[0] < chosen[1]:
         raise TableError(f"the window goes from {chosen[0]:g} to {chosen[1]:g} HU", do="Give the lower end first")
@@ -163,7 +163,7 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
             raise TableError(what, where=path, do="Give a 3D set: N x 28 x 28 x 28 or N x 64 x 64 x 64 of uint8")
         if labels.size != len(images):
             raise TableError(
-                f"{split} has {len(images)} images and {labels.size} labels", where=path, do="Give a set with one label an item"
+                f"{split} has {len(images)} images and {labels.size} labels", where=path, do="Give a set with one label per item"
             )
         arrays[f"{split}_labels"] = labels.reshape(-1)
     if not any(arrays[f"{split}_images"].size for split in SPLITS):

@@ -35,5 +35,5 @@ def refuse_drives(texts: Sequence[str | None], where: Path) -> None:
     if rows:
         first = texts[rows[0]]
         named = f"row{'s' if len(rows) > 1 else ''} {list_some(row + 1 for row in rows)}"
-        do = "Write paths relative to the table's folder (either slash is read), or as this machine has them"
+        do = "Write paths relative to the table's folder (with either slash), or absolute paths of this machine"
         raise TableError(f"holds paths of a Windows drive or share in {named}, such as {first}", where=where, do=do)

@@ -62,7 +62,7 @@ def read_label_values(
     mask_label: the value in every mask, in place of a column `label_value`. Raises TableError for a value that cannot be meant.
     """
     if mask_label is not None and "mask" not in columns:
-        raise TableError("a mask label needs a column 'mask'", where=columns.path, do="Add the column, or leave --mask-label out")
+        raise TableError("a mask label needs a column 'mask'", where=columns.path, do="Add the column, or omit --mask-label")
     drawn = {mask: holds_structures(mask) for mask in dict.fromkeys(masks) if mask is not None}
     is_drawn = [mask is not None and drawn[mask] for mask in masks]
     if mask_label is not None:
@@ -80,7 +80,7 @@ def read_label_values(
     meant = [int(float(text)) if text and re.fullmatch(r"\d+(\.0*)?", text) else text for text in texts]
     wrong = [row for row, value in enumerate(meant) if isinstance(value, str) and not is_drawn[row]]
     if wrong:
-        do = "Write the structure's value in the mask; names are known in RTSTRUCT and SEG files alone"
+        do = "Write the structure's value in the mask; names work only for RTSTRUCT and SEG files"
         raise columns.error("label_value is not a whole number", wrong, do=do, of="label_value")
     pairs = list(zip(meant, is_drawn, strict=True))
     return [None if one or isinstance(value, str) else value for value, one in pairs], [

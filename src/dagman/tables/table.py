@@ -225,12 +225,12 @@ def _read_outcome(reader: _Reader, time: str | None, event: str | None) -> tuple
     times = columns.numbers(time)
     negative = np.flatnonzero(times < 0).tolist()
     if negative:
-        raise columns.error(f"time '{time}' is negative", negative, do="Count the time from the scan onwards", of=time)
+        raise columns.error(f"time '{time}' is negative", negative, do="Measure the time from the date of the scan", of=time)
     texts = reader.need(event)
     wrong = [row for row, text in enumerate(texts) if text is not None and text.lower() not in _EVENTS]
     if wrong:
         raise columns.error(
-            f"event '{event}' is not 0 or 1", wrong, do="Write 1 where the event was seen, 0 where censored", of=event
+            f"event '{event}' is not 0 or 1", wrong, do="Write 1 if the event was observed, 0 if censored", of=event
         )
     return times, [_EVENTS[text.lower()] if text else False for text in texts]
 
@@ -252,10 +252,10 @@ def _read_patients(reader: _Reader, patient: str) -> list[str | None]:
     like = [name for name in columns.names if _PATIENT_LIKE.fullmatch(name)]
     if like:
         # Guessing wrong here would let a patient cross folds unseen.
-        remedy = f"Pass --patient {like[0]}, or --patient scan if every scan is its own patient"
+        remedy = f"Pass --patient {like[0]}, or --patient scan if every scan is of another patient"
         raise TableError("has no column 'patient'", where=columns.path, do=remedy)
     scans = len(set(filter(None, columns.text("scan"))))
-    reader.notes.append(inform(f"no column 'patient': each of {count_noun(scans, 'scan')} is taken as a patient of its own"))
+    reader.notes.append(inform(f"no column 'patient': each of {count_noun(scans, 'scan')} is treated as a separate patient"))
     return [_SUFFIX.sub("", text) if text else None for text in columns.text("scan")]
 
 
@@ -280,7 +280,7 @@ def _refuse_alike(columns: Columns, name: str, texts: Sequence[str | None], what
         shown = list_some((" and ".join(f"'{one}'" for one in group) for group in groups), limit=5)
         alike = set(groups[0])
         rows = list_some((row + 1 for row, text in enumerate(texts) if text in alike), limit=6)
-        do = f"Write one {what} in one way, or pass --ids exact if they differ"
+        do = f"Write the same {what} the same way everywhere, or pass --ids exact if they really differ"
         problem = "differ only in leading zeros, case, blanks or dashes"
         raise TableError(f"values of column '{name}' {problem}: {shown} (the first in rows {rows})", where=columns.path, do=do)
 
@@ -301,7 +301,7 @@ def _drop_duplicates(
         repeated.append(row)
     if repeated:
         shown_rows = list_some(row + 1 for row in repeated)
-        text = f"{count_noun(len(repeated), 'row')} the same as an earlier one: left out (row {shown_rows})"
+        text = f"{count_noun(len(repeated), 'row')} identical to an earlier one: left out (row {shown_rows})"
         reader.notes.append(warn(text))
     return [row for row in rows if row not in set(repeated)]
 
@@ -365,7 +365,7 @@ def _refuse_shared_patients(table: Table) -> None:
     shared = sorted(f"{patient} ({' and '.join(sorted(splits))})" for patient, splits in parts.items() if len(splits) > 1)
     if shared:
         do = "Put all items of a patient into one split"
-        raise TableError(f"patients stand in more than one split: {list_some(shared)}", where=table.path, do=do)
+        raise TableError(f"patients are in more than one split: {list_some(shared)}", where=table.path, do=do)
 
 
 def _refuse_absent_files(table: Table) -> None:
@@ -378,5 +378,5 @@ def _refuse_absent_files(table: Table) -> None:
             names.append(list_some(absent))
     if counts:
         verb = "does" if counts in (["1 scan"], ["1 mask"]) else "do"
-        do = "Paths are relative to the table's folder; correct them, or drop these rows"
+        do = "Paths are relative to the table's folder; correct them, or remove these rows"
         raise TableError(f"{' and '.join(counts)} {verb} not exist: {'; '.join(names)}", where=table.path, do=do)

@@ -69,7 +69,7 @@ def _parse_csv(path: Path, text: str) -> tuple[list[str], Rows, str]:
     except (csv.Error, ValueError) as error:
         raise TableError(f"cannot be read as a table ({error})", where=path, do="Save it as CSV or Parquet") from None
     if not rows:
-        raise TableError("is empty", where=path, do="Write a header with a column 'scan', then one item a row")
+        raise TableError("is empty", where=path, do="Write a header with a column 'scan', then one item per row")
     header, *body = rows
     while header and not header[-1] and not any(row[len(header) - 1] for row in body if len(row) >= len(header)):
         header = header[:-1]

@@ -67,7 +67,7 @@ class Contract:
         if not trained:
             return []
         count = count_noun(trained, f"of {len(hashes)} items is of a scan", f"of {len(hashes)} items are of scans")
-        return [f"{count} the model was trained on: predictions there mean little for others"]
+        return [f"{count} the model was trained on: their predictions do not generalise to new scans"]
 
     def to_values(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -185,7 +185,7 @@ def read_head_model(
         arrays = load_file(path / "head.safetensors")
         head = LinearHead(**{name: arrays[name] for name in _ARRAYS})
     except (OSError, SafetensorError, KeyError) as error:
-        raise TaskError(f"head.safetensors is damaged or missing ({error})", where=path, do=f"Repeat dagman {task}") from None
+        raise TaskError(f"head.safetensors is damaged or missing ({error})", where=path, do=f"Run dagman {task} again") from None
     there = (path / "encoder").is_dir()
     encoder = load_encoder(path / "encoder", device=device, precision=precision) if there else None
     try:
@@ -198,7 +198,7 @@ def read_head_model(
             contract=read_contract(values.get("contract")),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise TaskError(f"{file} is damaged ({error})", where=path, do=f"Repeat dagman {task}") from None
+        raise TaskError(f"{file} is damaged ({error})", where=path, do=f"Run dagman {task} again") from None
     return model, values
 
 
@@ -219,7 +219,7 @@ def describe_source(spec: ModelSpec) -> str:
 
 
 def _read_values(path: Path, file: str, task: str) -> dict[str, Any]:
-    again = f"Repeat dagman {task}"
+    again = f"Run dagman {task} again"
     try:
         values: dict[str, Any] = json.loads((path / file).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -229,7 +229,7 @@ def _read_values(path: Path, file: str, task: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise TaskError(f"{file} is damaged ({error})", where=path, do=again) from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise TaskError(f"{file} is of another format", where=path, do=f"{again} with this version")
+        raise TaskError(f"{file} has another format", where=path, do=f"{again} with this version")
     return values
 
 

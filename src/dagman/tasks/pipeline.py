@@ -99,7 +99,7 @@ def run_pipeline(
         write_summary(run.out, done.summary)
         write_inputs(run.out, command, settings=_list_settings(settings), inputs={**about, "items": len(inputs.table)})
         if done.keep is not None:
-            notify("the model that is kept")
+            notify("the final model")
             done.keep()
     return Results(run.out)
 

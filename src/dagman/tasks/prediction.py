@@ -30,7 +30,8 @@ Rows = list[dict[str, Any]]
 Notify = Callable[[str], None]
 
 NO_CONTRACT = (
-    "the model was kept by an earlier dagman, without a record of what it was trained on: whether these items fit is not checked"
+    "the model was saved by an earlier version of dagman, without a record of its training data: whether these items match is "
+    "not checked"
 )
 """The note of a model that holds no `Contract`."""
 
@@ -143,10 +144,10 @@ def list_items(
     first = Path(scans[0])
     if len(scans) == 1 and is_table(first):
         if settings.clinical is not None:
-            raise TaskError("--clinical was given beside a table of items", where=first, do="Write its columns into the table")
+            raise TaskError("--clinical cannot be combined with a table of items", where=first, do="Add its columns to the table")
         if settings.patients is not None:
-            do = "Leave it out: the table has a column of patients (--patient)"
-            raise TaskError("--patients is for scans that are given as files", where=first, do=do)
+            do = "Omit it: the table has a column of patients (--patient)"
+            raise TaskError("--patients applies only to scans given as files", where=first, do=do)
         read = read_table(
             first,
             clinical=clinical,
@@ -161,7 +162,7 @@ def list_items(
     items = [replace(item, name=name) for item, name in zip(items, names, strict=True)]
     if settings.clinical is not None:
         if not clinical:
-            raise TaskError("--clinical was given, and the model uses no clinical columns", do="Leave it out")
+            raise TaskError("--clinical was given, but the model uses no clinical columns", do="Omit it")
         items = _join_clinical(items, settings.clinical, clinical, settings.patient)
     return items, refused
 

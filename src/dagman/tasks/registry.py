@@ -48,7 +48,7 @@ TASKS: dict[str, Task] = {}
 def register_task(task: Task) -> Task:
     """Add a task; raises ValueError where its name is taken."""
     if task.name in TASKS:
-        raise ValueError(f"the task {task.name!r} is registered already")
+        raise ValueError(f"the task {task.name!r} is already registered")
     TASKS[task.name] = task
     return task
 

@@ -12,7 +12,7 @@ def retrieve_across_patients(features: ArrayLike, labels: ArrayLike, patients: A
     """Share of items whose nearest item of another patient has the same label; a label of one patient alone is not asked for.
 
     features: N x C, compared by the cosine of their standardised columns. labels, patients: N.
-    Raises TaskError when no label is in two patients.
+    Raises TaskError when no label occurs in two patients.
     """
     values, codes, people = np.asarray(features, dtype=np.float64), np.asarray(labels), np.asarray(patients, dtype=str)
     spread = values.std(axis=0)
@@ -21,6 +21,6 @@ def retrieve_across_patients(features: ArrayLike, labels: ArrayLike, patients: A
     apart = people[:, None] != people[None, :]
     asked = ((codes[:, None] == codes[None, :]) & apart).any(axis=1)
     if not asked.any():
-        raise TaskError("no label is in two patients", do="Give a structure of at least two patients")
+        raise TaskError("no label occurs in two patients", do="Give a structure of at least two patients")
     nearest = np.where(apart, standard @ standard.T, -np.inf).argmax(axis=1)
     return float((codes[nearest] == codes)[asked].mean())

@@ -119,7 +119,7 @@ def fit_forest(design: ArrayLike, time: ArrayLike, event: ArrayLike, *, seed: in
 
     event = np.asarray(event, dtype=bool)
     if not event.any():
-        raise TaskError("the training items hold no event", do="Ask for fewer folds, or give more patients with an event")
+        raise TaskError("the training items contain no event", do="Use fewer folds, or add patients with an event")
     forest = RandomSurvivalForest(
         n_estimators=TREES, min_samples_leaf=5, max_features="sqrt", n_jobs=1, random_state=address(seed, "forest") % 2**31
     )

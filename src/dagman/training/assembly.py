@@ -29,7 +29,7 @@ from dagman.training.views import ViewDataset
 def register_masking(name: str, masking: Masking, choice: MaskingChoice) -> None:
     """Add a masking: its function, and what the settings and the pages need to know of it."""
     if name in MASKINGS:
-        raise ValueError(f"the masking {name!r} is registered already")
+        raise ValueError(f"the masking {name!r} is already registered")
     MASKINGS[name], choices.MASKINGS[name] = masking, choice
 
 
@@ -42,18 +42,18 @@ def check_backbone(settings: Settings) -> None:
         raise SettingsError(f"model.backbone: {error.what}", do=suggest_name(name, list_backbones())) from None
     if not kind.mask_fills:
         raise SettingsError(
-            f"model.backbone = {name!r} cannot be pretrained, as it takes no masks: {kind.no_masks}",
-            do="Pretrain swin, and name this one as a baseline of the tasks",
+            f"model.backbone = {name!r} cannot be pretrained, as it does not support masking: {kind.no_masks}",
+            do="Pretrain swin, and use this one as a baseline in the tasks",
         )
     fill = settings.masking.mask_fill
     if fill not in kind.mask_fills:
         raise SettingsError(
-            f"masking.mask_fill = {fill!r} is not known to the backbone {name!r}",
+            f"masking.mask_fill = {fill!r} is not supported by the backbone {name!r}",
             do=f"Set it to {' or '.join(kind.mask_fills)}",
         )
     if settings.view.side < kind.least_view:
         raise SettingsError(
-            f"view.side = {settings.view.side} is too small for the backbone {name!r}, whose last stage would hold a single voxel",
+            f"view.side = {settings.view.side} is too small for the backbone {name!r}, whose last stage would be a single voxel",
             do=f"Set view.side={kind.least_view} or more",
         )
     if settings.teacher.granularity == "patch" and settings.teacher.noise > 0 and kind.token > 2:

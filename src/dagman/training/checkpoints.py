@@ -148,7 +148,10 @@ def set_damaged_aside(run: str | Path) -> list[str]:
         aside = folder.with_name(f"damaged-{folder.name}")
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
-        lines.append(f"The checkpoint {folder.name} {damage.what}. The one before is taken; the damaged one is now {aside.name}.")
+        lines.append(
+            f"The checkpoint {folder.name} {damage.what}. The previous one is used instead; "
+            f"the damaged one was renamed to {aside.name}."
+        )
     return lines
 
 
@@ -219,12 +222,14 @@ def _check_files(folder: Path, values: Mapping[str, Any], *, needed: bool = True
 def _find_newest(run: str | Path) -> Path:
     steps = list_checkpoints(run)
     if not steps:
-        raise RunError("holds no checkpoint to go on from", where=run, do="Start anew in another folder")
+        raise RunError("holds no checkpoint to resume from", where=run, do="Start again in another folder")
     return Path(run) / "checkpoints" / f"step-{steps[-1]:06d}"
 
 
 def _explain_damage(folder: Path, error: Exception | str) -> DamagedCheckpointError:
-    return DamagedCheckpointError(f"is damaged: {error}", where=folder, do="Remove this checkpoint and resume from the one before")
+    return DamagedCheckpointError(
+        f"is damaged: {error}", where=folder, do="Remove this checkpoint, and resume from the previous one"
+    )
 
 
 def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -149,7 +149,9 @@ class Learner:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
         if self.student.encoder.skips_hidden or self.student.encoder.own_cls:
             what = "train.skip_hidden" if self.student.encoder.skips_hidden else "a backbone with its own [CLS] token"
-            raise SettingsError(f"{what} does not go with compiled encoders", where="train.compile", do="Set train.compile=off")
+            raise SettingsError(
+                f"{what} cannot be combined with compiled encoders", where="train.compile", do="Set train.compile=off"
+            )
         for network in (self.student, self.teacher):
             if network is not None:
                 # One pass before makes the plans of windows, which the graphs then take as they are.

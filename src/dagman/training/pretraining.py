@@ -111,7 +111,7 @@ def _refuse_scans(source: str | Path | Sequence[str | Path], group: Group) -> No
     paths = [source] if isinstance(source, str | Path) else source
     if group.size > 1 and not all(is_store(path) for path in paths):
         raise RunError(
-            f"{group.size} ranks read a store, and {paths[0]} is none", do="Prepare it first: dagman prepare SCANS --out STORE"
+            f"{group.size} ranks need a store, but {paths[0]} is not one", do="Prepare it first: dagman prepare SCANS --out STORE"
         )
 
 
@@ -227,10 +227,10 @@ def _open_store(
     paths = [path for path, _ in parts]
     stores = [path for path in paths if is_store(path)]
     if stores and patients is not None:
-        raise RunError("--patients is for scans, and this is a store", where=paths[0], do="Give it to dagman prepare")
+        raise RunError("--patients applies to scans, but this is a store", where=paths[0], do="Pass it to dagman prepare")
     if stores and len(stores) < len(paths):
         other = next(path for path in paths if path not in stores)
-        raise RunError(f"is not a store, but {stores[0]} is", where=other, do="Give stores alone, or scans alone")
+        raise RunError(f"is not a store, but {stores[0]} is", where=other, do="Give only stores, or only scans")
     if stores:
         return open_stores(parts), []
     done = prepare_store(paths, out / "store", Preparation(spacing=settings.view.spacing), patients=patients, on_event=on_event)
@@ -245,9 +245,9 @@ def _explain_full_disk(out: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         if not (out / "settings.toml").is_file():
-            raise RunError("was deleted while the run went on", where=out, do="Repeat the command to begin again") from None
+            raise RunError("was deleted during the run", where=out, do="Repeat the command to start again") from None
         if not is_full_disk(error):
             raise
-        kept = "the last checkpoint is whole" if list_checkpoints(out) else "no checkpoint had been written"
-        what = "there is no space left to write in"
-        raise RunError(what, where=out, do=f"Free some, then repeat the command; {kept}") from None
+        kept = "the last checkpoint is intact" if list_checkpoints(out) else "no checkpoint had been written"
+        what = "there is no disk space left"
+        raise RunError(what, where=out, do=f"Free some space, then repeat the command; {kept}") from None

@@ -41,7 +41,7 @@ from dagman.settings.presets import validate_settings
 from dagman.settings.resolution import list_unresolved
 from dagman.training.monitoring.verdicts import Verdict, sum_up
 
-_RESTORE = "Restore it from a copy, or begin another run"
+_RESTORE = "Restore it from a copy, or start another run"
 _DEFAULTS_BEFORE = {"train.skip_hidden": False}
 """What a setting was before its default changed: so were runs that were recorded without it."""
 _SOURCES = "sources"
@@ -99,7 +99,7 @@ class Run:
         try:
             return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
         except (ValueError, TypeError) as error:
-            raise RunError(f"is damaged: {error}", where=path, do="Remove it; the run can do without it") from None
+            raise RunError(f"is damaged: {error}", where=path, do="Remove it; the run does not need it") from None
 
     @property
     def steps(self) -> list[dict[str, Any]]:
@@ -148,11 +148,11 @@ class Run:
         try:
             return load_file(self.path / "gallery" / f"step-{step:06d}.safetensors")
         except SafetensorError as error:
-            do = "Remove this file; the page is drawn without it"
+            do = "Remove this file; the report is drawn without it"
             raise RunError(f"gallery of step {step} is damaged: {error}", where=self.path, do=do) from None
         except FileNotFoundError:
             kept = ", ".join(map(str, self.gallery_steps)) or "none"
-            raise RunError(f"kept no views at step {step}", where=self.path, do=f"Steps with views: {kept}") from None
+            raise RunError(f"has no saved views of step {step}", where=self.path, do=f"Steps with views: {kept}") from None
 
     def gallery_sources(self, step: int) -> list[dict[str, str]]:
         """Scan, patient and modality of each view kept at a step; empty where they were not kept, or cannot be read."""

@@ -38,16 +38,16 @@ def describe_run(settings: Settings, student: Network, dataset: ViewDataset, lef
     lines = [
         f"scans: {len(usable)} of {count_noun(patients, 'patient')} at {store.preparation.spacing:g} mm"
         + (
-            f"; {assumed} of them {'names' if assumed == 1 else 'name'} no patient, and each was taken as a patient of its own"
+            f"; {assumed} of them {'names' if assumed == 1 else 'name'} no patient, and each was treated as a separate patient"
             if assumed
             else ""
         ),
-        f"views: {view.side}^3 voxels ({view.side * store.preparation.spacing:g} mm), {train.batch} a step"
+        f"views: {view.side}^3 voxels ({view.side * store.preparation.spacing:g} mm), {train.batch} per step"
         + (f" in {parts} parts of {train.micro_batch} at most" if parts > 1 else "")
-        + f"; {train.steps} steps = {pairs} pairs = {pairs / len(usable):.1f} a scan",
-        f"masking: {settings.masking.kind}, {counts.hidden} of {units} units hidden; {dropped}",
-        f"padding: {_measure_padding(dataset):.1%} of the views' voxels lie outside their scans, "
-        "and are neither masked nor restored",
+        + f"; {train.steps} steps = {pairs} pairs = {pairs / len(usable):.1f} per scan",
+        f"masking: {settings.masking.kind}, {counts.hidden} of {units} units masked; {dropped}",
+        f"padding: {_measure_padding(dataset):.1%} of the views' voxels lie outside their scans, and are neither masked nor "
+        f"reconstructed",
         f"rates: lr {float(settings.optim.lr):.3g} to {settings.optim.min_lr:g}, "
         + f"{count_noun(round(settings.optim.warmup * train.steps), 'warm-up step')}"
         + (f"; EMA {settings.teacher.momentum} to {settings.teacher.momentum_end}" if settings.needs_teacher else ""),
@@ -88,15 +88,16 @@ def list_run_warnings(settings: Settings) -> dict[str, str]:
     memory = measure_teacher(settings, settings.train.steps)
     if settings.needs_teacher and memory.first_weights > LARGEST_SHARE:
         warnings["settings: memory"] = (
-            f"{memory.first_weights:.0%} of the teacher will still be its first random weights after {settings.train.steps} steps. "
-            "Leave teacher.momentum and teacher.momentum_end at auto, or train longer."
+            f"{memory.first_weights:.0%} of the teacher will still be its initial random weights after {settings.train.steps} "
+            f"steps. "
+            "Set teacher.momentum and teacher.momentum_end to auto, or train longer."
         )
     units, counts = count_masked(settings)
     masking = settings.masking
     if masking.kind == "attention-high" and masking.hints > 0 and counts.hints == 0:
         warnings["settings: hints"] = (
-            f"no hints are given: masking.hints = {masking.hints:g} of the {units} units of a view is less than one. "
-            f"Raise view.side, or set masking.hints={1 / units:.3g} or more."
+            f"there are no hints: masking.hints = {masking.hints:g} of the {units} units of a view is less than one. "
+            f"Increase view.side, or set masking.hints={1 / units:.3g} or more."
         )
     if settings.optim.warmup > 0 and round(settings.optim.warmup * settings.train.steps) == 0:
         warnings["settings: warm-up"] = (
@@ -110,7 +111,7 @@ def _describe_memory(settings: Settings) -> str:
     steps = settings.train.steps
     memory = measure_teacher(settings, steps)
     return (
-        f"teacher: {memory.first_weights:.2g} of its first weights left at the end; "
+        f"teacher: {memory.first_weights:.2g} of its initial weights left at the end; "
         f"{count_noun(round(memory.age), 'step')} old on average, "
         f"{memory.age / steps:.0%} of the run"
     )
@@ -122,7 +123,7 @@ def describe_pace(seconds: Sequence[float], left: int, memory_gib: float) -> str
     rest = pace * left
     wait = f"{rest / 3600:.1f} h" if rest >= 6000 else f"{rest / 60:.0f} min" if rest >= 100 else f"{rest:.0f} s"
     steps = count_noun(left, "step")
-    return f"pace: {pace:.2g} s a step, about {wait} for the {steps} left; {memory_gib:.1f} GiB of memory at the peak so far"
+    return f"pace: {pace:.2g} s per step, about {wait} for the {steps} left; {memory_gib:.1f} GiB of memory at the peak so far"
 
 
 class Pace:

@@ -138,7 +138,7 @@ class Trainer:
                     # ----------------------------------------------- once in a while
                     self.group.move(step, 0)
                     if writer and step % train.monitor_every == 0:
-                        self.on_event("progress", {"text": f"step {step} of {train.steps}: measuring the validation views"})
+                        self.on_event("progress", {"text": f"step {step} of {train.steps}: evaluating the validation views"})
                         self._evaluate(*writer)
                     if step in self.skipped:
                         self._skip()
@@ -225,7 +225,7 @@ class Trainer:
         if number > allowed:
             if self.group.writes:
                 self._warn([("not-finite", problem.note)])
-            before = f"; {allowed} such before were skipped" if allowed else ""
+            before = f"; {allowed} such steps were skipped before" if allowed else ""
             with self.group.together():
                 raise RunError(problem.what + before, where=self.folder, do=problem.do)
         self.skipped.add(broken.step)
@@ -236,8 +236,8 @@ class Trainer:
             self.warned.clear()
         self.resume()
         if self.group.writes:
-            text = f"{problem.what[:1].upper()}{problem.what[1:]}: the run went back to step {self.step} and skips it, "
-            text += f"{number} of {allowed} times at most. {problem.do}."
+            text = f"{problem.what[:1].upper()}{problem.what[1:]}: the run returned to step {self.step}, and skips the failed step "
+            text += f"({number} of at most {allowed}). {problem.do}."
             write_note(self.folder, broken.step, f"skipped-{broken.step + 1}", text)
             self.on_event("warning", {"step": broken.step + 1, "key": "skipped", "text": text})
 
@@ -310,7 +310,9 @@ class Trainer:
         self.saver.save(self.step, self.learner.copy(), self._describe("student"), teacher, self._list_state())
 
     def _report_full_disk(self, step: int) -> None:
-        text = f"The disk is full: no checkpoint of step {step}. The one before is whole, and the next is tried in its turn."
+        text = (
+            f"The disk is full: no checkpoint of step {step}. The previous one is intact; the next one will be attempted as usual."
+        )
         self._warn([(f"checkpoint-{step}", text)])
 
     def _list_state(self) -> dict[str, Any]:

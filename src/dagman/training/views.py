@@ -51,7 +51,7 @@ def find_usable(shapes: dict[str, Triple], view: ViewSettings) -> tuple[list[str
         RunError: No scan is large enough; the message names the largest.
     """
     if not shapes:
-        raise RunError("the store holds no scans", do="Prepare some: dagman prepare SCANS --out STORE")
+        raise RunError("the store holds no scans", do="Add some: dagman prepare SCANS --out STORE")
     usable = sorted(i for i, shape in shapes.items() if min(shape) >= view.least)
     left_out = sorted(set(shapes) - set(usable))
     if not usable:
@@ -59,8 +59,8 @@ def find_usable(shapes: dict[str, Triple], view: ViewSettings) -> tuple[list[str
         fits = max((s for s in range(32, view.side, 32) if min(largest) >= round(s * (1 - view.padding))), default=None)
         do = f"Set view.side={fits}" if fits else "Prepare with a finer --spacing"
         raise RunError(
-            f"no scan is large enough for a view of {view.side} voxels, which needs {view.least} along each axis; "
-            f"the one with the longest shortest side is {' x '.join(map(str, largest))} voxels",
+            f"no scan is large enough for a view of {view.side} voxels, which needs {view.least} along each axis; the largest "
+            f"is {' x '.join(map(str, largest))} voxels",
             do=do,
         )
     return usable, left_out
@@ -74,7 +74,7 @@ def select_rows(rows: Iterable[ManifestRow], view: ViewSettings, *, where: objec
     chosen = [row for row in rows if row.modality == view.modality.upper()]
     if rows and not chosen:
         held = " and ".join(sorted({row.modality for row in rows}))
-        raise RunError(f"holds no {view.modality.upper()}, but {held} alone", where=where, do="Correct --modality, or leave it out")
+        raise RunError(f"holds no {view.modality.upper()}, only {held}", where=where, do="Correct --modality, or omit it")
     return chosen
 
 
@@ -88,7 +88,7 @@ def refuse_repetition(settings: Settings, scans: int) -> None:
     raise RunError(
         f"each of {count_noun(scans, 'usable scan')} would be seen {passes:,.0f} times in {train.steps:,} steps of "
         f"{train.batch} views (the paper's 10,412 scans: 800 times)",
-        do=f"Train for fewer steps (--set train.steps={steps} gives {MOST_PASSES:,} passes), give more scans, or add --many-passes",
+        do=f"Train for fewer steps (--set train.steps={steps} gives {MOST_PASSES:,} passes), add scans, or pass --many-passes",
     )
 
 
@@ -226,7 +226,7 @@ class ViewDataset(torch.utils.data.Dataset):
             except StoreError as error:
                 first = first or error
                 lost[pair[0].scan] = str(error)
-        raise first or StoreError("holds no scan that can be read", where=self.store.path)
+        raise first or StoreError("holds no readable scan", where=self.store.path)
 
     def _read_pair(self, pair: tuple[Crop, Crop]) -> tuple[np.ndarray, np.ndarray]:
         u, v = (read_crop(self.store, c, self.shapes[c.scan], self.view.side, self._fill(c.scan)) for c in pair)

@@ -95,20 +95,20 @@ def test_each_view_has_its_patient_and_scan_beside_it(full):
 
 def test_all_sections_are_there_with_the_verdict_first(full):
     assert _titles(full[1]) == [
-        "Is the run healthy?",
-        "The run&#39;s size and choices",
-        "Views and their masks",
+        "Health of the run",
+        "Size and settings of the run",
+        "Views and masks",
         "Reconstructions",
         "Attention",
-        "The same view over the run",
+        "One view over the course of training",
         "Attention entropy and head diversity over time",
         "Losses",
         "Reconstruction against trivial baselines",
         "Targets and features",
         "Schedules and gradient",
-        "Speed, memory and waiting",
+        "Speed, memory and data loading",
         "Warnings during the run",
-        "Methods, to quote",
+        "Methods text",
         "Settings",
         "Provenance",
     ]
@@ -184,7 +184,7 @@ def test_every_curve_says_what_it_is_what_is_normal_and_what_is_not(full):
 def test_uniform_attention_and_the_papers_claim_are_put_plainly(full):
     assert "it is almost uniform" in full[1]
     assert "<strong>seeds differ by as much</strong>" in full[1]
-    assert "The true range is 1.000 to 1.000 times uniform" in full[1]
+    assert "The actual range is 1.000 to 1.000 times uniform" in full[1]
 
 
 def test_settings_that_differ_come_before_all_settings(full):
@@ -214,11 +214,11 @@ def test_whatever_is_missing_the_page_is_there(tmp_path, method, steps, views):
     run = _write_run(tmp_path / "run", method=method, steps=steps, views=views)
     html = render_run(run)
     titles = _titles(html)
-    assert titles[0] == "Is the run healthy?"
+    assert titles[0] == "Health of the run"
     assert titles[-1] == "Provenance"
     assert f"{steps} of 45 steps" in html
     assert ("Losses" in titles) == (steps > 0)
-    assert ("Views and their masks" in titles) == (views > 0)
+    assert ("Views and masks" in titles) == (views > 0)
     assert ("Reconstructions" in titles) == (views > 0 and method != "attmask")
     assert ("has no semantic attention" in html) == (method == "simmim")
 
@@ -236,7 +236,7 @@ def test_the_command_prints_the_headline_and_the_path(tmp_path):
     run = _write_run(tmp_path / "run", steps=0, views=0)
     result = CliRunner().invoke(app, [str(run.path)])
     assert result.exit_code == 0
-    assert "Amber. No fault is seen, but 1 reservation" in result.output
+    assert "Amber. No fault was detected, but there is 1 warning" in result.output
     assert str(run.path / "report.html") in result.output
     assert (run.path / "report.html").is_file()
 

@@ -113,7 +113,7 @@ def test_members_that_would_do_harm_are_named_and_left_out(tmp_path, unpacked, w
     found = find_series([tmp_path / "a.zip", tmp_path / "b.tar.gz"])
     assert [one.source for one in found.series] == [f"{tmp_path}/a.zip/good.nii.gz", f"{tmp_path}/b.tar.gz/good.nii.gz"]
     outside, link = (
-        "its name leads out of the archive: pack it again with relative names",
+        "its path points outside the archive: create the archive again, with relative paths",
         "unpack it yourself, and give the folder",
     )
     assert sorted((one.source.removeprefix(f"{tmp_path}/"), one.reason) for one in found.refused) == [
@@ -153,7 +153,7 @@ def test_archives_that_cannot_be_unpacked_are_refused_by_name(tmp_path, write_ni
     found = find_series([good, cut, locked, many])
     assert [one.source for one in found.series] == [str(good)]
     assert {one.source.rsplit("/")[-1]: one.reason for one in found.refused} == {
-        "cut.tar.gz": "is damaged, or no archive: download or export it again",
+        "cut.tar.gz": "is damaged, or is not an archive: download or export it again",
         "locked.zip": "is encrypted: unpack it with its password",
         "many.zip": "claims more than 3 files: unpack it yourself if it can be trusted",
     }

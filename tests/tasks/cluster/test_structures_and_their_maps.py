@@ -135,9 +135,9 @@ def test_a_map_of_chances_is_left_out_in_words(cohort, tmp_path):
 
 def test_maps_without_named_structures_or_of_one_kind_are_refused(cohort):
     table = read_table(cohort / "maps.csv")
-    with pytest.raises(TableError, match="no structure is left"):
+    with pytest.raises(TableError, match="contain no usable structure"):
         expand_label_maps(table, {77: "x"})
-    with pytest.raises(TableError, match="one kind of structure only"):
+    with pytest.raises(TableError, match="only one kind of structure"):
         expand_label_maps(table, {1: "bright"})
 
 
@@ -246,7 +246,7 @@ def test_without_umap_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(MissingExtraError, match=r"dagman\[cluster\]"):
         map_neighbours(np.eye(5))
-    with pytest.raises(TaskError, match="3 structures make no map"):
+    with pytest.raises(TaskError, match="3 structures are too few for a map"):
         map_neighbours(np.zeros((3, 2)))
 
 
@@ -278,7 +278,7 @@ def test_umap_of_equal_points_is_refused_and_its_neighbours_are_those_used(monke
     lost = SimpleNamespace(fit_transform=lambda points: np.full((len(points), 2), np.nan))
     monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=lambda **settings: lost))
     for points, distinct in ((np.ones((8, 5)), 1), (np.eye(8)[[0, 1, 2, 0, 1, 2, 0, 1]], 3)):
-        with pytest.raises(TaskError, match=f"no map of 8 structures, of which {distinct} differ in their features"):
+        with pytest.raises(TaskError, match=f"cannot map 8 structures of which only {distinct} have different features"):
             map_neighbours(points)
     assert count_neighbours(6, 15) == 5
     assert count_neighbours(100, 15) == 15
@@ -287,7 +287,7 @@ def test_umap_of_equal_points_is_refused_and_its_neighbours_are_those_used(monke
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda values: np.ones_like(values), "features of all 4 items are equal, so they cannot be distinguished"),
+        (lambda values: np.ones_like(values), "features of all 4 items are identical, so they cannot be distinguished"),
         (lambda values: values + np.where(np.arange(4) == 2, np.nan, 0)[:, None], "features of 1 item are not finite"),
     ],
 )

@@ -124,5 +124,5 @@ def test_survival_falls_over_time_and_with_risk():
 
 def test_training_without_an_event_is_refused_in_one_line():
     x, time, event = _cohort(2)
-    with pytest.raises(TaskError, match="hold no event"):
+    with pytest.raises(TaskError, match="contain no event"):
         cox.fit_cox(x, time, event & False, np.arange(len(x)))

@@ -160,7 +160,7 @@ def test_too_few_events_are_refused_with_what_to_do():
     patients, _ = _cohort(count=12)
     items = tuple(replace(item, event=i < 3) for i, item in enumerate(patients.items))
     few = PooledPatients(**{**vars(patients), "items": items})
-    with pytest.raises(TaskError, match=r"3 patients had the event, fewer than 5 folds. Ask for --folds 3"):
+    with pytest.raises(TaskError, match=r"3 patients had the event, fewer than 5 folds. Use --folds 3"):
         stratify_patients(few, 5)
     arm = Arm(name="clinical", clinical=True)
     one = Split(repeat=0, fold=0, train=np.arange(2, 12), test=np.arange(2))
@@ -176,7 +176,7 @@ def test_too_few_events_are_refused_with_what_to_do():
             [1, 1, 1, 1],
             r"^all tested times are equal \(7\): no two patients can be compared\. Check the column of times",
         ),
-        ([5, 9, 6, 9], [0, 1, 0, 1], "^no test part holds an event before another patient's time: no two patients can be compared"),
+        ([5, 9, 6, 9], [0, 1, 0, 1], "^no test fold has an event before another patient's time: no two patients can be compared"),
     ],
 )
 def test_patients_of_whom_no_two_can_be_compared_are_refused(times, events, said):

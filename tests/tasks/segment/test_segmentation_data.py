@@ -117,7 +117,7 @@ def test_a_split_is_taken_from_the_column_that_is_named(tmp_path):
         splits = read_labelled_scans(path, split=column).splits
         assert splits is not None
         assert splits.tolist() == parts
-    with pytest.raises(TableError, match=r"a dataset.json has no column 'site'. Leave --split out"):
+    with pytest.raises(TableError, match=r"a dataset.json has no column 'site'. Omit --split"):
         read_labelled_scans(write_decathlon(tmp_path), split="site")
 
 
@@ -133,8 +133,8 @@ def test_structures_that_are_named_come_first(tmp_path):
         ("liver", "'liver' names no structure"),
         ("liver=x", "names no structure"),
         ("", "names no structure"),
-        ("a=1,b=1", "the value 1 is given to two structures"),
-        ("a=1,a=2", "the name a is given to two structures"),
+        ("a=1,b=1", "the value 1 is assigned to two structures"),
+        ("a=1,a=2", "the name a is assigned to two structures"),
         ("a=0", "0 is background"),
     ],
 )
@@ -186,7 +186,7 @@ def test_a_table_without_masks_or_with_several_a_scan_is_refused(tmp_path):
         read_labelled_scans(write_table(tmp_path, "scan,patient\na.nii.gz,p\n"))
     with pytest.raises(TableError, match=r"scans have several masks: a.nii.gz"):
         read_labelled_scans(write_table(tmp_path, "scan,mask,patient\na.nii.gz,m.nii.gz,p\na.nii.gz,n.nii.gz,p\n"))
-    with pytest.raises(TableError, match="exclude one another"):
+    with pytest.raises(TableError, match="cannot be combined"):
         read_labelled_scans(tmp_path / "table.csv", labels="a=1", mask_label=1)
 
 

@@ -47,7 +47,7 @@ def run_task(
     tune_allocator()
     with follow_parts(console, out) as notify:
         results = run(notify)
-        notify("drawing the page")
+        notify("writing the report")
         several = len(results.command["inputs"]["models"]) > 1
         page = (write_comparison_report if several else load_part(TASKS[name].page))(results)
     if as_json:
@@ -98,12 +98,12 @@ def print_differences(console: Console, summary: Summary) -> None:
     console.print(shown)
     if summary.comparisons[0].primary:
         others = len(summary.comparisons) - 1
-        rest = f"; p (Holm) of the {others} others is corrected for their number" if others > 1 else ""
+        rest = f"; p (Holm) of the {others} others is corrected for multiple testing" if others > 1 else ""
         console.print(f"The primary endpoint is tested alone{rest}.")
     elif len(summary.comparisons) == 1:
         console.print("1 paired comparison: p (Holm) is p.")
     else:
-        console.print(f"{len(summary.comparisons)} paired comparisons; p (Holm) is corrected for their number.")
+        console.print(f"{len(summary.comparisons)} paired comparisons; p (Holm) is corrected for multiple testing.")
 
 
 def _tabulate_beside(summary: Summary) -> Table:

@@ -64,7 +64,9 @@ class EncoderName:
 def _load(name: EncoderName) -> Encoder:
     loaded = load_encoder(name.source, device=name.device, precision=name.precision, weights=name.weights)
     if loaded.digest != name.digest:
-        raise EncoderError("a worker reads other weights than this machine", where=name.source, do="Use a folder that all share")
+        raise EncoderError(
+            "a worker reads different weights from this machine", where=name.source, do="Use a folder that all machines share"
+        )
     return loaded
 
 

@@ -64,12 +64,16 @@ def read_dense_info(folder: Path) -> dict[str, Any]:
         info = json.loads(path.read_text(encoding="utf-8"))
         version = info["format"]
     except (FileNotFoundError, NotADirectoryError):
-        do = "Make one: dagman embed ENCODER SCANS --dense --out DIR"
-        raise StoreError("holds no token grids: it has no dense.json", where=folder, do=do) from None
+        do = "Create one: dagman embed ENCODER SCANS --dense --out DIR"
+        raise StoreError("holds no feature maps: it has no dense.json", where=folder, do=do) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"is damaged: {error}", where=path, do=_AGAIN) from None
     if version != FORMAT:
-        raise StoreError(f"is of format {version}; this dagman reads {FORMAT}", where=path, do="Use the dagman that wrote it")
+        raise StoreError(
+            f"is of format {version}; this version of dagman reads {FORMAT}",
+            where=path,
+            do="Use the version of dagman that wrote it",
+        )
     return dict(info)
 
 
@@ -124,5 +128,5 @@ def open_grid(path: Path) -> tuple[blosc2.NDArray, dict[str, Any]]:
     except (KeyError, ValueError, TypeError, RuntimeError):
         fits, metadata = False, {}
     if not fits:
-        raise StoreError("is not a token grid of dagman", where=path, do=_AGAIN)
+        raise StoreError("is not a feature map written by dagman", where=path, do=_AGAIN)
     return handle, metadata

@@ -132,7 +132,7 @@ def _place_labels(encoder: Encoder, opened: OpenedScan, item: Item, labels: Scan
     values, counts = np.unique(np.rint(labels.voxels).astype(np.int64), return_counts=True)
     voxels = {int(value): int(count) for value, count in zip(values, counts, strict=True) if value}
     if not voxels:
-        raise TableError("its label map is empty", where=item.name, do="Correct the map, or drop the row")
+        raise TableError("its label map is empty", where=item.name, do="Correct the map, or remove the row")
     if item.label_value is not None and structure is None and item.label_value not in voxels:
         raise TableError(f"its label map holds no {item.label_value} (it holds {list_some(voxels)})", where=item.name)
     return _LabelMap(

@@ -76,7 +76,7 @@ class DenseMap:
     def read_mm(self, low: ArrayLike, high: ArrayLike) -> DenseRegion:
         """The tokens that a box of the patient touches: `low` and `high` are opposite corners, RAS mm.
 
-        Raises StoreError where the box lies beside the scan.
+        Raises StoreError where the box lies outside the scan.
         """
         corners = np.stack(np.broadcast_arrays(np.asarray(low, np.float64), np.asarray(high, np.float64)))
         ends = np.stack(np.meshgrid(*corners.T, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -87,7 +87,9 @@ class DenseMap:
         first, last = np.maximum(first, 0), np.minimum(np.maximum(last, first + 1), self.shape[1:])
         if (first >= last).any():
             raise StoreError(
-                "the box lies beside the scan", where=self.path, do="Give corners in RAS millimetres of the scan's frame"
+                "the box lies outside the scan",
+                where=self.path,
+                do="Give corners in RAS millimetres of the scan's coordinate system",
             )
         return self.read(*(slice(int(start), int(stop)) for start, stop in zip(first, last, strict=True)))
 
@@ -97,7 +99,7 @@ class DenseMap:
         outside = np.flatnonzero(((places < 0) | (places >= self.shape[1:])).any(axis=1))
         if len(outside):
             what = f"point {outside[0] + 1} lies outside the scan"
-            raise StoreError(what, where=self.path, do="Give points in RAS millimetres of the scan's frame")
+            raise StoreError(what, where=self.path, do="Give points in RAS millimetres of the scan's coordinate system")
         tokens = [self.read(*(slice(at, at + 1) for at in place)).values.reshape(-1) for place in places.tolist()]
         return np.stack(tokens) if tokens else np.empty((0, self.shape[0]), dtype=self.handle.dtype)
 

@@ -87,7 +87,7 @@ def _drop_parts(items: Iterable[Item]) -> list[Item]:
 
 def _refuse_foreign(out: Path) -> None:
     if out.is_dir() and not (out / "dense.json").exists() and any(one.name != ".lock" for one in out.iterdir()):
-        raise StoreError("exists and holds no token grids", where=out, do="Give an empty or a new folder")
+        raise StoreError("exists and holds no feature maps", where=out, do="Give an empty or new folder")
 
 
 def _begin(out: Path, info: dict[str, Any]) -> None:
@@ -101,7 +101,7 @@ def _begin(out: Path, info: dict[str, Any]) -> None:
         same = all(isinstance(one, dict) and one.get(part) == other[part] for part in parts) if parts else one == other
         if not same:
             what = (
-                f"holds token grids of another {name}" if name == "encoder" else f"holds token grids of {name} {one}, not {other}"
+                f"holds feature maps of another {name}" if name == "encoder" else f"holds feature maps of {name} {one}, not {other}"
             )
             raise StoreError(what, where=out, do="Give a new folder")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from dagman.errors import EncoderError
 
 CONVERT = (
-    "Convert it once, where you trust it: "
+    "If you trust it, convert it once: "
     "safetensors.torch.save_file({k: v.contiguous() for k, v in model.swinViT.state_dict().items()}, 'weights.safetensors')"
 )
 HOLDERS = ("state_dict", "student", "model", "net")
@@ -34,7 +34,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return state, file.metadata() or {}, ""
     except (SafetensorError, OSError) as error:
-        what = f"is not a safetensors file ({_first_line(error)}); of others .pt and .pth are read, and weights alone"
+        what = f"is not a safetensors file ({_first_line(error)}); other files must be .pt or .pth, with weights only"
         raise EncoderError(what, where=path, do=CONVERT) from None
 
 
@@ -44,10 +44,10 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             held: Any = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        what = f"holds more than weights, and reading that could run code ({_name_object(error)})"
+        what = f"holds more than weights, and loading it could run code ({_name_object(error)})"
         raise EncoderError(what, where=path, do=CONVERT) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise EncoderError(f"is damaged, or no file of torch: {_first_line(error)}", where=path, do=CONVERT) from None
+        raise EncoderError(f"is damaged, or not a torch file: {_first_line(error)}", where=path, do=CONVERT) from None
     holder = next((name for name in HOLDERS if isinstance(held, dict) and isinstance(held.get(name), dict)), "")
     if holder == "student" and isinstance(held.get("teacher"), dict) and any("swinViT." in name for name in held["teacher"]):
         # DINO's checkpoints hold both, and its teacher is what is used; SMIT's authors use the student.
@@ -55,7 +55,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
     state = held[holder] if holder else held
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         entries = ", ".join(map(str, held))[:80] if isinstance(held, dict) else type(held).__name__
-        what = f"holds no weights by name, neither at its top nor under {', '.join(HOLDERS)}; it holds {entries}"
+        what = f"holds no named weights, neither at the top level nor under {', '.join(HOLDERS)}; it holds {entries}"
         raise EncoderError(what, where=path, do=CONVERT)
     return {str(name): value for name, value in state.items()}, {}, holder
 

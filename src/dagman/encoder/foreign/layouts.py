@@ -122,13 +122,15 @@ def recognise(tensors: dict[str, Tensor], holder: str, path: Path) -> ForeignWei
     named = {WRAPPERS.sub("", name): value.float() for name, value in tensors.items()}
     named = _drop_holder(named)
     if len(named) < len(tensors):
-        raise EncoderError("holds two weights of one name once wrappers such as `module.` are taken off", where=path, do=CONVERT)
+        raise EncoderError(
+            "holds two weights with the same name once prefixes such as `module.` are removed", where=path, do=CONVERT
+        )
     if "transformer.patch_embed.proj.weight" in named:
         return _recognise_smit(named, holder, path)
     named = {_DAE.sub(r"swinViT.\1", name): value for name, value in named.items()}
     prefix = next((one for one in ("swinViT.", "swin.", "") if f"{one}patch_embed.proj.weight" in named), None)
     if prefix is None:
-        what = f"holds no SwinTransformer of MONAI, and none of SMIT or VoCo (no patch_embed.proj.weight; first is {min(named)})"
+        what = f"holds no SwinTransformer of MONAI, nor one of SMIT or VoCo (no patch_embed.proj.weight; first is {min(named)})"
         raise EncoderError(what, where=path, do=CONVERT)
     own = re.compile(re.escape(prefix) + r"(?:patch_embed|layers[1-4]c?)\.")
     layout, heads, preparation = "MONAI's Swin", _MONAI_HEADS, None

@@ -44,7 +44,9 @@ def read_foreign(text: str) -> tuple[EncoderConfig, dict[str, Tensor], ImportRep
     found = recognise(tensors, holder, path)
     merging = stated.get("downsample") or metadata.get("downsample") or found.merging
     if merging not in MERGINGS:
-        raise EncoderError(f"downsample={merging} is no patch merging", where=path, do=f"Give one of {', '.join(MERGINGS)}")
+        raise EncoderError(
+            f"downsample={merging} is not a kind of patch merging", where=path, do=f"Give one of {', '.join(MERGINGS)}"
+        )
     preparation = _prepare(found, metadata | stated, path)
     shape = _read_shape(found.state, path)
     variant = merging if merging == REPEATING else "mergingv2"
@@ -97,14 +99,14 @@ def _read_segresnet(
 def _check_names(stated: dict[str, str], path: Path) -> None:
     unknown = sorted(stated.keys() - set(_STATED))
     if unknown:
-        raise EncoderError(f"{unknown[0]} cannot be stated of weights", where=path, do=f"State {', '.join(_STATED)}")
+        raise EncoderError(f"{unknown[0]} is not an option of weights", where=path, do=f"State {', '.join(_STATED)}")
 
 
 def _prepare(found: ForeignWeights, values: dict[str, str], path: Path) -> Preparation:
     known = found.preparation
     do = f"State it, such as monai:{path}:spacing=1.5:low=-500:high=500"
     if known is None and not {"spacing", "low", "high"} <= values.keys():
-        raise EncoderError(f"is a {found.layout}, and nothing says how its scans were prepared", where=path, do=do)
+        raise EncoderError(f"is a {found.layout}, but its preprocessing is not known", where=path, do=do)
     try:
         numbers = {name: float(values[name]) for name in ("spacing", "low", "high", "view") if name in values}
     except ValueError:
@@ -148,7 +150,7 @@ def _read_shape(state: dict[str, Tensor], path: Path) -> SwinShape:
             what = (
                 f"the bias table of stage {stage + 1} has the shape {tuple(table.shape)}, which fits no cubic window and its heads"
             )
-            raise EncoderError(what, where=path, do="Give the weights as they were trained")
+            raise EncoderError(what, where=path, do="Give the weights as trained")
     hidden = state.get("layers1.0.blocks.0.mlp.linear1.weight")
     return SwinShape(
         embed=projection.shape[0],

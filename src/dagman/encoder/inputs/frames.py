@@ -55,7 +55,7 @@ def list_items(given: pd.DataFrame) -> list[Item]:
 def _read_row(index: int, row: dict[Any, Any]) -> Item:
     present = {name: value for name, value in row.items() if not pd.isna(value)}
     if "scan" not in present:
-        raise TableError("row has no scan", where=f"row {index}", do="Fill the column 'scan', or drop the row")
+        raise TableError("row has no scan", where=f"row {index}", do="Fill the column 'scan', or remove the row")
     path = Path(present["scan"])
     center = [float(present[name]) for name in CENTER_COLUMNS if name in present]
     if len(center) not in (0, 3):

@@ -40,7 +40,7 @@ def write_bundle(model: SegmentationModel, folder: Path) -> Exported:
     config = model.encoder.config
     code = need_code(config.backbone)
     if config.modalities == ("MR",):
-        raise TaskError("is of MR; bundles are made for HU", where=model.encoder.source, do="Use dagman predict")
+        raise TaskError("was trained on MR; bundles need HU", where=model.encoder.source, do="Use dagman predict")
     for name in ("configs", "models", "scripts"):
         (folder / name).mkdir()
     state = {name: value.detach().to("cpu").clone().contiguous() for name, value in model.network.state_dict().items()}

@@ -39,10 +39,10 @@ model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
 inputs = processor("scan.nii.gz")  # or an array in HU with its affine: processor(voxels, affine)
 maps = model(inputs["pixel_values"]).feature_maps  # four, of {strides} voxels a token
 """
-_SCAN_NOTE = "A scan is read in one pass: its features equal dagman's, which cuts scans beyond 2 GiB of memory into tiles."
+_SCAN_NOTE = "A scan is processed in one pass: its features equal dagman's, except where dagman uses tiles (beyond 2 GiB)."
 _VIEW_NOTE = (
-    "A scan is read in one pass, its positions interpolated; dagman reads a ViT's scans in tiles of the view it was trained on: "
-    "cut views of that side for equal features."
+    "A scan is processed in one pass, with interpolated position embeddings; dagman processes scans in tiles of the training "
+    "view for a ViT: crop views of that side for equal features."
 )
 
 

@@ -6,8 +6,8 @@ from dagman.encoder.encoder import Encoder
 from dagman.export.preprocessing import describe_preprocessing
 
 _UNFILTERED = (
-    "MONAI's Spacing does not filter before it makes voxels larger; dagman's resampling does. Where the two must agree to the "
-    "last digit, give it scans that dagman prepared."
+    "MONAI's Spacing does not anti-alias when downsampling; dagman does. If the two must agree exactly, use scans prepared by "
+    "dagman."
 )
 
 

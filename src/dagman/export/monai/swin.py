@@ -41,7 +41,7 @@ def convert_swin(encoder: Encoder) -> tuple[dict[str, Tensor], str, tuple[str, .
         state = {name: _own(value) for name, value in backbone.swin.state_dict().items()}
         merging = encoder.config.backbone.partition(":")[2] or "mergingv2"
         if merging not in MERGINGS[:2]:
-            what = f"is a {encoder.config.backbone}; the lines that use an export build no such SwinUNETR"
+            what = f"has the backbone {encoder.config.backbone}, which the code in README.md cannot build"
             raise EncoderError(what, where=encoder.source, do="Use the file it came from")
         return state, merging, left_out
     backbone = cast(SwinEncoder, backbone)
@@ -100,6 +100,6 @@ from safetensors.torch import load_file
 def _state_limits(encoder: Encoder) -> tuple[str, ...]:
     least = 16 * encoder.config.shape.window
     return state_limits(
-        f"Features equal dagman's for views whose sides are at least {least} voxels: below that MONAI 1.6 "
-        "reads the position bias of a window that the view cuts short from other rows of its table."
+        f"Features equal dagman's for views whose sides are at least {least} voxels: below that, MONAI 1.6 uses other rows of "
+        f"its relative position bias table for windows truncated by the view."
     )

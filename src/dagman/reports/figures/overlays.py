@@ -68,7 +68,7 @@ def draw_overlays(attention: Attention, folder: str | Path, *, intensity: tuple[
     maximum = find_maximum(attention.mean, deep if deep.any() else body)
     pictures = {
         "overlay_maximum.png": draw_planes(attention, maximum, "its maximum in the body", intensity=intensity),
-        "overlay_center.png": draw_planes(attention, center, "the middle of the body", intensity=intensity),
+        "overlay_center.png": draw_planes(attention, center, "the centre of the body", intensity=intensity),
         "overlay_heads.png": draw_heads(attention, maximum[2], intensity=intensity),
     }
     for name, figure in pictures.items():
@@ -228,7 +228,7 @@ def _add_colour_bar(figure: Figure, axes: Axes, norm: Normalize) -> None:
     # As translucent as on the slices; over mid grey.
     axes.set_facecolor("#808080")
     bar = figure.colorbar(ScalarMappable(norm, AROUND_ONE), cax=axes)
-    bar.set_label("attention relative to uniform (1 = all units alike)", color=_INK, fontsize=9)
+    bar.set_label("attention relative to uniform (1 = uniform)", color=_INK, fontsize=9)
     bar.ax.tick_params(colors=_INK, labelsize=8)
     bar.ax.yaxis.get_offset_text().set_color(_INK)
     bar.ax.ticklabel_format(useOffset=False)
@@ -247,14 +247,14 @@ def _add_words(
     shown = np.array([norm.vmin or 0.0, norm.vmax or 0.0], dtype=np.float32)
     figure.text(0.03, 1 - 0.22 / height, title, color=_INK, fontsize=13, fontweight="bold", va="center")
     near = float(shown[1]) - 1.0 <= LEAST_REACH + 1e-6
-    as_far = "a map this close to uniform appears uniform" if near else "as far as the 2nd to 98th percentile"
-    words = f"True range: {describe_range(values)}. Colours reach {_write_range(shown)}: {as_far}."
+    as_far = "so that a nearly uniform map appears uniform" if near else "the 2nd to 98th percentile"
+    words = f"True range: {describe_range(values)}. The colour scale spans {_write_range(shown)}, {as_far}."
     words += f" {describe_outside(attention)}."
     figure.text(0.03, 1 - 0.5 / height, words, color=_INK, fontsize=10, va="center")
     unit = "HU" if attention.prepared.modality == "CT" else "(stored values)"
     foot = (
         f"{attention.prepared.modality} window {intensity[0]:g} to {intensity[1]:g} {unit}. "
-        f"A unit of attention is {edge:g} mm wide; maps are linear between units. {attention.origin.capitalize()}.\n"
+        f"Attention units are {edge:g} mm wide; maps are interpolated linearly between them. {attention.origin.capitalize()}.\n"
         "Radiological convention: the patient's right is on the left. Not for diagnosis."
     )
     figure.text(0.03, 0.25 / height, foot, color=_INK, fontsize=8.5, va="center")

@@ -21,7 +21,7 @@ def draw_survival_groups(groups: Mapping[str, Any], *, title: str = "", x: str =
     """
     figure = new_figure(HALF_WIDTH, 3.9)
     axes, table = figure.subplots(2, 1, height_ratios=[4.2, 1.0], sharex=True)
-    style_axes(axes, y="share without the event", title=title)
+    style_axes(axes, y="event-free fraction", title=title)
     for group, color in zip(groups["groups"], _COLORS, strict=False):
         times, survival = _as_floats(group["times"]), _as_floats(group["survival"])
         end = max(groups["ticks"][-1], times[-1])
@@ -58,7 +58,7 @@ def draw_survival_calibration(calibration: Mapping[str, Any], *, title: str = ""
     axes = figure.subplots()
     horizon = float(calibration["horizon"])
     at = f"{horizon:.0f}" if horizon >= 100 else f"{horizon:.3g}"
-    style_axes(axes, x=f"predicted share without the event at {at} ({x})", y="observed share", title=title)
+    style_axes(axes, x=f"predicted event-free fraction at {at} ({x})", y="observed share", title=title)
     predicted, observed = _as_floats(calibration["predicted"]), _as_floats(calibration["observed"])
     axes.plot([0, 1], [0, 1], ":", color=MUTED, linewidth=1)
     low, high = _as_floats(calibration["low"]), _as_floats(calibration["high"])

@@ -29,7 +29,7 @@ from dagman.reports.figures.planes import (
 )
 from dagman.reports.style import FULL_WIDTH, NEUTRAL, SKY, YELLOW, new_figure
 
-MASKED, HINT = "masked: hidden from the student", "hint: attended, left visible"
+MASKED, HINT = "masked: hidden from the student", "hint: highly attended, left visible"
 """What legends call them."""
 _COVER = "#3b4b5a"
 _LARGEST_DIFFERENCE = 0.4
@@ -155,7 +155,7 @@ def _draw_rows(rows: Sequence[tuple[NDArray, NDArray, NDArray, Plane]], spacing:
         difference = np.where(voxels, np.abs(restored - view), np.nan)
         overlay = Overlay(
             values=difference,
-            label="absolute difference, of the range 0 to 1",
+            label="absolute difference (intensities in [0, 1])",
             low=0.0,
             high=_LARGEST_DIFFERENCE,
             colors="magma",

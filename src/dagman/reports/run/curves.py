@@ -45,18 +45,19 @@ def describe_losses(settings: Settings) -> list[Curve]:
             title="Total loss",
             y="loss",
             keys={"total": "total"},
-            what=f"What is minimised: {parts}.",
-            normal="falls quickly in the first tens of steps, then slowly; small steps up are usual while the targets sharpen.",
-            abnormal="a jump that does not come back (lower `optim.lr`), or a line that is flat from the first step.",
+            what=f"The minimised loss: {parts}.",
+            normal="falls quickly in the first tens of steps, then slowly; small increases are usual while the targets sharpen.",
+            abnormal="a jump without recovery (lower `optim.lr`), or a curve that is flat from the first step.",
         ),
         Curve(
             title="AMIP loss",
             y="mean absolute error",
             keys={"amip": "AMIP"},
             what=f"Masked image prediction: mean error over masked voxels, intensities in [0, 1]{_state_tenth(settings)}.",
-            normal="falls from 0.2 to 0.3 to 0.15 or less within 100 to 200 steps. Raw errors do not compare "
-            "between maskings: attention may hide the harder units.",
-            abnormal="a plateau at the level of the trivial baselines (see below): the network paints one grey, or a blur.",
+            normal="falls from 0.2 to 0.3 to 0.15 or less within 100 to 200 steps. Errors are not comparable between kinds of "
+            "masking: attention may mask the harder units.",
+            abnormal="a plateau at the level of the trivial baselines (see below): the network predicts a constant grey, or a "
+            "blur.",
         ),
         *_describe_distillations(settings),
     ]
@@ -79,8 +80,7 @@ def _describe_distillations(settings: Settings) -> list[Curve]:
         else "it may rise while tau_t falls, because the targets become sharper"
     )
     decides = (
-        " Sinkhorn spreads the targets over all prototypes by construction, so the height alone means little: **gain** "
-        "decides (see below)."
+        " Sinkhorn spreads the targets over all prototypes by construction, so the value alone means little: see **gain** below."
         if balanced
         else " Read it with MI and gain below."
     )
@@ -90,28 +90,28 @@ def _describe_distillations(settings: Settings) -> list[Curve]:
             y="nats",
             keys={f"{name}": name.upper()},
             what=what,
-            normal=f"begins near ln K, the value of an answer without any preference, and falls below it; {temperature}.{decides}",
+            normal=f"starts near ln K, the value of a uniform prediction, and falls below it; {temperature}.{decides}",
             abnormal=abnormal,
             references=ln_k,
         )
         for name, what, abnormal in (
             (
                 "ampd",
-                "Patch distillation: cross entropy between the noisy teacher's and the student's answer on each masked "
-                "unit of the same view.",
-                "a line that stays at ln K (nothing to learn), or one that drops to 0 at once (every unit gets the same "
-                "target: collapse).",
+                "Patch distillation: cross-entropy between the noisy teacher's and the student's output for each masked unit "
+                "of the same view.",
+                "a curve that stays at ln K (nothing is learned), or drops to 0 at once (every unit has the same target: "
+                "collapse).",
             ),
             (
                 "aitd",
-                "[CLS] distillation: cross entropy between the student's [CLS] token and the teacher's on the other, "
+                "[CLS] distillation: cross-entropy between the student's [CLS] token and the teacher's for the other, "
                 "overlapping view.",
-                "ln K throughout. In short runs with few views a step this loss often stays there; the paper's gain of it "
-                "needs longer runs.",
+                "ln K throughout, although this is common in short runs with few views per step; the benefit reported in the "
+                "paper needs longer runs.",
             ),
             (
                 "gitd",
-                "Whole-view distillation: the same for the mean of the last stage's tokens.",
+                "Global distillation: the same for the mean of the last stage's tokens.",
                 "ln K throughout, as for AITD; or a sudden drop to 0 with MI near 0 (collapse).",
             ),
         )
@@ -126,28 +126,28 @@ def describe_schedules(settings: Settings) -> list[Curve]:
             f"rises from {teacher.temperature_start:g} to {teacher.temperature_end:g} over {teacher.temperature_warmup:.0%} "
             "of the steps, then stays."
         )
-        strange = "any other form: the run was resumed with other settings."
+        strange = "any other shape: the run was resumed with other settings."
     else:
         rises = (
-            f"solved at every step so that the targets' entropy is {teacher.target_entropy:g} of ln K; settles within tens "
-            "of steps, then drifts."
+            f"solved for at every step so that the targets' entropy is {teacher.target_entropy:g} of ln K; settles within tens "
+            f"of steps, then drifts."
         )
-        strange = "the floor of 0.0005: the teacher's answers hardly differ, and only an extreme temperature pulls them apart."
+        strange = "the minimum of 0.0005: the teacher's outputs hardly differ, and only an extreme temperature separates them."
     return [
         Curve(
             title="Learning rate",
             y="lr",
             keys={"lr": "lr"},
-            what="The step size of AdamW.",
-            normal=f"rises linearly over the first {optim.warmup:.0%} of the steps to {_show(optim.lr)}, then a "
-            f"cosine down to {optim.min_lr:g}.",
+            what="The learning rate of AdamW.",
+            normal=f"rises linearly over the first {optim.warmup:.0%} of the steps to {_show(optim.lr)}, then decays to "
+            f"{optim.min_lr:g} along a cosine.",
             abnormal="a kink: the run was resumed with another number of steps.",
         ),
         Curve(
             title="Teacher momentum",
             y="m",
             keys={"momentum": "momentum"},
-            what="How much of the teacher's weights stays at each step; the rest comes from the student.",
+            what="The fraction of the teacher's weights that is kept at each step; the rest comes from the student.",
             normal=f"a cosine from {_show(teacher.momentum)} to {teacher.momentum_end:g} over all steps.",
             abnormal="a constant 1 from early on: the teacher no longer learns.",
         ),
@@ -162,11 +162,11 @@ def describe_schedules(settings: Settings) -> list[Curve]:
         ),
         Curve(
             title="Gradient norm",
-            y="norm before the cut",
+            y="norm before clipping",
             keys={"grad_norm": "norm"},
-            what=f"Length of the gradient; above {optim.clip:g} it is cut to {optim.clip:g}.",
-            normal="highest in the first steps, then mostly below the cut, with single spikes.",
-            abnormal="above the cut most of the time, or growing (lower `optim.lr`); 0 (nothing is learned).",
+            what=f"Norm of the gradient; above {optim.clip:g} it is clipped to {optim.clip:g}.",
+            normal="highest in the first steps, then mostly below the threshold, with isolated spikes.",
+            abnormal="above the threshold most of the time, or growing (lower `optim.lr`); 0 (nothing is learned).",
             references={"cut": optim.clip},
             log=True,
         ),
@@ -178,29 +178,29 @@ def describe_timings(settings: Settings) -> list[Curve]:
     return [
         Curve(
             title="Throughput",
-            y="million voxels a second",
+            y="million voxels per second",
             keys={"voxels_per_s": "voxels"},
-            what=f"Voxels of views that pass the student each second ({settings.train.batch} views of "
-            f"{settings.view.side}^3 a step).",
-            normal="level after the first step, which starts the loader.",
-            abnormal="a slow decline (memory fills, the machine throttles) or deep gaps (another program, a slow disk).",
+            what=f"Voxels of views processed by the student per second ({settings.train.batch} views of {settings.view.side}^3 "
+            f"per step).",
+            normal="constant after the first step, which starts the data loader.",
+            abnormal="a slow decline (memory pressure, thermal throttling) or deep dips (another program, a slow disk).",
         ),
         Curve(
             title="Waiting for data",
-            y="share of a step",
+            y="fraction of a step",
             keys={"waiting_share": "waiting"},
-            what="Share of each step's time in which the network waits for views.",
+            what="Fraction of each step's time spent waiting for views.",
             normal="below 0.2 after the first step.",
-            abnormal="above 0.2: raise `train.workers`, or put the store on a faster disk.",
+            abnormal="above 0.2: increase `train.workers`, or put the store on a faster disk.",
             references={"limit": 0.2},
         ),
         Curve(
             title="Memory",
             y="GiB",
             keys={"memory_gib": "peak"},
-            what="Largest memory of the process (of the GPU, where there is one) up to this step.",
-            normal="level after the first tens of steps.",
-            abnormal="a steady climb: something is kept that should be let go.",
+            what="Peak memory of the process (of the GPU, if there is one) up to this step.",
+            normal="constant after the first tens of steps.",
+            abnormal="a steady increase: a memory leak.",
         ),
     ]
 

@@ -11,11 +11,11 @@ from dagman.reports.run.curves import COLORS, describe_course
 from dagman.reports.style import BLUE, CYCLE, GREEN, INK, MUTED, ORANGE
 
 CLAIM = (
-    "The paper's claim (Fig. 4): masking by attention makes the heads of a network alike, and a noisy teacher keeps them "
-    "diverse, so `dagman` should stand above `dagman-clean-teacher` here. Our own short runs do not show it: with noise "
-    "the semantic attention's divergence was .041 and .029 against .026 and .024 without, stages 3 and 4 did not differ, "
-    "and **seeds differ by as much**. One run cannot settle it: compare runs of both methods over several seeds, and long "
-    "ones. Only orders compare with Fig. 4a, whose unit is not stated."
+    "The paper's claim (Fig. 4): attention-guided masking makes attention heads similar, and a noisy teacher keeps them "
+    "diverse, so `dagman` should be above `dagman-clean-teacher` here. Our own short runs do not show this: with noise "
+    "the semantic attention's divergence was .041 and .029 against .026 and .024 without, stages 3 and 4 did not differ, and "
+    "**seeds differ by as much**. A single run is not conclusive: compare long runs of both methods over several seeds. Only "
+    "rankings can be compared with Fig. 4a, whose unit is not stated."
 )
 _Rows = Sequence[Mapping[str, Any]]
 
@@ -25,28 +25,28 @@ def draw_targets(rows: _Rows) -> list[Figure]:
     texts = {
         "H": (
             "Entropy of the targets, H",
-            "share of ln K",
-            "Mean entropy of the teacher's answer to one sample: 0 is one prototype, 1 is all alike.",
-            "near `teacher.target_entropy` where the temperature is solved; between 0.2 and 0.9 otherwise.",
-            "1 (uniform: the loss sits at ln K), or 0. A good H alone can hide a collapse: read MI.",
+            "fraction of ln K",
+            "Mean entropy of the teacher's output for a sample: 0 is a single prototype, 1 is uniform.",
+            "near `teacher.target_entropy` if the temperature is solved for; between 0.2 and 0.9 otherwise.",
+            "1 (uniform: the loss stays at ln K), or 0. A good H can hide a collapse, so check MI as well.",
             {"uniform": 1.0},
         ),
         "MI": (
-            "How well targets distinguish samples, MI",
-            "share of the possible",
-            "Entropy of the mean target minus mean entropy of the targets, over the largest it could be.",
-            "0.2 to 0.6 (short runs at few views a step: 0.35 patches, 0.5 [CLS] and view).",
-            "a fall to 0: every sample gets the same target, which is **collapse**.",
+            "Mutual information of targets and samples, MI",
+            "fraction of the maximum",
+            "Entropy of the mean target minus mean entropy of the targets, divided by its maximum.",
+            "0.2 to 0.6 (short runs with few views per step: 0.35 for patches, 0.5 for [CLS] and global targets).",
+            "a fall to 0: every sample has the same target, which is **collapse**.",
             {"collapse": 0.05},
         ),
         "gain": (
             "How well the student predicts them, gain",
             "gain",
-            "1: the student's answers equal the targets; 0: no better than one constant answer; below 0: worse.",
-            "for AMPD 0.2 to 0.5 after 100 steps. AITD and GITD stayed at 0 in all short runs tried: image tokens seem to "
-            "need longer ones.",
-            "AMPD at 0 after some hundred steps. With Sinkhorn targets this is the number that decides.",
-            {"one constant answer": 0.0},
+            "1: the student's predictions equal the targets; 0: no better than a constant; below 0: worse.",
+            "for AMPD 0.2 to 0.5 after 100 steps. AITD and GITD stayed at 0 in all short runs tried: image-level targets seem "
+            "to need longer runs.",
+            "AMPD at 0 after a few hundred steps. With Sinkhorn targets, this is the decisive measure.",
+            {"a constant prediction": 0.0},
         ),
     }
     figures = []
@@ -71,11 +71,12 @@ def draw_reconstruction(rows: _Rows) -> list[Figure]:
     }
     caption = (
         "**Reconstruction against trivial baselines.** Mean absolute error over masked voxels of fixed validation views, for "
-        "the student, for the teacher's encoder under the student's reconstruction head, and for three answers that "
-        "need no network: the mean of the view's visible voxels, the median of the "
-        "training intensities, and a smooth fill from the visible voxels. **Normal:** the student falls below all three "
-        "within 30 to 90 steps, and the teacher follows behind it. **Warning sign:** a student above the lowest dashed line later "
-        "than that; a teacher far above the student at the end: it still holds old weights. The dashed lines move because the "
+        "the student, for the teacher's encoder with the student's reconstruction head, and for three baselines without a "
+        "network: the mean of the view's visible voxels, the median of the training intensities, and interpolation from the "
+        "visible voxels. **Normal:** the student falls below all three "
+        "within 30 to 90 steps, and the teacher follows behind it. **Warning sign:** a student above the lowest dashed line "
+        "after that; a teacher far above the student at the end, which means that it still contains early weights. The dashed "
+        "lines move because the "
         "masks follow the attention."
     )
     return _draw(series, "Reconstruction against trivial baselines", "mean absolute error", caption)
@@ -88,10 +89,11 @@ def draw_features(rows: _Rows) -> list[Figure]:
             "teacher": _collect(rows, ("features", "std"), BLUE),
             "student": _collect(rows, ("student", "features", "std"), INK),
         },
-        "Spread of the features",
+        "Standard deviation of the features",
         "standard deviation",
-        "**Spread of the features.** Mean standard deviation of the last stage's features over tokens of the validation "
-        "views. **Normal:** level, or a slow change. **Warning sign:** a fall to 0: all tokens become alike (collapse).",
+        "**Standard deviation of the features.** Mean standard deviation of the last stage's features over tokens of the "
+        "validation "
+        "views. **Normal:** constant or slowly changing. **Warning sign:** a fall to 0: all tokens become identical (collapse).",
     )
     rank = _draw(
         {
@@ -100,8 +102,8 @@ def draw_features(rows: _Rows) -> list[Figure]:
         },
         "Effective rank of the features",
         "directions",
-        "**Effective rank of the features.** How many directions the same features fill. **Normal:** a fall in the first "
-        "steps, then level or rising. **Warning sign:** a fall towards 1.",
+        "**Effective rank of the features.** The effective number of dimensions that the features occupy. **Normal:** a fall "
+        "in the first steps, then constant or rising. **Warning sign:** a fall towards 1.",
     )
     return std + rank
 
@@ -114,11 +116,11 @@ def draw_attention_course(rows: _Rows) -> list[Figure]:
             "student": _collect(rows, ("student", "attention", "entropy"), INK),
         },
         "Entropy of the attention",
-        "share of ln N",
-        "**Entropy of the attention.** 1 is uniform attention over all N units of a view. **Normal:** near 0.998 in "
-        "the first few hundred steps: the attention is then almost uniform and its map points at nothing; only its order is "
-        "used for masking. It falls in longer runs (to 0.96 in one of 1,000 steps). "
-        "**Warning sign:** a fall to 0: one unit gets everything.",
+        "fraction of ln N",
+        "**Entropy of the attention.** 1 is uniform attention over all N units of a view. **Normal:** near 0.998 in the first "
+        "few hundred steps: the attention is then almost uniform, and its map is not meaningful; masking uses only its "
+        "ranking. It falls in longer runs (to 0.96 in one of 1,000 steps). **Warning sign:** a fall to 0: a single unit "
+        "receives all attention.",
         {"uniform": 1.0},
     )
     follows = _draw(
@@ -127,14 +129,12 @@ def draw_attention_course(rows: _Rows) -> list[Figure]:
             "share inside the body": _collect(rows, ("attention", "body_share"), GREEN),
             "share if uniform": _collect(rows, ("attention", "body_units"), MUTED, dashed=True),
         },
-        "What the attention follows",
+        "Attention, brightness and body",
         "correlation, share",
-        "**What the attention follows.** Rank correlation of the teacher's attention and mean intensity over the units "
-        "of a view, and "
-        "how much of the attention lies inside the body (dashed: how much would if it were uniform). **Normal:** with a "
-        "noisy teacher, a correlation that changes and stays between -0.7 and 0.7. **Warning sign:** more than that, "
-        "either way: the masks then always hide the densest, or the lightest, tissue. 0.8 to 0.9 was seen with clean "
-        "teachers.",
+        "**Attention, brightness and body.** Rank correlation of the teacher's attention with mean intensity over the units of "
+        "a view, and the share of attention inside the body (dashed: the same for uniform attention). **Normal:** with a noisy "
+        "teacher, a correlation that varies between -0.7 and 0.7. **Warning sign:** a stronger correlation of either sign: the "
+        "masks then always cover the densest, or the least dense, tissue. 0.8 to 0.9 was observed with clean teachers.",
     )
     return entropy + follows
 
@@ -148,28 +148,26 @@ def draw_diversity(rows: _Rows) -> list[Figure]:
             "nats",
             "Generalised Jensen-Shannon divergence between the teacher's heads of a stage: 0 means all heads attend to "
             "the same tokens.",
-            "small at first (fresh heads are nearly uniform, so alike), and slowly rising.",
-            "a fall to 0 in all stages: the heads have become copies.",
+            "small at first (untrained heads are nearly uniform, and therefore similar), and slowly rising.",
+            "a fall to 0 in all stages: the heads have become identical.",
             None,
         ),
         "entropy": (
             "Entropy of the heads",
             "nats",
-            "How widely a head of the teacher attends, mean over heads; the band is one standard deviation between "
-            "them. Stages 1 to 4 look "
-            "within windows of 4^3 tokens, at most ln 64 = 4.16; the semantic attention over all units.",
+            "Entropy of the teacher's attention heads, mean over heads; the band is one standard deviation between heads. "
+            "Stages 1 to 4 attend within windows of 4^3 tokens (at most ln 64 = 4.16), the semantic attention over all units.",
             "near its maximum in short runs, falling slowly, with a band that widens as heads specialise.",
             "a sudden fall with a vanishing band.",
             "entropy_spread",
         ),
         "distance_mm": (
-            "Reach of the heads",
+            "Attention distance of the heads",
             "mm",
-            "Mean distance a head of the teacher attends over, weighted by its attention; the band is one standard "
-            "deviation between heads. "
-            "The semantic attention's is measured from its own centroid.",
-            "level, longer in later stages, whose tokens are larger.",
-            "a collapse of all heads of a stage to one reach.",
+            "Mean attention distance of the teacher's heads, weighted by attention; the band is one standard deviation between "
+            "heads. For the semantic attention it is measured from the centroid of attention.",
+            "constant, and longer in later stages, whose tokens are larger.",
+            "all heads of a stage converge to the same distance.",
             "distance_spread",
         ),
     }

@@ -21,11 +21,11 @@ _POINTS = 1000
 """Points of a curve at most; more are thinned evenly, as a picture shows no more."""
 _MEASURED = {
     "Reconstruction against the best trivial baseline": ("ratio", ("reconstruction", "ratio")),
-    "Targets that distinguish samples, MI of AMPD": ("share of the possible", ("projectors", "ampd", "MI")),
-    "Targets that distinguish samples, MI of GITD": ("share of the possible", ("projectors", "gitd", "MI")),
+    "Mutual information of targets and samples, AMPD": ("fraction of the maximum", ("projectors", "ampd", "MI")),
+    "Mutual information of targets and samples, GITD": ("fraction of the maximum", ("projectors", "gitd", "MI")),
     "Prediction of the targets, gain of AMPD": ("gain", ("projectors", "ampd", "gain")),
     "Effective rank of the features": ("directions", ("features", "effective_rank")),
-    "Entropy of the attention": ("share of ln N", ("attention", "entropy")),
+    "Entropy of the attention": ("fraction of ln N", ("attention", "entropy")),
 }
 
 
@@ -46,8 +46,8 @@ def render_runs(runs: Sequence[Run]) -> str:
     monitored = [_overlay(evaluations, title, y, keys) for title, (y, keys) in _MEASURED.items()]
     course = [
         _overlay(steps, "Learning rate", "lr", ("lr",)),
-        _overlay(steps, "Gradient norm", "norm before the cut", ("grad_norm",), log=True),
-        _overlay(timings, "Throughput", "views a second", ("views_per_s",)),
+        _overlay(steps, "Gradient norm", "norm before clipping", ("grad_norm",), log=True),
+        _overlay(timings, "Throughput", "views per second", ("views_per_s",)),
     ]
     sections = [
         Section("Runs", _list_states(states)),
@@ -57,9 +57,9 @@ def render_runs(runs: Sequence[Run]) -> str:
             for title, figures in (("Losses", losses), ("Monitors", monitored), ("Rates and speed", course))
         ),
     ]
-    shown = "One pretraining run" if len(runs) == 1 else f"The curves of {len(runs)} pretraining runs, over one another"
-    lead = f"{shown}; `dagman report RUN` makes a page of each."
-    return render_page("Pretraining runs", lead, sections, footer="Made by dagman. This page loads nothing from elsewhere.")
+    shown = "One pretraining run" if len(runs) == 1 else f"The overlaid curves of {len(runs)} pretraining runs"
+    lead = f"{shown}; run `dagman report RUN` for a report of each."
+    return render_page("Pretraining runs", lead, sections, footer="Made by dagman. This page needs no network connection.")
 
 
 def name_runs(runs: Sequence[Run]) -> dict[str, Run]:
@@ -77,10 +77,10 @@ def _list_states(states: Mapping[str, RunState]) -> list[Block]:
     verdicts: list[Block] = []
     for name, one in states.items():
         if one.light is None:
-            verdicts.append(Verdict("warn", f"`{name}`: {one.problem or 'no step is done yet.'}"))
+            verdicts.append(Verdict("warn", f"`{name}`: {one.problem or 'no step is complete yet.'}"))
         else:
             remedy = f" **What to try:** {one.remedy}" if one.remedy else ""
-            text = one.text.replace(", each explained below", ", each explained on its own page")
+            text = one.text.replace(", explained below", ", explained in its own report")
             verdicts.append(Verdict(LEVELS[one.light], f"`{name}`: {one.light}. {text}{remedy}"))
     return [DataTable(["run", "state", "method", "size", "seed", "steps", *LOSSES], rows, "Losses of the last step."), *verdicts]
 
@@ -107,7 +107,7 @@ def _overlay(
     drawn = draw_curves(series, title=title, y=y, log=log)
     # Of many runs the first few are put in words; the table above holds the last values of all.
     words = describe_course(title, dict(islice(series.items(), 8)))
-    return Figure(encode_png(drawn), f"**{title}.** One colour a run, the same in all figures.", words)
+    return Figure(encode_png(drawn), f"**{title}.** Each run has one colour, the same in all figures.", words)
 
 
 def _reach(row: Mapping[str, Any], keys: Sequence[str]) -> Any:

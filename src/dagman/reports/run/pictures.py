@@ -143,16 +143,16 @@ def show_reconstructions(gallery: Gallery, settings: Settings, sources: Sequence
     tenth = f" 0.1 is {span * 0.1:g} HU." if of_ct[0] else ""
     blocks: list[Block] = [
         Text(
-            "From left to right: what the student was given, what it restored, the original, and the absolute difference "
-            "of the last two. Where a unit was visible the original is shown, since the student is not asked for it. "
-            "Blurred edges are normal in short runs: the mean error is least for a cautious grey. Mean absolute error over "
-            f"masked voxels, of the range [0, 1]: {'; '.join(shown)}."
+            "From left to right: the student's input, its reconstruction, the original, and the absolute difference of the "
+            "last two. Visible units show the original, as they are not reconstructed. Blurred edges are normal in short runs, "
+            "because a smooth prediction minimises the mean error. Mean absolute error over masked voxels, for intensities in "
+            f"[0, 1]: {'; '.join(shown)}."
         ),
         Figure(
             encode_png(draw_restored(views[0], restored[0], spacing, hidden[0])),
             f"**View 1, three planes.**{name_view(sources, 1)} {CONVENTION} The difference is black where nothing was masked "
-            f"or nothing is wrong, and its colours end at 0.4: what is brightest may be worse.{tenth}",
-            f"View 1 masked, restored, original and difference in three planes; mean error {errors[0]:.3f}.",
+            f"or the reconstruction is exact; its colour scale saturates at 0.4.{tenth}",
+            f"View 1 masked, reconstructed, original and difference in three planes; mean error {errors[0]:.3f}.",
             kind="slices",
         ),
     ]
@@ -163,7 +163,7 @@ def show_reconstructions(gallery: Gallery, settings: Settings, sources: Sequence
                 encode_png(picture),
                 "**Further views**, axial slices."
                 + "".join(f" View {number}:{name_view(sources, number)}" for number in range(2, len(views) + 1) if sources),
-                f"Views 2 to {len(views)} masked, restored, original and difference.",
+                f"Views 2 to {len(views)} masked, reconstructed, original and difference.",
                 kind="slices",
             )
         )
@@ -181,9 +181,9 @@ def show_attention(gallery: Gallery, settings: Settings, sources: Sequence[Mappi
     count = settings.model.heads[0] if settings.model.own_cls else settings.model.sa_heads
     blocks: list[Block] = [
         Text(
-            f"Where the teacher's [CLS] token attends (Eq. 1), mean over {count} heads, one value for each "
-            f"unit. 1, left clear, is uniform attention; orange is more, blue less. **The true range is {low:.3f} to "
-            f"{high:.3f} times uniform.** {describe_reach(relative)} "
+            f"Attention of the teacher's [CLS] token (Eq. 1), mean over {count} heads, with one value per unit. 1 "
+            f"(transparent) is uniform attention; orange is more, blue less. **The actual range is {low:.3f} to {high:.3f} "
+            f"times uniform.** {describe_reach(relative)} "
             f"{_judge_uniformity(gallery['attention'][:_SHOWN])}"
         )
     ]
@@ -198,7 +198,7 @@ def show_attention(gallery: Gallery, settings: Settings, sources: Sequence[Mappi
             ),
             caption=f"**View {number}.** {values.min():.3f} to {values.max():.3f} times uniform."
             + name_view(sources, number)
-            + (f" Above the slices alone. {CONVENTION}" if number == 1 else ""),
+            + (f" Top row: the slices without attention. {CONVENTION}" if number == 1 else ""),
             alt=f"Attention over axial, coronal and sagittal slices of view {number}, from {values.min():.3f} to "
             f"{values.max():.3f} times uniform.",
             title=f"view {number}",
@@ -211,8 +211,8 @@ def show_attention(gallery: Gallery, settings: Settings, sources: Sequence[Mappi
     if "attention_heads" in gallery:
         heads = _relative(gallery["attention_heads"][0], grid)
         caption = (
-            f"**Each head on view 1**, one range of colours: {heads.min():.3f} to {heads.max():.3f} times uniform. Heads "
-            "that look alike say the same thing twice."
+            f"**Each head on view 1**, with a common colour scale: {heads.min():.3f} to {heads.max():.3f} times uniform. "
+            f"Similar maps mean redundant heads."
         )
         blocks.append(
             Figure(
@@ -243,10 +243,14 @@ def show_course(run: Galleries) -> list[Block]:
     if not restored and not relative:
         return []
     rows = " and ".join(
-        [*(["what the student restored"] if restored else []), *(["the attention, in one range of colours,"] if relative else [])]
+        [
+            *(["the student's reconstruction"] if restored else []),
+            *(["the attention, with a common colour scale,"] if relative else []),
+        ]
     )
     caption = (
-        f"**View 1 over the run**: {rows} at steps {', '.join(map(str, chosen))}. Attention may change the mask from step to step."
+        f"**View 1 over the course of training**: {rows} at steps {', '.join(map(str, chosen))}. Attention may change the mask "
+        f"from step to step."
     )
     return [
         Figure(
@@ -262,12 +266,12 @@ def _explain_masking(settings: Settings) -> str:
     masking = settings.masking
     if masking.choice.gives_hints:
         hints = f" except for hints (framed yellow), {masking.hints:.0%} of all units" if masking.hints else ""
-        return f"Masked are the {masking.ratio:.0%} of units that the teacher attends to most,{hints}.".replace(",.", ".")
+        return f"The {masking.ratio:.0%} of units that the teacher attends to most are masked,{hints}.".replace(",.", ".")
     return f"Masked units are {masking.choice.description}."
 
 
 def measure_uniformity(attention: NDArray) -> float:
-    """Mean entropy of rows of attention (n N) as a share of ln N; 1 = uniform."""
+    """Mean entropy of rows of attention (n N) as a fraction of ln N; 1 = uniform."""
     shares = attention / attention.sum(axis=-1, keepdims=True)
     logarithms = np.log(np.where(shares > 0, shares, 1.0))
     return float(-(shares * logarithms).sum(axis=-1).mean() / math.log(max(attention.shape[-1], 2)))
@@ -277,8 +281,8 @@ def _judge_uniformity(attention: NDArray) -> str:
     uniformity = measure_uniformity(attention)
     if uniformity >= UNIFORM_ATTENTION:
         return (
-            f"With an entropy of {uniformity:.4f} of its maximum it is almost uniform: what differs is an order, "
-            "which is all that masking uses, and **no finding**. This is usual in short runs."
+            f"With an entropy of {uniformity:.4f} of its maximum it is almost uniform: it shows a ranking of small differences, "
+            "which is all that masking uses, and **should not be interpreted**. This is usual in short runs."
         )
     return f"Its entropy is {uniformity:.4f} of its maximum (1 = uniform)."
 

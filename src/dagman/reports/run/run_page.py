@@ -45,8 +45,8 @@ def render_run(run: Run, page: Path | None = None) -> str:
         f"{wanted} steps of {settings.train.batch} views of {settings.view.side}^3 voxels at {settings.view.spacing:g} mm."
     )
     sections = [
-        Section("Is the run healthy?", _give_verdict(run, settings)),
-        Section("The run's size and choices", [Listing([_state_choice(text) for text in run.choices])] if run.choices else []),
+        Section("Health of the run", _give_verdict(run, settings)),
+        Section("Size and settings of the run", [Listing([_state_choice(text) for text in run.choices])] if run.choices else []),
         *show_gallery(run, settings, page),
         *_show_curves(run, settings),
         Section("Warnings during the run", _list_warnings(run)),
@@ -58,7 +58,7 @@ def render_run(run: Run, page: Path | None = None) -> str:
         f"Pretraining run {run.path.resolve().name}",
         lead,
         sections,
-        footer="Made by `dagman report`. This page loads nothing from elsewhere.",
+        footer="Made by `dagman report`. This page needs no network connection.",
     )
 
 
@@ -74,10 +74,10 @@ def _give_verdict(run: Run, settings: Settings) -> list[Block]:
         verdicts.summarize_verdicts(judged),
         Text(verdicts.state_progress(run.last_step, settings.train.steps)),
         Text(
-            f"What each monitor shows ({seen}). The targets are the teacher's answers to one sample, over K prototypes. **H** is "
-            "their entropy as a share of ln K (1: all prototypes alike, 0: a single one). **MI**, mutual information, says how "
-            "much they distinguish samples (0: every sample gets the same target, which is collapse). **Gain** is how well "
-            "the student predicts them (1: fully; 0: no better than one constant answer)."
+            f"What each monitor shows ({seen}). The targets are the teacher's outputs for a sample, over K prototypes. **H** is "
+            "their entropy as a fraction of ln K (1: uniform, 0: a single prototype). **MI**, mutual information, measures how "
+            "much they distinguish samples (0: every sample has the same target, which is collapse). **Gain** measures how "
+            "well the student predicts them (1: perfectly; 0: no better than a constant prediction)."
         ),
         *verdicts.show_verdicts(judged),
     ]
@@ -94,10 +94,10 @@ def show_gallery(run: Run, settings: Settings, page: Path | None = None) -> list
     if not attention:
         attention = [Text(f"The method `{settings.method}` has no semantic attention, so there is no attention map.")]
     return [
-        Section("Views and their masks", [*pictures.show_masks(gallery, settings, sources), *links]),
+        Section("Views and masks", [*pictures.show_masks(gallery, settings, sources), *links]),
         Section("Reconstructions", pictures.show_reconstructions(gallery, settings, sources)),
         Section("Attention", attention),
-        Section("The same view over the run", pictures.show_course(run)),
+        Section("One view over the course of training", pictures.show_course(run)),
     ]
 
 
@@ -113,7 +113,7 @@ def _show_curves(run: Run, settings: Settings) -> list[Section]:
         Section("Reconstruction against trivial baselines", _place(monitors.draw_reconstruction(measured))),
         Section("Targets and features", _place([*monitors.draw_targets(measured), *monitors.draw_features(measured)])),
         Section("Schedules and gradient", _place(curves.draw_columns(curves.describe_schedules(settings), rows))),
-        Section("Speed, memory and waiting", [*_sum_up_time(run), *_place(speed)]),
+        Section("Speed, memory and data loading", [*_sum_up_time(run), *_place(speed)]),
     ]
 
 
@@ -136,7 +136,7 @@ def _sum_up_time(run: Run) -> list[Block]:
     return [
         Text(
             f"{len(rows)} steps took {seconds / 60:.1f} minutes, without validation and checkpoints; a "
-            f"step takes {steady[len(steady) // 2]:.2f} s (median), at {rows[-1]['memory_gib']:.2f} GiB of memory at most."
+            f"step takes {steady[len(steady) // 2]:.2f} s (median), at {rows[-1]['memory_gib']:.2f} GiB of memory at the peak."
         )
     ]
 
@@ -146,7 +146,7 @@ def _list_warnings(run: Run) -> list[Block]:
     if not warnings:
         return [Text("None.")]
     return [
-        Text("Each is given once, when it first occurs; the verdict above is from the last measurement."),
+        Text("Each warning is listed once, when it first occurs; the verdict above is from the last measurement."),
         DataTable(["step", "warning"], [[w["step"], w["text"]] for w in warnings]),
     ]
 
@@ -183,12 +183,14 @@ def describe_fields(section: BaseModel, prefix: str = "") -> dict[str, str]:
 
 def _describe_provenance(command: Mapping[str, Any]) -> list[Block]:
     if not command:
-        return [Text("No `command.json`: the run was stopped before it began, or its folder was copied in part.")]
+        return [
+            Text("There is no `command.json`: the run was stopped before its first step, or its folder was copied incompletely.")
+        ]
     kept = {key: value for key, value in command.items() if key not in ("settings", "format")}
     return [
         DataTable(
             ["what", "value"],
             [[key, value] for key, value in flatten_values(kept).items()],
-            "From `command.json`, beside this page.",
+            "From `command.json`, next to this page.",
         )
     ]

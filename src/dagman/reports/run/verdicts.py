@@ -33,4 +33,4 @@ def state_progress(done: int, wanted: int) -> str:
     """How far the run is, in a sentence."""
     if done >= wanted:
         return f"**Complete**: all {wanted} steps are done."
-    return f"**Unfinished**: {done} of {wanted} steps are done. Repeat the command to go on; schedules span all steps."
+    return f"**Unfinished**: {done} of {wanted} steps are done. Repeat the command to resume; schedules span all steps."

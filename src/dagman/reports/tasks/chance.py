@@ -21,12 +21,14 @@ def judge_against_chance(row: Measurement, results: Results, *, chance: float, c
     repeats, folds = _count_splits(results)
     over = f"over {count_noun(interval.patients, 'patient')}" + (f" and {count_noun(repeats, 'repeat')}" if folds > 1 else "")
     few = interval.patients < FEW_PATIENTS
-    again = " Other folds may give another number: `--repeats 5` averages over them." if folds > 1 and repeats == 1 else ""
+    again = " The result depends on the folds: `--repeats 5` averages over several." if folds > 1 and repeats == 1 else ""
     if interval.low > chance:
-        wide = " With so few patients read the interval, not the value." if few else ""
-        return Verdict("ok", f"{lead}, better than {called} by its interval {over}.{wide}{again}")
+        wide = " With so few patients, rely on the interval rather than the value." if few else ""
+        return Verdict("ok", f"{lead}, better than {called} by its confidence interval {over}.{wide}{again}")
     if interval.high < chance:
-        return Verdict("bad", f"{lead}, worse than {called} by its interval {over}. Check for a leak, or a column read wrongly.")
+        return Verdict(
+            "bad", f"{lead}, worse than {called} by its confidence interval {over}. Check for data leakage, or a misread column."
+        )
     with_few = " with so few patients" if few else ""
     return Verdict("warn", f"{lead}. {over.capitalize()} this cannot be distinguished from {called}{with_few}.{again}")
 

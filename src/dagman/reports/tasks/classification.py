@@ -43,17 +43,17 @@ def render_classification(results: Results) -> str:
     """The page as HTML."""
     summary = results.summary
     sections = [
-        Section("What was found", add_warnings(judge_models(results), summary)),
+        Section("Summary", add_warnings(judge_models(results), summary)),
         Section("Measures", tabulate_measures(summary)),
         Section("ROC and reliability", show_curves(results)),
         Section("Confusion", show_confusions(results)),
         Section("Fewer labels", show_subsets(results)),
-        Section("Certain and uncertain, right and wrong", show_examples(results)),
-        Section("What to know", list_notes(summary)),
+        Section("Most and least certain predictions", show_examples(results)),
+        Section("Notes", list_notes(summary)),
         Section(TITLE, quote_results(results)),
         Section("Settings", tabulate_settings(results)),
     ]
-    footer = "Made by `dagman classify`. This page loads nothing from elsewhere."
+    footer = "Made by `dagman classify`. This page needs no network connection."
     return render_page(f"Classification: {results.path.resolve().name}", describe_design(results), sections, footer=footer)
 
 
@@ -66,13 +66,13 @@ def describe_design(results: Results) -> str:
     label = f"`{column}`: " if column else ""
     design = f"{folds} folds by patient, {repeats} time{'s' if repeats > 1 else ''}" if folds > 1 else "the table's own split"
     return (
-        f"{sum(extra['counts'].values())} items ({label}{counts}) of {extra['patients']} patients; {design}. Every number is of "
-        "items whose patient no part of the model had seen, averaged over repeats, with its 95 % interval over patients."
+        f"{sum(extra['counts'].values())} items ({label}{counts}) of {extra['patients']} patients; {design}. All results are "
+        f"on held-out patients, averaged over repeats, with 95 % confidence intervals over patients."
     )
 
 
 def add_warnings(findings: Sequence[Block], summary: Summary) -> list[Block]:
-    """What was found, with the warnings right below its verdicts: they bear on what is believed, and are no finding."""
+    """Summary, with the warnings right below its verdicts: they bear on what is believed, and are no finding."""
     last = max((place for place, block in enumerate(findings, start=1) if isinstance(block, Verdict)), default=0)
     return [*findings[:last], *show_warnings(summary), *findings[last:]]
 
@@ -94,10 +94,10 @@ def judge_models(results: Results) -> list[Block]:
     blocks: list[Block] = [judge_against_chance(row, results, chance=0.5, called="chance (0.5)") for row in shown]
     fresh = summary.extra.get("fresh", [])
     for name in fresh:
-        blocks.append(Text(f"`{name}` is not pretrained: what it reaches is what any pretraining must beat."))
+        blocks.append(Text(f"`{name}` is not pretrained, and serves as the baseline for pretraining."))
     if summary.extra.get("sized") and not any(m.model == "radiomics:size" for m in summary.measurements):
         command = "dagman compare classify MODEL radiomics:size TABLE"
-        blocks.append(Text(f"A structure's size alone may predict as well: `{command}` shows, on the same splits."))
+        blocks.append(Text(f"Size alone may predict as well: compare on the same splits by `{command}`."))
     return blocks
 
 
@@ -116,7 +116,7 @@ def tabulate_measures(summary: Summary, subset: str | None = None) -> list[Block
         for model, method in keys
     ]
     how = state_kinds(rows)
-    several = " Of several classes AUC is the mean of each against the rest." if len(summary.classes) > 2 else ""
+    several = " With several classes, AUC is the one-vs-rest average." if len(summary.classes) > 2 else ""
     text = f"AUC: 0.5 is chance, 1 is perfect. Brier score: 0 is perfect.{several} Intervals: {how}."
     return [DataTable(["model", "method", *(name_measure(name) for name in names)], cells), Text(text), *list_explained(rows)]
 
@@ -132,19 +132,23 @@ def show_curves(results: Results) -> list[Block]:
     figures = [
         Figure(
             encode_png(roc),
-            f"For `{positive}`. The mean of the folds' curves; the band is pointwise, 95 % over patients. Dotted: chance. {basis}",
+            f"For `{positive}`. Mean of the folds' curves, with a pointwise 95 % confidence band over patients. Dotted: "
+            f"chance. {basis}",
             "ROC curves",
         )
     ]
     reliabilities = {_name(curve): curve["reliability"] for curve in curves if "reliability" in curve}
     if not reliabilities:
-        return [FigureGrid(figures), Text(f"No reliability curve is drawn: it takes two bins of {LEAST_IN_GROUP} items.")]
+        return [
+            FigureGrid(figures),
+            Text(f"No reliability curve is drawn, as it needs at least two bins of {LEAST_IN_GROUP} items."),
+        ]
     bins = max(len(curve["counts"]) for curve in reliabilities.values())
     text = (
-        f"Up to {bins} bins of equal numbers of items by the predicted probability of `{positive}`; on the dotted line it can be "
-        "taken at its word. In brackets the expected calibration error: the mean distance from that line."
+        f"Up to {bins} bins of equal numbers of items by the predicted probability of `{positive}`; the dotted line is perfect "
+        f"calibration. In parentheses: the expected calibration error."
     )
-    figures.append(Figure(encode_png(draw_reliability(reliabilities)), text, "Predicted against observed shares"))
+    figures.append(Figure(encode_png(draw_reliability(reliabilities)), text, "Predicted probability against observed frequency"))
     return [FigureGrid(figures)]
 
 
@@ -154,7 +158,7 @@ def show_confusions(results: Results) -> list[Block]:
     figures = [
         Figure(
             encode_png(draw_confusion(curve["confusion"], summary.classes, _name(curve))),
-            f"Items, and their share of the row; scores averaged over repeats, the likeliest class taken. {basis}",
+            f"Number of items, and percentage of the row; the predicted class has the highest score averaged over repeats. {basis}",
             f"Confusion matrix of {_name(curve)}",
         )
         for curve in summary.extra["curves"]
@@ -179,7 +183,8 @@ def show_subsets(results: Results) -> list[Block]:
             subsets, series, y=name_measure(name), reference=find_chance(name, len(summary.classes)), width=FULL_WIDTH
         )
         caption = (
-            "k: labelled patients a class. A larger subset contains the smaller ones. Bars: 95 % intervals; dotted: chance. "
+            "k: labelled patients per class. Larger subsets contain the smaller ones. Bars: 95 % confidence intervals; dotted: "
+            "chance. "
             f"{state_basis(results)}"
         )
         blocks.append(Figure(encode_png(drawn), caption, f"{name_measure(name)} against labels"))
@@ -208,13 +213,13 @@ def state_interval(row: Measurement) -> str:
 
 
 def _shorten(note: str) -> str:
-    remark, colon, names = note.partition("results may be too good: ")
+    remark, colon, names = note.partition("results may be optimistic: ")
     if colon and ", " in names:
-        return f"{remark}{colon}{names.partition(', ')[0]} and {names.count(', ')} more (named under What to know)"
+        return f"{remark}{colon}{names.partition(', ')[0]} and {names.count(', ')} more (listed under Notes)"
     if len(note) <= _LONG:
         return note
     kept = note[:_LONG].rpartition(", ")[0] or note[:_LONG]
-    return f"{kept}, ... (all of them under What to know)"
+    return f"{kept}, ... (all listed under Notes)"
 
 
 def _name(curve: dict[str, Any]) -> str:

@@ -45,21 +45,21 @@ def render_clustering(results: Results) -> str:
     kinds = count_noun(len(summary.classes), "kind") if summary.classes else "no names given"
     lead = (
         f"{count_noun(len(rows) // len(models), 'structure')} of {count_noun(summary.extra['patients'], 'patient')}, {kinds}; "
-        "features without fine-tuning. Names are used to judge, never to place."
+        f"frozen features. Labels are used only for evaluation."
     )
     sections = [
-        Section("What was found", add_warnings(_judge(summary), summary)),
+        Section("Summary", add_warnings(_judge(summary), summary)),
         Section("The map", [block for number, model in enumerate(models) for block in _show_map(results, model, number)]),
         Section("Measures", _tabulate(summary, models)),
-        Section("Paired differences", tabulate_differences(summary.comparisons, "On the same structures and resamples.")),
+        Section("Paired differences", tabulate_differences(summary.comparisons, "On the same structures and bootstrap resamples.")),
         Section("Kinds and clusters", [block for model in models for block in _cross(rows[rows["model"] == model], model)]),
         Section("One of each cluster", show_examples(results, "the one nearest to the middle of each k-means cluster")),
         Section("Maps for print", [FigureGrid([f for model in models for f in _draw_maps(results, model)])]),
-        Section("What to know", list_notes(summary)),
+        Section("Notes", list_notes(summary)),
         Section(TITLE, quote_results(results)),
         Section("Settings", tabulate_settings(results)),
     ]
-    footer = "Made by `dagman cluster`. This page loads nothing from elsewhere."
+    footer = "Made by `dagman cluster`. This page needs no network connection."
     return render_page(f"Clusters: {results.path.resolve().name}", lead, sections, footer=footer)
 
 
@@ -67,14 +67,16 @@ def _judge(summary: Summary) -> list[Block]:
     """A sentence a model: whether neighbours of other patients are of the same kind, against guessing the most frequent kind."""
     counts = summary.extra["counts"]
     if not counts:
-        return [Text("Without labels there is no measure of whether the clusters mean anything: inspect the map.")]
+        return [Text("Without labels, the clusters cannot be evaluated: inspect the map.")]
     guess = max(counts.values()) / sum(counts.values())
     blocks: list[Block] = []
     for row in summary.measurements:
         if row.name == "neighbour_accuracy" and math.isfinite(row.interval.value):
             statement = f"the nearest structures of other patients are of the same kind for {_state(row)}"
             level: Level = "ok" if row.interval.low > guess else "warn"
-            blocks.append(Verdict(level, f"`{row.model}`: {statement}; always naming the most frequent kind gives {guess:.3f}."))
+            blocks.append(
+                Verdict(level, f"`{row.model}`: {statement}; always predicting the most frequent kind gives {guess:.3f}.")
+            )
     return blocks
 
 
@@ -96,13 +98,12 @@ def _show_map(results: Results, model: str, number: int) -> list[Block]:
         for (_, row), code in zip(rows.iterrows(), codes, strict=True)
     ]
     caption = (
-        f"**{model}**, {_MAPS[kind]}. Hover over a point, or move to it with the Tab key, to see its crop: the axial slice with "
-        "most of the structure, outlined, in grey values about the structure's own; the patient's left is on the right. "
-        "Click a kind's name to see it alone. "
-        "Distances between far groups mean little on such a map."
+        f"**{model}**, {_MAPS[kind]}. Hover over a point, or move to it with the Tab key, to see its crop: the axial slice "
+        f"with most of the structure (outlined), windowed around the structure; the patient's left is on the right. Click a "
+        f"kind's name to show it alone. Distances between distant groups are not meaningful on such a map."
     )
     if len(tiles) < len(points):
-        caption += f" {count_noun(len(points) - len(tiles), 'point has', 'points have')} no picture."
+        caption += f" {count_noun(len(points) - len(tiles), 'point has', 'points have')} no image."
     return [Embedded(render_hover_map(points, classes, _load_sheet(results), name=f"map-{number}"), caption)]
 
 
@@ -149,8 +150,9 @@ def _tabulate(summary: Summary, models: Sequence[str]) -> list[Block]:
     ]
     how = state_kinds(summary.measurements)
     text = (
-        "1 is best for all but the distances; the adjusted Rand index of chance is 0. A small intra- beside a large inter-cluster "
-        "distance is good, on one map alone: maps share no unit." + ("" if how.startswith("no interval") else f" Intervals: {how}.")
+        "1 is best for all measures except the distances; the adjusted Rand index of random clusters is 0. A small "
+        "intra-cluster relative to inter-cluster distance is good, but only within one map, as units differ between maps."
+        + ("" if how.startswith("no interval") else f" Intervals: {how}.")
     )
     return [DataTable(["measure", "where", *models], rows), Text(text), *list_explained(summary.measurements), Listing(clusters)]
 

@@ -40,16 +40,16 @@ def render_comparison(results: Results) -> str:
         "splits and few-shot draws. Intervals are 95 %, over patients."
     )
     sections = [
-        Section("What was found", add_warnings(judge_differences(summary.comparisons), summary)),
+        Section("Summary", add_warnings(judge_differences(summary.comparisons), summary)),
         Section("All measures", tabulate_models(summary)),
-        Section("Side by side", _draw_models(summary)),
-        Section("Against the labels used in training", _draw_labels(summary)),
+        Section("Comparison", _draw_models(summary)),
+        Section("Performance against number of labels", _draw_labels(summary)),
         Section("Paired differences", tabulate_differences(summary.comparisons)),
-        Section("What to know", list_notes(summary)),
+        Section("Notes", list_notes(summary)),
         Section(TITLE, quote_results(results)),
         Section("Settings", tabulate_settings(results)),
     ]
-    footer = "Made by `dagman compare`. This page loads nothing from elsewhere."
+    footer = "Made by `dagman compare`. This page needs no network connection."
     return render_page(f"Comparison: {results.path.resolve().name}", lead, sections, footer=footer)
 
 
@@ -71,11 +71,13 @@ def tabulate_models(summary: Summary) -> list[Block]:
             for method, subset, model in arms
         ]
         return [
-            DataTable(["method", "labels", "model", *map(name_measure, measures)], rows, f"Value (95 % interval). {how}."),
+            DataTable(
+                ["method", "labels", "model", *map(name_measure, measures)], rows, f"Value (95 % confidence interval). {how}."
+            ),
             *list_explained(summary.measurements),
         ]
     return [
-        DataTable(["method", "labels", "measure", *models], rows, f"Value (95 % interval). {how}."),
+        DataTable(["method", "labels", "measure", *models], rows, f"Value (95 % confidence interval). {how}."),
         *list_explained(summary.measurements),
     ]
 
@@ -118,7 +120,7 @@ def _draw_labels(summary: Summary) -> list[Block]:
                     title=title,
                     width=FULL_WIDTH,
                 )
-                caption = "A larger subset contains the smaller ones; all models are given the same. Bars: 95 % intervals."
+                caption = "Larger subsets contain the smaller ones; all models use the same. Bars: 95 % confidence intervals."
                 blocks.append(Figure(encode_png(drawn), caption, f"{name_measure(name)} against labels, {title}"))
     return blocks
 

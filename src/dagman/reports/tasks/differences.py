@@ -22,14 +22,16 @@ def judge_differences(comparisons: Sequence[Comparison]) -> list[Block]:
     verdicts = [_state_better(row) for row in secondary if row.corrected < _SIGNIFICANT]
     if not verdicts and secondary:
         kind = "secondary" if blocks else "paired"
-        text = f"**None of the {len(secondary)} {kind} differences can be distinguished from chance** after Holm's correction."
+        text = f"**None of the {len(secondary)} {kind} differences is statistically significant** after Holm's correction."
         if len(secondary) == 1:
-            text = f"**The one {kind} difference cannot be distinguished from chance.**"
-        verdicts = [Verdict("warn", f"{text} The intervals below show how large a difference could have been missed.")]
+            text = f"**The one {kind} difference is not statistically significant.**"
+        verdicts = [Verdict("warn", f"{text} The confidence intervals below show how large a true difference may be.")]
     return [*blocks, *verdicts]
 
 
-def tabulate_differences(comparisons: Sequence[Comparison], sharing: str = "The same items for both.") -> list[Block]:
+def tabulate_differences(
+    comparisons: Sequence[Comparison], sharing: str = "Both models were tested on the same items."
+) -> list[Block]:
     """First model minus the second: interval, p before and after correction, and what could have been detected; none: nothing.
 
     sharing: a sentence on what both models of a difference have in common.
@@ -50,23 +52,21 @@ def tabulate_differences(comparisons: Sequence[Comparison], sharing: str = "The 
         ]
         for row in comparisons
     ]
-    detectable = (
-        "Detectable: the smallest true difference that this table would have found in 4 of 5 repetitions, from its own interval."
-    )
-    columns = ["difference", "method", "labels", "measure", "value (95 % interval)", "p", "p corrected", "detectable", "by"]
+    detectable = "Detectable: the smallest true difference that would be detected with 80 % power, derived from the interval."
+    columns = ["difference", "method", "labels", "measure", "value (95 % CI)", "p", "p corrected", "detectable", "by"]
     return [Text(f"{sharing} {_explain_correction(comparisons)} {detectable}"), DataTable(columns, rows)]
 
 
 def _explain_correction(comparisons: Sequence[Comparison]) -> str:
     if any(row.primary for row in comparisons):
         others = len(comparisons) - 1
-        rest = f"; p of the {others} others is corrected for their number (Holm)" if others > 1 else ""
+        rest = f"; the p-values of the {others} others are corrected for multiple testing (Holm)" if others > 1 else ""
         return f"The primary endpoint is tested alone{rest}."
     if len(comparisons) == 1:
         return "One comparison was made."
     return (
-        f"{len(comparisons)} comparisons were made, and p is corrected for their number (Holm); no primary endpoint was named "
-        "beforehand (`--primary`)."
+        f"{len(comparisons)} comparisons were made, with p-values corrected for multiple testing (Holm); no primary endpoint "
+        f"was specified (`--primary`)."
     )
 
 
@@ -76,7 +76,7 @@ def _judge_primary(row: Comparison) -> Verdict:
     shown = f"**Primary endpoint**: {name_measure(row.name)} of {pair} is {value}, p {format_p(row.difference.p)}"
     if row.difference.p < _SIGNIFICANT:
         return Verdict("ok", f"{shown}: `{_find_better(row)[0]}` is better.")
-    return Verdict("warn", f"{shown}: it cannot be distinguished from chance.")
+    return Verdict("warn", f"{shown}: not statistically significant.")
 
 
 def _state_better(row: Comparison) -> Verdict:

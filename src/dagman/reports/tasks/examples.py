@@ -26,19 +26,17 @@ def show_examples(results: Results, which: str = "scores averaged over repeats")
     if not examples:
         return []
     below = (
-        " Below each, what the encoder's [CLS] token attends to, relative to uniform, in colours that end where each "
-        "bar states, 0.25 from uniform at least. After short runs it does not mean anything yet."
+        " Below each: the encoder's [CLS] attention relative to uniform, with the colour scale on its bar, which spans at least "
+        "0.25 to each side of uniform. After short runs it is not meaningful yet."
         if any(one.attention is not None for one in examples)
         else ""
     )
     model, _, method = who.rpartition(", ")
     pair = f"{model}, {name_method(method)}" if model else who
-    shown = "Crops around the item, in a lung window where a quarter of the crop is lung or air, else in one of soft tissue."
+    shown = "Crops around the item, in a lung window if a quarter or more is lung or air, otherwise in a soft-tissue window."
     mirrored = ""
     if any(describe_beyond(one) for one in examples):
-        mirrored = (
-            " What is hatched lies beyond the scan: the network was given the scan mirrored there, so nothing in it is anatomy."
-        )
+        mirrored = " Hatched areas lie beyond the scan: they are mirrored for the network, and are not anatomy."
     return [
         Text(f"Items of {pair}, {which}. {shown} Outlined: the structure.{mirrored} {CONVENTION}{below}"),
         VolumeGrid([_show_example(one) for one in examples]),
@@ -65,9 +63,9 @@ def _show_example(example: Example) -> Volume:
     if example.probability is None:
         outcome = f": {example.words}."
     else:
-        outcome = f" is `{example.label}`, called `{example.predicted}` with a probability of {example.probability:.2f}."
+        outcome = f" is `{example.label}`, predicted as `{example.predicted}` with a probability of {example.probability:.2f}."
     caption = f"**{example.kind.capitalize()}**: `{example.name}`{outcome}{whose}"
-    caption += f" The crop reaches beyond the scan: {beyond}." if beyond else ""
+    caption += f" The crop extends beyond the scan: {beyond}." if beyond else ""
     outline = (
         [] if example.inside.all() else [Layer(codes=example.inside.astype(np.uint8), names=["the structure"], colors=[YELLOW])]
     )

@@ -40,7 +40,7 @@ _MEASURES = ("harrell_c", "uno_c", "dynamic_auc", "integrated_brier")
 _ALL = "100%"
 _WIDE = 0.1
 """Half an interval of C that is worth a word."""
-_FOOTER = "Made by `dagman outcome`. This page loads nothing from elsewhere."
+_FOOTER = "Made by `dagman outcome`. This page needs no network connection."
 
 
 def write_outcome_report(results: Results) -> Path:
@@ -56,14 +56,14 @@ def render_response(results: Results) -> str:
     """The page of a response as HTML."""
     summary = results.summary
     sections = [
-        Section("What was found", add_warnings(judge_models(results), summary)),
+        Section("Summary", add_warnings(judge_models(results), summary)),
         Section("Measures", tabulate_measures(summary)),
-        Section("Paired differences", tabulate_differences(summary.comparisons, "On the same patients and resamples.")),
+        Section("Paired differences", tabulate_differences(summary.comparisons, "On the same patients and bootstrap resamples.")),
         Section("ROC and reliability", show_curves(results)),
         Section("Confusion", show_confusions(results)),
         Section("Fewer labels", show_subsets(results)),
-        Section("Certain and uncertain, right and wrong", show_examples(results)),
-        Section("What to know", list_notes(summary)),
+        Section("Most and least certain predictions", show_examples(results)),
+        Section("Notes", list_notes(summary)),
         Section(TITLE, quote_results(results)),
         Section("Settings", tabulate_settings(results)),
     ]
@@ -83,20 +83,20 @@ def render_outcome(results: Results) -> str:
     clock = f"time (column {column})" if column and column != "time" else "time, in the table's unit"
     lead = (
         f"Time and event of {extra['patients']} patients, {extra['events']} of them with the event{_state_pairs(extra)}; {design}. "
-        "All numbers are of patients that no part of the model had seen, with 95 % intervals over patients."
+        "All results are on held-out patients, with 95 % confidence intervals over patients."
     )
     basis = f"n = {count_noun(extra['patients'], 'patient')}, {count_noun(extra['events'], 'event')}; {state_folds(results)}."
     differences = judge_differences(summary.comparisons) if summary.comparisons else []
     sections = [
-        Section("What was found", add_warnings([*_judge(results), *differences, *_state_events(summary)], summary)),
-        Section("Discrimination of outcomes", [*_draw_concordance(summary.measurements, basis), *_tabulate(summary.measurements)]),
-        Section("Paired differences", tabulate_differences(summary.comparisons, "On the same patients and resamples.")),
+        Section("Summary", add_warnings([*_judge(results), *differences, *_state_events(summary)], summary)),
+        Section("Discrimination", [*_draw_concordance(summary.measurements, basis), *_tabulate(summary.measurements)]),
+        Section("Paired differences", tabulate_differences(summary.comparisons, "On the same patients and bootstrap resamples.")),
         Section("Risk groups", _show_groups(extra["predicted"], clock, basis)),
         Section("Time-dependent AUC", _show_areas(extra["predicted"], clock, basis)),
         Section("Calibration", _show_calibration(extra["predicted"], clock, basis)),
         Section("Fewer labels", _show_subsets(summary.measurements)),
-        Section("Patients of high, low and middle risk", show_examples(results)),
-        Section("What to know", list_notes(summary)),
+        Section("Patients with high, intermediate and low risk", show_examples(results)),
+        Section("Notes", list_notes(summary)),
         Section(TITLE, quote_results(results)),
         Section("Settings", tabulate_settings(results)),
     ]
@@ -122,7 +122,9 @@ def _state_events(summary: Summary) -> list[Block]:
         return []
     events = count_noun(summary.extra["events"], "event")
     return [
-        Text(f"With {events} the intervals of Harrell's C reach up to {widest:.2f} to either side: small effects cannot be seen.")
+        Text(
+            f"With {events}, the intervals of Harrell's C-index extend up to {widest:.2f} to each side: small effects are not seen."
+        )
     ]
 
 
@@ -138,7 +140,9 @@ def _draw_concordance(measurements: Sequence[Measurement], basis: str) -> list[B
         labels = list(dict.fromkeys(row.model for row in of_name))
         if labels:
             drawn = draw_intervals(labels, series, x=name_measure(name), reference=0.5, title=name_measure(name))
-            caption = "0.5 is chance. Pairs are compared within a fold alone, as the models of two folds have no common scale. "
+            caption = (
+                "0.5 is chance. Pairs are compared only within a fold, as the risks of different folds are not on the same scale. "
+            )
             caption += basis
             figures.append(Figure(encode_png(drawn), caption, f"{name_measure(name)} of each model with its interval"))
     return [FigureGrid(figures)] if figures else []
@@ -159,8 +163,8 @@ def _tabulate(measurements: Sequence[Measurement]) -> list[Block]:
     ]
     how = state_kinds(rows)
     notes = (
-        "Harrell's and Uno's C and the AUC: 0.5 is chance, 1 is perfect. Integrated Brier score: 0 is perfect; to be of use it "
-        f"must be below that of the Kaplan-Meier curve, which knows no features. Intervals: {how}."
+        "Harrell's and Uno's C and the AUC: 0.5 is chance, 1 is perfect. Integrated Brier score: 0 is perfect; a useful model "
+        f"must be below the Kaplan-Meier estimate, which uses no features. Intervals: {how}."
     )
     return [DataTable(["model", "method", *(name_measure(name) for name in names)], cells), Text(notes), *list_explained(rows)]
 
@@ -182,25 +186,25 @@ def _show_groups(predicted: Sequence[dict[str, Any]], clock: str, basis: str) ->
             )
         )
     text = (
-        "Patients above and below the median risk of those the model was trained on: the cut is fixed inside the training fold. "
-        "The first repeat is drawn, with pointwise 95 % bands; ticks are censored patients. The log-rank test takes patients for "
-        "independent, which those of one cross-validation are not quite: read p as a guide."
+        "Patients above and below the median risk of the training patients, so the threshold is set on the training fold. The "
+        "first repeat is shown, with pointwise 95 % confidence bands; ticks are censored patients. The log-rank test assumes "
+        "independent patients, which does not quite hold in cross-validation, so p is only a guide."
     )
     equal: list[Block] = []
     if alike:
-        equal.append(Text(f"All risks are equal, and nobody is above the cut: {'; '.join(alike)}. The penalty left no weight."))
+        equal.append(Text(f"All risks are equal, so nobody is above the threshold: {'; '.join(alike)}. All coefficients are zero."))
     return [Text(text), FigureGrid(figures), *equal] if figures else equal
 
 
 def _show_areas(predicted: Sequence[dict[str, Any]], clock: str, basis: str) -> list[Block]:
     lines = {_title(one): Series(one["auc"]["times"], one["auc"]["auc"]) for one in predicted if one["auc"]}
     if not lines:
-        return [Text("Too few events to judge single times.")]
+        return [Text("There are too few events for time-dependent measures.")]
     drawn = draw_curves(lines, x=clock, y="AUC", references={"chance": 0.5}, width=FULL_WIDTH)
     return [
         Figure(
             encode_png(drawn),
-            f"Who has the event by each time against who has not yet (cumulative/dynamic). {basis}",
+            f"Patients with the event by each time against those without it yet (cumulative/dynamic). {basis}",
             "AUC over time",
         )
     ]
@@ -213,10 +217,10 @@ def _show_calibration(predicted: Sequence[dict[str, Any]], clock: str, basis: st
             drawn = draw_survival_calibration(one["calibration"], title=_title(one), x=clock)
             figures.append(Figure(encode_png(drawn), basis, f"Calibration of {_title(one)}"))
     text = (
-        "Groups of patients by predicted survival, against what Kaplan-Meier saw in them, with its 95 % interval; "
-        "on the dotted line both agree."
+        "Groups of patients by predicted survival, against their Kaplan-Meier estimates with 95 % confidence intervals; the "
+        "dotted line is perfect calibration."
     )
-    few = f"No calibration is drawn: it takes two groups of {LEAST_IN_GROUP} patients, and a time at which they can be judged."
+    few = f"No calibration curve is drawn: it needs two groups of {LEAST_IN_GROUP} patients, and a time to evaluate them."
     return [Text(text), FigureGrid(figures)] if figures else [Text(few)]
 
 
@@ -235,7 +239,7 @@ def _show_subsets(measurements: Sequence[Measurement]) -> list[Block]:
         ]
         for model, method in keys
     ]
-    return [DataTable(["model", "method", *subsets], cells, "Harrell's C by labels used in training.")]
+    return [DataTable(["model", "method", *subsets], cells, "Harrell's C-index against the number of labels.")]
 
 
 def _title(one: dict[str, Any]) -> str:

@@ -46,12 +46,12 @@ def render_regression(results: Results) -> str:
     """The page as HTML."""
     summary = results.summary
     sections = [
-        Section("What was found", add_warnings(_judge(results), summary)),
+        Section("Summary", add_warnings(_judge(results), summary)),
         Section("Measures", _tabulate(summary)),
         Section("Predicted against true", _draw_items(results)),
         Section("Best, median and worst", show_examples(results, "by the error of their mean prediction")),
         Section("Fewer labels", _draw_subsets(results)),
-        Section("What to know", list_notes(summary)),
+        Section("Notes", list_notes(summary)),
         Section(TITLE, quote_results(results)),
         Section("Settings", tabulate_settings(results)),
     ]
@@ -60,10 +60,9 @@ def render_regression(results: Results) -> str:
     lead = (
         f"`{extra['label']}` of {count_noun(int(rows['item'].nunique()), 'item')} of {count_noun(extra['patients'], 'patient')}: "
         f"{low:g} to {high:g}, mean {extra['mean']:.3g}, standard deviation {extra['deviation']:.3g}; {state_folds(results)}. "
-        "Every number is of items whose patient no part of the model had seen, averaged over repeats, with its 95 % interval over "
-        "patients."
+        "All results are on held-out patients, averaged over repeats, with 95 % confidence intervals over patients."
     )
-    footer = "Made by `dagman regress`. This page loads nothing from elsewhere."
+    footer = "Made by `dagman regress`. This page needs no network connection."
     return render_page(f"Regression: {results.path.resolve().name}", lead, sections, footer=footer)
 
 
@@ -72,9 +71,7 @@ def _judge(results: Results) -> list[Block]:
     summary = results.summary
     shown = list_measurements(summary, name="r2", subset=find_last_subset(summary))
     blocks: list[Block] = [judge_against_chance(row, results, chance=0.0, called="the mean (R² of 0)") for row in shown]
-    blocks += [
-        Text(f"`{name}` is not pretrained: what it reaches is what any pretraining must beat.") for name in summary.extra["fresh"]
-    ]
+    blocks += [Text(f"`{name}` is not pretrained, and serves as the baseline for pretraining.") for name in summary.extra["fresh"]]
     return blocks
 
 
@@ -87,7 +84,7 @@ def _tabulate(summary: Summary) -> list[Block]:
         for model, method in dict.fromkeys((row.model, row.method) for row in rows)
     ]
     text = (
-        "R²: 1 is perfect, 0 is as good as the mean of all, less is worse than it. Errors are in the unit of "
+        "R²: 1 is perfect, 0 is as good as predicting the mean, below 0 is worse. Errors are in the unit of "
         f"`{summary.extra['label']}`, whose standard deviation is {summary.extra['deviation']:.3g}. Intervals: {state_kinds(rows)}."
     )
     return [DataTable(["model", "method", *map(name_measure, names)], cells), Text(text), *list_explained(rows)]
@@ -106,12 +103,12 @@ def _draw_items(results: Results) -> list[Block]:
         figures += [
             Figure(
                 encode_png(draw_against_truth(truth, predicted, unit=unit, mean=summary.extra["mean"], title=who)),
-                f"On the dotted line both agree; the dashed line is the mean of all. Means over repeats. {basis}",
+                f"Dotted line: perfect agreement; dashed line: the overall mean. Predictions are averaged over repeats. {basis}",
                 f"Predicted against true numbers of {who}",
             ),
             Figure(
                 encode_png(draw_residuals(truth, predicted, unit=unit, title="Residuals")),
-                f"A funnel or a slope is what the model misses. {basis}",
+                f"A funnel shape or a slope indicates a systematic error. {basis}",
                 f"Residuals of {who}",
             ),
         ]
@@ -130,6 +127,8 @@ def _draw_subsets(results: Results) -> list[Block]:
             values = (row.interval.value, row.interval.low, row.interval.high)
             series.setdefault(f"{row.model}, {name_method(row.method)}", {})[row.subset] = values
         drawn = draw_label_curve(subsets, series, y=name_measure(name), reference=0.0 if name == "r2" else None, width=FULL_WIDTH)
-        caption = f"k: labelled patients. A larger subset contains the smaller ones. Bars: 95 % intervals. {state_basis(results)}"
+        caption = (
+            f"k: labelled patients. Larger subsets contain smaller ones. Bars: 95 % confidence intervals. {state_basis(results)}"
+        )
         blocks.append(Figure(encode_png(drawn), caption, f"{name_measure(name)} against labels"))
     return blocks

@@ -54,23 +54,23 @@ def render_segmentation(results: Results) -> str:
     design = f"{folds} folds by patient, {repeats} time{'s' if repeats > 1 else ''}" if folds > 1 else "the given split"
     lead = (
         f"{', '.join(f'`{name}`' for name in summary.classes)} in {extra['scans']} scans of {extra['patients']} patients; "
-        f"{design}. All numbers are of whole scans that the training had not seen, on the masks' own grids, with 95 % "
-        "intervals over patients where there are enough."
+        f"{design}. All results are on held-out whole scans, on the grids of the masks, with 95 % confidence intervals over "
+        f"patients where there are enough."
     )
     judged = judge_structures(summary.measurements, rows, summary.classes, model=shown["model"], subset=shown["subset"])
     links = link_viewer(results.path / "report.html", exhibit_scans(results))
     sections = [
-        Section("What was found", add_warnings(judged, summary)),
-        Section("How much is found", [*_tabulate(summary.measurements), *_draw_dice(results)]),
-        Section("Paired differences", tabulate_differences(summary.comparisons, "On the same scans and resamples.")),
+        Section("Summary", add_warnings(judged, summary)),
+        Section("Accuracy", [*_tabulate(summary.measurements), *_draw_dice(results)]),
+        Section("Paired differences", tabulate_differences(summary.comparisons, "On the same scans and bootstrap resamples.")),
         Section(
             "Best, median and worst scan",
             [*show_scans(results), *links],
         ),
         Section("Volumes", _show_volumes(rows, extra, state_basis(results, of="scan"))),
         Section("Fewer labels", _show_subsets(results)),
-        Section("Every tested scan", _list_scans(rows)),
-        Section("What to know", list_notes(summary)),
+        Section("All test scans", _list_scans(rows)),
+        Section("Notes", list_notes(summary)),
         Section(TITLE, quote_results(results)),
         Section("Settings", tabulate_settings(results)),
     ]
@@ -78,7 +78,7 @@ def render_segmentation(results: Results) -> str:
         f"Segmentation: {results.path.resolve().name}",
         lead,
         sections,
-        footer="Made by `dagman segment`. Not for diagnosis. This page loads nothing from elsewhere.",
+        footer="Made by `dagman segment`. Not for diagnosis. This page needs no network connection.",
     )
 
 
@@ -93,13 +93,13 @@ def _tabulate(measurements: Sequence[Measurement]) -> list[Block]:
     hows = list(dict.fromkeys(m.interval.how for m in measurements))
     how = next((how for how in hows if "bootstrap" in how), hows[0] if hows else "")
     text = (
-        "Dice and surface Dice: 0 is nothing, 1 is perfect. HD95: the distance in mm that 95 % of both surfaces keep to one "
-        "another, median over scans. Lesions found: share of the reader's connected parts that the prediction touches; false "
-        f"positives are parts that touch none. 95 % intervals: {how.replace('no interval: ', 'none, ')}."
+        "Dice and surface Dice: 0 is no overlap, 1 is perfect. HD95: 95th percentile of the distances between both surfaces in "
+        "mm, median over scans. Lesions found: fraction of the reader's connected components that the prediction overlaps; "
+        f"false positives are components that overlap none. 95 % intervals: {how.replace('no interval: ', 'none, ')}."
     )
     absent = [structure for *_, structure in keys if structure and not _is_scored(measurements, structure)]
     if absent:
-        text += f" No tested scan holds {', '.join(f'`{name}`' for name in dict.fromkeys(absent))}."
+        text += f" No test scan contains {', '.join(f'`{name}`' for name in dict.fromkeys(absent))}."
     columns = ["model", "labels", "structure", *map(name_measure, measured)]
     if not any(structure for *_, structure in keys):
         # A lone structure needs no column, and the page is narrow.
@@ -148,13 +148,13 @@ def _show_volumes(rows: pd.DataFrame, extra: dict[str, Any], basis: str) -> list
             Figure(encode_png(drawn), f"n = {count_noun(len(means), 'scan')}.", f"Bland-Altman plot of the volume of {name}")
         )
     text = (
-        "Bland and Altman: each point is a scan; between the dashed lines lie about 95 % of differences, if they are normally "
-        "distributed and do not grow with the volume. "
+        "Bland-Altman plot: each point is a scan; about 95 % of differences lie between the dashed lines (limits of "
+        "agreement), if they are normally distributed and independent of the volume. "
         f"{basis}"
     )
     shown: list[Block] = [Text(text), FigureGrid(figures)] if figures else []
     if few:
-        shown.append(Text(f"Not drawn, as fewer than {_FEWEST} tested scans hold it: {', '.join(few)}."))
+        shown.append(Text(f"Not drawn, as fewer than {_FEWEST} test scans contain it: {', '.join(few)}."))
     return shown
 
 
@@ -170,7 +170,7 @@ def _show_subsets(results: Results) -> list[Block]:
     return [
         Figure(
             encode_png(drawn),
-            f"Each larger draw of patients holds the smaller ones. {state_basis(results, of='scan')}",
+            f"Larger draws of patients contain the smaller ones. {state_basis(results, of='scan')}",
             "Dice by labels used in training",
         )
     ]
@@ -188,7 +188,7 @@ def _list_scans(rows: pd.DataFrame) -> list[Block]:
         DataTable(
             ["scan", "structure", *columns.values()],
             shown,
-            f"The worst first; ∞: missed as a whole, or found where there is none.{more}",
+            f"Worst first; ∞: missed entirely, or predicted where there is none.{more}",
         )
     ]
 

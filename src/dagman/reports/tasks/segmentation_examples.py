@@ -31,8 +31,8 @@ def show_scans(results: Results) -> list[Block]:
         return []
     model, subset = extra["shown"]["model"], extra["shown"]["subset"]
     text = (
-        f"Of `{model}`, {subset} of the labels, by mean Dice; slices through the middle of the reader's outline. Solid: the "
-        f"reader. Dashed: the model. {CONVENTION}"
+        f"By mean Dice of `{model}` with {subset} of the labels; slices through the centre of the reader's outline. Solid: "
+        f"reader. Dashed: model. {CONVENTION}"
     )
     return [Text(text), *volumes]
 

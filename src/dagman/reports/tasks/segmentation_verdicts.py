@@ -36,13 +36,14 @@ def judge_structures(
     verdicts = [_judge(one) for one in sorted(scored, key=lambda one: one.values["dice"].interval.value)]
     blocks: list[Block] = [*verdicts]
     if absent := [one.name for one in structures if one not in scored]:
-        blocks.append(Text(f"No tested scan holds {', '.join(f'`{name}`' for name in absent)}."))
+        blocks.append(Text(f"No test scan contains {', '.join(f'`{name}`' for name in absent)}."))
     if verdicts:
         blocks.append(
             Text(
-                f"The colours follow rules of thumb, not a clinical need: good from a Dice of {GOOD_DICE} on with no remark, "
-                f"a fault below {POOR_DICE}. Remarked on: an HD95 beyond {FAR_MM:g} mm, {MANY_PARTS:g} false part a scan or more, "
-                f"volumes off by more than {OFF_VOLUME:.0%} on average, structures that were missed as a whole."
+                f"The colours follow rules of thumb, not clinical requirements: green for a Dice of at least {GOOD_DICE} "
+                f"without remarks, red below {POOR_DICE}. Remarks concern an HD95 above {FAR_MM:g} mm, {MANY_PARTS:g} or more "
+                f"false-positive components per scan, volumes off by more than {OFF_VOLUME:.0%} on average, and structures "
+                f"that were missed entirely."
             )
         )
     return blocks
@@ -68,12 +69,12 @@ def list_remarks(values: dict[str, Measurement], rows: pd.DataFrame) -> list[str
     drawn = rows[rows["true_volume_ml"] > 0]
     missed = int((drawn.groupby("item")["dice"].mean() == 0).sum())
     if missed:
-        remarks.append(f"missed as a whole in {missed} of {count_noun(int(drawn['item'].nunique()), 'scan')}")
+        remarks.append(f"missed entirely in {missed} of {count_noun(int(drawn['item'].nunique()), 'scan')}")
     if held.get("hd95_mm", math.nan) > FAR_MM:
-        remarks.append(f"surfaces lie far apart: HD95 {format_measure('hd95_mm', held['hd95_mm'])} mm")
+        remarks.append(f"surfaces are far apart: HD95 {format_measure('hd95_mm', held['hd95_mm'])} mm")
     if held.get("false_positives", math.nan) >= MANY_PARTS:
         parts = format_measure("false_positives", held["false_positives"])
-        remarks.append(f"{parts} false parts a scan: the largest part alone may do better")
+        remarks.append(f"{parts} false-positive components per scan: keeping only the largest component may help")
     true = float(drawn["true_volume_ml"].mean())
     bias = held.get("volume_bias_ml", math.nan)
     if true > 0 and abs(bias) > OFF_VOLUME * true:

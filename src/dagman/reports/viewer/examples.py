@@ -41,7 +41,7 @@ def link_viewer(page: Path, exhibits: Sequence[Exhibit]) -> list[Links]:
         return []
     under = "HU" if all(one.scan.modality == "CT" for one in exhibits) else "value"
     size = path.stat().st_size / 1e6
-    text = f"In three planes, with the {under} under the crosshair ({path.name}, {size:.0f} MB, beside this page):"
+    text = f"In three planes, with the {under} under the crosshair ({path.name}, {size:.0f} MB, next to this page):"
     return [Links(text, [(one.title, f"{path.name}#{one.name}") for one in exhibits])]
 
 
@@ -64,7 +64,7 @@ def exhibit_scans(results: Results) -> list[Exhibit]:
             for called, codes in (("model", example.predicted), ("reader", example.truth))
         ]
         point = example.affine.to_world([example.point])[0]
-        words = "The part around the structures; m goes from the model's labels to the reader's."
+        words = "The region around the structures; press m to switch between the model's and the reader's labels."
         exhibits.append(Exhibit(scan=scan, title=f"{kind}: {example.item}", name=kind, words=words, labels=layers, point=point))
     return exhibits
 
@@ -88,7 +88,7 @@ def exhibit_items(results: Results) -> list[Exhibit]:
                 scan=_place(example.voxels[box], affine, example.modality),
                 title=f"{example.kind}: {example.name}",
                 name=f"{name}-{number}",
-                words="A crop around the item, resampled; mm count from its first voxel.",
+                words="A resampled crop around the item; mm are relative to its first voxel.",
                 attention=None if example.attention is None else _spread(example.attention[None], example.voxels.shape, grid),
                 labels=[] if example.inside.all() else [layer],
             )

@@ -82,7 +82,7 @@ def describe_size(shape: Sequence[int], steps: Sequence[int]) -> str:
     whole = " x ".join(map(str, shape))
     if tuple(steps) == (1, 1, 1):
         return f"{whole} voxels, as in the scan."
-    return f"{whole} voxels, of which blocks of {' x '.join(map(str, steps))} are averaged: values are means of blocks."
+    return f"{whole} voxels, downsampled by averaging blocks of {' x '.join(map(str, steps))}: values are block means."
 
 
 def choose_body_window(voxels: NDArray, *, hounsfield: bool) -> Window:

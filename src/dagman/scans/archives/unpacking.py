@@ -62,14 +62,14 @@ def unpack_archive(archive: Path, folder: Path) -> tuple[Left, ...]:
             return tuple(_unpack_zip(archive, folder))
         return tuple(_unpack_tar(archive, folder))
     except _DAMAGE as error:
-        raise ScanError("is damaged, or no archive", where=archive, do=_AGAIN) from error
+        raise ScanError("is damaged, or is not an archive", where=archive, do=_AGAIN) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             do = "Set the variable TMPDIR to a folder on a larger disk, or unpack it yourself"
-            raise ScanError(f"does not fit into {folder.parent}, where it is unpacked", where=archive, do=do) from error
+            raise ScanError(f"does not fit into {folder.parent}, into which it is unpacked", where=archive, do=do) from error
         if error.errno is None:
             # gzip and bz2 speak of damage by an OSError without a number.
-            raise ScanError("is damaged, or no archive", where=archive, do=_AGAIN) from error
+            raise ScanError("is damaged, or is not an archive", where=archive, do=_AGAIN) from error
         raise ScanError(f"cannot be unpacked ({error.strerror})", where=archive, do="Check its permissions") from error
 
 
@@ -159,7 +159,7 @@ def _copy(source: IO[bytes], target: Path) -> None:
 
 
 def _leads_out(name: str) -> Left:
-    return Left(name, "its name leads out of the archive", "Pack it again with relative names")
+    return Left(name, "its path points outside the archive", "Create the archive again, with relative paths")
 
 
 def _name_fault(name: str, error: OSError) -> Left:

@@ -45,7 +45,7 @@ def list_images(path: Path) -> tuple[list[Path], list[tuple[Path, ScanError]]]:
             images.append(file)
         else:
             absent.append(
-                (place, ScanError("is listed in the DICOMDIR and missing", where=place, do="Copy the disc or export again"))
+                (place, ScanError("is listed in the DICOMDIR, but missing", where=place, do="Copy the disc or export it again"))
             )
     return images, absent
 

@@ -98,7 +98,7 @@ def stack_planes(planes: Sequence[Plane], *, tilted: bool = False, widest_gap: f
     for plane in planes:
         _check_plane(plane)
     if not all(first.fits(plane) for plane in planes):
-        raise ScanError("slices differ in orientation, pixel size or matrix", do="Give one volume a series")
+        raise ScanError("slices differ in orientation, pixel size or matrix", do="Give one volume per series")
     if len(planes) < 2:
         raise ScanError("is one slice", do="Give a volume of at least 2 slices")
     positions = np.array([plane.position for plane in planes])
@@ -106,14 +106,14 @@ def stack_planes(planes: Sequence[Plane], *, tilted: bool = False, widest_gap: f
     positions = positions[order]
     equal = _find_equal(positions @ first.normal)
     if equal:
-        raise ScanError(equal, do="Give one volume a series, each slice once")
+        raise ScanError(equal, do="Give one volume per series, with each slice once")
     stray, tilt, uneven = _find_stray(positions, first), _find_tilt(positions, first), _find_uneven(positions, first.normal)
     bridged = bool(uneven) and float(np.diff(positions @ first.normal).max()) <= widest_gap
     problems = [*stray, *([] if bridged else uneven)]
     if problems or not tilted:
         problems = [*([] if stray else tilt), *problems]
     if problems:
-        raise ScanError("; ".join(problems), do="Export the complete, straight series, or leave it out")
+        raise ScanError("; ".join(problems), do="Export the complete series without gantry tilt, or exclude it")
     indices = tuple(int(index) for index in order)
     if bridged:
         matrix, places = _build_bridged(positions, first)
@@ -142,16 +142,16 @@ def are_even(planes: Sequence[Plane]) -> bool:
 def _check_plane(plane: Plane) -> None:
     numbers = (*plane.position, *plane.orientation, *plane.pixel_spacing)
     if not np.isfinite(numbers).all():
-        raise ScanError("position, orientation or pixel spacing is not a number", do="Mend the header, or leave the series out")
+        raise ScanError("position, orientation or pixel spacing is not a number", do="Correct the header, or exclude the series")
     if min(plane.pixel_spacing) <= 0:
         shown = " x ".join(f"{value:.4g}" for value in plane.pixel_spacing)
-        raise ScanError(f"the pixel spacing is {shown} mm; both need more than 0", do="Mend the header, or leave the series out")
+        raise ScanError(f"the pixel spacing is {shown} mm; both need more than 0", do="Correct the header, or exclude the series")
     row, column = np.array(plane.orientation[:3]), np.array(plane.orientation[3:])
     # A product of two directions is off by up to 2 sqrt(3) times what each number is.
     tolerance = 1e-2 + 4 * _round_directions(plane)
     unit = np.allclose([row @ row, column @ column], 1.0, rtol=0, atol=tolerance)
     if not unit or abs(row @ column) > tolerance:
-        raise ScanError("the directions of rows and columns are not perpendicular", do="Mend the header, or leave the series out")
+        raise ScanError("the directions of rows and columns are not perpendicular", do="Correct the header, or exclude the series")
 
 
 def _find_half_unit(values: NDArray[np.float64]) -> float:
@@ -187,7 +187,7 @@ def _find_equal(distances: NDArray[np.float64]) -> str:
 def _find_stray(positions: NDArray[np.float64], plane: Plane) -> list[str]:
     stray = _measure_drift(positions, plane.normal)[2]
     if stray > max(_STRAY_TOLERANCE_MM, _round_aside(positions)):
-        return [f"slices do not lie in one line (up to {stray:.1f} mm beside it)"]
+        return [f"slices are not aligned (up to {stray:.1f} mm off)"]
     return []
 
 

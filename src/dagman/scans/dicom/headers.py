@@ -185,7 +185,7 @@ def _build_plane(position: Dataset, orientation: Dataset, measures: Dataset, dat
     if (len(where), len(axes), len(spacing)) != (3, 6, 2):
         return None
     if not all(map(math.isfinite, (*where, *axes, *spacing))):
-        raise ScanError("position, orientation or pixel spacing is not a number", do="Mend the header, or leave the series out")
+        raise ScanError("position, orientation or pixel spacing is not a number", do="Correct the header, or exclude the series")
     return Plane(
         position=where,
         orientation=axes,
@@ -199,7 +199,7 @@ def _summarise(path: Path, data: Dataset, left: int) -> Header:
     """`left`: bytes of the file from its pixel data on."""
     class_uid = read_text(data, "SOPClassUID")
     if not class_uid and not read_text(data, "Modality") and "Rows" not in data:
-        raise ScanError("is not a DICOM file", where=path, do="Leave it out, or give it its own suffix")
+        raise ScanError("is not a DICOM file", where=path, do="Exclude it, or correct its suffix")
     is_image = "Rows" in data and "Columns" in data
     needed = _count_pixel_bytes(data) if is_image else 0
     patient_id, study_uid = read_text(data, "PatientID"), read_text(data, "StudyInstanceUID")

@@ -42,7 +42,7 @@ class Volume:
         count = len(self.copies)
         if not count:
             return ()
-        return (f"{count_noun(count, 'slice')} exported twice with equal pixels; counted once",)
+        return (f"{count_noun(count, 'slice')} exported twice with identical pixels; counted once",)
 
 
 def part_slices(headers: Sequence[Header]) -> list[Volume]:

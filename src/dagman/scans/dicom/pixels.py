@@ -143,7 +143,7 @@ def _check_codec(data: Dataset) -> None:
         decoder = get_decoder(syntax)
     except NotImplementedError:
         raise ScanError(
-            f"its pixels are {syntax.name}, which no codec reads", do="Export it as JPEG 2000, or uncompressed"
+            f"its pixels are {syntax.name}, for which there is no codec", do="Export it as JPEG 2000, or uncompressed"
         ) from None
     if not decoder.is_available:
         package = next((package for package, known in _CODECS.items() if syntax in known), "python-gdcm")
@@ -163,7 +163,7 @@ def _check_pixel_bytes(data: Dataset, shape: tuple[int, int, int]) -> None:
 
 def _rescale(stored: NDArray, slope: float, intercept: float) -> NDArray:
     if not np.isfinite([slope, intercept]).all() or slope == 0:
-        raise ScanError(f"rescale slope {slope:g} and intercept {intercept:g} make no sense", do="Export the series again")
+        raise ScanError(f"rescale slope {slope:g} and intercept {intercept:g} are implausible", do="Export the series again")
     if slope != int(slope) or intercept != int(intercept):
         return stored * slope + intercept
     ends = [int(end) * int(slope) + int(intercept) for end in (stored.min(initial=0), stored.max(initial=0))]

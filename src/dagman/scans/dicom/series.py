@@ -54,10 +54,10 @@ def group_headers(headers: Iterable[Header], *, any_modality: bool = False) -> l
 def _split_whatever_it_holds(headers: Sequence[Header], any_modality: bool) -> list[DicomGroup]:
     """The groups of a series; one refusal where its numbers cannot be reckoned with, which must not cost the other series."""
     try:
-        with explain_faults("its headers cannot be put together", where=headers[0].path, do="Export it again"):
+        with explain_faults("its headers cannot be assembled into a volume", where=headers[0].path, do="Export it again"):
             return _split_series(headers, any_modality)
     except ScanError as error:
-        return [_group(headers, f"{error.what}: export it again, or leave it out")]
+        return [_group(headers, f"{error.what}: export it again, or exclude it")]
 
 
 def _split_series(headers: Sequence[Header], any_modality: bool) -> list[DicomGroup]:
@@ -70,7 +70,7 @@ def _split_series(headers: Sequence[Header], any_modality: bool) -> list[DicomGr
         reason = _judge_file(header, any_modality)
         if not reason and header.is_truncated and (header.instance_uid, header.planes) in whole:
             # A copy that broke off must not cost the series it was made of.
-            reason = "pixel data are cut short; another file holds the same image whole: nothing to do"
+            reason = "pixel data are cut short; another file holds the complete image: nothing to do"
         if reason:
             refused.setdefault(reason, []).append(header)
         else:
@@ -108,14 +108,14 @@ def _judge_file(header: Header, any_modality: bool) -> str:
     if "Secondary Capture" in header.class_name:
         return "secondary capture (a picture of the screen), not a scan: nothing to do"
     if header.samples > 1:
-        return "holds colours (RGB), not one value a pixel: give the scan itself, not a rendering"
+        return "holds RGB colours, not one value per pixel: give the scan itself, not a rendering"
     if header.modality not in _NAMED and not any_modality:
-        return f"modality {header.modality or 'not given'}, neither CT nor MR: leave it out, or pass --modality ct or mr"
+        return f"modality {header.modality or 'not given'}, neither CT nor MR: exclude it, or pass --modality ct or mr"
     if header.frames > 1 and len(header.planes) == 1:
-        remedy = "export it as enhanced CT, or with a file a slice"
-        return f"holds {header.frames} frames, but the position of the first alone, so their places are not known: {remedy}"
+        remedy = "export it as enhanced CT, or as one file per slice"
+        return f"holds {header.frames} frames, but states only the position of the first: {remedy}"
     if not header.planes:
-        return "has no place in the patient (position, orientation or pixel spacing is missing): export it again"
+        return "has no position in the patient (position, orientation or pixel spacing is missing): export it again"
     return ""
 
 

@@ -58,7 +58,7 @@ def check_streams(data: Dataset, shape: tuple[int, int, int]) -> None:
         rows=rows, columns=columns, samples=read_count(data, "SamplesPerPixel", 1), bits=read_count(data, "BitsAllocated", 8)
     )
     if rows * columns > LARGEST_FRAME:
-        what = f"its header claims {rows} x {columns} pixels a compressed frame, more than {LARGEST_FRAME}"
+        what = f"its header claims {rows} x {columns} pixels per compressed frame, more than {LARGEST_FRAME}"
         raise ScanError(what, do=_EXPORT_AGAIN)
     number = 0
     for number, stream in enumerate(generate_frames(data.PixelData, number_of_frames=frames), start=1):

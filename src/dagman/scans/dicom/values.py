@@ -72,7 +72,7 @@ def _read(data: Dataset, keyword: str) -> Any:
     try:
         value = data.get(keyword)
     except Exception as error:  # pydicom converts values on access, and raises many kinds.
-        raise ScanError(f"{keyword} holds what its type does not allow", do=_EXPORT_AGAIN) from error
+        raise ScanError(f"{keyword} holds a value that its type does not allow", do=_EXPORT_AGAIN) from error
     empty = value is None or (isinstance(value, (str, bytes, MultiValue, Sequence)) and len(value) == 0)
     return None if empty else value
 

@@ -40,7 +40,7 @@ def read_volume(files: Sequence[Path], *, source: str, tilted: bool = False, wid
             frames, places = _read_file(path)
             parts.append(frames)
             planes.extend(places)
-    with explain_faults("cannot be put together", where=source, do="Export the series again"):
+    with explain_faults("cannot be assembled into a volume", where=source, do="Export the series again"):
         stack = stack_planes(planes, tilted=tilted, widest_gap=widest_gap)
         slices = [frame for part in parts for frame in part.values]
         values = _even_out(np.stack([slices[index] for index in stack.order]), stack)
@@ -92,10 +92,12 @@ def _note_padding(parts: Sequence[Frames], voxels: int, source: str) -> tuple[st
     share = padded / voxels
     if share > _MOST_PADDED:
         what = f"{share:.0%} of its voxels are padding (PixelPaddingValue)"
-        raise ScanError(what, where=source, do="Export the series again, or leave it out")
+        raise ScanError(what, where=source, do="Export the series again, or exclude it")
     notes = []
     if padded:
         notes.append(f"{padded} of {voxels} voxels ({share:.1%}) are padding (PixelPaddingValue), set to -1024 HU")
     if kept:
-        notes.append(f"{kept} voxels within the image hold the padding's number, which tissue has too; they were kept")
+        notes.append(
+            f"{kept} voxels within the image equal the padding value, which is also a plausible tissue value; they were kept"
+        )
     return tuple(notes)

@@ -27,7 +27,7 @@ from dagman.errors import ScanError
 _SCRIPT = Path(__file__).with_name("serving.py")
 _PATIENCE_SECONDS = 60.0
 _SLOWEST_BYTES_PER_SECOND = 2e6
-_CONVERT_AGAIN = "Convert the scan again, or leave it out"
+_CONVERT_AGAIN = "Convert the scan again, or exclude it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def read_with_itk(path: Path, *, voxels: bool, claimed: int = 0) -> ItkImage:
         try:
             return child.read(path, voxels, claimed)
         except _EndedError as ended:
-            raise ScanError(f"{ended} (damaged, or made to harm)", do=_CONVERT_AGAIN) from None
+            raise ScanError(f"{ended} (damaged or malicious)", do=_CONVERT_AGAIN) from None
         except UnreadableError:
             raise
         except BaseException:
@@ -158,7 +158,7 @@ class _Child:
     def _report_end(self) -> None:
         self.end()
         code = self.process.returncode
-        raise _EndedError(f"ends the process that reads it, with {f'signal {-code}' if code < 0 else f'code {code}'}")
+        raise _EndedError(f"crashes its reader, with {f'signal {-code}' if code < 0 else f'code {code}'}")
 
 
 _lock = threading.Lock()
@@ -171,7 +171,7 @@ def _get_child() -> _Child:
         try:
             _child = _Child()
         except _EndedError as ended:
-            raise ScanError(f"SimpleITK cannot be started in a process of its own: it {ended}", do="Install it again") from None
+            raise ScanError(f"SimpleITK cannot be started in a separate process: it {ended}", do="Reinstall it") from None
     return _child
 
 

@@ -164,14 +164,14 @@ def _check_spacing(header: Header, path: Path) -> None:
         spacing = header.spacing
     except ValueError as error:
         stated = next(header.fields[name] for name in _SPACING_FIELDS if name in header.fields)
-        raise ScanError(f"the spacing is {stated[:60]!r}, not numbers", where=path, do="Mend the header") from error
+        raise ScanError(f"the spacing is {stated[:60]!r}, not numbers", where=path, do="Correct the header") from error
     if not spacing:
         # SimpleITK would take 1 mm in silence.
-        raise ScanError("does not state its spacing", where=path, do="Mend the header, or convert the scan again")
+        raise ScanError("does not state its spacing", where=path, do="Correct the header, or convert the scan again")
     stated_plainly = "space directions" not in header.fields
     if stated_plainly and not all(math.isfinite(number) and number > 0 for number in spacing):
         shown = " x ".join(f"{number:.4g}" for number in spacing)
-        raise ScanError(f"the spacing is {shown} mm; every axis needs more than 0", where=path, do="Mend the header")
+        raise ScanError(f"the spacing is {shown} mm; every axis needs more than 0", where=path, do="Correct the header")
 
 
 _SPACING_FIELDS = ("space directions", "spacings", "elementspacing", "elementsize")

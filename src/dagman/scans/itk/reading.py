@@ -24,7 +24,7 @@ from dagman.scans.scan import RawImage
 
 SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 
-_CONVERT_AGAIN = "Convert the scan again, or leave it out"
+_CONVERT_AGAIN = "Convert the scan again, or exclude it"
 _DAMAGED = "is truncated or damaged, or its data file is missing"
 _MOST_SKIPPED = 1 << 20
 
@@ -68,7 +68,7 @@ def _read_image(path: Path, header: Header) -> ItkImage:
         image = read_with_itk(path, voxels=True, claimed=claimed)
     except UnreadableError as error:
         if "determinant is 0" in str(error):
-            raise ScanError("two of its axes point the same way, or one nowhere", do="Mend the header") from error
+            raise ScanError("its axes are not linearly independent", do="Correct the header") from error
         raise ScanError(_DAMAGED, do=_CONVERT_AGAIN) from error
     if checksum is not None and image.voxels is not None:
         orders = (image.voxels, image.voxels.byteswap())
@@ -85,10 +85,10 @@ def _check_volume(image: ItkImage) -> None:
     if "complex" in image.pixel:
         raise ScanError("holds complex numbers", do="Give the magnitude image")
     if image.components > 1:
-        what = f"holds {image.components} values a voxel (colours or vectors)"
-        raise ScanError(what, do="Give an image of one value a voxel")
+        what = f"holds {image.components} values per voxel (colours or vectors)"
+        raise ScanError(what, do="Give an image with one value per voxel")
     if len(size) > 3:
-        raise ScanError(f"has {len(size)} axes ({shown})", do="Give one 3D volume a file")
+        raise ScanError(f"has {len(size)} axes ({shown})", do="Give one 3D volume per file")
     if len(size) < 3:
         raise ScanError(f"is one slice ({shown})", do="Give a volume of at least 2 slices")
 
@@ -101,7 +101,7 @@ def _check_data(path: Path, header: Header, image: ItkImage, claimed: int) -> in
     name = header.data_file
     if "%" in name:
         # A pattern for several files, which SimpleITK gives to printf as it is: it may end the process, or do as the file says.
-        raise ScanError("names its data files by a pattern (%)", do="Convert the scan to one file")
+        raise ScanError("names its data files by a pattern (%)", do="Convert the scan to a single file")
     if name.upper().startswith("LIST") or not (header.is_raw or header.is_compressed):
         return None
     # The header was read byte by byte; a file's name is in the system's encoding.

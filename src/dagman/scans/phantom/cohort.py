@@ -132,7 +132,7 @@ def write_cohort(folder: str | Path, patients: int = 24, seed: int = 0, spacing:
     whatever `workers` is, and patient i is the same in a cohort of any size. Raises ScanError for numbers that make no cohort.
     """
     if patients < 1:
-        raise ScanError(f"patients is {patients}", do="Ask for 1 or more")
+        raise ScanError(f"patients = {patients}", do="Use 1 or more")
     if not 1.0 <= spacing <= 8.0:
         raise ScanError(f"spacing is {spacing} mm", do="Choose between 1 and 8 mm")
     cohort = name_cohort(folder)

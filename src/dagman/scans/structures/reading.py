@@ -42,13 +42,13 @@ def read_structure(path: Path, name: str | int | None, find_grid: Callable[[], G
     file cannot be read, holds no such structure, or its contours are not drawn in planes of the scan, MissingExtraError for a SEG
     without highdicom.
     """
-    with explain_faults("is damaged, or no RTSTRUCT or SEG that can be read", where=path, do=_EXPORT_AGAIN), quiet_pydicom():
+    with explain_faults("is damaged, or not a readable RTSTRUCT or SEG", where=path, do=_EXPORT_AGAIN), quiet_pydicom():
         return _read_contours(path, name, find_grid) if _read_class(path) == _RTSTRUCT else _read_segment(path, name)
 
 
 def list_structures(path: Path) -> dict[int, str]:
     """The structures of an RTSTRUCT or SEG: names by number. Raises as `read_structure`."""
-    with explain_faults("is damaged, or no RTSTRUCT or SEG that can be read", where=path, do=_EXPORT_AGAIN), quiet_pydicom():
+    with explain_faults("is damaged, or not a readable RTSTRUCT or SEG", where=path, do=_EXPORT_AGAIN), quiet_pydicom():
         if _read_class(path) == _RTSTRUCT:
             return _name_contours(pydicom.dcmread(path, force=True))
         return _name_segments(_open_segments(path))
@@ -81,7 +81,7 @@ def read_structures(path: Path, find_grid: Callable[[], Grid]) -> tuple[Scan, di
 def list_drawn(path: Path) -> list[str]:
     """The names of an RTSTRUCT's structures that have a closed contour, or of a SEG's segments. Raises as `read_structure`."""
     names = list_structures(path)
-    with explain_faults("is damaged, or no RTSTRUCT or SEG that can be read", where=path, do=_EXPORT_AGAIN), quiet_pydicom():
+    with explain_faults("is damaged, or not a readable RTSTRUCT or SEG", where=path, do=_EXPORT_AGAIN), quiet_pydicom():
         if _read_class(path) != _RTSTRUCT:
             return list(names.values())
         drawn = set()
@@ -103,11 +103,11 @@ def read_disjoint(path: Path, names: Mapping[int, str], find_grid: Callable[[], 
             continue
         if shared := np.unique(joined.voxels[inside & (joined.voxels > 0)]).tolist():
             others = list_some(f"'{names[before]}'" for before in shared)
-            do = "A voxel has one label: name structures that do not overlap, or draw them apart"
+            do = "A voxel has one label: choose structures that do not overlap, or correct the contours"
             raise ScanError(f"structure '{name}' overlaps {others}", where=path, do=do)
         joined.voxels[inside] = value
     if joined is None:
-        raise ScanError("was asked for no structure", where=path, do="Name one of its structures")
+        raise ScanError("was given no structure to read", where=path, do="Name one of its structures")
     return joined
 
 
@@ -131,7 +131,7 @@ def _choose(path: Path, name: str | int | None, names: dict[int, str]) -> int:
         meant = meant or [number for number, one in names.items() if one.casefold() == wanted.casefold()]
     if len(meant) != 1:
         what = f"holds {len(meant)} structures named '{name}'" if meant else f"holds no structure '{name}'"
-        raise ScanError(f"{what} (it holds {held})", where=path, do="Correct label_value, or drop the row")
+        raise ScanError(f"{what} (it holds {held})", where=path, do="Correct label_value, or remove the row")
     return meant[0]
 
 
@@ -149,18 +149,18 @@ def _read_contours(path: Path, name: str | int | None, find_grid: Callable[[], G
             if read_text(contour, "ContourGeometricType").startswith("CLOSED") and len(points) >= 3:
                 contours.append(affine.to_voxel(points @ LPS_TO_RAS[:3, :3].T))
     if not contours:
-        raise ScanError(f"structure '{rois[number]}' has no closed contour", where=path, do="Draw it, or drop the row")
+        raise ScanError(f"structure '{rois[number]}' has no closed contour", where=path, do="Contour it, or remove the row")
     # The axis across the planes: a scan may be stored with its slices along another axis than the last.
     spread = np.max([np.ptp(one, axis=0) for one in contours], axis=0)
     axis = int(spread.argmin())
     if spread[axis] > _IN_PLANE:
-        what = f"the contours of '{rois[number]}' leave the scan's slices by up to {spread[axis]:.2g} of them"
+        what = f"the contours of '{rois[number]}' lie up to {spread[axis]:.2g} slices off the scan's"
         raise ScanError(what, where=path, do="Give the scan they were drawn on, or a label map")
     order = [*(one for one in range(3) if one != axis), axis]
     first, second, third = (shape[one] for one in order)
     filled = fill_volume([one[:, order] for one in contours], (first, second, third))
     if not filled.any():
-        what = f"structure '{rois[number]}' holds no voxel of its scan"
+        what = f"structure '{rois[number]}' contains no voxel of its scan"
         raise ScanError(what, where=path, do="Check that it was drawn on this scan")
     return _build_map(np.moveaxis(filled, (0, 1, 2), order), affine, path)
 

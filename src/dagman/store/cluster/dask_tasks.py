@@ -43,7 +43,7 @@ def run_on_dask(
         from distributed import CancelledError, as_completed
         from distributed.scheduler import KilledWorker
 
-        lost = StoreError(f"the Dask scheduler at {address} was lost", do="Start it again and repeat the command: it goes on")
+        lost = StoreError(f"the Dask scheduler at {address} was lost", do="Start it again, and repeat the command to resume")
         work = partial(_work_in, os.getcwd(), function)
         numbers = {client.submit(work, task, pure=False): index for index, task in enumerate(tasks)}
         suspects: list[int] = []
@@ -65,7 +65,7 @@ def run_on_dask(
                     yield index, alone.result()
                 except KilledWorker as death:
                     died = f"its workers died {death.allowed_failures + 1} times, perhaps for lack of memory"
-                    yield index, Lost(f"{died}; try again with more memory a worker")
+                    yield index, Lost(f"{died}; try again with more memory per worker")
         except (CancelledError, OSError) as error:
             raise lost from error
         finally:

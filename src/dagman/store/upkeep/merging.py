@@ -84,7 +84,7 @@ def _check_alike(stores: Sequence[Store]) -> None:
             what = f"was prepared with {', '.join(different) or 'another version of the preparation'}, unlike {first.path}"
             raise StoreError(what, where=other.path, do="Prepare its scans again with the same settings")
         if first.info.get("key") != other.info.get("key"):
-            what = f"names its patients by another key than {first.path}: one patient would have two pseudonyms"
+            what = f"uses another key for pseudonyms than {first.path}: one patient would have two pseudonyms"
             raise StoreError(what, where=other.path, do="Prepare its scans again with the same --key")
 
 
@@ -118,7 +118,7 @@ def _choose(stores: Sequence[Store]) -> tuple[list[tuple[ManifestRow, Store]], l
                     chosen[row.id] = (row, store)
     notes = []
     if differing:
-        kept = "the one that is stated is kept, else that of the first store"
+        kept = "a stated one is kept, otherwise that of the first store"
         notes.append(f"stores name different patients for {list_some(sorted(differing))}: {kept}")
     return [chosen[scan_id] for scan_id in sorted(chosen)], sorted(copies), notes
 

@@ -45,7 +45,7 @@ def _remark_on_sizes(given: Mapping[str, ManifestRow]) -> list[str]:
             spacing = next(iter(small.values())).spacing[0]
             scans = count_noun(len(small), "scan is", "scans are")
             notes.append(
-                f"{scans} too small for a view of {view.side} voxels at {spacing:g} mm, and left out by pretrain --size {size}"
+                f"{scans} too small for a view of {view.side} voxels at {spacing:g} mm, and excluded by pretrain --size {size}"
                 f"{'' if size == largest else ' and larger'} ({view.least} voxels are needed along each axis): {shown}"
             )
         left = {name: row for name, row in left.items() if name not in small}
@@ -59,7 +59,7 @@ def _remark_on_modalities(given: Mapping[str, ManifestRow], rows: list[ManifestR
     rarest = min(counts, key=lambda name: (counts[name], name))
     shown = list_some((name for name, row in given.items() if row.modality == rarest), limit=_SHOWN)
     of_which = f" ({rarest}: {shown})" if shown else ""
-    return [f"the store holds {describe_mixture(rows)}{of_which}: dagman pretrain asks for --modality ct, mr or all"]
+    return [f"the store holds {describe_mixture(rows)}{of_which}: dagman pretrain will need --modality ct, mr or all"]
 
 
 def _shorten(sources: Iterable[str]) -> list[str]:

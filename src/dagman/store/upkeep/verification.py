@@ -47,7 +47,7 @@ def _check_row(store: Store, row: ManifestRow) -> str | None:
     if hash_file(path) != row.checksum:
         return "its checksum differs from the manifest's"
     if row.id != name_scan(row.content_hash):
-        return "its id does not fit its content hash"
+        return "its id does not match its content hash"
     try:
         shape = open_voxels(path).shape
     except StoreError as error:

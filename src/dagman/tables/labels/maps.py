@@ -23,7 +23,7 @@ def expand_label_maps(table: Table, names: dict[int, str], *, minimum_voxels: in
     The label of an item is its structure's name. Raises TableError when the table has no masks, or fewer than two kinds are left.
     """
     if all(item.mask is None for item in table.items):
-        raise TableError("has no masks to take structures from", where=table.path, do="Add a column 'mask' with label maps")
+        raise TableError("has no masks", where=table.path, do="Add a column 'mask' with label maps")
     items: list[Item] = []
     small: list[str] = []
     unnamed: set[int] = set()
@@ -53,10 +53,12 @@ def expand_label_maps(table: Table, names: dict[int, str], *, minimum_voxels: in
     items.sort(key=lambda item: item.name)
     classes = tuple(sorted({str(item.label) for item in items}))
     if not items:
-        raise TableError("no structure is left of its label maps", where=table.path, do="Check --labels and --minimum-voxels")
+        raise TableError("its label maps contain no usable structure", where=table.path, do="Check --labels and --minimum-voxels")
     if len(classes) < 2:
         raise TableError(
-            f"its label maps hold one kind of structure only ('{classes[0]}')", where=table.path, do="Give maps of several kinds"
+            f"its label maps contain only one kind of structure ('{classes[0]}')",
+            where=table.path,
+            do="Give maps with several kinds",
         )
     numbered = tuple(replace(item, index=index) for index, item in enumerate(items))
     return replace(table, items=numbered, classes=classes, notes=tuple(notes))

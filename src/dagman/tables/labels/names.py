@@ -53,7 +53,7 @@ def read_label_names(path: str | Path) -> dict[int, str]:
     ids, names = columns.numbers(_choose(columns, "id", "value")), columns.text(_choose(columns, "name", "structure"))
     wrong = [row for row, (number, name) in enumerate(zip(ids, names, strict=True)) if name is None or number != np.round(number)]
     if wrong:
-        raise columns.error("a label has no whole number or no name", wrong, do="Write one id and one name a row")
+        raise columns.error("a label has no whole number or no name", wrong, do="Write one id and one name per row")
     by_id: dict[int, str] = {}
     for row, (number, name) in enumerate(zip(ids, names, strict=True)):
         if by_id.setdefault(int(number), str(name)) != name:

@@ -71,7 +71,7 @@ class _PlainTree(ET.TreeBuilder):
     def start(self, tag: str, attrs: dict[Any, Any], /) -> ET.Element:
         self.depth += 1
         if self.depth > DEEPEST:
-            raise ValueError(f"elements lie in one another {DEEPEST} deep and more")
+            raise ValueError(f"elements are nested {DEEPEST} deep or more")
         return super().start(tag, attrs)
 
     def end(self, tag: str, /) -> ET.Element:
@@ -79,7 +79,7 @@ class _PlainTree(ET.TreeBuilder):
         return super().end(tag)
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise ValueError("it has a DOCTYPE, which a reading never has")
+        raise ValueError("it has a DOCTYPE, which a LIDC reading never has")
 
 
 def read_message(path: Path) -> Message | None:

@@ -150,7 +150,7 @@ def _find_messages(folder: Path) -> tuple[dict[str, Message], list[Refusal]]:
             messages[message.series_uid] = message
         elif not _describe_equally(message, messages[message.series_uid]):
             first = messages[message.series_uid].path
-            refusals.append(Refusal(source=str(path), reason=f"differs from {first}, which is of the same series and is used"))
+            refusals.append(Refusal(source=str(path), reason=f"differs from {first}, which belongs to the same series and is used"))
     return messages, refusals
 
 
@@ -174,7 +174,7 @@ def _import_scan(
         reason = ""
         median = nodule.ratings["malignancy"]
         if nodule.readers < readers:
-            reason = f"outlined by {nodule.readers} of the {readers} readers asked for"
+            reason = f"outlined by {nodule.readers} of the {readers} readers required"
         elif not (benign[0] <= median <= benign[1] or malignant[0] <= median <= malignant[1]):
             reason = f"median malignancy {median:g} is of neither class"
         if reason:

@@ -34,7 +34,7 @@ def read_grid(files: Sequence[Path]) -> Grid:
     headers = [read_header(path) for path in files]
     planes = [plane for header in headers for plane in header.planes]
     if len(planes) != len(headers):
-        raise ScanError("is not one slice a file", do="Give the series as TCIA ships it")
+        raise ScanError("is not stored as one slice per file", do="Give the series as distributed by TCIA")
     order, affine = order_planes(planes)
     return Grid(
         affine=affine,
@@ -57,7 +57,7 @@ def draw_annotation(annotation: Annotation, grid: Grid) -> np.ndarray:
     for outline in annotation.outlines:
         place = _find_slice(outline, grid)
         if (outline.points < 0).any() or (outline.points >= grid.shape[:2]).any():
-            raise TableError(f"{annotation.name}: an outline leaves its slice", do="Download the series and its XML again")
+            raise TableError(f"{annotation.name}: an outline extends beyond its slice", do="Download the series and its XML again")
         target = filled if outline.included else holes
         target.update((int(x), int(y), place) for x, y in fill_outline(outline.points))
         if outline.included:

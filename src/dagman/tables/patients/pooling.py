@@ -67,7 +67,7 @@ def pool_patients(items: Sequence[Item]) -> PooledPatients:
     for what in ("label", "time", "event"):
         torn = [name for name in names if len({getattr(items[place], what) for place in places[name]}) > 1]
         if torn:
-            do = "Write one outcome a patient, the same in all of its rows"
+            do = "Write one outcome per patient, the same in all rows of that patient"
             raise TableError(f"the rows of one patient differ in their {what}: {list_some(torn)}", do=do)
     members = tuple(np.array(places[name], dtype=np.int64) for name in names)
     return PooledPatients(

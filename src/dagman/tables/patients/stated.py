@@ -1,6 +1,6 @@
 """Which patient a scan belongs to, as the user states it: by a table of scans, or by a pattern of their paths.
 
-Files such as NIfTI name no patient. Where nothing is stated, each is taken as a patient of its own, which is counted and noted.
+Files such as NIfTI name no patient. Where nothing is stated, each is treated as a separate patient, which is counted and noted.
 """
 
 from __future__ import annotations
@@ -42,8 +42,12 @@ def state_patients(discovered: Discovery, stated: str | Path | None) -> Discover
     left = [one.source for one, name in zip(discovered.series, names, strict=True) if name is None and one.patient_assumed]
     if left:
         count = count_noun(len(left), "scan has", "scans have")
-        what = f"{count} no patient by it: {list_some((Path(source).name for source in left), limit=_SHOWN)}"
-        do = "Add a row for each" if is_table(stated) else "Correct the pattern, or give a table with the columns scan and patient"
+        what = f"{count} no patient by this: {list_some((Path(source).name for source in left), limit=_SHOWN)}"
+        do = (
+            "Add a row for each of them of them of them of them of them"
+            if is_table(stated)
+            else "Correct the pattern, or give a table with the columns scan and patient"
+        )
         raise SettingsError(what, where=f"--patients {stated}", do=do)
     series = [
         one if name is None else replace(one, patient=_hide(name), patient_from="user")
@@ -57,8 +61,8 @@ def note_assumed(assumed: int, total: int) -> list[str]:
     if not assumed:
         return []
     return [
-        f"no patient is stated for {assumed} of {count_noun(total, 'scan')}: each was taken as a patient of its own; "
-        "--patients TABLE.csv or --patients 'REGEX' states whose they are"
+        f"no patient is stated for {assumed} of {count_noun(total, 'scan')}: each was treated as a separate patient; "
+        "--patients TABLE.csv or --patients 'REGEX' assigns them"
     ]
 
 
@@ -82,7 +86,7 @@ def _read_pattern(text: str) -> Callable[[Series], str | None]:
         raise SettingsError(f"is not a regular expression ({error})", where=where, do=do) from None
     if pattern.groups != 1:
         groups = "no group" if not pattern.groups else f"{pattern.groups} groups"
-        do = "Put round brackets around the patient's name alone, such as '(sub-[0-9]+)'; (?:...) groups without naming"
+        do = "Put parentheses around the patient's name only, such as '(sub-[0-9]+)'; use (?:...) for groups that do not capture"
         raise SettingsError(f"has {groups}, not one", where=where, do=do)
 
     def find(series: Series) -> str | None:

@@ -102,7 +102,7 @@ def classify_items(
     settings, out = _settle(settings or ClassificationSettings(), table), Path(out)
     refuse_continuous(table)
     if not any(_can(spec, method) for spec in models for method in settings.methods):
-        raise TaskError(f"{models[0].text} has no weights to fine-tune", do="Ask for --method linear, or give a network")
+        raise TaskError(f"{models[0].text} has no weights to fine-tune", do="Use --method linear, or give a network")
     # Refuses what cannot be split before hours of reading.
     _plan(table, settings)
     return run_pipeline(
@@ -263,7 +263,7 @@ class _Jobs:
 
     def _probe(self, model: ModelInput, method: str, split: Split, train: Indices) -> Floats:
         if model.features is None:
-            raise ValueError("no features were asked for")
+            raise ValueError("no features were needed")
         # A class that the given split never trains on has no column.
         present, compact = np.unique(self.inputs.table.codes[train], return_inverse=True)
         patients = self.inputs.table.patients[train]
@@ -371,19 +371,21 @@ def _explain(inputs: TaskInputs, settings: ClassificationSettings, splits: Seque
     table = inputs.table
     notes = []
     if table.splits is not None:
-        notes.append("the table's own split is used; folds are not drawn")
+        notes.append("the table's own split is used, without cross-validation")
     if len(table.classes) == 2:
-        notes.append(f"the positive class is '{table.classes[1]}'; sensitivity and specificity are at a probability of 0.5")
+        notes.append(f"the positive class is '{table.classes[1]}'; sensitivity and specificity are at a threshold of 0.5")
     if inputs.crop.spacing is not None:
-        notes.append(f"crops have voxels of {inputs.crop.spacing:.3g} mm")
+        notes.append(f"crops have a voxel size of {inputs.crop.spacing:.3g} mm")
     if "finetune" in settings.methods and len(settings.methods) > 1:
         notes.append(
-            f"finetune weighs all classes alike and smooths labels by {SMOOTHING:g}, the probes take classes as they come: between "
-            "methods compare the AUC, not what rests on probabilities"
+            f"finetune uses class weights and label smoothing of {SMOOTHING:g}, and the probes do not: compare methods by AUC, "
+            f"not by measures that depend on probabilities"
         )
     skipped = [model.name for model in inputs.models if not _can(model.spec, "finetune")]
     if "finetune" in settings.methods and skipped:
-        notes.append(f"not fine-tuned, having no weights: {', '.join(skipped)}")
+        notes.append(f"not fine-tuned, as they have no weights: {', '.join(skipped)}")
     if len(inputs.models) > 1 and len({split.repeat for split in splits}) > 1:
-        notes.append("AUC counts pairs of items tested in one fold, over all repeats; DeLong tests differences on the same pairs")
+        notes.append(
+            "AUC is computed over pairs of items tested in the same fold, over all repeats; DeLong tests differences on these pairs"
+        )
     return notes

@@ -112,7 +112,7 @@ def cluster_structures(
 def group_structures(model: ModelInput, table: Table, settings: ClusteringSettings) -> Clustered:
     """Maps and clusters of one model's features: as many k-means clusters as there are labels, or as the silhouette says."""
     if model.features is None:
-        raise ValueError("no features were asked for")
+        raise ValueError("no features were needed")
     components = fit_projection(model.features).encode(model.features)
     maps = {"pca": map_components(components)}
     if settings.map == "umap":
@@ -191,8 +191,8 @@ def compare_clusterings(found: Sequence[Clustered], table: Table, settings: Clus
 
 def _cluster(inputs: TaskInputs, out: Path, settings: ClusteringSettings, store: Store | None, notify: Notify) -> Evaluation:
     if len(inputs.table) < 4:
-        what = count_noun(len(inputs.table), "structure makes no map", "structures make no map")
-        raise TaskError(what, do="Give at least 4, better some dozens")
+        what = count_noun(len(inputs.table), "structure is too few for a map", "structures are too few for a map")
+        raise TaskError(what, do="Give at least 4, preferably some dozens")
     endpoint = choose_endpoint(
         settings.primary,
         measures=["silhouette", "neighbour_accuracy"],
@@ -204,7 +204,7 @@ def _cluster(inputs: TaskInputs, out: Path, settings: ClusteringSettings, store:
     for model in inputs.models:
         notify(f"{model.name}: maps and clusters")
         found.append(group_structures(model, inputs.table, settings))
-    notify("pictures of the crops")
+    notify("images of the crops")
     tiles = _draw_crops(inputs, out, settings, store)
     central = choose_central(inputs.table.items, found[0].components, found[0].clusters["kmeans"])
     write_examples(out, inputs, central, model=found[0].model, method="k-means", store=store)
@@ -277,14 +277,14 @@ def _count_clusters(found: Clustered) -> dict[str, Any]:
 def _explain(inputs: TaskInputs, found: Sequence[Clustered], settings: ClusteringSettings) -> list[Note]:
     chosen = [
         f"features are standardised and reduced to {', '.join(str(one.components.shape[1]) for one in found)} principal components",
-        "distances on a map are Euclidean, in the map's own units, which two maps do not share: intra is the mean distance of a "
-        "cluster's points to their centroid, inter the mean distance of two centroids; the paper defines neither",
-        f"neighbour accuracy asks the {_ASKED} nearest structures of other patients",
+        "distances on a map are Euclidean, in arbitrary units that differ between maps: intra is the mean distance of a "
+        "cluster's points to their centroid, inter the mean distance between centroids; the paper defines neither",
+        f"nearest-neighbour accuracy uses the {_ASKED} nearest structures of other patients",
     ]
     if settings.map == "umap":
         used = count_neighbours(len(inputs.table), settings.neighbours)
-        fewer = "" if used == settings.neighbours else f" ({settings.neighbours} were asked for)"
-        chosen.append(f"UMAP: {used} neighbours{fewer}, least distance {CLOSENESS:g}, Euclidean, seed {settings.seed}")
+        fewer = "" if used == settings.neighbours else f" ({settings.neighbours} were requested)"
+        chosen.append(f"UMAP: {used} neighbours{fewer}, minimum distance {CLOSENESS:g}, Euclidean, seed {settings.seed}")
     notes = [inform(text) for text in chosen]
     if inputs.table.classes:
         trivial = explain_trivial(inputs.table.codes, inputs.table.patients)
@@ -292,9 +292,9 @@ def _explain(inputs: TaskInputs, found: Sequence[Clustered], settings: Clusterin
             names = ", ".join(find_measure(name).label for name, own in trivial.items() if own == reason)
             notes.append(warn(f"n/a: {names}, as {reason}"))
     if not inputs.table.classes:
-        notes.append(inform("no labels were given: clusters are judged by their silhouette alone"))
+        notes.append(inform("no labels were given: clusters are evaluated only by their silhouette"))
     if inputs.crop.spacing is not None:
-        notes.append(inform(f"crops have voxels of {inputs.crop.spacing:.3g} mm"))
+        notes.append(inform(f"crops have a voxel size of {inputs.crop.spacing:.3g} mm"))
     return notes
 
 

@@ -43,14 +43,14 @@ def map_neighbours(points: ArrayLike, *, neighbours: int = NEIGHBOURS, seed: int
     """
     points = np.asarray(points, dtype=np.float64)
     if len(points) < 4:
-        what = count_noun(len(points), "structure makes no map", "structures make no map")
-        raise TaskError(what, do="Give at least 4, better some dozens")
+        what = count_noun(len(points), "structure is too few for a map", "structures are too few for a map")
+        raise TaskError(what, do="Give at least 4, preferably some dozens")
     if neighbours < 2:
-        raise TaskError(f"{neighbours} neighbour makes no map", do="Ask for --neighbours 2 or more")
+        raise TaskError(f"{neighbours} neighbour is too few for a map", do="Use --neighbours 2 or more")
     distinct = len(np.unique(points, axis=0))
     refusal = TaskError(
-        f"UMAP finds no map of {len(points)} structures, of which {distinct} differ in their features",
-        do="Use --map pca, or leave copies out",
+        f"UMAP cannot map {len(points)} structures of which only {distinct} have different features",
+        do="Use --map pca, or remove duplicates",
     )
     if distinct == 1:
         raise refusal

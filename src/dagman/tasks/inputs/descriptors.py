@@ -39,7 +39,7 @@ def describe_size(opened: OpenItem, crop: ItemCrop) -> Vector:
     """
     if opened.inside is None:
         raise TableError(
-            "has no mask, which a size needs", where=opened.item.name, do="Fill the column 'mask', or leave radiomics:size out"
+            "has no mask, which radiomics:size needs", where=opened.item.name, do="Fill the column 'mask', or omit radiomics:size"
         )
     return measure_size(opened.inside, opened.scan.spacing)
 

@@ -150,7 +150,7 @@ def read_examples(folder: str | Path) -> tuple[str, list[Example]]:
             ]
         return f"{about['model']}, {about['method']}", examples
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise TaskError(f"is damaged: {error}", where=path, do="Delete it, and repeat the task") from None
+        raise TaskError(f"is damaged: {error}", where=path, do="Delete it, and run the task again") from None
 
 
 def _attend(encoder: Encoder, crop: ItemCrop) -> NDArray[np.float32] | None:

@@ -154,14 +154,14 @@ def _check_features(model: ModelInput) -> list[Note]:
     if not np.isfinite(values).all():
         broken = int(np.sum(~np.isfinite(values).all(axis=1)))
         what = f"{model.name}: features of {count_noun(broken, 'item')} are not finite"
-        raise TaskError(what, do="Its weights are most likely damaged; pretrain again, or give another checkpoint")
+        raise TaskError(what, do="Its weights are probably damaged; pretrain again, or give another checkpoint")
     distinct = len(np.unique(values, axis=0))
     # Of equal crops a network may give values that differ in their last digits.
     if len(values) > 1 and float(np.ptp(values, axis=0).max()) <= 1e-5 * float(np.abs(values).max()):
-        what = f"{model.name}: the features of all {len(values)} items are equal, so they cannot be distinguished"
-        raise TaskError(what, do="Its pretraining has most likely collapsed (see dagman report), or the items are one scan")
+        what = f"{model.name}: the features of all {len(values)} items are identical, so they cannot be distinguished"
+        raise TaskError(what, do="Its pretraining has probably collapsed (see dagman report), or all items are the same scan")
     if distinct < len(values):
-        text = f"{model.name}: {len(values)} items have {distinct} different vectors of features; the others are copies"
+        text = f"{model.name}: {len(values)} items have {distinct} distinct feature vectors; the others are copies"
         return [inform(text)]
     return []
 

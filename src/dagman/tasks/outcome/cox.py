@@ -89,7 +89,7 @@ def fit_cox(features: ArrayLike, time: ArrayLike, event: ArrayLike, patients: Ar
         np.asarray(event, dtype=bool),
     )
     if not event.any():
-        raise TaskError("the training items hold no event", do="Ask for fewer folds, or give more patients with an event")
+        raise TaskError("the training items contain no event", do="Use fewer folds, or add patients with an event")
     mean = features.mean(axis=0)
     data = _Ordered.of(features - mean, time, event)
     path = _list_penalties(data)

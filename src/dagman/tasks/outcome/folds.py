@@ -69,7 +69,7 @@ def stratify_patients(patients: PooledPatients, folds: int) -> NDArray[np.int64]
     """
     events = int(patients.events.sum())
     if events < folds:
-        do = f"Ask for --folds {events}" if events > 1 else "Wait for more follow-up"
+        do = f"Use --folds {events}" if events > 1 else "Wait for more follow-up"
         raise TaskError(f"{count_noun(events, 'patient')} had the event, fewer than {folds} folds", do=do)
     return patients.events.astype(np.int64) if len(patients) - events >= folds else None
 
@@ -83,8 +83,8 @@ def refuse_incomparable(patients: PooledPatients, splits: Sequence[Split]) -> No
     if len(tested) == 1:
         what, do = f"all tested times are equal ({tested[0]:g})", "Check the column of times, or wait for more follow-up"
     else:
-        what = "no test part holds an event before another patient's time"
-        do = "Ask for fewer folds, test more patients, or wait for more follow-up"
+        what = "no test fold has an event before another patient's time"
+        do = "Use fewer folds, more patients, or longer follow-up"
     raise TaskError(f"{what}: no two patients can be compared", do=do)
 
 
@@ -164,7 +164,7 @@ def tune_risk(arm: Arm, patients: PooledPatients, train: Indices, settings: Fine
     Every lesion is trained with its patient's time and event.
     """
     if arm.encoder is None:
-        raise TaskError(f"{arm.name} has no weights to fine-tune", do="Leave finetune out of --method")
+        raise TaskError(f"{arm.name} has no weights to fine-tune", do="Remove finetune from --method")
     names, strata = np.array(patients.names), patients.events.astype(np.int64)
     fit, stop = hold_out(names, strata, train, seed=seed)
     if not patients.events[stop].any():
@@ -194,8 +194,8 @@ def _fit(
 ) -> tuple[Design, CoxModel | Forest] | TunedRisk:
     events = int(patients.events[train].sum())
     if events < LEAST_EVENTS:
-        do = "Ask for fewer folds, larger shares, or more patients a class"
-        raise TaskError(f"a training part of {count_noun(len(train), 'patient')} holds {count_noun(events, 'event')}", do=do)
+        do = "Use fewer folds, larger shares, or more patients per class"
+        raise TaskError(f"a training set of {count_noun(len(train), 'patient')} has {count_noun(events, 'event')}", do=do)
     if method == "finetune":
         return tune_risk(arm, patients, train, settings, seed)
     return fit_frozen(arm, method, patients, train, seed)

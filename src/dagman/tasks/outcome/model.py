@@ -127,7 +127,9 @@ def load_outcome_model(folder: str | Path, *, device: str = "auto") -> OutcomeMo
         values = json.loads(path.read_text(encoding="utf-8"))
         arrays = load_file(path.with_name("arrays.safetensors"))
         if values["format"] != FORMAT:
-            raise TaskError(f"is of format {values['format']}; this dagman reads {FORMAT}", where=path, do="Repeat the task")
+            raise TaskError(
+                f"is of format {values['format']}; this version of dagman reads {FORMAT}", where=path, do="Run the task again"
+            )
         columns = values["clinical"]
         clinical = None if columns is None else ClinicalDesign(columns=tuple(_read_column(column) for column in columns))
         projection = None
@@ -154,7 +156,7 @@ def load_outcome_model(folder: str | Path, *, device: str = "auto") -> OutcomeMo
             contract=read_contract(values.get("contract")),
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise TaskError(f"is damaged ({error})", where=path, do="Repeat the task") from None
+        raise TaskError(f"is damaged ({error})", where=path, do="Run the task again") from None
 
 
 def _read_column(values: dict[str, Any]) -> ClinicalColumn:

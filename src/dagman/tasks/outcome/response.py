@@ -200,7 +200,7 @@ def _keep_model(
     arm = next(arm for arm in arms if arm.name == first.name)
     train = np.arange(len(patients)) if patients.splits is None else np.flatnonzero(patients.splits == "train")
     if arm.features is None:
-        raise ValueError("no features were asked for")
+        raise ValueError("no features were needed")
     named = np.array(patients.names)[train]
     fitted = patients.list_members(train)
     probe = fit_linear_probe(arm.features[train], codes[train], named, stage_ends=arm.stage_ends, seed=settings.seed)
@@ -219,4 +219,4 @@ def _keep_model(
         ),
     )
     save_classifier(classifier, out / "model")
-    return f"model/ holds the linear probe on {first.name} alone, fitted to {len(train)} patients"
+    return f"model/ holds the linear probe on {first.name} only, fitted to {len(train)} patients"

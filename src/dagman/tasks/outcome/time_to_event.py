@@ -108,7 +108,7 @@ def predict_outcome(
     repeats = settings.count_repeats(trains="finetune" in settings.methods, given=table.splits is not None)
     settings = replace(settings, repeats=repeats)
     if settings.methods == ("finetune",) and not any(spec.has_network for spec in models):
-        raise TaskError(f"{models[0].text} has no weights to fine-tune", do="Ask for --method cox, or give a network")
+        raise TaskError(f"{models[0].text} has no weights to fine-tune", do="Use --method cox, or give a network")
     # Refuses what cannot be split before hours of reading.
     _plan(pool_patients(table.items), settings)
     return run_pipeline(
@@ -143,12 +143,12 @@ def note_patients(inputs: TaskInputs, patients: PooledPatients) -> list[str]:
     notes = []
     items = len(inputs.table)
     if items > len(patients):
-        how = "their features are averaged; after fine-tuning the lesion of the highest risk counts"
+        how = "their features are averaged; after fine-tuning, the lesion with the highest risk counts"
         notes.append(f"{items} items of {len(patients)} patients: several of one patient are pooled ({how})")
     missing = {name: count for name, count in count_missing(patients.clinical).items() if count}
     if missing:
         counts = ", ".join(f"{name} {count}" for name, count in missing.items())
-        how = "filled inside each training part with its median or most frequent value, and marked by a number of their own"
+        how = "imputed within each training set by its median or most frequent value, with an indicator for missingness"
         notes.append(f"missing clinical values (of {len(patients)} patients): {counts}; {how}")
     return notes
 
@@ -175,7 +175,7 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, store: St
                 )
                 found.append(FoldScores(arm=arm.name, method=method, subset=subset.name, out_of_fold=predicted))
     if not found:
-        raise TaskError("nothing is left to predict with", do="Fine-tuning needs a network; add cox to --method")
+        raise TaskError("no model is left", do="Fine-tuning needs a network; add cox to --method")
     notify("intervals")
     write_splits(out / "splits.csv", splits, patients.names, names)
     kept = _keep_model(inputs, arms, patients, times, settings, out)
@@ -221,16 +221,16 @@ def _plan(patients: PooledPatients, settings: OutcomeSettings) -> tuple[list[Spl
 
 def _state_counts(patients: PooledPatients, predictions: OutOfFold) -> str:
     events, pairs = int(patients.events.sum()), count_comparable(predictions)
-    known = count_noun(pairs, "pair of patients has a known order and is", "pairs of patients have a known order and are")
+    known = count_noun(pairs, "pair of patients is comparable and is", "pairs of patients are comparable and are")
     return f"{count_noun(events, 'event')} among {count_noun(len(patients), 'patient')}; {known} compared in each repeat"
 
 
 def _note_methods(settings: OutcomeSettings, kept: str) -> list[str]:
-    notes = [f"model/ holds: {kept}"] if kept else ["no model is kept: only Cox's elastic net can be stored without pickle"]
+    notes = [f"model/ holds: {kept}"] if kept else ["no model is kept: only the Cox elastic net can be saved without pickle"]
     if "forest" in settings.methods:
-        notes.append("the forests are not stored: they would need pickle; what is kept is Cox's elastic net")
+        notes.append("random survival forests are not saved, as this would require pickle; only the Cox elastic net is kept")
     if "finetune" in settings.methods:
-        notes.append("fine-tuning is of the image alone, and is not stored")
+        notes.append("fine-tuning uses the image only, and its model is not saved")
     return notes
 
 
@@ -338,4 +338,4 @@ def _keep_model(
         ),
         out / "model",
     )
-    return f"Cox's elastic net on {arm.name}, fitted to {len(train)} patients"
+    return f"the Cox elastic net on {arm.name}, fitted to {len(train)} patients"

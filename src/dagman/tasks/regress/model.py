@@ -59,4 +59,4 @@ def load_regression(folder: str | Path, *, device: str = "auto") -> RegressionMo
     try:
         return RegressionModel(**vars(model), label=values["label"], range=tuple(values["range"]))
     except (KeyError, TypeError) as error:
-        raise TaskError(f"{FILE} is damaged ({error})", where=folder, do="Repeat dagman regress") from None
+        raise TaskError(f"{FILE} is damaged ({error})", where=folder, do="Run dagman regress again") from None

@@ -28,6 +28,6 @@ def apply_regression(folder: Path, scans: Sequence[str | Path], out: Path, setti
     low, high = model.range
     if beyond := int(np.sum((predicted.values < low) | (predicted.values > high))):
         count = count_noun(beyond, f"of {len(rows)} numbers lies", f"of {len(rows)} numbers lie")
-        notes.append(f"{count} beyond those that the model was fitted to ({low:g} to {high:g}): nothing was seen there")
+        notes.append(f"{count} outside the range the model was fitted on ({low:g} to {high:g}): these are extrapolations")
     lost = [Refusal(source=one.item.name, reason=one.reason) for one in predicted.refused]
     return Applied(rows=rows, refused=(*refused, *lost), notes=(*note_patients(items), *notes))

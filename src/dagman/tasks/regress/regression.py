@@ -84,7 +84,7 @@ def regress_items(
     """
     out, table = Path(out), take_numbers(table, settings.label)
     if not any(_can(spec, method) for spec in models for method in settings.methods):
-        raise TaskError(f"{models[0].text} has no weights to fine-tune", do="Ask for --method ridge, or give a network")
+        raise TaskError(f"{models[0].text} has no weights to fine-tune", do="Use --method ridge, or give a network")
     repeats = settings.count_repeats(trains="finetune" in settings.methods, given=table.splits is not None)
     settings = replace(settings, repeats=repeats)
     # Refuses what cannot be split before hours of reading.
@@ -316,20 +316,20 @@ class _Regression:
         save_regression(kept, self.out / "model")
 
     def _explain(self) -> list[str]:
-        notes = [f"Spearman's ρ ranks items within a fold; the errors are of all items, in the unit of '{self.settings.label}'"]
+        notes = [f"Spearman's ρ ranks items within a fold; errors are over all items, in the unit of '{self.settings.label}'"]
         if self.table.splits is not None:
-            notes.append("the table's own split is used; folds are not drawn")
+            notes.append("the table's own split is used, without cross-validation")
         if self.inputs.crop.spacing is not None:
-            notes.append(f"crops have voxels of {self.inputs.crop.spacing:.3g} mm")
+            notes.append(f"crops have a voxel size of {self.inputs.crop.spacing:.3g} mm")
         skipped = [model.name for model in self.inputs.models if not _can(model.spec, "finetune")]
         if "finetune" in self.settings.methods and skipped:
-            notes.append(f"not fine-tuned, having no weights: {', '.join(skipped)}")
+            notes.append(f"not fine-tuned, as they have no weights: {', '.join(skipped)}")
         return notes
 
 
 def _take_features(model: ModelInput) -> NDArray[np.float32]:
     if model.features is None:
-        raise ValueError("no features were asked for")
+        raise ValueError("no features were needed")
     return model.features
 
 

@@ -86,10 +86,10 @@ def prepare_cases(
     for code, structure in enumerate(structures):
         if not any(len(case.places[code]) for case in cases):
             values = "+".join(map(str, structure.values))
-            raise TaskError(f"structure '{structure.name}' (value {values}) is in no mask", do="Correct --labels, or leave it out")
+            raise TaskError(f"structure '{structure.name}' (value {values}) is in no mask", do="Correct --labels, or omit it")
         if not any(case.knows(code + 1) for case in cases):
             what = f"structure '{structure.name}' is listed as contoured in no scan that can be used"
-            raise TaskError(what, do="Correct the column 'contoured', or leave the structure out of --labels")
+            raise TaskError(what, do="Correct the column 'contoured', or remove the structure from --labels")
     return cases, refused
 
 
@@ -111,12 +111,12 @@ def _load_classes(item: Item, scan: Scan, structures: Sequence[Structure]) -> tu
     classes = to_classes(aligned, structures)
     if not any(list_contoured(item.contoured, structures)):
         names = list_some(structure.name for structure in structures)
-        raise TableError(f"has none of the structures contoured ({names})", where=item.name, do="Drop the row")
+        raise TableError(f"has none of the structures contoured ({names})", where=item.name, do="Remove the row")
     if not classes.any():
         found = list_some(value for value in list_values(aligned) if value)
         wanted = ", ".join("+".join(map(str, structure.values)) for structure in structures)
         what = f"holds no {wanted} (it holds {found})" if found else "is empty"
-        do = "Correct the mask or the label, or drop the row"
+        do = "Correct the mask or the label, or remove the row"
         raise TableError(f"mask {item.mask.name} {what}", where=item.name, do=do)
     return classes, measure_cut(mask, aligned)
 

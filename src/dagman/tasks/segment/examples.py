@@ -89,7 +89,7 @@ def read_examples(out: Path, about: Mapping[str, Mapping[str, object]]) -> dict[
                     affine=Affine(kept["affine"] if "affine" in kept else np.diag([x, y, z, 1.0])),
                 )
         except (OSError, ValueError, KeyError) as error:
-            raise TaskError(f"cannot be read ({error})", where=path, do="Repeat the task") from None
+            raise TaskError(f"cannot be read ({error})", where=path, do="Run the task again") from None
     return examples
 
 

@@ -129,7 +129,7 @@ class FoldRunner:
         saved = self.given and self.subsets[-1].share == 1
         if saved or (key in self.kept and (self.out / "model").is_dir()):
             return
-        self._save(self._fit(candidate, fitting, train, val, f"{candidate.name}, the model that is kept"), candidate, train)
+        self._save(self._fit(candidate, fitting, train, val, f"{candidate.name}, the final model"), candidate, train)
         append_row(self.journal, {"key": key, "rows": []})
 
     def _fit(self, candidate: Candidate, fitting: Fitting, chosen: Indices, val: Indices, what: str) -> SegmentationModel:
@@ -143,7 +143,7 @@ class FoldRunner:
             left = (time.monotonic() - began) / step * (fitting.steps - step)
             self.notify(
                 f"training {self.done + 1} of {self.total} ({what}): step {step} of {fitting.steps}, loss {loss:.2f}, "
-                f"{left / 60:.1f} minutes left in it"
+                f"{left / 60:.1f} minutes left"
             )
 
         cases = [candidate.cases[index] for index in fit]
@@ -155,7 +155,7 @@ class FoldRunner:
         """A few patients may lack a structure: then it cannot be learnt, whatever the model."""
         names = [one.name for code, one in enumerate(self.structures, start=1) if not any(len(c.places[code - 1]) for c in cases)]
         if names:
-            self.remarks.append(f"{what}: no scan trained on holds {', '.join(names)}")
+            self.remarks.append(f"{what}: no training scan contains {', '.join(names)}")
 
     def _test(self, model: SegmentationModel, case: Case, what: str, *, shown: bool) -> list[dict[str, Any]]:
         """Scores of one scan, on the grid of its mask; its map is written if it is shown."""

@@ -216,7 +216,7 @@ def load_model(folder: str | Path, *, device: str = "auto") -> SegmentationModel
         contract = read_contract(values.get("contract")) or before
     except (KeyError, TypeError, OSError, SafetensorError, RuntimeError) as error:
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TaskError(f"the model is damaged ({what})", where=path, do="Repeat dagman segment") from None
+        raise TaskError(f"the model is damaged ({what})", where=path, do="Run dagman segment again") from None
     model.network.requires_grad_(False).eval()
     return replace(model, contract=contract)
 
@@ -237,7 +237,7 @@ def _read_values(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise TaskError(f"holds no segmentation model (no {FILE})", where=path, do=do) from None
     except ValueError as error:
-        raise TaskError(f"{FILE} is damaged ({error})", where=path, do="Repeat dagman segment") from None
+        raise TaskError(f"{FILE} is damaged ({error})", where=path, do="Run dagman segment again") from None
     if values.get("format") != FORMAT:
-        raise TaskError(f"{FILE} is of another format", where=path, do="Repeat dagman segment with this version")
+        raise TaskError(f"{FILE} has another format", where=path, do="Run dagman segment again with this version")
     return values

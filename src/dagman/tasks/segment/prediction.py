@@ -38,7 +38,7 @@ def apply_segmentation(
     items, refused = list_items(scans, (), settings)
     notes = note_patients(items)
     if settings.mirror and not model.mirrored:
-        notes.append("--mirror: the model was not trained on mirrored crops; structures that differ by side may be mixed up")
+        notes.append("--mirror: the model was not trained on mirrored crops; left and right structures may be confused")
     journal = out / "predictions.jsonl"
     kept: dict[str, dict[str, Rows]] = {}
     for row in read_rows(journal):
@@ -91,7 +91,9 @@ class _Work:
 def _load(folder: Path, device: str, digest: str) -> SegmentationModel:
     model = load_model(folder, device=device)
     if model.digest != digest:
-        raise TaskError("a worker reads another model than this machine", where=folder, do="Use a folder that all share")
+        raise TaskError(
+            "a worker reads a different model from this machine", where=folder, do="Use a folder that all machines share"
+        )
     return model
 
 
@@ -152,7 +154,7 @@ def _measure_volumes(model: SegmentationModel, classes: NDArray, scan: Scan, ite
 def _note_unread(items: Sequence[Item]) -> str:
     """A note where a table names masks or points: a segmentation reads whole scans."""
     named = sum(find_unit(item) != "scan" for item in items)
-    return f"masks and points of {count_noun(named, 'item')} are not read: a segmentation is of whole scans" if named else ""
+    return f"masks and points of {count_noun(named, 'item')} are ignored: segmentation uses whole scans" if named else ""
 
 
 def _note_once(notes: list[str], note: str) -> None:

@@ -273,7 +273,7 @@ def _prepare_all(
             refused |= {one.item.name: one for one in without}
     left = {key: [case for case in cases if case.item.name not in refused] for key, cases in found.items()}
     if not all(left.values()):
-        raise TaskError("no scan can be used by all models", where=data.path, do="Compare models of one modality")
+        raise TaskError("no scan can be used by all models", where=data.path, do="Compare models of the same modality")
     return [left[key] for key in keys], list(refused.values())
 
 
@@ -339,8 +339,8 @@ def _note_encoders(encoders: Sequence[Encoder], candidates: Sequence[Candidate],
         used, own = candidate.encoder.config.spacing, encoder.config.spacing
         if used != own and not encoder.config.fresh:
             text = (
-                f"{candidate.name}: scans are prepared at {used:g} mm, but the encoder was trained at {own:g} mm: all that it sees "
-                "has another size than it learnt, and its features may be worth less"
+                f"{candidate.name}: scans are prepared at {used:g} mm, but the encoder was trained at {own:g} mm: everything "
+                f"appears at another scale than in training, so its features may be less useful"
             )
             notes.append(inform(text))
         if line := candidate.encoder.describe_positions(candidate.encoder.config.view):
@@ -357,15 +357,15 @@ def _note_runs(runner: FoldRunner, settings: SegmentationSettings) -> list[str]:
     notes = [
         f"{count_noun(runner.total, 'training')} of {count_noun(fitting.steps, 'step')}, {count_noun(fitting.batch, 'crop')} of "
         f"{first.config.view}^3 voxels at {first.config.spacing:g} mm each ({first.precision} on {first.device.partition(':')[0]})",
-        f"surface Dice (nsd) has a tolerance of {settings.tolerance:g} mm; all is measured on the masks' own grids",
+        f"surface Dice (nsd) has a tolerance of {settings.tolerance:g} mm; all measures are computed on the grids of the masks",
     ]
-    rate = "one learning rate for all layers" if fitting.decay == 1 else f"learning rates fall by {fitting.decay:g} a layer"
-    notes.append(f"{rate} of every model, {fitting.rate:g} at most (AdamW, weight decay {WEIGHT_DECAY:g}, cosine)")
+    rate = "one learning rate for all layers" if fitting.decay == 1 else f"layer-wise learning rate decay of {fitting.decay:g}"
+    notes.append(f"{rate} for every model, peak {fitting.rate:g} (AdamW, weight decay {WEIGHT_DECAY:g}, cosine)")
     if runner.keep:
-        trained = "the training part of the given split" if runner.given else f"all {len(runner.patients)} scans"
+        trained = "the training set of the given split" if runner.given else f"all {len(runner.patients)} scans"
         notes.append(f"model/ holds {runner.candidates[0].name}, trained on {trained}")
     if settings.mirror:
-        notes.append("crops were mirrored in training and testing: not for structures that differ by side alone")
+        notes.append("crops were mirrored in training and testing: not suitable for structures that differ only by side")
     return notes
 
 
@@ -375,8 +375,8 @@ def _note_missed(rows: pd.DataFrame) -> list[str]:
         return []
     count = count_noun(missed, f"of {len(rows)} tested structures was", f"of {len(rows)} tested structures were")
     return [
-        f"{count} missed as a whole, or predicted where there is none: HD95 is the median of the others, their Dice and surface "
-        "Dice are 0"
+        f"{count} missed entirely, or predicted where there is none: their Dice and surface Dice are 0, and HD95 is the median "
+        f"of the others"
     ]
 
 

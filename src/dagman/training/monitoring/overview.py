@@ -55,7 +55,7 @@ def list_runs(folder: str | Path) -> list[RunState]:
         raise RunError(what, where=folder, do=suggest_path(folder, "Give a folder with runs, or a run"))
     found = sorted(_find_runs(folder))
     if not found:
-        raise RunError("holds no runs", where=folder, do="Give the folder above those that dagman pretrain --out wrote")
+        raise RunError("holds no runs", where=folder, do="Give a parent folder of those written by dagman pretrain --out")
     return [describe_state(path) for path in found]
 
 

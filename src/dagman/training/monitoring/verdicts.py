@@ -87,12 +87,14 @@ def sum_up(verdicts: Sequence[Verdict]) -> Verdict:
     remedy = next((one.remedy for light in LIGHTS[:2] for one in verdicts if one.light == light and one.remedy), "")
     if faults:
         text = (
-            f"**This run is not healthy**: {count_noun(faults, 'fault')}, {count_noun(notes, 'note')}. Mend the faults before its "
-            "encoder is used."
+            f"**This run is not healthy**: {count_noun(faults, 'fault')}, {count_noun(notes, 'note')}. Fix the faults before "
+            f"you use its encoder."
         )
         return Verdict(light="red", text=text, remedy=remedy)
     if notes:
-        text = f"**No fault is seen, but {count_noun(notes, 'reservation')}**, each explained below."
+        text = (
+            f"**No fault was detected, but there {'is' if notes == 1 else 'are'} {count_noun(notes, 'warning')}**, explained below."
+        )
         return Verdict(light="amber", text=text, remedy=remedy)
     return Verdict(light="green", text="**This run is healthy**: nothing has collapsed, and every monitor is in its normal range.")
 
@@ -105,7 +107,7 @@ def judge_losses(
     rows: The last steps. start, best: mean AMIP of the run's first `OPENING` steps, and the lowest over any `WINDOW` steps.
     """
     if not rows:
-        return [Verdict(light="amber", text="**Losses**: no step is done yet.")]
+        return [Verdict(light="amber", text="**Losses**: no step is complete yet.")]
     wrong = [row["step"] for row in rows if not _is_finite(row.get("total"))]
     if wrong:
         text = f"**Losses**: not finite from step {wrong[0]} on."
@@ -114,14 +116,14 @@ def judge_losses(
     if last is not None and ((best is not None and last > DIVERGED * best) or (start is not None and last > RISEN * start)):
         from_best = "" if best is None else f", {best:.3g} at its best"
         text = f"**Losses** diverge: the AMIP loss is {last:.3g}; it was {start or last:.3g} at the start{from_best}."
-        remedy = "Lower `optim.lr` (a third is a usual try), or lengthen `optim.warmup`; begin the run again."
+        remedy = "Lower `optim.lr` (try a third of it) or increase `optim.warmup`, and start the run again."
         return [Verdict(light="red", text=text, remedy=remedy, key="diverging")]
     norms = [row["grad_norm"] for row in rows[len(rows) // 2 :] if _is_finite(row.get("grad_norm"))]
     cut = sum(norm > clip for norm in norms) / len(norms) if norms else 0.0
     if cut > _OFTEN_CLIPPED:
-        text = f"**Gradient**: cut to {clip:g} in {cut:.0%} of the later steps, so that steps are smaller than the rate set."
-        return [Verdict(light="amber", text=text, remedy="Lower `optim.lr`, or raise `optim.clip`.", key="clipped")]
-    text = f"**Losses and gradient**: finite throughout; the gradient was cut to {clip:g} in {cut:.0%} of the later steps."
+        text = f"**Gradient**: clipped to {clip:g} in {cut:.0%} of the later steps, so the steps are smaller than set."
+        return [Verdict(light="amber", text=text, remedy="Lower `optim.lr`, or increase `optim.clip`.", key="clipped")]
+    text = f"**Losses and gradient**: finite throughout; the gradient was clipped to {clip:g} in {cut:.0%} of the later steps."
     return [Verdict(light="green", text=text)]
 
 
@@ -135,25 +137,25 @@ def average_loss(rows: Sequence[Mapping[str, Any]], window: int = WINDOW) -> flo
 def judge_masks(monitored: Mapping[str, float]) -> Verdict:
     """Whether masks hide what they should; `share` of the units in the scans is hidden, `wanted` was asked for."""
     share, wanted = monitored["share"], monitored["wanted"]
-    numbers = f"{share:.1%} of the units that lie in scans are hidden, {wanted:.1%} were asked for"
+    numbers = f"{share:.1%} of the units inside the scans are masked; {wanted:.1%} were requested"
     if share == 0:
-        text = f"**Masks** hide nothing: {numbers}. The student sees the answer, so that it learns nothing."
-        return Verdict(light="red", text=text, remedy="Check `masking.kind`, and raise `masking.ratio`.", key="masks-empty")
+        text = f"**Masking** hides nothing: {numbers}. The student sees its targets, and learns nothing."
+        return Verdict(light="red", text=text, remedy="Check `masking.kind`, and increase `masking.ratio`.", key="masks-empty")
     if share >= 1:
-        text = f"**Masks** hide everything: {numbers}. The student sees nothing to answer from."
+        text = f"**Masking** hides everything: {numbers}. The student has no visible context."
         return Verdict(light="red", text=text, remedy="Check `masking.kind`, and lower `masking.ratio`.", key="masks-full")
     if share < _SPARSE * wanted:
-        text = f"**Masks** hide less than they should: {numbers}."
-        return Verdict(light="amber", text=text, remedy="Check `masking.kind`, and raise `view.side`.", key="masks-sparse")
+        text = f"**Masking** hides less than it should: {numbers}."
+        return Verdict(light="amber", text=text, remedy="Check `masking.kind`, and increase `view.side`.", key="masks-sparse")
     return Verdict(light="green", text=f"**Masks**: {numbers}.")
 
 
 def judge_reconstruction(monitored: Mapping[str, float], step: int, steps: int | None = None) -> Verdict:
     """Whether the student restores masked voxels better, at a step (of `steps`), than the best of three trivial baselines."""
     names = {
-        "visible_mean": "the view's visible mean",
+        "visible_mean": "the mean of the visible voxels",
         "training_median": "the training median",
-        "push_pull": "a smooth fill from visible voxels",
+        "push_pull": "interpolation from the visible voxels",
     }
     best = min(names, key=lambda name: monitored[name])
     numbers = (
@@ -166,8 +168,10 @@ def judge_reconstruction(monitored: Mapping[str, float], step: int, steps: int |
         text = f"**Reconstruction** does not yet beat the trivial baselines: {numbers}. It usually does within 30 to 90 steps."
         # Too early to mend anything, unless the run ends here.
         return Verdict(light="amber", text=text, remedy="Train longer: `train.steps`." if steps and step >= steps else "")
-    text = f"**Reconstruction** does not beat the trivial baselines: {numbers}. The encoder has learned less than a blur knows."
-    remedy = "Lower `optim.lr` if the loss has jumped; train longer if it still falls."
+    text = (
+        f"**Reconstruction** does not beat the trivial baselines: {numbers}. The encoder reconstructs no better than interpolation."
+    )
+    remedy = "Lower `optim.lr` if the loss has jumped; train longer if it is still falling."
     return Verdict(light="red", text=text, remedy=remedy, key="reconstruction")
 
 
@@ -180,23 +184,23 @@ def judge_targets(name: str, monitored: Mapping[str, float], step: int, steps: i
         # The last step is judged however short the run: its encoder will be used.
         fresh = max(YOUNG, round(FRESH * steps))
         if step < min(fresh, steps):
-            text = f"{head} ({numbers}): {text} So early (before step {fresh}) this may still pass."
+            text = f"{head} ({numbers}): {text} This early (before step {fresh}), it may still recover."
             return Verdict(light="amber", text=text)
         return Verdict(light="red", text=f"{head} ({numbers}): {text}", remedy=remedy, key=f"{key}-{name}")
-    longer = "More views a step (`train.batch`) or more steps may help."
+    longer = "More views per step (`train.batch`) or more steps may help."
     if step >= EARLY * steps and monitored["ce"] > AT_LN_K * monitored["ln_k"] and monitored["gain"] < NO_GAIN:
         text = (
-            f"{head} ({numbers}): the {name.upper()} loss is at ln K ({monitored['ce']:.2f}): the student's answer is not better "
-            f"than a constant (gain = {monitored['gain']:.2f}). Short runs with few views a step often stay there."
+            f"{head} ({numbers}): the {name.upper()} loss is at ln K ({monitored['ce']:.2f}): the student predicts no better "
+            f"than a constant (gain = {monitored['gain']:.2f}). This is common in short runs with few views per step."
         )
         return Verdict(light="amber", text=text, remedy=longer, key=f"ln-k-{name}")
     notify = "distinguish samples" if monitored["MI"] >= _TELLING else "hardly distinguish samples"
     if monitored["gain"] >= NO_GAIN:
-        predicts = "predicts them" if monitored["gain"] >= _PREDICTS else "begins to predict them"
+        predicts = "predicts them" if monitored["gain"] >= _PREDICTS else "is beginning to predict them"
         return Verdict(light="green", text=f"{head} {notify}, and the student {predicts} ({numbers}).")
-    usual = "" if name == "ampd" else " Image targets often stay there in short runs with few views a step."
-    text = f"{head} {notify} ({numbers}), but the student does no better than one constant answer.{usual}"
-    return Verdict(light="amber", text=text, remedy=f"Longer runs, or more views a step, may help{' here' if usual else ''}.")
+    usual = "" if name == "ampd" else " This is common for image-level targets in short runs with few views per step."
+    text = f"{head} {notify} ({numbers}), but the student predicts no better than a constant.{usual}"
+    return Verdict(light="amber", text=text, remedy=f"Longer runs, or more views per step, may help{' here' if usual else ''}.")
 
 
 def _find_fault(name: str, monitored: Mapping[str, float]) -> tuple[str, str, str] | None:
@@ -205,15 +209,15 @@ def _find_fault(name: str, monitored: Mapping[str, float]) -> tuple[str, str, st
     if monitored["H"] > UNIFORM_H:
         return (
             "uniform",
-            f"{what} sit at ln K: every target is nearly uniform (H = {monitored['H']:.2f}), so there is nothing to learn from.",
-            "Lower `teacher.temperature_end`, or set `teacher.temperature=entropy`; where it is solved already, the teacher's "
-            "answers no longer differ: lower `optim.lr`.",
+            f"{what} are at ln K: every target is nearly uniform (H = {monitored['H']:.2f}), so there is nothing to learn from.",
+            "Lower `teacher.temperature_end`, or set `teacher.temperature=entropy`; if it is set already, the teacher's "
+            "outputs no longer differ: lower `optim.lr`.",
         )
     if monitored["MI"] < COLLAPSED_MI:
         return (
             "collapse",
-            f"{what} have collapsed: all samples get the same target (MI = {monitored['MI']:.2f}).",
-            "Lower `optim.lr`, try `teacher.centering=sinkhorn`, or more views a step (`train.batch`).",
+            f"{what} have collapsed: all samples have the same target (MI = {monitored['MI']:.2f}).",
+            "Lower `optim.lr`, try `teacher.centering=sinkhorn`, or more views per step (`train.batch`).",
         )
     return None
 
@@ -224,9 +228,9 @@ def judge_features(monitored: Mapping[str, float], first: Mapping[str, float]) -
         f"standard deviation {monitored['std']:.3g} (first {first['std']:.3g}), effective rank "
         f"{monitored['effective_rank']:.1f} (first {first['effective_rank']:.1f})"
     )
-    remedy = "Do not use the encoder. Lower `optim.lr`, try `teacher.centering=sinkhorn`, and begin again."
+    remedy = "Do not use the encoder. Lower `optim.lr`, try `teacher.centering=sinkhorn`, and start again."
     if monitored["std"] < max(_NO_SPREAD, _LOST_SPREAD * first["std"]):
-        text = f"**Features** have collapsed to nearly one point: {numbers}. Every scan looks the same to the encoder."
+        text = f"**Features** have collapsed to nearly one point: {numbers}. The encoder maps every scan to the same features."
         return Verdict(light="red", text=text, remedy=remedy, key="features-point")
     # Few tokens fill few directions from the start: two views of one token each always lie on a line.
     if monitored["effective_rank"] < _ONE_DIRECTION < 2 * _ONE_DIRECTION <= first["effective_rank"]:
@@ -240,17 +244,19 @@ def judge_teacher(last: Mapping[str, Any], first: Mapping[str, Any], first_weigh
     stands = last["step"] > first["step"] and all(
         last.get(part) == first.get(part) for part in ("features", "attention", "diversity")
     )
-    remedy = "Leave `teacher.momentum` and `teacher.momentum_end` at auto."
+    remedy = "Set `teacher.momentum` and `teacher.momentum_end` to auto."
     if stands:
         text = (
-            f"**Teacher** does not move: after step {last['step']} its features are to the last digit those of step "
-            f"{first['step']}. The student chases answers that were drawn at random."
+            f"**Teacher** is not updated: its features at step {last['step']} are identical to those at step {first['step']}. "
+            f"The student learns from random targets."
         )
         return Verdict(light="red", text=text, remedy=remedy, key="teacher-frozen")
     if first_weights > _SPARSE:
-        text = f"**Teacher** hardly follows: {first_weights:.0%} of it are still the weights it began with."
+        text = f"**Teacher** hardly follows the student: its initial weights still contribute {first_weights:.0%}."
         return Verdict(light="amber", text=text, remedy=f"{remedy[:-1]}, or train longer.", key="teacher-slow")
-    return Verdict(light="green", text=f"**Teacher** follows the student: {first_weights:.2g} of its first weights are left in it.")
+    return Verdict(
+        light="green", text=f"**Teacher** follows the student: its initial weights contribute a fraction of {first_weights:.2g}."
+    )
 
 
 def judge_attention(monitored: Mapping[str, float], guides: bool, step: int = 0) -> Verdict:
@@ -260,19 +266,19 @@ def judge_attention(monitored: Mapping[str, float], guides: bool, step: int = 0)
     order = (
         f"the {'brightest' if monitored['brightness'] > 0 else 'darkest'} tissue first"
         if follows
-        else "an order that is not mere brightness"
+        else "a ranking that is not just brightness"
     )
-    use = f" The masks use its order alone: {order}." if guides else ""
+    use = f" Masking uses only its ranking: {order}." if guides else ""
     noisy = "Try a noisier teacher (`teacher.noise`), or compare with `masking.kind=random`."
     if monitored["entropy"] >= UNIFORM_ATTENTION:
-        usual = "as always in short runs: its map does not mean anything yet." if step < LONG else "even after a long run."
+        usual = "as is usual in short runs: the map is not meaningful yet." if step < LONG else "even after a long run."
         text = f"**Attention** is almost uniform ({numbers}), {usual}{use}"
         quiet = step < LONG and not follows
         return Verdict(light="green" if quiet else "amber", text=text, remedy=noisy if follows else "", early=quiet)
     if follows:
-        text = f"**Attention** follows brightness ({numbers}): it may mark a density rather than what matters.{use}"
+        text = f"**Attention** follows brightness ({numbers}): it may reflect density rather than relevance.{use}"
         return Verdict(light="amber", text=text, remedy=noisy)
-    return Verdict(light="green", text=f"**Attention** is neither uniform nor mere brightness ({numbers}).{use}")
+    return Verdict(light="green", text=f"**Attention** is neither uniform nor a proxy of brightness ({numbers}).{use}")
 
 
 def judge_scans(scans: int, patients: int, copies: Sequence[Sequence[str]]) -> Verdict:
@@ -280,28 +286,33 @@ def judge_scans(scans: int, patients: int, copies: Sequence[Sequence[str]]) -> V
     spare = sum(len(group) - 1 for group in copies)
     if scans - spare <= 1:
         why = f"{scans} scans that are copies of one another" if spare else "one scan"
-        text = f"**Scans**: the store holds {why}. The encoder learns it by heart, and nothing that holds for others."
-        return Verdict(light="red", text=text, remedy="Prepare scans of more patients into the store.", key="one-scan")
+        text = f"**Scans**: the store holds {why}. The encoder memorises it and will not generalise."
+        return Verdict(light="red", text=text, remedy="Add scans of more patients to the store.", key="one-scan")
     if spare:
         named = "; ".join(" = ".join(group) for group in copies[:3]) + ("; ..." if len(copies) > 3 else "")
-        text = f"**Scans**: {spare} of {scans} are copies of another one ({named}): they count double, and two patients may be one."
+        text = (
+            f"**Scans**: {spare} of {scans} are copies of another one ({named}): they count twice, and two "
+            f"patient IDs may belong to one person."
+        )
         remedy = "Remove them (dagman store remove), or check the export they came from."
         return Verdict(light="red" if spare > scans / 2 else "amber", text=text, remedy=remedy, key="copies")
     if patients == 1:
-        text = f"**Scans**: all {scans} are of one patient. The encoder learns what this patient looks like."
-        return Verdict(light="amber", text=text, remedy="Prepare scans of more patients into the store.", key="one-patient")
+        text = f"**Scans**: all {scans} are from one patient. The encoder will overfit to this patient."
+        return Verdict(light="amber", text=text, remedy="Add scans of more patients to the store.", key="one-patient")
     return Verdict(light="green", text=f"**Scans**: {scans} of {count_noun(patients, 'patient')}, none a copy of another.")
 
 
 def judge_waiting(shares: Sequence[float]) -> Verdict:
     """Whether data keeps the machine waiting; the first step, which starts the loader, does not count."""
     if len(shares) < _FEW_STEPS:
-        text = f"**Data**: too few steps ({len(shares)}) to show whether the machine waits for them."
+        text = f"**Data**: too few steps ({len(shares)}) to measure the time spent waiting for data."
         return Verdict(light="green", text=text, early=True)
     share = sum(shares[1:]) / len(shares[1:])
     text = f"**Data**: {share:.0%} of the time is spent waiting for data (limit {WAITING:.0%})."
     if share > WAITING:
-        return Verdict(light="amber", text=text, remedy="Raise `train.workers`, or put the store on a faster disk.", key="waiting")
+        return Verdict(
+            light="amber", text=text, remedy="Increase `train.workers`, or put the store on a faster disk.", key="waiting"
+        )
     return Verdict(light="green", text=text)
 
 

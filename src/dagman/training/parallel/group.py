@@ -145,7 +145,7 @@ class Group(Peers):
         if device.type == "cuda":
             if not dist.is_nccl_available():
                 raise SettingsError(
-                    f"{self.size} ranks on CUDA devices need NCCL, which this torch was built without",
+                    f"{self.size} ranks on CUDA devices need NCCL, which this build of torch lacks",
                     where="train.device",
                     do="Install torch for CUDA on Linux, or set train.device=cpu",
                 )
@@ -185,7 +185,7 @@ def join_group(timeout_s: float) -> Iterator[Group]:
         if rank > 0:
             raise SystemExit(2)
         raise SettingsError(
-            f"{size} ranks need gloo, which this torch was built without", do="Install another torch, or start one process"
+            f"{size} ranks need gloo, which this build of torch lacks", do="Install another torch, or start one process"
         )
     limit = datetime.timedelta(seconds=2 * timeout_s)
     try:
@@ -231,7 +231,7 @@ def _explain_loss(group: Group) -> Iterator[None]:
             raise
         raise LostRankError(
             f"rank {group.rank} lost another rank ({_first_line(error)})",
-            do="That rank's own line says why; start all ranks again, and the run goes on from its last checkpoint",
+            do="The message of that rank gives the reason; start all ranks again to resume from the last checkpoint",
         ) from None
 
 
@@ -242,5 +242,5 @@ def _first_line(error: BaseException) -> str:
 def _read_number(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     if not text.isdigit():
-        raise SettingsError(f"{name} is {text!r} in the environment, which is no number", do="Start the ranks with torchrun")
+        raise SettingsError(f"{name} is {text!r} in the environment, which is not a number", do="Start the ranks with torchrun")
     return int(text)

@@ -21,19 +21,21 @@ def check_sharing(settings: Settings, given: frozenset[str], ranks: int, scans: 
         return
     batch, micro = settings.train.batch, int(settings.train.micro_batch)
     if scans < ranks:
-        raise RunError(f"{ranks} ranks are more than the {scans} scans that a view fits in", do=f"Start at most {scans} ranks")
+        raise RunError(
+            f"{ranks} ranks are more than the {scans} scans that are large enough for a view", do=f"Start at most {scans} ranks"
+        )
     if batch % (2 * ranks):
         below, above = batch // (2 * ranks) * 2 * ranks, (batch // (2 * ranks) + 1) * 2 * ranks
         fitting = " or ".join(f"train.batch={size}" for size in (below, above) if size)
         raise SettingsError(
             f"train.batch = {batch} is {batch // 2} pairs of views, which {ranks} ranks cannot share evenly",
-            do=f"Set {fitting}, or start another number of ranks",
+            do=f"Set {fitting}, or use another number of ranks",
         )
     share = batch // ranks
     if "train.micro_batch" in given and micro < share and share % micro:
         raise SettingsError(
             f"train.micro_batch = {micro} does not divide the {share} views of each of {ranks} ranks",
-            do="Leave train.micro_batch at auto, or set a divisor",
+            do="Set train.micro_batch to auto, or to a divisor",
         )
 
 
@@ -61,6 +63,6 @@ def describe_ranks(settings: Settings, student: Network, group: Group, device: s
     gradients = sum(parameter.numel() * 4 for parameter in student.parameters() if parameter.requires_grad)
     backend = "NCCL" if device.startswith("cuda") else "gloo"
     return [
-        f"ranks: {group.size} over {backend}, {share} views a step each in {parts} part{'s' if parts > 1 else ''}; "
-        f"gradients of {gradients / 2**20:.1f} MiB are summed once a step"
+        f"ranks: {group.size} over {backend}, {share} views per step each, in {parts} part{'s' if parts > 1 else ''}; "
+        f"gradients of {gradients / 2**20:.1f} MiB are summed once per step"
     ]

@@ -128,6 +128,6 @@ class Watch:
 def _give_up(hung: str) -> None:
     """End this process at once: its main thread waits in an exchange that nothing interrupts."""
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"dagman: {hung}. Start all ranks again; the run goes on from its last checkpoint.\n")
+        sys.stderr.write(f"dagman: {hung}. Start all ranks again to resume from the last checkpoint.\n")
         sys.stderr.flush()
     os._exit(REQUEUE)

@@ -131,13 +131,13 @@ def prepare_rehearsal(
         SettingsError, StoreError, EncoderError: As `pretrain`.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RunError("a plan is made by one process", do="Leave torchrun out, and divide the steps' time by the devices")
+        raise RunError(
+            "--plan needs a single process", do="Run without torchrun, and divide the step time by the number of devices"
+        )
     parts = [split_weight(path) for path in ([source] if isinstance(source, str | Path) else source)]
     for path, _ in parts:
         if not is_store(path):
-            raise RunError(
-                "a plan is made from a store", where=path, do="Prepare the scans first: dagman prepare SCANS --out STORE"
-            )
+            raise RunError("--plan needs a store", where=path, do="Prepare the scans first: dagman prepare SCANS --out STORE")
     settings, given, start, refused = load_asked(size, method, config, assignments, continue_from)
     if refused is not None:
         raise refused
@@ -267,12 +267,12 @@ def _count_disk(learner: Learner, evaluations: int) -> tuple[int, int]:
 
 def _list_slow(settings: Settings, hours: float, waiting: float, evaluating: float, learner: Learner) -> Iterator[str]:
     if waiting > SLOW_SHARE:
-        yield f"reading: {waiting:.0%} of the time is waiting for data. Raise train.workers, or put the store on a faster disk."
+        yield f"reading: {waiting:.0%} of the time is waiting for data. Increase train.workers, or put the store on a faster disk."
     if evaluating > SLOW_SHARE * hours:
-        yield f"evaluations: {evaluating / hours:.0%} of the time. Raise train.monitor_every, or lower train.monitor_views."
+        yield f"evaluations: {evaluating / hours:.0%} of the time. Increase train.monitor_every, or lower train.monitor_views."
     if learner.device.type == "cpu" and hours > LONG_HOURS:
-        yield f"the processor: {hours / 24:.0f} days. Take a machine with a CUDA device, a smaller --size, or fewer steps."
+        yield f"the processor: {hours / 24:.0f} days. Use a machine with a CUDA device, a smaller --size, or fewer steps."
     if learner.device.type == "cuda" and learner.precision == "fp32":
         yield "float32: set train.precision=bf16 where the device has it."
     if settings.train.checkpoint_every < 10:
-        yield f"checkpoints: one every {settings.train.checkpoint_every} steps. Raise train.checkpoint_every."
+        yield f"checkpoints: one every {settings.train.checkpoint_every} steps. Increase train.checkpoint_every."

@@ -42,7 +42,7 @@ def explain_broken(run: Path, step: int, scans: Sequence[str]) -> Explanation:
     """What is said of step `step` (counted from 1)."""
     return Explanation(
         what=f"the loss or its gradient is not finite at step {step}, on scans {', '.join(scans)}",
-        do=f"Compute it alone (dagman replay {run} {step}), check these scans, or lower optim.lr; the last checkpoint is whole",
+        do=f"Recompute it (dagman replay {run} {step}), check these scans, or lower optim.lr; the last checkpoint is intact",
         note=f"Losses or gradient: not finite at step {step}. Lower optim.lr, or check the scans of that step.",
     )
 

@@ -66,7 +66,9 @@ def replay_step(run: str | Path, step: int) -> Replay:
     settings = Run(path).settings
     if step not in list_broken(path):
         kept = ", ".join(map(str, list_broken(path))) or "none"
-        raise RunError(f"has not kept step {step}", where=path, do=f"Steps are kept whose loss was not finite: {kept}")
+        raise RunError(
+            f"has not saved step {step}", where=path, do=f"Steps that were saved because their loss was not finite: {kept}"
+        )
     folder = path / FOLDER / f"step-{step:06d}"
     values, files = read_folder(folder)
     student, teacher = assembly.build_networks(settings)

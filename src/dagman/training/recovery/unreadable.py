@@ -47,6 +47,6 @@ class Unreadable:
                     do=f"See {self.folder / FILE}; prepare these scans again, then repeat the command",
                 )
         return [
-            (f"unreadable-{scan}", f"A scan cannot be read, and others take its place ({count} of {self.scans} so far): {why}")
+            (f"unreadable-{scan}", f"A scan cannot be read, and is replaced by others ({count} of {self.scans} so far): {why}")
             for scan, why in new.items()
         ]

@@ -39,7 +39,7 @@ def fit_memory(
         estimate = estimate_memory(settings, size, device=device, precision=precision, process=held, free=free, ranks=group.size)
     settings = settings.model_copy(update={"train": settings.train.model_copy(update={"micro_batch": size})})
     reasons = [line for line in reasons if not line.startswith("train.micro_batch")]
-    reasons.append(f"train.micro_batch = {size}, not {wanted}: what fits in the memory that is free")
+    reasons.append(f"train.micro_batch = {size}, not {wanted}: the largest that fits in free memory")
     return settings, estimate, reasons
 
 

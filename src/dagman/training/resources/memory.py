@@ -104,7 +104,7 @@ def fit_micro_batch(
         estimate = estimate_memory(settings, size, device=device, precision=precision, process=process, free=free, ranks=ranks)
         if estimate.fits:
             return estimate
-    what = f"size {settings.size} in views of {settings.view.side}^3, {settings.train.batch} a step and {sizes[-1]} at once"
+    what = f"size {settings.size} with views of {settings.view.side}^3, {settings.train.batch} per step and {sizes[-1]} at once"
     what += f" by each of {ranks} ranks" if ranks > 1 else ""
     raise RunError(
         f"{what}, needs about {_show(estimate.needed)} of memory (weights {_show(estimate.weights)}, a step's views and targets "
@@ -147,7 +147,7 @@ def check_estimate(estimate: MemoryEstimate, peak: float) -> str:
     # AdamW makes its moments, half of the weights' share, when the step ends.
     coming = estimate.weights // 2
     if estimate.free is not None and peak + coming > estimate.process + estimate.free:
-        what = f"the first micro-batch took {_show(peak)} of memory, where {_show(estimate.total)} were estimated for the run"
+        what = f"the first micro-batch took {_show(peak)} of memory, but {_show(estimate.total)} were estimated for the run"
         do = "Set train.micro_batch=2, or a smaller view.side or size, in another folder"
         raise RunError(f"{what}, and {_show(coming)} more are to come", do=do)
     return f"memory: {_show(peak)} at the peak of the first micro-batch; about {_show(estimate.total)} estimated for the run"

@@ -56,9 +56,9 @@ def adopt_settings(settings: Settings, given: Collection[str], source: Source) -
             differing.append(f"{key} is {_plain(value)} there and {_plain(values[section][name])} here")
     if differing:
         raise RunError(
-            f"has other sizes than were asked for: {'; '.join(differing)}",
+            f"differs in size from what was requested: {'; '.join(differing)}",
             where=source.name,
-            do="Leave these settings out: a run takes the sizes of what it goes on from",
+            do="Remove these settings: the sizes are those of the source",
         )
     return validate_settings(values)
 
@@ -174,8 +174,8 @@ def _restore_targets(targets: Targets, source: Source, kept: Collection[str]) ->
 
 
 def describe_parts(parts: list[Part], source: Source) -> list[str]:
-    """Lines on what the run goes on from."""
-    lines = [f"goes on from {source.name}, {'a run' if source.kind == 'run' else 'an encoder'}; the optimiser is fresh"]
+    """Lines that describe the weights from which the run continues."""
+    lines = [f"continues from {source.name}, {'a run' if source.kind == 'run' else 'an encoder'}; the optimiser is new"]
     for state in ("taken", "fresh", "left over"):
         chosen = [part for part in parts if part.state == state]
         named = [f"{part.name} ({part.reason or count_noun(part.weights, 'weight')})" for part in chosen]

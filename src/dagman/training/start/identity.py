@@ -52,19 +52,19 @@ def refuse_other_store(out: Path, before: Mapping[str, Any], now: Mapping[str, A
         raise RunError(
             f"was trained on {before['scans']} scans, which are not the {now['scans']} of this store",
             where=out,
-            do="Resume with the same store, or begin in another folder",
+            do="Resume with the same store, or start in another folder",
         )
     if changed := _list_changed(before.get("settings"), settings):
         raise RunError(
             f"was changed after the last checkpoint was written: {'; '.join(changed)}",
             where=out,
-            do="Restore the run's own settings, or begin in another folder",
+            do="Restore the run's own settings, or start in another folder",
         )
     if before.get("grid", now["grid"]) != now["grid"]:
         raise RunError(
-            "was trained on the same scans prepared in another way, so that views would lie elsewhere",
+            "was trained on the same scans prepared differently, so views would be cropped elsewhere",
             where=out,
-            do="Resume with the same store, or begin in another folder",
+            do="Resume with the same store, or start in another folder",
         )
 
 
@@ -84,7 +84,7 @@ def list_settings(settings: Settings) -> dict[str, Any]:
 def list_changed_rounding(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What rounds differently from the process that wrote the checkpoint."""
     return [
-        f"{name}: {now[name]}, but {before[name]} up to here, so the weights will differ from a run in one go."
+        f"{name}: {now[name]}, but {before[name]} up to here, so the weights will differ from those of an uninterrupted run."
         for name in ("precision", "threads", *FAST_PATHS, "micro-batch")
         if before.get(name, now.get(name)) != now.get(name)
     ]

@@ -39,7 +39,7 @@ def split_weight(text: str | Path) -> tuple[Path, Fraction]:
         return path, Fraction(1)
     weight = Fraction(found[2])
     if weight == 0:
-        raise RunError("has a weight of 0", where=text, do="Leave it out, or give it a weight above 0")
+        raise RunError("has a weight of 0", where=text, do="Remove it, or give it a weight above 0")
     return Path(found[1]), weight
 
 
@@ -72,16 +72,18 @@ class Mixture(Store):
         for other in self.stores[1:]:
             if other.preparation != self.preparation:
                 raise RunError(
-                    f"was prepared in another way ({other.preparation.spacing:g} mm) "
+                    f"was prepared differently ({other.preparation.spacing:g} mm) "
                     f"than {self.path} ({self.preparation.spacing:g} mm)",
                     where=other.path,
-                    do="Prepare both alike",
+                    do="Prepare both the same way",
                 )
         common = math.lcm(*(weight.denominator for _, weight in parts))
         shares = [int(weight * common) for _, weight in parts]
         self.weights = [share // math.gcd(*shares) for share in shares]
         if sum(self.weights) > LARGEST_ROUND:
-            raise RunError(f"weights {self.weights} take more than {LARGEST_ROUND} pairs to come round", do="Give rounder weights")
+            raise RunError(
+                f"weights {self.weights} need more than {LARGEST_ROUND} pairs per round", do="Use weights in simpler ratios"
+            )
 
     @cached_property
     def _rows_by_id(self) -> dict[str, ManifestRow]:
@@ -121,7 +123,7 @@ def list_parts(store: Store, usable: Sequence[str]) -> list[Part]:
         held = {row.id for row in one.rows}
         scans = [scan for scan in usable if scan in held]
         if not scans:
-            raise RunError("holds no scan that a view fits in", where=one.path, do="Leave it out, or set a smaller view.side")
+            raise RunError("holds no scan large enough for a view", where=one.path, do="Remove it, or set a smaller view.side")
         parts.append(Part(weight=weight, scans=scans))
     return parts
 
@@ -133,7 +135,7 @@ def describe_shares(store: Store, parts: Sequence[Part], pairs: int) -> list[str
     total = sum(part.weight for part in parts)
     shares = (
         f"{one.path.name} {part.weight / total:.0%} of the views, {count_noun(len(part.scans), 'scan')}, "
-        f"{pairs * part.weight / total / len(part.scans):.1f} pairs a scan"
+        f"{pairs * part.weight / total / len(part.scans):.1f} pairs per scan"
         for one, part in zip(store.stores, parts, strict=True)
     )
     return [f"stores: {'; '.join(shares)}"]

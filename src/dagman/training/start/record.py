@@ -71,7 +71,7 @@ def read_start(run: Path) -> Start | None:
         values["cohorts"] = tuple(PretrainedOn.from_json(one) for one in values["cohorts"])
         return Start(**values | {"parts": tuple(values["parts"]), "scans_seen": tuple(values["scans_seen"])})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"is damaged: {error}", where=path, do="Restore it from a copy, or begin another run") from None
+        raise RunError(f"is damaged: {error}", where=path, do="Restore it from a copy, or start another run") from None
 
 
 def check_start(run: Path, name: str) -> None:
@@ -83,9 +83,9 @@ def check_start(run: Path, name: str) -> None:
     start = read_start(run)
     if start is not None and start.source == Path(name).name:
         return
-    began = "fresh weights" if start is None else start.source
+    began = "random weights" if start is None else start.source
     raise RunError(
-        f"began from {began}, not from {name}", where=run, do="Leave --continue-from out to resume it, or choose another folder"
+        f"was started from {began}, not from {name}", where=run, do="Omit --continue-from to resume it, or choose another folder"
     )
 
 

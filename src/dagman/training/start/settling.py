@@ -42,7 +42,7 @@ def settle_settings(
     if out.exists() and not out.is_dir():
         raise RunError("is a file", where=out, do="Choose another folder for --out")
     if resume and not exists:
-        raise RunError("holds no run to resume", where=out, do="Leave --resume out to begin one, or name the folder of a run")
+        raise RunError("holds no run to resume", where=out, do="Omit --resume to start one, or give the folder of a run")
     if not exists and out.exists() and any(p.name not in {".lock", "store"} for p in out.iterdir()):
         raise RunError("exists and is not a run", where=out, do="Choose another folder for --out")
     if exists:

@@ -141,7 +141,7 @@ def _order_sources(files: Sequence[Path], volume: NDArray, kind: str) -> tuple[l
     if len(frames) != len(order):
         # A tilted gantry or uneven slices, or another series by now.
         what = f"{kind} would have {len(frames)} slices, the series has {len(order)}"
-        raise ScanError(what, where=files[0].parent, do="Predict it again; slices that had to be resampled have no DICOM form")
+        raise ScanError(what, where=files[0].parent, do="Run dagman predict again; resampled slices cannot be written as DICOM")
     if len(data) == 1:
         # One multi-frame file keeps its own order of frames.
         placed = np.empty_like(frames)
@@ -153,7 +153,7 @@ def _order_sources(files: Sequence[Path], volume: NDArray, kind: str) -> tuple[l
 def _check_references(sources: Sequence[pydicom.Dataset], kind: str) -> None:
     lacking = [keyword for keyword in _NEEDED if not all(read_text(source, keyword).strip() for source in sources)]
     if lacking:
-        raise ScanError(f"its headers lack {' and '.join(lacking)}, which {kind} must name", do=_EXPORT_AGAIN)
+        raise ScanError(f"its headers lack {' and '.join(lacking)}, which {kind} must contain", do=_EXPORT_AGAIN)
 
 
 def _fill_gaps(sources: Sequence[pydicom.Dataset], gap: float) -> None:
