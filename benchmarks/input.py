@@ -38,6 +38,8 @@ from dagman.store.writer import prepare_store
 
 PARTS = ("time", "crops", "bytes", "memory")
 SIDE = 96
+MANY = 30
+"""Structures of the larger of two segmentation models."""
 NNSSL_BLOCK, NNSSL_CHUNK = (16, 16, 16), (80, 64, 64)
 """What nnssl's rule gives for patches of 96^3 on a core with 32 KiB and 1.4 MiB of cache (BASELINES 4)."""
 _PEAK = """
@@ -228,13 +230,16 @@ def compare_bytes(source: Source, folder: Path) -> None:
 def measure_memory(folder: Path, slices: int, side: int) -> None:
     """Peak memory of a fresh process that prepares, embeds, and predicts one long scan, in int16 sizes of the scan."""
     scan = write_synthetic(folder / "long.nii.gz", slices, side)
-    write_model(folder / "model")
+    for count in (3, MANY):
+        write_model(folder / f"model-{count}", count)
     commands = {
         "none (dagman --version)": ["--version"],
         "prepare": ["prepare", str(scan), "--out", str(folder / "long-store"), "--workers", "1"],
         "embed": ["embed", "scratch:tiny", str(scan), "--out", str(folder / "long.parquet"), "--device", "cpu"],
-        "predict": ["predict", str(folder / "model"), str(scan), "--out", str(folder / "predicted"), "--device", "cpu"],
     }
+    for count in (3, MANY):
+        places = str(folder / f"model-{count}"), str(scan), "--out", str(folder / f"predicted-{count}")
+        commands[f"predict, {count} structures"] = ["predict", *places, "--device", "cpu"]
     for name, arguments in commands.items():
         ended = subprocess.run([sys.executable, "-c", _PEAK, *arguments], capture_output=True, text=True)
         peak = next((int(line.split()[2]) for line in ended.stderr.splitlines() if line.startswith("peak KiB")), None)
@@ -244,14 +249,15 @@ def measure_memory(folder: Path, slices: int, side: int) -> None:
         print(f"memory  {side} x {side} x {slices}: {name:24} {peak / 2**20:.2f} GiB, {share:.2f} times the int16 scan", flush=True)
 
 
-def write_model(folder: Path) -> None:
-    """A segmentation model of three structures as `dagman segment` keeps one, with weights as they are drawn."""
+def write_model(folder: Path, count: int) -> None:
+    """A segmentation model of so many structures as `dagman segment` keeps one, with weights as they are drawn."""
     from dagman.encoder.loading import load_encoder
     from dagman.tables.structures import Structure
     from dagman.tasks.segment.model import adapt_encoder, save_model, start_model
 
     encoder = adapt_encoder(load_encoder("scratch:tiny", device="cpu", precision="fp32"), side=SIDE, spacing=2.0)
-    save_model(start_model(encoder, [Structure(name=f"structure {value}", values=(value,)) for value in (1, 2, 3)]), folder)
+    structures = [Structure(name=f"structure {value}", values=(value,)) for value in range(1, count + 1)]
+    save_model(start_model(encoder, structures), folder)
 
 
 def main() -> None:

@@ -68,6 +68,7 @@ _FOR_USERS = {
 _REFERENCES = {
     # The definitions that tests hold the faster forms against.
     "estimate_auc",
+    "label_on_scan_grid",
     "measure_auc",
     "measure_balanced_accuracy",
     "measure_breslow_loss",

@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dagman.encoder.tiling import FLOOR_HALF, Tiling, mirror_forward, plan_tiles, sliding_window_inference, weight_tile
+from dagman.encoder.tiling import (
+    FLOOR_HALF,
+    Tiling,
+    mirror_forward,
+    plan_tiles,
+    sliding_window_inference,
+    stream_planes,
+    weight_tile,
+)
 
 
 def slide_windows(forward, values: np.ndarray, side: int, *, fill: int, **options) -> Tensor:
@@ -138,3 +146,23 @@ def test_windows_blend_as_monais_do(length):
     # About the middle: their floor is one of the whole weight, ours one along each axis, which differ towards corners.
     difference = (ours - theirs)[:, :, 12:20, 12:20]
     assert float(difference.square().mean().sqrt()) < 2e-3 * float(theirs.std())
+
+
+@pytest.mark.parametrize("shape", [(23, 40, 19), (9, 70, 33), (16, 12, 8)])
+@pytest.mark.parametrize(("axis", "batch"), [(0, 1), (1, 3), (2, 3)])
+def test_planes_that_come_one_after_another_are_those_of_the_whole_blend(axis, shape, batch):
+    values = np.random.default_rng(0).integers(-1000, 1000, shape).astype(np.int16)
+    tiling = plan_tiles(shape, 16, overlap=0.5, alignment=1, floor=FLOOR_HALF)
+
+    def forward(tiles):
+        # What a tile makes of a voxel depends on all of the tile.
+        return [torch.cat([tiles / 500, (tiles + tiles.mean((1, 2, 3, 4), keepdim=True)) / 700, torch.ones_like(tiles)], dim=1)]
+
+    (blended,) = sliding_window_inference(forward, values, tiling, fill=-1024)
+    wanted = blended[(slice(None), *tiling.scan_box)]
+    found, after = torch.full_like(wanted, torch.nan), 0
+    for first, slab in stream_planes(forward, values, tiling, axis, fill=-1024, batch=batch):
+        assert first == after
+        after += slab.shape[axis + 1]
+        found.narrow(axis + 1, first, slab.shape[axis + 1]).copy_(slab)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)

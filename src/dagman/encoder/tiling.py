@@ -33,6 +33,8 @@ SPREAD = 1 / 8
 FLOOR, FLOOR_HALF = 1e-3, 0.05
 """Least weight of the Gaussian along each axis: a place that only a corner saw keeps its value to rounding; in float16, whose least
 normal number is 6e-5, the cube of the second does."""
+PLANES_AT_ONCE = 16
+"""Of a scan that is given in slabs."""
 MOST_MEMORY = 2**31
 """Bytes that a pass may take beyond the weights; a larger scan is cut into tiles."""
 
@@ -161,6 +163,60 @@ def stream_tiles(
         yield start, maps
 
 
+def stream_planes(
+    forward: Forward,
+    voxels: NDArray[np.int16],
+    tiling: Tiling,
+    axis: int,
+    *,
+    fill: float,
+    batch: int = 1,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[tuple[int, Float[Tensor, "C _ _ _"]]]:
+    """`sliding_window_inference` of a network with one map as fine as its tiles, in slabs across `axis` and without the padding.
+
+    Each slab comes with its first plane, in their order, once no tile reaches it any more; it is overwritten by the next.
+    Memory: as many planes as a tile has, and one batch of tiles, however long the scan. Sums are taken in another order than there.
+    """
+    size, box = tiling.size[axis], tiling.scan_box
+    starts = sorted(tiling.starts, key=lambda start: (start[axis], start))
+    sums, total, low = torch.empty(0), torch.empty(0), 0
+    weights = weight_tile(tiling.size, tiling.floor)
+
+    def give(done: int) -> Iterator[tuple[int, Tensor]]:
+        for first in range(low, low + done, PLANES_AT_ONCE):
+            planes = slice(max(first, box[axis].start), min(first + PLANES_AT_ONCE, low + done, box[axis].stop))
+            if planes.start >= planes.stop:
+                continue
+            place = [planes if number == axis else part for number, part in enumerate(box)]
+            place[axis] = slice(planes.start - low, planes.stop - low)
+            slab, own = sums[(slice(None), *place)], total[tuple(place)]
+            for channel in slab:
+                channel.copy_(channel.float() / own)
+            yield planes.start - box[axis].start, slab
+
+    for number in range(0, len(starts), batch):
+        some = starts[number : number + batch]
+        (maps,) = forward(torch.from_numpy(np.stack([_cut_tile(voxels, tiling, start, fill) for start in some]))[:, None])
+        if not number:
+            shape = [size if axis == other else side for other, side in enumerate(tiling.padded)]
+            sums, total = torch.zeros(maps.shape[1], *shape, dtype=dtype), torch.zeros(shape)
+        for tile, start in zip(maps.float().cpu(), some, strict=True):
+            if done := start[axis] - low:
+                yield from give(done)
+                for held in (total, *sums):
+                    held.narrow(axis, 0, size - done).copy_(held.narrow(axis, done, size - done).clone())
+                    held.narrow(axis, size - done, done).zero_()
+                low = start[axis]
+            place = [slice(at, at + side) for at, side in zip(start, tiling.size, strict=True)]
+            place[axis] = slice(0, size)
+            for held, channel in zip(sums, tile, strict=True):
+                held[tuple(place)] += (channel if len(starts) == 1 else channel * weights).to(dtype)
+            total[tuple(place)] += 1 if len(starts) == 1 else weights
+        del maps, tile
+    yield from give(size)
+
+
 def _share_tile(cells: Sequence[int], start: Triple, places: Sequence[Sequence[int]], tiling: Tiling) -> Float[Tensor, "x y z"]:
     """The share of a tile's weights in those of all tiles. Tiles are a grid, so that it is a product over the axes."""
     axes = []
@@ -180,8 +236,11 @@ def mirror_forward(forward: Forward, axes: Sequence[int] = (0, 1, 2)) -> Forward
     subsets = [flips for count in range(len(axes) + 1) for flips in itertools.combinations([axis + 2 for axis in axes], count)]
 
     def average(tiles: Tensor) -> list[Tensor]:
-        answers = [[torch.flip(one, flips) for one in forward(torch.flip(tiles, flips))] for flips in subsets]
-        return [sum(alike[1:], start=alike[0]) / len(subsets) for alike in zip(*answers, strict=True)]
+        sums: list[Tensor] = []
+        for flips in subsets:
+            answers = [torch.flip(one, flips) for one in forward(torch.flip(tiles, flips))]
+            sums = [total.add_(one) for total, one in zip(sums, answers, strict=True)] if sums else answers
+        return [total / len(subsets) for total in sums]
 
     return average
 

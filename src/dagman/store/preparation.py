@@ -183,25 +183,29 @@ class ScanGrid:
         parts = zip(self.prepared, self.positions, self.steps, strict=True)
         return [axis_weights(size, place, step) for size, place, step in parts]
 
-    def interpolate(self, values: NDArray, box: Box | None = None) -> NDArray[np.float32]:
-        """Values on the prepared grid (X Y Z), linearly, on the upright grid of the scan, or on a box of it; 0 outside."""
+    def interpolate(self, values: NDArray, box: Box | None = None, start: Triple = (0, 0, 0)) -> NDArray[np.float32]:
+        """Values on the prepared grid (X Y Z), linearly, on the upright grid of the scan, or on a box of it; 0 outside.
+
+        start: the place of the first value, where only those are given that the box needs.
+        """
         box = box or self.whole
         result = np.zeros([part.stop - part.start for part in box], dtype=np.float32)
         matrices, columns, target = [], [], []
-        for matrix, within, part in zip(self.weights, self.inside, box, strict=True):
+        for matrix, within, part, before in zip(self.weights, self.inside, box, start, strict=True):
             first, last = max(part.start, within.start), max(part.start, within.start, min(part.stop, within.stop))
             rows = matrix[first - within.start : last - within.start]
             used = _cover(np.bincount(rows.indices, minlength=rows.shape[1]) > 0)
             matrices.append(rows[:, used])
-            columns.append(used)
+            columns.append(slice(used.start - before, used.stop - before))
             target.append(slice(first - part.start, last - part.start))
         if all(matrix.shape[0] for matrix in matrices):
             result[tuple(target)] = apply_weights(values[tuple(columns)], matrices)
         return result
 
-    def find_box(self, marked: NDArray[np.bool_]) -> Box | None:
+    def find_box(self, marked: NDArray[np.bool_], start: Triple = (0, 0, 0)) -> Box | None:
         """The box of the scan, upright, in which interpolation reads marked voxels of the prepared form; None if nowhere.
 
+        start: the place of the first of them, where others are not given.
         The whole scan where a weight is below 0: a mean is then not held by what it is the mean of.
         """
         if not marked.any():
@@ -211,7 +215,9 @@ class ScanGrid:
         parts = []
         for axis, (matrix, within) in enumerate(zip(self.weights, self.inside, strict=True)):
             others = tuple(other for other in range(3) if other != axis)
-            reached = _cover(matrix @ marked.any(axis=others).astype(np.float32) > 0)
+            read = np.zeros(matrix.shape[1], dtype=np.float32)
+            read[start[axis] : start[axis] + marked.shape[axis]] = marked.any(axis=others)
+            reached = _cover(matrix @ read > 0)
             if reached.stop == reached.start:
                 return None
             parts.append(slice(within.start + reached.start, within.start + reached.stop))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -13,9 +15,9 @@ from dagman.scans.scan import Scan
 from dagman.store.preparation import Preparation, prepare_scan, restore_to_scan_grid
 from dagman.store.resampling import list_values
 from dagman.tables.structures import Structure
-from dagman.tasks.segment import model
+from dagman.tasks.segment import scan_labels
 from dagman.tasks.segment.cases import to_classes
-from dagman.tasks.segment.model import label_on_scan_grid
+from dagman.tasks.segment.scan_labels import label_on_scan_grid, label_planes
 
 KINDS = [np.uint8, np.int16, np.int32, np.float32, np.float64]
 
@@ -50,8 +52,13 @@ def test_a_class_in_its_box_is_labelled_as_on_the_whole_grid(spacing, flip, seed
         chances = np.round(chances * 3) / 3
     maps = np.stack([restore_to_scan_grid(one, prepared, scan) for one in chances])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "SLAB_VOXELS", 1 if by_slices else model.SLAB_VOXELS)
+        patch.setattr(scan_labels, "SLAB_VOXELS", 1 if by_slices else scan_labels.SLAB_VOXELS)
         np.testing.assert_array_equal(label_on_scan_grid(torch.from_numpy(chances), prepared, scan), maps.argmax(0))
+    given, axis = torch.from_numpy(chances), seed % 3
+    planes = given.shape[axis + 1]
+    cuts = sorted({0, planes, *rng.integers(0, planes, 3).tolist()})
+    slabs = ((first, given.narrow(axis + 1, first, last - first)) for first, last in itertools.pairwise(cuts))
+    np.testing.assert_array_equal(label_planes(slabs, axis, prepared, scan), maps.argmax(0))
 
 
 @pytest.mark.parametrize("kind", KINDS)

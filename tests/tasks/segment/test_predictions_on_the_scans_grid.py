@@ -13,11 +13,15 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
 from dagman.evaluation.segmentation_metrics import measure_dice
+from dagman.scans.affine import Affine
 from dagman.scans.label_files import write_label_map
 from dagman.scans.reading import read_scan
+from dagman.scans.scan import Scan
+from dagman.store.preparation import prepare_scan
 from dagman.tables.structures import Structure
 from dagman.tasks.contract import Contract
 from dagman.tasks.segment.model import SegmentationModel, adapt_encoder, load_model, save_model, start_model
+from dagman.tasks.segment.scan_labels import label_on_scan_grid
 
 
 class Threshold(nn.Module):
@@ -138,3 +142,18 @@ def test_mirrored_windows_are_averaged_on_request(small_encoder, make_ball, tmp_
     plain, mirrored = model.measure_class_weights(prepared), model.measure_class_weights(prepared, mirror=True)
     torch.testing.assert_close(mirrored.sum(0), torch.ones(prepared.shape), atol=1e-4, rtol=0)
     assert (plain - mirrored).abs().max() > 1e-4
+
+
+def test_labels_of_many_classes_are_those_of_all_their_chances_at_once(small_encoder):
+    rng = np.random.default_rng(0)
+    voxels = rng.normal(0, 300, (30, 26, 70)).astype(np.int16)
+    scan = Scan(voxels=voxels, affine=Affine(np.diag([4.0, 5.0, 7.0, 1.0])), modality="CT", patient="p", source="s")
+    structures = [Structure(name=f"s{value}", values=(value,)) for value in range(1, 31)]
+    model = start_model(adapt_encoder(small_encoder, side=32, spacing=5.0), structures)
+    model.network.eval()
+    prepared = prepare_scan(scan, model.encoder.preparation)
+    assert max(prepared.shape) > 2 * model.side
+    wanted = label_on_scan_grid(model.measure_class_weights(prepared), prepared, scan)
+    found = model.label_prepared(prepared, scan)
+    assert len(np.unique(wanted)) > 10
+    np.testing.assert_array_equal(found, wanted)

@@ -26,16 +26,17 @@ from torch import Tensor
 from dagman.devices import choose_precision
 from dagman.encoder.encoder import Encoder
 from dagman.encoder.loading import load_encoder
-from dagman.encoder.tiling import FLOOR_HALF, mirror_forward, plan_tiles, sliding_window_inference
+from dagman.encoder.tiling import FLOOR_HALF, Forward, mirror_forward, plan_tiles, sliding_window_inference, stream_planes
 from dagman.errors import TaskError
 from dagman.model import to_unit_range
 from dagman.randomness import address
 from dagman.records.files import write_whole
 from dagman.records.hashes import hash_array, hash_bytes
 from dagman.scans.scan import Modality, Scan
-from dagman.store.preparation import SCALED_RANGE, PreparedScan, place_on_scan, prepare_scan
+from dagman.store.preparation import SCALED_RANGE, PreparedScan, prepare_scan
 from dagman.tables.structures import Structure
 from dagman.tasks.contract import Contract, read_contract
+from dagman.tasks.segment.scan_labels import label_planes
 from dagman.tasks.segment.unet import SegmentationNetwork
 
 FORMAT = 1
@@ -44,10 +45,11 @@ OVERLAP = 0.5
 """Share of a window's side that the next one covers too (nnU-Net's)."""
 BATCH_CPU, BATCH_GPU = 2, 4
 """Windows at once. Of a single one torch leaves oneDNN for the convolutions of few channels on a CPU: 1.4 times the time of two."""
-SLAB_VOXELS = 2**23
-"""Of the scan's grid, whose classes are compared at once: 32 MiB for each of the two maps that takes."""
 MOST_MEMORY = 2**30
 """Bytes above which the chances of a scan are kept in float16."""
+MOST_HELD, MOST_ANSWERED = 2**28, 2**28
+"""Bytes above which the planes of a scan's chances that windows still reach are kept in float16; and of the answers for windows at
+once, but for one window."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,16 +99,10 @@ class SegmentationModel:
     @torch.inference_mode()
     def measure_class_weights(self, prepared: PreparedScan, *, mirror: bool = False) -> Float[Tensor, "K X Y Z"]:
         """Chances of the classes at each voxel of a prepared scan; `mirror` averages over the 8 mirrored forms of each window."""
-
-        def forward(windows: Float[Tensor, "B 1 S S S"]) -> list[Float[Tensor, "B K S S S"]]:
-            with self.autocast():
-                logits = self.network(self.scale_view(windows, prepared.modality))
-            return [logits.float().softmax(dim=1)]
-
         size = 4 * self.network.classes * int(np.prod(prepared.shape))
         tiling = plan_tiles(prepared.shape, self.side, overlap=OVERLAP, alignment=1, floor=FLOOR_HALF)
         (probabilities,) = sliding_window_inference(
-            mirror_forward(forward) if mirror else forward,
+            self._answer(prepared.modality, mirror=mirror),
             prepared.voxels,
             tiling,
             fill=self.encoder.pad_value(prepared.modality),
@@ -115,52 +111,50 @@ class SegmentationModel:
         )
         return probabilities[(slice(None), *tiling.scan_box)]
 
+    def _answer(self, modality: Modality, *, mirror: bool) -> Forward:
+        """Windows of a scan's own values to the classes' probabilities."""
+
+        def forward(windows: Float[Tensor, "B 1 S S S"]) -> list[Float[Tensor, "B K S S S"]]:
+            with self.autocast():
+                probabilities = self.network(self.scale_view(windows, modality)).float()
+            # Plane by plane into the logits: of many classes a window's are as large as all that made them.
+            for window in probabilities:
+                for plane in window.unbind(1):
+                    plane.copy_(plane.softmax(dim=0))
+            return [probabilities]
+
+        return mirror_forward(forward) if mirror else forward
+
     def label_scan(self, scan: Scan, *, mirror: bool = False) -> NDArray[np.uint8]:
         """The class at each voxel of a scan as read, on its own grid (X Y Z); the scan has passed `encoder.read`."""
         return self.label_prepared(prepare_scan(scan, self.encoder.preparation), scan, mirror=mirror)
 
     def label_prepared(self, prepared: PreparedScan, scan: Scan, *, mirror: bool = False) -> NDArray[np.uint8]:
         """`label_scan` of a scan that is prepared already; its own voxels are not read (see `drop_voxels`)."""
-        return label_on_scan_grid(self.measure_class_weights(prepared, mirror=mirror), prepared, scan)
+        shape, classes = prepared.shape, self.network.classes
+        # Across the longest axis: the planes that windows reach at once are the fewest.
+        axis = int(np.argmax(shape))
+        held = 4 * classes * self.side * int(np.prod(shape)) // shape[axis]
+        window = 4 * classes * self.side**3
+        most = BATCH_CPU if self.encoder.device == "cpu" else BATCH_GPU
+        tiling = plan_tiles(shape, self.side, overlap=OVERLAP, alignment=1, floor=FLOOR_HALF)
+        with torch.inference_mode():
+            slabs = stream_planes(
+                self._answer(prepared.modality, mirror=mirror),
+                prepared.voxels,
+                tiling,
+                axis,
+                fill=self.encoder.pad_value(prepared.modality),
+                batch=max(1, min(most, MOST_ANSWERED // window)),
+                dtype=torch.float16 if held > MOST_HELD else torch.float32,
+            )
+            return label_planes(slabs, axis, prepared, scan)
 
     def to_values(self, classes: NDArray[np.uint8]) -> NDArray:
         """Classes as the structures' own values in a label map, in the smallest unsigned type."""
         values = [0, *(structure.values[0] for structure in self.structures)]
         kind = np.uint8 if max(values) < 256 else np.uint16
         return np.array(values, dtype=kind)[classes]
-
-
-def label_on_scan_grid(class_probabilities: Tensor, prepared: PreparedScan, scan: Scan) -> NDArray[np.uint8]:
-    """The likeliest class at each voxel of the scan, X Y Z; chances (K X Y Z) are interpolated, not labels: edges stay smooth.
-
-    Class by class, each in the box where it can be likelier than background, and some slices at a time: memory is that of one
-    byte a voxel of the scan, whatever K is. Outside the prepared grid it is background.
-    """
-    grid = place_on_scan(prepared, scan)
-    background = class_probabilities[0].float().numpy()
-    # A mean over places where background is at least as likely does not put the class above it.
-    boxes = {
-        code: box
-        for code in range(1, len(class_probabilities))
-        if (box := grid.find_box(class_probabilities[code].float().numpy() > background)) is not None
-    }
-    classes = np.zeros(grid.shape, dtype=np.uint8)
-    whole = grid.whole
-    depth = max(1, SLAB_VOXELS // (grid.shape[0] * grid.shape[1]))
-    for first in range(0, grid.shape[2], depth):
-        slab = slice(first, min(first + depth, grid.shape[2]))
-        most: NDArray[np.float32] | None = None
-        for code, (x, y, z) in boxes.items():
-            part = slice(max(z.start, slab.start), min(z.stop, slab.stop))
-            if part.start >= part.stop:
-                continue
-            most = grid.interpolate(background, (whole[0], whole[1], slab)) if most is None else most
-            other = grid.interpolate(class_probabilities[code].float().numpy(), (x, y, part))
-            held = most[x, y, part.start - first : part.stop - first]
-            better = other > held
-            classes[x, y, part][better] = code
-            np.copyto(held, other, where=better)
-    return grid.to_scan(classes)
 
 
 def adapt_encoder(encoder: Encoder, *, side: int, spacing: float) -> Encoder:
