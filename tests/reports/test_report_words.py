@@ -55,7 +55,13 @@ def results(tmp_path: Path) -> Results:
 
 def test_methods_are_quoted_from_the_record(results):
     told = " ".join(block.text for block in quote_results(results) if isinstance(block, Text))
-    for words in ("6 items (4 `0`, 2 `1`) of 4 patients", "voxels of 0.7 mm", "5-fold", "repeated 2 times", "25% of the labels"):
+    for words in (
+        "6 items (4 `0`, 2 `1`) of 4 patients",
+        "voxel size of 0.7 mm",
+        "5-fold",
+        "repeated 2 times",
+        "25% of the labels",
+    ):
         assert words in told
     assert "logistic regression" in told
     assert "nearest training items" not in told, "k-NN has no measurement here"

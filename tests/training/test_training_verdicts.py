@@ -21,15 +21,15 @@ def _targets(H: float, MI: float, gain: float, ce: float = 5.0) -> dict[str, flo
         # METHOD, Small runs: the four rows of the table, then a healthy long run.
         ("ampd", _targets(0.99, 0.01, 0.13), 150, "red", "ln K"),
         ("aitd", _targets(0.50, 0.01, -1.7), 150, "red", "collapsed"),
-        ("gitd", _targets(0.70, 0.53, -0.23), 150, "amber", "no better than one constant answer"),
+        ("gitd", _targets(0.70, 0.53, -0.23), 150, "amber", "no better than a constant"),
         ("ampd", _targets(0.50, 0.35, 0.21), 150, "green", "predicts"),
         ("ampd", _targets(0.50, 0.35, 0.05), 150, "green", "is beginning to predict"),
         ("aitd", _targets(0.50, 0.50, 0.40), 150, "green", "predicts"),
         ("ampd", _targets(0.50, 0.10, 0.21), 150, "green", "hardly distinguish"),
         ("ampd", _targets(0.50, 0.35, 0.00), 150, "amber", "Longer runs"),
-        ("aitd", _targets(0.50, 0.50, 0.00), 150, "amber", "Image targets"),
+        ("aitd", _targets(0.50, 0.50, 0.00), 150, "amber", "image-level targets"),
         ("aitd", _targets(0.50, 0.50, 0.00, ce=6.93), 150, "amber", "at ln K"),
-        ("aitd", _targets(0.50, 0.50, 0.00, ce=6.93), 20, "amber", "Image targets"),
+        ("aitd", _targets(0.50, 0.50, 0.00, ce=6.93), 20, "amber", "image-level targets"),
         # Fresh networks have uniform targets: no fault before step 90.
         ("ampd", _targets(0.99, 0.01, 0.0), 0, "amber", "may still recover"),
         ("ampd", _targets(0.40, 0.01, 0.0), 25, "amber", "may still recover"),
