@@ -61,6 +61,19 @@ def test_what_is_not_hu_is_refused_with_advice(values, text):
     assert text in verdict.reason
 
 
+@pytest.mark.parametrize("highest", [1, 40, 900])
+def test_labels_given_as_mr_are_refused(highest):
+    labels = np.zeros((24, 24, 24))
+    labels[4:12, 4:20, 4:20], labels[12:20, 4:20, 4:20] = highest, (highest + 1) // 2
+    assert judge_scan(scan_of(labels, "MR")).reason == "appears to be a label map; give it as a mask, not as a scan"
+
+
+def test_mr_of_8_bits_without_its_skull_is_no_label_map():
+    brain = rng().normal(120, 30, (24, 24, 24)).clip(1, 255).round()
+    brain[:6], brain[-6:] = 0, 0
+    assert judge_scan(scan_of(brain, "MR")).accepted
+
+
 def test_raw_values_are_noticed_behind_padding():
     raw = np.concatenate([LUNG, SOFT[:, :, :20]]) + 1024
     raw[:3] = -2000
@@ -196,6 +209,9 @@ def test_real_scans_are_judged_right(data):
         assert "not in HU" in judge_scan(read_scan(data / name)).reason, name
     for name in ["organs/masks/totalseg-body.nii.gz", "mr/totalseg-mr_labels.nii.gz"]:
         assert "appears to be a label map" in judge_scan(read_scan(data / name)).reason, name
+        assert "appears to be a label map" in judge_scan(read_scan(data / name, modality="MR")).reason, name
+    for name in ["mr/stroke-T1.nii.gz", "mr/totalseg-mr.nii.gz", "mr/CMB-CRC-T2.nii.gz"]:
+        assert judge_scan(read_scan(data / name, modality="MR")).accepted, name
 
 
 def test_real_ct_is_refused_once_its_sign_is_flipped(data):

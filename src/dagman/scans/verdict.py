@@ -41,6 +41,11 @@ _SMALLEST_MM, _LARGEST_MM = 5.0, 5000.0
 _CLOSEST_MM = 0.01
 """Voxels closer together than this, along any axis, come from a damaged header: a tenth of what clinical scanners resolve."""
 
+_MOST_LABELS, _LEAST_EQUAL = 1000, 0.9
+"""Different values that a label map may hold, and the share of neighbours outside its background that have one label."""
+
+_LABEL_MAP = "appears to be a label map; give it as a mask, not as a scan"
+
 _SAMPLED = 4_000_000
 """Shares are counted on about this many voxels, evenly spread; minimum and maximum on all."""
 
@@ -135,7 +140,9 @@ def judge_scan(scan: Scan, evidence: HuEvidence | None = None) -> Verdict:
         reason = f"its voxels are {min(scan.spacing):.3g} mm apart along one axis: correct the header"
         return Verdict(accepted=False, reason=reason, notes=notes, evidence=evidence)
     if scan.modality == "MR":
-        return Verdict(accepted=True, notes=notes)
+        # No range of values tells an MR image from labels, as HU do; the labels' flat areas tell them.
+        reason = _LABEL_MAP if is_label_map(scan.voxels) else ""
+        return Verdict(accepted=not reason, reason=reason, notes=notes, evidence=evidence if reason else None)
     # A tag or a user that says CT needs less proof: a crop inside one organ holds neither air nor fat.
     wrong = evidence.is_raw or evidence.is_negated
     plausible = evidence.is_hu or (not wrong and evidence.minimum < 0 and evidence.soft_tissue_share >= 0.5)
@@ -158,6 +165,25 @@ def _find_emptiness(evidence: HuEvidence) -> str:
         what = f"neighbouring voxels are uncorrelated (correlation {evidence.neighbour_correlation:.2f})"
         return f"is noise, {what}: exclude it, or export it again"
     return ""
+
+
+def is_label_map(voxels: NDArray) -> bool:
+    """Whether voxels [X, Y, Z] are whole numbers, none negative, in flat areas on a background, as labels of structures are.
+
+    The background is the most frequent value. In label maps 98 % and more of the neighbours outside it are equal; in MR images,
+    8-bit ones with the skull removed included, 6 % and less.
+    """
+    if voxels.min() < 0 or not (np.issubdtype(voxels.dtype, np.integer) or np.array_equal(voxels, np.rint(voxels))):
+        return False
+    values, counts = np.unique(voxels, return_counts=True)
+    if len(values) > _MOST_LABELS:
+        return False
+    along = np.moveaxis(voxels, int(np.argmax(voxels.shape)), 0)
+    one, next_one = along[:-1], along[1:]
+    background = values[np.argmax(counts)]
+    outside = (one != background) & (next_one != background)
+    pairs = int(np.count_nonzero(outside))
+    return pairs > 0 and bool(np.count_nonzero(outside & (one == next_one)) >= _LEAST_EQUAL * pairs)
 
 
 def judge_modality(evidence: HuEvidence) -> Modality:
@@ -251,8 +277,9 @@ def _explain(scan: Scan, evidence: HuEvidence) -> str:
         return f"appears to hold raw values, 1024 too high ({values}, tissue near 1024): {remedy}"
     if evidence.is_negated:
         return f"appears to hold HU with the sign flipped ({values}, air at the high end): multiply by -1"
-    if scan.voxels.dtype == np.int16 and evidence.minimum >= 0 and evidence.maximum < 150:
-        return f"not in HU ({values}, whole numbers only): appears to be a label map; give it as a mask, not as a scan"
+    small_numbers = scan.voxels.dtype == np.int16 and evidence.minimum >= 0 and evidence.maximum < 150
+    if small_numbers or is_label_map(scan.voxels):
+        return f"not in HU ({values}, whole numbers only): {_LABEL_MAP}"
     if evidence.maximum - evidence.minimum < 50:
         return f"not in HU ({values}): appears to be rescaled already; give the scan in HU"
     remedy = "give the scan in HU" if scan.modality == "CT" else "pass --modality mr if it is MR, otherwise give the scan in HU"
