@@ -123,8 +123,9 @@ def test_a_run_that_is_killed_and_gone_on_by_other_numbers_of_ranks_is_one_proce
     one, many = Run(place / f"{case}-one"), Run(place / case)
     assert len(many.steps) == len(one.steps) == 3
     assert len(many.monitors) == len(one.monitors) == (2 if case == "dagman" else 0)
+    # A spread of distances of 50 mm is a difference of nearly equal numbers: its rounding is theirs.
     for ours, theirs in [*zip(many.steps, one.steps, strict=True), *zip(many.monitors, one.monitors, strict=True)]:
-        assert flatten_values(ours) == pytest.approx(flatten_values(theirs), rel=2e-5, abs=1e-6)
+        assert flatten_values(ours) == pytest.approx(flatten_values(theirs), rel=2e-5, abs=1e-5)
     # Gradients, targets and weights after each step. A weight without a gradient follows the sign of its rounding, by AdamW.
     for step, apart in told["apart"].items():
         assert any(key.startswith("optimizer.exp_avg:") for key in apart)
@@ -138,7 +139,8 @@ def test_what_is_exchanged_is_counted_and_said(place):
     (line,) = [line for line in many.choices if line.startswith("ranks: ")]
     assert line.startswith("ranks: 2 over gloo, 2 views per step each, in 1 part; gradients of ")
     gradients = float(line.partition("gradients of ")[2].split()[0])
-    assert all(row["communicated_mib"] >= gradients for row in many.timings)
+    # The line gives one decimal.
+    assert all(row["communicated_mib"] >= gradients - 0.05 for row in many.timings)
     assert not any("communicated_mib" in row for row in Run(place / "dagman-one").timings)
 
 
