@@ -49,8 +49,8 @@ def test_a_healthy_run_shows_none_of_the_failures_below(fail):
 def test_a_teacher_frozen_at_a_constant(fail, monkeypatch):
     build = assembly.build_networks
 
-    def build_constant(settings):
-        student, teacher = build(settings)
+    def build_constant(settings, **ways):
+        student, teacher = build(settings, **ways)
         for parameter in teacher.parameters():
             parameter.zero_()
         return student, teacher
