@@ -28,7 +28,7 @@ def _targets(H: float, MI: float, gain: float, ce: float = 5.0) -> dict[str, flo
         ("ampd", _targets(0.50, 0.10, 0.21), 150, "green", "hardly distinguish"),
         ("ampd", _targets(0.50, 0.35, 0.00), 150, "amber", "Longer runs"),
         ("aitd", _targets(0.50, 0.50, 0.00), 150, "amber", "image-level targets"),
-        ("aitd", _targets(0.50, 0.50, 0.00, ce=6.93), 150, "amber", "at ln K"),
+        ("aitd", _targets(0.50, 0.50, 0.00, ce=6.93), 150, "amber", "has not fallen below ln K"),
         ("aitd", _targets(0.50, 0.50, 0.00, ce=6.93), 20, "amber", "image-level targets"),
         # Fresh networks have uniform targets: no fault before step 90.
         ("ampd", _targets(0.99, 0.01, 0.0), 0, "amber", "may still recover"),

@@ -190,8 +190,9 @@ def judge_targets(name: str, monitored: Mapping[str, float], step: int, steps: i
     longer = "More views per step (`train.batch`) or more steps may help."
     if step >= EARLY * steps and monitored["ce"] > AT_LN_K * monitored["ln_k"] and monitored["gain"] < NO_GAIN:
         text = (
-            f"{head} ({numbers}): the {name.upper()} loss is at ln K ({monitored['ce']:.2f}): the student predicts no better "
-            f"than a constant (gain = {monitored['gain']:.2f}). This is common in short runs with few views per step."
+            f"{head} ({numbers}): the {name.upper()} loss, {monitored['ce']:.2f}, has not fallen below ln K = "
+            f"{monitored['ln_k']:.2f}: the student predicts no better than a constant. This is common in short runs with few "
+            "views per step."
         )
         return Verdict(light="amber", text=text, remedy=longer, key=f"ln-k-{name}")
     notify = "distinguish samples" if monitored["MI"] >= _TELLING else "hardly distinguish samples"
