@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
@@ -111,7 +112,7 @@ class Trainer:
         # A run that goes on from another has its first weights in a checkpoint of step 0.
         if not self.group.broadcast(list_checkpoints(self.folder)):
             self.learner.start_reconstruction(self.first_mean)
-        with self.learner.joined():
+        with self.learner.joined(), contextlib.closing(self.saver):
             while (broken := self._train_on()) is not None:
                 self._go_back(broken)
         return self.step

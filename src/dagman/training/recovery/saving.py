@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -61,3 +62,8 @@ class Saver:
             return
         if ended:
             self.on_written(self.step)
+
+    def close(self) -> None:
+        """Wait for what is still being written when the training ends; its own error is reported, not what this raises."""
+        with contextlib.suppress(OSError, SafetensorError):
+            self.background.finish()
