@@ -42,10 +42,10 @@ LEFT_OUT = {
     "single-mr-raw": "is one slice",
     "single-mr-rle": "is one slice",
     "mixed-planes": "is one slice",
-    "enhanced-mr-small-j2k": "has no place in the patient",
-    "enhanced-mr-small-jpeg-ls": "has no place in the patient",
-    "enhanced-mr-small-raw": "has no place in the patient",
-    "enhanced-mr-small-rle": "has no place in the patient",
+    "enhanced-mr-small-j2k": "has no position in the patient",
+    "enhanced-mr-small-jpeg-ls": "has no position in the patient",
+    "enhanced-mr-small-raw": "has no position in the patient",
+    "enhanced-mr-small-rle": "has no position in the patient",
 }
 """Folders of no volume, whose pixels are compared all the same."""
 SEPARATE = {"gantry-tilt", "missing-slice", "missing-slice-5mm", "same-position", "truncated", "unequal-spacing-tilt"}
@@ -156,7 +156,7 @@ def test_what_is_no_volume_has_the_same_pixels_and_is_refused_as_both(data, tmp_
         # Its 13 bits are signed, which dcm2niix does not see: dagman's HU are right, dcm2niix's are wrapped.
         theirs = theirs - 8192 * (theirs.astype(np.int32) - ours > 4096)
     # Without a place in the patient dcm2niix keeps the file's own order of rows.
-    assert np.array_equal(ours, theirs[:, ::-1] if "no place" in LEFT_OUT[name] else theirs)
+    assert np.array_equal(ours, theirs[:, ::-1] if "no position" in LEFT_OUT[name] else theirs)
     if LEFT_OUT[name] == "is one slice":
         for path in made:
             assert "is one slice" in find_series(path).refused[0].reason

@@ -55,7 +55,7 @@ def test_multi_frame_pixels_are_equal_in_every_encoding(quirks, kind):
     assert truth.shape == (10, 64, 64)
     assert np.array_equal(decode(quirks / f"enhanced-mr-small-{kind}"), truth)
     (refusal,) = find_series(quirks / f"enhanced-mr-small-{kind}").refused
-    assert "has no place in the patient" in refusal.reason
+    assert "has no position in the patient" in refusal.reason
 
 
 @pytest.mark.parametrize("kind", ["rle", "j2k", "jpegls", "bigendian", "implicit", "raw"])

@@ -191,7 +191,7 @@ def test_an_object_that_is_no_image_is_named(tmp_path, write_dicom, edit_dicom, 
 def test_missing_places_are_refused(tmp_path, write_dicom, edit_dicom, ct, placement):
     for path in write_dicom(tmp_path, ct, placement):
         edit_dicom(path, ImagePositionPatient=None)
-    assert "has no place in the patient" in reasons(tmp_path)[0]
+    assert "has no position in the patient" in reasons(tmp_path)[0]
 
 
 def test_one_missing_slice_is_said_with_its_place(tmp_path, write_dicom, ct, placement):
@@ -200,8 +200,9 @@ def test_one_missing_slice_is_said_with_its_place(tmp_path, write_dicom, ct, pla
         read_scan(tmp_path)
     assert str(caught.value) == (
         f"{tmp_path}: slices are 2.5 mm apart, but 5 mm after slice 4 (wanted: within 0.1 mm of even): 1 slice is missing. "
-        "Export the complete series without gantry tilt, or exclude it."
+        "Export the complete series, exclude it, or prepare it with --widest-gap 5."
     )
+    assert read_scan(tmp_path, widest_gap=5).notes
 
 
 def test_one_slice_is_refused(tmp_path, write_dicom, ct, placement):

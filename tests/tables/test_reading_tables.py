@@ -182,7 +182,7 @@ _SURVIVAL = {"time": "days", "event": "dead"}
         ),
         (
             _label("scan,patient,label\na.nii.gz,1,\nb.nii.gz,2,"),
-            "no row can be used: column 'label' is empty in 2 rows: left out (row 1, 2). Fill these columns.",
+            "no row can be used: column 'label' is empty in 2 rows: left out (rows 1, 2). Fill these columns.",
         ),
         (
             {"rows": _PLAIN.replace("b.nii", "x.nii").replace("c.nii", "y.nii")},

@@ -23,3 +23,13 @@ def list_some(names: Iterable[object], limit: int = 20) -> str:
     texts = [str(name) for name in names]
     more = len(texts) - limit
     return ", ".join(texts[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
+def name_rows(rows: Iterable[int]) -> str:
+    """Rows of a table, counted from 0, as its reader counts them: from 1 below the header.
+
+    >>> name_rows([4]), name_rows([0, 1])
+    ('row 5', 'rows 1, 2')
+    """
+    numbers = [row + 1 for row in rows]
+    return f"row{'s' if len(numbers) > 1 else ''} {list_some(numbers)}"

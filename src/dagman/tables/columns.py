@@ -10,7 +10,7 @@ import numpy as np
 
 from dagman.errors import TableError
 from dagman.notes import Note, inform
-from dagman.records.counts import count_noun, list_some
+from dagman.records.counts import count_noun, list_some, name_rows
 from dagman.records.names import suggest_name
 from dagman.tables.numbers import EMPTY_WORDS, MISSING_WORDS, parse_numbers
 from dagman.tables.table_file import load_rows
@@ -103,8 +103,9 @@ class Columns:
     def _note_missing(self, name: str, rows: Sequence[int]) -> None:
         if rows:
             words = ", ".join(sorted({f"'{self._words[name][row]}'" for row in rows}))
-            places = f"row {list_some(row + 1 for row in rows)}"
-            self._notes[f"column '{name}' has {words} in {count_noun(len(rows), 'row')}: taken as missing ({places})"] = None
+            self._notes[f"column '{name}' has {words} in {count_noun(len(rows), 'row')}: taken as missing ({name_rows(rows)})"] = (
+                None
+            )
 
 
 def _as_text(text: str) -> str | None:

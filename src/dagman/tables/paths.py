@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dagman.errors import TableError
-from dagman.records.counts import list_some
+from dagman.records.counts import name_rows
 from dagman.scans.dicom import source_exists
 
 _DRIVE = re.compile(r"([A-Za-z]:[\\/]|\\\\)")
@@ -34,6 +34,5 @@ def refuse_drives(texts: Sequence[str | None], where: Path) -> None:
     rows = [row for row, text in enumerate(texts) if text and _DRIVE.match(text) and not source_exists(where.parent / text)]
     if rows:
         first = texts[rows[0]]
-        named = f"row{'s' if len(rows) > 1 else ''} {list_some(row + 1 for row in rows)}"
         do = "Write paths relative to the table's folder (with either slash), or absolute paths of this machine"
-        raise TableError(f"holds paths of a Windows drive or share in {named}, such as {first}", where=where, do=do)
+        raise TableError(f"holds paths of a Windows drive or share in {name_rows(rows)}, such as {first}", where=where, do=do)

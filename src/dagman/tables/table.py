@@ -19,7 +19,7 @@ import numpy as np
 from dagman.errors import TableError
 from dagman.notes import Note, inform, warn
 from dagman.records.alike import find_alike
-from dagman.records.counts import count_noun, list_some
+from dagman.records.counts import count_noun, list_some, name_rows
 from dagman.scans.dicom import source_exists
 from dagman.tables.clinical import note_many_categories, read_clinical_columns
 from dagman.tables.columns import Columns
@@ -195,8 +195,8 @@ class _Reader:
         values = self.columns.text(name)
         empty = [row for row, value in enumerate(values) if value is None]
         if empty:
-            places = list_some(row + 1 for row in empty)
-            self.notes.append(warn(f"column '{name}' is empty in {count_noun(len(empty), 'row')}: left out (row {places})"))
+            rows = count_noun(len(empty), "row")
+            self.notes.append(warn(f"column '{name}' is empty in {rows}: left out ({name_rows(empty)})"))
             self._dropped.update(empty)
         return values
 
@@ -300,8 +300,7 @@ def _drop_duplicates(
                 raise reader.columns.error(f"one item has different {what}", [earlier, row], do=do)
         repeated.append(row)
     if repeated:
-        shown_rows = list_some(row + 1 for row in repeated)
-        text = f"{count_noun(len(repeated), 'row')} identical to an earlier one: left out (row {shown_rows})"
+        text = f"{count_noun(len(repeated), 'row')} identical to an earlier one: left out ({name_rows(repeated)})"
         reader.notes.append(warn(text))
     return [row for row in rows if row not in set(repeated)]
 

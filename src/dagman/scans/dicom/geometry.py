@@ -6,6 +6,7 @@ against the even grid that fits them best: headers hold rounded numbers. Nothing
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -108,18 +109,34 @@ def stack_planes(planes: Sequence[Plane], *, tilted: bool = False, widest_gap: f
     if equal:
         raise ScanError(equal, do="Give one volume per series, with each slice once")
     stray, tilt, uneven = _find_stray(positions, first), _find_tilt(positions, first), _find_uneven(positions, first.normal)
-    bridged = bool(uneven) and float(np.diff(positions @ first.normal).max()) <= widest_gap
+    widest = float(np.diff(positions @ first.normal).max())
+    bridged = bool(uneven) and widest <= widest_gap
     problems = [*stray, *([] if bridged else uneven)]
     if problems or not tilted:
         problems = [*([] if stray else tilt), *problems]
     if problems:
-        raise ScanError("; ".join(problems), do="Export the complete series without gantry tilt, or exclude it")
+        raise ScanError("; ".join(problems), do=_name_mends(stray, tilt, widest if uneven and not bridged else None))
     indices = tuple(int(index) for index in order)
     if bridged:
         matrix, places = _build_bridged(positions, first)
         notes = tuple(f"{text}; values between slices were interpolated" for text in uneven)
         return Stack(order=indices, affine=Affine(LPS_TO_RAS @ matrix), places=places, notes=notes)
     return Stack(order=indices, affine=Affine(LPS_TO_RAS @ _build_matrix(positions, first, sheared=bool(tilt))))
+
+
+def _name_mends(stray: list[str], tilt: list[str], widest: float | None) -> str:
+    """What to do about these problems; `widest`: the gap in mm that was too wide."""
+    if stray:
+        return "Export the series again, one volume per series, or exclude it"
+    if tilt:
+        export = "Export the series without gantry tilt" if widest is None else "Export the complete series without gantry tilt"
+        return f"{export}, exclude it, or prepare it with --tilt resample{f' --widest-gap {_round_up(widest)}' if widest else ''}"
+    return f"Export the complete series, exclude it, or prepare it with --widest-gap {_round_up(widest or 0.0)}"
+
+
+def _round_up(millimetres: float) -> str:
+    """A gap as an option that is not smaller than it."""
+    return f"{math.ceil(millimetres * 10 - 1e-6) / 10:g}"
 
 
 def find_shared_places(planes: Sequence[Plane], *, alone: bool = False) -> list[list[int]]:

@@ -151,7 +151,8 @@ def _check_sequence(header: Header, path: Path) -> None:
     count = math.prod(size for size, kind in zip(header.sizes, kinds, strict=False) if kind in _OF_VOLUMES)
     if count < 2:
         return
-    if any(name.startswith("segment0_") for name in header.fields):
+    # Programs other than 3D Slicer leave the fields of its segments out, but take over its file names.
+    if path.name.lower().endswith(".seg.nrrd") or any(name.startswith("segment0_") for name in header.fields):
         do = "Export it from 3D Slicer as DICOM SEG, or each structure as a label map of its own"
         raise ScanError(f"is a segmentation of {count} layers, since its structures overlap", where=path, do=do)
     named = next(kind for kind in kinds if kind in _OF_VOLUMES)
