@@ -22,7 +22,7 @@ def test_the_form_for_graphs_equals_the_encoder(encoder, make_view, sides: tuple
     view = make_view(*sides[1:], batch=sides[0])
     with torch.no_grad():
         for wanted, got in zip(encoder.features(view), graph(view), strict=True):
-            torch.testing.assert_close(got, wanted, rtol=0, atol=2e-5)
+            torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from dagman.errors import EncoderError, MissingExtraError
 from dagman.export.backbones import make_graph
 from dagman.export.forms import Exported
 from dagman.export.preprocessing import FILE, describe_preprocessing
+from dagman.model.foreign.residual_encoder import DEEPEST, ResidualEncoderStages
 
 TORCH_FILE, ONNX_FILE = "encoder.pt2", "encoder.onnx"
 LONGEST = 4096
@@ -36,7 +37,7 @@ def write_torch_export(encoder: Encoder, folder: Path) -> Exported:
 graph = torch.export.load("{TORCH_FILE}").module()
 x1, x2, x3, x4 = graph(torch.zeros(1, 1, 96, 80, 72))  # HU; any batch and any sides
 """
-    return Exported(files=(TORCH_FILE,), usage=usage, left_out=_list_left_out(encoder), notes=_NOTES)
+    return Exported(files=(TORCH_FILE,), usage=usage, left_out=_list_left_out(encoder), notes=list_notes(encoder))
 
 
 def write_onnx(encoder: Encoder, folder: Path) -> Exported:
@@ -56,7 +57,7 @@ import onnxruntime
 session = onnxruntime.InferenceSession("{ONNX_FILE}")
 x1, x2, x3, x4 = session.run(None, {{"hu": np.zeros((1, 1, 96, 80, 72), dtype=np.float32)}})  # HU; any batch and any sides
 """
-    return Exported(files=(ONNX_FILE,), usage=usage, left_out=_list_left_out(encoder), notes=_NOTES)
+    return Exported(files=(ONNX_FILE,), usage=usage, left_out=_list_left_out(encoder), notes=list_notes(encoder))
 
 
 def convert_graph(graph: torch.export.ExportedProgram, *, maps: int) -> Any:
@@ -88,6 +89,17 @@ def trace_graph(graph: nn.Module) -> torch.export.ExportedProgram:
 
 def _open(name: str) -> Any:
     return torch.export.Dim(name, min=2, max=LONGEST)
+
+
+def list_notes(encoder: Encoder) -> tuple[str, ...]:
+    """What the user of an encoder's graph has to know, in sentences."""
+    if not isinstance(encoder.network.encoder, ResidualEncoderStages):
+        return _NOTES
+    return (
+        *_NOTES,
+        f"Give it views with a side longer than {DEEPEST} voxels: smaller ones leave instance norm a single voxel of x4. dagman "
+        "refuses them; the graph does not, and its x4 is then of no use.",
+    )
 
 
 def _list_left_out(encoder: Encoder) -> tuple[str, ...]:
