@@ -191,3 +191,23 @@ def test_cells_are_short(value, shown):
 
 def test_code_and_emphasis_are_the_only_markup():
     assert mark_inline("`a<b` **c** *d*") == "<code>a&lt;b</code> <strong>c</strong> *d*"
+
+
+def test_fractions_of_a_column_have_the_same_decimals_unless_one_would_be_lost():
+    rows = [[0.0056, 4.14, 3.0, 0.3, 1.5], [0.01276, 18.0, None, 1e-6, "n/a"], [float("nan"), 2.065, 7.0, 0.2, 2.25]]
+    cells = DataTable(["a", "b", "c", "d", "e"], rows).cells
+    assert [[format_cell(value) for value in column] for column in zip(*cells, strict=True)] == [
+        ["0.00560", "0.01276", "–"],
+        ["4.14", "18.00", "2.06"],
+        ["3", "–", "7"],
+        ["0.3", "1e-06", "0.2"],
+        ["1.5", "n/a", "2.25"],
+    ]
+    assert DataTable(["a"], []).cells == []
+
+
+def test_pictures_as_wide_as_the_page_are_read_on_a_telephone_whatever_they_show():
+    wide = b"\x89PNG" + bytes(12) + (2000).to_bytes(4, "big") + bytes(4)
+    for kind in ("chart", "slices"):
+        assert f'class="{kind} wide"' in _page(Figure(wide, "c", "a", kind=kind))
+        assert f'class="{kind}"' in _page(FigureGrid([Figure(wide, "c", "a", kind=kind)], narrow=True))

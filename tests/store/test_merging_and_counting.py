@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from dagman.cli.scans.store import app
 from dagman.errors import StoreError
-from dagman.reports.store_page import list_unrecorded
+from dagman.reports.store_page import list_spreads, list_unrecorded
 from dagman.store.format import locate_scan
 from dagman.store.manifest import Store
 from dagman.store.preparation import Preparation
@@ -107,6 +108,9 @@ def test_counts_are_those_of_the_manifest_and_the_page_names_no_one(folder, tmp_
     assert (counts["kernels"], counts["before_spacings"]) == ({"not stated": 2}, 0)
     page = (tmp_path / "page.html").read_text()
     assert "2 scans of 2 patients" in page
+    by_name = {name: numbers for name, *numbers in list_spreads(counts)}
+    assert all(re.fullmatch(r"\d+\.\d", number) for number in by_name["tissue (% of a CT's voxels)"]), "even decimals"
+    assert by_name["scans per patient"] == ["1"] * 5
     assert not any(row.patient in page for row in rows)
 
 

@@ -98,10 +98,10 @@ def _list_reasons(reasons: Sequence[str]) -> Listing:
     for reason in reasons:
         alike.setdefault(_NUMBER.sub("#", reason), Counter())[reason] += 1
     counts = sorted(alike.values(), key=Counter.total, reverse=True)
-    shown = [
-        f"{group.total()} x {group.most_common(1)[0][0]}{' (other values in the others)' if len(group) > 1 else ''}"
-        for group in counts[:_MOST_REASONS]
-    ]
+    shown = []
+    for group in counts[:_MOST_REASONS]:
+        others = " (other values in the others)" if len(group) > 1 else ""
+        shown.append(f"{group.total()} × {group.most_common(1)[0][0].removeprefix('is ')}{others}")
     rest = len(counts) - _MOST_REASONS
     return Listing([*shown, *([f"and {rest} others, in the table below"] if rest > 0 else [])])
 

@@ -98,7 +98,9 @@ class FigureGrid:
 
 @dataclass(frozen=True)
 class DataTable:
-    """Rows under named columns; numbers are shown with four significant digits, None and NaN as a dash.
+    """Rows under named columns; None and NaN are shown as a dash.
+
+    Fractions are shown with four significant digits, those of one column with the same decimals where none of them is lost by it.
 
     filtered: whether the page offers to show the rows, and small pictures, that hold certain words alone.
     """
@@ -112,6 +114,13 @@ class DataTable:
     def numeric(self) -> list[bool]:
         """Which columns hold numbers alone, as such or written, and are aligned to the right."""
         return [all(_is_number(row[i]) for row in self.rows) for i in range(len(self.columns))]
+
+    @property
+    def cells(self) -> list[list[Any]]:
+        """The rows, with the fractions of a column written to the same number of decimals."""
+        if not self.rows:
+            return []
+        return [list(row) for row in zip(*map(_even_decimals, zip(*self.rows, strict=True)), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -209,6 +218,17 @@ def _environment() -> Environment:
     environment.tests["prose"] = lambda value: len(format_cell(value)) > _PROSE
     environment.tests["block"] = lambda block, name: type(block).__name__ == name
     return environment
+
+
+def _even_decimals(column: Sequence[Any]) -> Sequence[Any]:
+    """A column of fractions with four significant digits for the largest; any other column, or one of many magnitudes, as it is."""
+    known = [abs(value) for value in column if isinstance(value, float) and math.isfinite(value)]
+    if len(known) < 2 or not all(value is None or isinstance(value, float) for value in column) or not max(known):
+        return column
+    decimals = max(0, 3 - math.floor(math.log10(max(known))))
+    if all(value.is_integer() for value in known) or any(0 < value < 10 ** (1 - decimals) for value in known):
+        return column
+    return [f"{value:.{decimals}f}" if value is not None and math.isfinite(value) else value for value in column]
 
 
 def _is_number(value: Any) -> bool:

@@ -8,17 +8,28 @@ from typing import Any
 from dagman.records.counts import count_noun
 from dagman.reports.page import DataTable, Listing, Section, render_page
 
-_COLUMNS = ("", "least", "lower quartile", "median", "upper quartile", "greatest")
+_COLUMNS = ("", "minimum", "lower quartile", "median", "upper quartile", "maximum")
 
 
-def list_spreads(counts: Mapping[str, Any]) -> list[list[Any]]:
-    """A row for each number: its name, the least, the quartiles, the greatest."""
-    spreads = {"scans per patient": counts["scans_per_patient"], "MB per scan": counts["megabytes_per_scan"]}
-    spreads |= {f"spacing of the sources along {axis} (mm)": spread for axis, spread in counts["source_spacing_mm"].items()}
-    spreads |= {f"voxels along {axis}": spread for axis, spread in counts["voxels_xyz"].items()}
-    spreads |= {f"body's extent along {axis} (mm)": spread for axis, spread in counts["body_extent_mm"].items()}
-    spreads |= {f"{name.replace('_', ' ')} of a CT's voxels": spread for name, spread in counts["body_shares"].items()}
-    return [[name, *spread.values()] for name, spread in spreads.items() if spread]
+def list_spreads(counts: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each number: its name with its unit, the minimum, the quartiles, the maximum; as many decimals in all of a row."""
+    rows = [
+        _write_spread("scans per patient", counts["scans_per_patient"], 1),
+        _write_spread("size of a scan (MB)", counts["megabytes_per_scan"], 2),
+    ]
+    rows += [_write_spread(f"source spacing along {axis} (mm)", spread, 2) for axis, spread in counts["source_spacing_mm"].items()]
+    rows += [_write_spread(f"voxels along {axis}", spread, 0) for axis, spread in counts["voxels_xyz"].items()]
+    rows += [_write_spread(f"body extent along {axis} (mm)", spread, 0) for axis, spread in counts["body_extent_mm"].items()]
+    for name, spread in counts["body_shares"].items():
+        shares = {key: 100 * value for key, value in spread.items()}
+        rows.append(_write_spread(f"{name.removesuffix('_share').replace('_', ' ')} (% of a CT's voxels)", shares, 1))
+    return [row for row in rows if row[1:]]
+
+
+def _write_spread(name: str, spread: Mapping[str, float], decimals: int) -> list[str]:
+    # Numbers that are all whole need no decimals.
+    whole = all(float(value).is_integer() for value in spread.values())
+    return [name, *(f"{value:.{0 if whole else decimals}f}" for value in spread.values())]
 
 
 def list_unrecorded(counts: Mapping[str, Any]) -> list[str]:

@@ -173,7 +173,7 @@ def describe_folder(
         return
     typer.echo(state_counts(counts))
     for name, *numbers in list_spreads(counts):
-        typer.echo(f"{name}: {numbers[0]:.4g} to {numbers[-1]:.4g}, median {numbers[2]:.4g}")
+        typer.echo(f"{name}: {numbers[0]} to {numbers[-1]}, median {numbers[2]}")
     if kernels := state_kernels(counts):
         typer.echo(f"kernels: {kernels}")
     typer.echo(f"Not recorded: {', '.join([*list_unrecorded(counts), 'ages and names of patients, on purpose'])}.")

@@ -13,7 +13,7 @@ from dagman.reports.style import BLUE, CYCLE, GREEN, INK, MUTED, ORANGE
 CLAIM = (
     "The paper's claim (Fig. 4): attention-guided masking makes attention heads similar, and a noisy teacher keeps them "
     "diverse, so `dagman` should be above `dagman-clean-teacher` here. Our own short runs do not show this: with noise "
-    "the semantic attention's divergence was .041 and .029 against .026 and .024 without, stages 3 and 4 did not differ, and "
+    "the semantic attention's divergence was 0.041 and 0.029 against 0.026 and 0.024 without, stages 3 and 4 did not differ, and "
     "**seeds differ by as much**. A single run is not conclusive: compare long runs of both methods over several seeds. Only "
     "rankings can be compared with Fig. 4a, whose unit is not stated."
 )
@@ -61,7 +61,7 @@ def draw_reconstruction(rows: _Rows) -> list[Figure]:
     names = {
         "student": ("student", INK),
         "teacher": ("teacher", MUTED),
-        "push_pull": ("smooth fill", ORANGE),
+        "push_pull": ("interpolation", ORANGE),
         "training_median": ("training median", BLUE),
         "visible_mean": ("visible mean", GREEN),
     }
