@@ -171,7 +171,7 @@ _SURVIVAL = {"time": "days", "event": "dead"}
     ("asked", "says"),
     [
         ({"rows": _PLAIN, "label": "lable"}, "has no column 'lable'. Nearest: label."),
-        ({"rows": _PLAIN, "clinical": ["zzz"]}, "has no column 'zzz'. There are: scan, patient, label."),
+        ({"rows": _PLAIN, "clinical": ["zzz"]}, "has no column 'zzz'. Available: scan, patient, label."),
         ({"rows": _PLAIN, "patient": "patients"}, "has no column 'patients'. Nearest: patient."),
         ({"rows": "path,label\na.nii.gz,1"}, "has no column 'scan'. "),
         ({"rows": "scan,patient"}, "has no rows. Write one item per row, below a header."),
