@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from dagman.model import SwinEncoder, SwinShape
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.gpu.checks import guard
 from benchmarks.gpu.floor import count_bytes
+from benchmarks.gpu.parts import Part, run_parts, supervise
 from benchmarks.gpu.profiling import name_kind
 from benchmarks.gpu.report import render
-
-CEILINGS = {"bytes_per_s": 1e9, "bf16_flop_per_s": 1e12}
 
 
 def test_fewest_bytes_of_a_network_small_enough_to_count_by_hand():
@@ -48,43 +50,87 @@ def test_kernels_are_told_by_their_names(key: str, kind: str):
     assert name_kind(key) == kind
 
 
-def test_a_check_that_fails_is_a_row_of_the_page_and_costs_no_other():
-    def fail() -> dict[str, object]:
-        raise RuntimeError("no registers left\nand a long trace")
+def _begin() -> dict[str, object]:
+    lists = ("ceilings", "checks", "encoders", "steps", "floors", "profiles", "paths", "growth", "joined")
+    head = {"device": "a card", "torch": "2.13", "date": "2026-11-29", "command": "python -m benchmarks.gpu"}
+    return {**head, "parts": {}, **{name: [] for name in lists}}
 
-    check = {"fp32_error": [1e-7], "half_error": [2e-3], "reference_half_error": [3e-3], "again_the_same_bits": True}
-    good = {"case": "good", **check, "kernel_seconds": 0.5, "reference_seconds": 1.0, "fewest_bytes": 2.5e8}
-    step = {
-        "name": "small",
-        "views": 16,
-        "kernels": "triton",
-        "seconds": 0.2,
-        "least": 0.1,
-        "most": 0.3,
-        "memory_gib": 1.5,
-        "floor": 0.05,
-    }
-    timed = {"seconds": 0.1, "least": 0.1, "most": 0.1, "memory_gib": None}
-    path = {"path": "read a step later", "name": "small", "views": 16, "faster": 1.5, "apart": 1e-4, "waits": 1, **timed}
-    found = {
-        "device": "a card",
-        "torch": "2.13",
-        "date": "2026-11-29",
-        "command": "python -m benchmarks.gpu",
-        "ceilings": CEILINGS,
-        "checks": [guard(fail, "bad"), good],
-        "encoders": [],
-        "steps": [step],
-        "profiles": [],
-        "paths": [path, {"path": "compiled", "views": 16, "failed": "does not fit"}],
-        "growth": [{"side": 96, "views": views, "seconds_per_million": 0.002 / views} for views in (1, 2)],
-        "joined": [{"name": "small", "two": 0.3, "one": 0.2}],
-    }
-    page = render(found)
-    assert "| bad | RuntimeError: no registers left |" in page
-    assert "| good | 1.0e-07 | 2.0e-03 (3.0e-03) | yes | 2.00 | 50% |" in page
-    assert "| read a step later | 16 of small | 0.100 (0.100 to 0.100) | 1.50 | 1.0e-04 | 1 | – |" in page
-    assert "| compiled | 16 | does not fit |" in page
-    assert "| 96^3 | 2.0 | 1.0 |  |" in page
+
+def test_a_part_that_fails_is_named_with_its_reason_and_costs_no_other():
+    def fail(error: Exception) -> dict[str, object]:
+        raise error
+
+    found, written = _begin(), []
+    parts = [
+        Part("bad kernel", "checks", lambda _: fail(RuntimeError("\nno registers left\nand a long trace"))),
+        Part("large step", "steps", lambda _: fail(torch.OutOfMemoryError("tried to allocate"))),
+        Part("good", "joined", lambda _: {"name": "small", "two": 0.3, "one": 0.2}),
+    ]
+    copies = lambda now: written.append(copy.deepcopy(now))  # noqa: E731
+    assert run_parts(parts, found, copies, device="cpu", ends=time.time() + 60)
+    assert [one["running"] and one["running"]["part"] for one in written] == ["bad kernel", None, "large step", None, "good", None]
+    page = render(written[-1])
+    assert "| bad kernel | RuntimeError: no registers left |" in page
+    assert "| large step | does not fit |" in page
     assert "as one (small): 1.50 times as fast" in page
+    # A second worker does nothing again, and parts that the time does not reach are told.
+    parts.append(Part("late", "steps", lambda _: fail(AssertionError("must not run"))))
+    assert run_parts(parts, found, copies, device="cpu", ends=0.0)
+    assert "| late | not run: the time was up before it |" in render(found)
+
+
+def test_a_part_that_ends_its_process_or_hangs_costs_no_other(tmp_path: Path):
+    kept = tmp_path / "gpu.json"
+    kept.write_text(json.dumps(_begin()))
+    worker = tmp_path / "worker.py"
+    # Stands in for a worker: its first part crashes, its second hangs, its third is measured.
+    worker.write_text(
+        "import json, os, sys, time\n"
+        "found = json.load(open(sys.argv[1]))\n"
+        "for number, name in enumerate(['crashes', 'hangs', 'good']):\n"
+        "    if name in found['parts']: continue\n"
+        "    until = time.time() + (0 if name == 'hangs' else 60)\n"
+        "    found['running'] = {'part': name, 'until': until}\n"
+        "    json.dump(found, open(sys.argv[1] + '.tmp', 'w')); os.replace(sys.argv[1] + '.tmp', sys.argv[1])\n"
+        "    if number == 0: os._exit(3)\n"
+        "    if number == 1: time.sleep(60)\n"
+        "    found['parts'][name], found['running'] = {'seconds': 0.1}, None\n"
+        "json.dump(found, open(sys.argv[1], 'w'))\n"
+    )
+    command = [sys.executable, "-S", str(worker), str(kept)]
+    read, write = lambda: json.loads(kept.read_text()), lambda found: kept.write_text(json.dumps(found))
+    supervise(command, read, write, ends=time.time() + 120)
+    assert read()["parts"] == {
+        "crashes": {"failed": "it ended its process (code 3)"},
+        "hangs": {"failed": "stopped: it ran over its time"},
+        "good": {"seconds": 0.1},
+    }
+
+
+def test_the_page_has_a_row_for_each_figure():
+    errors = {"half_error": [2e-3], "reference_half_error": [3e-3], "again_the_same_bits": True, "reference_seconds": 1.0}
+    good = {"case": "good", "fp32_error": [1e-7], **errors, "kernel_seconds": 0.5, "alone_seconds": 0.5, "fewest_bytes": 2.5e8}
+    half = {**good, "case": "half", "fp32_error": None, "failures": {"fp32_error": "OutOfResources: shared memory"}}
+    timed = {"name": "small", "views": 16, "seconds": 0.2, "least": 0.1, "most": 0.3, "memory_gib": 1.5}
+    path = {**timed, "path": "read a step later", "faster": 1.5, "apart": 1e-4, "waits": 1}
+    growth = [{"side": 96, "views": views, "seconds_per_million": 0.002 / views} for views in (1, 2)]
+    rows = {
+        "ceilings": [{"bytes_per_s": 1e9, "bf16_flop_per_s": 1e12}],
+        "checks": [good, half],
+        "steps": [{**timed, "kernels": "triton"}],
+        "floors": [{"name": "small", "views": 16, "flop": 5e10, "bytes": 1e6}],
+        "encoders": [
+            {"name": "small", "kernels": name, "pass": "step", "seconds": s} for name, s in (("triton", 0.1), ("monai", 0.4))
+        ],
+        "paths": [path, {**path, "path": "compiled", "faster": None, "apart": None}],
+        "growth": growth,
+    }
+    page = render(_begin() | rows)
+    assert "| good | 1.0e-07 | 2.0e-03 (3.0e-03) | yes | 2.00 | 50% |" in page
+    assert "| half | – | 2.0e-03 (3.0e-03) | yes | 2.00 | 50% |" in page
+    assert "| half, fp32_error | OutOfResources: shared memory |" in page
+    assert "| small, triton | step | 100.0 | 4.00 |" in page
+    assert "| read a step later | 16 of small | 0.200 (0.100 to 0.300) | 1.50 | 1.0e-04 | 1 | 1.5 |" in page
+    assert "| compiled | 16 of small | 0.200 (0.100 to 0.300) | – | – | 1 | 1.5 |" in page
+    assert "| 96^3 | 2.0 | 1.0 |  |" in page
     assert "| small | 16 | triton | 0.200 (0.100 to 0.300) | 80.0 | 1.5 | 25% |" in page

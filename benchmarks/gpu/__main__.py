@@ -2,8 +2,9 @@
 
 Ceilings (a large copy, a bf16 product), the floor of a step from its operations and fewest bytes, every fast path beside its
 reference (errors of values and gradients, time), whole steps with memory and a profile by kind, whole steps by every fast path
-(losses, waits of the host), encoders beside MONAI's, and growth with the side and number of views. Writes
-OUT/gpu.json after every part, so that a lease that ends costs what was not begun, and OUT/gpu.md, the tables of docs/benchmarks.md.
+(losses, waits of the host), encoders beside MONAI's, and growth with the side and number of views. Parts are measured in the order
+of their worth, each alone: one that fails is named with its reason and costs no other. OUT/gpu.json is written after every part, so
+that a lease that ends costs what was not begun, and OUT/gpu.md with the tables of docs/benchmarks.md.
 
 On a card, under eight minutes: python -m benchmarks.gpu --out out/gpu
 At small size on a CPU (Triton's kernels by its interpreter): TRITON_INTERPRET=1 python -m benchmarks.gpu --quick --out out/gpu
@@ -17,141 +18,123 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from benchmarks.gpu.ceilings import measure_ceilings
-from benchmarks.gpu.checks import ATTENTION, SMALL_ATTENTION, check_attention, check_layer_norm, guard
+from benchmarks.gpu.checks import ATTENTION, SMALL_ATTENTION, check_attention, check_layer_norm
+from benchmarks.gpu.encoders import compare_joined, grow, time_encoder
 from benchmarks.gpu.floor import count_floor
-from benchmarks.gpu.paths import ON_A_CPU, PATHS, compare_joined, time_path
+from benchmarks.gpu.parts import DEAD, Found, Part, run_parts, supervise
+from benchmarks.gpu.paths import ON_A_CPU, PATHS, SLOW_TO_BUILD, time_path
 from benchmarks.gpu.profiling import profile_step
 from benchmarks.gpu.report import render
 from benchmarks.gpu.timing import time_call
 from benchmarks.gpu.work import build_work
-from benchmarks.swin_step import SIZES, build_monai
 
-from dagman.model import SwinEncoder
 from dagman.records.files import write_json, write_text
 
-STEPS = [("small", 16), ("small", 32), ("small", 64), ("paper", 16), ("paper", 32), ("paper", 64)]
+STEPS = [("small", 32), ("paper", 16), ("small", 64), ("paper", 32), ("paper", 64)]
 SIDES, SMALL_SIDES = [64, 96, 128, 160], [32, 64]
 """Sides of the views of the table of growth, and those of a quick one."""
 MOST_VIEWS = {False: 64, True: 2}
 """Of the table of growth, by whether it is quick: doubled from 1 on until they do not fit."""
+LISTS = ("checks", "steps", "floors", "profiles", "paths", "joined", "encoders", "growth")
+VALUES = 1 << 25
+"""Of each tensor that LayerNorm is checked with: more than a card's cache holds."""
 
 
-def time_encoder(
-    size: str, direction: str, views: int, side: int, kernels: str, device: str, rounds: int, *, beside: bool = True
-) -> dict[str, Any]:
-    """An encoder's forward pass, or forward and backward, in bf16 autocast; MONAI's of the same shape beside it, eager."""
-    shape, view = SIZES[size][0], torch.rand(views, 1, side, side, side, device=device)
-    ours = SwinEncoder(shape).to(device)
-    ours.use_kernels(kernels)
-
-    def run(encoder: torch.nn.Module) -> None:
-        with torch.autocast(torch.device(device).type, torch.bfloat16), torch.set_grad_enabled(direction == "step"):
-            features = encoder(view)[-4:]
-            loss = torch.stack([x.float().square().mean() for x in features]).sum()
-        if direction == "step":
-            loss.backward()
-
-    row = {"name": f"{size}, {views} views of {side}^3, {kernels}", "pass": direction, "monai": None}
-    row |= time_call(partial(run, ours), device, rounds=rounds)
-    if kernels == "reference" and beside:
-        theirs = build_monai(shape).to(device)
-        row["monai"] = time_call(partial(run, theirs), device, rounds=rounds)["seconds"]
-    return row
+def time_step(size: str, views: int, kernels: str, device: str, rounds: int) -> dict[str, Any]:
+    """A whole step that computes every window, and its memory."""
+    plain = ["train.skip_hidden=false"]
+    work = build_work(size, batch=views, device=device, precision="bf16", kernels=kernels, assignments=plain)
+    row = {"name": size, "views": views, "kernels": kernels, "micro_batch": int(work.settings.train.micro_batch)}
+    return row | time_call(work.step, device, rounds=rounds)
 
 
-def time_step(size: str, views: int, kernels: str, device: str, ceilings: dict[str, Any], rounds: int) -> dict[str, Any]:
-    """A whole step, its memory, and its floor; one that does not fit says so."""
-    row = {"name": size, "views": views, "kernels": kernels}
-    try:
-        work = build_work(size, batch=views, device=device, precision="bf16", kernels=kernels)
-        return row | time_call(work.step, device, rounds=rounds) | {"floor": count_floor(work, ceilings)["seconds"]}
-    except torch.OutOfMemoryError:
-        return row | {"failed": "does not fit"}
+def profile(size: str, views: int, kernels: str, device: str) -> dict[str, Any]:
+    """Where a step's time goes."""
+    work = build_work(size, batch=views, device=device, precision="bf16", kernels=kernels)
+    work.step()
+    return {"name": f"{size}, {views} views, {kernels}", **profile_step(work, device)}
 
 
-def grow(size: str, side: int, device: str, most: int, rounds: int) -> list[dict[str, Any]]:
-    """Forward and backward of the encoder with 1, 2, 4, ... views of a side, to the most that fit; seconds a million voxels."""
-    rows, views = [], 1
-    while views <= most:
-        try:
-            row = time_encoder(size, "step", views, side, "reference", device, min(rounds, 3), beside=False)
-        except torch.OutOfMemoryError:
-            break
-        voxels = views * side**3 / 1e6
-        rows.append({**row, "side": side, "views": views, "seconds_per_million": row["seconds"] / voxels})
-        views *= 2
-    return rows
-
-
-def measure(quick: bool, device: str, write: Callable[[dict[str, Any]], None]) -> None:
-    """All parts, in the order of what a short lease needs most."""
+def list_parts(quick: bool, device: str) -> list[Part]:
+    """All parts, in the order of what a short lease needs most; what is slow to build comes late."""
     rounds = 2 if quick else 10
-    names = ["reference", "triton"] if device != "cpu" or quick else ["reference"]
+    names = ["reference", "triton"] if device != "cpu" else ["reference"]
     size, views, side = ("tiny", 2, 32) if quick else ("small", 16, 96)
-    ceilings = measure_ceilings(device, copied_mib=16 if quick else 1024, side=256 if quick else 8192, rounds=rounds)
-    lists = ("checks", "steps", "profiles", "paths", "joined", "encoders", "growth")
-    found: dict[str, Any] = {"ceilings": ceilings, **{name: [] for name in lists}}
-    write(found)
+    slower = 5 if device == "cpu" else 1
+    limits = {"copied_mib": 16 if quick else 1024, "side": 256 if quick else 8192}
+    parts = [Part("ceilings", "ceilings", lambda _: measure_ceilings(device, rounds=rounds, **limits))]
+
+    def add(name: str, into: str, call: Any, most: float = 60.0) -> None:
+        parts.append(Part(name, into, lambda _: call(), most * slower))
+
+    def add_path(path: str, most: float = 60.0) -> None:
+        call = partial(time_path, path, size, views, device, rounds)
+        parts.append(Part(f"{size} step by: {path}", "paths", lambda found: call(found["paths"]), most * slower))
+
+    for kernels in names:
+        add(f"step of {size}, {views} views, {kernels}", "steps", partial(time_step, size, views, kernels, device, rounds))
+    add(f"floor of {size}, {views} views", "floors", partial(count_floor, size, views, device))
     for name, case in (SMALL_ATTENTION if quick else ATTENTION).items():
         call = partial(check_attention, name, case, views=1 if quick else 8, device=device, rounds=rounds)
-        found["checks"].append(guard(call, name))
+        add(f"attention: {name}", "checks", call)
     for channels in (24,) if quick else (24, 48, 96, 192, 384, 768):
-        call = partial(check_layer_norm, channels, rows=16 if quick else 1 << 18, device=device, rounds=rounds)
-        found["checks"].append(guard(call, f"LayerNorm of {channels}"))
-    write(found)
-    for kernels in names[:1] if quick else names:
-        found["steps"].append(time_step(size, views, kernels, device, ceilings, rounds))
-        work = build_work(size, batch=views, device=device, precision="bf16", kernels=kernels)
-        found["profiles"].append({"name": f"{size}, {views} views, {kernels}", **profile_step(work, device)})
-        del work
-        write(found)
-    for kernels in names[:1] if quick else names:
-        for direction in ("forward", "step"):
-            found["encoders"].append(time_encoder(size, direction, views, side, kernels, device, rounds))
-        write(found)
-    for path in ON_A_CPU if device == "cpu" else PATHS:
-        found["paths"].append(time_path(path, size, views, device, rounds, found["paths"]))
-        write(found)
-    found["joined"].append(compare_joined(size, views, side, device, rounds))
-    for grown in SMALL_SIDES if quick else SIDES:
-        found["growth"] += grow(size, grown, device, MOST_VIEWS[quick], rounds)
-        write(found)
-    if quick:
-        return
+        call = partial(check_layer_norm, channels, rows=16 if quick else VALUES // channels, device=device, rounds=rounds)
+        add(f"LayerNorm of {channels}", "checks", call)
+    paths = [path for path in PATHS if device != "cpu" or path in ON_A_CPU]
+    for path in paths:
+        if path not in SLOW_TO_BUILD:
+            add_path(path)
+    for direction in ("step", "forward"):
+        for kernels in (*names, "monai"):
+            call = partial(time_encoder, size, direction, views, side, kernels, device, rounds)
+            add(f"encoder of {size}, {direction}, {kernels}", "encoders", call)
     for kernels in names:
-        for size, views in STEPS[1:]:
-            found["steps"].append(time_step(size, views, kernels, device, ceilings, 5))
-            write(found)
+        add(f"profile of {size}, {views} views, {kernels}", "profiles", partial(profile, size, views, kernels, device))
+    for path in paths:
+        if path in SLOW_TO_BUILD:
+            add_path(path, most=100.0)
+    for large, many in [] if quick else STEPS:
+        for kernels in names:
+            add(f"step of {large}, {many} views, {kernels}", "steps", partial(time_step, large, many, kernels, device, 3))
+        add(f"floor of {large}, {many} views", "floors", partial(count_floor, large, many, device))
+    for grown in SMALL_SIDES if quick else SIDES:
+        add(f"growth, views of {grown}^3", "growth", partial(grow, size, grown, device, MOST_VIEWS[quick], rounds))
+    add("the teacher's two passes as one", "joined", partial(compare_joined, size, views, side, device, rounds))
+    return parts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json and gpu.md")
     parser.add_argument("--quick", action="store_true", help="at a size that a CPU can do in a minute")
+    parser.add_argument("--seconds", type=float, default=460.0, help="after which nothing more is measured (default: 460)")
+    parser.add_argument("--worker", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    head = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
-        "torch": torch.__version__,
-        "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]]),
-    }
+    began = arguments.worker or time.time()
 
-    def write(found: dict[str, Any]) -> None:
-        whole = {**head, "seconds": round(time.perf_counter() - began, 1), **found}
-        write_json(arguments.out / "gpu.json", json.loads(json.dumps(whole)))
-        write_text(arguments.out / "gpu.md", render(whole))
+    def read() -> Found:
+        return dict(json.loads((arguments.out / "gpu.json").read_text()))
 
-    measure(arguments.quick, device, write)
+    def write(found: Found) -> None:
+        write_json(arguments.out / "gpu.json", {**found, "seconds": round(time.time() - began, 1)})
+        write_text(arguments.out / "gpu.md", render(found))
+
+    if arguments.worker is not None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        found = {**read(), "device": torch.cuda.get_device_name() if device == "cuda" else "CPU", "torch": torch.__version__}
+        whole = run_parts(list_parts(arguments.quick, device), found, write, device=device, ends=began + arguments.seconds)
+        sys.exit(0 if whole else DEAD)
+    head = {"date": datetime.date.today().isoformat(), "command": shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]])}
+    write({"device": "not known", "torch": torch.__version__, **head, "ceilings": [], "parts": {}, **{one: [] for one in LISTS}})
+    command = [sys.executable, "-m", "benchmarks.gpu", *sys.argv[1:], "--worker", str(began)]
+    supervise(command, read, write, ends=began + arguments.seconds)
     print((arguments.out / "gpu.md").read_text())
 
 

@@ -10,9 +10,10 @@ The fewest bytes are counted for an ideal step that keeps everything inside a bl
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
-from benchmarks.gpu.work import Work
+from benchmarks.gpu.work import Work, build_work, choose_settings
 from torch.utils.flop_counter import FlopCounterMode
 
 FORWARD_PASSES = 3
@@ -21,15 +22,25 @@ BYTES = 2
 """Of a token's channel in bf16."""
 
 
-def count_floor(work: Work, ceilings: dict[str, Any]) -> dict[str, Any]:
-    """Operations and fewest bytes of one step, and the larger of the two times that they take at the ceilings."""
+COUNTED = 4
+"""Views whose operations are counted; those of more are in proportion."""
+
+
+def count_floor(size: str, views: int, device: str) -> dict[str, Any]:
+    """Operations and fewest bytes of one step that computes every window, by the reference, since Triton's kernels go uncounted."""
+    counted = min(views, COUNTED)
+    work = build_work(size, batch=counted, device=device, precision="bf16", assignments=["train.skip_hidden=false"])
     counter = FlopCounterMode(display=False)
     with counter:
         work.step()
-    operations = counter.get_total_flops()
-    moved = count_bytes(work)
-    seconds = {"products": operations / ceilings["bf16_flop_per_s"], "bytes": moved / ceilings["bytes_per_s"]}
-    return {"flop": operations, "bytes": moved, "seconds": max(seconds.values()), "of": seconds}
+    flop = counter.get_total_flops() * views // counted
+    whole = choose_settings(size, batch=views)
+    return {"name": size, "views": views, "flop": flop, "bytes": count_bytes(replace(work, settings=whole))}
+
+
+def floor_seconds(row: dict[str, Any], ceilings: dict[str, Any]) -> float:
+    """The larger of the two times that a row's operations and bytes take at the ceilings."""
+    return float(max(row["flop"] / ceilings["bf16_flop_per_s"], row["bytes"] / ceilings["bytes_per_s"]))
 
 
 def count_bytes(work: Work) -> int:
@@ -42,8 +53,7 @@ def count_bytes(work: Work) -> int:
         width = shape.embed << stage
         # A half-block reads and writes its tokens; a merging reads them and writes a quarter as many values.
         tokens += grid * width * (2 * 2 * depth) + grid * width + grid * width // 4
-    views = batch * side**3 * BYTES
-    forward = batch * tokens * BYTES + views
+    forward = batch * tokens * BYTES + batch * side**3 * BYTES
     backward = batch * tokens * BYTES * 3 // 2
     weights = sum(p.numel() for p in work.student.parameters())
     passes = 2 * weights * (FORWARD_PASSES + 1) * math.ceil(batch / int(settings.train.micro_batch))

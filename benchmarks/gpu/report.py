@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-CHECKS = ("fast path", "fp32 error", "half error (reference)", "same bits twice", "times the reference", "of its byte floor")
+from benchmarks.gpu.floor import floor_seconds
+
+MISSED = ("not measured", "why")
+NONE = "–"
+CHECKS = (
+    "fast path",
+    "fp32 error",
+    "half error (reference)",
+    "same bits twice",
+    "times the reference",
+    "kernel alone, of its byte floor",
+)
 ENCODERS = ("encoder", "pass", "ms", "times MONAI")
 PATHS = ("step by", "views", "s (least to most)", "times the plain step", "losses apart", "waits of the host", "GiB")
 GROWTH = ("views of", "1", "2", "4", "8", "16", "32", "64")
@@ -13,16 +24,19 @@ STEPS = ("step", "views", "kernels", "s (least to most)", "views/s", "GiB", "of 
 
 
 def render(found: dict[str, Any]) -> str:
-    """Markdown: the ceilings, the checks, encoders beside MONAI's, whole steps, the profile."""
-    ceilings = found["ceilings"]
-    parts = [
-        f"{found['device']}, torch {found['torch']}, {found['date']}; {found['command']}",
-        f"Ceilings: {ceilings['bytes_per_s'] / 1e9:,.0f} GB/s copied, {ceilings['bf16_flop_per_s'] / 1e12:,.1f} TFLOP/s in bf16.",
+    """Markdown: the ceilings, the checks, encoders beside MONAI's, whole steps, the profile, and what could not be measured."""
+    ceilings = next(iter(found["ceilings"]), None)
+    parts = [f"{found['device']}, torch {found['torch']}, {found['date']}; {found['command']}"]
+    if ceilings:
+        copied, multiplied = ceilings["bytes_per_s"] / 1e9, ceilings["bf16_flop_per_s"] / 1e12
+        parts.append(f"Ceilings: {copied:,.0f} GB/s copied, {multiplied:,.1f} TFLOP/s in bf16.")
+    parts += [
         _tabulate(CHECKS, [_say_check(row, ceilings) for row in found["checks"]]),
-        _tabulate(ENCODERS, [_say_encoder(row) for row in found["encoders"]]),
-        _tabulate(STEPS, [_say_step(row) for row in found["steps"]]),
+        _tabulate(ENCODERS, [_say_encoder(row, found["encoders"]) for row in found["encoders"]]),
+        "Steps compute every window unless they say otherwise (train.skip_hidden=false), and read losses at once.",
+        _tabulate(STEPS, [_say_step(row, found["floors"], ceilings) for row in found["steps"]]),
+        _tabulate(PATHS, [_say_path(row) for row in found["paths"]]),
     ]
-    parts.append(_tabulate(PATHS, [_say_path(row) for row in found["paths"]]))
     sides = sorted({row["side"] for row in found["growth"]})
     parts.append("Forward and backward of the encoder, milliseconds a million voxels:")
     parts.append(_tabulate(GROWTH, [_say_growth(side, found["growth"]) for side in sides]))
@@ -31,32 +45,44 @@ def render(found: dict[str, Any]) -> str:
     for row in found["profiles"]:
         shares = ", ".join(f"{kind} {share:.0%}" for kind, share in row["share"].items())
         parts.append(f"A step of {row['name']} by kind: {shares}.")
+    parts.append(_tabulate(MISSED, list_missed(found)))
     return "\n\n".join(parts) + "\n"
 
 
-def _say_check(row: dict[str, Any], ceilings: dict[str, Any]) -> list[str]:
-    if "failed" in row:
-        return [row["case"], row["failed"], "", "", "", ""]
-    floor = row["fewest_bytes"] / ceilings["bytes_per_s"]
+def list_missed(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Parts, and figures of a check, that were not measured, and why."""
+    told = found["parts"]
+    missed = [(name, outcome["failed"]) for name, outcome in told.items() if "failed" in outcome]
+    for row in found["checks"]:
+        missed += [(f"{row['case']}, {key}", reason) for key, reason in row.get("failures", {}).items()]
+    return missed + [(name, "not run: the time was up before it") for name in found.get("planned", []) if name not in told]
+
+
+def _say_check(row: dict[str, Any], ceilings: dict[str, Any] | None) -> list[str]:
+    error, half, reference = (row.get(key) for key in ("fp32_error", "half_error", "reference_half_error"))
+    kernel, beside, alone = (row.get(key) for key in ("kernel_seconds", "reference_seconds", "alone_seconds"))
+    worst = [f"{max(errors):.1e}" if errors else NONE for errors in (error, half, reference)]
+    same = row.get("again_the_same_bits")
     return [
         row["case"],
-        f"{max(row['fp32_error']):.1e}",
-        f"{max(row['half_error']):.1e} ({max(row['reference_half_error']):.1e})",
-        "yes" if row["again_the_same_bits"] else "NO",
-        f"{row['reference_seconds'] / row['kernel_seconds']:.2f}",
-        f"{floor / row['kernel_seconds']:.0%}",
+        worst[0],
+        f"{worst[1]} ({worst[2]})",
+        NONE if same is None else "yes" if same else "NO",
+        f"{beside / kernel:.2f}" if kernel and beside else NONE,
+        f"{row['fewest_bytes'] / ceilings['bytes_per_s'] / alone:.0%}" if ceilings and alone else NONE,
     ]
 
 
-def _say_encoder(row: dict[str, Any]) -> list[str]:
-    ratio = "–" if row.get("monai") is None else f"{row['monai'] / row['seconds']:.2f}"
-    return [row["name"], row["pass"], f"{1000 * row['seconds']:.1f}", ratio]
+def _say_encoder(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
+    monai = [one["seconds"] for one in rows if one["kernels"] == "monai" and one["pass"] == row["pass"]]
+    ratio = f"{monai[0] / row['seconds']:.2f}" if monai else NONE
+    return [f"{row['name']}, {row['kernels']}", row["pass"], f"{1000 * row['seconds']:.1f}", ratio]
 
 
-def _say_step(row: dict[str, Any]) -> list[str]:
-    if "failed" in row:
-        return [row["name"], str(row["views"]), row["kernels"], row["failed"], "", "", ""]
-    memory = "–" if row["memory_gib"] is None else f"{row['memory_gib']:.1f}"
+def _say_step(row: dict[str, Any], floors: Sequence[dict[str, Any]], ceilings: dict[str, Any] | None) -> list[str]:
+    memory = NONE if row["memory_gib"] is None else f"{row['memory_gib']:.1f}"
+    floor = [one for one in floors if (one["name"], one["views"]) == (row["name"], row["views"])]
+    share = f"{floor_seconds(floor[0], ceilings) / row['seconds']:.0%}" if floor and ceilings else NONE
     return [
         row["name"],
         str(row["views"]),
@@ -64,21 +90,19 @@ def _say_step(row: dict[str, Any]) -> list[str]:
         f"{row['seconds']:.3f} ({row['least']:.3f} to {row['most']:.3f})",
         f"{row['views'] / row['seconds']:.1f}",
         memory,
-        f"{row['floor'] / row['seconds']:.0%}",
+        share,
     ]
 
 
 def _say_path(row: dict[str, Any]) -> list[str]:
-    if "failed" in row:
-        return [row["path"], str(row["views"]), row["failed"], "", "", "", ""]
     return [
         row["path"],
         f"{row['views']} of {row['name']}",
         f"{row['seconds']:.3f} ({row['least']:.3f} to {row['most']:.3f})",
-        f"{row['faster']:.2f}",
-        f"{row['apart']:.1e}",
-        "–" if row["waits"] is None else str(row["waits"]),
-        "–" if row["memory_gib"] is None else f"{row['memory_gib']:.1f}",
+        NONE if row["faster"] is None else f"{row['faster']:.2f}",
+        NONE if row["apart"] is None else f"{row['apart']:.1e}",
+        NONE if row["waits"] is None else str(row["waits"]),
+        NONE if row["memory_gib"] is None else f"{row['memory_gib']:.1f}",
     ]
 
 

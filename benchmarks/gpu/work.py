@@ -49,10 +49,7 @@ def build_work(
 
     fast: What `Learner` takes besides: kernels, compiled, read_after.
     """
-    asked = [f"train.steps={STEPS}", *assignments]
-    asked += [f"train.batch={batch}"] if batch else []
-    asked += [f"train.micro_batch={micro}"] if micro else []
-    settings = resolve_settings(load_settings(size, method, assignments=asked)[0])[0]
+    settings = choose_settings(size, batch=batch, method=method, micro=micro, assignments=assignments)
     learner = Learner(settings, device=device, precision=precision, **fast)
     held = int(settings.train.micro_batch)
     pairs = [_draw(settings, learner.student, held, device) for _ in range(settings.train.batch // held)]
@@ -70,6 +67,16 @@ def build_work(
         return row
 
     return Work(settings=settings, student=learner.student, teacher=learner.teacher, learner=learner, step=step, last=last)
+
+
+def choose_settings(
+    size: str, *, batch: int | None, method: str = "dagman", micro: int | None = None, assignments: Sequence[str] = ()
+) -> Settings:
+    """Those of a preset, as `build_work` takes them."""
+    asked = [f"train.steps={STEPS}", *assignments]
+    asked += [f"train.batch={batch}"] if batch else []
+    asked += [f"train.micro_batch={micro}"] if micro else []
+    return resolve_settings(load_settings(size, method, assignments=asked)[0])[0]
 
 
 def _draw(settings: Settings, student: Network, views: int, device: str) -> ViewPair:

@@ -23,6 +23,8 @@ from dagman.model.windows import WindowPlan, keep_results
 
 QUERIES = 64
 """Queries at a time; a window of 4^3 has as many."""
+FEWER_QUERIES = {2: 32, 4: 16}
+"""Of windows with more places, by the bytes of a number: what 512 keys need beside them still fits a Hopper's shared memory."""
 LEAST = 16
 """Smallest side of a product on tensor cores."""
 PARTIAL_BYTES = 64 << 20
@@ -93,15 +95,18 @@ def _regions(plan: WindowPlan, otherwise: Tensor) -> Tensor:
 
 def _sizes(n: int, width: int, plan: WindowPlan, dtype: torch.dtype) -> dict[str, Any]:
     keys = max(LEAST, triton.next_power_of_2(n))
+    block = min(keys, QUERIES if keys <= QUERIES else FEWER_QUERIES[dtype.itemsize])
     return {
         "KEYS": keys,
-        "BLOCK": min(QUERIES, keys),
-        "BLOCKS": math.ceil(n / min(QUERIES, keys)),
+        "BLOCK": block,
+        "BLOCKS": math.ceil(n / block),
         "WIDTH": max(LEAST, triton.next_power_of_2(width)),
         "SHIFTED": plan.regions is not None,
         # TF32, the default for float32, keeps three digits.
         "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
         "num_warps": 4 if keys <= QUERIES else 8,
+        # Blocks fetched ahead would each take shared memory of their own.
+        "num_stages": 1,
     }
 
 
@@ -140,7 +145,7 @@ def _attend_forward(
     real_k = (keys < n)[:, None] & (column < width)[None, :]
     k = tl.load(at_k + channels, mask=real_k, other=0.0)
     v = tl.load(at_k + 2 * channels, mask=real_k, other=0.0)
-    for block in tl.static_range(BLOCKS):
+    for block in range(BLOCKS):
         queries = block * BLOCK + tl.arange(0, BLOCK)
         row_q = tl.load(index + window * n + queries, mask=queries < n, other=0)
         real_q = (queries < n)[:, None] & (column < width)[None, :]
@@ -173,7 +178,7 @@ def _attend_backward(
         v = tl.load(qkv + offset_k + 2 * channels, mask=real_k, other=0.0)
         d_k = tl.zeros((KEYS, WIDTH), dtype=tl.float32)
         d_v = tl.zeros((KEYS, WIDTH), dtype=tl.float32)
-        for block in tl.static_range(BLOCKS):
+        for block in range(BLOCKS):
             queries = block * BLOCK + tl.arange(0, BLOCK)
             row_q = tl.load(index + window * n + queries, mask=queries < n, other=0)
             real_q = (queries < n)[:, None] & (column < width)[None, :]
