@@ -35,7 +35,7 @@ from {module} import {trainer}
 class ShortTrainer({trainer}):
     def __init__(self, plans, configuration, fold, dataset_json, device):
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 2, {steps}, 1
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 2, 8, 1
         # At 3e-4 the Swin called all of a scan body after eight steps.
         self.initial_lr = {rate}
         torch.manual_seed(0)
@@ -68,7 +68,7 @@ def trained(request, encoder: Encoder, tmp_path_factory: pytest.TempPathFactory)
         ("nnunetv2.training.nnUNetTrainer.nnUNetTrainer", "nnUNetTrainer") if own else ("dagman_trainer", "DagmanTrainer")
     )
     (place / "short" / "short_trainer.py").write_text(
-        _SHORT.format(module=module, trainer=trainer, steps=4 if own else 8, rate=1e-2 if own else 3e-3), encoding="utf-8"
+        _SHORT.format(module=module, trainer=trainer, rate=1e-2 if own else 3e-3), encoding="utf-8"
     )
     environment = {
         **os.environ,
