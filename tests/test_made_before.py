@@ -60,7 +60,7 @@ def test_results_are_drawn_and_their_model_predicts_what_it_predicted(tmp_path, 
     results = Results(_MADE / "results")
     assert results.summary.task == "classify"
     # Notes were sentences, and the column of the labels was in the command line alone.
-    seen = "2 test scans were seen in pretraining (unlabelled), so results may be optimistic: body0.nii.gz, body1.nii.gz"
+    seen = "2 test scans were seen in pretraining (unlabelled), so results may be too good: body0.nii.gz, body1.nii.gz"
     assert results.summary.notes[0] == warn(f"run: {seen}")
     assert {note.kind for note in results.summary.notes[1:]} == {"info"}
     page = render_classification(results)

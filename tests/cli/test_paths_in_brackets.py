@@ -33,7 +33,7 @@ def test_pretrain_says_where_the_encoder_lies(place, monkeypatch):
 
 
 def test_the_demo_says_where_its_page_lies(place, monkeypatch):
-    result = SimpleNamespace(report=place / "report.html", comparisons=(), seconds={"cohort": 30.0})
+    result = SimpleNamespace(report=place / "report.html", comparisons=(), seconds={"cohort": 30.0}, earlier=0.0)
     monkeypatch.setattr("dagman.demo.run_demo", lambda *_, **__: result)
     assert run_command(demo.app, "--out", place).splitlines()[-1] == f"Report: {place / 'report.html'}"
 

@@ -180,7 +180,7 @@ def test_half_numbers_take_half_the_room(encoder: Encoder, scans: Path, kept: De
         (lambda store: store.open("s9"), "holds no scan 's9'"),
         (lambda store: store.open("s1.nii.gz", 2), "holds no x2. Choose one of x1, x3"),
         (lambda store: store.open("s1.nii.gz", 1).read(slice(5, 2)), "is not a region of"),
-        (lambda store: store.open("s1.nii.gz", 1).read_mm((900, 0, 0), (901, 1, 1)), "lies beside the scan"),
+        (lambda store: store.open("s1.nii.gz", 1).read_mm((900, 0, 0), (901, 1, 1)), "lies outside the scan"),
         (lambda store: store.open("s1.nii.gz", 1).read_at((900, 0, 0)), "point 1 lies outside"),
         (lambda store: dagman.open_dense(store.path / "maps"), "holds no feature maps"),
     ],

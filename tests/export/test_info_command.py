@@ -39,7 +39,7 @@ def test_a_run_with_the_verdicts_of_its_monitors():
     assert contents.kind == "run"
     assert contents.made_from["scans"] == 2
     assert contents.made_from["steps"] == "2 of 2"
-    assert contents.notes[0].startswith("[amber] Gradient: cut to 3 in 100% of the later steps")
+    assert contents.notes[0].startswith("[amber] Gradient: clipped to 3 in 100% of the later steps")
     assert contents.contract["preprocessing"]["spacing_mm"] == [4.0] * 3
 
 

@@ -116,5 +116,5 @@ def test_every_part_that_the_registry_names_is_there():
         parts = [task.command, task.page, task.methods, *([task.model.apply] if task.model else [])]
         assert all(callable(load_part(part)) for part in parts)
         assert [find_task(kind) for kind in task.kinds or (task.name,)] == [task] * max(len(task.kinds), 1)
-    with pytest.raises(ValueError, match="the task 'segment' is registered already"):
+    with pytest.raises(ValueError, match="the task 'segment' is already registered"):
         register_task(TASKS["segment"])

@@ -283,7 +283,7 @@ def test_networks_alone_are_fine_tuned_and_the_others_are_said(encoder, lesions,
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--label", "malignant", "--repeats", 1), "paired comparisons; p (Holm) is corrected for their number"),
+        (("--label", "malignant", "--repeats", 1), "paired comparisons; p (Holm) is corrected for multiple testing"),
         (("--time", "days", "--event", "died", "--repeats", 1), "1 paired comparison: p (Holm) is p"),
     ],
 )

@@ -149,7 +149,7 @@ def test_an_edited_state_is_refused_in_one_line(run, store, change, text):
 def test_settings_edited_after_a_checkpoint_are_refused(run, store):
     path = run / "settings.toml"
     path.write_text(path.read_text().replace("ratio = 0.7", "ratio = 0.6"))
-    with pytest.raises(RunError, match=r"settings\.toml was changed after the last checkpoint"):
+    with pytest.raises(RunError, match=r"was changed after the last checkpoint"):
         pretrain(store, run)
 
 

@@ -74,8 +74,8 @@ def test_a_vit_is_pretrained_and_its_encoder_is_read_used_and_described(vit_run,
     assert "its positions were learned for views of 32^3 voxels" in said + errors
     assert pd.read_parquet(tmp_path / "f.parquet").filter(regex=r"^x4_mean_").shape == (6, 16)
     code, _, errors = call_dagman("export", vit_run, "--to", "monai", "--out", tmp_path / "monai")
-    assert (code, len(errors.splitlines())) == (2, 1)
-    assert "is a vit; " in errors
+    assert code == 0, errors
+    assert list(tmp_path.glob("monai/*.safetensors"))
 
 
 def test_a_vit_is_fine_tuned_and_segments(vit_run, place, call_dagman, tmp_path):

@@ -235,7 +235,7 @@ def test_structures_are_drawn_by_umap_from_a_column_of_names(run_dagman, organs,
     told = json.loads(done.stdout)
     held = {(row["name"], row["method"]): row["interval"]["value"] for row in told["measurements"]}
     assert held["intra_distance", "umap"] < held["inter_distance", "umap"]
-    assert {"kind": "info", "text": "UMAP: 5 neighbours, least distance 0.1, Euclidean, seed 0"} in told["notes"]
+    assert {"kind": "info", "text": "UMAP: 5 neighbours, minimum distance 0.1, Euclidean, seed 0"} in told["notes"]
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_structures_are_judged_by_name_the_worst_first_with_how_many_scans():
     ("change", "said"),
     [
         ({"hd95_mm": 31.26}, "HD95 31.3 mm"),
-        ({"false_positives": 2.4}, "2.40 false parts a scan"),
+        ({"false_positives": 2.4}, "2.40 false-positive components per scan"),
         ({"volume_bias_ml": -20.0}, "volumes 40% too small on average (-20.0 of 50.0 ml)"),
         ({"hd95_mm": float("nan"), "false_positives": float("nan")}, None),
     ],

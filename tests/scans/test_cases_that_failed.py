@@ -132,7 +132,7 @@ def test_each_mask_lands_on_its_scan_or_is_refused_for_what_it_is(masks):
         assert inside.shape == values.shape
     assert "spacing 1 x 1 x 1 against 0.8 x 0.8 x 2.5 mm" in ended["identity"]
     assert "is empty" in ended["empty"]
-    assert "holds 2 values per voxel" in ended["layers"]
+    assert "is a segmentation of 2 layers" in ended["layers"]
 
 
 _NUMBERS = {

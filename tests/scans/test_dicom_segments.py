@@ -176,7 +176,7 @@ def test_a_repeat_with_another_wish_writes_the_segmentation_anew_from_its_label_
         assert renew_dicom_labels(path, {1: "tumour"}, series, identified=identified) == ""
         assert names_its_patient(path) == identified
         np.testing.assert_array_equal(read_back(path, scan, 1), labels == 1)
-    assert "as asked" in describe_identity(tmp_path, identified=True)
+    assert "as requested" in describe_identity(tmp_path, identified=True)
 
 
 def test_an_enhanced_series_is_segmented_without_its_names(series, tmp_path):

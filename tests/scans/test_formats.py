@@ -51,7 +51,7 @@ def test_a_format_of_ones_own_goes_through_inspect_and_prepare(tmp_path, ct, num
     rows = {Path(row["source"]).name: row for row in json.loads(shown.stdout)["series"]}
     assert rows["a.npy"]["accepted"]
     assert rows["a.npy"]["kind"] == "numpy"
-    assert rows["b.npy"]["reason"] == "is not a NumPy file: exclude it"
+    assert rows["b.npy"]["reason"] == "is not a NumPy file: leave it out"
     assert np.array_equal(read_scan(tmp_path / "a.npy").voxels, ct)
     events = []
     summary = prepare_store(tmp_path, tmp_path / "store", workers=1, on_event=events.append)

@@ -15,7 +15,7 @@ from dagman.scans.pseudonyms import name_patient
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (ZeroDivisionError("a\nfault"), rf"cannot be judged \({OWN_FAULT}: ZeroDivisionError in inspection\.py, line \d+\)"),
+        (ZeroDivisionError("a\nfault"), rf"cannot be checked \({OWN_FAULT}: ZeroDivisionError in inspection\.py, line \d+\)"),
         (MemoryError(), "too large for memory: try again with --workers 1"),
     ],
 )

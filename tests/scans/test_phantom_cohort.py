@@ -90,7 +90,7 @@ def test_a_nodules_center_lies_at_its_label(cohort):
         np.testing.assert_allclose(center, [row[f"center_{axis}_mm"] for axis in "xyz"], atol=0.02)
 
 
-@pytest.mark.parametrize(("wrong", "message"), [({"patients": 0}, "patients is 0"), ({"spacing": 0.0}, "spacing is 0.0 mm")])
+@pytest.mark.parametrize(("wrong", "message"), [({"patients": 0}, "patients = 0"), ({"spacing": 0.0}, "spacing is 0.0 mm")])
 def test_numbers_that_make_no_cohort_are_refused(tmp_path, wrong, message):
     with pytest.raises(ScanError, match=message):
         write_cohort(tmp_path, **wrong)

@@ -236,7 +236,7 @@ def test_named_structures_that_overlap_or_are_absent_are_refused_by_name(scans_w
     data = read_labelled_scans(table, labels="Left,Right,Over")
     with pytest.raises(ScanError, match=r"a\.dcm: structure 'Over' overlaps 'Left', 'Right'"):
         read_mask(data.items[0])
-    with pytest.raises(TableError, match=r"no mask holds 'Spleen' \(drawn are 'Left', 'Over', 'Right'\)"):
+    with pytest.raises(TableError, match=r"no mask holds 'Spleen' \(there are 'Left', 'Over', 'Right'\)"):
         read_labelled_scans(table, labels="Left,Spleen")
     with pytest.raises(TableError, match="the name left is assigned to two structures"):
         read_labelled_scans(table, labels="Left,left")

@@ -173,5 +173,5 @@ def test_other_sizes_are_refused_by_name(first, other, tmp_path):
 def test_a_run_is_not_continued_as_one_that_began_elsewhere(first, second, other, store):
     with pytest.raises(RunError, match="was started from random weights, not from"):
         pretrain(store.path, first, continue_from="elsewhere")
-    with pytest.raises(RunError, match="began from run, not from"):
+    with pytest.raises(RunError, match="was started from run, not from"):
         pretrain(other.path, second[0], continue_from="elsewhere")

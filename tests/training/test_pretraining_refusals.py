@@ -256,7 +256,7 @@ def test_a_mixture_of_modalities_is_asked_for(mixed, tiny, tmp_path):
 
 def test_a_modality_that_the_store_does_not_hold_is_refused(store, tiny, tmp_path):
     text = _refuse(RunError, store.path, tmp_path / "run", assignments=[*tiny, "view.modality=mr"])
-    assert text == f"{store.path}: holds no MR, but CT alone. Correct --modality, or omit it."
+    assert text == f"{store.path}: holds no MR, only CT. Correct --modality, or omit it."
 
 
 def test_very_many_passes_over_few_scans_are_refused_until_asked_for(store, tiny, tmp_path):

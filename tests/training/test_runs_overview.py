@@ -76,7 +76,7 @@ def test_the_command_prints_a_row_a_run_and_writes_one_page(folder):
     result = CliRunner().invoke(runs.app, [str(folder), "--page", str(page)], env={"COLUMNS": "140"})
     assert result.exit_code == 0, result.output
     assert re.search(r"deep/killed\s+killed\s+2 of 3", result.output)
-    assert "done: Gradient: cut to 3 in 100% of the later steps" in result.output
+    assert "done: Gradient: clipped to 3 in 100% of the later steps" in result.output
     assert "broken: " in result.output
     html = page.read_text()
     assert "deep/killed" not in html  # names alone tell them apart

@@ -54,7 +54,7 @@ def test_a_run_on_two_stores_tells_their_shares_and_goes_on_with_these_weights_a
     sources = [f"{two / 'a'}:2", f"{two / 'b'}:1"]
     run = pretrain(sources, tmp_path / "run", assignments=options)
     (line,) = [line for line in run.choices if line.startswith("stores: ")]
-    assert line == "stores: a 67% of the views, 2 scans, 2.0 pairs a scan; b 33% of the views, 1 scan, 2.0 pairs per scan"
+    assert line == "stores: a 67% of the views, 2 scans, 2.0 pairs per scan; b 33% of the views, 1 scan, 2.0 pairs per scan"
     assert Run(run.path).command["inputs"]["store"] == ["a", "b"]
     assert pretrain([f"{two / 'a'}:4", f"{two / 'b'}:2"], run.path).last_step == 3
     with pytest.raises(RunError, match="which are not the 3 of this store"):
@@ -67,7 +67,9 @@ def test_a_plan_takes_steps_on_the_views_of_the_run_on_several_stores(two, tiny)
     assert [(part.weight, len(part.scans)) for part in rehearsal.dataset.parts] == [(2, 2), (1, 1)]
     assert sum(1 for _ in rehearsal.take(1)) == 1
     plan = plan_pretraining(rehearsal)
-    assert plan.stores == ("stores: a 67% of the views, 2 scans, 2.0 pairs a scan; b 33% of the views, 1 scan, 2.0 pairs per scan",)
+    assert plan.stores == (
+        "stores: a 67% of the views, 2 scans, 2.0 pairs per scan; b 33% of the views, 1 scan, 2.0 pairs per scan",
+    )
     assert describe_plan(plan)[1] == "stores    " + plan.stores[0].removeprefix("stores: ")
     with pytest.raises(RunError, match=r"absent: --plan needs a store\. Prepare the scans first"):
         prepare_rehearsal([two / "a", two / "absent"])

@@ -205,7 +205,9 @@ def test_each_augmentation_does_what_its_setting_says():
     assert noise.std().item() == pytest.approx(0.02, rel=0.03)
 
 
-def test_processes_that_read_views_do_not_run_the_program_again():
+def test_processes_that_read_views_do_not_run_the_program_again(monkeypatch):
+    # A worker of xdist is started from no file.
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", __file__, raising=False)
     before = dict(vars(sys.modules["__main__"]))
     assert {"init_main_from_name", "init_main_from_path"} & multiprocessing.spawn.get_preparation_data("reader").keys()
     with leave_main_alone():

@@ -228,7 +228,7 @@ def test_a_run_without_command_or_notes_says_so(tmp_path):
     (run.path / "command.json").unlink()
     (run.path / "notes.jsonl").unlink()
     html = render_run(run)
-    assert "No <code>command.json</code>" in html
+    assert "There is no <code>command.json</code>" in html
     assert "None." in html
 
 

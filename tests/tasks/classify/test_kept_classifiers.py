@@ -86,7 +86,7 @@ def _damage(folder: Path, name: str, text: str | None) -> None:
     [
         ("classifier.json", None, "holds no classifier"),
         ("classifier.json", "{", "classifier.json is damaged"),
-        ("classifier.json", json.dumps({"format": 0}), "of another format"),
+        ("classifier.json", json.dumps({"format": 0}), "has another format"),
         ("head.safetensors", None, "head.safetensors is damaged or missing"),
         ("head.safetensors", "no tensors", "head.safetensors is damaged or missing"),
     ],

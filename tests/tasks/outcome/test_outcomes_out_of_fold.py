@@ -164,7 +164,7 @@ def test_too_few_events_are_refused_with_what_to_do():
         stratify_patients(few, 5)
     arm = Arm(name="clinical", clinical=True)
     one = Split(repeat=0, fold=0, train=np.arange(2, 12), test=np.arange(2))
-    with pytest.raises(TaskError, match="a training part of 10 patients holds 1 event\\."):
+    with pytest.raises(TaskError, match="a training set of 10 patients has 1 event\\."):
         predict_out_of_fold(arm, "cox", few, [one], TIMES)
 
 

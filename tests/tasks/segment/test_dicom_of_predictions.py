@@ -79,7 +79,7 @@ def test_headers_that_lack_what_a_segmentation_must_name_cost_the_segmentation_a
     labels, place = np.ones((*_SHAPE, 4), np.uint8), tmp_path / "out.dcm"
     said = write_dicom_labels(place, labels, {1: "ball"}, series["early"][0], identified=identified)
     assert said == (
-        f"out: no DICOM SEG was written: {series['early'][0].parent}: its headers lack {keyword}, which a DICOM SEG must name. "
+        f"out: no DICOM SEG was written: {series['early'][0].parent}: its headers lack {keyword}, which a DICOM SEG must contain. "
         "Export the series again, with its UIDs kept."
     )
     assert not place.exists()
