@@ -213,7 +213,10 @@ def state_interval(row: Measurement) -> str:
 
 
 def _shorten(note: str) -> str:
-    remark, colon, names = note.partition("results may be optimistic: ")
+    # How the results may be was worded otherwise in results of before.
+    seen, so, rest = note.partition(", so results may be ")
+    result, colon, names = rest.partition(": ")
+    remark = f"{seen}{so}{result}"
     if colon and ", " in names:
         return f"{remark}{colon}{names.partition(', ')[0]} and {names.count(', ')} more (listed under Notes)"
     if len(note) <= _LONG:
