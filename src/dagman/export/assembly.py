@@ -53,7 +53,7 @@ class Part:
 def assemble_module(docstring: str, parts: Sequence[Part], packages: Sequence[str] = ()) -> str:
     """The text of a Python file with the definitions of all parts, and with the imports that they need.
 
-    packages: imported at its head, so that whoever lacks one is told at once.
+    packages: Imported at the top of the file, so that a missing one is reported before anything else runs.
     """
     imports: dict[str, None] = dict.fromkeys(f"import {package}" for package in packages)
     bodies = []

@@ -22,10 +22,10 @@ def runs(
     page: Annotated[Path | None, typer.Option(help="Also write an HTML page with the curves of all runs.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the runs as JSON.")] = False,
 ) -> None:
-    """List the pretraining runs in a folder: state, step, losses, and health (green, amber or red) with advice.
+    """List the pretraining runs in a folder, with the state, step, losses and verdict (green, amber or red) of each.
 
-    States: running, finished, waiting (stopped at a checkpoint, or not started), killed (the steps since the last checkpoint are
-    lost; repeat its command to resume), damaged.
+    A run is running, finished, waiting (it stopped at a checkpoint or has yet to start), killed (it ended after its last
+    checkpoint; repeat its command to resume from there) or damaged.
     """
     import json
 
