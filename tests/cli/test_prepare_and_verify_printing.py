@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from dagman.cli import progress
 from dagman.cli.scans import prepare, store
+from dagman.records.csv_file import read_csv
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,14 @@ def test_a_store_is_listed_and_a_patient_taken_out_of_it(scans, tmp_path):
     assert total.startswith("1 scan of 1 patient, ")
     (values,) = json.loads(CliRunner().invoke(store.app, ["list", str(out), "--json"]).output)["scans"]
     assert (values["id"], values["patient"]) == (scan_id, patient)
+
+    asked = ["list", str(out), "--patient", patient, "--modality", "ct", "--csv", str(tmp_path / "scans.csv")]
+    assert "written to" in CliRunner().invoke(store.app, asked).output
+    (row,) = read_csv(tmp_path / "scans.csv")
+    assert (row["id"], row["modality"], row["shape"]) == (scan_id, "CT", "x".join(map(str, values["shape"])))
+    for option, wrong in (("--patient", "P-0"), ("--modality", "mr")):
+        refused = CliRunner().invoke(store.app, ["list", str(out), option, wrong])
+        assert f"holds no scans of {option[2:]} '{wrong}'" in str(refused.exception)
 
     unknown = CliRunner().invoke(store.app, ["remove", str(out), "nobody"])
     assert "holds no scan and no patient 'nobody'" in str(unknown.exception)
