@@ -21,10 +21,10 @@ from dagman.cli import application
         ("prepare a --out b --spacing four", "--spacing: 'four' is not a number."),
         ("prepare a --out b --workers 1.5", "--workers: '1.5' is not a whole number."),
         ("prepare a --out b --modality pet", "--modality: 'pet' is not one of"),
-        ("classify a b --label x --out y --repeats 0", "--repeats: '0' is to be at least 1."),
+        ("classify a b --label x --out y --repeats 0", "--repeats: '0' must be at least 1."),
         ("pretrain a --out b --resume=3", "--resume takes no value. Give --resume alone."),
         ("store verifyy a", "store has no command 'verifyy'. Nearest: verify."),
-        ("info a b", "info does not know what to do with: b."),
+        ("info a b", "info takes no further arguments, but got: b."),
     ],
 )
 def test_a_wrong_option_is_one_line_with_the_nearest_name(words, said, monkeypatch, capsys):

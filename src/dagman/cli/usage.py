@@ -1,4 +1,4 @@
-"""What a command line that cannot be parsed is answered with: one line of ours, with the nearest name, in place of Click's box."""
+"""Errors in a command line, each in one line with the nearest name, in place of Click's box."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _VALUES = (
     ("Input should be a valid number", "is not a number"),
     ("Input should be a valid integer", "is not a whole number"),
     ("Input should be a finite number", "is not a finite number"),
-    ("Input should be greater than or equal to ", "is to be at least "),
-    ("Input should be less than or equal to ", "is to be at most "),
-    ("Input should be ", "is to be "),
+    ("Input should be greater than or equal to ", "must be at least "),
+    ("Input should be less than or equal to ", "must be at most "),
+    ("Input should be ", "must be "),
 )
 
 
 @contextmanager
 def explain_usage() -> Iterator[None]:
-    """Raise SettingsError for what Click cannot parse; help that is shown in place of an error stays as it is."""
+    """Raise SettingsError where Click cannot parse a command line; the help of a command group without arguments stays as it is."""
     try:
         yield
     except _UsageError as error:
@@ -58,7 +58,7 @@ def _explain(error: Any) -> SettingsError:
         return SettingsError(f"{command} has no command '{unknown[1]}'", do=suggest_name(unknown[1], ctx.command.commands))
     if extra := re.match(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", message):
         return SettingsError(
-            f"{command} does not know what to do with: {extra[1]}", do=f"Quote what holds blanks; {help_line.lower()}"
+            f"{command} takes no further arguments, but got: {extra[1]}", do=f"Quote names that contain spaces; {help_line.lower()}"
         )
     if option := re.match(r"Option '(.*?)' requires (?:an argument|\d+ arguments)", message):
         return SettingsError(f"{option[1]} needs a value", do="Give it after the option")
