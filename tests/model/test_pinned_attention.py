@@ -53,6 +53,8 @@ def _settle(size: str, *assignments: str):
     ("size", "recomputes"), [("tiny", 0), ("tiny", 4), ("tiny-vit", 4), ("tiny-resnet", 0), ("tiny-resenc", 0)]
 )
 def test_every_network_and_head_attends_by_the_efficient_or_the_plain_backend(seen, size, recomputes):
+    if size.endswith("resenc"):
+        pytest.importorskip("dynamic_network_architectures", reason="needs the extra `cnn`")
     with torch.device("meta"):
         student, teacher = assembly.build_networks(_settle(size, f"train.recompute={recomputes}"))
         assert teacher is not None
