@@ -101,6 +101,17 @@ def test_no_function_shares_a_name_with_a_module():
     assert shared == []
 
 
+def test_no_text_shows_the_name_of_a_constant_in_braces():
+    """A string that lost its "f" shows "{CONVENTION}" to the reader."""
+    found = []
+    for path, tree in _TREES.items():
+        formatted = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in formatted:
+                found += [(path.name, node.lineno, name) for name in re.findall(r"\{[A-Z][A-Z_]+\}", node.value)]
+    assert found == []
+
+
 def test_nothing_is_pickled():
     # encoder/foreign reads others' .pt files with weights_only=True; of pickle it takes the error alone.
     foreign = next(path for path in _FILES if path.parts[-3:] == ("encoder", "foreign", "files.py"))

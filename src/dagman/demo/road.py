@@ -153,9 +153,9 @@ def _pretrain_seeds(out: Path, seeds: Sequence[int], steps: int, assignments: Se
 
 
 def _compare_segmentations(values: dict[str, list[float]], shots: int) -> SeedComparison:
-    names = ", ".join(one.name for one in STRUCTURES)
+    *names, last = (one.name for one in STRUCTURES)
     return SeedComparison(
-        question=f"{names} segmented, {count_noun(shots, 'labelled patient')}",
+        question=f"segmentation of {', '.join(names)} and {last} from {count_noun(shots, 'labelled patient')}",
         measure="Dice",
         pretrained=tuple(values["pretrained"]),
         fresh=tuple(values["fresh"]),

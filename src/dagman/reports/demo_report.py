@@ -192,7 +192,7 @@ def _show_example(example: Outlined | None) -> list[Block]:
     drawn = draw_three_planes(example.voxels.astype(np.float32), (example.spacing,) * 3, window=_WINDOW, contours=contours)
     caption = (
         "**A patient held out from pretraining**, segmented by the pretrained network with the most labelled patients. Solid: "
-        "ground truth. Dashed: prediction. {CONVENTION}"
+        f"ground truth. Dashed: prediction. {CONVENTION}"
     )
     colors = CYCLE[: len(example.names)]
     return [

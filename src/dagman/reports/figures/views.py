@@ -81,7 +81,7 @@ def draw_summary(
         draw_plane(row[1], view, spacing, plane, contours=seen, letters=False)
         draw_plane(row[2], np.where(spread_units(hidden, view.shape), restored, view), spacing, plane, letters=False)
         draw_plane(row[3], view, spacing, plane, overlay=overlay, letters=False)
-    for axes, name in zip(panels[0], ("Scan", "Masked", "Restored", "Attention"), strict=True):
+    for axes, name in zip(panels[0], ("Scan", "Masked", "Reconstructed", "Attention"), strict=True):
         _name(axes, name)
     draw_scale_bar(panels[0, 0], float(panels[0, 0].get_xlim()[1]))
     add_color_bar(figure, list(panels[:, 3]), overlay)
@@ -167,7 +167,7 @@ def _draw_rows(rows: Sequence[tuple[NDArray, NDArray, NDArray, Plane]], spacing:
         draw_plane(panels[number, 2], view, spacing, plane, letters=False)
         draw_plane(panels[number, 3], np.zeros_like(view), spacing, plane, overlay=overlay, letters=False)
         panels[number, 0].set_ylabel(names[number], fontsize=9, color=NEUTRAL)
-    for axes, name in zip(panels[0], ("Seen by the student", "Restored", "Original", "Difference"), strict=True):
+    for axes, name in zip(panels[0], ("Seen by the student", "Reconstructed", "Original", "Difference"), strict=True):
         _name(axes, name)
     draw_scale_bar(panels[0, 2], float(panels[0, 2].get_xlim()[1]))
     add_color_bar(figure, list(panels[:, 3]), overlay)
