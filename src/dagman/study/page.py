@@ -81,7 +81,7 @@ def _tabulate_part(study: Study, rows: Sequence[Row]) -> list[Block]:
     path = next((monitor.path for monitor in study.monitors if monitor.name == rows[0].part), "")
     what = f"{name_measure(task.measure)} ({name_method(task.method)})" if task and task.method else ""
     what = what or (
-        name_measure(task.measure) if task else f"The monitor `{path}` at the end of each pretraining run run run run run"
+        name_measure(task.measure) if task else f"The monitor `{path}` at the end of each pretraining run"
     )
     blocks: list[Block] = []
     for size in dict.fromkeys(row.size for row in rows):

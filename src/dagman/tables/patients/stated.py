@@ -44,7 +44,7 @@ def state_patients(discovered: Discovery, stated: str | Path | None) -> Discover
         count = count_noun(len(left), "scan has", "scans have")
         what = f"{count} no patient by this: {list_some((Path(source).name for source in left), limit=_SHOWN)}"
         do = (
-            "Add a row for each of them of them of them of them of them"
+            "Add a row for each of them"
             if is_table(stated)
             else "Correct the pattern, or give a table with the columns scan and patient"
         )
