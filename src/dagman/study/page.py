@@ -80,9 +80,7 @@ def _tabulate_part(study: Study, rows: Sequence[Row]) -> list[Block]:
     task = next((task for task in study.tasks if task.name == rows[0].part), None)
     path = next((monitor.path for monitor in study.monitors if monitor.name == rows[0].part), "")
     what = f"{name_measure(task.measure)} ({name_method(task.method)})" if task and task.method else ""
-    what = what or (
-        name_measure(task.measure) if task else f"The monitor `{path}` at the end of each pretraining run"
-    )
+    what = what or (name_measure(task.measure) if task else f"The monitor `{path}` at the end of each pretraining run")
     blocks: list[Block] = []
     for size in dict.fromkeys(row.size for row in rows):
         here = [row for row in rows if row.size == size]
