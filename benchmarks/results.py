@@ -167,7 +167,11 @@ def main() -> None:
 def pretrain(run: Path, size: str, steps: int, part: str) -> None:
     """Pretrain on WORK's store, or go on."""
     more = ["--resume"] if run.exists() else []
-    call(["pretrain", "store", "--out", run.name, "--size", size, "--set", f"train.steps={steps}", *more], run.parent, part)
+    call(
+        ["pretrain", "store", "--out", run.name, "--size", size, "--modality", "ct", "--set", f"train.steps={steps}", *more],
+        run.parent,
+        part,
+    )
 
 
 def _shorten(command: Sequence[str], data: Path, folder: Path) -> str:
