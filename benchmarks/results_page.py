@@ -105,7 +105,8 @@ def _describe_pretraining(run: Run) -> list[str]:
     return [
         f"## Pretraining: `{run.path.name}`",
         "    dagman prepare {chest-dicom,lidc-nodules,organs,other-ct,sarcoma-ct,dicom-quirks} --out store\n"
-        f"    dagman pretrain store --out {run.path.name} --size {settings.size} --modality ct --set train.steps={settings.train.steps}",
+        f"    dagman pretrain store --out {run.path.name} --size {settings.size} --modality ct "
+        f"--set train.steps={settings.train.steps}",
         f"{run.last_step:,} {_of(settings.train.steps, run.last_step)}steps took {total / 60:.0f} minutes on {device}: "
         f"{run.last_step / total:.1f} a second, {max(row['memory_gib'] for row in run.timings):.1f} GiB at the peak, "
         f"waiting for data {100 * waiting:.1f} % of the time. " + (" ".join(warnings) or "No monitor warned."),
