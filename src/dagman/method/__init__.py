@@ -1,4 +1,4 @@
-"""The method, section by section; torch alone, no IO, no logging."""
+"""The method of the paper, one file per part. Depends only on torch; no IO, no logging."""
 
 from dagman.method.networks import Network, Outputs, copy_student
 from dagman.method.step import Method, TeacherOutputs, ViewPair, student_losses, teacher_forward

@@ -1,7 +1,7 @@
-"""From teacher logits to target probabilities P_t: centre and sharpen, or Sinkhorn-Knopp. All in float32.
+"""Turn the teacher's logits into target probabilities P_t, by centring and sharpening or by Sinkhorn-Knopp, in float32.
 
-R rows (masked units or views of the whole step, over all micro-batches), K prototypes. Where several processes share a step, R are
-this process's rows, and `peers` exchanges what the rows of the others add.
+Notation: R rows (masked units or views of a whole step, over all micro-batches), K prototypes. If several processes share a step,
+R counts the rows of this process, and `peers` adds the contributions of the others.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dagman.method.peers import ALONE, Peers, average_rows, logsumexp_rows, plac
 
 TEMPERATURE_FLOOR, TEMPERATURE_CEILING = 5e-4, 10.0
 Temperature = float | Tensor
-"""A number, or one that lies on a device (0-dimensional, float64) and that no host has read."""
+"""A float, or a 0-dimensional float64 tensor on a device, which the host does not have to read."""
 _ROWS = 2048
 _HALVINGS = 24
 
@@ -29,16 +29,17 @@ def center_and_sharpen(logits: Float[Tensor, "R K"], center: Float[Tensor, "K"],
 def update_center(
     center: Float[Tensor, "K"], logits: Float[Tensor, "R K"], momentum: float, peers: Peers = ALONE
 ) -> Float[Tensor, "K"]:
-    """The centre after a step: EMA of the mean logit over the rows."""
+    """Update the centre after a step: the EMA of the mean logits over rows."""
     return center * momentum + average_rows(logits.float(), peers) * (1 - momentum)
 
 
 def sinkhorn_knopp(
     logits: Float[Tensor, "R K"], temperature: Temperature, rounds: int = 3, peers: Peers = ALONE
 ) -> Float[Tensor, "R K"]:
-    """Sinkhorn-Knopp [SwAV, DINOv2] in the log domain: prototypes are used equally, each row sums to 1.
+    """Sinkhorn-Knopp [SwAV, DINOv2]: all prototypes are used equally, and each row sums to 1.
 
-    The plain form divides by sums of exp(t / tau) that underflow to 0 when rows are few and tau is small.
+    Computed in the log domain, because the usual form divides by sums of exp(t / tau), which underflow to 0 if rows are few and
+    tau is small.
     """
     scores = logits.float() / temperature
     for _ in range(rounds):
@@ -53,10 +54,10 @@ def entropy(probabilities: Float[Tensor, "*R K"]) -> Float[Tensor, "*R"]:
 
 
 def solve_temperature(logits: Float[Tensor, "R K"], target: float, peers: Peers = ALONE) -> float:
-    """tau_t at which the batch-centred logits have mean normalised entropy H(P_t)/ln K = `target`, by bisection [ours].
+    """Find tau_t at which the batch-centred logits have mean normalised entropy H(P_t) / ln K = `target` [ours].
 
-    Entropy grows with the temperature, so that log tau is halved between the floor and the ceiling. At most 2,048 rows,
-    evenly spaced, are used.
+    Entropy increases with temperature, so log tau is found by bisection between the floor and the ceiling, from at most
+    2,048 evenly spaced rows.
     """
     centred, wanted = _centre_rows(logits, peers), target * math.log(logits.shape[-1])
     low, high = math.log(TEMPERATURE_FLOOR), math.log(TEMPERATURE_CEILING)
@@ -70,7 +71,7 @@ def solve_temperature(logits: Float[Tensor, "R K"], target: float, peers: Peers 
 
 
 def solve_temperature_on_device(logits: Float[Tensor, "R K"], target: float, peers: Peers = ALONE) -> Float[Tensor, ""]:
-    """`solve_temperature` without the host: it differs where the device's exponential does, in the last bits of a float64."""
+    """Like `solve_temperature`, but without waiting for the device; equal up to the device's rounding in float64."""
     centred, wanted = _centre_rows(logits, peers), target * math.log(logits.shape[-1])
     ends = [math.log(TEMPERATURE_FLOOR), math.log(TEMPERATURE_CEILING)]
     low, high = (torch.full((), end, dtype=torch.float64, device=logits.device) for end in ends)
@@ -82,7 +83,7 @@ def solve_temperature_on_device(logits: Float[Tensor, "R K"], target: float, pee
 
 
 def _centre_rows(logits: Tensor, peers: Peers) -> Tensor:
-    """Logits less the mean of the rows of all processes; of at most 2,048 rows, evenly spaced, this process's."""
+    """Subtract the mean over all processes' rows; keeps this process's share of at most 2,048 evenly spaced rows."""
     centred = logits.float() - average_rows(logits.float(), peers)
     first, total = place_rows(len(centred), peers, centred)
     stride = max(1, math.ceil(total / _ROWS))

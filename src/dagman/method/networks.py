@@ -1,6 +1,6 @@
 """The network of student and teacher: encoder, semantic attention, projectors, and the student's reconstruction head.
 
-B views, C channels, N units, R masked units of all views in row order, K prototypes, x the patch-token grid.
+Notation: B views, C channels, N units, R masked units over all views in row order, K prototypes; x y z is the patch-token grid.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ from dagman.model.backbone import UNIT, ClsBackbone, MaskFill
 
 @dataclass(frozen=True, kw_only=True)
 class SemanticShape:
-    """Where the semantic attention stands and its size (METHOD, Semantic attention).
+    """Position and size of the semantic attention module (METHOD, Semantic attention).
 
-    depth: its blocks; 0 where the [CLS] token is the backbone's own, and its attention is that of the backbone's last block.
+    Attributes:
+        stage: Stage of the encoder whose tokens it reads.
+        heads: Number of attention heads.
+        depth: Number of blocks; 0 if the backbone has its own [CLS] token, whose attention in the last block is then used.
+        position: Position encoding.
     """
 
     stage: int = 3
@@ -34,7 +38,7 @@ class SemanticShape:
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectorShape:
-    """Size of the projectors, and which of them there are (METHOD, Heads)."""
+    """Names and size of the projectors (METHOD, Heads)."""
 
     names: tuple[str, ...] = ("ampd", "aitd", "gitd")
     layers: int = 3
@@ -45,14 +49,14 @@ class ProjectorShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What a network gives for B views: logits by loss (`ampd` R K, `aitd` and `gitd` B K), and the student's restoration."""
+    """Outputs for B views: logits by loss (`ampd` R K, `aitd` and `gitd` B K), and the student's reconstruction."""
 
     projections: dict[str, Tensor]
     reconstruction: Float[Tensor, "B 1 X Y Z"] | None = None
 
 
 class Network(nn.Module):
-    """Student or teacher: they differ in the reconstruction head alone, which the teacher lacks."""
+    """The student's or the teacher's network; only the student has a reconstruction head."""
 
     def __init__(
         self,
@@ -93,11 +97,11 @@ class Network(nn.Module):
         self.reconstruction = ReconstructionHead(widths[3], patch=self.encoder.strides[3]) if reconstruct else None
 
     def attend(self, view: Float[Tensor, "B 1 X Y Z"], dropped: Bool[Tensor, "B x y z"] | None = None) -> Float[Tensor, "B N"]:
-        """Att (Eq. 1): the [CLS] query's attention to the N units, averaged over heads, in float32."""
+        """Compute Att (Eq. 1): the [CLS] query's attention to the N units, averaged over heads, in float32."""
         return self._average_heads(self.attend_heads(view, dropped))
 
     def attend_encoded(self, encoded: Encoded) -> Float[Tensor, "B N"]:
-        """`attend` of what the encoder made of views, at least up to the stage the semantic attention reads."""
+        """Like `attend`, from encoded views; they must include the stage that the semantic attention reads."""
         semantic = self._require_semantic()
         if self.semantic_attention is None:
             grid = encoded.maps[semantic.stage - 1].shape[2:]
@@ -107,7 +111,11 @@ class Network(nn.Module):
     def attend_heads(
         self, view: Float[Tensor, "B 1 X Y Z"], dropped: Bool[Tensor, "B x y z"] | None = None
     ) -> Float[Tensor, "B H _ _ _"]:
-        """The [CLS] query's attention in each head, on the grid of the stage it reads; raises ValueError without a [CLS] token."""
+        """Compute the [CLS] query's attention in each head, on the grid of the stage that it reads.
+
+        Raises:
+            ValueError: The network has no [CLS] token.
+        """
         semantic = self._require_semantic()
         if self.semantic_attention is None:
             stride = self.encoder.strides[semantic.stage - 1]
@@ -123,16 +131,16 @@ class Network(nn.Module):
         drop_path: Float[Tensor, "L B"] | None = None,
         count: int | None = None,
     ) -> Outputs:
-        """Logits (and the reconstruction) of views.
+        """Compute the logits of views, and the student's reconstruction.
 
         Args:
             view: Intensities in [0, 1].
-            blanked: Patch tokens that are masked (the student) or dropped by noise (the teacher). True = blanked.
-            units: Units whose patch logits are wanted, usually the masked ones. True = wanted.
-            drop_path: Uniform draws for stochastic depth; None for none.
-            count: How many units of all views are wanted, where it is known; a device is then not waited for.
+            blanked: Patch tokens that are masked (student) or dropped by noise (teacher). True = blanked.
+            units: Units whose patch logits are computed, usually the masked ones. True = computed.
+            drop_path: Uniform draws for stochastic depth; None disables it.
+            count: Number of True in `units`, if known; saves waiting for the device. The blanked tokens must then be those of
+                `units`.
         """
-        # What is blanked are then the patch tokens of the units, and no others.
         whole = None if units is None or count is None else units.numel() - count
         encoded = self.encode(view, blanked, drop_path, whole)
         restored = self.reconstruction(encoded.maps[3]) if self.reconstruction is not None else None
@@ -145,19 +153,19 @@ class Network(nn.Module):
         drop_path: Float[Tensor, "L B"] | None = None,
         visible: int | None = None,
     ) -> Encoded:
-        """What the encoder makes of views; visible: units of all views that are not blanked, where whole ones are."""
+        """Encode views. visible: number of units over all views that are not blanked, if whole units are blanked."""
         skipping = {"visible": visible * PATCHES_PER_UNIT**3} if visible is not None and self.encoder.skips_hidden else {}
         return self.encoder.encode(view, blanked, drop=drop_path, stages=self.deepest, **skipping)
 
     @property
     def deepest(self) -> int | None:
-        """The last stage that a head or the semantic attention reads; None for all, or for a backbone with its own [CLS] token."""
+        """Last stage that is needed by a head or the semantic attention; None for all stages."""
         if self.encoder.own_cls or self.reconstruction is not None or "gitd" in self.projectors:
             return None
         return max(self.encoder.unit_stage if "ampd" in self.projectors else 1, self.semantic.stage if self.semantic else 1)
 
     def project(self, encoded: Encoded, units: Bool[Tensor, "B N"] | None = None, count: int | None = None) -> dict[str, Tensor]:
-        """Logits by loss from what the encoder made of views: `ampd` of the `units` wanted, `aitd` and `gitd` of each view.
+        """Compute logits by loss from encoded views: `ampd` for the given units, `aitd` and `gitd` for each view.
 
         count: As in `forward`.
         """
@@ -172,7 +180,11 @@ class Network(nn.Module):
         return projections
 
     def summarize(self, encoded: Encoded) -> Float[Tensor, "B C"]:
-        """The [CLS] token of each view: the semantic attention's, or the backbone's own; raises ValueError without one."""
+        """Return the [CLS] token of each view, from the semantic attention or from the backbone itself.
+
+        Raises:
+            ValueError: The network has no [CLS] token.
+        """
         semantic = self._require_semantic()
         if self.semantic_attention is not None:
             return self.semantic_attention.summarize(encoded.maps[semantic.stage - 1])
@@ -191,16 +203,16 @@ class Network(nn.Module):
 
 
 def copy_student(student: Network) -> Network:
-    """The teacher at the start: the student's weights, no reconstruction head, no gradient."""
+    """Create the teacher from the student: the same weights, no reconstruction head, no gradients."""
     teacher = copy.deepcopy(student)
     teacher.reconstruction = None
-    # What noise drops is zero (3.2), also where the student's masked tokens hold a learned one.
+    # The teacher's dropped patches are zero (3.2), even if the student fills masked ones with a learned token.
     teacher.encoder.mask_fill = "zero"
     return teacher.requires_grad_(False).eval()
 
 
 def unit_grid(view_sides: tuple[int, ...]) -> Grid:
-    """The grid of units of a view."""
+    """Return the grid of units of a view with these sides, in voxels."""
     x, y, z = (side // UNIT for side in view_sides)
     return (x, y, z)
 
@@ -210,7 +222,7 @@ def _attend_map(semantic_attention: SemanticAttention, features: Float[Tensor, "
 
 
 def _fit_to_units(attention: Float[Tensor, "B n"], grid: tuple[int, ...], stride: int) -> Float[Tensor, "B N"]:
-    # A finer stage's tokens are summed within a unit; a coarser one's are shared out among its units.
+    # Tokens finer than a unit are summed within it; a coarser token is divided evenly among its units.
     volume = attention.unflatten(1, grid)
     if stride < UNIT:
         factor = UNIT // stride

@@ -1,4 +1,4 @@
-"""The processes that share a step's views: what they exchange so that targets are those of the whole step."""
+"""What the processes that share a training step exchange, so that targets are computed over the whole step."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from torch import Tensor
 
 
 class Peers:
-    """One process alone, which has nothing to exchange; a subclass exchanges with others.
+    """A single process, which exchanges nothing; subclasses communicate with others.
 
-    Every process holds as many pairs of views, in the order of the ranks.
+    All processes hold the same number of view pairs, ordered by rank.
 
     Attributes:
-        rank: This process's number, from 0.
-        size: How many there are.
+        rank: Rank of this process, from 0.
+        size: Number of processes.
     """
 
     rank: int = 0
     size: int = 1
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes, the same bits in each."""
+        """Sum over all processes; the result has the same bits in each."""
         return values
 
     def maximum(self, values: Tensor) -> Tensor:
-        """The largest over all processes."""
+        """Elementwise maximum over all processes."""
         return values
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all processes, by rank; each must hold as many."""
+        """Concatenate the rows of all processes by rank; each must hold the same number."""
         return rows
 
 
@@ -36,7 +36,7 @@ ALONE = Peers()
 
 
 def average_rows(values: Tensor, peers: Peers = ALONE) -> Tensor:
-    """The mean over the first axis of `values`, over the rows of all processes; a process may hold no rows."""
+    """Average `values` over the first axis, over the rows of all processes; a process may have no rows."""
     if peers.size == 1:
         return values.mean(dim=0)
     total = values.sum(dim=0)
@@ -45,7 +45,7 @@ def average_rows(values: Tensor, peers: Peers = ALONE) -> Tensor:
 
 
 def logsumexp_rows(values: Tensor, peers: Peers = ALONE) -> Tensor:
-    """log of the sum of exp over the first axis, kept as an axis of one, over the rows of all processes."""
+    """Log-sum-exp over the first axis, over the rows of all processes; the axis is kept with length 1."""
     if peers.size == 1:
         return torch.logsumexp(values, dim=0, keepdim=True)
     own = values.amax(dim=0) if len(values) else values.new_full(values.shape[1:], -torch.inf)
@@ -54,7 +54,7 @@ def logsumexp_rows(values: Tensor, peers: Peers = ALONE) -> Tensor:
 
 
 def place_rows(count: int, peers: Peers, like: Tensor) -> tuple[int, int]:
-    """The number of this process's first row among those of all processes, and how many there are; `count` are its own."""
+    """Return the index of this process's first row among the rows of all processes, and their total; `count` is its own number."""
     if peers.size == 1:
         return 0, count
     counts = peers.gather(torch.tensor([count], device=like.device)).tolist()

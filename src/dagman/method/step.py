@@ -1,6 +1,7 @@
-"""One training step (paper 3.1 and 3.2), to be laid beside METHOD.md: the teacher's forward pass, and the student's losses.
+"""One training step (paper 3.1 and 3.2): the teacher's forward pass and the student's losses.
 
-P pairs of views u and v, N units, K prototypes, R masked units of all views in row order; masked: True = masked.
+Notation: P pairs of views u and v, N units per view, K prototypes, R masked units over all views in row order. In masks,
+True means masked.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dagman.model.backbone import UNIT
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A method preset, composed (METHOD, Method presets): what is masked, what the teacher is denied, how losses are weighted."""
+    """A composed method preset (METHOD, Method presets): the masking, the teacher's noise and the weights of the losses."""
 
     masking: Masking
     shares: MaskingShares
@@ -38,10 +39,15 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewPair:
-    """P pairs of overlapping crops u = views[:, 0] and v = views[:, 1], and all that is drawn for them.
+    """P pairs of overlapping crops, u = views[:, 0] and v = views[:, 1], with all random numbers drawn for them.
 
-    `masking` may lie on the CPU where the masking needs no attention. `inside` holds the first and last + 1 voxel of the box of
-    each view that lies in the scan, on the CPU; the rest is padding, neither masked nor restored. None: all lie inside.
+    Attributes:
+        views: Intensities in [0, 1].
+        masking: Draws for the masking; they may stay on the CPU if the masking does not use attention.
+        noise: Draws for the teacher's patch dropout.
+        drop_path: Draws for the student's stochastic depth, one per residual branch (L).
+        inside: The part of each view that lies inside its scan, as first voxel and last voxel + 1, on the CPU. The rest of the
+            view is padding, which is neither masked nor reconstructed. None if all views lie inside.
     """
 
     views: Float[Tensor, "P 2 1 X Y Z"]
@@ -51,7 +57,7 @@ class ViewPair:
     inside: Int[Tensor, "P 2 2 3"] | None = None
 
     def take(self, part: slice) -> ViewPair:
-        """Some of the pairs, with their own draws."""
+        """Select some of the pairs, with their draws."""
         return ViewPair(
             views=self.views[part],
             masking=self.masking[part],
@@ -63,7 +69,7 @@ class ViewPair:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherOutputs:
-    """The units masked for the student, and the teacher's projections by loss: `ampd` R K, `aitd` and `gitd` P 2 K."""
+    """The student's mask, and the teacher's projections by loss: `ampd` (R K), `aitd` and `gitd` (P 2 K)."""
 
     masked: Bool[Tensor, "P 2 N"]
     projections: dict[str, Tensor]
@@ -71,7 +77,7 @@ class TeacherOutputs:
 
 @torch.no_grad()
 def teacher_forward(teacher: Network | None, pair: ViewPair, method: Method) -> TeacherOutputs:
-    """The mask of each view from the teacher's attention (3.1), and the noisy teacher's projections (3.2)."""
+    """Compute each view's mask from the teacher's attention (3.1), and the noisy teacher's projections (3.2)."""
     views = pair.views.flatten(0, 1)
     grid = unit_grid(tuple(views.shape[2:]))
     dropped = patch_dropout(pair.noise.flatten(0, 1), grid, method.noise, method.granularity)
@@ -83,7 +89,7 @@ def teacher_forward(teacher: Network | None, pair: ViewPair, method: Method) -> 
     attention = None
     if teacher is not None and method.needs_attention:
         source = None if method.attention_from == "clean" else dropped
-        # Where both are taken from the same input, one pass serves both.
+        # If attention and projections come from the same input, one pass serves both.
         shared = encoded is not None and source is dropped
         attention = teacher.attend_encoded(encoded) if shared and encoded is not None else teacher.attend(views, source)  # Eq. 1
     box = None if pair.inside is None else find_inside_units(pair.inside.flatten(0, 1))
@@ -91,7 +97,7 @@ def teacher_forward(teacher: Network | None, pair: ViewPair, method: Method) -> 
     masked = send(masked, views.device)
     if teacher is None or encoded is None:
         return TeacherOutputs(masked=masked, projections={})
-    # AMPD has targets for the views that the student sees: both, or u alone.
+    # AMPD has targets only for the views that the student sees: both, or just u.
     seen = masked if method.symmetric else torch.stack([masked[:, 0], torch.zeros_like(masked[:, 1])], dim=1)
     projections = teacher.project(encoded, seen.flatten(0, 1), count_rows(pair, method))
     return TeacherOutputs(
@@ -102,16 +108,16 @@ def teacher_forward(teacher: Network | None, pair: ViewPair, method: Method) -> 
 def student_losses(
     student: Callable[..., Outputs], pair: ViewPair, masked: Bool[Tensor, "P 2 N"], targets: Mapping[str, Tensor], method: Method
 ) -> dict[str, Float[Tensor, ""]]:
-    """The losses of METHOD by name, unweighted: the student restores what is masked and predicts the teacher's targets P_t.
+    """Compute the unweighted losses by name: the student reconstructs masked voxels and predicts the teacher's targets P_t.
 
-    targets: `ampd` R K in the order of `masked`, `aitd` and `gitd` P 2 K of both views.
+    targets: `ampd` (R K) in the order of `masked`; `aitd` and `gitd` (P 2 K) for both views.
     """
     seen = 2 if method.symmetric else 1
     views, units = pair.views[:, :seen].flatten(0, 1), masked[:, :seen].flatten(0, 1)
     grid, tau = unit_grid(tuple(views.shape[2:])), method.student_temperature
     count = count_rows(pair, method)
     s = student(views, expand_units(units, grid, PATCHES_PER_UNIT), units, pair.drop_path[:, :, :seen].flatten(1), count=count)
-    # AITD and GITD compare with the other view of the pair: the teacher's v for the student's u, and u for v.
+    # AITD and GITD compare across the pair: the student's u with the teacher's v, and v with u.
     other = {name: p.flip(1)[:, :seen].flatten(0, 1) for name, p in targets.items() if name != "ampd"}
     losses = {}
     if s.reconstruction is not None:
@@ -129,7 +135,7 @@ def student_losses(
 
 
 def count_rows(pair: ViewPair, method: Method) -> int:
-    """Masked units of all views that the student sees, R, as the host knows them beforehand."""
+    """Count the masked units R over all views that the student sees, on the host, before the mask itself is known."""
     seen = 2 if method.symmetric else 1
     box = None if pair.inside is None else find_inside_units(pair.inside[:, :seen].flatten(0, 1))
     (x, y, z), views = pair.views.shape[3:], len(pair.views) * seen
@@ -137,18 +143,21 @@ def count_rows(pair: ViewPair, method: Method) -> int:
 
 
 def weight_rows(units: Bool[Tensor, "B N"], count: int | None = None) -> Float[Tensor, "R"]:
-    """Weights of the rows of masked units that give the mean over the units of each view, then over the views; count: R."""
+    """Weights of the rows of masked units, so that a weighted sum is the mean over each view's units, then over views.
+
+    count: R, if known; saves waiting for the device.
+    """
     counts = units.sum(dim=1, keepdim=True).clamp_min(1)
     return (1.0 / (len(units) * counts)).expand_as(units).flatten().index_select(0, locate_units(units, count))
 
 
 def find_inside_units(inside: Int[Tensor, "B 2 3"]) -> Int[Tensor, "B 2 3"]:
-    """The box of units that hold any voxel of the scan, from the box of voxels that do."""
+    """Convert each view's box of voxels inside the scan to the box of units that contain any of them."""
     return torch.stack([inside[:, 0] // UNIT, -(-inside[:, 1] // UNIT)], dim=1)
 
 
 def find_inside_voxels(inside: Int[Tensor, "B 2 3"], like: Bool[Tensor, "B X Y Z"]) -> Bool[Tensor, "B X Y Z"]:
-    """Which voxels of each view lie in its scan, on the device of `like`."""
+    """Mark the voxels of each view that lie inside its scan, on the device of `like`."""
     box = send(inside, like.device)
     axes = []
     for axis, side in enumerate(like.shape[1:]):

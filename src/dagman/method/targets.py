@@ -1,4 +1,4 @@
-"""The state of the targets: a centre, a temperature and a queue a projector, carried from step to step."""
+"""State of the targets, carried from step to step: a centre, a temperature and a queue per projector."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from dagman.method.peers import ALONE, Peers
 
 PROJECTORS = ("ampd", "aitd", "gitd")
 SMOOTHING = 0.9
-"""How much of log tau_t a step keeps when the temperature is solved. [ours]"""
+"""EMA momentum of log tau_t if the temperature is solved for an entropy. [ours]"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetRules:
-    """How logits become targets (METHOD, Losses): fixed over a run.
+    """How logits are turned into targets (METHOD, Losses); fixed during a run.
 
     Attributes:
         centering: "mean" (EMA centre) or "sinkhorn".
-        target_entropy: Mean H(P_t)/ln K that tau_t is solved for; None takes tau_t from the schedule.
+        target_entropy: Mean H(P_t) / ln K for which tau_t is solved; None takes tau_t from the schedule.
         center_momentum: EMA momentum of the centre.
-        queue: Rows of earlier steps that the image projectors' Sinkhorn rounds and temperature see as well [SwAV]:
-            a handful of views alone would be given prototypes at random. Rows are kept less the mean of their step: what
-            all views share drifts from step to step, and Sinkhorn would tell steps apart instead of views.
+        queue: Number of rows from earlier steps that the image projectors' Sinkhorn iterations and temperature include [SwAV]; with
+            only a handful of views, prototypes would be assigned at random. Each row is stored minus the mean of its step, because
+            the component that all views share drifts between steps, and Sinkhorn would separate steps instead of views.
     """
 
     centering: str = "mean"
@@ -45,9 +45,9 @@ class TargetRules:
 
 
 class Targets:
-    """Centres, temperatures and queues; `update` turns a whole step's logits into P_t and moves them on.
+    """Centres, temperatures and queues. `update` turns the logits of a whole step into P_t, and updates the state.
 
-    on_device: Temperatures are solved where the logits lie, as tensors, so that no step waits for a device.
+    on_device: Solve temperatures on the device of the logits, as tensors, so that no step waits for the device.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class Targets:
         self.log_temperatures: dict[str, Temperature | None] = dict.fromkeys(projectors)
 
     def update(self, name: str, logits: Tensor, scheduled: float, peers: Peers = ALONE) -> tuple[Tensor, Temperature]:
-        """P_t (R x K) of a projector from all rows of a step, and the tau_t used; then the state moves on.
+        """Compute P_t (R x K) of a projector from all rows of a step, and the tau_t used; then update the state.
 
-        `scheduled` is tau_t of the schedule, taken unless the rules solve it for an entropy. Where `peers` share the step, `logits`
-        and P_t are of this process's rows, and the state moves on alike in all.
+        `scheduled` is the schedule's tau_t, used unless the rules solve it for an entropy. If `peers` share the step, `logits` and
+        P_t are the rows of this process, and the state is updated identically in all processes.
         """
         if peers.size > 1 and self._uses_queue(name):
-            # A queue holds every view of a step, in order, so all rows travel; they are few: one a view.
+            # A queue holds all views of a step in order, so all rows are gathered; there is only one per view.
             probabilities, temperature = self.update(name, peers.gather(logits.float()), scheduled)
             return probabilities[peers.rank * len(logits) :][: len(logits)], temperature
         temperature = self._find_temperature(name, logits, scheduled, peers)
@@ -84,25 +84,25 @@ class Targets:
         return probabilities, temperature
 
     def compute(self, name: str, logits: Tensor, temperature: Temperature, peers: Peers = ALONE) -> Tensor:
-        """P_t (R x K) at a temperature, without moving the state."""
+        """Compute P_t (R x K) at a temperature, without updating the state."""
         if self.rules.centering == "sinkhorn":
             rows = self._with_queue(name, logits)
             return sinkhorn_knopp(rows, temperature, peers=peers)[len(rows) - len(logits) :]
         return center_and_sharpen(logits, self.centers[name], temperature)
 
     def temperature(self, name: str, logits: Tensor, scheduled: float) -> float:
-        """The tau_t last used; before the first step, what these logits (R x K) would be given."""
+        """Return the tau_t that was last used; before the first step, the one for these logits (R x K)."""
         last = self.log_temperatures[name]
         return float(self._find_temperature(name, logits, scheduled)) if last is None else math.exp(float(last))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Temperature | None]]:
-        """Tensors and log temperatures, for a checkpoint."""
+        """Return tensors and log temperatures for a checkpoint."""
         tensors = {f"center.{name}": value for name, value in self.centers.items()}
         tensors |= {f"queue.{name}": value for name, value in self.queues.items()}
         return tensors, dict(self.log_temperatures)
 
     def restore(self, tensors: Mapping[str, Tensor], log_temperatures: Mapping[str, Temperature | None]) -> None:
-        """Take over a checkpoint's state."""
+        """Restore the state from a checkpoint."""
         self.centers = {name: tensors[f"center.{name}"].to(old.device) for name, old in self.centers.items()}
         self.queues = {name: tensors[f"queue.{name}"].to(old.device) for name, old in self.queues.items()}
         self.log_temperatures = dict(log_temperatures)
