@@ -1,11 +1,11 @@
-"""Makes docs/results.md: pretrains on the CTs of a data folder, runs the paper's tasks on its tables, writes what came out.
+"""Makes docs/results.md: pretrains on the CTs of a data folder, runs the paper's tasks on its tables, writes the results.
 
-Every number comes from a `dagman` command that the page shows; the same call repeated goes on where it stopped.
+Every number comes from a `dagman` command that the page shows. Repeating the same command resumes where it stopped.
 DATA has the layout of shared/data/README.md (lidc-nodules, sarcoma-ct, organs, other-ct, chest-dicom, dicom-quirks).
-Needs the extras monai, survival and cluster; about three hours on one core. Where there is a GPU (or a run of the name
-`pretrained-small` in WORK already, from a machine that has one) tasks 1 to 5 and 7 have rows for a `small` encoder too.
+Needs the extras monai, survival and cluster; about three hours on one core. With a GPU (or if WORK already holds a run named
+`pretrained-small` from a machine with one), tasks 1 to 5 and 7 also have rows for a `small` encoder.
 Example: python benchmarks/results.py ../shared/data --work out/results
-One part alone: python benchmarks/results.py ../shared/data --work out/results --only tumours; the page alone: --only page
+Only one part: python benchmarks/results.py ../shared/data --work out/results --only tumours; only the page: --only page
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FRESH, GPU_FRESH = "scratch:tiny", "scratch:small"
 GPU_RUN = "pretrained-small"
 CLINICAL = "age,grade,tumour_ml"
 ORGANS = "colon=20,liver=5,small_bowel=18,urinary_bladder=21,autochthon_left=86,autochthon_right=87,aorta=52"
-"""The six largest of the body's scan, and the one that the other scan has too, to be tested on."""
+"""The six largest organs of the body scan, and the one that the other scan also has, for testing."""
 KINDS = {
     "bone": ("vertebrae", "rib", "hip", "sacrum", "femur", "skull", "sternum", "scapula", "clavicula", "humerus", "costal"),
     "muscle": ("autochthon", "gluteus", "iliopsoas"),
@@ -44,11 +44,11 @@ KINDS = {
     "solid organ": ("liver", "spleen", "kidney", "pancreas", "adrenal", "prostate", "heart"),
     "lung": ("lung",),
 }
-"""Words in the names of structures: with two patients most structures occur once, so they are grouped by what they are."""
+"""Words in the names of structures. With two patients most structures occur once, so they are grouped by kind."""
 
 
 def list_commands(data: Path, pretrained: Path) -> dict[str, list[str]]:
-    """Each part's command, without `dagman` and --out; a run of a GPU beside `pretrained` has its rows, but for segmentation."""
+    """Each part's command without `dagman` and --out; a GPU run next to `pretrained` is added, except for segmentation."""
     run, nodules, sarcoma = str(pretrained), str(data / "lidc-nodules/table.csv"), str(data / "sarcoma-ct/table.csv")
     large = pretrained.with_name(GPU_RUN)
     pairs = {"": (run, FRESH), **({"-small": (str(large), GPU_FRESH)} if large.is_dir() else {})}
@@ -85,7 +85,7 @@ def list_commands(data: Path, pretrained: Path) -> dict[str, list[str]]:
 
 
 def call(arguments: Sequence[str], folder: Path, part: str) -> None:
-    """Run `dagman` in `folder`; the wall seconds are added to the part's own in `seconds/`."""
+    """Run `dagman` in `folder`, and add its wall-clock seconds to those of the part in `seconds/`."""
     print("$ dagman", shlex.join(arguments), flush=True)
     kept = folder / "seconds" / f"{part}.json"
     before = json.loads(kept.read_text()) if kept.is_file() else 0.0
@@ -96,7 +96,7 @@ def call(arguments: Sequence[str], folder: Path, part: str) -> None:
 
 
 def write_tables(data: Path, folder: Path) -> None:
-    """structures.csv, a row a structure with its kind; organs.csv, trained on the one scan with abdominal organs."""
+    """Write structures.csv, one row per structure with its kind, and organs.csv, with the scan with abdominal organs to train on."""
     organs = data / "organs"
     names = pd.read_csv(organs / "labels.csv")
     names["kind"] = [next((kind for kind, words in KINDS.items() if any(w in name for w in words)), "") for name in names["name"]]
@@ -118,7 +118,7 @@ def write_tables(data: Path, folder: Path) -> None:
 
 
 def score_organs(data: Path, folder: Path) -> None:
-    """Dice of the organs' model on the scan it was trained on: a smoke test, no estimate of anything."""
+    """Dice of the organ model on its own training scan: a smoke test, not an estimate of performance."""
     truth = np.asarray(nib.load(data / "organs/masks/totalseg-body.nii.gz").dataobj)
     (found,) = (folder / "organs-predicted/predictions").glob("*.nii.gz")
     predicted = np.asarray(nib.load(found).dataobj)
@@ -134,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, required=True, help="folder for the store, the run and the results")
-    parser.add_argument("--only", action="append", help="a part, or page; repeatable; a name that is none lists them")
+    parser.add_argument("--only", action="append", help="a part, or page; repeatable; an unknown name lists them")
     arguments = parser.parse_args()
     data, folder = arguments.data.resolve(), arguments.work.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,7 @@ def main() -> None:
 
 
 def pretrain(run: Path, size: str, steps: int, part: str) -> None:
-    """Pretrain on WORK's store, or go on."""
+    """Pretrain on WORK's store, or resume the run."""
     more = ["--resume"] if run.exists() else []
     call(
         ["pretrain", "store", "--out", run.name, "--size", size, "--modality", "ct", "--set", f"train.steps={steps}", *more],

@@ -1,7 +1,7 @@
 """The text of docs/results.md from the folders of results: tables with intervals, paired differences, commands, times.
 
-What is written by hand in the page, from the heading BY_HAND on, is kept. A part that WORK lacks has its command on the page and no
-figure: figures of one page are made by one version of the code.
+The hand-written end of the page, from the heading BY_HAND on, is kept. For a part that WORK lacks, the page shows the command
+without figures, because all figures of a page must come from one version of the code.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ PAGE = Path(__file__).parents[1] / "docs/results.md"
 BY_HAND = "## What would have to change"
 WITH_CLINICAL = " + clinical"
 RUNS = {"pretrained": "scratch:tiny", "pretrained-small": "scratch:small"}
-"""Runs, each with the fresh network of its size."""
+"""Each run, with the randomly initialised network of its size."""
 PROJECTORS = ("ampd", "aitd", "gitd")
 TITLES = {
     "malignancy": "1. Nodule malignancy: linear probe (`lidc-nodules`, 227 nodules, 172 patients, 57 % malignant)",
-    "malignancy-small": "1b. The same, by the `small` encoder",
+    "malignancy-small": "1b. The same with the `small` encoder",
     "malignancy-finetuned": "2. Nodule malignancy: fine-tuning, crops of 32 mm at 1 mm",
-    "malignancy-finetuned-small": "2b. The same, by the `small` encoder",
-    "metastasis": "3. Lung metastasis of soft-tissue sarcoma (`sarcoma-ct`, 43 patients, 16 with)",
+    "malignancy-finetuned-small": "2b. The same with the `small` encoder",
+    "metastasis": "3. Lung metastasis of soft-tissue sarcoma (`sarcoma-ct`, 43 patients, 16 with metastasis)",
     "progression": "4. Time to progression (`sarcoma-ct`, 43 patients, 22 events)",
     "survival": "5. Survival (`sarcoma-ct`, 43 patients, 12 deaths)",
     "tumours": "6. Tumour segmentation (`sarcoma-ct`, 43 patients, 5 folds)",
-    "structures": "7. Structures of the body in clusters (`organs`, two scans)",
-    "organs": "8. Segmentation of organs: a smoke test (`organs`)",
+    "structures": "7. Clustering of anatomical structures (`organs`, two scans)",
+    "organs": "8. Organ segmentation: a smoke test (`organs`)",
 }
 CLASSES = ("auc", "balanced_accuracy", "brier")
 TIMES = ("harrell_c", "uno_c", "dynamic_auc", "integrated_brier")
@@ -46,28 +46,28 @@ MEASURES = {
 }
 INTRO = """# Results on real data
 
-Made by `python benchmarks/results.py ../shared/data --work out/results`; every number comes from the command shown above it.
+Made by `python benchmarks/results.py ../shared/data --work out/results`. Every number comes from the command shown above it.
 The scans are public (LIDC-IDRI, Soft-tissue-Sarcoma, TotalSegmentator's examples).
 
 **Read this first.** The encoders are small and were pretrained for minutes:
 {encoders}
 
-These tables show that the road holds and what such encoders are worth; they say nothing of the method at its own size.
-Pretraining saw the scans of tasks 3 to 8, unlabelled. The nodules' crops (30 mm) are smaller than a view and were not seen; of one
-of their 172 patients (LIDC-IDRI-0314) the whole scan was.
+These tables show that the pipeline works from end to end, and how useful such encoders are. They do not show what the method can
+do at its published size. Pretraining used the scans of tasks 3 to 8, without labels. It did not use the nodule crops (30 mm), which
+are smaller than a view, but it did use the whole scan of one of their 172 patients (LIDC-IDRI-0314).
 
-Intervals: 95 %, over patients, of scores averaged over repeats, widened for the refitting of each fold (decision 0022): AUCs by
-DeLong, others by the bootstrap. Differences are paired on the same items; p is corrected by Holm for all the comparisons of its
-table. `scratch:tiny` is the network of `pretrained` with fresh weights{also}.
-Times are of one core beside other work.
+Intervals are 95 % intervals over patients, of scores averaged over repeats, and are widened for refitting in each fold
+(decision 0022). AUCs use DeLong's method, other measures the bootstrap. Differences are paired on the same items, and p is
+corrected by Holm's method for all comparisons of its table. `scratch:tiny` is the network of `pretrained`, randomly
+initialised{also}. Times are those of one core while other jobs were running.
 """
 
 
 def write_page(folder: Path, commands: Mapping[str, str]) -> None:
-    """Write docs/results.md from the parts that are there; a part not run yet is named as missing."""
+    """Write docs/results.md from the parts that are there; a part that has not been run is marked "Not run"."""
     runs = [Run(folder / name) for name in RUNS if (folder / name).is_dir()]
     before = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
-    also = ",\n`scratch:small` that of `pretrained-small`" if len(runs) > 1 else ""
+    also = "; `scratch:small` is that of `pretrained-small`" if len(runs) > 1 else ""
     parts = [INTRO.format(encoders="\n".join(map(_describe_encoder, runs)), also=also).rstrip()]
     parts += ["\n\n".join(_describe_pretraining(run)) for run in runs]
     for name, title in TITLES.items():
@@ -79,19 +79,19 @@ def write_page(folder: Path, commands: Mapping[str, str]) -> None:
             continue
         results = Results(folder / name)
         body = _describe_organs(folder, results) if name == "organs" else _describe_task(results, MEASURES[name])
-        parts.append("\n\n".join([head, _tell_time(folder, name), *body]))
+        parts.append("\n\n".join([head, _format_time(folder, name), *body]))
     by_hand = before.partition(BY_HAND)[2] or "\n"
     write_text(PAGE, "\n\n".join([*parts, BY_HAND]) + by_hand)
 
 
 def _describe_encoder(run: Run) -> str:
-    """What it saw, beside the paper's encoder: 800 epochs of pairs of views of 10,412 CTs."""
+    """How much data it saw, compared with the paper's encoder: 800 epochs of pairs of views of 10,412 CTs."""
     settings = run.settings
     scans = len(json.loads((run.encoder_folder / "config.json").read_text())["scans_seen"])
     ratio = 800 * 10_412 * 2 / (run.last_step * settings.train.batch)
     return (
-        f"- `{run.path.name}`: size `{settings.size}`, {run.last_step:,} steps of {settings.train.batch} views of {scans} CTs; "
-        f"the paper's saw {ratio:,.0f} times as many views."
+        f"- `{run.path.name}`: size `{settings.size}`, {run.last_step:,} steps of {settings.train.batch} views, {scans} CTs; "
+        f"the paper's encoder saw {ratio:,.0f} times as many views."
     )
 
 
@@ -101,15 +101,15 @@ def _describe_pretraining(run: Run) -> list[str]:
     device = next(line.split(maxsplit=2)[2] for line in run.choices if line.startswith("device "))
     device = "one CPU core" if "no CUDA device" in device else device.partition(",")[0]
     waiting = sum(r["waiting_share"] * r["seconds"] for r in run.timings) / total
-    warnings = [f"Warned at step {w['step']}: {w['text']}" for w in run.warnings]
+    warnings = [f"Warning at step {w['step']}: {w['text']}" for w in run.warnings]
     return [
         f"## Pretraining: `{run.path.name}`",
         "    dagman prepare {chest-dicom,lidc-nodules,organs,other-ct,sarcoma-ct,dicom-quirks} --out store\n"
         f"    dagman pretrain store --out {run.path.name} --size {settings.size} --modality ct "
         f"--set train.steps={settings.train.steps}",
         f"{run.last_step:,} {_of(settings.train.steps, run.last_step)}steps took {total / 60:.0f} minutes on {device}: "
-        f"{run.last_step / total:.1f} a second, {max(row['memory_gib'] for row in run.timings):.1f} GiB at the peak, "
-        f"waiting for data {100 * waiting:.1f} % of the time. " + (" ".join(warnings) or "No monitor warned."),
+        f"{run.last_step / total:.1f} steps per second, at most {max(row['memory_gib'] for row in run.timings):.1f} GiB, "
+        f"{100 * waiting:.1f} % of the time waiting for data. " + (" ".join(warnings) or "No monitor raised a warning."),
         _tabulate_monitors(run),
     ]
 
@@ -125,12 +125,12 @@ def _tabulate_monitors(run: Run) -> str:
         "step",
         "AMIP / best trivial baseline",
         *(f"{name.upper()} H / MI / gain" for name in PROJECTORS),
-        "attention's entropy / ln N",
+        "attention entropy / ln N",
     ]
     body = []
     for row in chosen:
-        told = [row["projectors"][name] for name in PROJECTORS]
-        cells = [f"{one['H']:.2f} / {one['MI']:.2f} / {one['gain']:+.2f}" for one in told]
+        measured = [row["projectors"][name] for name in PROJECTORS]
+        cells = [f"{one['H']:.2f} / {one['MI']:.2f} / {one['gain']:+.2f}" for one in measured]
         body.append([str(row["step"]), f"{row['reconstruction']['ratio']:.2f}", *cells, f"{row['attention']['entropy']:.4f}"])
     return _tabulate(head, body)
 
@@ -143,24 +143,24 @@ def _describe_task(results: Results, names: Sequence[str]) -> list[str]:
     shown = [name for name in names if any(name in row for row in rows.values())]
     table = _tabulate(
         ["method", "labels", "model", *(name.replace("_", " ") for name in shown)],
-        [[*key, *(_say(row[name]) if name in row else "" for name in shown)] for key, row in rows.items()],
+        [[*key, *(_format(row[name]) if name in row else "" for name in shown)] for key, row in rows.items()],
     )
     text = [table]
-    asked = [c for c in results.summary.comparisons if _is_asked(c)]
-    if asked:
+    compared = [c for c in results.summary.comparisons if _is_shown(c)]
+    if compared:
         text += [
-            "Differences, first less second, that a pretrained encoder is part of (p by Holm counts the others too):",
+            "Differences (first minus second) that involve a pretrained encoder. Holm's correction also counts those not shown.",
             _tabulate(
                 ["method", "labels", "measure", "first", "second", "difference", "p", "p (Holm)"],
-                [_say_difference(c) for c in asked],
+                [_format_difference(c) for c in compared],
             ),
         ]
     notes = [note.text for note in results.summary.notes if len(note.text) < 400]
     return [*text, "\n".join(f"- {note}" for note in notes)]
 
 
-def _is_asked(c: Comparison) -> bool:
-    """Differences of a pretrained encoder to what has the same inputs; of fresh networks its own; others stay in metrics.json."""
+def _is_shown(c: Comparison) -> bool:
+    """Whether a pretrained encoder is compared with a model of the same inputs; of scratch networks, only the one of its size."""
     first, second = c.first.removesuffix(WITH_CLINICAL), c.second.removesuffix(WITH_CLINICAL)
     alike = c.first.endswith(WITH_CLINICAL) == c.second.endswith(WITH_CLINICAL)
     pair = {first, second}
@@ -174,13 +174,13 @@ def _describe_organs(folder: Path, results: Results) -> list[str]:
     text = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in scores.items())
     aorta = next(iter(held.values())).interval.value if held else math.nan
     return [
-        "Dice on the scan it was trained on, the only one with these organs (labels are TotalSegmentator's, not a reader's): "
-        f"{text}. The aorta of the other patient, in another field: {aorta:.2f}. Nothing here estimates anything: it shows that "
-        "the command trains, keeps a model, and applies it on the scan's own grid."
+        "Dice on its own training scan, the only one with these organs (the labels are TotalSegmentator's, not a reader's): "
+        f"{text}. Dice of the aorta of the other patient, in another field of view: {aorta:.2f}. These numbers are not estimates "
+        "of performance. They show that the command trains, keeps a model, and applies it on the scan's own grid."
     ]
 
 
-def _say(one: Measurement) -> str:
+def _format(one: Measurement) -> str:
     interval = one.interval
     digits: Callable[[float], str] = (lambda v: f"{v:.1f}") if one.name.endswith(("_mm", "_ml")) else (lambda v: f"{v:.3f}")
     if interval.value is None or not math.isfinite(interval.value):
@@ -190,7 +190,7 @@ def _say(one: Measurement) -> str:
     return f"{digits(interval.value)} ({digits(interval.low)} to {digits(interval.high)})"
 
 
-def _say_difference(c: Comparison) -> list[str]:
+def _format_difference(c: Comparison) -> list[str]:
     d = c.difference
     return [
         c.method,
@@ -204,7 +204,7 @@ def _say_difference(c: Comparison) -> list[str]:
     ]
 
 
-def _tell_time(folder: Path, name: str) -> str:
+def _format_time(folder: Path, name: str) -> str:
     seconds = json.loads((folder / "seconds" / f"{name}.json").read_text())
     return f"Took {seconds / 60:.0f} minutes." if seconds >= 90 else f"Took {seconds:.0f} seconds."
 
