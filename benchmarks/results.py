@@ -96,7 +96,7 @@ def call(arguments: Sequence[str], folder: Path, part: str) -> None:
 
 
 def write_tables(data: Path, folder: Path) -> None:
-    """Write structures.csv, one row per structure with its kind, and organs.csv, with the scan with abdominal organs to train on."""
+    """Write structures.csv, one row per structure with its kind, and organs.csv, which trains on the scan with abdominal organs."""
     organs = data / "organs"
     names = pd.read_csv(organs / "labels.csv")
     names["kind"] = [next((kind for kind, words in KINDS.items() if any(w in name for w in words)), "") for name in names["name"]]
