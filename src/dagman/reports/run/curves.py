@@ -1,4 +1,4 @@
-"""The curves of a run, each with what it is, its normal range, and its warning sign (METHOD, What is watched)."""
+"""The curves of a run, each with what it is, its normal range, and its warning sign (METHOD, Monitors)."""
 
 from __future__ import annotations
 

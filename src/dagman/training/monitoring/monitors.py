@@ -1,4 +1,4 @@
-"""What the monitors measure on fixed validation views (METHOD, What is watched): pure formulas over the networks' outputs.
+"""What the monitors measure on fixed validation views (METHOD, Monitors): pure formulas over the networks' outputs.
 
 n views or rows, K prototypes, N units, H heads. Entropies in nats unless said; a run that fails silently costs weeks.
 """

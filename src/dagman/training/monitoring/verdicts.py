@@ -1,4 +1,4 @@
-"""What the monitors show, as a traffic light with a sentence and what to try: pure functions of numbers (METHOD, What is watched).
+"""What the monitors show, as a traffic light with a sentence and what to try: pure functions of numbers (METHOD, Monitors).
 
 Green: as it should be. Amber: use with the reservation stated. Red: the run is not healthy, and its encoder is not worth using.
 """
