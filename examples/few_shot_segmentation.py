@@ -1,8 +1,8 @@
-"""Segment organs from two labelled patients, with two encoders on identical splits: about ten seconds of a CPU core.
+"""Segment organs from two labelled patients, with two encoders on identical splits; about ten seconds on a CPU core.
 
     python examples/few_shot_segmentation.py --out example [--encoder RUN]
 
-The encoders are far below the size `tiny` and trained for a few steps, so that this takes no time: the numbers mean nothing.
+To finish quickly, the encoders are much smaller than the size `tiny` and are trained for a few steps, so the scores mean nothing.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from dagman.testing import write_tiny_encoder
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("example"), help="folder for everything that is written")
-    parser.add_argument("--encoder", help="a run or an encoder folder; default: other fresh weights")
-    parser.add_argument("--steps", type=int, default=10, help="steps of training")
+    parser.add_argument("--out", type=Path, default=Path("example"), help="folder for all output files")
+    parser.add_argument("--encoder", help="a run or an encoder folder; default: a second random initialisation")
+    parser.add_argument("--steps", type=int, default=10, help="number of training steps")
     arguments = parser.parse_args()
 
     cohort = write_cohort(arguments.out / "coarse-cohort", patients=6, seed=0, spacing=8.0)
 
-    fresh = write_tiny_encoder(arguments.out / "fresh")
+    scratch = write_tiny_encoder(arguments.out / "scratch")
     encoder = arguments.encoder or write_tiny_encoder(arguments.out / "other", seed=1)
 
-    # One row a structure: the scan, its label map, the value in it, and the patient, by whom all splits are made.
+    # One row per structure: the scan, its label map, the value in that map, and the patient. Splits are by patient.
     data = read_labelled_scans(cohort.organs_table, labels="liver=5")
-    models = [parse_model(str(encoder)), parse_model(str(fresh))]
+    models = [parse_model(str(encoder)), parse_model(str(scratch))]
     settings = SegmentationSettings(
         folds=2,
         shares=(),
-        per_class=(2,),  # labelled patients in training: `--shots 2` of the command
+        per_class=(2,),  # labelled patients used for training; `--shots 2` on the command line
         steps=arguments.steps,
         side=32,
         spacing=8.0,

@@ -16,7 +16,8 @@ _ROOT = Path(__file__).parents[1]
 def _documented_layers() -> list[str]:
     """The order of docs/architecture.md, top (imported by all) first."""
     block = (_ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```")[1]
-    names = [re.split(r"\s{2,}", line)[0] for line in block.strip().splitlines()]
+    lines = [line for line in block.strip().splitlines() if not line.startswith(" ")]  # an indented line continues the one above
+    names = [re.split(r"\s{2,}", line)[0] for line in lines]
     return [name.strip().rstrip("/") for line in names for name in line.split(",")]
 
 
