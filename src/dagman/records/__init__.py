@@ -1,1 +1,1 @@
-"""What is written safely: files, locks, journals, provenance, hashes."""
+"""Safe writing and record keeping: atomic files, locks, journals, provenance, hashes."""

@@ -1,4 +1,4 @@
-"""Numbers and what they count, as sentences say it."""
+"""Formats counts, lists and row numbers for messages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from collections.abc import Iterable
 
 
 def count_noun(number: int, one: str, many: str | None = None) -> str:
-    """The number with its noun, and a verb where one follows; `many` is `one` with an s unless it is given.
+    """Return the number followed by its noun (and verb) in the singular or plural.
+
+    Args:
+        number: how many there are.
+        one: singular form.
+        many: plural form; by default the singular with an s.
 
     >>> count_noun(1, "scan"), count_noun(0, "scan"), count_noun(2, "scan was", "scans were")
     ('1 scan', '0 scans', '2 scans were')
@@ -15,7 +20,7 @@ def count_noun(number: int, one: str, many: str | None = None) -> str:
 
 
 def list_some(names: Iterable[object], limit: int = 20) -> str:
-    """Names in a row, at most `limit` of them, then how many more there are.
+    """Join at most `limit` names with commas, followed by how many more there are.
 
     >>> list_some(["a", "b", "c"], limit=2)
     'a, b and 1 more'
@@ -26,7 +31,7 @@ def list_some(names: Iterable[object], limit: int = 20) -> str:
 
 
 def name_rows(rows: Iterable[int]) -> str:
-    """Rows of a table, counted from 0, as its reader counts them: from 1 below the header.
+    """Name rows of a table, given as indices from 0, the way a reader counts them: from 1, without the header.
 
     >>> name_rows([4]), name_rows([0, 1])
     ('row 5', 'rows 1, 2')

@@ -1,7 +1,8 @@
-"""CSV files that a spreadsheet shows and does not run: the one writer of cells, and what undoes it on reading.
+"""Writes and reads CSV files whose cells a spreadsheet never evaluates as formulas.
 
-A spreadsheet takes text that begins with = + - @ for a formula, and a formula can send the table away. Such a cell is written
-behind an apostrophe, as OWASP advises (CSV Injection); numbers are written as they are.
+A spreadsheet evaluates text that begins with = + - @ as a formula, and a formula can send the table's content to a server. Such
+a cell gets a leading apostrophe, as OWASP recommends (https://owasp.org/www-community/attacks/CSV_Injection); numbers are
+written unchanged. All CSV files of dagman are written here, and reading removes the apostrophe again.
 """
 
 from __future__ import annotations
@@ -19,18 +20,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _NUMERIC = "biufcmM"
-"""Kinds of columns that hold no text."""
+"""numpy kinds of columns that never hold text."""
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-# Some spreadsheets take the wide signs for the narrow ones, and pass over what cannot be seen before them.
+# Some spreadsheets accept full-width signs as well, and ignore control characters in front of the sign.
 _FORMULA = re.compile(r"'*[\t\r\n]*[=+\-@\uFF1D\uFF0B\uFF0D\uFF20\t\r\n]")
 
 
 def protect_cell(value: Any) -> Any:
-    """A cell's value as it is written: text that would be run as a formula comes behind an apostrophe.
+    """Return the value to write into a cell: text that a spreadsheet would evaluate as a formula gets a leading apostrophe.
 
-    Examples:
-        >>> [protect_cell(value) for value in ("=1+1", "-7.5", -7.5, "a-b")]
-        ["'=1+1", '-7.5', -7.5, 'a-b']
+    >>> [protect_cell(value) for value in ("=1+1", "-7.5", -7.5, "a-b")]
+    ["'=1+1", '-7.5', -7.5, 'a-b']
     """
     if isinstance(value, Path):
         value = str(value)
@@ -40,50 +40,50 @@ def protect_cell(value: Any) -> Any:
 
 
 def restore_cell(text: str) -> str:
-    """The text that `protect_cell` was given; other text as it is."""
+    """Undo `protect_cell`; other text is returned unchanged."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows whole as UTF-8; None and NaN become empty cells."""
+    """Write rows to a UTF-8 file, atomically; None and NaN become empty cells."""
     with write_whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow([protect_cell(name) for name in columns])
-        table.writerows([_leave_empty(protect_cell(value)) for value in row] for row in rows)
+        table.writerows([_empty_if_nan(protect_cell(value)) for value in row] for row in rows)
 
 
 def write_frame(path: str | Path, frame: pd.DataFrame) -> None:
-    """Write a data frame whole, without its index."""
+    """Write a data frame atomically, without its index."""
     import pandas as pd
 
     safe = frame.copy(deep=False)
-    for place in range(frame.shape[1]):
-        column = frame.iloc[:, place]
+    for index in range(frame.shape[1]):
+        column = frame.iloc[:, index]
         if column.dtype.kind not in _NUMERIC:
-            # As objects: pandas would make numbers with gaps into fractions.
-            safe.isetitem(place, pd.Series([protect_cell(value) for value in column], dtype=object).array)
+            # dtype=object, since pandas would turn integers with missing values into floats.
+            safe.isetitem(index, pd.Series([protect_cell(value) for value in column], dtype=object).array)
     safe.columns = pd.Index([protect_cell(name) for name in frame.columns], dtype=object)
     with write_whole(path) as temporary:
         safe.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:
-    """The rows that `write_csv` wrote, as text by column."""
+    """Read the rows of a file written by `write_csv`; each row maps column names to text."""
     with open(path, newline="", encoding="utf-8") as file:
         header, *rows = [[restore_cell(cell) for cell in row] for row in csv.reader(file)] or [[]]
     return [dict(zip(header, row, strict=False)) for row in rows]
 
 
 def restore_frame(frame: pd.DataFrame) -> pd.DataFrame:
-    """A data frame that was read from CSV, with the text that `write_frame` was given."""
+    """Undo `write_frame`'s apostrophes in a data frame that was read from CSV."""
     restored = frame.rename(columns=lambda name: restore_cell(str(name)))
-    for place in range(frame.shape[1]):
-        column = frame.iloc[:, place]
+    for index in range(frame.shape[1]):
+        column = frame.iloc[:, index]
         if column.dtype.kind not in _NUMERIC and any(isinstance(value, str) and value.startswith("'") for value in column):
             values = column.map(lambda value: restore_cell(value) if isinstance(value, str) else value)
-            restored.isetitem(place, values.array)
+            restored.isetitem(index, values.array)
     return restored
 
 
-def _leave_empty(value: Any) -> Any:
+def _empty_if_nan(value: Any) -> Any:
     return "" if isinstance(value, float) and math.isnan(value) else value

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name beside the target, then renamed."""
+"""Atomic writing: a file or folder is written under a temporary name next to its target, then renamed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 
 @contextlib.contextmanager
 def write_whole(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` and rename it (a file or a folder) to `path` when the block succeeds.
+    """Yield a temporary path next to `path` and rename it (a file or a folder) to `path` when the block succeeds.
 
-    The content is flushed to disk before the rename, so that a crash leaves the old file or the new one. When the
-    block fails, what was written is removed and an existing `path` is untouched.
+    The content is flushed to disk before the rename, so that a crash leaves either the old file or the new one. If the block
+    fails, the temporary file is removed and an existing `path` is left untouched.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: writers such as nibabel and pandas choose the format by it.
+    # The suffix stays at the end, because writers such as nibabel and pandas choose the format by it.
     temporary = path.parent / f".{uuid.uuid4().hex[:8]}.partial.{path.name}"
     try:
         yield temporary
@@ -29,7 +29,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _flush(file)
-            # A folder cannot replace a filled one in a single rename: the old one steps aside first.
+            # rename() cannot replace a folder that is not empty, so the old one is moved out of the way first.
             aside = path.parent / f".{uuid.uuid4().hex[:8]}.old.{path.name}"
             if path.exists():
                 os.rename(path, aside)
@@ -47,13 +47,13 @@ def write_whole(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole (UTF-8)."""
+    """Write a UTF-8 text file atomically."""
     with write_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write a JSON file whole, indented, keys in the order given."""
+    """Write an indented JSON file atomically, with its keys in the given order."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 

@@ -1,6 +1,7 @@
-"""Content hashes: the first 128 bits of SHA-256, as hex; processors compute it in hardware, twice as fast as blake2b.
+"""Content hashes (the first 128 bits of SHA-256, as hex) and checksums of files (CRC-32).
 
-Where a file is to be known as undamaged, and nothing else, CRC-32 by ISA-L does it with a tenth of the processor's time.
+Processors compute SHA-256 in hardware, twice as fast as blake2b. To detect a damaged file, CRC-32 from ISA-L is enough, at a
+tenth of the processor time.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ if TYPE_CHECKING:
     import numpy as np
 
 _DIGITS = 32
-_SUM = "crc32:"
-# Few and large: between pieces a thread that writes a checkpoint takes Python's lock from the training.
-_PIECE = 8 << 20
+_CRC_PREFIX = "crc32:"
+# Large pieces, because a thread that writes a checkpoint takes the GIL from the training loop after each one.
+_PIECE_BYTES = 8 << 20
 
 
 def hash_bytes(data: bytes) -> str:
-    """Hash of bytes."""
+    """Return the content hash of bytes."""
     return hashlib.sha256(data).hexdigest()[:_DIGITS]
 
 
 def hash_file(path: str | Path) -> str:
-    """Hash of a file's bytes, read in pieces."""
+    """Return the content hash of a file, read in pieces."""
     digest = hashlib.sha256()
     for piece in _read_pieces(path):
         digest.update(piece)
@@ -34,34 +35,34 @@ def hash_file(path: str | Path) -> str:
 
 
 def sum_file(path: str | Path) -> str:
-    """Checksum of a file against damage: `crc32:` and 8 hex digits, read in pieces."""
+    """Return the checksum that detects damage to a file, read in pieces: `crc32:` and 8 hex digits."""
     from isal import isal_zlib
 
-    found = 0
+    crc = 0
     for piece in _read_pieces(path):
-        found = isal_zlib.crc32(piece, found)
-    return f"{_SUM}{found:08x}"
+        crc = isal_zlib.crc32(piece, crc)
+    return f"{_CRC_PREFIX}{crc:08x}"
 
 
 def matches_file(path: str | Path, checksum: str) -> bool:
-    """Whether a file has this checksum, as `sum_file` or `hash_file` gave it."""
-    return checksum == (sum_file(path) if checksum.startswith(_SUM) else hash_file(path))
+    """Return whether a file has this checksum, which comes from `sum_file` or `hash_file`."""
+    return checksum == (sum_file(path) if checksum.startswith(_CRC_PREFIX) else hash_file(path))
 
 
 def _read_pieces(path: str | Path) -> Iterator[memoryview]:
     with open(path, "rb", buffering=0) as file:
-        # One more than the file holds, so that a small one takes little memory and its end is still seen.
-        buffer = memoryview(bytearray(min(_PIECE, os.fstat(file.fileno()).st_size + 1)))
+        # A small file needs little memory; the extra byte lets the loop see the end of the file.
+        buffer = memoryview(bytearray(min(_PIECE_BYTES, os.fstat(file.fileno()).st_size + 1)))
         while count := file.readinto(buffer):
             yield buffer[:count]
 
 
 def hash_array(array: np.ndarray) -> str:
-    """Hash of an array's dtype, shape and values, whatever its memory layout."""
+    """Return the hash of an array's dtype, shape and values; it does not depend on the memory layout."""
     import numpy as np
 
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
-    # Plane by plane, so that another memory layout never needs a copy of the whole.
+    # Plane by plane, so that another memory layout never needs a copy of the whole array.
     if array.flags.c_contiguous or array.ndim < 2:
         digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:_DIGITS]

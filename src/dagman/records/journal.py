@@ -1,4 +1,4 @@
-"""Append-only rows of JSON, one a line; a line torn by a crash is dropped when read and cut off when appended to."""
+"""Append-only JSON lines. A last line cut short by a crash is ignored when reading and removed by the next append."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dagman.records.files import write_text
 
 
 def append_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Append rows in one write and flush them."""
+    """Append rows in a single write and flush them."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -32,7 +32,10 @@ def append_row(path: str | Path, row: dict[str, Any]) -> None:
 
 
 def read_rows(path: str | Path, *, start: int = 0) -> list[dict[str, Any]]:
-    """All whole rows from byte `start` on; an absent file has none, and a line that is not a JSON object is left out."""
+    """Read all complete rows from byte `start` on.
+
+    Lines that are not JSON objects are skipped; a missing file has no rows.
+    """
     path = Path(path)
     if not path.exists():
         return []
@@ -51,6 +54,6 @@ def read_rows(path: str | Path, *, start: int = 0) -> list[dict[str, Any]]:
 
 
 def keep_rows(path: str | Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Rewrite the journal whole with the rows for which `keep` is true."""
+    """Rewrite the journal atomically with only the rows for which `keep` returns true."""
     rows = [row for row in read_rows(path) if keep(row)]
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,4 +1,4 @@
-"""One writer a folder: an advisory lock that the operating system frees when its holder ends, however it ends."""
+"""Allows one writer per folder, by an advisory lock that the operating system releases when its holder exits or is killed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from dagman.errors import DagmanError
 
 @contextlib.contextmanager
 def hold_lock(folder: str | Path, error: type[DagmanError] = DagmanError) -> Iterator[None]:
-    """Hold `folder/.lock` for the block. A block that fails before it wrote anything leaves no folder that was not there before.
+    """Hold `folder/.lock` during the block, creating the folder if needed.
 
-    Raises `error` at once if another process holds it, naming that process, or if the folder's place is taken by a file.
+    If the block fails before it has written anything, the folders created here are removed again.
+
+    Raises:
+        error: at once, if another process holds the lock (the message names it), or if the path is a file or inside a file.
     """
     path = Path(folder) / ".lock"
-    made = [place for place in (path.parent, *path.parent.parents) if not place.exists()]
+    created = [parent for parent in (path.parent, *path.parent.parents) if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -32,7 +35,7 @@ def hold_lock(folder: str | Path, error: type[DagmanError] = DagmanError) -> Ite
             holder = file.read().strip() or "another process"
             raise error(f"{holder} is writing here", where=folder, do="Wait until it ends, or choose another folder") from None
         if not _is_at(file, path):
-            # Opened before, locked after another process removed it: it would keep nobody out.
+            # Another process removed the file after we opened it and before we locked it: such a lock would exclude nobody.
             raise error("another process has just released it", where=folder, do="Repeat the command")
         file.truncate(0)
         file.write(f"process {os.getpid()}")
@@ -40,18 +43,18 @@ def hold_lock(folder: str | Path, error: type[DagmanError] = DagmanError) -> Ite
         try:
             yield
         except BaseException:
-            _remove_unused(path, made)
+            _remove_unused(path, created)
             raise
         finally:
             file.truncate(0)
 
 
 def is_held(folder: str | Path) -> bool:
-    """Whether a living process of this file system's hosts holds `folder/.lock`; nothing is written."""
+    """Return whether a running process on any host that shares the file system holds `folder/.lock`; writes nothing."""
     path = Path(folder) / ".lock"
     try:
         with open(path) as file:
-            # A holder writes its name, and empties the file at its end: only a killed one leaves it, with the lock free.
+            # A holder writes its name and empties the file when it ends. One that was killed leaves the name, but not the lock.
             if not file.read().strip():
                 return False
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -69,11 +72,11 @@ def _is_at(file: IO[str], path: Path) -> bool:
         return False
 
 
-def _remove_unused(path: Path, made: Sequence[Path]) -> None:
-    """Remove a lock and the folders that were made for it, the innermost first, as far as nothing else lies in them."""
-    # What another process put there in between stays, and is no reason to hide why the block failed.
+def _remove_unused(path: Path, created: Sequence[Path]) -> None:
+    """Remove the lock and the folders created for it, innermost first, as long as they are otherwise empty."""
+    # Files that another process has added stay, and an error here must not hide why the block failed.
     with contextlib.suppress(OSError):
-        if made and os.listdir(path.parent) == [path.name]:
+        if created and os.listdir(path.parent) == [path.name]:
             path.unlink()
-            for place in made:
-                place.rmdir()
+            for parent in created:
+                parent.rmdir()

@@ -1,4 +1,4 @@
-"""Naming what a user probably meant."""
+"""Suggests the name or path that a user probably meant."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
-_MOST_BESIDE = 10_000
-"""Names beside a missing path among which the nearest is looked for."""
+_MOST_SIBLINGS = 10_000
+"""Largest number of siblings of a missing path that are compared with it."""
 
 
 def nearest_name(wrong: str, names: Iterable[str]) -> str | None:
-    """The name most like `wrong`, or None when nothing is like it."""
+    """Return the name most similar to `wrong`, ignoring case, or None if none is similar."""
     lowered = {name.lower(): name for name in names}
-    found = difflib.get_close_matches(wrong.lower(), lowered, n=1, cutoff=0.4)
-    return lowered[found[0]] if found else None
+    matches = difflib.get_close_matches(wrong.lower(), lowered, n=1, cutoff=0.4)
+    return lowered[matches[0]] if matches else None
 
 
 def suggest_path(wrong: str | Path, otherwise: str) -> str:
-    """What to do about a path that does not exist: the most similar one beside it, or `otherwise`."""
+    """Return advice about a path that does not exist: its most similar sibling, or `otherwise` if there is none."""
     path = Path(wrong)
     try:
         with os.scandir(path.parent) as entries:
-            beside = [entry.name for entry in islice(entries, _MOST_BESIDE) if not entry.name.startswith(".")]
+            siblings = [entry.name for entry in islice(entries, _MOST_SIBLINGS) if not entry.name.startswith(".")]
     except OSError:
         return otherwise
-    lowered = {name.lower(): name for name in beside}
-    found = difflib.get_close_matches(path.name.lower(), lowered, n=1, cutoff=0.7)
-    return f"Nearest: {path.parent / lowered[found[0]]}" if found else otherwise
+    lowered = {name.lower(): name for name in siblings}
+    matches = difflib.get_close_matches(path.name.lower(), lowered, n=1, cutoff=0.7)
+    return f"Nearest: {path.parent / lowered[matches[0]]}" if matches else otherwise
 
 
 def suggest_name(wrong: str, names: Iterable[str]) -> str:
-    """What to do about a misspelt name: the nearest one, or all there are."""
+    """Return advice about a misspelt name: the most similar valid one, or the list of all valid names."""
     names = list(names)
     nearest = nearest_name(wrong, names)
     return f"Nearest: {nearest}" if nearest else f"Available: {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""`command.json`: how a folder came to be, so that a number can be traced to its command, settings and inputs."""
+"""Writes `command.json`, which records how a folder was made: its command, settings, inputs and software versions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from dagman.records.key import find_key
 
 _LIBRARIES = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "blosc2", "scikit-learn", "monai", "scikit-survival")
 
-_OWN_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq", ".xlsx", ".toml", ".txt", ".json", ".key", ".xml")
-_OWN_FILES = (
+# Tables and settings, and files that mark a folder written by dagman; paths of these may keep their last part.
+_HARMLESS_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq", ".xlsx", ".toml", ".txt", ".json", ".key", ".xml")
+_DAGMAN_FILES = (
     "store.json",
     "settings.toml",
     "config.json",
@@ -29,7 +30,7 @@ _OWN_FILES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions of Python, the system and the libraries that numbers depend on; nothing that names a person or a host."""
+    """Return the versions of Python, the system and the libraries that affect results; it identifies no person or host."""
     versions = {}
     for name in _LIBRARIES:
         try:
@@ -40,15 +41,16 @@ def describe_environment() -> dict[str, Any]:
 
 
 def hide_path(text: str) -> str:
-    """An argument as it may be kept: a path of tables, settings and dagman's own folders by its name, of scans by a pseudonym.
+    """Return a command-line argument in a form that may be stored.
 
-    Names of scans and of their folders are names of patients; the pseudonym is the same wherever the key is.
+    A path of a table, settings file or folder written by dagman is reduced to its last part. A path of scans becomes a
+    pseudonym, since scans and their folders are often named after patients; it is the same wherever the same key is used.
     """
     option, sign, value = text.partition("=") if text.startswith("--") else ("", "", text)
     path = Path(value)
     if not value or (text.startswith("-") and not sign) or not _is_path(value):
         return text
-    if path.suffix.lower() in _OWN_SUFFIXES or any((path / name).is_file() for name in _OWN_FILES) or not path.name:
+    if path.suffix.lower() in _HARMLESS_SUFFIXES or any((path / name).is_file() for name in _DAGMAN_FILES) or not path.name:
         return f"{option}{sign}{path.name or value}"
     key = find_key()
     return f"{option}{sign}scans" if key is None else f"{option}{sign}scans-{key.name(str(path.absolute()))}"
@@ -72,7 +74,13 @@ def write_command(
 ) -> None:
     """Write `folder/command.json`: version, command line, settings, fingerprints of the inputs, environment.
 
-    name: another one, where several outputs share a folder.
+    Args:
+        folder: the output folder of the command.
+        command: name of the command or function.
+        settings: settings that were in force.
+        inputs: fingerprints of the inputs.
+        outcome: what the command reports about its result.
+        name: file name; a different one is needed if several outputs share a folder.
     """
     from dagman import __version__
 

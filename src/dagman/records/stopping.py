@@ -1,4 +1,4 @@
-"""Signals that ask a program to stop: Ctrl-C, a job's time limit (SIGTERM), Slurm's warning of it (SIGUSR1), SIGHUP."""
+"""Handles the signals that ask a program to stop: Ctrl-C, a job's time limit (SIGTERM), Slurm's warning (SIGUSR1), SIGHUP."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 REQUEUES = frozenset({signal.SIGTERM, signal.SIGUSR1})
-"""Signals by which a cluster takes a job's place away, and after which the job is to be started again."""
+"""Signals by which a cluster preempts a job; the job is to be queued again."""
 
 
 @contextlib.contextmanager
 def catch_stops(stop: Callable[[int], None] | None = None) -> Iterator[None]:
-    """Within the block the first of these calls `stop` with its number, the next acts as before; without `stop` each interrupts.
+    """Within the block, call `stop` with the number of the first stop signal; a second one has its previous effect.
 
-    A SIGHUP that is ignored stays so: that is what nohup is for. Outside the main thread, which alone hears signals, nothing
-    changes.
+    Without `stop`, each signal raises KeyboardInterrupt. SIGHUP stays ignored if it was, since that is what nohup is for.
+    Outside the main thread this does nothing, because only the main thread can handle signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -45,6 +45,6 @@ def catch_stops(stop: Callable[[int], None] | None = None) -> Iterator[None]:
 
 
 def leave_stops_to_parent() -> None:
-    """In a process that works for another: let Ctrl-C and SIGHUP, which reach the whole group, stop the other alone."""
+    """Ignore Ctrl-C and SIGHUP in a worker process: they reach the whole process group, and only the parent should act."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
