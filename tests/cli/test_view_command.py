@@ -47,7 +47,7 @@ def test_labels_with_their_names_and_marks_are_written_together(folder, call_dag
     assert code == 0
     assert printed.startswith(f"written: {folder / 'view.html'}, 2.")
     assert printed.endswith(" MB, 2 marks\n")
-    assert said == "1 of 3 points falls outside its scan: left out (item mark 2)\n"
+    assert said == "1 of 3 points falls outside its scan: excluded (item mark 2)\n"
     (data,) = json.loads(_Data((folder / "view.html").read_text(encoding="utf-8")).text)
     (layer,) = data["labels"]
     assert [(one["name"], one["ml"]) for one in layer["structures"]] == [("liver", 0.768), ("spleen", 0.384)]

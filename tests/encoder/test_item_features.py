@@ -145,7 +145,7 @@ def test_items_come_in_the_table_s_order_and_none_is_lost(encoder: Encoder, tabl
     assert len(np.unique(features.values[:, 0])) == 4
     reasons = {refused.item.index: refused.reason for refused in features.refused}
     assert reasons.keys() == {4, 5}
-    assert "labels.nii.gz holds no 3 (it holds 1, 2)" in reasons[4]
+    assert "labels.nii.gz has no voxels of label 3 (its labels: 1, 2)" in reasons[4]
     assert "elsewhere.nii.gz is on another grid" in reasons[5]
     assert features.hashes[0] == features.hashes[2] == hash_scan(read_scan(table.items[0].scan))
 
@@ -252,7 +252,7 @@ def test_a_table_of_stored_scans_takes_masks_of_the_files(encoder: Encoder, coho
     table = read_table(tmp_path / "table.csv", known_ids=[scan_id])
     features = embed_items(encoder, table.items, store=store, crop=CropSpec(spacing=4.0))
     assert len(features) == 1
-    assert "holds no 3" in features.refused[0].reason
+    assert "has no voxels of label 3" in features.refused[0].reason
     # The stored scan was resampled once already, so crops of it are close to those of the file, not equal.
     labels = read_scan(cohort / "labels.nii.gz").voxels
     direct = encoder.embed(cohort / "scan-1.nii.gz", mask=labels == 1, crop_spacing=4.0)

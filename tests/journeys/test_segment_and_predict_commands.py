@@ -284,7 +284,7 @@ def test_a_mask_that_cannot_be_used_is_refused_by_name_and_the_others_go_on(call
         "other grid": (labels, "grid"),
         "empty": (labels * np.uint8(0), "is empty"),
         "flat": (labels[:, :, 10], "mask.nii.gz"),
-        "other values": (labels * np.uint8(20), "holds no 3 (it holds 20, 40, 60)"),
+        "other values": (labels * np.uint8(20), "has no voxels of label 3 (its labels: 20, 40, 60)"),
     }[kind]
     if kind == "other grid":
         affine = affine @ np.array([[1, 0, 0, 0.5], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
@@ -306,7 +306,7 @@ def test_a_mask_that_cannot_be_used_is_refused_by_name_and_the_others_go_on(call
         ({"scan": "absent.nii.gz"}, (), "absent.nii.gz"),
         ({}, ("--labels", "ball=9"), "none of 3 labelled scans can be used"),
         ({}, ("--labels", "ball=3,lungs=3"), "the value 3 is assigned to two structures"),
-        ({}, ("--labels", "ball"), "'ball' names no structure"),
+        ({}, ("--labels", "ball"), "'ball' is not a structure"),
         ({}, ("--labels", "ball=3,bone=77"), "structure 'bone' (value 77) is in no mask"),
         ({}, ("--labels", "ball=3", "--mask-label", 3), "cannot be combined"),
         ({}, ("--side", 40), "--side is 40 voxels. Give a multiple of 32"),

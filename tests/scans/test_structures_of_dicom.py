@@ -228,7 +228,7 @@ def test_several_structures_of_a_plan_are_one_label_map_to_segment(scans_with_pl
     assert [(one == value).sum() for value in (1, 2)] == [4 * 5 * 4, 0]
     # What has no contour was not drawn, which is not to say that it is absent.
     assert [item.contoured for item in data.items] == [None, frozenset({"right"})]
-    assert "1 mask lacks one of the structures" in str(data.notes[-1])
+    assert "1 mask lacks at least one of the structures" in str(data.notes[-1])
 
 
 def test_named_structures_that_overlap_or_are_absent_are_refused_by_name(scans_with_plans):
@@ -236,7 +236,7 @@ def test_named_structures_that_overlap_or_are_absent_are_refused_by_name(scans_w
     data = read_labelled_scans(table, labels="Left,Right,Over")
     with pytest.raises(ScanError, match=r"a\.dcm: structure 'Over' overlaps 'Left', 'Right'"):
         read_mask(data.items[0])
-    with pytest.raises(TableError, match=r"no mask holds 'Spleen' \(there are 'Left', 'Over', 'Right'\)"):
+    with pytest.raises(TableError, match=r"no mask contains 'Spleen' \(available: 'Left', 'Over', 'Right'\)"):
         read_labelled_scans(table, labels="Left,Spleen")
     with pytest.raises(TableError, match="the name left is assigned to two structures"):
         read_labelled_scans(table, labels="Left,left")

@@ -64,7 +64,7 @@ def test_another_column_can_be_named(folder):
     ("a", "b", "message"),
     [
         ("1", "", r"column 'contoured' is empty in row 2. List the structures"),
-        ("1", "1;pharynx", r"structure 'parotids' \(value 2\+3\) is listed as contoured in no scan \(listed: 1, pharynx\)"),
+        ("1", "1;pharynx", r"no scan lists structure 'parotids' \(value 2\+3\) as contoured \(listed: 1, pharynx\)"),
     ],
 )
 def test_what_may_mean_two_things_is_refused(folder, a, b, message):

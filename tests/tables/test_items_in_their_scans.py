@@ -124,7 +124,7 @@ def test_a_scan_of_one_slice_is_refused_all_the_same(tmp_path, suffix):
             "marks only voxels outside its scan. Check that it was drawn on this scan.",
         ),
         (lambda labels, affine: (0 * labels, affine), None, "is empty. Correct the mask or label_value, or remove the row."),
-        (lambda labels, affine: (labels, affine), 3, "holds no 3 (it holds 2, 5). "),
+        (lambda labels, affine: (labels, affine), 3, "has no voxels of label 3 (its labels: 2, 5). "),
     ],
 )
 def test_a_mask_that_does_not_fit_is_refused_with_its_row(tmp_path, scan, change, label_value, says):
@@ -171,10 +171,10 @@ def test_points_inside_are_kept_without_a_word():
     assert notes == []
 
 
-def test_a_point_outside_is_left_out_and_said():
+def test_a_point_outside_is_excluded_and_noted():
     kept, notes = check_points(_points(_INSIDE, _INSIDE, (0, 0, 0), _INSIDE))
     assert [item.name for item in kept] == ["n0", "n1", "n3"]
-    assert notes == ["1 of 4 points falls outside its scan: left out (item n2)"]
+    assert notes == ["1 of 4 points falls outside its scan: excluded (item n2)"]
 
 
 def test_points_in_lps_are_recognised():
@@ -182,7 +182,8 @@ def test_points_in_lps_are_recognised():
     with pytest.raises(TableError) as caught:
         check_points(_points(flipped, flipped, _INSIDE))
     assert str(caught.value) == (
-        "2 of 3 points fall outside their scans, but 2 inside with x and y negated: they appear to be LPS. Pass --coordinates lps."
+        "2 of 3 points fall outside their scans, but 2 would lie inside with x and y negated: they appear to be LPS. "
+        "Pass --coordinates lps."
     )
 
 

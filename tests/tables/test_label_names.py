@@ -37,7 +37,9 @@ def test_names_may_be_given_as_they_are():
     assert find_label_names("kidneys=7+8, liver=5") == {7: "kidneys", 8: "kidneys", 5: "liver"}
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"a": "b"}', '{"labels": {}}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"a": "b"}', '{"labels": {}}', '{"structures": [{"name": "a"}]}', '{"structures": [1]}']
+)
 def test_a_json_file_that_names_nothing_is_refused(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(TableError, match=r"a\.json: .*Give a table with columns id and name"):

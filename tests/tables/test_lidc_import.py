@@ -19,7 +19,7 @@ from dagman.errors import TableError
 from dagman.scans.reading import read_scan
 from dagman.tables.items import load_mask
 from dagman.tables.lidc import import_lidc
-from dagman.tables.lidc.annotations import DEEPEST, read_message
+from dagman.tables.lidc.annotations import MAX_DEPTH, read_message
 from dagman.tables.table import read_table
 
 _SHAPE, _SPACING, _ORIGIN = (48, 40, 8), (0.7, 0.7, 2.5), (-20.0, -30.0, 100.0)
@@ -202,8 +202,8 @@ def test_the_table_is_one_that_dagman_reads_with_masks_on_the_grid_of_the_dicom(
 def test_what_is_left_out_is_listed_with_its_reason(imported):
     summary, _, out = imported
     reasons = " | ".join(one.reason for one in summary.left_out)
-    assert "median malignancy 3.5 is of neither class" in reasons
-    assert "its series is not here (9.9.9)" in reasons
+    assert "median malignancy 3.5 is in neither range" in reasons
+    assert "its series is missing (9.9.9)" in reasons
     assert "holds no reading of a CT" in reasons
     assert "cannot be read as XML" in reasons
     # The copy in the archive of XML says the same, and is no second reading.
@@ -216,7 +216,7 @@ def test_the_stricter_classes_leave_out_the_middle(study, tmp_path):
     summary = import_lidc(study, tmp_path / "strict", benign=(1, 2), readers=4)
     assert (summary.benign, summary.malignant) == (1, 1)
     reasons = [one.reason for one in summary.left_out]
-    assert any("median malignancy 3 is of neither class" in reason for reason in reasons)
+    assert any("median malignancy 3 is in neither range" in reason for reason in reasons)
     assert any("outlined by 2 of the 4 readers required" in reason for reason in reasons)
 
 
@@ -283,8 +283,8 @@ def _grow(levels: int) -> str:
         ('<!DOCTYPE l SYSTEM "{place}">' + _READING.format(""), "DOCTYPE"),
         ('<!DOCTYPE l [<!ENTITY % other SYSTEM "{place}"> %other;]>' + _READING.format(""), "DOCTYPE"),
         (_READING.format("&other;"), "undefined entity"),
-        (_READING.format(200_000 * "<a>" + 200_000 * "</a>"), "32 deep or more"),
-        (_READING.format(200_000 * "<a>"), "32 deep or more"),
+        (_READING.format(200_000 * "<a>" + 200_000 * "</a>"), "more than 32 deep"),
+        (_READING.format(200_000 * "<a>"), "more than 32 deep"),
     ],
 )
 def test_xml_that_grows_leads_elsewhere_or_goes_deep_is_refused_by_the_parser(tmp_path, text, reason):
@@ -298,7 +298,7 @@ def test_xml_that_grows_leads_elsewhere_or_goes_deep_is_refused_by_the_parser(tm
 
 def test_a_plain_reading_passes_the_same_parser_as_deep_as_it_may_go(tmp_path):
     path = tmp_path / "reading.xml"
-    path.write_text(_READING.format((DEEPEST - 1) * "<a>" + (DEEPEST - 1) * "</a>"))
+    path.write_text(_READING.format((MAX_DEPTH - 1) * "<a>" + (MAX_DEPTH - 1) * "</a>"))
     message = read_message(path)
     assert message is not None
     assert message.series_uid == _SERIES

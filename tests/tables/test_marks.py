@@ -56,7 +56,7 @@ def test_rows_are_chosen_by_scan_and_named_as_the_table_names_them(tmp_path, sca
     assert marks == [("nodule 1 (label 0)", 110.0, 50.0, -370.0, None), ("left", 110.0, 52.0, -370.0, None)]
     assert notes == []
     marks, (note,) = _read(tmp_path, scan, "patient,x,y,z\nsomeone,1,2,3\n")
-    assert (marks, note) == ([], "marks.csv has no row of this scan among 1 row: 'patient' is someone")
+    assert (marks, note) == ([], "marks.csv has no row for this scan in 1 row: 'patient' is someone")
     marks, _ = _read(tmp_path, scan, "patient,x,y,z\nsomeone,1,2,3\np7,110,50,-370\n")
     assert [mark[0] for mark in marks] == ["mark 2"]
 

@@ -104,14 +104,14 @@ def test_a_stored_scan_is_known_by_its_id(folder):
     assert [item.scan for item in table.items] == ["0f3a", folder / "a.nii.gz"]
 
 
-def test_rows_without_a_needed_value_are_left_out_counted_and_said(folder):
+def test_rows_without_a_needed_value_are_skipped_and_noted(folder):
     rows = "scan,patient,label,split\na.nii.gz,1,0,train\nb.nii.gz,2,NA,test\n,3,1,test\nc.nii.gz,,1,test\nd.nii.gz,5,1,test"
     table = read_table(_write(folder, rows), label="label")
     assert table.names == ["a", "d"]
     assert table.notes == (
-        warn("column 'scan' is empty in 1 row: left out (row 3)"),
-        warn("column 'label' is empty in 1 row: left out (row 2)"),
-        warn("column 'patient' is empty in 1 row: left out (row 4)"),
+        warn("column 'scan' is empty in 1 row: skipped (row 3)"),
+        warn("column 'label' is empty in 1 row: skipped (row 2)"),
+        warn("column 'patient' is empty in 1 row: skipped (row 4)"),
     )
 
 
@@ -120,10 +120,10 @@ def test_a_class_may_be_called_none(folder):
     assert table.classes == ("None", "nodal")
 
 
-def test_repeated_rows_are_left_out_and_said(folder):
+def test_repeated_rows_are_skipped_and_noted(folder):
     table = read_table(_write(folder, _PLAIN + "a.nii.gz,007,benign"), label="label")
     assert len(table) == 3
-    assert table.notes == (warn("1 row identical to an earlier one: left out (row 4)"),)
+    assert table.notes == (warn("1 row identical to an earlier one: skipped (row 4)"),)
 
 
 def test_without_a_patient_column_every_scan_is_its_own_patient(folder):
@@ -134,7 +134,7 @@ def test_without_a_patient_column_every_scan_is_its_own_patient(folder):
 
 def test_a_column_that_looks_like_the_patient_is_not_passed_over(folder):
     said = _refusal(_write(folder, "scan,PatientID\na.nii.gz,1"))
-    assert said == "has no column 'patient'. Pass --patient PatientID, or --patient scan if every scan is of another patient."
+    assert said == "has no column 'patient'. Pass --patient PatientID, or --patient scan if every scan is of a different patient."
     assert read_table(folder / "table.csv", patient="PatientID").patients.tolist() == ["1"]
     assert read_table(folder / "table.csv", patient="scan").patients.tolist() == ["a.nii.gz"]
 
@@ -174,15 +174,19 @@ _SURVIVAL = {"time": "days", "event": "dead"}
         ({"rows": _PLAIN, "clinical": ["zzz"]}, "has no column 'zzz'. Available: scan, patient, label."),
         ({"rows": _PLAIN, "patient": "patients"}, "has no column 'patients'. Nearest: patient."),
         ({"rows": "path,label\na.nii.gz,1"}, "has no column 'scan'. "),
+        (
+            _label("scan,patient,label,label\na.nii.gz,1,0,1\nb.nii.gz,2,1,0"),
+            "has 2 columns 'label'. Rename or remove all but one of them.",
+        ),
         ({"rows": "scan,patient"}, "has no rows. Write one item per row, below a header."),
         ({"rows": ""}, "is empty. Write a header with a column 'scan', then one item per row."),
         (
             _label("scan,patient,label\na.nii.gz,1,0\nb.nii.gz,2,0"),
-            "column 'label' holds one class only ('0'). Give items of at least two classes, or another --label.",
+            "column 'label' has only one class ('0'). Give items of at least two classes, or another --label.",
         ),
         (
             _label("scan,patient,label\na.nii.gz,1,\nb.nii.gz,2,"),
-            "no row can be used: column 'label' is empty in 2 rows: left out (rows 1, 2). Fill these columns.",
+            "no row can be used: column 'label' is empty in 2 rows: skipped (rows 1, 2). Fill these columns.",
         ),
         (
             {"rows": _PLAIN.replace("b.nii", "x.nii").replace("c.nii", "y.nii")},
@@ -197,7 +201,8 @@ _SURVIVAL = {"time": "days", "event": "dead"}
         ({"rows": "scan,patient,mask\nx.nii,1,m.nii"}, "1 scan and 1 mask do not exist: x.nii; m.nii. "),
         (
             _label("scan,patient,label\na.nii.gz,1,0\na.nii.gz,1,1"),
-            "one item has different labels in rows 1, 2. Keep one of them, or distinguish them by mask, label_value or center.",
+            "the same item has different labels in rows 1, 2. Keep one of them, or distinguish them by mask, label_value or "
+            "center.",
         ),
         (
             {"rows": "scan,patient,days,dead\na.nii.gz,1,-3,1\nb.nii.gz,2,4,1", **_SURVIVAL},
@@ -205,7 +210,7 @@ _SURVIVAL = {"time": "days", "event": "dead"}
         ),
         (
             {"rows": "scan,patient,days,dead\na.nii.gz,1,3,0\nb.nii.gz,2,4,0", **_SURVIVAL},
-            "all items are censored: column 'dead' is 0 throughout. Nothing can be learned without events; "
+            "all items are censored: column 'dead' is 0 in every row. Nothing can be learned without events; "
             "check the column, or wait for follow-up.",
         ),
         (
@@ -216,7 +221,7 @@ _SURVIVAL = {"time": "days", "event": "dead"}
             {"rows": "scan,patient,days,dead\na.nii.gz,1,long,1", **_SURVIVAL},
             "column 'days' is not a number in row 1 ('long'). Write a plain number, or leave the cell empty.",
         ),
-        ({"rows": _PLAIN, "time": "days"}, "a time needs an event, and an event a time. Name both: --time COL --event COL."),
+        ({"rows": _PLAIN, "time": "days"}, "time and event must be given together. Name both: --time COL --event COL."),
         (
             {"rows": "scan,patient,center_x_mm,center_y_mm,center_z_mm\na.nii.gz,1,1,2,3\nb.nii.gz,2,1,2 mm,3"},
             "column 'center_y_mm' is not a number in row 2 ('2 mm'). Write a plain number, or leave the cell empty.",
@@ -227,7 +232,7 @@ _SURVIVAL = {"time": "days", "event": "dead"}
         ),
         ({"rows": "scan,patient,center_x_mm,center_y_mm\na.nii.gz,1,1,2"}, "has no column 'center_z_mm'. "),
         ({"rows": _PLAIN, "coordinates": "lpi"}, "coordinates 'lpi' are unknown. Use --coordinates ras or lps."),
-        ({"rows": _PLAIN, "mask_label": 3}, "a mask label needs a column 'mask'. Add the column, or omit --mask-label."),
+        ({"rows": _PLAIN, "mask_label": 3}, "--mask-label needs a column 'mask'. Add the column, or omit --mask-label."),
         (
             {"rows": "scan,patient,label_value\na.nii.gz,1,2.5"},
             "label_value is not a whole number in row 1 ('2.5'). Write the structure's value in the mask.",

@@ -76,7 +76,7 @@ def test_a_dicom_series_keeps_its_patient_unless_the_user_states_another(tmp_pat
         ("sub-[0-9]+", SettingsError, "has no group, not one"),
         ("(sub)-([0-9]+)", SettingsError, "has 2 groups, not one"),
         ("(sub-[0-9]+", SettingsError, "is not a regular expression"),
-        ("(sub-01)", SettingsError, "1 scan has no patient by this: sub-02_ses-1.nii.gz"),
+        ("(sub-01)", SettingsError, "1 scan is not assigned to a patient: sub-02_ses-1.nii.gz"),
         ("absent.csv", TableError, "does not exist"),
     ],
 )
@@ -90,7 +90,7 @@ def test_a_wrong_pattern_is_refused_before_work_begins(scans, stated, kind, text
 @pytest.mark.parametrize(
     ("lines", "text"),
     [
-        ("scan,patient\nsub-01_ses-1,A", "2 scans have no patient by this"),
+        ("scan,patient\nsub-01_ses-1,A", "2 scans are not assigned to a patient"),
         ("scan,patients\nsub-01_ses-1,A", "has no column 'patient'. Nearest: patients"),
         ("scan,patient\nsub-01_ses-1,A\nsub-01_ses-1,B", "a scan has two patients in row 2"),
         ("scan,patient\nsub-01_ses-1,", "a scan or its patient is missing in row 1"),

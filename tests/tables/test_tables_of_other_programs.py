@@ -103,21 +103,21 @@ def test_file_addresses_are_read(folder):
 
 def test_a_windows_drive_is_named_as_the_reason(folder):
     said = _refusal(folder, _frame(scan=["C:\\data\\a.nii.gz", "b.nii.gz", "\\\\server\\c.nii.gz", "sub/d d.nii.gz"]))
-    assert "holds paths of a Windows drive or share in rows 1, 3, such as C:\\data\\a.nii.gz. Write paths relative" in said
+    assert "holds paths on a Windows drive or share in rows 1, 3, such as C:\\data\\a.nii.gz. Write paths relative" in said
 
 
 @pytest.mark.parametrize("word", ["unknown", "Unknown", "n.a.", "missing", "-", "None"])
 def test_words_for_missing_are_missing_among_numbers_and_said(folder, word):
     table = _read(folder, _frame(age=[50.5, word, 70, 44]))
     assert [item.clinical["age"] for item in table.items] == [50.5, None, 70.0, 44.0]
-    assert table.notes == (inform(f"column 'age' has '{word}' in 1 row: taken as missing (row 2)"),)
+    assert table.notes == (inform(f"column 'age' has '{word}' in 1 row: treated as missing (row 2)"),)
 
 
 def test_a_label_that_is_unknown_leaves_its_row_out(folder):
     table = _read(folder, _frame(grade=["low", "high", "Unknown", "low"]))
     assert table.classes == ("high", "low")
     assert len(table) == 3
-    assert any("left out (row 3)" in note.text and note.kind == "warning" for note in table.notes)
+    assert any("skipped (row 3)" in note.text and note.kind == "warning" for note in table.notes)
 
 
 def test_numbers_among_words_are_refused_with_their_rows(folder):
@@ -166,7 +166,7 @@ def test_different_numbers_are_never_alike_however_they_are_padded(numbers, widt
 def test_files_of_other_programs_are_refused_by_name(folder):
     (folder / "t.xls").touch()
     (folder / "t.xlsx").write_bytes(b"PK no workbook")
-    with pytest.raises(TableError, match=r"\.xls is not read\. Save it as \.xlsx, or as CSV"):
+    with pytest.raises(TableError, match=r"\.xls files are not supported\. Save it as \.xlsx, or as CSV"):
         read_table(folder / "t.xls")
     with pytest.raises(TableError, match="cannot be read as a table"):
         read_table(folder / "t.xlsx")
@@ -206,7 +206,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
         ("patient_case", "differ only in"),
         ("mixed_case", "differ only in"),
         ("backslash", "Windows drive"),
-        ("contradiction", "one item has different labels"),
+        ("contradiction", "the same item has different labels"),
         ("utf16", "is not UTF-8"),
     ],
 )

@@ -16,7 +16,7 @@ from dagman.tasks.inputs.model_inputs import gather_inputs
 from dagman.tasks.models import parse_model
 from dagman.tasks.segment.cases import prepare_cases
 
-_SAID = "1 mask extends beyond its scan: up to 12 % of the label voxels lie outside and are left out (c)"
+_SAID = "1 mask extends beyond its scan: up to 12 % of the label voxels lie outside and are ignored (c)"
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""A user's items: scans, structures or points with their labels, from a table or a public data set."""
+"""Reads the items of a downstream task (scans, structures or points, with labels) from tables and public data sets."""

@@ -1,4 +1,4 @@
-"""Clinical columns as numbers: what is missing is filled, and categories are named, by the training patients alone."""
+"""Encodes clinical columns as numbers; imputation values, scales and categories are learned from training patients only."""
 
 from __future__ import annotations
 
@@ -20,27 +20,30 @@ Values = Mapping[str, float | str | None]
 
 @dataclass(frozen=True, kw_only=True)
 class ClinicalColumn:
-    """How one column becomes numbers, as plain values that can be stored.
+    """How one column is encoded, as plain values that can be stored.
 
-    A number is filled with `fill` (median), then standardised with `mean` and `scale`; a category is one of `categories`, one
-    number each, filled with the most frequent. `indicator`: one more number says whether the value was missing.
+    A numeric column is standardised after missing values have been filled with the median. A categorical column is one-hot
+    encoded after missing values have been filled with the most frequent category.
     """
 
     name: str
     fill: float | str
+    "Replaces a missing value: the median or the most frequent category of the training patients."
     indicator: bool
+    "Whether a further feature is 1 where the value was missing."
     mean: float = 0.0
     scale: float = 1.0
     categories: tuple[str, ...] = ()
+    "Categories that occur in training; empty for a numeric column."
 
     @property
     def names(self) -> list[str]:
-        """Names of its numbers."""
-        own = [f"{self.name}={category}" for category in self.categories] or [self.name]
-        return own + ([f"{self.name} missing"] if self.indicator else [])
+        """Names of the features that this column yields."""
+        features = [f"{self.name}={category}" for category in self.categories] or [self.name]
+        return features + ([f"{self.name} missing"] if self.indicator else [])
 
     def encode(self, value: float | str | None) -> list[float]:
-        """Its numbers; a category that training did not hold is 0 throughout."""
+        """Return the features of one value; a category that does not occur in training is encoded as all zeros."""
         missing = [float(value is None)] if self.indicator else []
         filled = self.fill if value is None else value
         if self.categories:
@@ -50,42 +53,47 @@ class ClinicalColumn:
 
 @dataclass(frozen=True, kw_only=True)
 class ClinicalDesign:
-    """Clinical columns as numbers, fitted to some patients and applied to any."""
+    """The encoding of several clinical columns, fitted to the training patients and applicable to any patient."""
 
     columns: tuple[ClinicalColumn, ...]
 
     @property
     def names(self) -> list[str]:
-        """Names of the numbers, in order."""
+        """Names of the features, in order."""
         return [name for column in self.columns for name in column.names]
 
     def encode(self, patients: Sequence[Values]) -> Floats:
-        """n x k."""
+        """Encode n patients as an n x k array of k features."""
         rows = [[number for column in self.columns for number in column.encode(values[column.name])] for values in patients]
         return np.array(rows, dtype=np.float64).reshape(len(patients), len(self.names))
 
 
 def fit_clinical(patients: Sequence[Values], categorical: Sequence[str] = ()) -> ClinicalDesign:
-    """Learn fills, scales and categories; `categorical` names the columns that hold text (see `list_categorical`).
+    """Fit the encoding to the training patients.
 
-    Raises TaskError for a column without a single value.
+    Args:
+        patients: clinical values of each training patient, all with the same columns.
+        categorical: names of the columns that hold text (see `list_categorical`).
+
+    Raises:
+        TaskError: if a column has no value in any patient.
     """
     names = list(patients[0]) if patients else []
     return ClinicalDesign(columns=tuple(_fit_column(name, [p[name] for p in patients], name in categorical) for name in names))
 
 
 def list_categorical(patients: Sequence[Values]) -> list[str]:
-    """Columns that hold text in at least one patient."""
+    """List the columns that hold text in at least one patient."""
     return [name for name in (patients[0] if patients else ()) if any(isinstance(p[name], str) for p in patients)]
 
 
 def count_missing(patients: Sequence[Values]) -> dict[str, int]:
-    """Patients without a value, by column."""
+    """Count the patients without a value, by column."""
     return {name: sum(p[name] is None for p in patients) for name in (patients[0] if patients else ())}
 
 
 def merge_clinical(rows: Sequence[Values]) -> dict[str, float | str | None]:
-    """One patient's values from those of several items: the mean of numbers, the most frequent category, the first of equals."""
+    """Merge the values of a patient's items: the mean of numbers, or the most frequent category (the first one in a tie)."""
     merged: dict[str, float | str | None] = {}
     for name in rows[0]:
         known = [row[name] for row in rows if row[name] is not None]
@@ -108,13 +116,13 @@ def _fit_column(name: str, values: list[float | str | None], categorical: bool) 
     indicator = len(known) < len(values)
     if categorical:
         counts = Counter(_as_category(value) for value in known)
-        most = min(counts, key=lambda category: (-counts[category], category))
-        return ClinicalColumn(name=name, fill=most, indicator=indicator, categories=tuple(sorted(counts)))
+        most_frequent = min(counts, key=lambda category: (-counts[category], category))
+        return ClinicalColumn(name=name, fill=most_frequent, indicator=indicator, categories=tuple(sorted(counts)))
     numbers = np.array(known, dtype=np.float64)
     fill = float(np.median(numbers))
     filled = np.append(numbers, np.full(len(values) - len(known), fill))
     scale = float(filled.std())
-    # A constant column has a deviation of rounding errors.
+    # The standard deviation of a constant column can be a rounding error instead of 0.
     scale = scale if scale > 1e-12 * (abs(fill) + 1) else 1.0
     return ClinicalColumn(name=name, fill=fill, indicator=indicator, mean=float(filled.mean()), scale=scale)
 
@@ -126,16 +134,25 @@ def _as_category(value: float | str | None) -> str:
 def read_clinical_columns(
     columns: Columns, names: Sequence[str], *, roles: Mapping[str, str | None]
 ) -> dict[str, list[float | str | None]]:
-    """Numbers or words of the named columns; raises TableError where one of them is what is to be predicted, by its role."""
-    for what, name in roles.items():
+    """Read the named clinical columns as numbers or categories.
+
+    Args:
+        columns: the table's columns.
+        names: names of the clinical columns.
+        roles: the columns used as label, time and event.
+
+    Raises:
+        TableError: if a clinical column is also the label, time or event.
+    """
+    for role, name in roles.items():
         if name in names:
-            do = f"Remove it from --clinical: it would leak the {what} to be predicted"
-            raise TableError(f"column '{name}' is both the {what} and clinical", where=columns.path, do=do)
+            do = f"Remove it from --clinical: it would leak the {role} to be predicted"
+            raise TableError(f"column '{name}' is both the {role} and clinical", where=columns.path, do=do)
     return {name: columns.numbers_or_words(name) for name in names}
 
 
 def note_many_categories(clinicals: Mapping[str, Sequence[float | str | None]], patients: int) -> list[Note]:
-    """A column of free text becomes nearly a category a patient, which says nothing about others."""
+    """Note columns of free text: with nearly one category per patient, they carry no information about other patients."""
     notes = []
     for name, values in clinicals.items():
         words = {value for value in values if isinstance(value, str)}

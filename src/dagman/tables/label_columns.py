@@ -1,4 +1,4 @@
-"""The label maps that `--label-map` names: one file, a folder of maps called as their scans, or a column of the table."""
+"""Resolves `--label-map` to one label map per scan: a file, a folder of maps named like their scans, or a table column."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ from dagman.tables.items import Item
 from dagman.tables.paths import refuse_drives, tidy_path
 
 _CHANNEL = re.compile(r"_\d{4}$")
-"""nnU-Net's number of a channel, which its label maps do not have."""
+"""nnU-Net's channel number, which images have in their names and label maps do not."""
 
 
 def give_maps(items: Sequence[Item], named: str, table: Path | None) -> list[Item]:
-    """The items with the label map of each as their mask; those without one keep none.
+    """Return the items with their label maps as masks; an item without a map gets None.
 
-    named: a column of `table`, where there is one; else a file, for one scan, or a folder of maps called as their scans.
-    Raises TableError where it is none of these, or no scan has a map.
+    Args:
+        items: one item per scan.
+        named: the value of `--label-map`. With a table: one of its columns. Otherwise: a label map, for a single scan, or a
+            folder of maps named like their scans.
+        table: the table that lists the scans, if there is one.
+
+    Raises:
+        TableError: if `named` is none of these, or no scan has a map.
     """
     if table is not None:
         return _take_column(items, named, Columns(table))
@@ -30,9 +36,7 @@ def give_maps(items: Sequence[Item], named: str, table: Path | None) -> list[Ite
     if path.is_dir():
         return _match_files(items, path)
     if not path.is_file():
-        raise TableError(
-            "is neither a label map nor a folder of them", where=path, do="Give one, or a table and its column of maps"
-        )
+        raise TableError("is neither a label map nor a folder of them", where=path, do="Give one, or a table with a column of maps")
     if len(items) != 1:
         what = f"is one label map, but {count_noun(len(items), 'scan')} were given"
         raise TableError(what, where=path, do="Give a folder of maps named like their scans, or a table with a column of maps")
@@ -57,8 +61,8 @@ def _match_files(items: Sequence[Item], folder: Path) -> list[Item]:
     maps = {name_file(path): path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")}
     matched = []
     for item in items:
-        own = name_file(Path(item.scan)) if isinstance(item.scan, Path) else item.scan
-        matched.append(replace(item, mask=maps.get(own, maps.get(_CHANNEL.sub("", own)))))
+        name = name_file(Path(item.scan)) if isinstance(item.scan, Path) else item.scan
+        matched.append(replace(item, mask=maps.get(name, maps.get(_CHANNEL.sub("", name)))))
     if all(item.mask is None for item in matched):
         what = f"holds no map named like any of {count_noun(len(items), 'scan')}"
         raise TableError(what, where=folder, do="Name each map like its scan, or give a table with a column of maps")

@@ -1,10 +1,11 @@
-"""MedMNIST's 3D sets (Yang et al. 2023) to scans and a table with the official split.
+"""Imports MedMNIST's 3D data sets (Yang et al. 2023, https://medmnist.com) as scans and a table with the official split.
 
-A file holds grey values from 0 to 255, not HU: each set was windowed before. To let an encoder see it as it sees a CT, the window
-is undone: 0 becomes its lower end in HU, 255 its upper end, linearly. What was beyond the window is lost. MedMNIST says which
-kind of window it used for organs (abdominal) and nothing for the others, so the numbers in `SETS` are the usual ones [ours],
-and `window` overrides them. Neither are spacing and orientation stored: the known ones are in `SETS` (nodules: 1 mm; rib
-fractures: 64 mm a side); organs were stretched from boxes of any size to a cube, so theirs is nominal. Axes are written as stored.
+The files hold grey values from 0 to 255, since MedMNIST applied an intensity window to the CTs. To give an encoder HU again, the
+window is inverted: 0 becomes its lower end and 255 its upper end, linearly; values beyond the window are lost. MedMNIST states
+only the kind of window for organs (abdominal) and nothing for the other sets, so the windows in `SETS` are the usual ones [ours],
+and `window` overrides them. Spacing and orientation are not stored either. `SETS` has the known sizes (nodules: 1 mm voxels; rib
+fractures: cubes of 64 mm); organs were stretched from boxes of any size to a cube, so their spacing is nominal. Axes keep the
+stored order.
 """
 
 from __future__ import annotations
@@ -23,23 +24,25 @@ from dagman.errors import TableError
 from dagman.records.csv_file import write_frame
 from dagman.records.files import write_whole
 
-_DEFLATE = 1032
-"""Times that deflate can shrink data, at most."""
+_MAX_DEFLATE_RATIO = 1032
+"""Highest compression ratio that deflate can reach."""
 SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MedmnistSet:
-    """What is known of a set: names of its classes, window (HU), side of its cubes (mm, at 28 voxels), whether a lesion is central.
-
-    `side_mm` None: the cubes were stretched; `is_cropped` says that the 64 version shows more, not finer.
-    """
+    """What is known about a data set."""
 
     classes: tuple[str, ...]
+    "Names of the classes, in the order of their ids."
     window: tuple[float, float] | None = None
+    "HU that the grey values 0 and 255 stand for; None if the set is not CT."
     side_mm: float | None = None
+    "Side of the cubes in mm, for the version with 28 voxels; None if cubes were stretched."
     is_cropped: bool = False
+    "Whether the version with 64 voxels shows a larger region instead of finer voxels."
     is_central: bool = False
+    "Whether a lesion lies in the middle of each cube."
 
 
 SETS: dict[str, MedmnistSet] = {
@@ -72,15 +75,15 @@ SETS: dict[str, MedmnistSet] = {
     "vesselmnist3d": MedmnistSet(classes=("vessel", "aneurysm")),
     "synapsemnist3d": MedmnistSet(classes=("inhibitory synapse", "excitatory synapse")),
 }
-"""The 3D sets by the name of their file. The last three are not CT: shapes, shapes, and electron microscopy."""
+"""The 3D data sets by file name. The last three are not CT: two contain shapes, one electron microscopy."""
 
 NOMINAL_SPACING = 2.0
-"""Spacing (mm) written where none is known: that of the default preparation, so that nothing is resampled."""
+"""Spacing (mm) written if none is known: the one of the default preparation, so that nothing is resampled."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MedmnistSummary:
-    """What was imported: the table, items of each split, the names of the classes, the window (HU) and spacing (mm) assumed."""
+    """Result of an import: the table, number of items per split, class names, and the assumed window (HU) and spacing (mm)."""
 
     table: Path
     items: dict[str, int]
@@ -92,53 +95,61 @@ class MedmnistSummary:
 def import_medmnist(
     file: str | Path, out: str | Path, *, window: tuple[float, float] | None = None, spacing: float | None = None
 ) -> MedmnistSummary:
-    """Write `out/scans`, an item a NIfTI file, and `out/table.csv`: scan, patient, label (its name), label_id, split.
+    """Convert a MedMNIST 3D file to NIfTI scans in `out/scans` and a table `out/table.csv`.
 
-    window: HU that 0 and 255 stand for; spacing: mm; both by default as in `SETS`, by the file's name. Where a lesion is in the
-    middle, `center_*_mm` names it. MedMNIST does not say who a patient is: each item is its own, so keep to the split given.
-    Raises TableError for a file that is not a MedMNIST 3D set, or not CT when no `window` is given.
+    The table has the columns scan, patient, label (class name), label_id and split, and `center_*_mm` if a lesion lies in the
+    middle of each cube. MedMNIST does not identify patients, so each item counts as a separate one: use the official split.
+
+    Args:
+        file: the .npz file, whose name selects the entry of `SETS`.
+        out: output folder.
+        window: HU that the grey values 0 and 255 stand for; by default the one in `SETS`.
+        spacing: voxel size in mm; by default the one in `SETS`.
+
+    Raises:
+        TableError: if the file is not a MedMNIST 3D set, or not a CT set and no `window` is given.
     """
     path, out = Path(file), Path(out)
     name = path.stem.lower().partition("_")[0]
     known = SETS.get(name, MedmnistSet(classes=()))
-    chosen = window or known.window
-    if chosen is None:
+    hu_range = window or known.window
+    if hu_range is None:
         do = "Give --window LOW HIGH, the HU that 0 and 255 represent, to import it anyway"
         raise TableError(f"{name!r} is not a known CT set", where=path, do=do)
-    if not chosen[0] < chosen[1]:
-        raise TableError(f"the window goes from {chosen[0]:g} to {chosen[1]:g} HU", do="Give the lower end first")
+    if not hu_range[0] < hu_range[1]:
+        raise TableError(f"the window goes from {hu_range[0]:g} to {hu_range[1]:g} HU", do="Give the lower end first")
     if spacing is not None and not spacing > 0:
-        raise TableError(f"the spacing is {spacing:g} mm", do="Give more than 0")
+        raise TableError(f"the spacing is {spacing:g} mm", do="Give a value above 0")
     arrays = _load_arrays(path)
     side = arrays["train_images"].shape[1]
-    pitch = spacing or _find_spacing(known, side)
+    voxel_mm = spacing or _find_spacing(known, side)
     rows: list[dict[str, object]] = []
     with write_whole(out / "scans") as scans:
         scans.mkdir()
         for split in SPLITS:
             for index, (grey, label) in enumerate(zip(arrays[f"{split}_images"], arrays[f"{split}_labels"], strict=True)):
                 item = f"{split}-{index:05d}"
-                _write_scan(scans / f"{item}.nii.gz", grey, chosen, pitch)
+                _write_scan(scans / f"{item}.nii.gz", grey, hu_range, voxel_mm)
                 value = int(label)
                 row = {"scan": f"scans/{item}.nii.gz", "patient": item, "split": split, "label_id": value}
                 row["label"] = known.classes[value] if value < len(known.classes) else str(value)
-                # The middle of the cube is the origin of its affine.
+                # The affine puts its origin into the middle of the cube.
                 rows.append({**row, **({f"center_{axis}_mm": 0.0 for axis in "xyz"} if known.is_central else {})})
     write_frame(out / "table.csv", pd.DataFrame(rows))
     return MedmnistSummary(
         table=out / "table.csv",
         items={split: len(arrays[f"{split}_labels"]) for split in SPLITS},
         classes=known.classes,
-        window=(float(chosen[0]), float(chosen[1])),
-        spacing=pitch,
+        window=(float(hu_range[0]), float(hu_range[1])),
+        spacing=voxel_mm,
     )
 
 
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:
     wanted = [f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels")]
     try:
-        # Opened here, so that it is closed when numpy finds no archive in it.
         _refuse_false_sizes(path)
+        # Opened here rather than by numpy, which leaves the file open if it is not an archive.
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             absent = [name for name in wanted if name not in file.files]
             arrays = {name: file[name] for name in wanted if name not in absent}
@@ -172,7 +183,7 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _refuse_false_sizes(path: Path) -> None:
-    """Raise TableError for an array that claims more than its entry can hold: its room would be taken before a byte is read."""
+    """Raise TableError if an array's header claims more than its entry holds: numpy would allocate it before reading a byte."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             with archive.open(entry) as member:
@@ -181,10 +192,10 @@ def _refuse_false_sizes(path: Path) -> None:
                 shape, _, kind = read(member)
                 claimed = math.prod(shape) * kind.itemsize
                 held = entry.file_size - member.tell()
-            # Objects hold no numbers; numpy refuses them.
+            # numpy refuses arrays of objects itself.
             if kind.hasobject:
                 continue
-            if claimed != held or entry.file_size > _DEFLATE * (entry.compress_size + 1):
+            if claimed != held or entry.file_size > _MAX_DEFLATE_RATIO * (entry.compress_size + 1):
                 count = " x ".join(map(str, shape))
                 what = f"{entry.filename} claims {count} values ({claimed:.3g} bytes); its entry holds {held:.3g} bytes"
                 raise TableError(what, where=path, do="Download it again from medmnist.com")

@@ -1,4 +1,4 @@
-"""Text as numbers: decimal points or commas, words that say a value is missing, columns that hold numbers among words."""
+"""Parses numbers in tables: decimal points or commas, and words for missing values."""
 
 from __future__ import annotations
 
@@ -10,55 +10,60 @@ from dataclasses import dataclass
 _COMMA = re.compile(r"[+-]?\d+,\d+")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 _BLANK = frozenset({"none", "-", "--", "---", ".", ".."})
-"""Missing among numbers; elsewhere any of them may be a value."""
+"""Mean a missing value in a column of numbers; in other columns each may be a value."""
 MISSING_WORDS = frozenset(
     {"unknown", "unk", "missing", "not available", "not known", "not reported", "not recorded", "not applicable", "n.a.", "?"}
 )
-"""Missing in every column, in any case, and noted."""
+"""Mean a missing value in every column, in upper or lower case; they are noted."""
 EMPTY_WORDS = frozenset({"", "na", "n/a", "#n/a", "<na>", "nan", "nat", "null", "#null!", "#value!", "#div/0!"})
-"""What programs write for nothing, in any case."""
+"""What programs write into empty cells, in upper or lower case."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """A column's texts as numbers (NaN where missing, or where `wrong`), the rows that are not numbers, and notes."""
+    """The numbers of a column, and the rows that are wrong or were not taken literally."""
 
     values: list[float]
+    "NaN where a value is missing or wrong."
     wrong: list[int]
+    "Rows that do not hold a finite number."
     with_commas: list[int]
-    "Rows whose decimal comma was read as such."
+    "Rows in which a comma was read as the decimal separator."
     blank: list[int]
-    "Rows whose word counts as missing among numbers only."
+    "Rows with a word that means a missing value only among numbers, such as '-'."
     ambiguous: list[int]
-    "Rows such as 1,234: a thousand or a decimal."
+    "Rows such as 1,234, whose comma may separate thousands or decimals."
 
 
 def parse_numbers(texts: Sequence[str | None], separator: str) -> Numbers:
-    """Read a column's texts; `separator` is the file's: beside semicolons 1,234 is a decimal, elsewhere it may be a thousand.
+    """Parse a column's texts as numbers.
 
-    Examples:
-        >>> parse_numbers(["50,5", "51", None], ";").values[:2]
-        [50.5, 51.0]
+    Args:
+        texts: the column's values, None where missing.
+        separator: the file's field separator. With semicolons, 1,234 has a decimal comma; otherwise it may mean a thousand.
+
+    >>> parse_numbers(["50,5", "51", None], ";").values[:2]
+    [50.5, 51.0]
     """
     commas = [row for row, text in enumerate(texts) if text is not None and _COMMA.fullmatch(text)]
     points = any(text is not None and re.fullmatch(r"[+-]?\d+\.\d+", text) for text in texts)
-    clear = separator == ";" or any(not _THOUSANDS.fullmatch(str(texts[row])) for row in commas)
-    readable = set(commas) if clear and not points else set()
+    is_clear = separator == ";" or any(not _THOUSANDS.fullmatch(str(texts[row])) for row in commas)
+    decimal_commas = set(commas) if is_clear and not points else set()
     values, wrong, blank = [], [], []
     for row, text in enumerate(texts):
         if text is not None and text.lower() in _BLANK:
             blank.append(row)
             text = None
-        value = math.nan if text is None else _parse(text.replace(",", ".") if row in readable else text)
+        value = math.nan if text is None else _parse(text.replace(",", ".") if row in decimal_commas else text)
         if value is None:
             wrong.append(row)
         values.append(math.nan if value is None else value)
     return Numbers(
         values=values,
         wrong=wrong,
-        with_commas=sorted(readable),
+        with_commas=sorted(decimal_commas),
         blank=blank,
-        ambiguous=[] if clear else commas,
+        ambiguous=[] if is_clear else commas,
     )
 
 

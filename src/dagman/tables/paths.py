@@ -1,10 +1,11 @@
-"""Paths as tables hold them: relative to the table, quoted, as file:// addresses, from the home folder, or with backslashes."""
+"""Interprets paths in tables: relative to the table, quoted, as file:// URLs, below the home folder, or with backslashes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
 from dagman.errors import TableError
 from dagman.records.counts import name_rows
@@ -14,14 +15,13 @@ _DRIVE = re.compile(r"([A-Za-z]:[\\/]|\\\\)")
 
 
 def tidy_path(text: str, root: Path) -> str:
-    """The path that a cell means, relative to `root` or absolute; as it stands where that exists."""
+    """Return the path that a cell stands for, relative to `root` or absolute; a path that exists is returned unchanged."""
     if source_exists(root / text):
         return text
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         text = text[1:-1].strip()
     if text.lower().startswith("file://"):
-        coded = re.sub(r"^file://(localhost)?", "", text, flags=re.IGNORECASE).encode()
-        text = re.sub(rb"%([0-9A-Fa-f]{2})", lambda code: bytes([int(code[1], 16)]), coded).decode(errors="replace")
+        text = unquote(re.sub(r"^file://(localhost)?", "", text, flags=re.IGNORECASE))
     if text.startswith(("~/", "~\\")):
         text = str(Path.home() / text[2:])
     if "\\" in text and not source_exists(root / text) and not _DRIVE.match(text):
@@ -30,9 +30,9 @@ def tidy_path(text: str, root: Path) -> str:
 
 
 def refuse_drives(texts: Sequence[str | None], where: Path) -> None:
-    """Raise TableError for paths of Windows drives and shares, which mean nothing on this machine."""
+    """Raise TableError for paths on Windows drives and shares, which do not exist on this machine."""
     rows = [row for row, text in enumerate(texts) if text and _DRIVE.match(text) and not source_exists(where.parent / text)]
     if rows:
         first = texts[rows[0]]
         do = "Write paths relative to the table's folder (with either slash), or absolute paths of this machine"
-        raise TableError(f"holds paths of a Windows drive or share in {name_rows(rows)}, such as {first}", where=where, do=do)
+        raise TableError(f"holds paths on a Windows drive or share in {name_rows(rows)}, such as {first}", where=where, do=do)

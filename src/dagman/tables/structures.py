@@ -1,4 +1,4 @@
-"""What label maps hold: named structures and their values, and which of them were drawn in a scan."""
+"""Structures in label maps: their names and values, and which of them were drawn in a scan."""
 
 from __future__ import annotations
 
@@ -14,23 +14,26 @@ from dagman.scans.structures import holds_structures
 from dagman.tables.columns import Columns
 
 ALL = "all"
-"""In a column of contoured structures: every structure was drawn in this scan."""
+"""Entry of a column of contoured structures: every structure was drawn in this scan."""
 _VALUES = re.compile(r"\d+([,\s]+\d+)*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Structure:
-    """What is segmented: its name, and its values in a label map; several count as one, and the first is written."""
+    """A structure to segment."""
 
     name: str
     values: tuple[int, ...]
+    "Its values in a label map; if there are several, they are merged, and predictions are written with the first."
 
 
 def read_contoured(columns: Columns, name: str) -> list[frozenset[str] | None]:
-    """For each row the structures drawn in its mask, by value or name, or None where the cell says `all`.
+    """Read the structures drawn in the mask of each row, by value or name; None where the cell is `all`.
 
-    Entries stand between semicolons ("1;2;7", "cord;left parotid"); values may also stand between spaces or commas.
-    Raises TableError for empty cells: they may mean all structures or none.
+    Entries are separated by semicolons ("1;2;7", "cord;left parotid"); values may also be separated by spaces or commas.
+
+    Raises:
+        TableError: if a cell is empty, which could mean all structures or none.
     """
     texts = columns.text(name)
     empty = [row for row, text in enumerate(texts) if text is None]
@@ -48,28 +51,39 @@ def _split_entries(text: str) -> frozenset[str]:
 
 
 def list_contoured(contoured: Collection[str] | None, structures: Sequence[Structure]) -> tuple[bool, ...]:
-    """Whether each structure was drawn: its name is listed, or all of its values are; None: all were."""
+    """Return for each structure whether it was drawn: its name or all of its values are listed, or `contoured` is None."""
     if contoured is None:
         return (True,) * len(structures)
-    return tuple(one.name in contoured or all(str(value) in contoured for value in one.values) for one in structures)
+    return tuple(
+        structure.name in contoured or all(str(value) in contoured for value in structure.values) for structure in structures
+    )
 
 
 def read_label_values(
     columns: Columns, mask_label: int | None, masks: Sequence[Path | None]
 ) -> tuple[list[int | None], list[str | int | None]]:
-    """For each row the structure's value in its label map, and its name or number where the mask is an RTSTRUCT or SEG.
+    """Read the structure of each row: its value in a label map, or its name or number in an RTSTRUCT or SEG.
 
-    mask_label: the value in every mask, in place of a column `label_value`. Raises TableError for a value that cannot be meant.
+    Args:
+        columns: the table's columns.
+        mask_label: the value in every mask, instead of a column `label_value`.
+        masks: the mask of each row.
+
+    Returns:
+        The value per row, and the name or number per row; at most one of them is not None.
+
+    Raises:
+        TableError: if a value is not a whole number, or `mask_label` is given without a column `mask`.
     """
     if mask_label is not None and "mask" not in columns:
-        raise TableError("a mask label needs a column 'mask'", where=columns.path, do="Add the column, or omit --mask-label")
-    drawn = {mask: holds_structures(mask) for mask in dict.fromkeys(masks) if mask is not None}
-    is_drawn = [mask is not None and drawn[mask] for mask in masks]
+        raise TableError("--mask-label needs a column 'mask'", where=columns.path, do="Add the column, or omit --mask-label")
+    known = {mask: holds_structures(mask) for mask in dict.fromkeys(masks) if mask is not None}
+    is_dicom = [mask is not None and known[mask] for mask in masks]
     if mask_label is not None:
-        return [None if one else mask_label for one in is_drawn], [mask_label if one else None for one in is_drawn]
+        return [None if dicom else mask_label for dicom in is_dicom], [mask_label if dicom else None for dicom in is_dicom]
     if "label_value" not in columns:
         return [None] * columns.rows, [None] * columns.rows
-    if not any(is_drawn):
+    if not any(is_dicom):
         numbers = columns.numbers("label_value")
         wrong = [row for row, number in enumerate(numbers) if number != np.round(number) and not np.isnan(number)]
         if wrong:
@@ -77,12 +91,11 @@ def read_label_values(
             raise columns.error("label_value is not a whole number", wrong, do=do, of="label_value")
         return [None if np.isnan(number) else int(number) for number in numbers], [None] * columns.rows
     texts = columns.text("label_value")
-    meant = [int(float(text)) if text and re.fullmatch(r"\d+(\.0*)?", text) else text for text in texts]
-    wrong = [row for row, value in enumerate(meant) if isinstance(value, str) and not is_drawn[row]]
+    entries = [int(float(text)) if text and re.fullmatch(r"\d+(\.0*)?", text) else text for text in texts]
+    wrong = [row for row, entry in enumerate(entries) if isinstance(entry, str) and not is_dicom[row]]
     if wrong:
         do = "Write the structure's value in the mask; names work only for RTSTRUCT and SEG files"
         raise columns.error("label_value is not a whole number", wrong, do=do, of="label_value")
-    pairs = list(zip(meant, is_drawn, strict=True))
-    return [None if one or isinstance(value, str) else value for value, one in pairs], [
-        value if one else None for value, one in pairs
-    ]
+    pairs = list(zip(entries, is_dicom, strict=True))
+    values = [None if dicom or isinstance(entry, str) else entry for entry, dicom in pairs]
+    return values, [entry if dicom else None for entry, dicom in pairs]

@@ -1,8 +1,8 @@
-"""Tables of items: one row a scan, a structure in it, or a point; columns are chosen by name.
+"""Reads tables of items: each row is a scan, a structure in a scan, or a point.
 
-`scan` (a path relative to the table, or the id of a stored scan), `patient`, then `mask` (and `label_value`), or
-`center_x_mm, center_y_mm, center_z_mm`; a label, or time and event; `split`; clinical columns. Rows that miss a value
-which is needed are left out and noted in `Table.notes`; what cannot be meant is refused with its rows.
+Columns are `scan` (a path relative to the table, or the id of a stored scan), `patient`, and either `mask` (with `label_value`)
+or `center_x_mm, center_y_mm, center_z_mm`; then a label, or time and event, `split`, and clinical columns. Rows without a required
+value are skipped and noted in `Table.notes`; invalid values are refused with the numbers of their rows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dagman.tables.paths import refuse_drives, tidy_path
 from dagman.tables.structures import read_label_values
 
 IDS = ("checked", "exact")
-"""How patients and labels are distinguished; see `read_table`."""
+"""How spellings of patients and labels are compared; see `read_table`."""
 CENTER_COLUMNS = ("center_x_mm", "center_y_mm", "center_z_mm")
 _SPLITS = {
     "train": "train",
@@ -46,17 +46,17 @@ _PATIENT_LIKE = re.compile(r"(patient|subject|case|pat)[ _-]?(id|name|key|code|n
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Items in the table's order, and notes on how they were read."""
+    """The items of a table, in its order, and notes on how they were read."""
 
     path: Path
     items: tuple[Item, ...]
     columns: tuple[str, ...]
     "All columns of the file."
     classes: tuple[str, ...] = ()
-    "The labels that occur, in order; in a binary task the last is the positive one."
+    "The labels that occur, sorted; in a binary task the last is the positive one."
     notes: tuple[Note, ...] = ()
     roles: Mapping[str, str] = field(default_factory=dict)
-    "The column that was read as label, as time, as event."
+    "The columns that were read as label, time and event."
 
     def __len__(self) -> int:
         return len(self.items)
@@ -68,28 +68,28 @@ class Table:
 
     @property
     def patients(self) -> np.ndarray:
-        """Patient of each item."""
+        """The patient of each item."""
         return np.array([item.patient for item in self.items], dtype=str)
 
     @property
     def codes(self) -> np.ndarray:
-        """Label of each item as its place in `classes`."""
-        place = {name: code for code, name in enumerate(self.classes)}
-        return np.array([place[str(item.label)] for item in self.items], dtype=np.int64)
+        """The label of each item as an index into `classes`."""
+        code_of = {name: code for code, name in enumerate(self.classes)}
+        return np.array([code_of[str(item.label)] for item in self.items], dtype=np.int64)
 
     @property
     def times(self) -> np.ndarray:
-        """Time of each item, in the table's unit."""
+        """The time of each item, in the table's unit."""
         return np.array([item.time for item in self.items], dtype=np.float64)
 
     @property
     def events(self) -> np.ndarray:
-        """Whether each item's event was seen; False is censored."""
+        """Whether the event of each item was observed; False means censored."""
         return np.array([item.event for item in self.items], dtype=bool)
 
     @property
     def splits(self) -> np.ndarray | None:
-        """The given split of each item (train, val or test), or None when the table has none."""
+        """The given split of each item (train, val or test), or None if the table has none."""
         if any(item.split is None for item in self.items):
             return None
         return np.array([item.split for item in self.items], dtype=str)
@@ -111,14 +111,22 @@ def read_table(
 ) -> Table:
     """Read a CSV, Parquet or Excel table of items.
 
-    label, time, event, clinical, patient, split: names of columns; `split` is used where it exists, None ignores it.
-    mask_label: the structure's value in every mask, in place of a column `label_value`.
-    coordinates: the system of the center columns; "lps" is converted to RAS.
-    known_ids: ids of stored scans, which `scan` may hold in place of a path.
-    ids: "checked" refuses patients, and labels, that differ only in leading zeros, case, blanks or dashes; "exact" takes them
-    as they are written.
+    Args:
+        path: the table.
+        label: column of the class or number to predict.
+        time: column of the follow-up time.
+        event: column of the event, 0 or 1.
+        clinical: clinical columns.
+        patient: column of the patient.
+        split: column of the split, used if it exists; None ignores it.
+        mask_label: the structure's value in every mask, instead of a column `label_value`.
+        coordinates: coordinate system of the centre columns, "ras" or "lps"; "lps" is converted to RAS.
+        known_ids: ids of stored scans, which `scan` may contain instead of a path.
+        ids: "checked" refuses patients, or labels, that differ only in leading zeros, case, blanks or dashes; "exact" accepts
+            them as different.
 
-    Raises TableError, one line, for anything that cannot be meant; see the checks below in their order.
+    Raises:
+        TableError: if a column is missing or holds an invalid value, or items contradict each other.
     """
     if ids not in IDS:
         raise TableError(f"ids '{ids}' is unknown", where=path, do="Use --ids checked or exact")
@@ -183,7 +191,7 @@ def read_table(
 
 
 class _Reader:
-    """Collects, over the needed columns, the rows that miss a value, and notes."""
+    """Collects the rows without a value in a required column, and notes on them."""
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
@@ -191,17 +199,17 @@ class _Reader:
         self._dropped: set[int] = set()
 
     def need(self, name: str) -> list[str | None]:
-        """A column without which a row cannot be used."""
+        """Return a column in which every row needs a value; rows without one are dropped."""
         values = self.columns.text(name)
         empty = [row for row, value in enumerate(values) if value is None]
         if empty:
             rows = count_noun(len(empty), "row")
-            self.notes.append(warn(f"column '{name}' is empty in {rows}: left out ({name_rows(empty)})"))
+            self.notes.append(warn(f"column '{name}' is empty in {rows}: skipped ({name_rows(empty)})"))
             self._dropped.update(empty)
         return values
 
     def finish(self) -> list[int]:
-        """The rows that are left; raises TableError when there are none."""
+        """Return the remaining rows; raises TableError if there are none."""
         rows = [row for row in range(self.columns.rows) if row not in self._dropped]
         if not rows:
             reasons = "; ".join(note.text for note in self.notes)
@@ -220,7 +228,7 @@ def _read_outcome(reader: _Reader, time: str | None, event: str | None) -> tuple
         return None, None
     columns = reader.columns
     if time is None or event is None:
-        raise TableError("a time needs an event, and an event a time", where=columns.path, do="Name both: --time COL --event COL")
+        raise TableError("time and event must be given together", where=columns.path, do="Name both: --time COL --event COL")
     reader.need(time)
     times = columns.numbers(time)
     negative = np.flatnonzero(times < 0).tolist()
@@ -249,10 +257,10 @@ def _read_patients(reader: _Reader, patient: str) -> list[str | None]:
     columns = reader.columns
     if patient in columns or patient != "patient":
         return reader.need(patient)
-    like = [name for name in columns.names if _PATIENT_LIKE.fullmatch(name)]
-    if like:
-        # Guessing wrong here would let a patient cross folds unseen.
-        remedy = f"Pass --patient {like[0]}, or --patient scan if every scan is of another patient"
+    similar = [name for name in columns.names if _PATIENT_LIKE.fullmatch(name)]
+    if similar:
+        # A wrong guess here would put scans of one patient into different folds without anyone noticing.
+        remedy = f"Pass --patient {similar[0]}, or --patient scan if every scan is of a different patient"
         raise TableError("has no column 'patient'", where=columns.path, do=remedy)
     scans = len(set(filter(None, columns.text("scan"))))
     reader.notes.append(inform(f"no column 'patient': each of {count_noun(scans, 'scan')} is treated as a separate patient"))
@@ -277,7 +285,7 @@ def _read_centers(columns: Columns, coordinates: str) -> list[tuple[float, float
 def _refuse_alike(columns: Columns, name: str, texts: Sequence[str | None], what: str) -> None:
     groups = find_alike(text for text in texts if text is not None)
     if groups:
-        shown = list_some((" and ".join(f"'{one}'" for one in group) for group in groups), limit=5)
+        shown = list_some((" and ".join(f"'{name}'" for name in group) for group in groups), limit=5)
         alike = set(groups[0])
         rows = list_some((row + 1 for row, text in enumerate(texts) if text in alike), limit=6)
         do = f"Write the same {what} the same way everywhere, or pass --ids exact if they really differ"
@@ -297,16 +305,16 @@ def _drop_duplicates(
         for what, values in outcomes.items():
             if values is not None and values[row] != values[earlier]:
                 do = "Keep one of them, or distinguish them by mask, label_value or center"
-                raise reader.columns.error(f"one item has different {what}", [earlier, row], do=do)
+                raise reader.columns.error(f"the same item has different {what}", [earlier, row], do=do)
         repeated.append(row)
     if repeated:
-        text = f"{count_noun(len(repeated), 'row')} identical to an earlier one: left out ({name_rows(repeated)})"
+        text = f"{count_noun(len(repeated), 'row')} identical to an earlier one: skipped ({name_rows(repeated)})"
         reader.notes.append(warn(text))
     return [row for row in rows if row not in set(repeated)]
 
 
 def _tidy_labels(labels: Sequence[str | None]) -> list[str | None]:
-    """A column of whole numbers is written 1.0 by many programs as soon as one cell is empty."""
+    """Write whole numbers without a fraction: many programs write 1.0 as soon as one cell of the column is empty."""
     if all(text is None or re.fullmatch(r"-?\d+(\.0*)?", text) for text in labels):
         return [None if text is None else str(int(float(text))) for text in labels]
     return list(labels)
@@ -320,7 +328,7 @@ def _order_classes(labels: Collection[str]) -> tuple[str, ...]:
 
 
 def _read_names(columns: Columns, rows: list[int]) -> dict[int, str]:
-    """The names that a column `item` gives, so that no file's name is kept; none where it does not distinguish all rows."""
+    """The names in a column `item`, which avoid storing file names; {} if they do not distinguish all rows."""
     if "item" not in columns:
         return {}
     names = {row: text for row, text in enumerate(columns.text("item")) if text and row in rows}
@@ -328,20 +336,20 @@ def _read_names(columns: Columns, rows: list[int]) -> dict[int, str]:
 
 
 def _name_rows(rows: list[int], keys: dict[int, tuple]) -> dict[int, str]:
-    """The shortest description that distinguishes all rows, so that a name does not depend on the order of rows."""
+    """Name rows by the shortest description that distinguishes them all, so that names do not depend on the order of rows."""
 
-    def bare(text: str) -> str:
+    def strip(text: str) -> str:
         return _SUFFIX.sub("", text)
 
-    ways: list[Callable[[tuple], str]] = [
-        lambda key: bare(Path(key[0]).name),
-        lambda key: bare(key[0]),
-        lambda key: bare(key[0]) + (f":{key[2]}" if key[2] is not None else ""),
-        lambda key: bare(key[0]) + (f":{bare(Path(key[1]).name)}" if key[1] else ""),
-        lambda key: bare(key[0]) + (f"@{key[3][0]:g},{key[3][1]:g},{key[3][2]:g}" if key[3] else ""),
+    descriptions: list[Callable[[tuple], str]] = [
+        lambda key: strip(Path(key[0]).name),
+        lambda key: strip(key[0]),
+        lambda key: strip(key[0]) + (f":{key[2]}" if key[2] is not None else ""),
+        lambda key: strip(key[0]) + (f":{strip(Path(key[1]).name)}" if key[1] else ""),
+        lambda key: strip(key[0]) + (f"@{key[3][0]:g},{key[3][1]:g},{key[3][2]:g}" if key[3] else ""),
     ]
-    for way in ways:
-        names = {row: way(keys[row]) for row in rows}
+    for describe in descriptions:
+        names = {row: describe(keys[row]) for row in rows}
         if len(set(names.values())) == len(rows):
             return names
     return {row: ":".join(str(part) for part in keys[row] if part is not None) for row in rows}
@@ -350,10 +358,10 @@ def _name_rows(rows: list[int], keys: dict[int, tuple]) -> dict[int, str]:
 def _refuse_one_sided(table: Table, label: str | None, event: str | None) -> None:
     if label and len(table.classes) < 2:
         do = "Give items of at least two classes, or another --label"
-        raise TableError(f"column '{label}' holds one class only ('{table.classes[0]}')", where=table.path, do=do)
+        raise TableError(f"column '{label}' has only one class ('{table.classes[0]}')", where=table.path, do=do)
     if event and not table.events.any():
         do = "Nothing can be learned without events; check the column, or wait for follow-up"
-        raise TableError(f"all items are censored: column '{event}' is 0 throughout", where=table.path, do=do)
+        raise TableError(f"all items are censored: column '{event}' is 0 in every row", where=table.path, do=do)
 
 
 def _refuse_shared_patients(table: Table) -> None:

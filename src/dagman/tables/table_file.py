@@ -1,4 +1,4 @@
-"""A table's file to rows of text: CSV as different programs write it, Parquet, and Excel workbooks (extra `excel`)."""
+"""Loads table files as rows of text: CSV in the variants that programs write, Parquet, and Excel workbooks (extra `excel`)."""
 
 from __future__ import annotations
 
@@ -19,21 +19,28 @@ from dagman.records.names import suggest_path
 _PARQUET = (".parquet", ".pq")
 _EXCEL = (".xlsx", ".xlsm")
 SUFFIXES = (".csv", ".tsv", *_PARQUET, *_EXCEL)
-"""Endings of files that are read as tables."""
+"""Suffixes of files that are read as tables."""
 
 Rows = list[list[str]]
 
 
 def is_table(path: str | Path) -> bool:
-    """Whether a path's name is that of a table."""
+    """Return whether a path has the suffix of a table; the file need not exist."""
     return Path(path).suffix.lower() in SUFFIXES
 
 
 def load_rows(path: Path) -> tuple[list[str], Rows, str]:
-    """The header, the rows (as long as the header, "" where empty) and the separator ("" in a file that has none).
+    """Load a table file.
 
-    CSV may have a byte order mark, a first line such as `sep=;`, and separators at the ends of rows. Of a workbook the first
-    sheet is read. Raises TableError if the file is absent or cannot be read, MissingExtraError for a workbook without openpyxl.
+    CSV may begin with a byte order mark or a line such as `sep=;`, and its rows may end with separators. Only the first sheet
+    of a workbook is read.
+
+    Returns:
+        The header, the rows (each as long as the header, "" where empty), and the field separator ("" if the format has none).
+
+    Raises:
+        TableError: if the file does not exist or cannot be read.
+        MissingExtraError: for a workbook, if openpyxl is not installed.
     """
     if not path.is_file():
         do = f"Give a table ({', '.join(SUFFIXES)})"
@@ -42,11 +49,11 @@ def load_rows(path: Path) -> tuple[list[str], Rows, str]:
         raise TableError("does not exist", where=path, do=suggest_path(path, do))
     suffix = path.suffix.lower()
     if suffix in (".xls", ".xlsb", ".ods"):
-        raise TableError(f"{suffix} is not read", where=path, do="Save it as .xlsx, or as CSV in UTF-8")
+        raise TableError(f"{suffix} files are not supported", where=path, do="Save it as .xlsx, or as CSV in UTF-8")
     if suffix in _PARQUET:
-        return _unpack(path, pd.read_parquet)
+        return _load_frame(path, pd.read_parquet)
     if suffix in _EXCEL:
-        return _unpack(path, _read_workbook)
+        return _load_frame(path, _read_workbook)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -61,7 +68,7 @@ def _parse_csv(path: Path, text: str) -> tuple[list[str], Rows, str]:
     declared = first.strip().strip('"').lower()
     separator = max(",;\t", key=first.count)
     if declared.startswith("sep=") and len(declared) <= 5:
-        # Excel writes and obeys this line, which is no row.
+        # A line that Excel writes and reads to declare the separator; it is not a row.
         separator, text = (first.strip().strip('"')[4:] or "\t"), rest
     try:
         lines = csv.reader(text.splitlines(keepends=True), delimiter=separator, skipinitialspace=True, strict=True)
@@ -88,7 +95,7 @@ def _read_workbook(path: Path) -> pd.DataFrame:
         raise MissingExtraError("openpyxl", "excel") from None
 
 
-def _unpack(path: Path, read: Callable[[Path], pd.DataFrame]) -> tuple[list[str], Rows, str]:
+def _load_frame(path: Path, read: Callable[[Path], pd.DataFrame]) -> tuple[list[str], Rows, str]:
     try:
         frame = read(path)
     except (OSError, ValueError, KeyError, BadZipFile) as error:

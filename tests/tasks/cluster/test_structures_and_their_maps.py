@@ -97,15 +97,15 @@ def test_each_named_label_that_is_large_enough_becomes_an_item(cohort):
     assert table.names[:3] == ["scan0:bright", "scan0:dark", "scan1:bright"]
     assert [item.label_value for item in table.items[:2]] == [1, 2]
     assert [item.index for item in table.items] == list(range(12))
-    assert warn("label values without a name, left out: 9") in table.notes
-    assert any(note.text.startswith("structures of fewer than 4 voxels, left out: scan0:speck (3)") for note in table.notes)
+    assert warn("label values without a name are excluded: 9") in table.notes
+    assert any(note.text.startswith("structures of fewer than 4 voxels are excluded: scan0:speck (3)") for note in table.notes)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("id,name\n1,a\n1,b\n", "label 1 is 'a' and 'b' in row 2"),
-        ("id,name\n1.5,a\n", "a label has no whole number or no name in row 1"),
+        ("id,name\n1.5,a\n", "a label lacks its name or a whole number as its id in row 1"),
         ("id,nme\n1,a\n", "has no column 'name'. Nearest: nme"),
     ],
 )

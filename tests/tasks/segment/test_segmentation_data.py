@@ -130,9 +130,9 @@ def test_structures_that_are_named_come_first(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("liver", "'liver' names no structure"),
-        ("liver=x", "names no structure"),
-        ("", "names no structure"),
+        ("liver", "'liver' is not a structure"),
+        ("liver=x", "'liver=x' is not a structure"),
+        ("", "is empty"),
         ("a=1,b=1", "the value 1 is assigned to two structures"),
         ("a=1,a=2", "the name a is assigned to two structures"),
         ("a=0", "0 is background"),
@@ -147,12 +147,14 @@ def test_structures_that_cannot_be_meant_are_refused(text, message):
     ("changes", "message"),
     [
         ({"modality": {"0": "FLAIR", "1": "T1w"}}, r"2 input channels \(FLAIR, T1w\)"),
-        ({"labels": {"0": "background"}}, "names no structure beside background"),
+        ({"modality": ["FLAIR", "T1w"]}, r"2 input channels \(FLAIR, T1w\)"),
+        ({"labels": {"0": "background"}}, "names no structure except background"),
         ({"labels": {"0": "background", "ignore": 3}}, "a label 'ignore'"),
         ({"labels": {"background": 0, "whole": [1, 2]}}, r"label 'whole' is \[1, 2\], not one value"),
         ({"labels": []}, "has no 'labels'"),
         ({"training": []}, "lists no training cases"),
         ({"training": [{"image": "x.nii.gz"}]}, "lacks image or label"),
+        ({"training": [{"image": "x.nii.gz", "label": 1}]}, "lacks image or label"),
     ],
 )
 def test_a_dataset_that_cannot_be_used_is_one_line(tmp_path, changes, message):

@@ -1,4 +1,4 @@
-"""Label maps to items: each structure of every map becomes one, named by a table of ids."""
+"""Turns label maps into items: one item per named structure of each map."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ from dagman.records.counts import list_some
 from dagman.tables.items import Item, read_mask
 from dagman.tables.table import Table
 
-SMALLEST = 20
-"""Voxels below which a structure is a fragment rather than an organ. [ours]"""
+MINIMUM_VOXELS = 20
+"""Structures with fewer voxels are fragments rather than organs. [ours]"""
 
 
-def expand_label_maps(table: Table, names: dict[int, str], *, minimum_voxels: int = SMALLEST) -> Table:
-    """A table with one item for each named label of at least `minimum_voxels` in each mask; what is left out is noted.
+def expand_label_maps(table: Table, names: dict[int, str], *, minimum_voxels: int = MINIMUM_VOXELS) -> Table:
+    """Return a table with one item per named structure in each mask; an item's label is the name of its structure.
 
-    The label of an item is its structure's name. Raises TableError when the table has no masks, or fewer than two kinds are left.
+    Args:
+        table: items with masks.
+        names: names of the label values; other values are excluded and noted.
+        minimum_voxels: structures with fewer voxels are excluded and noted.
+
+    Raises:
+        TableError: if the table has no masks, or fewer than two kinds of structure remain.
     """
     if all(item.mask is None for item in table.items):
         raise TableError("has no masks", where=table.path, do="Add a column 'mask' with label maps")
@@ -36,7 +42,7 @@ def expand_label_maps(table: Table, names: dict[int, str], *, minimum_voxels: in
         try:
             labels = np.rint(read_mask(item).voxels)
         except DagmanError as error:
-            notes.append(warn(f"left out {item.name}: {error}"))
+            notes.append(warn(f"excluded {item.name}: {error}"))
             continue
         for value, count in zip(*np.unique(labels[labels != 0].astype(np.int64), return_counts=True), strict=True):
             name = names.get(int(value))
@@ -47,9 +53,9 @@ def expand_label_maps(table: Table, names: dict[int, str], *, minimum_voxels: in
             else:
                 items.append(replace(item, index=0, name=f"{item.name}:{name}", label_value=int(value), label=name))
     if unnamed:
-        notes.append(warn(f"label values without a name, left out: {list_some(sorted(unnamed))}"))
+        notes.append(warn(f"label values without a name are excluded: {list_some(sorted(unnamed))}"))
     if small:
-        notes.append(warn(f"structures of fewer than {minimum_voxels} voxels, left out: {list_some(small)}"))
+        notes.append(warn(f"structures of fewer than {minimum_voxels} voxels are excluded: {list_some(small)}"))
     items.sort(key=lambda item: item.name)
     classes = tuple(sorted({str(item.label) for item in items}))
     if not items:

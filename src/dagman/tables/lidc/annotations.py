@@ -1,7 +1,7 @@
-"""LIDC-IDRI's XML: what each reader of one CT marked.
+"""Reads LIDC-IDRI's XML: what each reader marked in one CT.
 
-A file holds up to four reading sessions, one a reader. A reader outlined nodules of 3 mm and more slice by slice and rated them
-(`characteristics`); smaller ones are one point without ratings; what was seen and is not a nodule is a `nonNodule`.
+A file holds up to four reading sessions, one per reader. Readers outlined nodules of 3 mm or more slice by slice and rated them
+(`characteristics`). A smaller nodule is a single point without ratings, and a finding that is not a nodule is a `nonNodule`.
 """
 
 from __future__ import annotations
@@ -27,23 +27,27 @@ TRAITS = {
     "texture": "texture",
 }
 """Names of the ratings (whole numbers from 1 to 5 or 6) in the XML, and in our tables."""
-DEEPEST = 32
-"""Elements in one another that are read; a reading has 6. [ours]"""
+MAX_DEPTH = 32
+"""Deepest nesting of XML elements that is accepted; a reading has 6 levels. [ours]"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outline:
-    """A closed line on one slice: `points` N 2 (column, row); `included` False cuts a hole. `height_mm` is the slice's z."""
+    """A closed outline on one slice."""
 
     instance_uid: str
+    "SOPInstanceUID of the slice."
     height_mm: float
+    "The slice's z coordinate."
     included: bool
+    "False for the outline of a hole."
     points: np.ndarray
+    "N 2: column and row of each pixel of the outline."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
-    """One nodule as one reader outlined and rated it; `reader` counts from 0."""
+    """One nodule as outlined and rated by one reader; `reader` counts from 0."""
 
     reader: int
     name: str
@@ -53,25 +57,28 @@ class Annotation:
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """All that was marked in one CT; `small` and `others` count marks of nodules below 3 mm and of findings other than nodules."""
+    """Everything that the readers marked in one CT."""
 
     path: Path
     series_uid: str
     readers: int
     annotations: tuple[Annotation, ...]
     small: int
+    "Number of marks of nodules below 3 mm."
     others: int
+    "Number of marks of findings that are not nodules."
 
 
 class _PlainTree(ET.TreeBuilder):
-    """Builds a tree of elements alone: what could grow, or lead to other files, is declared in a DOCTYPE, and LIDC's has none."""
+    """Builds an element tree and rejects a DOCTYPE, which LIDC's files never have: it could declare entities that expand without
+    limit or refer to other files."""
 
     depth = 0
 
     def start(self, tag: str, attrs: dict[Any, Any], /) -> ET.Element:
         self.depth += 1
-        if self.depth > DEEPEST:
-            raise ValueError(f"elements are nested {DEEPEST} deep or more")
+        if self.depth > MAX_DEPTH:
+            raise ValueError(f"elements are nested more than {MAX_DEPTH} deep")
         return super().start(tag, attrs)
 
     def end(self, tag: str, /) -> ET.Element:
@@ -83,15 +90,16 @@ class _PlainTree(ET.TreeBuilder):
 
 
 def read_message(path: Path) -> Message | None:
-    """Read an annotation file of a CT; None for XML of another kind.
+    """Read the annotation file of one CT; return None for XML of a different kind.
 
-    Raises TableError when the file is no XML or lacks what it must have.
+    Raises:
+        TableError: if the file is not XML, or a required element is missing or invalid.
     """
     try:
         root = ET.parse(path, parser=ET.XMLParser(target=_PlainTree())).getroot()
     except (ET.ParseError, OSError, ValueError) as error:
         raise TableError(f"cannot be read as XML ({error})", where=path, do="Download it again") from error
-    if _bare_name(root) != "LidcReadMessage":
+    if root.tag.rpartition("}")[2] != "LidcReadMessage":
         return None
     uid = _find_text(root, ".//{*}SeriesInstanceUid") or _find_text(root, ".//{*}SeriesInstanceUID")
     if not uid:
@@ -118,7 +126,7 @@ def _read_annotation(node: ET.Element, reader: int) -> Annotation:
     ratings = {}
     for name, ours in TRAITS.items():
         text = _find_text(node, f"{{*}}characteristics/{{*}}{name}")
-        # 0 and an empty cell both stand for "not rated".
+        # Both 0 and an empty element mean "not rated".
         if text and int(text) > 0:
             ratings[ours] = int(text)
     return Annotation(
@@ -143,7 +151,3 @@ def _read_outline(node: ET.Element) -> Outline:
 
 def _find_text(node: ET.Element, path: str) -> str:
     return (node.findtext(path) or "").strip()
-
-
-def _bare_name(node: ET.Element) -> str:
-    return node.tag.rpartition("}")[2]

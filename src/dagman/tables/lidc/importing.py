@@ -1,4 +1,4 @@
-"""LIDC-IDRI as TCIA ships it to a table of nodules with consensus masks."""
+"""Imports LIDC-IDRI, as distributed by TCIA, as a table of nodules with consensus masks."""
 
 from __future__ import annotations
 
@@ -25,10 +25,7 @@ from dagman.tables.lidc.outlines import Grid, read_grid
 
 @dataclass(frozen=True, kw_only=True)
 class LidcSummary:
-    """What was imported: the table, counts of scans and of nodules of each class, and what was left out, with its reason.
-
-    `small` and `others` count single readers' marks of nodules below 3 mm and of what is no nodule; neither is in the table.
-    """
+    """Result of an import: the table, numbers of scans, patients and nodules, and what was excluded."""
 
     table: Path
     scans: int
@@ -36,8 +33,11 @@ class LidcSummary:
     benign: int
     malignant: int
     small: int
+    "Number of single readers' marks of nodules below 3 mm, which are not in the table."
     others: int
+    "Number of single readers' marks of findings that are not nodules, which are not in the table."
     left_out: tuple[Refusal, ...] = field(repr=False)
+    "Excluded series, files and nodules, with reasons."
 
 
 def import_lidc(
@@ -49,30 +49,38 @@ def import_lidc(
     readers: int = 1,
     on_scan: Callable[[int, int], None] | None = None,
 ) -> LidcSummary:
-    """Write `out/table.csv`, a row a nodule, and `out/masks`, a label map a scan, from DICOM and XML found anywhere in `folder`.
+    """Write `out/table.csv` with one row per nodule, and `out/masks` with one label map per scan.
 
-    benign, malignant: ranges of the median malignancy over readers (1 to 5, ends included); a median in neither, such as 3.5,
-    is left out. The paper has 1-3 against 4-5; 1-2 against 4-5 leaves out 3. readers: how many must have outlined a nodule.
-    on_scan is called with (done, all).
+    The column `scan` refers to the DICOM series where it is: LIDC-IDRI has 125 GB, and dagman reads DICOM as well as NIfTI. The
+    modules `grouping`, `outlines` and `nodules` describe how outlines become nodules. Everything that was excluded is listed
+    with its reason in `out/left_out.csv`.
 
-    The column `scan` points at the DICOM series where it lies: LIDC-IDRI is 125 GB, and dagman reads DICOM as well as NIfTI.
-    How outlines become nodules: see `grouping`, `outlines`, `nodules`. Everything left out is in `out/left_out.csv`.
-    Raises TableError when there is no series, no annotation, or no nodule of either class.
+    Args:
+        folder: contains DICOM files and the readers' XML files, in any subfolders.
+        out: output folder.
+        benign: range of the median malignancy over readers (1 to 5, ends included) of class 0.
+        malignant: the same of class 1. A median in neither range, such as 3.5, is excluded. The paper compares 1-3 with 4-5;
+            1-2 against 4-5 excludes 3.
+        readers: number of readers who must have outlined a nodule.
+        on_scan: called with the number of scans done and of all scans.
+
+    Raises:
+        TableError: if there is no series with annotations, or no nodule of either class.
     """
     _check_ranges(benign, malignant)
     folder, out = Path(folder), Path(out)
     pairs, refusals = _pair_readings(folder, out)
     rows: list[dict[str, object]] = []
-    counted: list[Message] = []
-    for done, (one, message) in enumerate(pairs, start=1):
+    imported: list[Message] = []
+    for done, (series, message) in enumerate(pairs, start=1):
         try:
-            new, left = _import_scan(one, message, out, benign, malignant, readers)
+            new, excluded = _import_scan(series, message, out, benign, malignant, readers)
         except DagmanError as error:
-            refusals.append(Refusal.from_error(one.source, error))
+            refusals.append(Refusal.from_error(series.source, error))
         else:
             rows += new
-            refusals += left
-            counted.append(message)
+            refusals += excluded
+            imported.append(message)
         if on_scan:
             on_scan(done, len(pairs))
     _write_refusals(out, refusals)
@@ -81,18 +89,18 @@ def import_lidc(
     _write_rows(out / "table.csv", rows, list(rows[0]))
     return LidcSummary(
         table=out / "table.csv",
-        scans=len(counted),
+        scans=len(imported),
         patients=len({row["patient"] for row in rows}),
         benign=sum(row["label"] == 0 for row in rows),
         malignant=sum(row["label"] == 1 for row in rows),
-        small=sum(message.small for message in counted),
-        others=sum(message.others for message in counted),
+        small=sum(message.small for message in imported),
+        others=sum(message.others for message in imported),
         left_out=tuple(refusals),
     )
 
 
 def _pair_readings(folder: Path, out: Path) -> tuple[list[tuple[Series, Message]], list[Refusal]]:
-    """Each series of one volume with its readers' file, in the order of their sources; and what has no counterpart."""
+    """Pair each single-volume series with its readers' file, sorted by source; return the pairs and what has no counterpart."""
     messages, refusals = _find_messages(folder)
     discovered = find_series(folder)
     refusals += discovered.refused
@@ -109,16 +117,16 @@ def _pair_readings(folder: Path, out: Path) -> tuple[list[tuple[Series, Message]
     pairs = [(series[uid], message) for uid, message in messages.items() if uid in series]
     if not pairs:
         _write_refusals(out, refusals)
-        do = "Give the folder that holds both, as TCIA ships LIDC-IDRI (its XML may come as a separate archive)"
+        do = "Give the folder that contains both, as TCIA distributes LIDC-IDRI (the XML files may come as a separate archive)"
         problem = f"holds {len(series)} series and {len(messages)} XML files of readers, but none that match"
-        broken = [one for one in refusals if Path(one.source).suffix.lower() == ".xml"]
+        broken = [refusal for refusal in refusals if Path(refusal.source).suffix.lower() == ".xml"]
         if broken:
             problem += f"; {count_noun(len(broken), 'XML file was', 'XML files were')} refused, the first: {broken[0].source}: "
             problem += broken[0].reason.rstrip(".")
             do = f"All reasons are in {out / 'left_out.csv'}. {do}"
         raise TableError(problem, where=folder, do=do)
     refusals += [
-        Refusal(source=str(m.path), reason=f"its series is not here ({uid})") for uid, m in messages.items() if uid not in volumes
+        Refusal(source=str(m.path), reason=f"its series is missing ({uid})") for uid, m in messages.items() if uid not in volumes
     ]
     return sorted(pairs, key=lambda pair: pair[0].source), refusals
 
@@ -148,18 +156,19 @@ def _find_messages(folder: Path) -> tuple[dict[str, Message], list[Refusal]]:
             refusals.append(Refusal(source=str(path), reason="holds no reading of a CT (LidcReadMessage)"))
         elif message.series_uid not in messages:
             messages[message.series_uid] = message
-        elif not _describe_equally(message, messages[message.series_uid]):
+        elif not _have_equal_marks(message, messages[message.series_uid]):
             first = messages[message.series_uid].path
             refusals.append(Refusal(source=str(path), reason=f"differs from {first}, which belongs to the same series and is used"))
     return messages, refusals
 
 
-def _describe_equally(one: Message, other: Message) -> bool:
-    # TCIA ships the XML beside the series and in an archive of its own.
-    def marks(message: Message) -> list[tuple[int, str, int, dict[str, int]]]:
+def _have_equal_marks(first: Message, second: Message) -> bool:
+    """Compare two files of the same series: TCIA distributes the XML both next to the series and in a separate archive."""
+
+    def list_marks(message: Message) -> list[tuple[int, str, int, dict[str, int]]]:
         return [(a.reader, a.name, sum(len(o.points) for o in a.outlines), a.ratings) for a in message.annotations]
 
-    return marks(one) == marks(other)
+    return list_marks(first) == list_marks(second)
 
 
 def _import_scan(
@@ -168,25 +177,27 @@ def _import_scan(
     grid = read_grid(series.files)
     nodules = find_nodules(message.annotations, grid)
     patient = grid.patient or str(series.patient)
-    kept: list[tuple[int, Nodule, int]] = []
-    left: list[Refusal] = []
+    classified: list[tuple[int, Nodule, int]] = []
+    excluded: list[Refusal] = []
     for number, nodule in enumerate(nodules, start=1):
         reason = ""
         median = nodule.ratings["malignancy"]
         if nodule.readers < readers:
             reason = f"outlined by {nodule.readers} of the {readers} readers required"
         elif not (benign[0] <= median <= benign[1] or malignant[0] <= median <= malignant[1]):
-            reason = f"median malignancy {median:g} is of neither class"
+            reason = f"median malignancy {median:g} is in neither range"
         if reason:
-            left.append(Refusal(source=f"{series.source} nodule {number}", reason=reason))
+            excluded.append(Refusal(source=f"{series.source} nodule {number}", reason=reason))
         else:
-            kept.append((number, nodule, int(median >= malignant[0])))
-    if not kept:
-        return [], left
+            classified.append((number, nodule, int(median >= malignant[0])))
+    if not classified:
+        return [], excluded
     name = re.sub(r"[^\w.-]", "_", f"{patient}_{series.uid}")
     mask = out / "masks" / f"{name}.nii.gz"
-    hidden = _write_mask(mask, grid, [(number, nodule.voxels) for number, nodule, _ in kept])
-    left += [Refusal(source=f"{series.source} nodule {n}", reason="lies wholly within another nodule") for n in sorted(hidden)]
+    hidden = _write_mask(mask, grid, [(number, nodule.voxels) for number, nodule, _ in classified])
+    excluded += [
+        Refusal(source=f"{series.source} nodule {n}", reason="lies entirely within another nodule") for n in sorted(hidden)
+    ]
     scan = Path(os.path.relpath(series.source, out)).as_posix()
     rows: list[dict[str, object]] = [
         {
@@ -205,16 +216,16 @@ def _import_scan(
             **{f"center_{axis}_mm": round(value, 3) for axis, value in zip("xyz", nodule.center_mm, strict=True)},
             "seriesuid": series.uid,
         }
-        for number, nodule, label in kept
+        for number, nodule, label in classified
         if number not in hidden
     ]
-    return rows, left
+    return rows, excluded
 
 
 def _write_mask(path: Path, grid: Grid, nodules: Sequence[tuple[int, np.ndarray]]) -> set[int]:
-    """Write a label map; returns the numbers of which nothing is left, because others cover them."""
+    """Write a label map; return the numbers of the nodules that others cover completely."""
     labels = np.zeros(grid.shape, dtype=np.uint8)
-    # The smaller one last: where two consensus masks overlap, it would suffer more.
+    # Smaller nodules last: where two masks overlap, the smaller one would lose the larger share of its voxels.
     for number, voxels in sorted(nodules, key=lambda pair: -len(pair[1])):
         labels[tuple(voxels.T)] = number
     with write_whole(path) as temporary:

@@ -1,4 +1,4 @@
-"""Groups of readings to nodules: voxels that half of the readers agree on, median and mean ratings, size, centre."""
+"""Builds nodules from the readers' annotations: consensus voxels, ratings, size and centre."""
 
 from __future__ import annotations
 
@@ -16,27 +16,32 @@ from dagman.tables.lidc.outlines import Grid, draw_annotation
 
 @dataclass(frozen=True, kw_only=True)
 class Nodule:
-    """What the readers together say of one nodule.
-
-    `voxels` N 3 are indices of the consensus; `center_mm` is its centroid in RAS mm; `diameter_mm` its longest extent within a
-    slice; `volume_ml` its volume. `ratings` has the median over readers of each trait; a reader's parts count once, by their mean.
-    """
+    """The readers' consensus on one nodule."""
 
     voxels: np.ndarray
+    "N 3: indices of the voxels that at least half of the readers marked."
     center_mm: tuple[float, float, float]
+    "Centroid in RAS mm."
     diameter_mm: float
+    "Longest extent within a slice."
     volume_ml: float
     readers: int
+    "Number of readers who outlined the nodule."
     ratings: dict[str, float]
+    "Median over readers, by trait; if a reader split the nodule, the mean of the parts counts once."
     malignancy_mean: float
 
 
 def find_nodules(annotations: Sequence[Annotation], grid: Grid) -> list[Nodule]:
-    """All nodules of a scan, ordered along its slices. Raises TableError for outlines that do not fit the scan."""
+    """Build all nodules of a scan, ordered along its slices.
+
+    Raises:
+        TableError: if an outline does not fit the scan.
+    """
     drawn = [draw_annotation(annotation, grid) for annotation in annotations]
-    places = [grid.affine.to_world(_unravel(voxels, grid)) for voxels in drawn]
+    positions = [grid.affine.to_world(_unravel(voxels, grid)) for voxels in drawn]
     reach = max(grid.affine.spacing)
-    groups = group_annotations([annotation.reader for annotation in annotations], drawn, places, reach)
+    groups = group_annotations([annotation.reader for annotation in annotations], drawn, positions, reach)
     nodules = [_build_nodule([(annotations[i], drawn[i]) for i in group], grid) for group in groups]
     return sorted(nodules, key=lambda nodule: nodule.center_mm[::-1])
 
@@ -47,7 +52,7 @@ def _build_nodule(readings: Sequence[tuple[Annotation, np.ndarray]], grid: Grid)
         by_reader[annotation.reader].append((annotation, voxels))
     regions = [np.unique(np.concatenate([voxels for _, voxels in parts])) for parts in by_reader.values()]
     marked, votes = np.unique(np.concatenate(regions), return_counts=True)
-    # Readers who do not meet at all leave nothing at half; then what most of them share.
+    # If the readers' outlines hardly overlap, no voxel reaches half of the votes: then take those with the most votes.
     agreed = _unravel(marked[votes >= min(len(regions) / 2, votes.max())], grid)
     rated: dict[str, list[float]] = defaultdict(list)
     for parts in by_reader.values():
@@ -68,11 +73,11 @@ def _build_nodule(readings: Sequence[tuple[Annotation, np.ndarray]], grid: Grid)
 
 
 def measure_diameter(voxels: np.ndarray, spacing: tuple[float, float, float]) -> float:
-    """The longest distance (mm) between two voxels (N 3) of one slice, and one pixel more: from edge to edge."""
+    """Return the longest extent (mm) within a slice of voxels (N 3), measured between the outer edges of pixels."""
     longest = 0.0
-    for place in np.unique(voxels[:, 2]):
-        inside = voxels[voxels[:, 2] == place, :2]
-        # Of each column the two ends suffice: no other pixel can be farther from anything.
+    for slice_index in np.unique(voxels[:, 2]):
+        inside = voxels[voxels[:, 2] == slice_index, :2]
+        # The two ends of each column suffice, as no other pixel of the column can be farther from any pixel.
         columns, first = np.unique(inside[:, 0], return_inverse=True)
         low, high = np.full(len(columns), inside[:, 1].max()), np.full(len(columns), inside[:, 1].min())
         np.minimum.at(low, first, inside[:, 1])

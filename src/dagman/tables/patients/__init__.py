@@ -1,4 +1,4 @@
-"""Patients: which scans are one's, as the user states it, and items pooled to patients."""
+"""Assigns scans to patients, as stated by the user, and pools items by patient."""
 
 from dagman.tables.patients.pooling import PooledPatients, pool_patients
 from dagman.tables.patients.stated import note_assumed, note_patients, state_patients

@@ -1,6 +1,6 @@
-"""Which patient a scan belongs to, as the user states it: by a table of scans, or by a pattern of their paths.
+"""Assigns scans to patients as the user states it, by a table or by a pattern for the scans' paths.
 
-Files such as NIfTI name no patient. Where nothing is stated, each is treated as a separate patient, which is counted and noted.
+Files such as NIfTI do not name their patient. Without a statement, each scan is treated as a separate patient, which is noted.
 """
 
 from __future__ import annotations
@@ -22,42 +22,46 @@ from dagman.tables.paths import tidy_path
 from dagman.tables.table_file import is_table
 
 _SHOWN = 5
-"""Scans named in a message."""
+"""Number of scans named in a message."""
 
 
 def state_patients(discovered: Discovery, stated: str | Path | None) -> Discovery:
-    """What was found, with the patients that the user states; a scan whose file names one keeps it where nothing is stated.
+    """Assign the discovered series to the patients that the user states.
 
-    stated: A table with the columns `scan` (a file's name, or its path relative to the table) and `patient`, or a regular
-    expression with one group, searched for in each file's name, then in its path. None changes nothing. Patients go through the
-    key as all do.
+    A series without a statement keeps the patient named in its files. Stated names become pseudonyms if there is a key.
+
+    Args:
+        discovered: the series.
+        stated: a table with the columns `scan` (a file name, or a path relative to the table) and `patient`, or a regular
+            expression with one group, which is searched for in each file name, then in its path. None changes nothing.
 
     Raises:
-        TableError, SettingsError: The table or pattern is wrong, or leaves a scan without a patient.
+        TableError: if the table is invalid or ambiguous.
+        SettingsError: if the pattern is invalid, or a series remains without a patient.
     """
     if stated is None or not discovered.series:
         return discovered
     find = _read_table(Path(stated), discovered.series) if is_table(stated) else _read_pattern(str(stated))
-    names = [find(one) for one in discovered.series]
-    left = [one.source for one, name in zip(discovered.series, names, strict=True) if name is None and one.patient_assumed]
-    if left:
-        count = count_noun(len(left), "scan has", "scans have")
-        what = f"{count} no patient by this: {list_some((Path(source).name for source in left), limit=_SHOWN)}"
+    names = [find(series) for series in discovered.series]
+    pairs = list(zip(discovered.series, names, strict=True))
+    unassigned = [series.source for series, name in pairs if name is None and series.patient_assumed]
+    if unassigned:
+        count = count_noun(len(unassigned), "scan is", "scans are")
+        what = f"{count} not assigned to a patient: {list_some((Path(source).name for source in unassigned), limit=_SHOWN)}"
         do = (
             "Add a row for each of them"
             if is_table(stated)
             else "Correct the pattern, or give a table with the columns scan and patient"
         )
         raise SettingsError(what, where=f"--patients {stated}", do=do)
-    series = [
-        one if name is None else replace(one, patient=_hide(name), patient_from="user")
-        for one, name in zip(discovered.series, names, strict=True)
-    ]
-    return replace(discovered, series=tuple(series))
+    assigned = tuple(
+        series if name is None else replace(series, patient=_hide(name), patient_from="user") for series, name in pairs
+    )
+    return replace(discovered, series=assigned)
 
 
 def note_assumed(assumed: int, total: int) -> list[str]:
-    """A sentence on the scans that were taken as a patient of their own, if there are any."""
+    """Return a note on the scans that are treated as separate patients because none is stated; [] if there are none."""
     if not assumed:
         return []
     return [
@@ -67,7 +71,7 @@ def note_assumed(assumed: int, total: int) -> list[str]:
 
 
 def note_patients(items: Sequence[Item]) -> list[str]:
-    """`note_assumed` of items, where each is a scan."""
+    """Return the note of `note_assumed` for items that are scans."""
     return note_assumed(sum(item.patient_assumed for item in items), len(items))
 
 
@@ -105,23 +109,24 @@ def _read_table(path: Path, series: Sequence[Series]) -> Callable[[Series], str 
     for row, (scan, patient) in enumerate(zip(scans, patients, strict=True)):
         if scan is None or patient is None:
             raise columns.error("a scan or its patient is missing", [row], do="Fill the columns scan and patient")
-        # A bare name means the file of that name wherever it lies; a path means one place.
-        place = tidy_path(scan, path.parent)
-        held, key = (by_name, place) if "/" not in place else (by_path, str((path.parent / place).resolve()))
-        if held.setdefault(key, patient) != patient:
+        # A name without a folder means the file of that name in any folder.
+        text = tidy_path(scan, path.parent)
+        full = str((path.parent / text).resolve())
+        known, key = (by_path, full) if "/" in text else (by_name, text)
+        if known.setdefault(key, patient) != patient:
             raise columns.error("a scan has two patients", [row], do="Keep one row per scan", of="scan")
-        if held is by_name:
-            by_path.setdefault(str((path.parent / place).resolve()), patient)
-    several = Counter(name for one in series for name in _list_names(one))
+        if known is by_name:
+            by_path.setdefault(full, patient)
+    counts = Counter(name for one in series for name in _list_names(one))
 
     def find(one: Series) -> str | None:
-        for place in (one.source, *map(str, one.files)):
-            if (patient := by_path.get(str(Path(place).resolve()))) is not None:
+        for source in (one.source, *map(str, one.files)):
+            if (patient := by_path.get(str(Path(source).resolve()))) is not None:
                 return patient
         for name in _list_names(one):
             if name in by_name:
-                if several[name] > 1:
-                    what = f"names {name!r}, and {several[name]} scans have that name"
+                if counts[name] > 1:
+                    what = f"names {name!r}, but {counts[name]} scans have that name"
                     raise TableError(what, where=path, do="Write their paths, relative to the table")
                 return by_name[name]
         return None
@@ -130,6 +135,6 @@ def _read_table(path: Path, series: Sequence[Series]) -> Callable[[Series], str 
 
 
 def _list_names(series: Series) -> tuple[str, ...]:
-    """What a table may call a series without its folder: the last part of its source, with and without suffix."""
+    """The names by which a table may refer to a series without its folder: the file name, with and without suffix."""
     path = Path(series.source)
     return tuple(dict.fromkeys((path.name, name_file(path))))
