@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import unquote
 
 from dagman.errors import TableError
 from dagman.records.counts import name_rows
@@ -21,7 +20,9 @@ def tidy_path(text: str, root: Path) -> str:
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         text = text[1:-1].strip()
     if text.lower().startswith("file://"):
-        text = unquote(re.sub(r"^file://(localhost)?", "", text, flags=re.IGNORECASE))
+        # Decoded here, since urllib, which could open connections, is not imported anywhere but in encoder/hub.py.
+        encoded = re.sub(r"^file://(localhost)?", "", text, flags=re.IGNORECASE).encode()
+        text = re.sub(rb"%([0-9A-Fa-f]{2})", lambda code: bytes([int(code[1], 16)]), encoded).decode(errors="replace")
     if text.startswith(("~/", "~\\")):
         text = str(Path.home() / text[2:])
     if "\\" in text and not source_exists(root / text) and not _DRIVE.match(text):
