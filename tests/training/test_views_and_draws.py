@@ -20,7 +20,8 @@ from dagman.store.manifest import Store
 from dagman.training.augmentation import augment_views, is_active
 from dagman.training.draws import draw_drop_path, draw_masking, draw_noise, draw_uniform
 from dagman.training.learner import Learner
-from dagman.training.views import ViewDataset, choose_scan, draw_crops, find_usable, leave_main_alone, load_steps, validation_places
+from dagman.training.resources.loading import leave_main_alone, load_steps
+from dagman.training.views import Crop, ViewDataset, choose_scan, draw_crops, find_usable, read_views, validation_places
 
 
 @hypothesis.given(
@@ -97,6 +98,43 @@ def test_a_step_is_its_own_whoever_reads_it_and_holds_the_stored_voxels(store, m
     again = list(load_steps(make_dataset(settings), 4, workers=0))
     assert len(again) == settings.train.steps - 4
     assert all(torch.equal(item[key], again[0][key]) for key in item)
+
+
+def test_loader_processes_change_no_view_and_give_items_that_stay(make_settings, make_dataset):
+    settings = make_settings("train.batch=6", "train.steps=14")
+    own = range(1, 3)
+    datasets = [make_dataset(settings) for _ in range(2)]
+    for dataset in datasets:
+        dataset.own = own
+    alone, shared = (list(load_steps(dataset, 2, workers, {5})) for dataset, workers in zip(datasets, (0, 2), strict=True))
+    assert len(alone) == len(shared) == 11
+    for one, other in zip(alone, shared, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+        assert len(one["u"]) == len(own)
+
+
+@pytest.mark.parametrize(
+    "starts", [((0, 0, 0), (0, 0, 0)), ((-3, 2, 1), (5, 0, 2)), ((0, 0, 0), (8, 6, 4)), ((12, 0, 9), (-9, 20, -3))]
+)
+def test_a_pair_read_at_once_is_what_its_views_read_one_by_one_are(store, starts):
+    row = next(row for row in store.rows if min(row.shape) > 30)
+    whole, side = np.pad(store.read(row.id).voxels, 32, constant_values=-7), 32
+    out = np.zeros((2, side, side, side), np.int16)
+    read_views(store, (Crop(scan=row.id, start=starts[0]), Crop(scan=row.id, start=starts[1])), row.shape, -7, out)
+    for view, start in zip(out, starts, strict=True):
+        assert np.array_equal(view, whole[tuple(slice(first + 32, first + 32 + side) for first in start)])
+
+
+def test_the_box_around_two_views_is_read_only_where_that_takes_fewer_blocks(store, monkeypatch):
+    row = next(row for row in store.rows if min(row.shape) > 33)
+    read: list[tuple[int, ...]] = []
+    monkeypatch.setattr(store, "crop", lambda scan, start, size: read.append(tuple(size)) or np.zeros(size, np.int16))
+    near, far = ((0, 0, 0), (2, 2, 2)), ((0, 0, 0), (64, 64, 64))
+    for starts in (near, far):
+        pair = (Crop(scan=row.id, start=starts[0]), Crop(scan=row.id, start=starts[1]))
+        read_views(store, pair, (96, 96, 96), 0, np.zeros((2, 32, 32, 32), np.int16))
+    assert read == [(34, 34, 34), (32, 32, 32), (32, 32, 32)]
 
 
 def test_scans_smaller_than_a_view_are_surrounded_by_air(store, make_settings):

@@ -28,13 +28,14 @@ from dagman.training.recovery.outcome import Outcome
 from dagman.training.recovery.saving import Saver
 from dagman.training.recovery.unreadable import Unreadable
 from dagman.training.resources.interruption import LONG_STEP, StopRequestedError, interruptible
+from dagman.training.resources.loading import load_steps
 from dagman.training.resources.memory import MemoryEstimate, check_estimate
 from dagman.training.run import Run, rewind_run, write_gallery, write_note, write_summary
 from dagman.training.start.adoption import Part, adopt_weights
 from dagman.training.start.record import read_start, remember_start, write_start
 from dagman.training.start.source import Source
 from dagman.training.summary import Pace, time_step
-from dagman.training.views import ViewDataset, load_steps, sample_intensities
+from dagman.training.views import ViewDataset, sample_intensities
 
 Event = Callable[[str, dict[str, Any]], None]
 

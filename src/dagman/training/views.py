@@ -6,22 +6,21 @@ random box of 4/3 their side, so that they overlap [SMIT].
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import functools
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from dagman.errors import DagmanError, RunError, StoreError
+from dagman.errors import RunError, StoreError
 from dagman.model.intensity import to_unit_ranges
 from dagman.randomness import generator
 from dagman.records.counts import count_noun
-from dagman.records.stopping import leave_stops_to_parent
 from dagman.settings.tree import Settings, ViewSettings
+from dagman.store.format import BLOCK
 from dagman.store.manifest import ManifestRow, Store
 from dagman.store.preparation import AIR, SCALED_RANGE
 
@@ -103,8 +102,13 @@ class Part:
 def choose_scan(usable: Sequence[str], seed: int, number: int, *part: int) -> str:
     """The scan of the `number`-th pair of a run, or of a part of it."""
     epoch, place = divmod(number, len(usable))
-    order = generator(seed, "order", *part, epoch).permutation(len(usable))
-    return usable[order[place]]
+    return usable[_permute(len(usable), seed, "order", *part, epoch)[place]]
+
+
+@functools.lru_cache(maxsize=64)
+def _permute(count: int, seed: int, purpose: str, *index: int) -> np.ndarray:
+    # Kept, as a run asks for the same order for every pair of a round: of 100,000 scans it takes longer than reading a view.
+    return generator(seed, purpose, *index).permutation(count)
 
 
 def choose_from_parts(parts: Sequence[Part], seed: int, number: int) -> str:
@@ -113,7 +117,7 @@ def choose_from_parts(parts: Sequence[Part], seed: int, number: int) -> str:
         return choose_scan(parts[0].scans, seed, number)
     turns = [i for i, part in enumerate(parts) for _ in range(part.weight)]
     round_, place = divmod(number, len(turns))
-    order = [turns[i] for i in generator(seed, "stores", round_).permutation(len(turns))]
+    order = [turns[i] for i in _permute(len(turns), seed, "stores", round_)]
     mine = order[place]
     return choose_scan(parts[mine].scans, seed, round_ * parts[mine].weight + order[:place].count(mine), mine)
 
@@ -139,18 +143,56 @@ def _draw_start(random: np.random.Generator, extent: int, box: int) -> int:
     return int(random.integers(0, extent - box + 1))
 
 
-def read_crop(store: Store, crop: Crop, shape: Triple, side: int, fill: int) -> np.ndarray:
-    """The int16 voxels of a crop (side, side, side), `fill` outside the scan."""
-    start = [max(0, s) for s in crop.start]
-    stop = [min(extent, s + side) for s, extent in zip(crop.start, shape, strict=True)]
-    size = tuple(b - a for a, b in zip(start, stop, strict=True))
-    inside = store.crop(crop.scan, tuple(start), size)
-    if inside.shape == (side, side, side):
-        return inside
-    whole = np.full((side, side, side), fill, dtype=np.int16)
-    place = tuple(slice(a - s, b - s) for a, b, s in zip(start, stop, crop.start, strict=True))
-    whole[place] = inside
-    return whole
+class Box(NamedTuple):
+    """A box of voxels of a scan: the first voxel, and the one after the last."""
+
+    start: Triple
+    stop: Triple
+
+    @property
+    def size(self) -> Triple:
+        """Voxels along each axis."""
+        x, y, z = (stop - start for start, stop in zip(self.start, self.stop, strict=True))
+        return x, y, z
+
+    def count_blocks(self) -> int:
+        """How many blocks of the scan's file it meets; each of them is decompressed whole."""
+        return math.prod((stop - 1) // BLOCK - start // BLOCK + 1 for start, stop in zip(self.start, self.stop, strict=True))
+
+    def join(self, other: Box) -> Box:
+        """The smallest box around both."""
+        start, stop = tuple(map(min, self.start, other.start)), tuple(map(max, self.stop, other.stop))
+        return Box(start, stop)  # type: ignore[arg-type]
+
+    def since(self, origin: Triple) -> tuple[slice, ...]:
+        """The box as an index of an array whose first voxel is `origin`."""
+        return tuple(slice(a - o, b - o) for a, b, o in zip(self.start, self.stop, origin, strict=True))
+
+
+def read_views(store: Store, pair: tuple[Crop, Crop], shape: Triple, fill: int, out: np.ndarray) -> None:
+    """Read both crops of a pair into `out`, int16 (2, side, side, side); `fill` outside the scan.
+
+    Where they share many blocks of the file, the box around both is read once.
+    """
+    side = out.shape[1]
+    boxes = [_clip(crop, shape, side) for crop in pair]
+    around = boxes[0].join(boxes[1])
+    if around.count_blocks() <= sum(box.count_blocks() for box in boxes):
+        voxels = store.crop(pair[0].scan, around.start, around.size)
+        parts = [voxels[box.since(around.start)] for box in boxes]
+    else:
+        parts = [store.crop(pair[0].scan, box.start, box.size) for box in boxes]
+    for crop, box, part, view in zip(pair, boxes, parts, out, strict=True):
+        if part.shape != view.shape:
+            view[...] = fill
+        view[box.since(crop.start)] = part
+
+
+def _clip(crop: Crop, shape: Triple, side: int) -> Box:
+    """The part of a crop that lies in its scan."""
+    first, last = find_inside(crop, shape, side)
+    start, stop = (tuple(c + offset for c, offset in zip(crop.start, corner, strict=True)) for corner in (first, last))
+    return Box(start, stop)  # type: ignore[arg-type]
 
 
 def find_inside(crop: Crop, shape: Triple, side: int) -> tuple[Triple, Triple]:
@@ -193,28 +235,37 @@ class ViewDataset(torch.utils.data.Dataset):
         del item["places"]
         return item
 
-    def read_step(self, step: int, numbers: Iterable[int] | None = None) -> dict[str, Any]:
+    def read_step(self, step: int, numbers: Iterable[int] | None = None, out: np.ndarray | None = None) -> dict[str, Any]:
         """The item of these pairs of a step, or of all, with `places`, where they were read.
 
         A scan that cannot be read is replaced by another, by address, and stands in `unreadable` with the reason.
+        out: int16 (2 P 1 X Y Z), where the views are written, default a new array.
 
         Raises:
             StoreError: None of `REPLACEMENTS` other scans can be read either.
         """
         numbers = range(self.batch // 2) if numbers is None else numbers
-        return self.read_pairs(self.places(step, numbers), step, numbers)
+        return self.read_pairs(self.places(step, numbers), step, numbers, out)
 
-    def read_pairs(self, places: Sequence[tuple[Crop, Crop]], step: int | str, numbers: Iterable[int]) -> dict[str, Any]:
+    def read_pairs(
+        self, places: Sequence[tuple[Crop, Crop]], step: int | str, numbers: Iterable[int], out: np.ndarray | None = None
+    ) -> dict[str, Any]:
         """The item of these places, as `read_step` gives it; step and numbers: the address of what replaces a scan."""
-        found = [self._read_or_replace(pair, step, i) for i, pair in zip(numbers, places, strict=True)]
-        unreadable = {scan: reason for _, _, lost in found for scan, reason in lost.items()}
-        item = self._stack([pair for pair, _, _ in found], [voxels for _, voxels, _ in found])
-        return {**item, "places": [pair for pair, _, _ in found]} | ({"unreadable": unreadable} if unreadable else {})
+        out = self.allocate(len(places)) if out is None else out
+        unreadable: dict[str, str] = {}
+        found = [
+            self._read_or_replace(pair, out[:, row, 0], unreadable, step, number)
+            for row, (number, pair) in enumerate(zip(numbers, places, strict=True))
+        ]
+        return {**self._describe(found, out), "places": found} | ({"unreadable": unreadable} if unreadable else {})
+
+    def allocate(self, pairs: int) -> np.ndarray:
+        """Room for the voxels of so many pairs of views, int16 (2 P 1 X Y Z)."""
+        return np.empty((2, pairs, 1, *(self.view.side,) * 3), dtype=np.int16)
 
     def _read_or_replace(
-        self, pair: tuple[Crop, Crop], step: int | str, number: int
-    ) -> tuple[tuple[Crop, Crop], tuple[np.ndarray, np.ndarray], dict[str, str]]:
-        lost: dict[str, str] = {}
+        self, pair: tuple[Crop, Crop], out: np.ndarray, unreadable: dict[str, str], step: int | str, number: int
+    ) -> tuple[Crop, Crop]:
         first: StoreError | None = None
         for attempt in range(REPLACEMENTS + 1):
             if attempt:
@@ -222,15 +273,17 @@ class ViewDataset(torch.utils.data.Dataset):
                 scan = self.usable[place]
                 pair = draw_crops(scan, self.shapes[scan], self.view, self.seed, "replacement", step, number, attempt)
             try:
-                return pair, self._read_pair(pair), lost
+                self._read_pair(pair, out)
             except StoreError as error:
                 first = first or error
-                lost[pair[0].scan] = str(error)
+                unreadable[pair[0].scan] = str(error)
+            else:
+                return pair
         raise first or StoreError("holds no readable scan", where=self.store.path)
 
-    def _read_pair(self, pair: tuple[Crop, Crop]) -> tuple[np.ndarray, np.ndarray]:
-        u, v = (read_crop(self.store, c, self.shapes[c.scan], self.view.side, self._fill(c.scan)) for c in pair)
-        return u, v
+    def _read_pair(self, pair: tuple[Crop, Crop], out: np.ndarray) -> None:
+        scan = pair[0].scan
+        read_views(self.store, pair, self.shapes[scan], self._fill(scan), out)
 
     def places(self, step: int, numbers: Iterable[int] | None = None) -> list[tuple[Crop, Crop]]:
         """Where a step's pairs of views lie: those of these numbers, or all."""
@@ -241,15 +294,12 @@ class ViewDataset(torch.utils.data.Dataset):
             places.append(draw_crops(scan, self.shapes[scan], self.view, self.seed, step, i))
         return places
 
-    def read(self, places: Sequence[tuple[Crop, Crop]]) -> dict[str, Any]:
-        """Views at given places, as an item."""
-        return self._stack(places, [self._read_pair(pair) for pair in places])
-
-    def _stack(self, places: Sequence[tuple[Crop, Crop]], voxels: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
-        sides = [torch.from_numpy(np.stack([pair[which] for pair in voxels])[:, None]) for which in (0, 1)]
+    def _describe(self, places: Sequence[tuple[Crop, Crop]], out: np.ndarray) -> dict[str, Any]:
+        """The item of views that were read."""
+        u, v = torch.from_numpy(out)
         ranges = [self._range(pair[0].scan) for pair in places]
         boxes = [[find_inside(crop, self.shapes[crop.scan], self.view.side) for crop in pair] for pair in places]
-        return {"u": sides[0], "v": sides[1], "range": torch.tensor(ranges, dtype=torch.float32), "inside": torch.tensor(boxes)}
+        return {"u": u, "v": v, "range": torch.tensor(ranges, dtype=torch.float32), "inside": torch.tensor(boxes)}
 
     def _range(self, scan: str) -> tuple[float, float]:
         return SCALED_RANGE if self.modalities[scan] == "MR" else (self.view.low, self.view.high)
@@ -275,74 +325,3 @@ def validation_places(dataset: ViewDataset, views: int) -> list[tuple[Crop, Crop
         scan = dataset.usable[order[i % len(order)]]
         places.append(draw_crops(scan, dataset.shapes[scan], dataset.view, dataset.seed, "validation", i))
     return places
-
-
-class _Described(torch.utils.data.Dataset):
-    # torch would turn an error from a loader process into its traceback; as a value it comes over whole.
-    def __init__(self, dataset: ViewDataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, step: int) -> dict[str, Any] | DagmanError:
-        try:
-            return self.dataset[step]
-        except DagmanError as error:
-            return error
-
-
-def _pass(item: Any) -> Any:
-    return item
-
-
-def _start_worker(worker: int) -> None:
-    leave_stops_to_parent()
-
-
-@contextlib.contextmanager
-def leave_main_alone() -> Iterator[None]:
-    """A block in which processes are started that do not run the program's own file again.
-
-    multiprocessing runs it in each of them, where a script that calls `pretrain` at its top would begin another pretraining; what
-    reads views needs nothing of it.
-    """
-    names = vars(sys.modules["__main__"])
-    kept: dict[str, Any] = {name: names[name] for name in ("__file__", "__spec__") if name in names}
-    names.pop("__file__", None)
-    names["__spec__"] = None
-    try:
-        yield
-    finally:
-        names.update(kept)
-
-
-def load_steps(
-    dataset: ViewDataset, first: int, workers: int, skipped: Collection[int] = (), *, pinned: bool = False
-) -> Iterator[dict[str, Any]]:
-    """Items `first`, `first` + 1, ... in order, read by `workers` processes (0: by this one); their number changes nothing.
-
-    skipped: Items to leave out. pinned: In memory that a CUDA device can copy from while the host goes on.
-
-    Raises:
-        StoreError: A scan's file is missing or damaged.
-    """
-    context = multiprocessing.get_context("forkserver") if workers else None
-    if context is not None:
-        # Their common parent loads torch once; each then has it from there, in memory that they share.
-        context.set_forkserver_preload([__name__])
-    loader = torch.utils.data.DataLoader(
-        _Described(dataset),
-        sampler=[step for step in range(first, dataset.steps) if step not in skipped],
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_pass,
-        worker_init_fn=_start_worker if workers else None,
-        multiprocessing_context=context,
-        persistent_workers=False,
-        prefetch_factor=4 if workers else None,
-        pin_memory=pinned,
-    )
-    with leave_main_alone():
-        items = iter(loader)
-    for item in items:
-        if isinstance(item, DagmanError):
-            raise item
-        yield item

@@ -24,12 +24,13 @@ from dagman.training.parallel.group import Group
 from dagman.training.plan.energy import EnergyMeter
 from dagman.training.recovery.outcome import Outcome
 from dagman.training.resources.fitting import fit_memory
+from dagman.training.resources.loading import load_steps
 from dagman.training.resources.machine import choose_machine
 from dagman.training.resources.memory import estimate_memory
 from dagman.training.start.adoption import adopt_weights
 from dagman.training.start.mixture import describe_shares, is_store, list_parts, open_stores, split_weight
 from dagman.training.start.settling import load_asked, settle_modality, settle_spacing
-from dagman.training.views import ViewDataset, find_usable, load_steps, refuse_repetition, select_rows
+from dagman.training.views import ViewDataset, find_usable, refuse_repetition, select_rows
 
 STEPS, LEAST, PATIENCE = 9, 4, 60.0
 """Steps that are measured, the first of them to warm up; the fewest; and the seconds after which no further one begins."""
