@@ -101,7 +101,7 @@ def _describe_pretraining(run: Run) -> list[str]:
     device = next(line.split(maxsplit=2)[2] for line in run.choices if line.startswith("device "))
     device = "one CPU core" if "no CUDA device" in device else device.partition(",")[0]
     waiting = sum(r["waiting_share"] * r["seconds"] for r in run.timings) / total
-    warnings = [f"Warning at step {w['step']}: {w['text']}" for w in run.warnings]
+    warnings = [f"- Warning at step {w['step']}: {w['text']}" for w in run.warnings]
     return [
         f"## Pretraining: `{run.path.name}`",
         "    dagman prepare {chest-dicom,lidc-nodules,organs,other-ct,sarcoma-ct,dicom-quirks} --out store\n"
@@ -109,7 +109,8 @@ def _describe_pretraining(run: Run) -> list[str]:
         f"--set train.steps={settings.train.steps}",
         f"{run.last_step:,} {_of(settings.train.steps, run.last_step)}steps took {total / 60:.0f} minutes on {device}: "
         f"{run.last_step / total:.1f} steps per second, at most {max(row['memory_gib'] for row in run.timings):.1f} GiB, "
-        f"{100 * waiting:.1f} % of the time waiting for data. " + (" ".join(warnings) or "No monitor raised a warning."),
+        f"{100 * waiting:.1f} % of the time waiting for data." + ("" if warnings else " No monitor raised a warning."),
+        *(["\n".join(warnings)] if warnings else []),
         _tabulate_monitors(run),
     ]
 
