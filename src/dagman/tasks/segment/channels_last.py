@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dagman.model.linear import apply_linear
+from dagman.tasks.segment.winograd import convolve_by_planes, suits_winograd
 
 _LANES = 16
 """Float32 numbers of an AVX-512 vector, which oneDNN fills with the channels of a voxel."""
@@ -145,6 +146,8 @@ def _convolve_and_normalise(
 
 
 def _convolve(x: Tensor, weight: Tensor) -> Tensor:
+    if suits_winograd(x, len(weight)):
+        return convolve_by_planes(arrange_last(x), weight)
     if not _pairs_voxels(len(weight), x.shape[4]):
         return arrange_last(F.conv3d(x, arrange_last(weight), padding=1))
     pairs = arrange_last(F.conv3d(x, _widen(weight), stride=(1, 1, 2), padding=1))
