@@ -65,4 +65,4 @@ def test_the_exit_code_is_2_when_nothing_can_be_used(run_dagman, scans, tmp_path
     assert "no series can be used; 1 refused." in refused.stdout
     empty = run_dagman("inspect", tmp_path)
     assert empty.returncode == 2
-    assert empty.stderr == f"dagman: {tmp_path}: holds no scans. Give files or folders with NIfTI, NRRD, MetaImage or DICOM.\n"
+    assert empty.stderr == f"dagman: {tmp_path}: contains no scans. Give files or folders with NIfTI, NRRD, MetaImage or DICOM.\n"

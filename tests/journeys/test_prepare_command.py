@@ -87,7 +87,7 @@ def test_scans_become_a_store_that_verifies_and_goes_on(run_dagman, scans, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prepare", "{empty}", "--out", "{out}"], "holds no scans"),
+        (["prepare", "{empty}", "--out", "{out}"], "contains no scans"),
         (["prepare", "{empty}/absent", "--out", "{out}"], "does not exist"),
         (["prepare", "{scans}/constant.nii.gz", "--out", "{out}"], "the only series was rejected"),
         (["prepare", "{scans}", "--out", "{out}", "--spacing", "0"], "spacing is 0 mm"),

@@ -71,8 +71,8 @@ def test_rescale_keeps_the_outer_corner():
     ("matrix", "text"),
     [
         (np.eye(3), "an affine has 4 x 4 numbers, not 3 x 3"),
-        (np.diag([1, 1, np.nan, 1]), "the affine holds NaN, infinite or absurd numbers"),
-        (np.diag([1, 0, 1, 1]), "the spacing is 1 x 0 x 1 mm; every axis needs more than 0"),
+        (np.diag([1, 1, np.nan, 1]), "the affine contains NaN, infinite or implausibly large numbers"),
+        (np.diag([1, 0, 1, 1]), "the spacing is 1 x 0 x 1 mm; it must be above 0 on every axis"),
         ([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], "cannot be inverted: two axes are parallel"),
         (np.diag([1, 1, 1, 2]), "the last row of the affine is not 0 0 0 1"),
     ],

@@ -117,7 +117,7 @@ def test_a_segment_has_the_colour_that_pages_give_its_structure(written):
 
 
 def test_other_slices_than_the_series_has_are_refused(series, tmp_path):
-    with pytest.raises(ScanError, match="a Parametric Map would have 8 slices, the series has 9"):
+    with pytest.raises(ScanError, match="a Parametric Map would have 8 slices, but the series has 9"):
         write_parametric_map(
             tmp_path / "map.dcm", np.ones((24, 20, 8), np.float32), tuple(series.iterdir()),
             meaning="m", description="d", window=(0, 1),

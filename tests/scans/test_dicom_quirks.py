@@ -84,7 +84,7 @@ def test_single_ct_slices_decode_to_hu(quirks, name, low, high):
         ("unequal-spacing-tilt", ["tilted by 18.5 degrees", "4.002 mm apart, but 1.081 mm after slice 4"]),
         ("same-position", ["2 slices lie at 1 position "]),
         ("truncated", ["MR_truncated.dcm", "pixel data are cut short"]),
-        ("mixed-planes", ["holds no usable series; 3 refused, the first: is one slice"]),
+        ("mixed-planes", ["contains no usable series; 3 refused, the first: is one slice"]),
     ],
 )
 def test_what_is_no_volume_is_refused_by_name(quirks, name, texts):

@@ -202,7 +202,7 @@ def test_an_enhanced_series_is_segmented_without_its_names(series, tmp_path):
 
 
 def test_labels_of_another_number_of_slices_are_refused(series, tmp_path):
-    with pytest.raises(ScanError, match="a DICOM SEG would have 5 slices, the series has 6"):
+    with pytest.raises(ScanError, match="a DICOM SEG would have 5 slices, but the series has 6"):
         write_segments(tmp_path / "x.dcm", np.zeros((24, 20, 5), np.uint8), {1: "a"}, tuple(series.iterdir()))
     assert not (tmp_path / "x.dcm").exists()
 

@@ -199,7 +199,7 @@ def test_one_missing_slice_is_said_with_its_place(tmp_path, write_dicom, ct, pla
     with pytest.raises(ScanError) as caught:
         read_scan(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}: slices are 2.5 mm apart, but 5 mm after slice 4 (wanted: within 0.1 mm of even): 1 slice is missing. "
+        f"{tmp_path}: slices are 2.5 mm apart, but 5 mm after slice 4 (allowed: within 0.1 mm of even): 1 slice is missing. "
         "Export the complete series, exclude it, or prepare it with --widest-gap 5."
     )
     assert read_scan(tmp_path, widest_gap=5).notes
@@ -225,7 +225,7 @@ def test_a_copy_that_broke_off_does_not_cost_the_series(tmp_path, write_dicom, c
     found = find_series(tmp_path)
     (series,) = found.series
     assert np.array_equal(reorient_scan(read_series(series)).voxels, ct)
-    cut = "pixel data are cut short; another file holds the complete image: nothing to do"
+    cut = "pixel data are cut short; another file contains the complete image: nothing to do"
     assert {refusal.source: refusal.reason for refusal in found.refused}[str(path)] == cut
 
 

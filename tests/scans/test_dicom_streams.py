@@ -53,7 +53,7 @@ def test_the_size_is_read_where_a_decoder_reads_it(stream, claim):
     "stream", [b"", b"\xff\xd8", make_jpeg()[:17], make_siz()[:30], b"GIF89a" + bytes(99), make_jpeg(before=b"\xff\xde\x00\x02")]
 )
 def test_a_stream_without_a_size_is_refused(stream):
-    with pytest.raises(ScanError, match="does not give its size"):
+    with pytest.raises(ScanError, match="does not state its size"):
         read_claim(stream)
 
 
@@ -105,7 +105,7 @@ def test_a_stream_of_another_size_than_the_header_costs_its_series_before_it_is_
     [
         (make_jpeg(samples=3), (7, 9, 1), "claims 7 x 9 pixels of 3 x 12 bits, its header 7 x 9 pixels of 1 x 16 bits"),
         (make_jpeg(bits=24), (7, 9, 1), "claims 7 x 9 pixels of 1 x 24 bits"),
-        (make_jpeg(), (7, 9, 4), "holds 1 compressed frames, but its header claims 4"),
+        (make_jpeg(), (7, 9, 4), "has 1 compressed frames, but its header claims 4"),
         (
             make_jpeg(65535, 65535),
             (65535, 65535, 1),

@@ -69,7 +69,7 @@ def test_missing_files_and_names_that_lead_out_are_named(disc):
     found = find_series(given)
     assert len(found.series) == 1
     missing = "is listed in the DICOMDIR, but missing: copy the disc or export it again"
-    outside = "is listed outside the folder of the DICOMDIR: give the folder that holds it"
+    outside = "is listed outside the folder of the DICOMDIR: give the folder that contains it"
     assert {one.source.removeprefix(f"{folder}/"): one.reason for one in found.refused} == {
         "IMAGES/IM9999": missing,
         "../secret": outside,
@@ -82,4 +82,4 @@ def test_a_damaged_one_is_refused_by_name(tmp_path):
     (refusal,) = find_series(tmp_path / "DICOMDIR").refused
     assert refusal.source == str(tmp_path / "DICOMDIR")
     assert refusal.reason.startswith("is not a DICOMDIR, or is damaged")
-    assert refusal.reason.endswith(": give its folder: all scans below it are found")
+    assert refusal.reason.endswith(": give its folder instead: all scans in it are found")

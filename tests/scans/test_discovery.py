@@ -43,7 +43,7 @@ def test_archives_and_unread_formats_are_named_and_not_passed_over(tmp_path, wri
     pair = "is Analyze 7.5, or a NIfTI pair of .hdr and .img: convert it to .nii.gz; Analyze does not state which side is left"
     assert {refusal.source.rsplit("/")[-1]: refusal.reason for refusal in find_series(tmp_path).refused} == {
         "a.nii.bz2": "is compressed in a format that dagman does not read: decompress it, or compress it as .nii.gz",
-        "brain.mgz": "is of FreeSurfer: convert it: mri_convert SCAN.mgz SCAN.nii.gz",
+        "brain.mgz": "is in FreeSurfer's format: convert it: mri_convert SCAN.mgz SCAN.nii.gz",
         "old.gipl": "is in a format that dagman does not read: convert it to NIfTI, NRRD, MetaImage or DICOM",
         "bad.zip": "is damaged, or is not an archive: download or export it again",
         "new.RAR": "is an archive: unpack it first",
@@ -167,7 +167,7 @@ def test_bad_files_are_listed_beside_the_good_ones(tmp_path, write_nifti, ct):
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda path: path.mkdir(), "holds no scans. Give files or folders with NIfTI, NRRD, MetaImage or DICOM."),
+        (lambda path: path.mkdir(), "contains no scans. Give files or folders with NIfTI, NRRD, MetaImage or DICOM."),
         (lambda path: None, "does not exist. Check the path."),
     ],
 )

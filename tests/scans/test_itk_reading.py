@@ -156,7 +156,7 @@ def test_a_header_without_spacing_is_refused_and_one_without_directions_noted(tm
     path = write_itk(tmp_path / "a.mhd", ct, np.eye(4))
     lines = path.read_text().splitlines()
     path.write_text("\n".join(line for line in lines if not line.startswith("TransformMatrix")))
-    assert read_scan(path).notes == ("the file does not state the patient's orientation; its axes were taken as L P S",)
+    assert read_scan(path).notes == ("the file does not state the patient's orientation; its axes were assumed to be L P S",)
     path.write_text("\n".join(line for line in lines if not line.startswith("ElementSpacing")))
     with pytest.raises(ScanError, match="does not state its spacing: correct the header"):
         read_scan(path)
@@ -242,7 +242,7 @@ def test_a_file_that_holds_up_the_reading_process_is_given_up(tmp_path, ct, monk
     read_itk(good)
     # Short only while the pipe is read: starting SimpleITK takes longer than this on a busy machine.
     with monkeypatch.context() as patch:
-        patch.setattr(child, "_PATIENCE_SECONDS", 0.5)
+        patch.setattr(child, "_TIMEOUT_SECONDS", 0.5)
         with pytest.raises(ScanError, match="could not be read in a reasonable time"):
             read_with_itk(tmp_path / "pipe.mha", voxels=False)
     assert np.array_equal(read_itk(good).values, ct)
@@ -314,7 +314,7 @@ def test_several_volumes_in_a_file_are_refused_by_what_they_are(tmp_path, kinds,
     else:
         named = "list" if "list" in kinds else "time"
         assert raised.value.what == f"is a sequence of 2 volumes (it has an axis of kind '{named}')"
-        assert "Save each volume as a file of its own" in raised.value.do
+        assert "Save each volume as a separate file" in raised.value.do
     assert [one.source for one in find_series(tmp_path).refused] == [str(path)]
     with pytest.raises(ScanError, match="is a segmentation of 2 layers"):
         check_itk(path.rename(tmp_path / "masks.seg.nrrd"))

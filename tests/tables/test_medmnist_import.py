@@ -152,7 +152,7 @@ def test_a_set_that_claims_terabytes_is_refused_before_their_room_is_taken(tmp_p
         for name, content in entries.items():
             archive.writestr(name, content)
     if false_entry:
-        # The directory at the end says what the header does: 4 GiB and more need zip64, so a smaller lie is told.
+        # The directory at the end says what the header does: 4 GiB or more need zip64, so a smaller lie is told.
         small = bytearray(path.read_bytes())
         entry = small.rindex(b"train_images.npy") - 46
         small[entry + 24 : entry + 28] = (2**32 - 2).to_bytes(4, "little")

@@ -1,6 +1,6 @@
-"""What lies below the given folders: every series that may be a scan, and every refusal with its reason.
+"""Finds all series in the given files and folders, and lists everything refused with its reason.
 
-Headers alone are read here. The result depends on the files, not on the order in which a file system lists them.
+Only headers are read. The result does not depend on the order in which the file system lists files.
 """
 
 from __future__ import annotations
@@ -39,75 +39,73 @@ Tilt = Literal["resample", "refuse"]
 PatientFrom = Literal["file", "assumed", "user"]
 
 WIDEST_GAP_MM = 3.0
-"""A gap that slices of common thickness bridge; a nodule of 6 mm cannot hide in it. [ours]"""
+"""Widest gap between slices that is interpolated: a nodule of 6 mm cannot be hidden in it. [ours]"""
 
 _ARCHIVES = (".7z", ".rar", ".tar.zst")
-"""Those that are not unpacked; for the others see `archives`."""
+"""Archives that dagman cannot unpack; for the others see `archives`."""
 
-_PAIR = (
-    "is Analyze 7.5, or a NIfTI pair of .hdr and .img",
-    "Convert it to .nii.gz; Analyze does not state which side is left",
-)
-_FREESURFER = ("is of FreeSurfer", "Convert it: mri_convert SCAN.mgz SCAN.nii.gz")
+_PAIR = ("is Analyze 7.5, or a NIfTI pair of .hdr and .img", "Convert it to .nii.gz; Analyze does not state which side is left")
+_FREESURFER = ("is in FreeSurfer's format", "Convert it: mri_convert SCAN.mgz SCAN.nii.gz")
 _PACKED = ("is compressed in a format that dagman does not read", "Decompress it, or compress it as .nii.gz")
-_UNREAD: dict[str, tuple[str, str | None]] = {
+_UNSUPPORTED: dict[str, tuple[str, str | None]] = {
     **dict.fromkeys((".hdr", ".img", ".img.gz", ".hdr.gz"), _PAIR),
     **dict.fromkeys((".mgz", ".mgh"), _FREESURFER),
     **dict.fromkeys((".nii.bz2", ".nii.zst"), _PACKED),
     ".mnc": ("is MINC", "Convert it: mnc2nii SCAN.mnc SCAN.nii"),
     ".gipl": ("is in a format that dagman does not read", None),
 }
-"""Files that may hold scans all the same: what they are, and what to do. They are named as refused, not passed over."""
+"""Files that may be scans but cannot be read: what they are, and what to do. They are refused by name instead of ignored."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One volume that may be a scan; `source` names it to every command (see `dicom.naming`), unique among all series found.
-
-    `kind` is the name of its format (`formats.FORMATS`). `modality` is None where the file does not say it; `patient` is a
-    pseudonym; `notes` say what finding it had to decide.
-    """
+    """One volume that may be a scan."""
 
     kind: str
+    "Name of its format (`formats.FORMATS`)."
     files: tuple[Path, ...]
     source: str
+    "The name by which every command accepts it (see `dicom.naming`), unique among all series found."
     modality: Modality | None = None
+    "None if the files do not state it."
     patient: str | None = field(default=None, repr=False)
+    "A pseudonym."
     patient_from: PatientFrom = "file"
-    "What names the patient: the file itself, nothing (the scan is treated as a separate patient), or the user."
+    "Who names the patient: the file, the user, or nobody, so that the scan is treated as a separate patient (assumed)."
     uid: str | None = field(default=None, repr=False)
     kernel: str = ""
-    "Reconstruction kernel as the files name it; empty where they do not."
+    "Reconstruction kernel named in the files, or empty."
     notes: tuple[str, ...] = ()
+    "Decisions made during discovery."
     tilt: Tilt = "resample"
-    "What is done where the gantry was tilted."
+    "Whether slices of a tilted gantry are resampled or refused."
     widest_gap: float = WIDEST_GAP_MM
     "Distance between slices (mm) up to which uneven slices, or missing ones, are interpolated."
 
     @property
     def patient_assumed(self) -> bool:
-        """Whether nothing states the patient, so that the scan is treated as a separate patient."""
+        """Whether the patient is unknown, so that the scan is treated as a separate patient."""
         return self.patient_from == "assumed"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """Something that is left out: where it lies, and why, with what to do."""
+    """A source that was refused, and the reason, with what to do about it."""
 
     source: str
     reason: str
 
     @classmethod
     def from_error(cls, source: str, error: DagmanError) -> Refusal:
-        """The refusal of `source` for an error met while reading it; a file named in the error stays named."""
+        """Create the refusal of `source` from an error; if the error names a different file, the reason names it too."""
         remedy = f": {error.do[0].lower()}{error.do[1:]}" if error.do else ""
-        place = f"{Path(error.where).name}: " if error.where and str(show_place(error.where)) != source else ""
-        return cls(source=source, reason=f"{place}{error.what}{remedy}")
+        file = f"{Path(error.where).name}: " if error.where and str(show_place(error.where)) != source else ""
+        return cls(source=source, reason=f"{file}{error.what}{remedy}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Discovery:
-    """Everything found, both lists ordered by source."""
+    """All series and refusals, both sorted by source."""
 
     series: tuple[Series, ...]
     refused: tuple[Refusal, ...]
@@ -121,12 +119,19 @@ def find_series(
     widest_gap: float = WIDEST_GAP_MM,
     kept: KeptHeaders | None = None,
 ) -> Discovery:
-    """Find all series in files, folders and archives, at any depth, formats mixed; a DICOM file means the volume it is a slice of.
+    """Find all series of any format in files, folders and archives, at any depth.
 
-    A DICOMDIR means the images that it lists. Archives are unpacked until the process ends, and named as folders are:
-    `archive.zip/inner/path`. `folder#uid` means that series alone. `modality` overrides what files say; `tilt`, `widest_gap`: see
-    `Series`; `kept`: headers from an earlier discovery, which spare reading files that have not changed. Raises
-    ScanError when a path does not exist, when a folder holds no such series, or when nothing at all was found.
+    A DICOM file stands for the volume that it is a slice of, a DICOMDIR for the images that it lists, and `folder#uid` for a single
+    series. Archives are unpacked until the process ends, and named like folders: `archive.zip/inner/path`.
+
+    Args:
+        paths: one or several files, folders, archives or names of series.
+        modality: overrides the modality stated in the files.
+        tilt, widest_gap: see `Series`.
+        kept: headers from an earlier discovery, so that unchanged files need not be read again.
+
+    Raises:
+        ScanError: if a path does not exist, a folder does not contain the named series, or nothing was found.
     """
     given = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
     reached, refused = _reach(given)
@@ -157,40 +162,40 @@ def find_series(
             refused.append(Refusal.from_error(show_path(show_place(path)), error))
     series = _name_files(series, files)
     whole = {path for path in files if path not in single}
-    beside = _read_beside(single, names, known={header.path for header in headers})
+    siblings = _read_siblings(single, names, known={header.path for header in headers})
     if kept is not None:
-        beside = [kept.take(header) for header in beside]
-    groups = group_headers([*headers, *beside], any_modality=modality is not None)
+        siblings = [kept.take(header) for header in siblings]
+    groups = group_headers([*headers, *siblings], any_modality=modality is not None)
     if kept is not None:
         groups = kept.reveal(groups)
-    for one in _select(name_groups(groups), whole, single, names):
-        if one.group.reason:
-            # A row a folder, by its first file: who searches for a folder must find it.
-            firsts = {path.parent: path for path in reversed(one.group.files)}
-            refused.extend(Refusal(source=str(show_place(path)), reason=one.group.reason) for path in firsts.values())
+    for named in _select(name_groups(groups), whole, single, names):
+        if named.group.reason:
+            # One row per folder, with its first file, so that a user who searches the list for a folder finds it.
+            firsts = {path.parent: path for path in reversed(named.group.files)}
+            refused.extend(Refusal(source=str(show_place(path)), reason=named.group.reason) for path in firsts.values())
         else:
-            series.append(_build_dicom_series(one, modality))
+            series.append(_build_dicom_series(named, modality))
     if not series and not refused:
         shown = ", ".join(str(path) for path in given[:3])
-        raise ScanError("holds no scans", where=shown, do=f"Give files or folders with {list_titles()}")
+        raise ScanError("contains no scans", where=shown, do=f"Give files or folders with {list_titles()}")
     return Discovery(
         series=tuple(sorted((replace(one, tilt=tilt, widest_gap=widest_gap) for one in series), key=lambda one: one.source)),
-        refused=tuple(sorted(refused, key=lambda one: (one.source, one.reason))),
+        refused=tuple(sorted(refused, key=lambda refusal: (refusal.source, refusal.reason))),
     )
 
 
-def _read_beside(
+def _read_siblings(
     single: Mapping[Path, str], names: Mapping[Path, SeriesName], known: Collection[Path]
 ) -> list[dicom_headers.Header]:
-    """Headers of the files that belong to series given by one file, or by name, and are not known already."""
+    """Read the headers, except known ones, of all files of the series that were given by one of their files, or by name."""
     wanted: list[Path] = []
     for folder in dict.fromkeys(path.parent for path in single):
         by_uid = list_by_uid(folder)
         uids = {uid for path, uid in single.items() if path.parent == folder}
         wanted += [path for uid in sorted(uids) for path in by_uid.get(uid, ())]
     for name in names.values():
-        below = (path for path in _walk_folder(name.folder, set(), []) if os.path.isfile(path))
-        wanted += [path for path in below if read_series_uid(path) == name.uid]
+        candidates = (path for path in _walk_folder(name.folder, set(), []) if os.path.isfile(path))
+        wanted += [path for path in candidates if read_series_uid(path) == name.uid]
     headers = []
     for path in dict.fromkeys(wanted):
         if path not in known:
@@ -202,35 +207,35 @@ def _read_beside(
 def _select(
     groups: Sequence[NamedGroup], whole: Collection[Path], single: Mapping[Path, str], names: Mapping[Path, SeriesName]
 ) -> list[NamedGroup]:
-    """The groups that were asked for: those with a file below a given folder, those of a given file, those of a given name.
+    """Select the requested groups: with a file in `whole` (found in a given folder), of a `single` given file, or of a given name.
 
-    A series that was given by a file, or by a name that means it alone, keeps that name. Raises ScanError for a name of nothing.
+    A series given by a file, or by a name of only this series, keeps that name. Raises ScanError if a name matches no group.
     """
     chosen: dict[int, NamedGroup] = {}
-    for index, one in enumerate(groups):
-        if any(path in whole for path in (*one.group.files, *one.group.copies)):
-            chosen[index] = one
+    for index, named in enumerate(groups):
+        if any(path in whole for path in (*named.group.files, *named.group.copies)):
+            chosen[index] = named
     for path in single:
-        for index, one in enumerate(groups):
-            if path in one.group.files or path in one.group.copies:
-                chosen.setdefault(index, replace(one, source=str(show_place(path))) if not one.group.reason else one)
+        for index, named in enumerate(groups):
+            if path in named.group.files or path in named.group.copies:
+                chosen.setdefault(index, replace(named, source=str(show_place(path))) if not named.group.reason else named)
     for path, name in names.items():
-        meant = [index for index, one in enumerate(groups) if name.names(one)]
-        volumes = [index for index in meant if not groups[index].group.reason]
-        if not meant:
+        matching = [index for index, named in enumerate(groups) if name.names(named)]
+        volumes = [index for index in matching if not groups[index].group.reason]
+        if not matching:
             folder = show_place(name.folder)
             do = f"Run dagman inspect {folder} for the names of its series"
             raise ScanError(f"there is no series #{path.name.rpartition('#')[2]}", where=folder, do=do)
-        for index in volumes or meant:
-            one = groups[index]
-            if not one.group.reason:
-                one = replace(one, source=str(show_place(path)) if len(volumes) == 1 else name_selected(one))
-            chosen.setdefault(index, one)
+        for index in volumes or matching:
+            named = groups[index]
+            if not named.group.reason:
+                named = replace(named, source=str(show_place(path)) if len(volumes) == 1 else name_selected(named))
+            chosen.setdefault(index, named)
     return [chosen[index] for index in sorted(chosen)]
 
 
 def _reach(given: Sequence[Path]) -> tuple[list[Path], list[Refusal]]:
-    """The given paths as they can be opened, and archives that cannot."""
+    """Resolve the given paths to paths that can be opened, and refuse archives that cannot be."""
     reached: list[Path] = []
     refused: list[Refusal] = []
     for path in given:
@@ -243,21 +248,22 @@ def _reach(given: Sequence[Path]) -> tuple[list[Path], list[Refusal]]:
 
 
 def _enter(archive: Path, refused: list[Refusal]) -> Path | None:
-    """The folder of an archive; None, with the reason among `refused`, where it cannot be unpacked."""
+    """Unpack an archive and return its folder; if that fails, add the reason to `refused` and return None."""
     try:
-        folder, left = enter_archive(archive)
-    except (ScanError, OSError) as fault:
-        error = fault if isinstance(fault, ScanError) else ScanError("cannot be read", do="Check the path and its permissions")
+        with explain_faults("cannot be read", where=archive, do="Check the path and its permissions"):
+            folder, rejected = enter_archive(archive)
+    except ScanError as error:
         refused.append(Refusal.from_error(show_path(show_place(archive)), error))
         return None
     refused += [
-        Refusal.from_error(show_path(f"{archive}/{one.member.lstrip('/')}"), ScanError(one.what, do=one.do)) for one in left
+        Refusal.from_error(show_path(f"{archive}/{member.member.lstrip('/')}"), ScanError(member.what, do=member.do))
+        for member in rejected
     ]
     return folder
 
 
 def _list_files(given: Sequence[Path], closed: list[Refusal]) -> dict[Path, Path]:
-    """Every file below the given paths, in order of its path, with the path it was found under; `closed` takes closed folders."""
+    """List every file in the given paths, sorted, with the path it was found in; `closed` takes folders that cannot be opened."""
     files: dict[Path, Path] = {}
     entered: set[tuple[int, int]] = set()
     for root in given:
@@ -265,21 +271,18 @@ def _list_files(given: Sequence[Path], closed: list[Refusal]) -> dict[Path, Path
         if is_directory_file(root):
             files |= dict.fromkeys(_list_directory(root, closed), root)
             continue
-        if not root.is_dir():
-            files.setdefault(root, root)
-            continue
-        for path in _walk_folder(root, entered, closed):
+        for path in _walk_folder(root, entered, closed) if root.is_dir() else (root,):
             files.setdefault(path, root)
     return dict(sorted(files.items(), key=lambda item: show_place(item[0]).as_posix()))
 
 
 def _list_directory(path: Path, refused: list[Refusal]) -> list[Path]:
-    """The files of a DICOMDIR; `refused` takes those that are missing, or itself."""
+    """List the files of a DICOMDIR; missing files, or the DICOMDIR itself if it is damaged, are added to `refused`."""
     try:
         images, absent = list_images(path)
     except ScanError as error:
         images, absent = [], [(path, error)]
-    refused += [Refusal.from_error(show_path(show_place(place)), error) for place, error in absent]
+    refused += [Refusal.from_error(show_path(show_place(file)), error) for file, error in absent]
     return images
 
 
@@ -293,7 +296,7 @@ def _check_given(root: Path) -> None:
 
 
 def _walk_folder(root: Path, entered: set[tuple[int, int]], closed: list[Refusal]) -> Iterator[Path]:
-    """Files at any depth, in archives too, hidden ones left out; linked folders are followed, and no folder is entered twice."""
+    """Yield the files at any depth, including those in archives, except hidden ones; follow links, but enter no folder twice."""
 
     def note_closed(error: OSError) -> None:
         reason = f"cannot be opened ({error.strerror}): check its permissions"
@@ -310,46 +313,47 @@ def _walk_folder(root: Path, entered: set[tuple[int, int]], closed: list[Refusal
             if not is_archive(path):
                 yield path
             elif show_place(path) != path:
-                closed.append(Refusal(source=show_path(show_place(path)), reason="is an archive in an archive: unpack it first"))
+                closed.append(
+                    Refusal(source=show_path(show_place(path)), reason="is an archive inside an archive: unpack it first")
+                )
             elif (inside := _enter(path, closed)) is not None:
                 yield from _walk_folder(inside, entered, closed)
 
 
 def show_path(path: str | Path) -> str:
-    """A path on one line, as UTF-8: what no page or table could hold is written as an escape."""
-    return "".join(f"\\x{ord(sign) & 0xFF:02x}" if _cannot_be_shown(sign) else sign for sign in str(path))
+    """Return a path as a single line of valid UTF-8; characters that a page or table cannot hold are escaped."""
+    return "".join(f"\\x{ord(sign) & 0xFF:02x}" if _is_unprintable(sign) else sign for sign in str(path))
 
 
-def _cannot_be_shown(sign: str) -> bool:
-    # Control characters, and the stand-ins that Python gives to bytes of a file's name that are not UTF-8.
+def _is_unprintable(sign: str) -> bool:
+    # Control characters, and the surrogates by which Python represents bytes of a file name that are not UTF-8.
     return unicodedata.category(sign) in ("Cc", "Cs")
 
 
 def _find_format(path: Path) -> Format | None:
-    """The format of a file by its name, or by its first bytes where that says nothing; None for what is passed over.
+    """Find the format of a file by its name, or else by its first bytes; None if the file is to be ignored.
 
-    Raises ScanError for what no reader could open, before one hangs on a pipe or stumbles over a name.
+    Raises ScanError for files that no reader can open, before a reader hangs on a pipe or fails on a file name.
     """
     name, known = path.name.lower(), find_format(path)
-    unread = known is None and name.endswith((*_ARCHIVES, *_UNREAD))
-    # Not path.is_file(): below a folder that may be listed and not entered it raises.
-    if known is None and not unread:
+    is_unsupported = known is None and name.endswith((*_ARCHIVES, *_UNSUPPORTED))
+    # os.path.isfile, since path.is_file() raises in a folder that may be listed but not entered.
+    if known is None and not is_unsupported:
         if path.name == "DICOMDIR" or not os.path.isfile(path):
             return None
-        # Unreadable, it may be a slice without suffix: passed over, a series would end early in silence.
+        # An unreadable file may be a slice without a suffix. If it were ignored, its series would silently lack a slice.
         with contextlib.suppress(OSError):
             if not dicom_headers.resembles_dicom(path):
                 return None
         known = DICOM
-    if any(_cannot_be_shown(sign) for sign in str(path)):
-        raise ScanError(
-            "its path contains characters that are not valid UTF-8, or line breaks", where=show_path(path), do="Rename it"
-        )
+    if any(_is_unprintable(sign) for sign in str(path)):
+        what = "its path contains characters that are not valid UTF-8, or line breaks"
+        raise ScanError(what, where=show_path(path), do="Rename it")
     if not os.path.isfile(path):
         raise ScanError("cannot be read", where=path, do="Check the path and its permissions")
-    if unread:
+    if is_unsupported:
         archive: tuple[str, str | None] = ("is an archive", "Unpack it first")
-        what, do = next((text for suffix, text in _UNREAD.items() if name.endswith(suffix)), archive)
+        what, do = next((text for suffix, text in _UNSUPPORTED.items() if name.endswith(suffix)), archive)
         raise ScanError(what, where=path, do=do or f"Convert it to {list_titles()}")
     return known
 
@@ -367,28 +371,25 @@ def _read_dicom_header(path: Path) -> dicom_headers.Header:
 
 
 def _name_files(series: Sequence[Series], files: dict[Path, Path]) -> list[Series]:
-    """Give every single-file series its patient by the rule in `pseudonyms`."""
+    """Assign a patient to every series of a single file, by the rule in `pseudonyms`."""
     relative = []
     for one in series:
         path, root = one.files[0], files[one.files[0]]
-        below = show_place(root)
-        # As if an archive were unpacked in its place.
-        inside = show_place(path) if is_archive(below) else show_place(path, suffix=False)
-        relative.append(inside.relative_to(below) if path != root else Path(path.name))
-    names = name_patients(relative)
-    return [
-        Series(kind=one.kind, files=one.files, source=one.source, modality=one.modality, patient=name, patient_from="assumed")
-        for one, name in zip(series, names, strict=True)
-    ]
+        shown_root = show_place(root)
+        # Archives are named as if they were unpacked in their place.
+        shown = show_place(path) if is_archive(shown_root) else show_place(path, suffix=False)
+        relative.append(shown.relative_to(shown_root) if path != root else Path(path.name))
+    pairs = zip(series, name_patients(relative), strict=True)
+    return [replace(one, patient=name, patient_from="assumed") for one, name in pairs]
 
 
-def _build_dicom_series(one: NamedGroup, modality: Modality | None) -> Series:
-    group = one.group
+def _build_dicom_series(named: NamedGroup, modality: Modality | None) -> Series:
+    group = named.group
     stated: Modality = group.modality if group.modality in ("CT", "MR") else "other"  # type: ignore[assignment]
     return Series(
         kind=DICOM.name,
         files=group.files,
-        source=one.source,
+        source=named.source,
         modality=modality or stated,
         patient=group.patient,
         patient_from="file" if group.names_patient else "assumed",

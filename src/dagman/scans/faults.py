@@ -1,6 +1,7 @@
-"""The one boundary between other libraries' exceptions and ours: whatever is raised while a file is read is that file's reason.
+"""Turns the exceptions of other libraries into ScanError: whatever is raised while a file is read becomes that file's reason.
 
-pydicom, nibabel, numpy and the decoders raise many kinds on damaged bytes; none of them may end the work on other files.
+pydicom, nibabel, numpy and the decoders raise many kinds of exceptions on damaged bytes; none of them may stop the work on other
+files.
 """
 
 from __future__ import annotations
@@ -15,20 +16,25 @@ from dagman.errors import DagmanError, ScanError
 
 _SOURCE = Path(__file__).parents[1]
 OWN_FAULT = "a bug in dagman, please report it"
-"""Stands in the reason where the exception comes from dagman's own lines, so that no test takes it for a damaged file."""
+"""Part of the reason if the exception comes from dagman's own code, so that tests can distinguish it from a damaged file."""
 _LONGEST = 100
 _ABOUT_CODE = re.compile(
     r"'\w+' object|\w\(|__|NoneType|\bb['\"]|\bobject\b|\bargument|\bdtype|literal for|could not convert|unpack|subscript"
     r"|broadcast|reshape"
 )
-"""Words of Python and numpy about a line of code; they explain no file to its user."""
+"""Matches messages of Python and numpy about code, which do not help the user of a file."""
 
 
 @contextlib.contextmanager
 def explain_faults(what: str, *, where: object, do: str) -> Iterator[None]:
-    """Raise ScanError for anything but our own errors: `what` is wrong with `where`, and `do` mends it.
+    """Convert every exception in the block, except our own errors, to a ScanError that begins with `what`.
 
-    An exception raised by a line of dagman itself, not of a library that it calls, is named as a fault of dagman.
+    An exception raised by dagman's own code, rather than by a library that it calls, is reported as a bug in dagman.
+
+    Args:
+        what: what is wrong with the file.
+        where: the file.
+        do: what the user can do about it.
     """
     try:
         yield
@@ -49,25 +55,26 @@ def explain_faults(what: str, *, where: object, do: str) -> Iterator[None]:
 
 
 def describe_own_fault(error: Exception) -> str:
-    """A fault of dagman, of what kind and at which of its lines: for what fails once a file was read, whatever library raised it.
+    """Describe an exception as a bug in dagman, with its type and the line of dagman, whichever library raised it.
 
-    The library's words are about its own code, and may quote what a header holds; they are left out.
+    This is for failures after a file has been read. The library's message is omitted: it is about code, and may quote values of
+    the file's header.
     """
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(_SOURCE)]
-    place = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
-    return f"{OWN_FAULT}: {type(error).__name__}{place}"
+    position = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    return f"{OWN_FAULT}: {type(error).__name__}{position}"
 
 
 def _describe(error: Exception) -> str:
-    """The library's own words where they are words, or the place in dagman; in brackets, one line."""
+    """Return the library's message if it helps a user, or the line in dagman, in parentheses; otherwise ""."""
     innermost = traceback.extract_tb(error.__traceback__)[-1]
     if Path(innermost.filename).is_relative_to(_SOURCE):
         return f" ({describe_own_fault(error)})"
     if isinstance(error, AttributeError) and re.fullmatch(r"[A-Z]\w+", error.name or ""):
-        # pydicom: a tag, asked for by its keyword.
+        # pydicom: an element that was accessed by its keyword does not exist.
         return f" ({error.name} is missing)"
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    # Of a KeyError there is but the key.
+    # The message of a KeyError is only the key.
     if " " not in line or _ABOUT_CODE.search(line):
         return ""
     return f" ({line if len(line) <= _LONGEST else line[:_LONGEST].rpartition(' ')[0] + ' ...'})"

@@ -1,6 +1,6 @@
-"""The file formats that dagman reads: one entry holds all that finding, reading, estimating and predicting must know of one.
+"""The registry of file formats: one entry has everything that finding, reading and estimating need to know about a format.
 
-A further format is one `register_format(Format(...))`; see docs/guides/own-parts.md.
+To add a format, call `register_format(Format(...))`; see docs/guides/own-parts.md.
 """
 
 from __future__ import annotations
@@ -24,47 +24,46 @@ Measure = tuple[Sequence[int], Sequence[float]]
 class Format:
     """One file format.
 
-    Every function raises ScanError where a file cannot be a volume; what else it raises is that file's reason too. The first
-    file of a series is the volume where `is_file` says that each file is one.
+    Its functions raise ScanError if a file is not a volume; any other exception becomes the reason why the file is refused.
     """
 
     name: str
-    "As printed by `inspect`, and kept in its CSV."
+    "Name printed by `inspect` and written to its CSV."
     title: str
-    "As written in messages: NIfTI."
+    "Name used in messages, such as NIfTI."
     suffixes: tuple[str, ...]
     "In lower case, with the dot."
     check: Callable[[Path], object]
-    "Judges the header of one file, quickly and without its voxels."
+    "Checks the header of one file quickly, without reading voxels."
     read: Callable[[Series], RawImage]
-    "Values and affine of a series."
+    "Reads the values and affine of a series."
     measure: Callable[[Series], Measure]
-    "Shape and spacing (mm) by headers alone, for the estimate of cost."
+    "Reads shape and spacing (mm) from headers only, for the estimate of costs."
     list_files: Callable[[Path], tuple[Path, ...]] = lambda path: (path,)
-    "The file itself first, then others that hold its voxels: a change of any of them is a change of the scan."
+    "Lists the file itself, then other files with its voxels: if any of them changes, the scan has changed."
     is_file: bool = True
-    "Each file is a volume; otherwise the files of a folder are grouped (DICOM)."
+    "Whether each file is a volume, which is then the first file of its series; otherwise files are grouped by series (DICOM)."
 
 
 FORMATS: dict[str, Format] = {}
-"""By name."""
+"""All formats by name."""
 
 
 def register_format(new: Format) -> Format:
-    """Add a format, or put another in the place of one of the same name."""
+    """Add a format; it replaces an existing one of the same name."""
     FORMATS[new.name] = new
     return new
 
 
 def find_format(path: Path) -> Format | None:
-    """The format that a file's name stands for; None where it names none."""
+    """Return the format that belongs to a file's suffix, or None."""
     name = path.name.lower()
-    return next((one for one in FORMATS.values() if name.endswith(one.suffixes)), None)
+    return next((known for known in FORMATS.values() if name.endswith(known.suffixes)), None)
 
 
 def list_titles() -> str:
-    """The titles of the formats, for a message."""
-    *others, last = (one.title for one in FORMATS.values())
+    """List the titles of all formats, for a message."""
+    *others, last = (known.title for known in FORMATS.values())
     return f"{', '.join(others)} or {last}"
 
 

@@ -1,6 +1,6 @@
-"""Compressed data unpacked as far as a header claims and no further: a small file must not fill the memory.
+"""Decompresses data only as far as a header claims, so that a small file cannot fill the memory.
 
-ISA-L (`isal`) inflates twice as fast as zlib and checks the checksum that the data end with.
+ISA-L (`isal`) is twice as fast as zlib, and verifies the checksum at the end of the data.
 """
 
 from __future__ import annotations
@@ -16,26 +16,33 @@ from numpy.typing import NDArray
 from dagman.errors import ScanError
 
 GZIP = 31
-"""Window bits of a gzip stream; several members in a row are one stream, as in gzip itself."""
+"""Window bits of a gzip stream; consecutive members form one stream, as in gzip itself."""
 GZIP_OR_ZLIB = 47
 
-_MOST_RATIO = 1040
-"""Deflate gives at most 1032 bytes for one."""
+_MAX_RATIO = 1040
+"""Limit on the compression ratio; deflate reaches at most 1032."""
 _PACKED, _UNPACKED = 1 << 16, 1 << 18
-"""Bytes of a piece: both stay in a core's cache, and what is unpacked is copied once more."""
+"""Bytes per piece, small enough to stay in a core's cache, since the decompressed bytes are copied once more."""
 _BLOCK = 512
-"""Writers that work in blocks (tapes, archives) fill up the last one with zeros."""
+"""Programs that write in blocks (for tapes, archives) pad the last block with zeros."""
 _CONVERT_AGAIN = "Convert the scan again, or exclude it"
 
 
 def inflate(file: BinaryIO, claimed: int, *, wrapper: int) -> NDArray[np.uint8]:
-    """The unpacked bytes of what `file` holds from here on: all of them, or `claimed` and 512 more where there are more still.
+    """Decompress the rest of a file, at most `claimed` + 512 bytes.
 
-    Raises ScanError when the data are damaged, end early, or are too short to hold what is claimed. Memory is bounded by
-    the claim, and the claim by the length of the file.
+    Memory is limited by the claim, and the claim by the length of the file.
+
+    Args:
+        file: open file at the start of the compressed data.
+        claimed: number of decompressed bytes that the header claims.
+        wrapper: `GZIP` or `GZIP_OR_ZLIB`.
+
+    Raises:
+        ScanError: if the data are damaged or incomplete, or too short to hold what is claimed.
     """
     packed = os.fstat(file.fileno()).st_size - file.tell()
-    if claimed > packed * _MOST_RATIO:
+    if claimed > packed * _MAX_RATIO:
         what = f"is truncated or damaged: its header claims {claimed} bytes, which {packed} compressed bytes cannot hold"
         raise ScanError(what, do=_CONVERT_AGAIN)
     unpacked = np.empty(claimed + _BLOCK, dtype=np.uint8)
@@ -61,10 +68,16 @@ def inflate(file: BinaryIO, claimed: int, *, wrapper: int) -> NDArray[np.uint8]:
 
 
 def check_length(held: int, claimed: int, rest: NDArray[np.uint8], smallest_error: int, *, complete: bool = True) -> None:
-    """Refuse data that are shorter or longer than their header claims, which would be read scrambled.
+    """Raise ScanError if there are fewer or more bytes than the header claims, since the voxels would be scrambled.
 
-    held: bytes there are; not complete: or more. rest: those behind the claimed ones, or the first 512 of them. Zeros that fill
-    up a block of 512 are allowed where they are fewer than `smallest_error`, by which a wrong size along one axis is off.
+    Zeros that pad the data to a block of 512 bytes are accepted if they are fewer than `smallest_error`.
+
+    Args:
+        held: number of bytes of voxels in the file.
+        claimed: number of bytes that the header claims.
+        rest: the bytes after the claimed ones, or the first 512 of them.
+        smallest_error: number of bytes by which a wrong size along one axis would at least be off (`find_smallest_error`).
+        complete: False if the file may hold more than `held` bytes.
     """
     if held < claimed:
         what = f"is truncated or damaged: its header claims {claimed} bytes of voxels, the file holds {max(held, 0)}"
@@ -77,6 +90,6 @@ def check_length(held: int, claimed: int, rest: NDArray[np.uint8], smallest_erro
 
 
 def find_smallest_error(shape: tuple[int, ...], itemsize: int) -> int:
-    """Bytes of the smallest slice across any axis: the least by which data of another size differ."""
+    """Return the number of bytes of the smallest slice along any axis, which is the least that a wrong size can be off by."""
     voxels = int(np.prod([int(size) for size in shape], dtype=object))
     return voxels // max(shape) * itemsize

@@ -1,4 +1,4 @@
-"""What `dagman inspect` reports of one series: read it, judge it, keep a few numbers and one small picture."""
+"""Inspects one series for `dagman inspect`: reads it, judges it, and keeps a few numbers and a small picture."""
 
 from __future__ import annotations
 
@@ -20,11 +20,7 @@ _PICTURE_PIXELS = 192
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """A verdict with what a reader wants to see beside it; fields are None where the series could not be read.
-
-    `axes` are letters of the file's own axis order, `low` and `high` the lowest and highest value (HU for CT) after
-    padding was clipped. `picture` is the middle axial slice, X Y in RAS+, in the scan's values.
-    """
+    """The verdict on a series and the properties shown with it; they are None if the series could not be read."""
 
     source: str
     kind: str | None = None
@@ -34,22 +30,27 @@ class Inspection:
     size: tuple[int, int, int] | None = None
     spacing_mm: tuple[float, float, float] | None = None
     axes: str | None = None
+    "Letters of the file's own axis order, such as LPS."
     low: float | None = None
+    "Lowest value after clipping of padding (HU for CT)."
     high: float | None = None
+    "Highest value (HU for CT)."
     accepted: bool = False
     reason: str = ""
+    "Why the series was refused, and what to do."
     notes: tuple[str, ...] = ()
     picture: NDArray[np.int16] | None = field(default=None, repr=False)
+    "The middle axial slice (see `take_picture`)."
 
     def to_row(self) -> dict[str, Any]:
-        """The fields without the picture, ready for JSON."""
+        """Return the fields without the picture, ready for JSON."""
         row = asdict(self)
         del row["picture"]
         return row
 
 
 def inspect_series(series: Series, *, picture: bool = True) -> Inspection:
-    """Read and judge a series; a series that cannot be read is an Inspection with the reason, never an error."""
+    """Read and judge a series. It never raises: for a series that cannot be read, the result has the reason."""
     try:
         scan, evidence = read_measured(series)
         verdict = judge_scan(scan, evidence)
@@ -57,7 +58,7 @@ def inspect_series(series: Series, *, picture: bool = True) -> Inspection:
     except ScanError as error:
         return inspect_refusal(Refusal.from_error(series.source, error), kind=series.kind, patient=series.patient)
     except Exception as error:
-        # Named, so that it can be reported, and the other series go on.
+        # One bug must not stop the inspection of the other series, and its reason can be reported.
         reason = f"cannot be checked ({describe_own_fault(error)})"
         if isinstance(error, MemoryError):
             reason = "too large for memory: try again with --workers 1"
@@ -82,12 +83,15 @@ def inspect_series(series: Series, *, picture: bool = True) -> Inspection:
 
 
 def inspect_refusal(refusal: Refusal, *, kind: str | None = None, patient: str | None = None) -> Inspection:
-    """A row for what could not be read, or was refused before."""
+    """Return the inspection of a source that was refused or could not be read."""
     return Inspection(source=refusal.source, reason=refusal.reason, kind=kind, patient=patient)
 
 
 def take_picture(scan: Scan) -> NDArray[np.int16]:
-    """The middle axial slice (X Y, RAS+) with square pixels, at most 192 a side: HU of CT, else -32768 to 32767 over its range."""
+    """Return the middle axial slice (X Y, RAS+) with square pixels, at most 192 per side.
+
+    Values are HU for CT; other values are scaled so that the slice's range becomes -32768 to 32767.
+    """
     upright = reorient_scan(scan)
     middle = upright.voxels[:, :, upright.shape[2] // 2].astype(np.float32)
     extent = np.array(middle.shape) * upright.spacing[:2]

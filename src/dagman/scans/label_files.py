@@ -1,4 +1,4 @@
-"""Predicted label maps as files on the scan's own grid, and as DICOM SEG where the scan came as DICOM."""
+"""Writes predicted label maps on the scan's own grid as NIfTI, and as DICOM SEG if the scan was DICOM."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ from dagman.scans.scan import Scan
 
 
 def name_outputs(sources: Sequence[str]) -> list[str]:
-    """A file name (no suffix) for each source: its own, and as many of its folders' names in front as distinguish all.
+    """Return a file name without suffix for each source: its own name, after as many folder names as needed to make it unique.
 
     >>> name_outputs(["a/ct.nii.gz", "b/ct.nii.gz"])
     ['a_ct', 'b_ct']
     """
     parts = []
     for source in map(Path, sources):
-        named = dicom.parse_name(source)
-        own = re.sub("[#:=,]", "_", source.name) if named else source.name if source.is_dir() else name_file(source)
-        parts.append([*(part for part in source.parent.parts if part not in ("/", "..", ".")), own])
+        if dicom.parse_name(source):
+            name = re.sub("[#:=,]", "_", source.name)
+        else:
+            name = source.name if source.is_dir() else name_file(source)
+        parts.append([*(part for part in source.parent.parts if part not in ("/", "..", ".")), name])
     for depth in range(1, max(map(len, parts), default=1) + 1):
         names = ["_".join(part[-depth:]) for part in parts]
         if len(set(names)) == len(names):
@@ -42,10 +44,10 @@ def name_outputs(sources: Sequence[str]) -> list[str]:
 
 
 def write_label_map(path: Path, labels: NDArray, scan: Scan) -> None:
-    """Write labels (X Y Z, the scan's own grid) as NIfTI, whole.
+    """Write labels (X Y Z, on the scan's own grid) as NIfTI, atomically.
 
-    A scan that came as NIfTI gives its header's geometry: sform, qform, their codes, units, bit by bit. Others: both are
-    the scan's affine, code 1 (scanner).
+    For a scan from NIfTI, sform, qform, their codes and units are copied from its header, bit by bit. For other scans, sform and
+    qform are the scan's affine, with code 1 (scanner).
     """
     header = _copy_geometry(Path(scan.source), scan.shape)
     if header is None:
@@ -55,7 +57,7 @@ def write_label_map(path: Path, labels: NDArray, scan: Scan) -> None:
         image.header.set_xyzt_units("mm", "sec")
     else:
         kind = nib.Nifti2Image if isinstance(header, Nifti2Header) else nib.Nifti1Image
-        # No affine of ours: the header's own, to the last bit.
+        # affine=None keeps the header's own matrices, to the last bit.
         header.set_data_dtype(labels.dtype)
         image = kind(labels, None, header=header)
     with write_whole(path) as temporary:
@@ -63,10 +65,17 @@ def write_label_map(path: Path, labels: NDArray, scan: Scan) -> None:
 
 
 def write_dicom_labels(path: Path, labels: NDArray, names: dict[int, str], source: str | Path, *, identified: bool = False) -> str:
-    """Write labels as DICOM SEG if the scan came as DICOM. Returns a note where that failed, else nothing.
+    """Write labels as DICOM SEG if the scan was DICOM.
 
-    source: the path that the scan was read by. The scan's own `source` will not do: it may be a folder that holds other series.
-    identified: see `write_segments`.
+    Args:
+        path: the output file.
+        labels: X Y Z, on the scan's own grid.
+        names: names of the label values.
+        source: the path from which the scan was read. `Scan.source` does not suffice: it may be a folder with other series.
+        identified: see `write_segments`.
+
+    Returns:
+        A note if the file could not be written, otherwise "".
     """
     try:
         files = find_dicom_files(source)
@@ -80,7 +89,11 @@ def write_dicom_labels(path: Path, labels: NDArray, names: dict[int, str], sourc
 
 
 def renew_dicom_labels(path: Path, names: dict[int, str], source: str | Path, *, identified: bool = False) -> str:
-    """Write a DICOM SEG anew, from the NIfTI beside it, if it names its patient otherwise than is asked for now."""
+    """Rewrite a DICOM SEG from the NIfTI next to it if it identifies the patient and should not, or the other way round.
+
+    Returns:
+        A note if that failed, otherwise "".
+    """
     try:
         if not path.is_file() or names_its_patient(path) == identified:
             return ""
@@ -91,7 +104,7 @@ def renew_dicom_labels(path: Path, names: dict[int, str], source: str | Path, *,
 
 
 def describe_identity(folder: Path, *, identified: bool) -> str:
-    """A note on whom the DICOM SEGs in a folder name; nothing where there are none."""
+    """Return a note on whether the DICOM SEGs in a folder identify patients; "" if there are none."""
     if not any(folder.glob("*.dcm")):
         return ""
     if identified:
@@ -100,9 +113,10 @@ def describe_identity(folder: Path, *, identified: bool) -> str:
 
 
 def find_dicom_files(source: str | Path) -> tuple[Path, ...]:
-    """The files that `read_scan` reads for this path if they are DICOM, else none.
+    """Return the files that `read_scan` reads for this path if they are DICOM, otherwise ().
 
-    Raises ScanError when the folder holds several series by now, so that it is not clear which one is meant.
+    Raises:
+        ScanError: if the folder contains several series, so that it is not clear which one is meant.
     """
     source = Path(source)
     if not dicom.source_exists(source) or ((known := find_format(source)) is not None and known.is_file):
@@ -118,7 +132,7 @@ def _copy_geometry(source: Path, shape: tuple[int, ...]) -> Nifti1Header | None:
         return None
     old = nifti.read_header(source)
     if old.get_data_shape()[:3] != shape:
-        # The file of a tilted gantry: the scan lies on a straight grid, which grew.
+        # The scan was sheared by a tilted gantry, so it was resampled to an orthogonal grid with a different shape.
         return None
     header = (Nifti2Header if isinstance(old, Nifti2Header) else Nifti1Header)()
     for name in ("xyzt_units", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z"):

@@ -1,7 +1,7 @@
-"""NIfTI files (.nii, .nii.gz): geometry and scaling as nibabel reads them, voxels exactly as many as the header claims.
+"""Reads NIfTI files (.nii, .nii.gz), with geometry and scaling as in nibabel.
 
-The header is read as it stands, because nibabel mends a spacing of zero in silence; a .nii.gz is unpacked as far as its header
-claims, checked against its checksum, and its length against the header's.
+The header is read without nibabel's repairs, which silently change a spacing of zero. A .nii.gz is decompressed only as far as its
+header claims; its checksum is verified, and so is its length.
 """
 
 from __future__ import annotations
@@ -34,40 +34,40 @@ SUFFIXES = (".nii", ".nii.gz")
 _CONVERT_AGAIN = "Convert the scan again, or exclude it"
 _DAMAGED = "is truncated or damaged"
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}
-"""Metres and microns, by their code; all other codes, unknown ones too, are taken as mm."""
+"""Factors for metres and microns by unit code; all other codes, including unknown ones, are treated as mm."""
 
 
 def check_nifti(path: Path) -> None:
-    """Read the header alone and raise ScanError when the file cannot be a volume."""
+    """Raise ScanError if the header shows that the file is not a volume; voxels are not read."""
     read_header(path)
 
 
 def read_nifti(path: Path) -> RawImage:
-    """Values with their scaling applied (X Y Z, the file's own axis order) and the affine to RAS mm.
+    """Read the scaled values (X Y Z, the file's own axis order) and the affine to RAS mm.
 
-    The sform counts before the qform; without either, axes are taken as nibabel does, and a note says so.
+    The sform has priority over the qform; without either, the axes are interpreted as in nibabel, which is noted.
     """
     header = read_header(path, one_slice=True)
     with explain_faults(_DAMAGED, where=path, do=_CONVERT_AGAIN), _quiet_nibabel():
-        # Mended as nibabel does on loading: form codes and the like that the standard does not know.
+        # With the repairs that nibabel makes on loading, such as of invalid form codes.
         checked = type(header)(header.binaryblock, header.endianness, check=True)
         values = apply_read_scaling(_read_stored(path, header), *_read_scaling(checked))
         matrix = np.array(checked.get_best_affine(), dtype=np.float64)
     matrix[:3] *= _MM_PER_UNIT.get(int(header["xyzt_units"]) % 8, 1.0)
-    # Trailing axes of 1 go; ITK and NIfTI store X fastest, which is order F here.
-    return RawImage(values.reshape(values.shape[:3], order="F"), _build_affine(matrix, path), _judge_placement(header))
+    # Drops trailing axes of length 1; NIfTI stores X fastest, which is order F in numpy.
+    return RawImage(values.reshape(values.shape[:3], order="F"), _build_affine(matrix, path), _note_placement(header))
 
 
 def measure_nifti(path: Path) -> tuple[Sequence[int], Sequence[float]]:
-    """Shape and spacing (mm) by the header alone."""
+    """Read the shape and spacing (mm) from the header only."""
     header = read_header(path)
     return header.get_data_shape(), header.get_zooms()
 
 
 @contextlib.contextmanager
 def _quiet_nibabel() -> Iterator[None]:
-    """Silence nibabel's remarks on headers that are odd but readable."""
-    # nibabel's own LoggingOutputSuppressor takes its handler away, and Python's last resort then prints all the same.
+    """Silence nibabel's warnings about headers that are unusual but readable."""
+    # nibabel's LoggingOutputSuppressor removes the handler, but then Python's handler of last resort prints the messages.
     logger = logging.getLogger("nibabel.global")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -80,9 +80,14 @@ def _quiet_nibabel() -> Iterator[None]:
 
 
 def read_header(path: Path, *, one_slice: bool = False) -> Nifti1Header:
-    """The header as it stands in the file: nibabel's own loading would mend a spacing of zero in silence.
+    """Read the header without nibabel's repairs, which silently change a spacing of zero.
 
-    Raises ScanError when the file cannot be a volume; `one_slice` lets one of a single slice pass that has three axes.
+    Args:
+        path: the file.
+        one_slice: accept three axes of which one has length 1.
+
+    Raises:
+        ScanError: if the file is not a volume.
     """
     with (
         explain_faults("is not a NIfTI file", where=path, do="Copy or convert the scan again"),
@@ -97,12 +102,12 @@ def read_header(path: Path, *, one_slice: bool = False) -> Nifti1Header:
         header = kind(start[:size], check=False)
         magic = bytes(header["magic"].tobytes())[:2]
         if magic == b"n+":
-            # Each raises on numbers that the standard does not know, here rather than in the midst of the work.
+            # Each of these raises on invalid numbers: better here than while voxels are read.
             _ = header.get_data_dtype(), header.get_slope_inter(), header.get_data_shape(), header.get_data_offset()
     if magic != b"n+":
         raise ScanError("is not a NIfTI file, despite its name", where=path, do="Exclude it, or correct its suffix")
     if header.get_data_offset() < size:
-        # nibabel takes an offset of 0 at its word, and the header's own bytes for the first voxels.
+        # nibabel would accept an offset of 0 and read the header's own bytes as the first voxels.
         what = f"its voxels would begin at byte {header.get_data_offset()}, within the header"
         raise ScanError(what, where=path, do="Correct the header (vox_offset), or convert the scan again")
     _check_shape(header, path, one_slice)
@@ -136,18 +141,19 @@ def _check_spacing(header: Nifti1Header, path: Path) -> None:
     spacing = np.array(header["pixdim"][1:4], dtype=np.float64)
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
         shown = " x ".join(f"{value:.4g}" for value in spacing)
-        raise ScanError(f"the spacing is {shown} mm; every axis needs more than 0", where=path, do="Correct the header (pixdim)")
+        what = f"the spacing is {shown} mm; it must be above 0 on every axis"
+        raise ScanError(what, where=path, do="Correct the header (pixdim)")
 
 
 def _read_stored(path: Path, header: Nifti1Header) -> NDArray:
-    """Stored values (X Y Z, order F), which are all that the file holds behind its header."""
+    """Read the stored values (X Y Z, order F); raises ScanError if the file does not hold exactly as many as its header claims."""
     shape, kind, offset = header.get_data_shape(), header.get_data_dtype(), int(header.get_data_offset())
     claimed = math.prod(map(int, shape)) * kind.itemsize
     with open(path, "rb") as file:
         length = os.fstat(file.fileno()).st_size
         if _is_packed(path):
             held = inflate(file, offset + claimed, wrapper=GZIP)
-            # A longer one was not unpacked to its end; gzip notes the length there.
+            # A longer file was not decompressed to its end, where gzip stores its length.
             file.seek(-4, os.SEEK_END)
             length = len(held) if len(held) <= offset + claimed else max(len(held), *struct.unpack("<I", file.read(4)))
             stored, rest = held[offset : offset + claimed], held[offset + claimed :]
@@ -179,12 +185,12 @@ def _build_affine(matrix: NDArray[np.float64], path: Path) -> Affine:
         raise ScanError(error.what, where=path, do=error.do) from error
 
 
-def _judge_placement(header: Nifti1Header) -> tuple[str, ...]:
-    """A note where the header places its voxels not at all, or in two ways."""
-    coded = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
-    if not any(coded):
-        return ("the file does not state the patient's orientation (no sform, no qform); its axes were taken as L A S",)
-    if not coded[0]:
+def _note_placement(header: Nifti1Header) -> tuple[str, ...]:
+    """Note a header without sform and qform, or whose sform, qform and pixdim contradict each other."""
+    has_sform, has_qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
+    if not has_sform and not has_qform:
+        return ("the file does not state the patient's orientation (no sform, no qform); its axes were assumed to be L A S",)
+    if not has_sform:
         return ()
     sform = np.array(header.get_sform(), dtype=np.float64)
     spacing, stated = np.linalg.norm(sform[:3, :3], axis=0), np.array(header["pixdim"][1:4], dtype=np.float64)
@@ -192,12 +198,12 @@ def _judge_placement(header: Nifti1Header) -> tuple[str, ...]:
         first, second = show_apart(spacing, stated, " x ")
         return (f"the sform's spacing is {first}, pixdim's is {second}; the sform was used",)
     try:
-        qform = np.array(header.get_qform(), dtype=np.float64) if coded[1] else sform
+        qform = np.array(header.get_qform(), dtype=np.float64) if has_qform else sform
     except Exception as error:  # nibabel raises several kinds for quaternions that are not a rotation.
         return (f"the qform is not a rotation ({type(error).__name__}); the sform was used",)
     corners = np.column_stack([np.array(list(np.ndindex(2, 2, 2))) * (np.array(header.get_data_shape()[:3]) - 1), np.ones(8)])
-    apart = float(np.linalg.norm(corners @ (sform - qform).T, axis=1).max())
-    if not apart > 0.1 * spacing.min():
+    distance_mm = float(np.linalg.norm(corners @ (sform - qform).T, axis=1).max())
+    if not distance_mm > 0.1 * spacing.min():
         return ()
     first, second = show_apart(sform[:3].ravel(), qform[:3].ravel(), " ")
-    return (f"sform ({first}) and qform ({second}) place voxels up to {apart:.3g} mm apart; the sform was used",)
+    return (f"sform ({first}) and qform ({second}) place voxels up to {distance_mm:.3g} mm apart; the sform was used",)

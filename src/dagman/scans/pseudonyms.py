@@ -1,13 +1,14 @@
-"""Names for patients that are not their names.
+"""Pseudonyms of patients.
 
-DICOM: `P-` and 16 hex digits of HMAC-SHA256 of the PatientID (of the StudyInstanceUID where that is empty), under the user's key
-(`records.key`), so that all series of one patient fall together. Who has the key can go from a PatientID to its pseudonym.
+DICOM: `P-` and 16 hex digits of the HMAC-SHA256 of the PatientID (or of the StudyInstanceUID, if that is empty) with the user's key
+(`records.key`), so that all series of a patient have the same pseudonym. With the key one can compute the pseudonym of a PatientID.
 
-Other formats name no patient. There the rule is: the patient is the file's name without its suffix. Where such names repeat
-(`a/ct.nii.gz`, `b/ct.nii.gz`) it is the folder, if there are at least as many folders as names, else the path below the
-folder given. That name goes through the key too. A table's `patient` column goes before all of this.
+Other formats do not name a patient: the patient is the file name without its suffix. If such names repeat (`a/ct.nii.gz`,
+`b/ct.nii.gz`), it is the folder, provided that there are at least as many folders as names, and otherwise the path below the given
+folder. This name is then hashed with the key, too. A table's `patient` column takes precedence over all of this.
 
-Without a key, as before there were keys: 8 hex digits of a hash that anyone can make, and the names of files as they are.
+Without a key, as in versions before there were keys, the pseudonym is 8 hex digits of a hash that anyone can compute, and file
+names are used as they are.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _DOUBLE_SUFFIXES = (".gz", ".bz2", ".zst")
 
 
 def name_patient(patient_id: str) -> str:
-    """The pseudonym of a PatientID, such as "P-1f2e3d4c5b6a7988"; surrounding blanks do not count."""
+    """Return the pseudonym of a PatientID, such as "P-1f2e3d4c5b6a7988"; surrounding whitespace is ignored."""
     if (key := find_key()) is not None:
         return f"P-{key.name(patient_id.strip())}"
     digest = hashlib.blake2b(patient_id.strip().encode("utf-8", "surrogateescape"), key=_PUBLIC, digest_size=4)
@@ -31,7 +32,7 @@ def name_patient(patient_id: str) -> str:
 
 
 def name_file(path: Path) -> str:
-    """A file's name without its suffixes: "a/case_1.nii.gz" -> "case_1"."""
+    """Return a file name without its suffixes: "a/case_1.nii.gz" -> "case_1"."""
     name = path.name
     if path.suffix.lower() in _DOUBLE_SUFFIXES:
         name = Path(name).stem
@@ -39,9 +40,9 @@ def name_file(path: Path) -> str:
 
 
 def name_patients(paths: Sequence[Path]) -> list[str]:
-    """One patient a file, by the rule above; `paths` are relative to the folder given."""
-    named = _distinguish(paths)
-    return named if find_key() is None else [name_patient(name) for name in named]
+    """Return the patient of each file by the rule above; `paths` are relative to the given folder."""
+    names = _distinguish(paths)
+    return names if find_key() is None else [name_patient(name) for name in names]
 
 
 def _distinguish(paths: Sequence[Path]) -> list[str]:

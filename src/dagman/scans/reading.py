@@ -1,4 +1,4 @@
-"""A series to a scan: decode, check, name the modality, clip padding. The one place where all formats meet."""
+"""Reads a series of any format as a scan: decodes and checks it, determines the modality, clips padding."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from dagman.scans.scan import Modality, Scan, narrow_voxels
 from dagman.scans.verdict import LOWEST_HU, HuEvidence, clip_evidence, clip_padding, judge_modality, measure_hu
 
 _SKEW_TOLERANCE_DEGREES = 0.5
-"""As for DICOM, where the gantry's tilt is searched for."""
+"""The same tolerance as for DICOM, above which a tilted gantry is assumed."""
 
 _STEEPEST_DEGREES = 45.0
-"""No gantry tilts by more than 30 degrees; beyond, a header is damaged, and the straight grid might not fit into memory."""
+"""Gantries tilt by at most 30 degrees. A larger tilt means a damaged header, and the resampled grid might not fit into memory."""
 
 
 def read_scan(
@@ -34,16 +34,23 @@ def read_scan(
     widest_gap: float = WIDEST_GAP_MM,
     labels: bool = False,
 ) -> Scan:
-    """Read one series: a file, a folder that holds exactly one usable series, or `folder#uid` (`dagman.read`).
+    """Read one series as a scan (`dagman.read`).
 
-    A DICOM file stands for its whole volume: the files of the same series in its folder are read with it. `modality`
-    overrides what the file says; `tilt`, `widest_gap`, `labels`: see `read_series`. Raises ScanError, naming the series when
-    there are several.
+    Args:
+        path: a file, a folder with exactly one usable series, or `folder#uid`. A DICOM file stands for its whole volume: the other
+            files of its series in the same folder are read as well.
+        modality: overrides the modality stated in the file.
+        tilt: "resample" or "refuse" slices of a tilted gantry.
+        widest_gap: distance between slices (mm) up to which uneven or missing slices are interpolated.
+        labels: whether the values are labels; see `read_series`.
+
+    Raises:
+        ScanError: if there is no usable series, or more than one (the message names them).
     """
     path = Path(path)
     known = find_format(path) if labels else None
     if known is not None and known.is_file and os.path.isfile(path):
-        # Not by `find_series`: it leaves out single slices, and a label map may be cropped to one.
+        # Without `find_series`, which refuses single slices: a label map may be cropped to one.
         single = Series(kind=known.name, files=(path,), source=str(path), modality=modality, tilt=tilt, widest_gap=widest_gap)
         return read_series(single, labels=True)
     discovered = find_series(path, modality=modality, tilt=tilt, widest_gap=widest_gap)
@@ -53,28 +60,32 @@ def read_scan(
         names = ", ".join(series.source for series in discovered.series[:5])
         more = f" and {len(discovered.series) - 5} more" if len(discovered.series) > 5 else ""
         raise ScanError(f"holds {len(discovered.series)} series: {names}{more}", where=path, do="Give the name of one of them")
-    # Not path.is_file(), which raises where a folder on the way is closed.
+    # os.path.isfile, since path.is_file() raises if a parent folder cannot be entered.
     if len(discovered.refused) == 1 or os.path.isfile(path):
         raise ScanError(discovered.refused[0].reason, where=discovered.refused[0].source)
     first = discovered.refused[0]
-    raise ScanError(f"holds no usable series; {len(discovered.refused)} refused, the first: {first.reason}", where=path)
+    raise ScanError(f"contains no usable series; {len(discovered.refused)} refused, the first: {first.reason}", where=path)
 
 
 def read_series(series: Series, *, labels: bool = False) -> Scan:
-    """Decode a series into a Scan.
+    """Decode a series as a scan; whether the scan is usable is decided by `verdict.judge_scan`.
 
-    Voxels are int16 where that is exact, else float32; CT is in HU with padding clipped at -1024. Slices of a tilted gantry, or
-    a sheared grid as a converter makes of them, are shifted onto a straight grid and noted, unless `series.tilt` refuses them;
-    `labels` says that values must not be mixed then. Uneven slices are interpolated to even ones, and noted, where no gap is
-    wider than `series.widest_gap`. Raises ScanError for what cannot be a volume: unreadable files, NaN, one slice (unless of
-    `labels`), wider gaps.
-    Whether a scan is of use is another question: see `verdict.judge_scan`.
+    Voxels are int16 if that is exact, otherwise float32; CT is in HU with padding clipped at -1024. Slices of a tilted gantry, or
+    the sheared grid that a converter makes of them, are resampled to an orthogonal grid unless `series.tilt` refuses them. Uneven
+    slices are interpolated to even ones if no gap is wider than `series.widest_gap`. Both are noted.
+
+    Args:
+        series: the series, as found by `find_series`.
+        labels: whether the values are labels, which must not be interpolated, and which may have a single slice.
+
+    Raises:
+        ScanError: if the files cannot be read or do not form a volume, values are NaN, or a gap is too wide.
     """
     return read_measured(series, labels=labels)[0]
 
 
 def read_measured(series: Series, *, labels: bool = False) -> tuple[Scan, HuEvidence | None]:
-    """As `read_series`, with the evidence counted while reading, for `judge_scan`; None if the grid was resampled."""
+    """Read a series like `read_series`, and return also the evidence for `judge_scan`; None if the grid was resampled."""
     with explain_faults("cannot be read", where=series.source, do="Convert or export it again, or exclude it"):
         try:
             return _read_series(series, labels)
@@ -82,7 +93,7 @@ def read_measured(series: Series, *, labels: bool = False) -> tuple[Scan, HuEvid
             shown = None if error.where is None else str(show_place(error.where))
             if shown in (None, str(error.where)):
                 raise
-            # Of an archive: where it was unpacked tells the user nothing.
+            # For a file from an archive, name its place in the archive instead of the temporary folder.
             raise ScanError(error.what, where=shown, do=error.do) from error
 
 
@@ -117,13 +128,13 @@ def _read_series(series: Series, labels: bool) -> tuple[Scan, HuEvidence | None]
 
 
 def _find_tilt(affine: Affine, series: Series) -> tuple[int, float] | None:
-    """The axis across the slices of a tilted gantry and its angle, None for a straight grid; ScanError for what cannot be used."""
+    """Return the slice axis and angle of a tilted gantry, or None for an orthogonal grid; raises ScanError for other shears."""
     if affine.skew <= _SKEW_TOLERANCE_DEGREES:
         return None
     tilted = measure_tilt(affine)
     if tilted is not None and series.tilt == "resample" and tilted[1] <= _STEEPEST_DEGREES:
         return tilted
-    # Resampled along its axes it would show a slanted body.
+    # If it were treated as orthogonal, the body would appear slanted.
     what = f"its axes are {affine.skew:.1f} degrees from perpendicular (a tilted gantry?)"
     raise ScanError(what, where=series.source, do="Resample it to an orthogonal grid, or exclude it")
 
@@ -131,9 +142,9 @@ def _find_tilt(affine: Affine, series: Series) -> tuple[int, float] | None:
 def _check_finite(values: NDArray, source: str) -> None:
     if not np.issubdtype(values.dtype, np.floating):
         return
-    # float64 may hold what is infinite as the float32 that it becomes.
-    good = np.isfinite(values) if values.dtype.itemsize <= 4 else np.abs(values) <= np.finfo(np.float32).max
-    bad = values.size - int(np.count_nonzero(good))
-    if bad:
-        what = f"{bad} of {values.size} voxels are NaN or infinite"
+    # A float64 value may become infinite when converted to float32.
+    is_finite = np.isfinite(values) if values.dtype.itemsize <= 4 else np.abs(values) <= np.finfo(np.float32).max
+    count = values.size - int(np.count_nonzero(is_finite))
+    if count:
+        what = f"{count} of {values.size} voxels are NaN or infinite"
         raise ScanError(what, where=source, do="Replace them (outside the scanner's field: -1024), or exclude the scan")

@@ -1,4 +1,4 @@
-"""A scan: one 3D image with its place in the patient, and what makes two of them the same."""
+"""The type `Scan`: a 3D image with its affine, and the hash by which identical scans are recognised."""
 
 from __future__ import annotations
 
@@ -16,36 +16,35 @@ Modality = Literal["CT", "MR", "other"]
 Voxels = NDArray[np.int16] | NDArray[np.float32]
 
 _LEAST_ROUNDED = 100.0
-"""Range of values that may be rounded to whole numbers for a hash."""
+"""Smallest range of values that are rounded to whole numbers for a hash."""
 
 
 @dataclass(frozen=True, eq=False)
 class RawImage:
-    """What a format's reader makes of a file before anything is judged.
-
-    `values` is X Y Z in the file's own axis order with its rescaling applied, of any number type; `notes` say what the
-    reader had to assume.
-    """
+    """The values and affine that a format's reader returns, before any checks."""
 
     values: NDArray
+    "X Y Z in the file's own axis order, rescaled, of any number type."
     affine: Affine
     notes: tuple[str, ...] = ()
+    "Assumptions that the reader made."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scan:
-    """One 3D image.
-
-    `voxels` is X Y Z, int16 or float32, in HU for CT; `affine` takes indices to RAS mm; `patient` is a pseudonym
-    (see `pseudonyms`); `source` is the user's own path; `notes` say what was done to the values while reading.
-    """
+    """One 3D image with its affine, modality and patient."""
 
     voxels: Voxels
+    "X Y Z, int16 or float32, in HU for CT."
     affine: Affine
+    "Maps voxel indices to RAS mm."
     modality: Modality
     patient: str = field(repr=False)
+    "A pseudonym (see `pseudonyms`)."
     source: str = field(repr=False)
+    "The user's path of the scan."
     notes: tuple[str, ...] = ()
+    "How values were changed while reading."
 
     def __post_init__(self) -> None:
         if self.voxels.ndim != 3:
@@ -67,17 +66,17 @@ class Scan:
         return self.affine.spacing
 
     def __repr__(self) -> str:
-        # No patient and no path: a repr lands in logs and bug reports.
+        # Without patient and path, since a repr ends up in logs and bug reports.
         shape = " x ".join(map(str, self.shape))
         spacing = " x ".join(f"{value:.4g}" for value in self.spacing)
         return f"Scan({self.modality}, {shape} voxels, {spacing} mm, {self.affine.axis_codes}, {self.voxels.dtype})"
 
 
 def reorient_scan(scan: Scan) -> Scan:
-    """The same scan with its axes in the order and direction nearest to RAS+.
+    """Return the scan with its axes in the order and direction closest to RAS+.
 
-    Exact: axes are swapped and flipped, nothing is interpolated, an oblique scan keeps its obliqueness. The voxels are
-    a view of the given ones, possibly with negative strides.
+    Axes are only swapped and flipped; nothing is interpolated, so an oblique scan stays oblique. The voxels are a view of the
+    given ones, possibly with negative strides.
     """
     order, flips = scan.affine.nearest_ras()
     voxels, affine = scan.voxels.transpose(order), scan.affine.permute(order)
@@ -88,36 +87,36 @@ def reorient_scan(scan: Scan) -> Scan:
 
 
 def drop_voxels(scan: Scan) -> Scan:
-    """The same scan for those who need its grid alone: every voxel is 0, and they take no memory."""
+    """Return the scan with all voxels 0, without using memory for them, for code that needs only the grid."""
     return replace(scan, voxels=np.broadcast_to(np.zeros((), scan.voxels.dtype), scan.shape))
 
 
 def hash_scan(scan: Scan) -> str:
-    """A hash of what the scan shows: equal for the NIfTI and the DICOM of one scan, whatever the axis order or flip.
+    """Return a hash of a scan's content, which is equal for the NIfTI and the DICOM of a scan, in any axis order and direction.
 
-    It covers the RAS+ voxels rounded to int16 (as they are where they span less than 100) and the spacing to 0.01 mm; not the
-    place, names or file.
+    It covers the RAS+ voxels rounded to int16 (not rounded if their range is below 100) and the spacing rounded to 0.01 mm. It
+    does not cover the origin, names and files.
     """
     upright = reorient_scan(scan)
     voxels = upright.voxels
     if voxels.dtype != np.int16 and float(voxels.max()) - float(voxels.min()) < _LEAST_ROUNDED:
-        # Rounded, all scans of values in 0 to 1, such as ADC in mm2/s, would be one. The zero takes the sign off another zero.
+        # Rounding would make all scans with values from 0 to 1 equal, such as ADC in mm2/s. Adding zero turns -0.0 into 0.0.
         voxels = voxels + np.float32(0)
     elif voxels.dtype != np.int16:
         limits = np.iinfo(np.int16)
         voxels = np.clip(np.rint(voxels), limits.min, limits.max).astype(np.int16)
-    # Rounded twice: 0.785 as float32 and as float64 must fall on the same side of the half.
+    # Rounded twice, so that 0.785 as float32 and as float64 are rounded in the same direction.
     spacing = ",".join(f"{round(round(value, 4), 2):.2f}" for value in upright.spacing)
-    # Z Y X: files store X fastest, so this order needs the least copying.
+    # In the order Z Y X, which needs the least copying, since files store X fastest.
     return hash_bytes(f"{spacing}|{hash_array(voxels.T)}".encode())
 
 
 def narrow_voxels(values: NDArray) -> Voxels:
-    """Numbers of any type as int16 where that is exact, else as float32."""
+    """Convert numbers of any type to int16 if that is exact, otherwise to float32."""
     if values.dtype == np.int16:
         return values
     limits = np.iinfo(np.int16)
-    small = values.size > 0 and values.min() >= limits.min and values.max() <= limits.max
-    if small and (np.issubdtype(values.dtype, np.integer) or np.array_equal(values, np.rint(values))):
+    in_range = values.size > 0 and values.min() >= limits.min and values.max() <= limits.max
+    if in_range and (np.issubdtype(values.dtype, np.integer) or np.array_equal(values, np.rint(values))):
         return values.astype(np.int16)
     return values.astype(np.float32)

@@ -64,7 +64,7 @@ def test_where_the_series_cannot_be_told_one_line_says_that_nothing_was_written(
 def test_labels_that_no_longer_fit_the_series_cost_the_segmentation_alone(series, tmp_path):
     said = write_dicom_labels(tmp_path / "out.dcm", np.ones((*_SHAPE, 5), np.uint8), {1: "ball"}, series["early"][0])
     assert "no DICOM SEG was written" in said
-    assert "a DICOM SEG would have 5 slices, the series has 4" in said
+    assert "a DICOM SEG would have 5 slices, but the series has 4" in said
     assert not (tmp_path / "out.dcm").exists()
 
 

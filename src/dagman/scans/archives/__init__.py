@@ -1,4 +1,4 @@
-"""Archives of scans (zip, tar): unpacked while the process runs, and named as if they were folders."""
+"""Reads archives of scans (zip, tar): they are unpacked while the process runs, and named as if they were folders."""
 
 from dagman.scans.archives.places import enter_archive, is_archive, reach_place, remove_unpacked, show_place, stat_place
 

@@ -1,4 +1,4 @@
-"""Where the members of archives lie while they are read, and by which names the user knows them: `archive.zip/inner/path`."""
+"""Maps members of archives between the user's names (`archive.zip/inner/path`) and the files they are unpacked to."""
 
 from __future__ import annotations
 
@@ -13,33 +13,37 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 
 from dagman.records.hashes import hash_bytes
-from dagman.scans.archives.unpacking import SUFFIXES, Left, unpack_archive
+from dagman.scans.archives.unpacking import SUFFIXES, RejectedMember, unpack_archive
 
 
 @dataclass(frozen=True)
 class _Unpacked:
     archive: Path
     folder: Path
-    left: tuple[Left, ...]
+    rejected: tuple[RejectedMember, ...]
 
 
 _PREFIX = "dagman-"
 _UNPACKED: dict[tuple[str, int, int], _Unpacked] = {}
-"""By path, size and time of writing, so that an archive is unpacked once a process; a forked process finds it here, too."""
+"""Unpacked archives by path, size and modification time: a process, and any process forked from it, unpacks an archive once."""
 
 _FOLDERS: dict[str, Path] = {}
-"""Temporary folders of this process, and the archives that lie in them."""
+"""Archives by the temporary folder of this process that they are unpacked to."""
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a path is a file with the name of an archive that can be unpacked."""
+    """Return whether a path is a file with the suffix of an archive that can be unpacked."""
     return path.name.lower().endswith(SUFFIXES) and os.path.isfile(path)
 
 
-def enter_archive(archive: Path) -> tuple[Path, tuple[Left, ...]]:
-    """The folder that holds what is in an archive, and what was left out of it; removed when the process ends.
+def enter_archive(archive: Path) -> tuple[Path, tuple[RejectedMember, ...]]:
+    """Unpack an archive into a temporary folder, which is removed when the process ends.
 
-    Raises ScanError where the archive is encrypted, damaged, or larger than what is unpacked.
+    Returns:
+        The folder, and the members that were not unpacked.
+
+    Raises:
+        ScanError: if the archive is encrypted, damaged or too large.
     """
     status = archive.stat()
     key = (str(archive.resolve()), status.st_size, status.st_mtime_ns)
@@ -47,34 +51,34 @@ def enter_archive(archive: Path) -> tuple[Path, tuple[Left, ...]]:
     if known is None or known.archive != archive or not known.folder.is_dir():
         _remove_orphans()
         folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{_name_process(os.getpid())}-")).resolve()
-        # Not atexit: a worker process ends without it.
+        # Not atexit, which worker processes skip.
         Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=0)
         try:
-            left = unpack_archive(archive, folder)
+            rejected = unpack_archive(archive, folder)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        known = _UNPACKED[key] = _Unpacked(archive, folder, left)
+        known = _UNPACKED[key] = _Unpacked(archive, folder, rejected)
         _FOLDERS[str(folder)] = archive
-    return known.folder, known.left
+    return known.folder, known.rejected
 
 
 @functools.cache
 def _remove_orphans() -> None:
-    """Remove, once a process, what processes of this user on this machine had unpacked and were killed over."""
+    """Remove, once per process, what other processes of this user on this machine unpacked before they were killed."""
     with contextlib.suppress(OSError):
         for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*-*-*"):
             machine, number, started = folder.name.removeprefix(_PREFIX).split("-")[:3]
-            # Of another machine that shares the folder, or of another user, nothing is known.
-            mine = machine == _name_machine() and number.isdigit() and folder.stat().st_uid == os.getuid()
-            if mine and _name_process(int(number)) != f"{machine}-{number}-{started}":
+            # Processes of another user, or of another machine that shares the folder, may still be running.
+            is_own = machine == _name_machine() and number.isdigit() and folder.stat().st_uid == os.getuid()
+            if is_own and _name_process(int(number)) != f"{machine}-{number}-{started}":
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def _name_process(number: int) -> str:
-    """A process of this machine: its number, which others get after it, and when it began; no such process, no such name."""
+    """Name a process by machine, number and start time, since numbers are reused."""
     try:
-        # Behind the name, which may hold anything but ends with a bracket: the 22nd column.
+        # The start time is column 22; the process's name before it may contain anything, but ends with a parenthesis.
         started = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         started = "0" if _is_running(number) else "ended"
@@ -93,7 +97,7 @@ def _is_running(number: int) -> bool:
 
 @functools.cache
 def _name_machine() -> str:
-    """This machine since it was started; containers on it that do not share their processes have names of their own."""
+    """Name this machine since its last start; containers with separate process namespaces have different names."""
     spaces = ""
     with contextlib.suppress(OSError):
         spaces = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii") + os.readlink("/proc/self/ns/pid")
@@ -101,24 +105,23 @@ def _name_machine() -> str:
 
 
 def reach_place(path: Path) -> Path:
-    """A path as it can be opened: `archive.zip/inner` and `archive.zip#uid` in the folder where the archive is unpacked."""
+    """Return a path that can be opened: for `archive.zip/inner` and `archive.zip#uid`, in the folder of the unpacked archive."""
     if os.path.exists(path):
         return enter_archive(path)[0] if is_archive(path) else path
-    for place in (path, *path.parents):
-        name, sign, uid = place.name.partition("#")
-        archive = place.with_name(name) if name else place
+    for parent in (path, *path.parents):
+        name, sign, uid = parent.name.partition("#")
+        archive = parent.with_name(name) if name else parent
         if is_archive(archive):
             folder = enter_archive(archive)[0]
-            inner = path.relative_to(place)
-            return Path(f"{folder}{sign}{uid}") if place == path else folder / inner
+            return Path(f"{folder}{sign}{uid}") if parent == path else folder / path.relative_to(parent)
     return path
 
 
 def show_place(path: str | Path, *, suffix: bool = True) -> Path:
-    """A path as the user knows it; with `suffix` False an archive is named as the folder that it would be unpacked to."""
+    """Return a path as the user knows it: `archive.zip/inner` for a file in an archive, or `archive/inner` without `suffix`."""
     path = Path(path)
     for folder in (path, *path.parents) if _FOLDERS else ():
-        # Of `folder#uid`, too.
+        # The path may be `folder#uid`.
         name, sign, uid = folder.name.partition("#")
         archive = _FOLDERS.get(str(folder.parent / name))
         if archive is not None:
@@ -128,7 +131,7 @@ def show_place(path: str | Path, *, suffix: bool = True) -> Path:
 
 
 def stat_place(path: Path) -> os.stat_result:
-    """The state of a file, or of the archive that holds it: what is unpacked is always new."""
+    """Return the status of a file, or of the archive that contains it, since unpacked files are always new."""
     for folder in path.parents if _FOLDERS else ():
         if (archive := _FOLDERS.get(str(folder))) is not None:
             return archive.stat()
@@ -136,7 +139,7 @@ def stat_place(path: Path) -> os.stat_result:
 
 
 def remove_unpacked() -> None:
-    """Remove all that was unpacked, as the end of the process does."""
+    """Remove all unpacked archives, as happens at the end of the process."""
     for folder in _FOLDERS:
         shutil.rmtree(folder, ignore_errors=True)
     _UNPACKED.clear()
@@ -144,5 +147,5 @@ def remove_unpacked() -> None:
 
 
 def _strip_suffix(name: str) -> str:
-    suffix = next(one for one in SUFFIXES if name.lower().endswith(one))
+    suffix = next(suffix for suffix in SUFFIXES if name.lower().endswith(suffix))
     return name[: -len(suffix)] or name

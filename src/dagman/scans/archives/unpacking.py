@@ -1,6 +1,6 @@
-"""Unpack an archive that nobody has checked: no member leaves the folder, nothing but files is made, and the size is bounded.
+"""Unpacks untrusted archives: no member can leave the folder, only files are created, and the size is limited.
 
-Names of members are judged before anything is written. Source of the rules: Python's own `tarfile.data_filter` (PEP 706).
+Names of members are checked before anything is written. The rules follow Python's `tarfile.data_filter` (PEP 706).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from dagman.errors import ScanError
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 MOST_MEMBERS = 500_000
-"""A hospital's export of a hundred patients holds some 100,000 slices. [ours]"""
+"""A hospital's export of a hundred patients has about 100,000 slices. [ours]"""
 MOST_BYTES = 256 * 2**30
-"""Of all members, unpacked. [ours]"""
+"""Limit on the unpacked size of all members. [ours]"""
 MOST_INFLATED = 200
-"""Times the archive's own size, for archives that claim more than `FREE_BYTES`: scans are packed 2 to 20 times. [ours]"""
+"""Limit on the compression ratio of an archive that claims more than `FREE_BYTES`; that of scans is 2 to 20. [ours]"""
 FREE_BYTES = 2**30
 
 _DAMAGE = (
@@ -44,18 +44,22 @@ _AGAIN = "Download or export it again"
 
 
 @dataclass(frozen=True)
-class Left:
-    """A member that was not unpacked: its name, what is wrong, and what to do."""
+class RejectedMember:
+    """A member of an archive that was not unpacked: its name, what is wrong, and what to do."""
 
     member: str
     what: str
     do: str
 
 
-def unpack_archive(archive: Path, folder: Path) -> tuple[Left, ...]:
-    """Unpack a zip or tar archive into an empty folder; gives what was left out: links, damaged members, names that lead out.
+def unpack_archive(archive: Path, folder: Path) -> tuple[RejectedMember, ...]:
+    """Unpack a zip or tar archive into an empty folder.
 
-    Raises ScanError for an archive that is encrypted, damaged as a whole, or too large.
+    Returns:
+        Members that were not unpacked: links, damaged or encrypted members, names that point outside the folder.
+
+    Raises:
+        ScanError: if the archive is encrypted, damaged as a whole, or too large.
     """
     try:
         if archive.name.lower().endswith(".zip"):
@@ -68,61 +72,61 @@ def unpack_archive(archive: Path, folder: Path) -> tuple[Left, ...]:
             do = "Set the variable TMPDIR to a folder on a larger disk, or unpack it yourself"
             raise ScanError(f"does not fit into {folder.parent}, into which it is unpacked", where=archive, do=do) from error
         if error.errno is None:
-            # gzip and bz2 speak of damage by an OSError without a number.
+            # gzip and bz2 report damage by an OSError without an error number.
             raise ScanError("is damaged, or is not an archive", where=archive, do=_AGAIN) from error
         raise ScanError(f"cannot be unpacked ({error.strerror})", where=archive, do="Check its permissions") from error
 
 
-def _unpack_zip(archive: Path, folder: Path) -> Iterator[Left]:
+def _unpack_zip(archive: Path, folder: Path) -> Iterator[RejectedMember]:
     with zipfile.ZipFile(archive) as opened:
-        members = [one for one in opened.infolist() if not one.is_dir()]
-        if members and all(one.flag_bits & 1 for one in members):
+        members = [member for member in opened.infolist() if not member.is_dir()]
+        if members and all(member.flag_bits & 1 for member in members):
             raise ScanError("is encrypted", where=archive, do="Unpack it with its password")
-        bound = _Bound(archive)
-        for one in members:
-            bound.add(one.file_size)
-        for one in members:
-            # Programs on Windows write backslashes, which Python turns round on Windows alone.
-            name = one.filename.replace("\\", "/")
-            if one.flag_bits & 1:
-                yield Left(name, "is encrypted in the archive", "Unpack it with its password")
-            elif stat.S_ISLNK(one.external_attr >> 16):
-                yield Left(name, "is a link in an archive", "Unpack it yourself, and give the folder")
+        limit = _SizeLimit(archive)
+        for member in members:
+            limit.add(member.file_size)
+        for member in members:
+            # Some programs on Windows write backslashes, which Python converts only on Windows.
+            name = member.filename.replace("\\", "/")
+            if member.flag_bits & 1:
+                yield RejectedMember(name, "is encrypted in the archive", "Unpack it with its password")
+            elif stat.S_ISLNK(member.external_attr >> 16):
+                yield RejectedMember(name, "is a link in an archive", "Unpack it yourself, and give the folder")
             elif (target := _find_target(folder, name)) is None:
-                yield _leads_out(name)
+                yield _reject_path(name)
             elif not _is_hidden(name):
                 try:
-                    with opened.open(one) as source:
+                    with opened.open(member) as source:
                         _copy(source, target)
                 except _DAMAGE:
                     target.unlink(missing_ok=True)
-                    yield Left(name, "is damaged in the archive", _AGAIN)
+                    yield RejectedMember(name, "is damaged in the archive", _AGAIN)
                 except OSError as error:
-                    yield _name_fault(name, error)
+                    yield _reject_or_raise(name, error)
 
 
-def _unpack_tar(archive: Path, folder: Path) -> Iterator[Left]:
-    bound = _Bound(archive)
+def _unpack_tar(archive: Path, folder: Path) -> Iterator[RejectedMember]:
+    limit = _SizeLimit(archive)
     with tarfile.open(archive, "r|*") as opened:
-        for one in opened:
-            bound.add(one.size)
-            if one.isdir():
+        for member in opened:
+            limit.add(member.size)
+            if member.isdir():
                 continue
-            if not one.isreg():
-                yield Left(one.name, "is a link or a device in an archive", "Unpack it yourself, and give the folder")
-            elif (target := _find_target(folder, one.name)) is None:
-                yield _leads_out(one.name)
-            elif not _is_hidden(one.name):
-                source = opened.extractfile(one)
+            if not member.isreg():
+                yield RejectedMember(member.name, "is a link or a device in an archive", "Unpack it yourself, and give the folder")
+            elif (target := _find_target(folder, member.name)) is None:
+                yield _reject_path(member.name)
+            elif not _is_hidden(member.name):
+                source = opened.extractfile(member)
                 assert source is not None
                 try:
                     _copy(source, target)
                 except OSError as error:
-                    yield _name_fault(one.name, error)
+                    yield _reject_or_raise(member.name, error)
 
 
-class _Bound:
-    """Counts members and bytes, and raises ScanError where there are more than is unpacked."""
+class _SizeLimit:
+    """Counts members and bytes, and raises ScanError if there are too many."""
 
     def __init__(self, archive: Path) -> None:
         self.archive = archive
@@ -132,14 +136,14 @@ class _Bound:
     def add(self, size: int) -> None:
         self.members += 1
         self.bytes += size
-        inflated = self.bytes > FREE_BYTES and self.bytes > MOST_INFLATED * self.packed
-        if self.members > MOST_MEMBERS or self.bytes > MOST_BYTES or inflated:
-            held = f"more than {MOST_MEMBERS:,} files" if self.members > MOST_MEMBERS else f"{self.bytes / 2**30:.1f} GiB and more"
-            raise ScanError(f"claims {held}", where=self.archive, do="Unpack it yourself if it can be trusted")
+        is_bomb = self.bytes > FREE_BYTES and self.bytes > MOST_INFLATED * self.packed
+        if self.members > MOST_MEMBERS or self.bytes > MOST_BYTES or is_bomb:
+            claim = f"more than {MOST_MEMBERS:,} files" if self.members > MOST_MEMBERS else f"{self.bytes / 2**30:.1f} GiB or more"
+            raise ScanError(f"claims {claim}", where=self.archive, do="Unpack it yourself if it can be trusted")
 
 
 def _find_target(folder: Path, name: str) -> Path | None:
-    """Where a member is written; None where its name leads out of the folder, or is none."""
+    """Return the file that a member is written to; None if its name is invalid or points outside the folder."""
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\0" in name or parts[0].endswith(":"):
         return None
@@ -147,23 +151,23 @@ def _find_target(folder: Path, name: str) -> Path | None:
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether discovery would pass the file over, as it does a Mac's `._` files."""
+    """Return whether discovery would ignore the file, such as the `._` files of macOS."""
     return any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
 def _copy(source: IO[bytes], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    # A later member of the same name is the newer one, as every program unpacks it.
+    # A later member of the same name replaces an earlier one, as in other programs.
     with open(target, "wb") as written:
         shutil.copyfileobj(source, written, 2**20)
 
 
-def _leads_out(name: str) -> Left:
-    return Left(name, "its path points outside the archive", "Create the archive again, with relative paths")
+def _reject_path(name: str) -> RejectedMember:
+    return RejectedMember(name, "its path points outside the archive", "Create the archive again, with relative paths")
 
 
-def _name_fault(name: str, error: OSError) -> Left:
-    """A member that this file system cannot hold; anything that concerns all members is raised."""
+def _reject_or_raise(name: str, error: OSError) -> RejectedMember:
+    """Reject a member that the file system cannot store; raise errors that concern all members, such as a full disk."""
     if error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EIO):
         raise error
-    return Left(name, f"cannot be unpacked ({os.strerror(error.errno or 0)})", "Unpack it yourself, and give the folder")
+    return RejectedMember(name, f"cannot be unpacked ({os.strerror(error.errno or 0)})", "Unpack it yourself, and give the folder")

@@ -1,4 +1,4 @@
-"""DICOM series: headers to series, planes to an affine, pixels to HU."""
+"""Reads DICOM: groups headers into series, turns planes into an affine, and pixels into HU."""
 
 from __future__ import annotations
 

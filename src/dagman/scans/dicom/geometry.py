@@ -1,7 +1,7 @@
-"""Planes of a series to one affine, or a reason why they are no volume. Pure functions; LPS in, RAS out.
+"""Combines the planes of a series into one affine, or explains why they do not form a volume. Pure functions; LPS in, RAS out.
 
-Places are measured along the normal of the planes, so that a tilted gantry is not taken for a wider spacing, and are judged
-against the even grid that fits them best: headers hold rounded numbers. Nothing is sheared, filled or guessed.
+Positions are measured along the normal of the planes, so that a tilted gantry is not mistaken for a wider spacing. They are
+compared with the even grid that fits them best, since headers hold rounded numbers. Nothing is sheared, filled in or guessed.
 """
 
 from __future__ import annotations
@@ -20,43 +20,46 @@ from dagman.scans.affine import LPS_TO_RAS, Affine
 _OFF_GRID_MM = 0.1
 _OFF_GRID_SHARE = 0.01
 _OFF_GRID_MOST = 0.2
-"""How far a slice may lie off the even grid: 0.1 mm or a hundredth of the step, but never more than a fifth of the step."""
+"""Largest deviation of a slice from the even grid: 0.1 mm or a hundredth of the step, but never more than a fifth of the step."""
 _WHOLE_MM = 0.5
-"""Half a unit of numbers written in whole mm."""
+"""Rounding error of numbers written in whole mm."""
 _RECURRING = 4
-"""Odd gaps that speak for numbers rounded to whole mm: a grid of 1 mm with a slice missing has one."""
+"""Number of odd gaps that indicates numbers rounded to whole mm; a grid of 1 mm with a missing slice has only one odd gap."""
 _TILT_TOLERANCE_DEGREES = 0.5
 _DRIFT_TOLERANCE_MM = 0.1
 _STRAY_TOLERANCE_MM = 0.5
 _SAME_POSITION_MM = 0.01
 _SAME_DIRECTION = 1e-3
 _EXACT_MM = 1e-3
-"""Slices nearer to the line from the first to the last are placed by these two alone."""
+"""If all slices are closer than this to even positions between the first and the last, only these two determine the affine."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plane:
-    """One slice: position of its first pixel's centre (LPS mm), directions of a row and of a column, mm a pixel."""
+    """The geometry of one slice."""
 
     position: tuple[float, ...]
+    "Centre of the first pixel in LPS mm."
     orientation: tuple[float, ...]
+    "Directions along a row and along a column, six numbers."
     pixel_spacing: tuple[float, float]
+    "Distance between rows and between columns, in mm."
     rows: int
     columns: int
 
     @property
     def normal(self) -> NDArray[np.float64]:
-        """Unit vector across the plane, right-handed with row and column direction."""
+        """Unit vector perpendicular to the plane, right-handed with the row and column directions."""
         across = np.cross(self.orientation[:3], self.orientation[3:])
         return across / (np.linalg.norm(across) or 1.0)
 
     @property
     def distance(self) -> float:
-        """Place along the plane's own normal, mm."""
+        """Position along the plane's own normal, in mm."""
         return float(self.normal @ np.array(self.position))
 
     def fits(self, other: Plane) -> bool:
-        """Whether both can be slices of one volume: same directions, pixel size and matrix."""
+        """Return whether both can be slices of one volume, with equal directions, pixel size and matrix."""
         if (self.rows, self.columns) != (other.rows, other.columns):
             return False
         if (self.pixel_spacing, self.orientation) == (other.pixel_spacing, other.orientation):
@@ -69,31 +72,38 @@ class Plane:
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """Planes as a volume: their `order` along the normal, and the affine (to RAS mm) of voxels (column, row, slice).
-
-    places: where the ordered planes lie on the affine's slices, in slices, if they are uneven; None if each is one slice.
-    """
+    """The planes of a volume, in order, and its affine."""
 
     order: tuple[int, ...]
+    "Indices of the planes in their order along the normal."
     affine: Affine
+    "Maps voxels (column, row, slice) to RAS mm."
     places: NDArray[np.float64] | None = None
+    "For uneven planes: the position of each ordered plane on the affine's slices, as a fractional index. None if planes are even."
     notes: tuple[str, ...] = ()
 
 
 def order_planes(planes: Sequence[Plane]) -> tuple[list[int], Affine]:
-    """The order of the planes along their normal, and the affine (to RAS mm) of voxels (column, row, slice) in that order.
+    """Return the order of the planes along their normal, and the affine (to RAS mm) of voxels (column, row, slice).
 
-    Raises ScanError with all that is wrong: unlike planes, one plane alone, equal positions, tilt, uneven gaps.
+    Raises:
+        ScanError: if the planes do not form a volume: planes that differ, a single plane, equal positions, tilt, uneven gaps.
     """
     stack = stack_planes(planes)
     return list(stack.order), stack.affine
 
 
 def stack_planes(planes: Sequence[Plane], *, tilted: bool = False, widest_gap: float = 0.0) -> Stack:
-    """Planes as a volume; raises ScanError as `order_planes`, but for what is allowed.
+    """Combine planes into a volume.
 
-    tilted: a tilted gantry is no fault; the affine is then sheared, as the slices are. widest_gap: uneven slices are no fault if
-    none is farther from the next, in mm; the affine is then of even slices, a usual gap apart, to which `places` refers.
+    Args:
+        planes: the planes, in any order.
+        tilted: accept a tilted gantry; the affine is then sheared like the slices.
+        widest_gap: accept uneven gaps up to this width in mm; the affine is then of even slices, at the usual distance, to which
+            `Stack.places` refers.
+
+    Raises:
+        ScanError: as `order_planes`, except for what is accepted.
     """
     first = planes[0]
     for plane in planes:
@@ -115,7 +125,7 @@ def stack_planes(planes: Sequence[Plane], *, tilted: bool = False, widest_gap: f
     if problems or not tilted:
         problems = [*([] if stray else tilt), *problems]
     if problems:
-        raise ScanError("; ".join(problems), do=_name_mends(stray, tilt, widest if uneven and not bridged else None))
+        raise ScanError("; ".join(problems), do=_list_remedies(stray, tilt, widest if uneven and not bridged else None))
     indices = tuple(int(index) for index in order)
     if bridged:
         matrix, places = _build_bridged(positions, first)
@@ -124,8 +134,8 @@ def stack_planes(planes: Sequence[Plane], *, tilted: bool = False, widest_gap: f
     return Stack(order=indices, affine=Affine(LPS_TO_RAS @ _build_matrix(positions, first, sheared=bool(tilt))))
 
 
-def _name_mends(stray: list[str], tilt: list[str], widest: float | None) -> str:
-    """What to do about these problems; `widest`: the gap in mm that was too wide."""
+def _list_remedies(stray: list[str], tilt: list[str], widest: float | None) -> str:
+    """Return what to do about these problems; `widest` is the gap in mm that was too wide, if any."""
     if stray:
         return "Export the series again, one volume per series, or exclude it"
     if tilt:
@@ -135,20 +145,28 @@ def _name_mends(stray: list[str], tilt: list[str], widest: float | None) -> str:
 
 
 def _round_up(millimetres: float) -> str:
-    """A gap as an option that is not smaller than it."""
+    """Format a gap as the value of an option, rounded up."""
     return f"{math.ceil(millimetres * 10 - 1e-6) / 10:g}"
 
 
 def find_shared_places(planes: Sequence[Plane], *, alone: bool = False) -> list[list[int]]:
-    """Indices of planes (all alike) that lie at one place along their normal, a list a place, in order; `alone`: of all places."""
+    """Find planes of equal orientation that share a position along their normal.
+
+    Args:
+        planes: the planes.
+        alone: list also the positions of single planes.
+
+    Returns:
+        For each position, in order, the indices of its planes.
+    """
     distances = np.array([plane.position for plane in planes]) @ planes[0].normal
     order = np.argsort(distances, kind="stable")
     starts = np.flatnonzero(~(np.diff(distances[order]) < _SAME_POSITION_MM)) + 1
-    return [[int(index) for index in place] for place in np.split(order, starts) if alone or len(place) > 1]
+    return [[int(index) for index in members] for members in np.split(order, starts) if alone or len(members) > 1]
 
 
 def are_even(planes: Sequence[Plane]) -> bool:
-    """Whether the planes (all like the first) lie evenly along their normal, each at a place of its own."""
+    """Return whether planes of equal orientation are evenly spaced along their normal, without shared positions."""
     positions = np.array([plane.position for plane in planes])
     if len(planes) < 2 or not np.isfinite(positions).all() or find_shared_places(planes):
         return False
@@ -162,26 +180,27 @@ def _check_plane(plane: Plane) -> None:
         raise ScanError("position, orientation or pixel spacing is not a number", do="Correct the header, or exclude the series")
     if min(plane.pixel_spacing) <= 0:
         shown = " x ".join(f"{value:.4g}" for value in plane.pixel_spacing)
-        raise ScanError(f"the pixel spacing is {shown} mm; both need more than 0", do="Correct the header, or exclude the series")
+        do = "Correct the header, or exclude the series"
+        raise ScanError(f"the pixel spacing is {shown} mm; both values must be above 0", do=do)
     row, column = np.array(plane.orientation[:3]), np.array(plane.orientation[3:])
-    # A product of two directions is off by up to 2 sqrt(3) times what each number is.
+    # The error of a product of two directions is up to 2 sqrt(3) times the error of each number.
     tolerance = 1e-2 + 4 * _round_directions(plane)
-    unit = np.allclose([row @ row, column @ column], 1.0, rtol=0, atol=tolerance)
-    if not unit or abs(row @ column) > tolerance:
+    are_unit = np.allclose([row @ row, column @ column], 1.0, rtol=0, atol=tolerance)
+    if not are_unit or abs(row @ column) > tolerance:
         raise ScanError("the directions of rows and columns are not perpendicular", do="Correct the header, or exclude the series")
 
 
 def _find_half_unit(values: NDArray[np.float64]) -> float:
-    """Half a unit of the last decimal that any of the numbers needs, at most 4 of them; 0 where they need more."""
+    """Return the rounding error of numbers written with at most 4 decimals (half a unit of the last one); 0 if they have more."""
     for decimals in range(5):
-        # Numbers that went through float32 are a little off.
+        # With a tolerance for numbers that were once stored as float32.
         if (abs(values - np.round(values, decimals)) <= 1e-6 + 1e-7 * abs(values)).all():
             return 0.5 * 10.0**-decimals
     return 0.0
 
 
 def _round_directions(plane: Plane) -> float:
-    """By how much the directions' numbers may be rounded: half a unit; 0 where they are exact, or too coarse to be believed."""
+    """Return the rounding error of the directions' numbers; 0 if they are exact, or too coarse to be plausible."""
     values = np.array(plane.orientation)
     norms = np.array([values[:3] @ values[:3], values[3:] @ values[3:], 1.0 + values[:3] @ values[3:]])
     half = 0.0 if np.allclose(norms, 1.0, rtol=0, atol=1e-6) else _find_half_unit(values)
@@ -189,7 +208,7 @@ def _round_directions(plane: Plane) -> float:
 
 
 def _round_positions(positions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """By how much each coordinate may be rounded (half a unit, mm); 0 where it is the same in all slices."""
+    """Return the rounding error of each coordinate in mm; 0 if it is the same in all slices."""
     return np.array([0.0 if np.ptp(values) == 0 else _find_half_unit(values) for values in positions.T])
 
 
@@ -218,19 +237,19 @@ def _find_tilt(positions: NDArray[np.float64], plane: Plane) -> list[str]:
 
 
 def _round_aside(positions: NDArray[np.float64]) -> float:
-    """By how much rounding may move one end of the series against the other, mm."""
+    """Return how far rounding may shift one end of the series sideways relative to the other, in mm."""
     rounding = _round_positions(positions)
-    # Whole millimetres are too coarse to excuse a slice beside the line.
+    # Rounding to whole millimetres is too coarse to explain why a slice is off the line.
     return 2 * float(np.linalg.norm(np.where(rounding < _WHOLE_MM, rounding, 0.0)))
 
 
 def _turn_by_rounding(plane: Plane) -> float:
-    """Degrees by which rounded directions may turn the normal."""
+    """Return the degrees by which rounded directions may rotate the normal."""
     return float(np.degrees(_round_directions(plane) * np.sqrt(6)))
 
 
 def _measure_drift(positions: NDArray[np.float64], normal: NDArray[np.float64]) -> tuple[float, NDArray[np.float64], float]:
-    """Length along the normal (mm), drift beside it (mm a mm), and how far the worst slice lies beside the line (mm)."""
+    """Return the length along the normal (mm), the sideways drift (mm per mm), and the largest distance from the line (mm)."""
     along = (positions - positions[0]) @ normal
     sideways = positions - positions[0] - along[:, None] * normal
     drift = along @ sideways / (along @ along)
@@ -249,16 +268,16 @@ def _find_uneven(positions: NDArray[np.float64], normal: NDArray[np.float64]) ->
         return []
     slack = max(_OFF_GRID_MM, _OFF_GRID_SHARE * step, 2 * fine)
     usual = float(np.median(gaps))
-    # The median of few gaps may itself be a hole; a hole is never the smallest gap.
+    # With few gaps, the median may be the gap at a missing slice; the smallest gap never is.
     usual = usual if abs(gaps - usual).min() <= slack else float(gaps.min())
     odd = np.flatnonzero(abs(gaps - usual) > slack)
     if off <= float(abs(normal) @ rounding) + 1e-6 and len(odd) >= _RECURRING:
         return []
-    return [_name_uneven(gaps, odd, usual, slack, f"wanted: within {tolerance:.2g} mm of even", off)]
+    return [_describe_uneven(gaps, odd, usual, slack, f"allowed: within {tolerance:.2g} mm of even", off)]
 
 
 def _fit_grid(distances: NDArray[np.float64]) -> tuple[float, float]:
-    """Step of the even grid whose farthest slice is nearest, and how far that one lies off it (mm)."""
+    """Return the step of the even grid with the smallest largest deviation of a slice, and this deviation (mm)."""
     count = np.arange(len(distances))
     gaps = np.diff(distances)
     low, high = float(gaps.min()), float(gaps.max())
@@ -266,7 +285,7 @@ def _fit_grid(distances: NDArray[np.float64]) -> tuple[float, float]:
     def spread(step: float) -> float:
         return float(np.ptp(distances - step * count))
 
-    # The spread is convex in the step: each third that cannot hold the least is dropped.
+    # Ternary search: the spread is convex in the step, so the third that cannot contain the minimum is dropped.
     while high - low > 1e-9 * max(1.0, high):
         left, right = low + (high - low) / 3, high - (high - low) / 3
         low, high = (low, right) if spread(left) <= spread(right) else (left, high)
@@ -274,25 +293,28 @@ def _fit_grid(distances: NDArray[np.float64]) -> tuple[float, float]:
     return step, spread(step) / 2
 
 
-def _name_uneven(gaps: NDArray[np.float64], odd: NDArray[np.intp], usual: float, slack: float, wanted: str, off: float) -> str:
+def _describe_uneven(gaps: NDArray[np.float64], odd: NDArray[np.intp], usual: float, slack: float, allowed: str, off: float) -> str:
     jumps = np.flatnonzero(abs(np.diff(gaps)) > slack)
     if len(jumps) == 1 and 2 <= jumps[0] + 1 <= len(gaps) - 2:
-        place = int(jumps[0]) + 1
-        before, after = gaps[:place].mean(), gaps[place:].mean()
-        return f"spacing changes from {before:.4g} to {after:.4g} mm after slice {place + 1}"
+        change = int(jumps[0]) + 1
+        before, after = gaps[:change].mean(), gaps[change:].mean()
+        return f"spacing changes from {before:.4g} to {after:.4g} mm after slice {change + 1}"
     if not len(odd):
-        return f"slices are about {usual:.4g} mm apart, but lie up to {off:.2g} mm off an even grid ({wanted})"
+        return f"slices are about {usual:.4g} mm apart, but deviate by up to {off:.2g} mm from an even grid ({allowed})"
     first = int(odd[0])
-    text = f"slices are {usual:.4g} mm apart, but {gaps[first]:.4g} mm after slice {first + 1} ({wanted})"
+    text = f"slices are {usual:.4g} mm apart, but {gaps[first]:.4g} mm after slice {first + 1} ({allowed})"
     multiples = gaps[odd] / usual
     if (abs(multiples - np.rint(multiples)) * usual <= slack * 2).all() and (multiples > 1.5).all():
-        lost = int(np.rint(multiples).sum()) - len(odd)
-        return f"{text}: {lost} {'slice is' if lost == 1 else 'slices are'} missing"
+        missing = int(np.rint(multiples).sum()) - len(odd)
+        return f"{text}: {count_noun(missing, 'slice is', 'slices are')} missing"
     return f"{text}, {len(odd)} such gaps in all" if len(odd) > 1 else text
 
 
 def _build_bridged(positions: NDArray[np.float64], plane: Plane) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Voxels (column, row, slice) to LPS mm of even slices from the first plane to the last; and the planes' places, in slices."""
+    """Return the matrix from voxels (column, row, slice) to LPS mm of even slices from the first plane to the last.
+
+    Returns also the positions of the planes, as fractional indices of these slices.
+    """
     distances = positions @ plane.normal - positions[0] @ plane.normal
     gaps = np.diff(distances)
     usual = float(np.median(gaps))
@@ -307,7 +329,7 @@ def _build_bridged(positions: NDArray[np.float64], plane: Plane) -> tuple[NDArra
 
 
 def _build_matrix(positions: NDArray[np.float64], plane: Plane, *, sheared: bool) -> NDArray[np.float64]:
-    """Voxels (column, row, slice) to LPS mm, for planes that were found even, and straight unless they are `sheared`."""
+    """Return the matrix from voxels (column, row, slice) to LPS mm for even planes; without shear, unless `sheared`."""
     row, column = np.array(plane.orientation[:3]), np.array(plane.orientation[3:])
     count = np.arange(len(positions)) - (len(positions) - 1) / 2
     step, start = (positions[-1] - positions[0]) / (len(positions) - 1), positions[0]
@@ -317,11 +339,11 @@ def _build_matrix(positions: NDArray[np.float64], plane: Plane, *, sheared: bool
     along = float(step @ plane.normal)
     angle = np.degrees(np.arctan2(np.linalg.norm(step - along * plane.normal), along))
     if not sheared and _TILT_TOLERANCE_DEGREES < angle <= _turn_by_rounding(plane):
-        # Positions say the normal better than directions of two decimals do.
+        # Positions determine the normal more precisely than directions with two decimals.
         across = step / np.linalg.norm(step)
         row, column = row - (row @ across) * across, column - (column @ across) * across
     elif not sheared and angle > _TILT_TOLERANCE_DEGREES:
-        # A few slices, whose places were rounded.
+        # There are only a few slices, whose positions were rounded.
         step = along * plane.normal
         start = positions.mean(axis=0) + count[0] * step
     if _round_directions(plane):

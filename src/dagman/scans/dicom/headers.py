@@ -1,4 +1,4 @@
-"""One DICOM file's header, read without its pixels, as the few plain values that grouping and geometry need."""
+"""Reads the header of a DICOM file, without its pixels, as the few values that grouping and geometry need."""
 
 from __future__ import annotations
 
@@ -58,22 +58,19 @@ _DAMAGED, _EXPORT_AGAIN = "is damaged or cut off in its DICOM header", "Export t
 _META_BYTES, _META_START = 4096, 144
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _MOST_DEFLATED, _MOST_DEFLATED_RATIO = 64 << 20, 20
-"""Bytes, and bytes for one, that a deflated data set may take: a slice of 512 x 512 takes 0.5 MiB, an enhanced one more."""
+"""Limits on a deflated data set, in bytes and as compression ratio: a slice of 512 x 512 takes 0.5 MiB, an enhanced file more."""
 _COMPRESSED_OR_UNKNOWN = -1
 _PLAIN_SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What grouping needs of one file; `planes` has one entry a frame and is empty where the file has no geometry.
-
-    Identifying fields are kept for grouping alone and never shown.
-    """
+    """The values of one file that grouping needs; identifying ones are used only for grouping and never shown."""
 
     path: Path
     patient_id: str = field(repr=False)
     patient: str = field(repr=False)
-    "Pseudonym; of the study where there is no PatientID."
+    "Pseudonym of the patient, or of the study if there is no PatientID."
     names_patient: bool
     study_uid: str = field(repr=False)
     series_uid: str = field(repr=False)
@@ -86,13 +83,15 @@ class Header:
     is_truncated: bool
     frames: int
     planes: tuple[Plane, ...]
+    "One per frame; empty if the file has no geometry."
     volume_keys: tuple[tuple[str, str], ...]
+    "Names and values of the tags that may distinguish volumes of a series."
 
 
 @contextlib.contextmanager
 def quiet_pydicom() -> Iterator[None]:
-    """Silence what pydicom and highdicom remark on files that are odd but readable, and log of what they copy."""
-    # Setting a level empties the caches of all loggers, and this is entered several times a file: outermost only.
+    """Silence the warnings and log messages of pydicom and highdicom about files that are unusual but readable."""
+    # Setting a level clears the caches of all loggers, so only the outermost of several nested calls per file does it.
     loggers = [logger for logger in map(logging.getLogger, ("pydicom", "highdicom")) if logger.level != logging.ERROR]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -107,17 +106,21 @@ def quiet_pydicom() -> Iterator[None]:
 
 
 def resembles_dicom(path: Path) -> bool:
-    """Whether the bytes are DICOM: the preamble, or a data set that starts with a plausible first tag."""
+    """Return whether a file has the preamble of DICOM, or begins with a plausible first element."""
     with open(path, "rb") as file:
         start = file.read(132)
-    # Without preamble a data set opens with group 0002 or 0008, element below 0x100, and a type or a short length.
+    # Without a preamble, a data set begins with group 0002 or 0008, an element below 0x100, and a type or a small length.
     bare = start[:2] in (b"\x02\x00", b"\x08\x00") and start[3:4] == b"\x00"
     plausible = (start[4:6].isalpha() and start[4:6].isupper()) or int.from_bytes(start[4:8], "little") <= 256
     return start[128:132] == b"DICM" or (len(start) == 132 and bare and plausible)
 
 
 def read_header(path: Path) -> Header:
-    """Read a header without pixels. Raises ScanError when the file is not DICOM or is cut off."""
+    """Read a header without pixels.
+
+    Raises:
+        ScanError: if the file is not DICOM, or ends within its header.
+    """
     with explain_faults(_DAMAGED, where=path, do=_EXPORT_AGAIN), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if (quick := read_plain_values(file.read(QUICK_BYTES), size)) is not None:
@@ -130,29 +133,33 @@ def read_header(path: Path) -> Header:
 
 
 def read_data_set(file: BinaryIO, **options: Any) -> FileDataset:
-    """An open file's data set by pydicom, in silence; `options` as for `pydicom.dcmread`.
+    """Read the data set of an open file with pydicom, without warnings.
 
-    Raises ScanError for a data set that is compressed as a whole and unpacks to more than any slice takes: pydicom would unpack
-    it without bound.
+    Args:
+        file: the open file.
+        options: passed to `pydicom.dcmread`.
+
+    Raises:
+        ScanError: if the data set is deflated as a whole and larger than any image, since pydicom would inflate it without limit.
     """
     file.seek(0)
     start = file.read(_META_BYTES)
-    place = start.find(_DEFLATED)
-    if place >= 0 and start[128:132] == b"DICM":
+    if _DEFLATED in start and start[128:132] == b"DICM":
         file.seek(_META_START + int.from_bytes(start[140:144], "little"))
         packed = file.read()
         most = max(_MOST_DEFLATED, _MOST_DEFLATED_RATIO * len(packed))
         if len(zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, most + 1)) > most:
-            raise ScanError(f"unpacks to more than {most >> 20} MiB from {len(packed) >> 10} KiB", do="Leave it out")
+            raise ScanError(f"decompresses to more than {most >> 20} MiB from {len(packed) >> 10} KiB", do="Exclude it")
     file.seek(0)
     with quiet_pydicom():
         return pydicom.dcmread(file, force=True, **options)
 
 
 def read_planes(data: Dataset) -> tuple[Plane, ...]:
-    """One plane a frame, from the file's own tags (classic) or its functional groups (enhanced); empty where absent.
+    """Read one plane per frame, from the tags of a classic file or the functional groups of an enhanced one; () if absent.
 
-    Raises ScanError where a position, direction, spacing or size is not a number.
+    Raises:
+        ScanError: if a position, direction, spacing or size is not a number.
     """
     frames = read_items(data, "PerFrameFunctionalGroupsSequence")
     shared = (read_items(data, "SharedFunctionalGroupsSequence") or [Dataset()])[0]
@@ -179,15 +186,15 @@ def _functional_group(name: str, frame: Dataset, shared: Dataset) -> Dataset:
 
 
 def _build_plane(position: Dataset, orientation: Dataset, measures: Dataset, data: Dataset) -> Plane | None:
-    where = read_numbers(position, "ImagePositionPatient")
+    origin = read_numbers(position, "ImagePositionPatient")
     axes = read_numbers(orientation, "ImageOrientationPatient")
     spacing = read_numbers(measures, "PixelSpacing")
-    if (len(where), len(axes), len(spacing)) != (3, 6, 2):
+    if (len(origin), len(axes), len(spacing)) != (3, 6, 2):
         return None
-    if not all(map(math.isfinite, (*where, *axes, *spacing))):
+    if not all(map(math.isfinite, (*origin, *axes, *spacing))):
         raise ScanError("position, orientation or pixel spacing is not a number", do="Correct the header, or exclude the series")
     return Plane(
-        position=where,
+        position=origin,
         orientation=axes,
         pixel_spacing=(spacing[0], spacing[1]),
         rows=read_count(data, "Rows", 0),
@@ -196,7 +203,7 @@ def _build_plane(position: Dataset, orientation: Dataset, measures: Dataset, dat
 
 
 def _summarise(path: Path, data: Dataset, left: int) -> Header:
-    """`left`: bytes of the file from its pixel data on."""
+    """Collect the values of a header; `left` is the number of bytes from the pixel data to the end of the file."""
     class_uid = read_text(data, "SOPClassUID")
     if not class_uid and not read_text(data, "Modality") and "Rows" not in data:
         raise ScanError("is not a DICOM file", where=path, do="Exclude it, or correct its suffix")
@@ -236,7 +243,7 @@ def _summarise(path: Path, data: Dataset, left: int) -> Header:
 
 
 def _count_pixel_bytes(data: Dataset) -> int:
-    """Bytes that uncompressed pixel data need; -1 where the file is compressed and the number is unknown."""
+    """Return the number of bytes of uncompressed pixel data; -1 if the file is compressed, so that the number is unknown."""
     if not is_uncompressed(data):
         return _COMPRESSED_OR_UNKNOWN
     values = read_count(data, "Rows", 0) * read_count(data, "Columns", 0) * read_count(data, "NumberOfFrames", 1)
@@ -244,6 +251,6 @@ def _count_pixel_bytes(data: Dataset) -> int:
 
 
 def is_uncompressed(data: Dataset) -> bool:
-    """Whether the pixels stand in the file as they are; a file that does not say so is taken to be so."""
+    """Return whether pixels are stored uncompressed; this is assumed if the file does not state it."""
     syntax = read_text(getattr(data, "file_meta", Dataset()), "TransferSyntaxUID")
     return syntax in ("", *_PLAIN_SYNTAXES)

@@ -1,8 +1,8 @@
-"""Headers of DICOM files kept from one discovery to the next, in a file beside what the command writes.
+"""Caches headers of DICOM files between discoveries, in a file next to the output of the command.
 
-A file is known again by its path, its size and its times; one that changed is read again. The kept file names nobody: paths, UIDs
-and PatientIDs stand in it as pseudonyms under the user's key, and times of day are shifted by a secret span, one a study, which
-keeps their order. Headers are hidden alike whether they were kept or have just been read, so that both can be grouped together.
+A DICOM file is recognised by its path, size and times, and read again if it has changed. The cache identifies nobody: paths, UIDs
+and PatientIDs are pseudonyms under the user's key, and times of day are shifted by a secret amount per study, which keeps their
+order. Cached headers and new ones are pseudonymised in the same way, so that they can be grouped together.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ _FORMAT = 1
 _TIME, _FOLDER = "acquisition time", "folder"
 _PLAIN_TIME = re.compile(r"\d{6}(\.\d{1,6})?", re.ASCII)
 _WIDEST_SHIFT = 760_000
-"""Added to a time (at most 240,000 as a number), it leaves six digits, and with six more behind the point a float that is exact."""
+"""A time (at most 240,000 as a number) shifted by less than this keeps six digits; with six decimals, it is exact as a float."""
 
 
 class KeptHeaders:
-    """The headers that a file holds; one that is damaged, of another key or of another dagman counts as empty."""
+    """The headers in a cache file; a file that is damaged, or of a different key or version of dagman, counts as empty."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._key = find_key()
-        self._held = self._read()
+        self._cached = self._read()
         self._seen: dict[str, str] = {}
         self._names: dict[Path, str] = {}
 
     def find(self, path: Path) -> Header | None:
-        """The hidden header of a file that has not changed since it was kept; None for any other."""
+        """Return the pseudonymised header of a file, or None if it is not cached or has changed."""
         name = self._name_state(path)
-        if name is None or (row := self._held.get(name)) is None:
+        if name is None or (row := self._cached.get(name)) is None:
             return None
         self._seen[name] = row
         return _unpack(path, json.loads(row))
 
     def take(self, header: Header) -> Header:
-        """A header that has just been read, hidden; it is kept if `find` was asked for its file before."""
+        """Pseudonymise a header that has just been read, and cache it if `find` was called for its file before."""
         hidden = self._hide(header)
         name, time = self._names.get(header.path), dict(header.volume_keys)[_TIME]
         if name is not None and (not time or _PLAIN_TIME.fullmatch(time)):
@@ -61,12 +61,12 @@ class KeptHeaders:
         return hidden
 
     def reveal(self, groups: Sequence[DicomGroup]) -> list[DicomGroup]:
-        """Groups of hidden headers with their SeriesInstanceUIDs, which name them to the user: read from one file of each."""
+        """Restore the SeriesInstanceUIDs of groups, by which the user knows them, by reading one file of each."""
         return [replace(group, uid=(read_series_uid(group.files[0]) or "") if group.uid else "") for group in groups]
 
     def write(self) -> None:
-        """Write those of this discovery in the place of the file, where they differ; raises OSError."""
-        if not self._seen or self._seen.keys() == self._held.keys():
+        """Replace the cache by the headers of this discovery if they differ; raises OSError."""
+        if not self._seen or self._seen.keys() == self._cached.keys():
             return
         rows = "".join(f"{name} {row}\n" for name, row in sorted(self._seen.items()))
         write_text(self.path, f"{self._describe(rows)}\n{rows}")
@@ -81,19 +81,19 @@ class KeptHeaders:
         return {name: row for name, _, row in (line.partition(" ") for line in rows.splitlines())}
 
     def _describe(self, rows: str) -> str:
-        """The first line, which says of what key, code and bytes the rows are."""
+        """The first line, which identifies the key, the code and the content of the rows."""
         key = None if self._key is None else self._key.fingerprint
         return json.dumps({"headers": _FORMAT, "key": key, "readers": _hash_readers(), "hash": hash_bytes(rows.encode("ascii"))})
 
     def _name_state(self, path: Path) -> str | None:
-        """A name of a file as it is now; None for what cannot be known again, such as what was unpacked from an archive."""
+        """A name for the present state of a file; None if it cannot be recognised later, such as a file from an archive."""
         if show_place(path) != path:
             return None
         try:
             status = os.stat(path)
         except OSError:
             return None
-        # With the time of the last change of any kind: an anonymiser may set the time of writing back.
+        # Includes ctime, since an anonymiser may restore the modification time.
         state = f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}"
         name = self._names[path] = self._name(state)
         return name
@@ -115,8 +115,8 @@ class KeptHeaders:
 
 
 def _pack(header: Header) -> list[Any]:
-    planes = [[one.position, one.orientation, one.pixel_spacing, one.rows, one.columns] for one in header.planes]
-    # The folder is that of the path, which is not kept.
+    planes = [[plane.position, plane.orientation, plane.pixel_spacing, plane.rows, plane.columns] for plane in header.planes]
+    # The folder follows from the path, which is not stored.
     keys = [pair for pair in header.volume_keys if pair[0] != _FOLDER]
     named = [header.patient, header.names_patient, header.study_uid, header.series_uid, header.instance_uid]
     kind = [header.class_name, header.modality, header.image_type, header.samples, header.is_image, header.is_truncated]
@@ -156,8 +156,8 @@ def _unpack(path: Path, row: list[Any]) -> Header:
         is_truncated=is_truncated,
         frames=frames,
         planes=tuple(
-            Plane(position=tuple(place), orientation=tuple(axes), pixel_spacing=tuple(spacing), rows=rows, columns=columns)
-            for place, axes, spacing, rows, columns in planes
+            Plane(position=tuple(position), orientation=tuple(axes), pixel_spacing=tuple(spacing), rows=rows, columns=columns)
+            for position, axes, spacing, rows, columns in planes
         ),
         volume_keys=(*((name, value) for name, value in keys), (_FOLDER, path.parent.as_posix())),
     )
@@ -165,5 +165,5 @@ def _unpack(path: Path, row: list[Any]) -> Header:
 
 @functools.cache
 def _hash_readers() -> str:
-    """Of the code that reads headers: a version stays the same for a while, and what is read of a header does not."""
+    """Hash the code that reads headers, since it may change without a new version number."""
     return hash_bytes("".join(hash_file(path) for path in sorted(Path(__file__).parent.rglob("*.py"))).encode())

@@ -1,4 +1,4 @@
-"""Pixels of one DICOM file to numbers that mean something: decoded, rescaled (HU for CT), padding named."""
+"""Decodes the pixels of one DICOM file, rescales them (to HU for CT) and identifies padding."""
 
 from __future__ import annotations
 
@@ -27,41 +27,47 @@ _CODECS = {
     "pylibjpeg-openjpeg": JPEG2000TransferSyntaxes,
     "pylibjpeg-rle": RLETransferSyntaxes,
 }
-"""Which package, with pylibjpeg, decodes which pixels; HTJ2K counts as JPEG 2000."""
+"""Package that decodes each transfer syntax, together with pylibjpeg; HTJ2K counts as JPEG 2000."""
 PIXEL_TAGS = (
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     *("RescaleSlope", "RescaleIntercept", "Modality", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("PixelData", "FloatPixelData", "DoubleFloatPixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
 )
-"""What `decode_frames` needs of a file, pydicom's decoders included."""
+"""Elements that `decode_frames` needs, including those used by pydicom's decoders."""
 _LITTLE_ENDIAN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
 _LARGE_AREA = 16
-"""Pixels of one area: that many neighbours of tissue do not have one number by chance."""
+"""Number of pixels: an area this large of equal tissue values does not arise by chance."""
 _NEAR = 8
-"""Numbers on either side of the padding's."""
+"""Number of values on either side of the padding values that are compared with them."""
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Rescaled values, frames x rows x columns, and of them how many are padding, and how many only have its number."""
+    """The rescaled pixels of a file."""
 
     values: NDArray
+    "Frames x rows x columns."
     padded: int = 0
+    "Number of pixels that are padding."
     kept: int = 0
+    "Number of pixels that have the padding value, but are inside the image and were kept."
 
 
 def decode_frames(data: Dataset) -> Frames:
-    """Rescaled values, int16 where exact, else float32.
+    """Decode and rescale the pixels of a file, as int16 if that is exact, otherwise float32.
 
-    In CT, pixels of the PixelPaddingValue become -1024 HU; where tissue may have that number too, only areas that touch the
-    border. Raises ScanError when the pixels are cut short, longer than the header claims, or cannot be decoded.
+    In CT, pixels with the PixelPaddingValue become -1024 HU. If tissue may have this value as well, only areas that touch the
+    border of the image are changed.
+
+    Raises:
+        ScanError: if there are fewer or more pixels than the header claims, or they cannot be decoded.
     """
     return _rescale_frames(data, _decode_stored(data))
 
 
 def decode_plain(data: Mapping[str, Any]) -> Frames | None:
-    """As `decode_frames`, of what `read_plain_slice` read; None where pydicom has to judge the pixels."""
+    """Decode what `read_plain_slice` has read, like `decode_frames`; None if pydicom has to decode the pixels."""
     known = cast(Dataset, data)
     stored = view_plain(known)
     return None if stored is None else _rescale_frames(known, stored.reshape(-1, data["Rows"], data["Columns"]))
@@ -77,20 +83,20 @@ def _rescale_frames(data: Dataset, stored: NDArray) -> Frames:
         if padding is not None:
             low, high = padding
             mask = frame == low if low == high else (frame >= low) & (frame <= high)
-            outside = _lies_outside(sorted((low * slope + intercept, high * slope + intercept)))
-            inside = mask if outside else _keep_at_border(mask, frame, low, high)
-            np.copyto(rescaled, LOWEST_HU, where=inside)
-            marked = int(np.count_nonzero(inside))
-            padded += marked
-            kept += int(np.count_nonzero(mask)) - marked
+            is_unambiguous = _excludes_tissue(sorted((low * slope + intercept, high * slope + intercept)))
+            is_padding = mask if is_unambiguous else _keep_at_border(mask, frame, low, high)
+            np.copyto(rescaled, LOWEST_HU, where=is_padding)
+            count = int(np.count_nonzero(is_padding))
+            padded += count
+            kept += int(np.count_nonzero(mask)) - count
         values.append(narrow_voxels(rescaled))
     return Frames(values[0][None] if len(values) == 1 else np.stack(values), padded, kept)
 
 
 def _decode_stored(data: Dataset) -> NDArray:
-    """Stored values, frames x rows x columns.
+    """Decode the stored values, frames x rows x columns.
 
-    pydicom corrects JPEG 2000 streams whose signedness disagrees with PixelRepresentation.
+    pydicom corrects JPEG 2000 streams whose sign disagrees with PixelRepresentation.
     """
     if "PixelData" not in data:
         raise ScanError("pixel data are missing", do="Copy or export the series again")
@@ -108,9 +114,9 @@ def _decode_stored(data: Dataset) -> NDArray:
 
 
 def view_plain(data: Dataset) -> NDArray | None:
-    """The stored values of uncompressed grey pixels of 16 bits, as `data.pixel_array` gives them, in a tenth of its time.
+    """Return the stored values of uncompressed 16-bit grey pixels like `data.pixel_array`, in a tenth of the time.
 
-    None for all others, and for whatever the standard does not allow, which pydicom judges.
+    Returns None for all other pixels, and for those that violate the standard, which are left to pydicom.
     """
     syntax = read_text(getattr(data, "file_meta", Dataset()), "TransferSyntaxUID")
     pixels = data.get("PixelData")
@@ -118,24 +124,24 @@ def view_plain(data: Dataset) -> NDArray | None:
         return None
     described = {name: read_numbers(data, name) for name in ("SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit")}
     bits = described["BitsStored"][0] if len(described["BitsStored"]) == 1 else 0
-    plain = described == {"SamplesPerPixel": (1,), "BitsAllocated": (16,), "BitsStored": (bits,), "HighBit": (bits - 1,)}
+    is_plain = described == {"SamplesPerPixel": (1,), "BitsAllocated": (16,), "BitsStored": (bits,), "HighBit": (bits - 1,)}
     sign = read_numbers(data, "PixelRepresentation")
-    grey = read_text(data, "PhotometricInterpretation") in ("MONOCHROME1", "MONOCHROME2")
+    is_grey = read_text(data, "PhotometricInterpretation") in ("MONOCHROME1", "MONOCHROME2")
     count = read_count(data, "Rows", 0) * read_count(data, "Columns", 0) * read_count(data, "NumberOfFrames", 1)
-    if not (plain and grey and 1 <= bits <= 16 and sign in ((0.0,), (1.0,)) and count and len(pixels) == 2 * count):
+    if not (is_plain and is_grey and 1 <= bits <= 16 and sign in ((0.0,), (1.0,)) and count and len(pixels) == 2 * count):
         return None
     stored: NDArray = np.frombuffer(pixels, "<i2" if sign == (1.0,) else "<u2")
     unused = 16 - int(bits)
     limits = np.iinfo(stored.dtype)
     if unused and (stored.min() < limits.min >> unused or stored.max() > limits.max >> unused):
-        # The bits above those stored may hold anything (PS3.5, 8.1.1).
+        # The unused high bits may have any value (PS3.5, 8.1.1).
         stored = stored << unused
         stored >>= unused
     return stored
 
 
 def _check_codec(data: Dataset) -> None:
-    """Refuse pixels whose codec is not installed, naming the package that brings it, and those that are video."""
+    """Refuse pixels without an installed codec, naming the package to install, and pixels such as video without any codec."""
     syntax = UID(read_text(getattr(data, "file_meta", Dataset()), "TransferSyntaxUID"))
     if is_uncompressed(data) or not syntax.is_transfer_syntax or not syntax.is_compressed or syntax.is_deflated:
         return
@@ -151,7 +157,7 @@ def _check_codec(data: Dataset) -> None:
 
 
 def _check_pixel_bytes(data: Dataset, shape: tuple[int, int, int]) -> None:
-    """Refuse uncompressed pixels that are more than the header claims, of which pydicom takes the first, scrambled."""
+    """Refuse uncompressed pixels if there are more than the header claims: pydicom would use the first ones, scrambled."""
     bits = read_count(data, "BitsAllocated", 8)
     if not is_uncompressed(data) or read_count(data, "SamplesPerPixel", 1) > 1 or bits % 8 or min(shape) < 1:
         return
@@ -169,7 +175,7 @@ def _rescale(stored: NDArray, slope: float, intercept: float) -> NDArray:
     ends = [int(end) * int(slope) + int(intercept) for end in (stored.min(initial=0), stored.max(initial=0))]
     limits = np.iinfo(np.int16)
     if stored.dtype.itemsize == 2 and min(ends) >= limits.min and max(ends) <= limits.max:
-        # Modulo 2^16: what is left over on the way falls off where the result has room.
+        # int16 arithmetic modulo 2^16: intermediate overflow does not matter, since the result fits.
         factor, shift = (np.array(int(number) & 0xFFFF, np.uint16).view(np.int16) for number in (slope, intercept))
         narrow = stored.astype(np.uint16, copy=False).view(np.int16)
         return narrow + shift if slope == 1 else narrow * factor + shift
@@ -177,10 +183,10 @@ def _rescale(stored: NDArray, slope: float, intercept: float) -> NDArray:
 
 
 def _find_rescale(data: Dataset, index: int) -> tuple[float, float]:
-    """Slope and intercept of a frame, from its functional group, the shared one, or the file itself."""
+    """Read slope and intercept of a frame from its functional group, the shared group, or the file's own elements."""
     frames = read_items(data, "PerFrameFunctionalGroupsSequence")
-    for place in (*frames[index : index + 1], *read_items(data, "SharedFunctionalGroupsSequence")):
-        items = read_items(place, "PixelValueTransformationSequence")
+    for group in (*frames[index : index + 1], *read_items(data, "SharedFunctionalGroupsSequence")):
+        items = read_items(group, "PixelValueTransformationSequence")
         if items:
             slope, intercept = read_number(items[0], "RescaleSlope"), read_number(items[0], "RescaleIntercept")
             if slope is None or intercept is None:
@@ -192,7 +198,7 @@ def _find_rescale(data: Dataset, index: int) -> tuple[float, float]:
 
 
 def _find_padding(data: Dataset, kind: np.dtype) -> tuple[int, int] | None:
-    """Lowest and highest stored number of the padding, in the pixels' own representation."""
+    """Return the lowest and highest stored value of padding, in the pixels' own representation."""
     values = [*read_numbers(data, "PixelPaddingValue")[:1], *read_numbers(data, "PixelPaddingRangeLimit")[:1]]
     if not values or "PixelPaddingValue" not in data or kind.kind not in "iu":
         return None
@@ -201,7 +207,7 @@ def _find_padding(data: Dataset, kind: np.dtype) -> tuple[int, int] | None:
 
 
 def _represent(value: int, kind: np.dtype) -> int:
-    """A number of the other signedness, such as -2000 of unsigned pixels, by the bits that it is stored as."""
+    """Convert a number of the wrong sign, such as -2000 for unsigned pixels, to the value with the same bits."""
     limits = np.iinfo(kind)
     if limits.min <= value <= limits.max:
         return value
@@ -209,14 +215,14 @@ def _represent(value: int, kind: np.dtype) -> int:
     return bits if bits <= limits.max else bits - (1 << limits.bits)
 
 
-def _lies_outside(range_hu: list[float]) -> bool:
-    """Whether no tissue can have these HU: then every pixel of them is padding. Air at -1024 is changed by nothing."""
+def _excludes_tissue(range_hu: list[float]) -> bool:
+    """Return whether no tissue has these HU, so that all such pixels are padding (for air at -1024, nothing changes)."""
     low, high = range_hu
     return high <= LOWEST_HU or low > HIGHEST_TISSUE_HU
 
 
 def _keep_at_border(mask: NDArray[np.bool_], frame: NDArray, low: int, high: int) -> NDArray[np.bool_]:
-    """The areas of a frame's mask that touch the frame's border, without what tissue at the border has by chance."""
+    """Keep the areas of a mask that touch the frame's border, except small ones that may be tissue with that value by chance."""
     border = np.concatenate([frame[0], frame[-1], frame[1:-1, 0], frame[1:-1, -1]]).astype(np.int64)
     hits = np.count_nonzero((border >= low) & (border <= high))
     if not hits:
@@ -224,8 +230,8 @@ def _keep_at_border(mask: NDArray[np.bool_], frame: NDArray, low: int, high: int
     areas, count = ndimage.label(mask)
     touching = np.unique(np.concatenate([areas[0], areas[-1], areas[:, 0], areas[:, -1]]))
     near = np.count_nonzero((border >= low - _NEAR) & (border <= high + _NEAR)) - hits
-    # Of tissue's own numbers, those beside the padding's are about as frequent.
+    # In tissue, the values next to the padding values are about as frequent as these.
     by_chance = hits <= 4 * near / (2 * _NEAR) * (high - low + 1)
     sizes = np.bincount(areas.ravel(), minlength=count + 1)
-    wanted = [area for area in touching if area and (sizes[area] >= _LARGE_AREA or not by_chance)]
-    return np.isin(areas, wanted)
+    kept = [area for area in touching if area and (sizes[area] >= _LARGE_AREA or not by_chance)]
+    return np.isin(areas, kept)

@@ -1,4 +1,4 @@
-"""Headers to volumes: files of one series are kept together, several volumes in one series are separated."""
+"""Groups headers by series, and separates several volumes of one series."""
 
 from __future__ import annotations
 
@@ -15,44 +15,50 @@ from dagman.scans.faults import explain_faults
 
 _NAMED = {"CT", "MR"}
 _LONGEST_KERNEL = 48
-"""Characters; the standard allows two names of 16."""
+"""Largest number of characters; the standard allows two names of 16."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DicomGroup:
-    """Files that belong together: one volume, or something refused for `reason`; `patient` is a pseudonym."""
+    """Files that belong together: one volume, or files that were refused for the same reason."""
 
     files: tuple[Path, ...]
-    modality: str  # as in DICOM, or "derived map" for blood flow and the like, which CT scanners write too
+    modality: str
+    'As in DICOM, or "derived map" for blood flow and the like, which CT scanners write too.'
     patient: str = field(repr=False)
+    "A pseudonym."
     uid: str = field(repr=False)
+    "The SeriesInstanceUID."
     names_patient: bool = True
-    "Whether there is a PatientID; the study stands in for one that is empty."
+    "Whether there is a PatientID; otherwise the pseudonym is of the study."
     reason: str = ""
+    "Why the files were refused; empty for a volume."
     part: str = ""
-    'What distinguishes it from other volumes of its series, such as "acquisition=2".'
+    'The tag that distinguishes it from other volumes of its series, such as "acquisition=2".'
     copies: tuple[Path, ...] = ()
-    "Files that show a slice of `files` again."
+    "Further copies of slices in `files`."
     notes: tuple[str, ...] = ()
     kernel: str = ""
-    "Names of the reconstruction kernel, parted by a slash where slices differ."
+    "Name of the reconstruction kernel; several names are separated by a slash."
 
 
 def group_headers(headers: Iterable[Header], *, any_modality: bool = False) -> list[DicomGroup]:
-    """One group a volume, and one a refusal; the order of `headers` does not matter.
+    """Group headers into one group per volume, and one per refusal.
 
-    `any_modality` takes images of other modalities than CT and MR too, when the user says what they are.
+    Args:
+        headers: the headers, in any order.
+        any_modality: accept modalities other than CT and MR, if the user states the modality.
     """
     series: dict[tuple[str, str, str], list[Header]] = {}
     for header in sorted(headers, key=lambda header: header.path.as_posix()):
         # Files without a series are grouped by folder.
         uid = header.series_uid or header.path.parent.as_posix()
         series.setdefault((header.patient, header.study_uid, uid), []).append(header)
-    return [group for members in series.values() for group in _split_whatever_it_holds(members, any_modality)]
+    return [group for members in series.values() for group in _split_or_refuse(members, any_modality)]
 
 
-def _split_whatever_it_holds(headers: Sequence[Header], any_modality: bool) -> list[DicomGroup]:
-    """The groups of a series; one refusal where its numbers cannot be reckoned with, which must not cost the other series."""
+def _split_or_refuse(headers: Sequence[Header], any_modality: bool) -> list[DicomGroup]:
+    """Split a series into groups; if its headers hold absurd values, refuse it, so that other series are not affected."""
     try:
         with explain_faults("its headers cannot be assembled into a volume", where=headers[0].path, do="Export it again"):
             return _split_series(headers, any_modality)
@@ -63,14 +69,14 @@ def _split_whatever_it_holds(headers: Sequence[Header], any_modality: bool) -> l
 def _split_series(headers: Sequence[Header], any_modality: bool) -> list[DicomGroup]:
     kept, copies = _drop_copies(headers)
     groups = [_group(members, f"the same images as in {first}; counted once") for (_, first), members in copies.items()]
-    whole = {(header.instance_uid, header.planes) for header in kept if header.instance_uid and not header.is_truncated}
+    complete = {(header.instance_uid, header.planes) for header in kept if header.instance_uid and not header.is_truncated}
     refused: dict[str, list[Header]] = {}
     slices: list[Header] = []
     for header in kept:
         reason = _judge_file(header, any_modality)
-        if not reason and header.is_truncated and (header.instance_uid, header.planes) in whole:
-            # A copy that broke off must not cost the series it was made of.
-            reason = "pixel data are cut short; another file holds the complete image: nothing to do"
+        if not reason and header.is_truncated and (header.instance_uid, header.planes) in complete:
+            # An incomplete copy must not make its series unusable.
+            reason = "pixel data are cut short; another file contains the complete image: nothing to do"
         if reason:
             refused.setdefault(reason, []).append(header)
         else:
@@ -82,25 +88,25 @@ def _split_series(headers: Sequence[Header], any_modality: bool) -> list[DicomGr
 
 
 def _drop_copies(headers: Sequence[Header]) -> tuple[list[Header], dict[tuple[str, str], list[Header]]]:
-    """Headers to use, and copies of them by (the copies' folder, the folder of the originals)."""
-    # The place counts too: careless anonymisers give all slices one instance UID. So do the bytes: others give two scans the
-    # same UIDs, and an image packed anew is compared by its pixels once it is read.
+    """Return the headers to use, and copies of them by (folder of the copies, folder of the originals)."""
+    # The instance UID is not sufficient, since some anonymisers give all slices the same one, so the position must agree as well.
+    # The bytes must agree, too, since others give two scans the same UIDs. Recompressed images are compared later, by their pixels.
     seen: dict[tuple[str, tuple[Plane, ...]], list[Header]] = {}
     kept: list[Header] = []
     copies: dict[tuple[str, str], list[Header]] = {}
     for header in headers:
-        alike = seen.setdefault((header.instance_uid, header.planes), []) if header.instance_uid else []
-        first = next((one for one in alike if filecmp.cmp(one.path, header.path, shallow=False)), None)
+        candidates = seen.setdefault((header.instance_uid, header.planes), []) if header.instance_uid else []
+        first = next((other for other in candidates if filecmp.cmp(other.path, header.path, shallow=False)), None)
         if first is None:
             kept.append(header)
-            alike.append(header)
+            candidates.append(header)
         else:
             copies.setdefault((header.path.parent.as_posix(), first.path.parent.as_posix()), []).append(header)
     return kept, copies
 
 
 def _judge_file(header: Header, any_modality: bool) -> str:
-    """Why a file is no slice of a volume, or nothing."""
+    """Return why a file is not a slice of a volume, or ""."""
     if not header.is_image:
         return f"{header.modality or header.class_name} object, not an image: nothing to do"
     if "LOCALIZER" in header.image_type or "SCOUT" in header.image_type:
@@ -122,14 +128,14 @@ def _judge_file(header: Header, any_modality: bool) -> str:
 def _split_slices(headers: Sequence[Header]) -> list[Volume]:
     volumes: list[list[Header]] = []
     for header in headers:
-        # A multi-frame file is a volume of its own.
-        single = len(header.planes) == 1
-        fitting = (v for v in volumes if single and len(v[0].planes) == 1 and v[0].planes[0].fits(header.planes[0]))
-        home = next(fitting, None)
-        if home is None:
+        # A multi-frame file is always a separate volume.
+        is_single = len(header.planes) == 1
+        fitting = (v for v in volumes if is_single and len(v[0].planes) == 1 and v[0].planes[0].fits(header.planes[0]))
+        volume = next(fitting, None)
+        if volume is None:
             volumes.append([header])
         else:
-            home.append(header)
+            volume.append(header)
     return [part for volume in volumes for part in part_slices(volume)]
 
 
@@ -158,6 +164,6 @@ def _group(headers: Sequence[Header], reason: str = "") -> DicomGroup:
 
 
 def _read_kernel(header: Header) -> str:
-    """As a table can hold it: scanners write a few letters and digits, but nothing keeps others from writing more."""
+    """Read the kernel's name if a table can hold it: scanners write a few letters and digits, but nothing enforces that."""
     kernel = dict(header.volume_keys)["kernel"].strip()
     return kernel if len(kernel) <= _LONGEST_KERNEL and kernel.isprintable() else ""

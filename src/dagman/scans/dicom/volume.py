@@ -1,4 +1,4 @@
-"""Files of one DICOM volume to values and an affine."""
+"""Reads the files of one DICOM volume as values and an affine."""
 
 from __future__ import annotations
 
@@ -20,26 +20,31 @@ from dagman.scans.faults import explain_faults
 from dagman.scans.scan import RawImage
 
 _READ = [*PIXEL_TAGS, "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"]
-"""A header has a hundred elements; to parse these alone takes two thirds of the time."""
+"""A header has about a hundred elements; parsing only these takes two thirds of the time."""
 _MOST_PADDED = 0.9
-"""Share of padded voxels above which nothing is left to see; a round field of view leaves 21 %."""
+"""Largest share of padded voxels; around a circular field of view it is 21 %."""
 
 
 def read_volume(files: Sequence[Path], *, source: str, tilted: bool = False, widest_gap: float = 0.0) -> RawImage:
-    """Values (column, row, slice), rescaled slice by slice, and the affine to RAS mm; `files` in any order.
+    """Read values (column, row, slice), rescaled slice by slice, and the affine to RAS mm.
 
-    tilted: slices of a tilted gantry are given as they are, with a sheared affine. widest_gap: uneven slices are interpolated to
-    even ones if no two neighbours are farther apart (mm); a note says so.
-    Raises ScanError: a file that is cut short or cannot be decoded is named; for what is wrong with the geometry see
-    `geometry.order_planes`.
+    Args:
+        files: the files of the volume, in any order.
+        source: name of the series, for messages.
+        tilted: accept slices of a tilted gantry; they are returned unchanged, with a sheared affine.
+        widest_gap: interpolate uneven slices to even ones if no gap is wider than this (mm); it is noted.
+
+    Raises:
+        ScanError: naming the file, if one is truncated or cannot be decoded; or if the geometry is wrong (see
+            `geometry.stack_planes`).
     """
     parts: list[Frames] = []
     planes: list[Plane] = []
     with quiet_pydicom():
         for path in files:
-            frames, places = _read_file(path)
+            frames, frame_planes = _read_file(path)
             parts.append(frames)
-            planes.extend(places)
+            planes.extend(frame_planes)
     with explain_faults("cannot be assembled into a volume", where=source, do="Export the series again"):
         stack = stack_planes(planes, tilted=tilted, widest_gap=widest_gap)
         slices = [frame for part in parts for frame in part.values]
@@ -48,18 +53,18 @@ def read_volume(files: Sequence[Path], *, source: str, tilted: bool = False, wid
 
 
 def _even_out(slices: NDArray, stack: Stack) -> NDArray:
-    """Slices at the stack's even places: linear between neighbours, rounded where they were whole numbers."""
+    """Interpolate slices linearly to the stack's even positions; integers are rounded."""
     if stack.places is None:
         return slices
-    wanted = np.arange(round(stack.places[-1]) + 1)
-    below = np.clip(np.searchsorted(stack.places, wanted + 1e-6) - 1, 0, len(slices) - 2)
-    shares = np.clip((wanted - stack.places[below]) / (stack.places[below + 1] - stack.places[below]), 0, 1)
-    mixed = [slices[at] * (1 - share) + slices[at + 1] * share for at, share in zip(below, shares, strict=True)]
-    return np.stack([(np.rint(one) if np.issubdtype(slices.dtype, np.integer) else one).astype(slices.dtype) for one in mixed])
+    targets = np.arange(round(stack.places[-1]) + 1)
+    below = np.clip(np.searchsorted(stack.places, targets + 1e-6) - 1, 0, len(slices) - 2)
+    weights = np.clip((targets - stack.places[below]) / (stack.places[below + 1] - stack.places[below]), 0, 1)
+    mixed = np.stack([slices[at] * (1 - weight) + slices[at + 1] * weight for at, weight in zip(below, weights, strict=True)])
+    return (np.rint(mixed) if np.issubdtype(slices.dtype, np.integer) else mixed).astype(slices.dtype)
 
 
 def measure_volume(files: Sequence[Path]) -> tuple[Sequence[int], Sequence[float]]:
-    """Shape (columns, rows, slices) and spacing (mm) by the first file's header; 2 mm where it gives no depth."""
+    """Read shape (columns, rows, slices) and spacing (mm) from the first file's header; 2 mm if it states no slice distance."""
     tags = ["Rows", "Columns", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "NumberOfFrames"]
     with (
         explain_faults("is damaged in its DICOM header", where=files[0], do="Export the series again"),
@@ -82,7 +87,7 @@ def _read_file(path: Path) -> tuple[Frames, tuple[Plane, ...]]:
         if frames is None:
             frames = decode_frames(data)
         if len(frames.values) != len(planes):
-            what = f"holds {len(frames.values)} frames, but places for {len(planes)}"
+            what = f"holds {len(frames.values)} frames, but positions for {len(planes)}"
             raise ScanError(what, do="Export the series again")
     return frames, planes
 

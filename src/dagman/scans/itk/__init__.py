@@ -1,4 +1,4 @@
-"""NRRD (.nrrd, .nhdr with its data file) and MetaImage (.mha, .mhd with its data file), decoded by SimpleITK in a process apart."""
+"""Reads NRRD (.nrrd, .nhdr with data file) and MetaImage (.mha, .mhd with data file) with SimpleITK in a separate process."""
 
 from __future__ import annotations
 

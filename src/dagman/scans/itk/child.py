@@ -1,6 +1,6 @@
-"""SimpleITK in a child process that may die: one child reads many files, and another takes its place when it ends.
+"""Runs SimpleITK in a child process, which reads many files and is replaced if it crashes.
 
-Some headers end the process that reads them (20 of 2,600 mutated files did); the parent goes on, and the file has its reason.
+Some headers crash the process that reads them (20 of 2,600 mutated files did); the parent then rejects the file and continues.
 """
 
 from __future__ import annotations
@@ -25,35 +25,46 @@ from numpy.typing import NDArray
 from dagman.errors import ScanError
 
 _SCRIPT = Path(__file__).with_name("serving.py")
-_PATIENCE_SECONDS = 60.0
+_TIMEOUT_SECONDS = 60.0
 _SLOWEST_BYTES_PER_SECOND = 2e6
 _CONVERT_AGAIN = "Convert the scan again, or exclude it"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ItkImage:
-    """What SimpleITK reads of a file: size X Y Z ..., spacing, origin, direction (LPS mm), the name of its pixel type.
-
-    `voxels` is Z Y X, None where only the header was read.
-    """
+    """An image as SimpleITK reads it."""
 
     size: tuple[int, ...]
+    "X Y Z ..."
     spacing: tuple[float, ...]
+    "mm."
     origin: tuple[float, ...]
+    "LPS mm."
     direction: tuple[float, ...]
+    "Row-major matrix of direction cosines, LPS."
     components: int
+    "Number of values per voxel."
     pixel: str
+    "SimpleITK's name of the pixel type."
     voxels: NDArray | None = None
+    "Z Y X; None if only the header was read."
 
 
 class UnreadableError(Exception):
-    """SimpleITK refused the file; the message is its own."""
+    """SimpleITK could not read the file; the message is SimpleITK's."""
 
 
 def read_with_itk(path: Path, *, voxels: bool, claimed: int = 0) -> ItkImage:
-    """Header, and voxels if asked for, by the child of this process; `claimed` is how many bytes of voxels there should be.
+    """Read an image, or only its header, in the child process.
 
-    Raises UnreadableError with SimpleITK's words, ScanError when the file ended the child or held it up.
+    Args:
+        path: the file.
+        voxels: whether to read voxels.
+        claimed: number of bytes of voxels according to the header, by which the time limit is set.
+
+    Raises:
+        UnreadableError: with SimpleITK's message, if it cannot read the file.
+        ScanError: if the file crashed the child, or took too long.
     """
     with _lock:
         child = _get_child()
@@ -64,19 +75,19 @@ def read_with_itk(path: Path, *, voxels: bool, claimed: int = 0) -> ItkImage:
         except UnreadableError:
             raise
         except BaseException:
-            # Ctrl-C between question and answer: the next answer would be to the wrong question.
+            # After Ctrl-C between request and answer, the next answer would belong to the wrong request.
             child.end()
             raise
 
 
 class _EndedError(Exception):
-    """The child died, or was ended for taking too long; the message says how."""
+    """The child crashed, or was killed for taking too long; the message states which."""
 
 
 class _Child:
     def __init__(self) -> None:
         self.process_id = os.getpid()
-        # -P: the folder of the script is no place to import from.
+        # -P: without the script's folder in sys.path.
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(_SCRIPT)],
             stdin=subprocess.PIPE,
@@ -86,10 +97,10 @@ class _Child:
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.questions, self.answers = self.process.stdin, self.process.stdout
+        self.requests, self.answers = self.process.stdin, self.process.stdout
         self.buffer = b""
         self.deadline = 0.0
-        self._allow(_PATIENCE_SECONDS)
+        self._set_deadline(_TIMEOUT_SECONDS)
         self._read_line()
 
     def is_alive(self) -> bool:
@@ -99,14 +110,14 @@ class _Child:
         with contextlib.suppress(OSError):
             self.process.kill()
         self.process.wait()
-        for pipe in (self.questions, self.answers):
+        for pipe in (self.requests, self.answers):
             with contextlib.suppress(OSError):
                 pipe.close()
 
     def read(self, path: Path, voxels: bool, claimed: int) -> ItkImage:
-        self._allow(_PATIENCE_SECONDS + claimed / _SLOWEST_BYTES_PER_SECOND)
+        self._set_deadline(_TIMEOUT_SECONDS + claimed / _SLOWEST_BYTES_PER_SECOND)
         try:
-            self.questions.write(json.dumps({"path": str(path), "voxels": voxels}).encode() + b"\n")
+            self.requests.write(json.dumps({"path": str(path), "voxels": voxels}).encode() + b"\n")
         except BrokenPipeError:
             self._report_end()
         answer: dict[str, Any] = json.loads(self._read_line())
@@ -126,11 +137,11 @@ class _Child:
             voxels=values,
         )
 
-    def _allow(self, seconds: float) -> None:
+    def _set_deadline(self, seconds: float) -> None:
         self.deadline = time.monotonic() + seconds
 
     def _wait(self) -> None:
-        """Until an answer is there to read."""
+        """Wait until there is an answer to read."""
         if not select.select([self.answers], [], [], max(0.0, self.deadline - time.monotonic()))[0]:
             self.end()
             raise _EndedError("could not be read in a reasonable time")
@@ -176,7 +187,7 @@ def _get_child() -> _Child:
 
 
 def _forget_lock() -> None:
-    """In a fork: another thread of the parent may have held it."""
+    """Replace the lock in a forked process, since a thread of the parent may have held it."""
     global _lock
     _lock = threading.Lock()
 
@@ -186,12 +197,12 @@ os.register_at_fork(after_in_child=_forget_lock)
 
 @atexit.register
 def _end_child() -> None:
-    # A fork's copy belongs to its parent.
+    # A forked process has a copy of the parent's child, which is_alive() excludes.
     if _child is not None and _child.is_alive():
         _child.end()
 
 
 def count_bytes(image: ItkImage) -> int:
-    """Bytes that the image's voxels take; 0 for types that have no fixed size."""
+    """Return the number of bytes of the image's voxels; 0 for pixel types without a fixed size."""
     bits = {"8-bit": 1, "16-bit": 2, "32-bit": 4, "64-bit": 8}
     return math.prod(image.size) * image.components * next((size for name, size in bits.items() if name in image.pixel), 0)

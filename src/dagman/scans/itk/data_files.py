@@ -1,4 +1,4 @@
-"""Which files hold the voxels that a header of its own describes: .mhd and .nhdr, with one data file or a list of them."""
+"""Finds the data files of a detached header (.mhd, .nhdr), which names one file or a list of them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _LIST = re.compile(rb"^[ \t]*(?:ElementDataFile|data ?file)[ \t]*[=:][ \t]*LIST[
 
 
 def list_files(path: Path) -> tuple[Path, ...]:
-    """The header and the data files that it names and that are there, so that a change of any of them is seen.
+    """Return the header and its existing data files, so that a change of any of them is noticed.
 
-    A header that cannot be judged, or names its data by a pattern, stands alone: reading explains why it is refused.
+    Only the header is returned if it cannot be parsed, or names its data by a pattern; it is then rejected when it is read.
     """
     if path.suffix.lower() not in _DETACHED:
         return (path,)
@@ -26,10 +26,10 @@ def list_files(path: Path) -> tuple[Path, ...]:
         names = _list_names(path) if name.upper().startswith("LIST") else [name]
     except (ScanError, OSError):
         return (path,)
-    # The header was read byte by byte; a name is in the encoding of the system.
-    own = [os.fsdecode(name.encode("latin-1")) for name in names if name.upper() != "LOCAL" and "\0" not in name]
-    places = [path.parent / name for name in own]
-    return tuple(dict.fromkeys((path, *(place for place in places if os.path.isfile(place)))))
+    # The header was decoded byte by byte (latin-1), but file names are in the encoding of the system.
+    decoded = [os.fsdecode(name.encode("latin-1")) for name in names if name.upper() != "LOCAL" and "\0" not in name]
+    files = [path.parent / name for name in decoded]
+    return tuple(dict.fromkeys((path, *(file for file in files if os.path.isfile(file)))))
 
 
 def _list_names(path: Path) -> list[str]:

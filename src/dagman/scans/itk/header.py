@@ -1,6 +1,6 @@
-"""The text of an NRRD or MetaImage header, judged before SimpleITK sees the file.
+"""Parses and checks the header of an NRRD or MetaImage file before SimpleITK reads it.
 
-SimpleITK's readers end the process, or take what they like, for lines, dimensions and sizes that no scan has.
+For lines, dimensions and sizes that no scan has, SimpleITK's readers crash the process or return arbitrary values.
 """
 
 from __future__ import annotations
@@ -20,39 +20,42 @@ _MOST_BYTES = 1 << 20
 _LONGEST_LINE = 16_384
 _MOST_AXES = 8
 _MOST_VALUES = 1 << 40
-"""A cube of 10,000 voxels a side."""
+"""About a cube with a side of 10,000 voxels."""
 _HEADER_END = {
     "NRRD": re.compile(rb"\r?\n[ \t]*\r?\n"),
     "MetaImage": re.compile(rb"^[ \t]*ElementDataFile[ \t]*[=:][^\n]*(?:\n|\Z)", re.MULTILINE),
 }
 _META_KEYS = ("NDims", "DimSize", "ElementType", "ElementDataFile")
 _SPACE_DIRECTION = re.compile(r"\(([^)]*)\)|none")
-_OF_VOLUMES = ("list", "time")
-"""Kinds of an axis along which whole volumes follow one another, wherever it stands among the axes."""
-_MEND = "Correct the header, or convert the scan again"
+_VOLUME_KINDS = ("list", "time")
+"""Kinds of an axis along which whole volumes are stored, at any position among the axes."""
+_REMEDY = "Correct the header, or convert the scan again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """The fields of a header by their name in lower case, and the byte at which data in the same file begin."""
+    """The fields of a header."""
 
     format: str
+    '"NRRD" or "MetaImage".'
     fields: dict[str, str]
+    "By name, in lower case."
     end: int
+    "Offset at which data in the same file begin."
 
     @property
     def data_file(self) -> str:
-        """The name of the data file as it stands in the header; LOCAL: this one."""
+        """Name of the data file as written in the header; LOCAL means the same file."""
         return self.fields.get("elementdatafile") or self.fields.get("data file") or self.fields.get("datafile") or "LOCAL"
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Numbers of voxels along the axes, the fastest first; NRRD may count an axis of components among them."""
+        """Number of voxels along each axis, the fastest first; in NRRD, one may be an axis of components."""
         return _read_numbers(self.fields.get("sizes" if self.format == "NRRD" else "dimsize", ""), int)
 
     @property
     def spacing(self) -> tuple[float, ...]:
-        """Distances between voxels (mm), as they are stated; empty where they are not."""
+        """Distances between voxels (mm) as stated; empty if not stated."""
         if directions := self.fields.get("space directions"):
             vectors = [
                 _read_numbers(match[1].replace(",", " "), float) for match in _SPACE_DIRECTION.finditer(directions) if match[1]
@@ -63,32 +66,36 @@ class Header:
 
     @property
     def is_compressed(self) -> bool:
-        """Whether the voxels are packed by gzip (NRRD) or zlib (MetaImage)."""
+        """Whether the voxels are compressed with gzip (NRRD) or zlib (MetaImage)."""
         if self.format == "NRRD":
             return self.fields.get("encoding", "").lower() in ("gz", "gzip")
         return self.fields.get("compresseddata", "").lower() == "true"
 
     @property
     def is_raw(self) -> bool:
-        """Whether the voxels stand in the file as they are."""
+        """Whether the voxels are stored uncompressed, in binary."""
         if self.format == "NRRD":
             return self.fields.get("encoding", "").lower() == "raw"
         return not self.is_compressed and self.fields.get("binarydata", "true").lower() != "false"
 
     @property
-    def names_directions(self) -> bool:
-        """Whether the header says how the patient lies."""
+    def states_orientation(self) -> bool:
+        """Whether the header states the patient's orientation."""
         if self.format == "NRRD":
             return re.match(r"left|right|LPS|RAS|LAS", self.fields.get("space", ""), re.IGNORECASE) is not None
         return any(name in self.fields for name in ("transformmatrix", "rotation", "orientation"))
 
     def find_number(self, *names: str) -> int:
-        """The whole number of the first of these fields that there is, else 0; ValueError where it is none."""
+        """Return the whole number in the first of these fields that exists, or 0; raises ValueError if it is not a number."""
         return int(next((self.fields[name] for name in names if name in self.fields), "0"))
 
 
 def read_header(path: Path) -> Header:
-    """Read and judge the header. Raises ScanError: no such header, lines, dimensions, sizes or spacing that no scan has."""
+    """Read and check a header.
+
+    Raises:
+        ScanError: if the file has no such header, or it has lines, dimensions, sizes or a spacing that no scan has.
+    """
     kind = "NRRD" if path.suffix.lower() in (".nrrd", ".nhdr") else "MetaImage"
     try:
         with open(path, "rb") as file:
@@ -113,9 +120,9 @@ def _parse_header(start: bytes, kind: str, path: Path) -> Header:
         raise _refuse(kind, "it has no end" if kind == "NRRD" else "it lacks ElementDataFile", path)
     end = match.end() if match else len(start)
     fields: dict[str, str] = {}
-    # Read byte by byte: only names of files may be in another encoding.
+    # Decoded as latin-1, which accepts any bytes; only file names may be in another encoding.
     for number, line in enumerate(start[:end].decode("latin-1").splitlines(), start=1):
-        # Comments and a writer's own keys (":=") may be long.
+        # Comments and custom keys (":=") may be long.
         if len(line) > _LONGEST_LINE and not (kind == "NRRD" and (line.startswith("#") or ":=" in line)):
             raise _refuse(kind, f"line {number} has {len(line)} characters", path)
         field = re.match(r"\s*([^:=#][^:=]*?)\s*(?::=|[:=])\s*(.*?)\s*$", line)
@@ -125,14 +132,14 @@ def _parse_header(start: bytes, kind: str, path: Path) -> Header:
 
 
 def _check_axes(header: Header, path: Path) -> None:
-    wanted = [name for name in _META_KEYS if not header.fields.get(name.lower())]
+    missing = [name for name in _META_KEYS if not header.fields.get(name.lower())]
     if header.format == "NRRD":
-        wanted = [name for name in ("dimension", "type", "encoding", "sizes") if not header.fields.get(name)]
+        missing = [name for name in ("dimension", "type", "encoding", "sizes") if not header.fields.get(name)]
     elif header.is_compressed and header.data_file.upper() == "LOCAL" and header.fields.get("compresseddatasize", "0") == "0":
-        # Without it SimpleITK reads what the memory held before, or ends the process.
-        wanted.append("CompressedDataSize")
-    if wanted:
-        raise _refuse(header.format, f"it lacks {', '.join(wanted)}", path)
+        # Without it, SimpleITK returns uninitialised memory or crashes.
+        missing.append("CompressedDataSize")
+    if missing:
+        raise _refuse(header.format, f"it lacks {', '.join(missing)}", path)
     name = "dimension" if header.format == "NRRD" else "NDims"
     try:
         axes, sizes = int(header.fields[name.lower()]), header.sizes
@@ -146,17 +153,17 @@ def _check_axes(header: Header, path: Path) -> None:
 
 
 def _check_sequence(header: Header, path: Path) -> None:
-    """Refuse an NRRD of several volumes by its name: a sequence, or a segmentation whose structures overlap (3D Slicer)."""
+    """Refuse an NRRD of several volumes: a sequence, or a segmentation with overlapping structures (3D Slicer)."""
     kinds = header.fields.get("kinds", "").lower().split() if header.format == "NRRD" else []
-    count = math.prod(size for size, kind in zip(header.sizes, kinds, strict=False) if kind in _OF_VOLUMES)
+    count = math.prod(size for size, kind in zip(header.sizes, kinds, strict=False) if kind in _VOLUME_KINDS)
     if count < 2:
         return
-    # Programs other than 3D Slicer leave the fields of its segments out, but take over its file names.
+    # Programs other than 3D Slicer omit its segment fields, but use the same file names.
     if path.name.lower().endswith(".seg.nrrd") or any(name.startswith("segment0_") for name in header.fields):
-        do = "Export it from 3D Slicer as DICOM SEG, or each structure as a label map of its own"
+        do = "Export it from 3D Slicer as DICOM SEG, or each structure as a separate label map"
         raise ScanError(f"is a segmentation of {count} layers, since its structures overlap", where=path, do=do)
-    named = next(kind for kind in kinds if kind in _OF_VOLUMES)
-    do = "Save each volume as a file of its own (3D Slicer: choose its time in Sequences, then save the volume)"
+    named = next(kind for kind in kinds if kind in _VOLUME_KINDS)
+    do = "Save each volume as a separate file (3D Slicer: choose its time in Sequences, then save the volume)"
     raise ScanError(f"is a sequence of {count} volumes (it has an axis of kind '{named}')", where=path, do=do)
 
 
@@ -167,12 +174,12 @@ def _check_spacing(header: Header, path: Path) -> None:
         stated = next(header.fields[name] for name in _SPACING_FIELDS if name in header.fields)
         raise ScanError(f"the spacing is {stated[:60]!r}, not numbers", where=path, do="Correct the header") from error
     if not spacing:
-        # SimpleITK would take 1 mm in silence.
+        # SimpleITK would silently assume 1 mm.
         raise ScanError("does not state its spacing", where=path, do="Correct the header, or convert the scan again")
-    stated_plainly = "space directions" not in header.fields
-    if stated_plainly and not all(math.isfinite(number) and number > 0 for number in spacing):
+    # Negative numbers are possible only in space directions, from which lengths are computed.
+    if "space directions" not in header.fields and not all(math.isfinite(number) and number > 0 for number in spacing):
         shown = " x ".join(f"{number:.4g}" for number in spacing)
-        raise ScanError(f"the spacing is {shown} mm; every axis needs more than 0", where=path, do="Correct the header")
+        raise ScanError(f"the spacing is {shown} mm; it must be above 0 on every axis", where=path, do="Correct the header")
 
 
 _SPACING_FIELDS = ("space directions", "spacings", "elementspacing", "elementsize")
@@ -180,7 +187,7 @@ _SPACING_FIELDS = ("space directions", "spacings", "elementspacing", "elementsiz
 
 def _refuse(kind: str, why: str, path: Path) -> ScanError:
     article = "an NRRD" if kind == "NRRD" else "a MetaImage"
-    return ScanError(f"is not {article} file, or its header is damaged: {why}", where=path, do=_MEND)
+    return ScanError(f"is not {article} file, or its header is damaged: {why}", where=path, do=_REMEDY)
 
 
 def _read_numbers(text: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:

@@ -1,7 +1,7 @@
-"""NRRD and MetaImage files to values and an affine: the header is judged first, then the data, then SimpleITK reads both.
+"""Reads NRRD and MetaImage files as values and an affine: header and data are checked before SimpleITK reads them.
 
-SimpleITK turns a negative spacing into a flip, fills damaged compressed data with zeros, and gives what the memory held before
-where a header names the wrong size; all are checked here.
+SimpleITK turns a negative spacing into a flip, fills damaged compressed data with zeros, and returns uninitialised memory if a
+header states a wrong size. The checks here prevent all of this.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _MOST_SKIPPED = 1 << 20
 
 
 def check_itk(path: Path) -> None:
-    """Read the header alone and raise ScanError when the file cannot be a volume."""
+    """Raise ScanError if the header shows that the file is not a volume; voxels are not read."""
     with explain_faults(_DAMAGED, where=path, do=_CONVERT_AGAIN):
         read_header(path)
 
 
 def measure_itk(path: Path) -> tuple[Sequence[int], Sequence[float]]:
-    """Shape and spacing (mm) by the header alone."""
+    """Read shape and spacing (mm) from the header only."""
     header = read_header(path)
     return header.sizes, header.spacing
 
 
 def read_itk(path: Path) -> RawImage:
-    """Values X Y Z and the affine, turned from ITK's LPS to RAS mm."""
+    """Read values (X Y Z) and the affine, converted from ITK's LPS to RAS mm."""
     with explain_faults(_DAMAGED, where=path, do=_CONVERT_AGAIN):
         header = read_header(path)
         image = _read_image(path, header)
@@ -53,9 +53,8 @@ def read_itk(path: Path) -> RawImage:
         matrix[:3, :3] = direction * np.array(image.spacing)[:3]
         matrix[:3, 3] = image.origin[:3]
         values: NDArray = stored.T
-        notes = (
-            () if header.names_directions else ("the file does not state the patient's orientation; its axes were taken as L P S",)
-        )
+        unoriented = "the file does not state the patient's orientation; its axes were assumed to be L P S"
+        notes = () if header.states_orientation else (unoriented,)
         return RawImage(values.reshape(values.shape[:3], order="F"), Affine(LPS_TO_RAS @ matrix), notes)
 
 
@@ -94,22 +93,23 @@ def _check_volume(image: ItkImage) -> None:
 
 
 def _check_data(path: Path, header: Header, image: ItkImage, claimed: int) -> int | None:
-    """Judge the data before SimpleITK does: it reads damaged compressed data as zeros, and longer ones scrambled.
+    """Check the data, since SimpleITK reads damaged compressed data as zeros, and data of the wrong length scrambled.
 
-    The checksum of the voxels where they are compressed, for what SimpleITK makes of them; else None.
+    Returns:
+        For compressed voxels their checksum, to be compared with what SimpleITK reads; otherwise None.
     """
     name = header.data_file
     if "%" in name:
-        # A pattern for several files, which SimpleITK gives to printf as it is: it may end the process, or do as the file says.
+        # A pattern for several files, which SimpleITK passes to printf unchecked: it may crash the process, or be an exploit.
         raise ScanError("names its data files by a pattern (%)", do="Convert the scan to a single file")
     if name.upper().startswith("LIST") or not (header.is_raw or header.is_compressed):
         return None
-    # The header was read byte by byte; a file's name is in the system's encoding.
-    local = name.upper() == "LOCAL"
-    data = path if local else path.parent / os.fsdecode(name.encode("latin-1"))
+    # The header was decoded byte by byte (latin-1), but file names are in the encoding of the system.
+    is_local = name.upper() == "LOCAL"
+    data = path if is_local else path.parent / os.fsdecode(name.encode("latin-1"))
     try:
         with open(data, "rb") as file:
-            file.seek(header.end if local else 0)
+            file.seek(header.end if is_local else 0)
             for _ in range(header.find_number("line skip", "lineskip")):
                 file.readline(_MOST_SKIPPED)
             skipped = header.find_number("byte skip", "byteskip", "headersize")
@@ -121,10 +121,10 @@ def _check_data(path: Path, header: Header, image: ItkImage, claimed: int) -> in
                 return zlib.crc32(unpacked[:claimed].data)
             held = os.fstat(file.fileno()).st_size - file.tell() - max(skipped, 0)
             if skipped < 0:
-                # The data are the last bytes of the file, whatever stands before them.
+                # The data are the last bytes of the file, whatever precedes them.
                 held = min(held, claimed)
             file.seek(max(skipped, 0) + min(claimed, max(held, 0)), os.SEEK_CUR)
             check_length(held, claimed, np.frombuffer(file.read(512), np.uint8), smallest)
-    except (OSError, ValueError) as error:  # ValueError: a name with a null byte, a number that is none.
+    except (OSError, ValueError) as error:  # ValueError: a null byte in a name, or an invalid number.
         raise ScanError(_DAMAGED, do=_CONVERT_AGAIN) from error
     return None

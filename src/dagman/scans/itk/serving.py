@@ -1,7 +1,7 @@
-"""The child process: reads one NRRD or MetaImage file after another with SimpleITK, and may die of one.
+"""The child process that reads NRRD and MetaImage files with SimpleITK, one after another, and may crash.
 
-A script of its own, so that it starts with nothing but SimpleITK. A request is a line of JSON on stdin, {"path", "voxels"}; the
-answer is a line of JSON on stdout, followed by the voxels' bytes (Z Y X) where they were asked for.
+It is a separate script, so that it loads little more than SimpleITK. A request is a line of JSON on stdin, {"path", "voxels"}; the
+answer is a line of JSON on stdout, followed by the bytes of the voxels (Z Y X) if requested.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dagman.records.stopping import leave_stops_to_parent
 def main() -> None:
     """Answer requests until stdin closes."""
     leave_stops_to_parent()
-    # What the library prints must not come between the answers.
+    # Output of the library must not get mixed with the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
@@ -30,7 +30,7 @@ def main() -> None:
         answer, image = _read(request["path"], request["voxels"])
         answers.write(json.dumps(answer).encode() + b"\n")
         if image is not None:
-            # The view is the image's memory, which is held until it is written.
+            # The view shares the image's memory, so `image` must stay alive until it is written.
             answers.write(SimpleITK.GetArrayViewFromImage(image).data.cast("B"))
         answers.flush()
 

@@ -1,4 +1,4 @@
-"""The built-in cohort: synthetic chest-abdomen CTs in HU with nodules, a tumour, organs and outcomes."""
+"""Generates the built-in cohort: synthetic chest-abdomen CTs in HU with nodules, a tumour, organs and outcomes."""
 
 from dagman.scans.phantom.anatomy import ORGANS
 from dagman.scans.phantom.cohort import Cohort, Outcome, PhantomPatient, draw_outcome, make_patient, name_cohort, write_cohort

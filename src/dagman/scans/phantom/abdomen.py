@@ -1,4 +1,4 @@
-"""The organs below the diaphragm."""
+"""Paints the organs below the diaphragm."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COLON = (
 
 
 def paint_abdomen(canvas: Canvas, habitus: Habitus, walls: Walls, rng: np.random.Generator) -> None:
-    """Paint bowel, the muscles beside the spine, pancreas, stomach, liver, gallbladder, spleen, kidneys and veins."""
+    """Paint bowel, paraspinal muscles, pancreas, stomach, liver, gallbladder, spleen, kidneys and veins."""
     contrast = habitus.contrast
     _paint_bowel(canvas, walls.cavity + 4, rng)
     for side in (-1, 1):
@@ -48,14 +48,14 @@ def paint_abdomen(canvas: Canvas, habitus: Habitus, walls: Walls, rng: np.random
 def _paint_bowel(canvas: Canvas, wall: np.ndarray, rng: np.random.Generator) -> None:
     for _ in range(26):
         middle = np.array([rng.uniform(-75, 75), rng.uniform(0, 62), rng.uniform(-70, 45)])
-        way = rng.normal(0, 14, 3)
-        distance, box = canvas.tube(middle - way, middle + way, rng.uniform(9, 14))
+        half = rng.normal(0, 14, 3)
+        distance, box = canvas.tube(middle - half, middle + half, rng.uniform(9, 14))
         distance = np.maximum(distance, wall[box])
         canvas.paint(distance, 45, box=box)
         canvas.paint(distance + 3, rng.choice([12, 25, 35, -850], p=[0.35, 0.3, 0.2, 0.15]), box=box)
     for start, end in itertools.pairwise(_COLON):
         distance, box = canvas.tube(start, end, rng.uniform(15, 20))
-        # Haustra: the wall swells and narrows along the way.
+        # Haustra: the colon widens and narrows along its course.
         distance += 2.5 * np.sin((canvas.x[box] + canvas.y[box] + canvas.z[box]) / 6)
         distance = np.maximum(distance, wall[box])
         canvas.paint(distance, 40, box=box)
@@ -67,7 +67,7 @@ def _paint_bowel(canvas: Canvas, wall: np.ndarray, rng: np.random.Generator) -> 
 
 
 def _paint_stomach(canvas: Canvas, contrast: float, under_wall: np.ndarray, rng: np.random.Generator) -> None:
-    """Fluid behind, a bubble of air in front: the patient lies on the back."""
+    """Paint the stomach with fluid at the back and air in front, as the patient lies on the back."""
     distance, box = canvas.ellipsoid((-52, 26, 142), (44, 40, 42), tilt=-25)
     distance = np.maximum(distance, under_wall[box])
     canvas.paint(distance, 50 + 40 * contrast, ORGANS["stomach"], box)
@@ -80,19 +80,19 @@ def _paint_liver(canvas: Canvas, contrast: float, under_wall: np.ndarray, rng: n
     right = np.maximum(right, 58 + 0.5 * np.maximum(60 - x, 0) - z)
     left = ellipsoid_distance((x - 4, y - 40, z - 158), (72, 40, 32))
     distance = np.maximum(np.minimum(right, left), np.maximum(under_wall[box], z - 186))
-    # Room for the great vessels and the spine.
+    # Leave room for the great vessels and the spine.
     distance = np.maximum(distance, 24 - np.hypot(x, y + 62))
     canvas.paint(distance, rng.normal(56, 4) + 52 * contrast, ORGANS["liver"], box)
     inside = np.argwhere(distance < -9)
     targets = inside[rng.choice(len(inside), size=min(70, len(inside)), replace=False)]
-    places = np.stack([grid[tuple(targets.T)] for grid in (x, y, z)], axis=1).astype(float)
-    for root, reached in (((28, 2, 118), places[::2]), ((20, -12, 172), places[1::2])):
-        tree = grow_tree(np.array(root, float), reached, step=10, tip_radius=1.6, root_radius=6.5)
+    tips = np.stack([grid[tuple(targets.T)] for grid in (x, y, z)], axis=1).astype(float)
+    for root, own_tips in (((28, 2, 118), tips[::2]), ((20, -12, 172), tips[1::2])):
+        tree = grow_tree(np.array(root, float), own_tips, step=10, tip_radius=1.6, root_radius=6.5)
         paint_tree(canvas, tree, 42 + 125 * contrast, within=ORGANS["liver"])
 
 
 def _paint_kidneys(canvas: Canvas, contrast: float, rng: np.random.Generator) -> None:
-    """The right one is lower, shorter and rounder; the left one is longer and has a hump at the spleen."""
+    """Paint the kidneys: the right one is lower, shorter and rounder, the left one is longer and has a hump next to the spleen."""
     sides = {
         "kidney_left": ((-62, -40, 88), (27, 25, 58), 20.0, 12.0),
         "kidney_right": ((64, -36, 62), (31, 28, 47), -25.0, -14.0),

@@ -1,4 +1,4 @@
-"""The organs above the diaphragm: lungs with their trees, heart, great vessels, windpipe, gullet."""
+"""Paints the organs above the diaphragm: lungs with vessels and airways, heart, great vessels, trachea, oesophagus."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CHAMBERS = (
     ((22, 24, 226), (20, 22, 26)),
     ((-8, -6, 240), (30, 15, 18)),
 )
-# Points and radii: upper hollow vein, left arm's vein, pulmonary trunk, right and left pulmonary artery.
+# Points and radii: superior vena cava, left brachiocephalic vein, pulmonary trunk, right and left pulmonary artery.
 _VEINS = (
     (((20, 10, 246), (22, 6, 312), (30, 8, 345), (50, 10, 372)), (10, 9, 8, 8)),
     (((22, 8, 322), (-10, 22, 334), (-45, 12, 368)), (8, 8, 8)),
@@ -49,12 +49,12 @@ _AIRWAYS = (
     (((0, -16, 284), (27, -20, 264), (42, -22, 250)), (8, 7, 5)),
     (((0, -16, 284), (-38, -20, 258), (-50, -24, 248)), (7, 6, 4)),
 )
-_GULLET = ((-4, -32, 400), (-5, -38, 300), (-8, -36, 230), (-18, -22, 188), (-36, 0, 172))
+_OESOPHAGUS = ((-4, -32, 400), (-5, -38, 300), (-8, -36, 230), (-18, -22, 188), (-36, 0, 172))
 _VESSEL_TIPS, _AIRWAY_TIPS = 480, 24
 
 
 def paint_chest(canvas: Canvas, habitus: Habitus, walls: Walls, rng: np.random.Generator) -> None:
-    """Paint the chest's organs."""
+    """Paint all organs of the chest."""
     lungs = _paint_lungs(canvas, habitus, walls, rng)
     for name, hilum in (("lung_right", (30.0, -10.0, 258.0)), ("lung_left", (-32.0, -12.0, 264.0))):
         _paint_lung_trees(canvas, habitus, name, lungs[name], np.array(hilum), rng)
@@ -63,12 +63,12 @@ def paint_chest(canvas: Canvas, habitus: Habitus, walls: Walls, rng: np.random.G
     for path, radii in _AIRWAYS:
         canvas.paint_path(path, [r + 2 for r in radii], 20)
         canvas.paint_path(path, radii, -990, ORGANS["trachea"])
-    canvas.paint_path(_GULLET, [8, 8, 8, 9, 9], 38)
+    canvas.paint_path(_OESOPHAGUS, [8, 8, 8, 9, 9], 38)
 
 
 def _paint_lungs(canvas: Canvas, habitus: Habitus, walls: Walls, rng: np.random.Generator) -> dict[str, np.ndarray]:
     x, y, z = canvas.x, canvas.y, canvas.z
-    # The lungs nearly touch in front of the heart's vessels, and stay clear of the spine.
+    # The lungs almost touch in front of the great vessels, and keep a distance to the spine.
     middle = follow_levels(z, MEDIASTINUM) - 10 * np.maximum(1 - np.abs(y - 62) / 40, 0)
     spine = 27 - np.hypot(x, y - follow_levels(z, SPINE_Y))
     outside = np.maximum.reduce([walls.cavity + 1, walls.dome - z, spine])
@@ -76,7 +76,7 @@ def _paint_lungs(canvas: Canvas, habitus: Habitus, walls: Walls, rng: np.random.
         "lung_right": np.maximum.reduce([outside, middle - x, z - 372]),
         "lung_left": np.maximum.reduce([outside, middle + 2 + x, z - 369]),
     }
-    # Blood sinks to the back of a lying patient: the lung is denser there.
+    # The lung is denser at the back, where blood collects in a supine patient.
     hu = -845 - 45 * habitus.emphysema - 0.35 * (1 - 0.4 * habitus.emphysema) * y
     holes = make_field(rng, z.shape, 16 / canvas.spacing) > 2.3 - 1.3 * habitus.emphysema
     hu[holes] = 0.5 * hu[holes] - 480
@@ -90,9 +90,9 @@ def _paint_lung_trees(
 ) -> None:
     inside = np.argwhere(lung < -4)
     targets = inside[rng.choice(len(inside), size=min(_VESSEL_TIPS + _AIRWAY_TIPS, len(inside)), replace=False)]
-    places = np.stack([grid[tuple(targets.T)] for grid in (canvas.x, canvas.y, canvas.z)], axis=1).astype(float)
-    airways = grow_tree(hilum + np.array((0.0, -9.0, -6.0)), places[:_AIRWAY_TIPS], step=14, tip_radius=1.1, root_radius=4.5)
-    vessels = grow_tree(hilum, places[_AIRWAY_TIPS:], step=11, tip_radius=0.8, root_radius=8.0)
+    tips = np.stack([grid[tuple(targets.T)] for grid in (canvas.x, canvas.y, canvas.z)], axis=1).astype(float)
+    airways = grow_tree(hilum + np.array((0.0, -9.0, -6.0)), tips[:_AIRWAY_TIPS], step=14, tip_radius=1.1, root_radius=4.5)
+    vessels = grow_tree(hilum, tips[_AIRWAY_TIPS:], step=11, tip_radius=0.8, root_radius=8.0)
     paint_tree(canvas, airways, -250, within=ORGANS[name], wider=1.2)
     paint_tree(canvas, airways, -985, within=ORGANS[name])
     paint_tree(canvas, vessels, 40 + 110 * habitus.contrast, within=ORGANS[name])
@@ -106,7 +106,7 @@ def _paint_heart(canvas: Canvas, habitus: Habitus) -> None:
     canvas.paint(fat, -95, box=box)
     organs = canvas.organs[box]
     organs[(fat < 0) & (organs <= ORGANS["lung_right"])] = 0
-    # Read again in its own block: the heart lies within its fat, and so does its block.
+    # The heart and its block lie within those of the fat.
     heart, box = canvas.ellipsoid((-16, 24, 221), (60, 44, 50), turn=22, tilt=-28)
     heart = np.maximum(heart, 176 - 0.12 * canvas.x[box] - canvas.z[box])
     canvas.paint(heart, 48 + 55 * habitus.contrast, ORGANS["heart"], box)

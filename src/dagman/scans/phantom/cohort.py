@@ -1,4 +1,4 @@
-"""Patients of the built-in cohort, and the files and tables in which they come."""
+"""Generates the patients of the built-in cohort, and writes them as files and tables."""
 
 from __future__ import annotations
 
@@ -25,37 +25,44 @@ from dagman.scans.phantom.texture import add_grain, add_noise, make_field
 
 @dataclass(frozen=True, kw_only=True)
 class PhantomPatient:
-    """One synthetic patient on one grid.
-
-    `hu` int16 X Y Z (RAS+), `affine` 4 4 to RAS mm; `organs` uint8 with the ids of `ORGANS`; `nodule_map` uint8 with each nodule's
-    value; `tumour` bool. `time` is in days; `event` 0 means censored.
-    """
+    """One synthetic patient; all images are on the same grid."""
 
     name: str
     hu: np.ndarray
+    "X Y Z int16, RAS+."
     affine: np.ndarray
+    "4 x 4, to RAS mm."
     organs: np.ndarray
+    "X Y Z uint8: labels of `ORGANS`."
     nodule_map: np.ndarray
+    "X Y Z uint8: labels of the nodules."
     tumour: np.ndarray
+    "X Y Z bool."
     nodules: tuple[PlacedNodule, ...]
     tumour_texture: float
+    "Texture of the tumour on a standard scale, on which the outcome depends."
     outcome: Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a patient: days to the event or the end of follow-up, event 0/1, response 0/1, age (years), grade 1-3."""
+    """The outcome and clinical values of a patient."""
 
     time: int
+    "Days to the event, or to the end of follow-up."
     event: int
+    "1 if the event was observed, 0 if censored."
     response: int
+    "0 or 1."
     age: int
+    "Years."
     grade: int
+    "1 to 3."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
-    """Where a cohort was written: the folders of its scans and masks, and its tables (paths in them are relative to the table)."""
+    """The folders and tables of a cohort; paths in a table are relative to the table."""
 
     folder: Path
     scans: Path
@@ -68,7 +75,7 @@ class Cohort:
 
 
 def make_patient(seed: int, index: int, spacing: float = 3.0) -> PhantomPatient:
-    """Make patient `index` of a seed at an isotropic spacing in mm, whatever cohort it is part of."""
+    """Generate patient `index` of a seed at an isotropic spacing in mm; the size of the cohort does not matter."""
     rng = generator(seed, "phantom body", index)
     size = np.array([rng.uniform(0.9, 1.08), rng.uniform(0.9, 1.08), rng.uniform(0.92, 1.05)])
     habitus = Habitus(
@@ -106,9 +113,9 @@ def make_patient(seed: int, index: int, spacing: float = 3.0) -> PhantomPatient:
 
 
 def draw_outcome(seed: int, index: int, texture: float) -> Outcome:
-    """Time, event and response of patient `index`: an uneven tumour shortens the time; age and grade do so slightly.
+    """Draw the outcome of patient `index`: a tumour with an uneven texture shortens the time; age and grade have a small effect.
 
-    Weibull times with proportional hazards; about four in ten are censored.
+    Times follow a Weibull distribution with proportional hazards; about 40 % are censored.
     """
     rng = generator(seed, "phantom outcome", index)
     age, grade = int(np.clip(rng.normal(63, 10), 30, 90)), int(rng.choice([1, 2, 3], p=[0.3, 0.4, 0.3]))
@@ -126,10 +133,20 @@ def draw_outcome(seed: int, index: int, texture: float) -> Outcome:
 
 
 def write_cohort(folder: str | Path, patients: int = 24, seed: int = 0, spacing: float = 3.0, workers: int | None = None) -> Cohort:
-    """Write a cohort of synthetic patients as a user would bring it: NIfTI scans and masks, and a table a task.
+    """Write a cohort of synthetic patients: NIfTI scans and masks, and one table per task.
 
-    `spacing` in mm. Files differ in axis order and direction, as those of hospitals do. The same seed gives the same bytes,
-    whatever `workers` is, and patient i is the same in a cohort of any size. Raises ScanError for numbers that make no cohort.
+    Files differ in axis order and direction, like those of hospitals. The same seed gives the same bytes, and a patient is the same
+    in a cohort of any size.
+
+    Args:
+        folder: output folder.
+        patients: number of patients.
+        seed: seed of all random numbers.
+        spacing: voxel size in mm, 1 to 8.
+        workers: number of threads; it does not affect the result.
+
+    Raises:
+        ScanError: if `patients` or `spacing` is out of range.
     """
     if patients < 1:
         raise ScanError(f"patients = {patients}", do="Use 1 or more")
@@ -138,7 +155,7 @@ def write_cohort(folder: str | Path, patients: int = 24, seed: int = 0, spacing:
     cohort = name_cohort(folder)
     cohort.scans.mkdir(parents=True, exist_ok=True)
     cohort.masks.mkdir(parents=True, exist_ok=True)
-    # Threads suffice: numpy, scipy and zlib let go of the interpreter while they work.
+    # Threads suffice, since numpy, scipy and zlib release the GIL.
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8)) as pool:
         rows = list(
             pool.map(lambda index: _write_patient(cohort, make_patient(seed, index, spacing), seed, index), range(patients))
@@ -149,13 +166,13 @@ def write_cohort(folder: str | Path, patients: int = 24, seed: int = 0, spacing:
         (cohort.tumours_table, "tumours"),
         (cohort.outcome_table, "outcome"),
     ):
-        _write_table(table, [row for of_patient in rows for row in of_patient[name]])
+        _write_table(table, [row for patient_rows in rows for row in patient_rows[name]])
     _write_table(cohort.labels, [{"id": value, "name": name} for name, value in ORGANS.items()])
     return cohort
 
 
 def name_cohort(folder: str | Path) -> Cohort:
-    """Where the parts of a cohort in this folder lie, whether they are written or not."""
+    """Return the paths of a cohort in a folder, whether or not they exist."""
     folder = Path(folder)
     return Cohort(
         folder=folder,
@@ -179,20 +196,20 @@ def _open_canvas(rng: np.random.Generator, size: np.ndarray, habitus: Habitus, s
         np.arange(low * size[2], high * size[2], spacing) / size[2],
     ]
     x, y, z = np.meshgrid(*(axis.astype(np.float32) for axis in axes), indexing="ij")
-    # A gentle bend of space: no two patients' organs then have the same outline.
-    bends = [3.5 * make_field(rng, x.shape, 70 / spacing) + 1.2 * make_field(rng, x.shape, 30 / spacing) for _ in range(3)]
+    # A smooth deformation, so that no two patients' organs have the same outline.
+    deformation = [3.5 * make_field(rng, x.shape, 70 / spacing) + 1.2 * make_field(rng, x.shape, 30 / spacing) for _ in range(3)]
     return Canvas(
         hu=np.full(x.shape, -1000, dtype=np.float32),
         organs=np.zeros(x.shape, dtype=np.uint8),
-        x=x + bends[0],
-        y=y + bends[1],
-        z=z + bends[2],
+        x=x + deformation[0],
+        y=y + deformation[1],
+        z=z + deformation[2],
         spacing=spacing,
     )
 
 
 def _paint_table(canvas: Canvas, depth: np.ndarray) -> None:
-    """A curved, hollow couch that the back rests on."""
+    """Paint a curved, hollow table under the patient's back."""
     columns = np.arange(canvas.hu.shape[0], dtype=np.float32)
     across = (columns - columns.mean()) * canvas.spacing
     rows = np.arange(canvas.hu.shape[1], dtype=np.float32) * canvas.spacing
@@ -212,11 +229,11 @@ def _place_nodules(seed: int, index: int, canvas: Canvas) -> tuple[list, np.ndar
     grid = np.ogrid[tuple(slice(n) for n in canvas.hu.shape)]
     room = _measure_room(lungs, canvas.spacing)
     for value, lesion in enumerate(lesions, start=1):
-        center = _choose_place(rng, room, lesion.diameter / 2 + 4)
+        center = _choose_center(rng, room, lesion.diameter / 2 + 4)
         mask = render_lesion(lesion, rng, canvas.hu, center, canvas.spacing, background=0, grain=4.5)
         nodule_map[mask & lungs & (nodule_map == 0)] = value
-        away = canvas.spacing * np.sqrt(sum((axis - at) ** 2 for axis, at in zip(grid, center, strict=True)))
-        room = np.minimum(room, away - lesion.diameter / 2 - 6)
+        distance = canvas.spacing * np.sqrt(sum((axis - at) ** 2 for axis, at in zip(grid, center, strict=True)))
+        room = np.minimum(room, distance - lesion.diameter / 2 - 6)
     return lesions, nodule_map
 
 
@@ -224,14 +241,14 @@ def _place_tumour(seed: int, index: int, canvas: Canvas) -> tuple[np.ndarray, fl
     lesion, texture = draw_tumour(seed, index)
     rng = generator(seed, "phantom tumour place", index)
     liver = canvas.organs == ORGANS["liver"]
-    center = _choose_place(rng, _measure_room(liver, canvas.spacing), lesion.diameter / 2)
+    center = _choose_center(rng, _measure_room(liver, canvas.spacing), lesion.diameter / 2)
     background = float(np.median(canvas.hu[liver]))
     mask = render_lesion(lesion, rng, canvas.hu, center, canvas.spacing, background=background, grain=8)
     return mask, texture
 
 
 def _measure_room(region: np.ndarray, spacing: float) -> np.ndarray:
-    """Distance (mm) of each voxel of a region to what is outside it; 0 outside."""
+    """Return the distance (mm) of each voxel of a region to the region's edge; 0 outside."""
     box = ndimage.find_objects(region.astype(np.uint8))[0]
     room = np.zeros(region.shape, dtype=np.float32)
     inner = np.pad(region[box], 1)
@@ -239,10 +256,10 @@ def _measure_room(region: np.ndarray, spacing: float) -> np.ndarray:
     return room
 
 
-def _choose_place(rng: np.random.Generator, room: np.ndarray, need: float) -> np.ndarray:
-    """A voxel with `need` mm of room around it, or the one with most room where none has."""
-    wide = np.flatnonzero(room >= need)
-    chosen = rng.choice(wide) if wide.size else int(np.argmax(room))
+def _choose_center(rng: np.random.Generator, room: np.ndarray, need: float) -> np.ndarray:
+    """Choose a random voxel with `need` mm of room around it, or the one with most room if there is none."""
+    candidates = np.flatnonzero(room >= need)
+    chosen = rng.choice(candidates) if candidates.size else int(np.argmax(room))
     return np.array(np.unravel_index(chosen, room.shape), dtype=float)
 
 
@@ -253,7 +270,7 @@ def _center_mm(mask: np.ndarray, affine: np.ndarray) -> tuple[float, float, floa
 
 def _write_patient(cohort: Cohort, patient: PhantomPatient, seed: int, index: int) -> dict[str, list[dict[str, object]]]:
     rng = generator(seed, "phantom file", index)
-    # Axis codes "RAS", "LPS", "SAR", ...: any order and direction.
+    # Any order and direction of axes, such as RAS, LPS or SAR.
     target = np.column_stack([rng.permutation(3), rng.choice([-1, 1], 3)])
     scan = f"scans/{patient.name}.nii.gz"
     files = {"organs": patient.organs, "nodules": patient.nodule_map, "tumour": patient.tumour.astype(np.uint8)}

@@ -1,4 +1,4 @@
-"""Bones: ribs, breastbone, collar bones, shoulder blades, heads of the arms, spine."""
+"""Paints the bones: ribs, sternum, clavicles, scapulae, heads of the humeri, spine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dagman.scans.phantom.canvas import Canvas, ellipsoid_distance
 def paint_skeleton(canvas: Canvas, habitus: Habitus, walls: Walls) -> None:
     """Paint all bones."""
     _paint_ribs(canvas, habitus, walls)
-    _paint_breastbone(canvas, habitus, walls)
+    _paint_sternum(canvas, habitus, walls)
     for side in (-1, 1):
         canvas.paint_path([(side * 14, 62, 338), (side * 70, 50, 356), (side * 130, 12, 374)], [8, 6, 7], 420)
         distance, box = canvas.ellipsoid((side * 112, -76, 318), (46, 5, 52), turn=side * 38)
@@ -23,11 +23,11 @@ def paint_skeleton(canvas: Canvas, habitus: Habitus, walls: Walls) -> None:
 
 
 def _paint_ribs(canvas: Canvas, habitus: Habitus, walls: Walls) -> None:
-    """Ribs fall towards the front: in a height that is tilted likewise, each is one ring within the wall."""
+    """Paint the ribs, which slope down towards the front: with a height tilted alike, each is a ring within the chest wall."""
     x, y, z = canvas.x, canvas.y, canvas.z
     height = np.abs(np.mod(z + 0.45 * y, 27) - 13.5)
     ring = np.hypot(walls.cavity - 4.5, 0.56 * height) - 4.2
-    # The lowest end at the arch in front and at the twelfth rib behind.
+    # The rib cage ends at the costal arch in front, and at the twelfth rib at the back.
     below = np.where(y > 15, 190 - 0.9 * np.abs(x), 88) - z
     ribs = np.maximum.reduce([ring, below, z - 366, 12 - np.abs(x)])
     cartilage = (y > 25) & (np.abs(x) < 75)
@@ -35,7 +35,7 @@ def _paint_ribs(canvas: Canvas, habitus: Habitus, walls: Walls) -> None:
     canvas.paint(np.where(cartilage, 99, ribs + 1.8), habitus.marrow)
 
 
-def _paint_breastbone(canvas: Canvas, habitus: Habitus, walls: Walls) -> None:
+def _paint_sternum(canvas: Canvas, habitus: Habitus, walls: Walls) -> None:
     box = canvas.box_around((0, 95, 200), (0, 45, 340), reach=25)
     x, y, z = canvas.x[box], canvas.y[box], canvas.z[box]
     width = 15 + 0.06 * (z - 270) + 3 * (z > 305)
@@ -49,7 +49,7 @@ def _paint_spine(canvas: Canvas, habitus: Habitus) -> None:
     x, z = canvas.x[box], canvas.z[box]
     y = canvas.y[box] - follow_levels(z, SPINE_Y)
     size = (1.15 - 0.43 * np.clip(z / 400, 0, 1)).astype(np.float32)
-    # Height above or below the middle of each vertebra; the gaps are the discs.
+    # Distance to the middle of each vertebra along z; the gaps are the discs.
     height = np.abs(np.mod(z, 27) - 13.5)
     for side in (-1, 1):
         joint = np.hypot(x - side * 15 * size, (y + 24) * 0.9) - 6
@@ -59,7 +59,7 @@ def _paint_spine(canvas: Canvas, habitus: Habitus) -> None:
     canvas.paint(np.maximum(np.abs(canal - 12.5) - 3, height - 10), 420, spine, box)
     canvas.paint(np.maximum.reduce([np.abs(x) - 2.8, np.abs(y + 47) - 12, height - 9 - 0.1 * y]), 400, spine, box)
     canvas.paint(canal - 8.5, 25, box=box)
-    # The waist of a vertebra is narrower than its plates.
+    # A vertebra is narrower at its waist than at its end plates.
     column = ellipsoid_distance((x / size, y / size), (20.5, 15.5)) + 1.5 - 1.5 * (height / 13.5) ** 2
     canvas.paint(column, np.where(height > 11.2, np.float32(75), np.float32(460)), spine, box)
     canvas.paint(np.maximum(column + 2.2, height - 9.5), habitus.marrow, spine, box)

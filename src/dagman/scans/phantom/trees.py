@@ -1,4 +1,4 @@
-"""Branching trees of vessels and airways, grown towards points spread over the tissue that they supply."""
+"""Grows branching trees of vessels and airways towards points in the tissue that they supply."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dagman.scans.phantom.canvas import Canvas
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
-    """Segments of a tree: `starts` and `ends` N 3 (mm), `radii` N (mm)."""
+    """The segments of a tree: `starts` and `ends` N 3 (mm), `radii` N (mm)."""
 
     starts: np.ndarray
     ends: np.ndarray
@@ -19,10 +19,16 @@ class Tree:
 
 
 def grow_tree(root: np.ndarray, targets: np.ndarray, *, step: float, tip_radius: float, root_radius: float) -> Tree:
-    """Join each target (N 3, mm), nearest to the root first, to the closest point that the tree has by then.
+    """Grow a tree by connecting each target, nearest to the root first, to the closest point of the tree so far.
 
-    Branches are cut into pieces of `step` mm, so that later ones may leave between the ends. A segment's radius follows from
-    the number of tips beyond it, by the cube law of Murray (1926).
+    A segment's radius follows from the number of tips that it supplies, by the cube law of Murray (1926).
+
+    Args:
+        root: where the tree starts, mm.
+        targets: N 3, the tips, mm.
+        step: length of segments in mm; branches can leave only between segments.
+        tip_radius: radius at the tips, mm.
+        root_radius: largest radius, mm.
     """
     order = np.argsort(((targets - root) ** 2).sum(1))
     points = np.empty((1 + sum(int(np.linalg.norm(g - root) // step) + 2 for g in targets), 3))
@@ -32,7 +38,7 @@ def grow_tree(root: np.ndarray, targets: np.ndarray, *, step: float, tip_radius:
     for target in targets[order]:
         count = len(parents)
         gap = np.sqrt(((points[:count] - target) ** 2).sum(1))
-        # A detour counts a little: without it, branches run back towards the root.
+        # The distance from the root counts a little, since branches would otherwise run back towards the root.
         parent = int(np.argmin(gap + 0.25 * from_root[:count]))
         pieces = max(1, int(gap[parent] // step))
         origin = points[parent].copy()
@@ -53,7 +59,7 @@ def grow_tree(root: np.ndarray, targets: np.ndarray, *, step: float, tip_radius:
 
 
 def paint_tree(canvas: Canvas, tree: Tree, hu: float, *, within: int, wider: float = 0.0) -> None:
-    """Paint a tree within the organ of this label; branches thinner than a voxel cover only their share of it."""
+    """Paint a tree within the organ of this label; branches thinner than a voxel are painted with a lower opacity."""
     for start, end, radius in zip(tree.starts, tree.ends, tree.radii + wider, strict=True):
         distance, box = canvas.tube(start, end, radius)
         share = min(1.0, 2.2 * radius / canvas.spacing)

@@ -1,4 +1,4 @@
-"""Structures drawn in DICOM: contours (RTSTRUCT) and segments (SEG) to label maps, by name."""
+"""Reads structures drawn in DICOM, contours (RTSTRUCT) and segments (SEG), as label maps, by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A map of numbers over a scan, such as attention, as a DICOM Parametric Map that refers to its series; needs highdicom."""
+"""Writes a map of numbers over a scan, such as attention, as a DICOM Parametric Map; needs highdicom."""
 
 from __future__ import annotations
 
@@ -23,10 +23,20 @@ def write_parametric_map(
     window: tuple[float, float],
     identified: bool = False,
 ) -> None:
-    """Write numbers without a unit (X Y Z on the grid of the series as dagman reads it) as float32, a frame for each slice.
+    """Write numbers without a unit as float32, with one frame per slice.
 
-    meaning: what a value is, in at most 64 letters. description: of the new series. window: the values shown darkest and brightest.
-    files, identified: see `write_derived`. Raises MissingExtraError without highdicom, ScanError when the source does not fit.
+    Args:
+        path: the output file.
+        values: X Y Z, on the grid of the series as dagman reads it.
+        files: see `write_derived`.
+        meaning: what a value means, in at most 64 characters.
+        description: description of the new series.
+        window: the values shown darkest and brightest.
+        identified: see `write_derived`.
+
+    Raises:
+        MissingExtraError: if highdicom is not installed.
+        ScanError: if the values do not fit the series.
     """
     low, high = window
 
@@ -42,7 +52,7 @@ def write_parametric_map(
             slope=1.0,
             intercept=0.0,
         )
-        made = highdicom.pm.ParametricMap(
+        pm = highdicom.pm.ParametricMap(
             source_images=list(sources),
             pixel_array=frames.astype(np.float32),
             contains_recognizable_visual_features=False,
@@ -51,33 +61,33 @@ def write_parametric_map(
             window_width=high - low,
             content_label="MAP",
             content_description=meaning[:64],
-            # Empty would do for the standard; dcmqi warns.
+            # The standard allows an empty name, but dcmqi warns about it.
             content_creator_name=NAME,
             series_description=description,
             **describe_equipment(sources[0]),
         )
-        # The standard leaves it to the writer; dcmqi, and with it Slicer's reader, ends with a fault where it is absent.
-        made.SharedFunctionalGroupsSequence[0].FrameAnatomySequence = [_describe_anatomy(highdicom)]
-        _order_frames(made)
-        return made
+        # Optional in the standard, but dcmqi, and so Slicer's reader, fails without it.
+        pm.SharedFunctionalGroupsSequence[0].FrameAnatomySequence = [_describe_anatomy(highdicom)]
+        _order_frames(pm)
+        return pm
 
     write_derived(path, values, files, build, kind="a Parametric Map", identified=identified)
 
 
-def _order_frames(made: Any) -> None:
-    """Order frames by their places along the slices' normal: dcmqi takes them for sorted, and would turn the map over."""
-    frames = list(made.PerFrameFunctionalGroupsSequence)
-    orientation = made.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0].ImageOrientationPatient
+def _order_frames(pm: Any) -> None:
+    """Sort frames by their position along the slices' normal: dcmqi assumes this order, and would otherwise flip the map."""
+    frames = list(pm.PerFrameFunctionalGroupsSequence)
+    orientation = pm.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0].ImageOrientationPatient
     normal = np.cross(*np.reshape(np.array(orientation, dtype=float), (2, 3)))
-    heights = [float(np.dot(normal, np.array(one.PlanePositionSequence[0].ImagePositionPatient, dtype=float))) for one in frames]
-    order = np.argsort(heights)
-    made.PerFrameFunctionalGroupsSequence = [frames[place] for place in order]
-    pixels = np.frombuffer(made.FloatPixelData, dtype=np.float32).reshape(len(frames), -1)
-    made.FloatPixelData = pixels[order].tobytes()
+    positions = [np.array(frame.PlanePositionSequence[0].ImagePositionPatient, dtype=float) for frame in frames]
+    order = np.argsort(np.array(positions) @ normal)
+    pm.PerFrameFunctionalGroupsSequence = [frames[index] for index in order]
+    pixels = np.frombuffer(pm.FloatPixelData, dtype=np.float32).reshape(len(frames), -1)
+    pm.FloatPixelData = pixels[order].tobytes()
 
 
 def _describe_anatomy(highdicom: Any) -> pydicom.Dataset:
-    """Some part of the body: which one, a series need not state."""
+    """An unspecific body part, since a series need not state which one it shows."""
     anatomy = pydicom.Dataset()
     anatomy.AnatomicRegionSequence = [highdicom.sr.CodedConcept("123037004", "SCT", "Body structure")]
     anatomy.FrameLaterality = "U"

@@ -1,4 +1,4 @@
-"""Label maps as DICOM Segmentation objects (SEG) that refer to the series they were made from; needs highdicom."""
+"""Writes label maps as DICOM Segmentation objects (SEG), which refer to the segmented series; needs highdicom."""
 
 from __future__ import annotations
 
@@ -20,10 +20,18 @@ from dagman.scans.structures.colors import color_structures, split_color
 def write_segments(
     path: str | Path, labels: NDArray, names: Mapping[int, str], files: Sequence[Path], *, identified: bool = False
 ) -> None:
-    """Write labels (X Y Z on the grid of the series as dagman reads it) as a binary SEG, a segment for each value of `names`.
+    """Write labels as a binary SEG, with one segment per entry of `names`, in the colours used on dagman's pages.
 
-    A segment has the colour that its structure has on dagman's pages. files, identified: see `write_derived`. Raises
-    MissingExtraError without highdicom, ScanError when the labels or the source do not fit.
+    Args:
+        path: the output file.
+        labels: X Y Z, on the grid of the series as dagman reads it.
+        names: names of the label values.
+        files: see `write_derived`.
+        identified: see `write_derived`.
+
+    Raises:
+        MissingExtraError: if highdicom is not installed.
+        ScanError: if the labels do not fit the series.
     """
     values = sorted(names)
 
@@ -34,7 +42,7 @@ def write_segments(
 
 
 def names_its_patient(path: Path) -> bool:
-    """Whether a SEG names its patient as the source does; raises ScanError when it cannot be read."""
+    """Return whether a SEG identifies its patient; raises ScanError if it cannot be read."""
     with explain_faults("cannot be read", where=path, do="Delete it, and repeat the command"), open(path, "rb") as file:
         data = read_data_set(file, stop_before_pixels=True, specific_tags=["PatientIdentityRemoved"])
         return read_text(data, "PatientIdentityRemoved") != "YES"

@@ -1,7 +1,7 @@
-"""The series that a derived DICOM object (SEG, Parametric Map) refers to: its order, its UIDs, and what of it may be kept.
+"""Prepares the series that a derived DICOM object (SEG, Parametric Map) refers to: order of slices, UIDs, pseudonyms.
 
-An object keeps the UIDs of its source, by which an archive joins the two. Everything else that names a person, place or day is left
-out, and the patient is a pseudonym, unless the file is to be identified.
+An object keeps the UIDs of its source, by which an archive links the two. Unless the object is to identify the patient, everything
+else that names a person, place or date is removed, and the patient is a pseudonym.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _MAY_BE_EMPTY = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
     *("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
 )
-"""What the standard lets be empty (type 2), but an anonymisation may have removed: an object is then as silent as its source."""
+"""Elements that must exist but may be empty (type 2); they are added, empty, if an anonymisation has removed them."""
 _KEPT = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SeriesNumber"),
     *("Modality", "Rows", "Columns", "NumberOfFrames", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
     *("ImagePositionPatient", "ImageOrientationPatient"),
 )
-"""All of a source that an object is made from, beside the places of its frames; what is not listed cannot reach the file."""
+"""The elements of a source that reach an object, besides the positions of its frames; no others can."""
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality")
-"""What an object refers to its source by."""
-_PLACES = {
+"""Elements by which an object refers to its source."""
+_GEOMETRY = {
     "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
     "PlanePositionSequence": ("ImagePositionPatient",),
     "PlaneOrientationSequence": ("ImageOrientationPatient",),
@@ -48,19 +48,26 @@ _METHOD = "dagman: pseudonym; UIDs kept"
 
 
 Build = Callable[[Sequence[pydicom.FileDataset], NDArray], Any]
-"""From the source's data sets and the frames that belong to them (frame, row, column) to an object of highdicom."""
+"""Builds an object of highdicom from the source's data sets and the corresponding frames (frame, row, column)."""
 
 
 def write_derived(path: str | Path, volume: NDArray, files: Sequence[Path], build: Build, *, kind: str, identified: bool) -> None:
-    """Write whole what `build` makes of a volume (X Y Z on the grid of the series as dagman reads it).
+    """Write the object that `build` makes of a volume, atomically.
 
-    files: those of the series, in any order. kind: what it is called in messages, such as "a DICOM SEG". identified: name the
-    patient and the study as the source does; otherwise the patient is the pseudonym that dagman gives everywhere, and of the source
-    UIDs and geometry alone are kept. Raises ScanError when the volume or the source do not fit.
+    Args:
+        path: the output file.
+        volume: X Y Z, on the grid of the series as dagman reads it.
+        files: files of the series, in any order.
+        build: makes the object.
+        kind: name of the object in messages, such as "a DICOM SEG".
+        identified: identify the patient and study like the source. Otherwise the patient is dagman's usual pseudonym, and only
+            UIDs and geometry of the source are kept.
+
+    Raises:
+        ScanError: if the volume does not fit the series, or its headers lack required elements.
     """
     written = BytesIO()
-    not_a_source = f"its headers do not allow {kind}"
-    with explain_faults(not_a_source, where=files[0].parent, do=_EXPORT_AGAIN), quiet_pydicom():
+    with explain_faults(f"its headers do not allow {kind}", where=files[0].parent, do=_EXPORT_AGAIN), quiet_pydicom():
         sources, frames = _order_sources(files, volume, kind)
         if not identified:
             sources = [_keep_geometry(source) for source in sources]
@@ -74,7 +81,7 @@ def write_derived(path: str | Path, volume: NDArray, files: Sequence[Path], buil
 
 
 def import_highdicom() -> Any:
-    """highdicom; raises MissingExtraError where it is not installed."""
+    """Import highdicom; raises MissingExtraError if it is not installed."""
     try:
         import highdicom
     except ImportError:
@@ -83,7 +90,7 @@ def import_highdicom() -> Any:
 
 
 def describe_equipment(source: pydicom.Dataset) -> dict[str, Any]:
-    """What every derived object says of its series and of the program that made it."""
+    """Return the elements about the new series and the program, which all derived objects share."""
     from dagman import __version__
 
     uid = import_highdicom().UID
@@ -100,7 +107,7 @@ def describe_equipment(source: pydicom.Dataset) -> dict[str, Any]:
 
 
 def _keep_geometry(source: pydicom.FileDataset) -> pydicom.FileDataset:
-    """A data set with the source's UIDs and places, its patient's pseudonym, and nothing else."""
+    """Return a data set with only the source's UIDs and geometry, and the patient's pseudonym."""
     kept = pydicom.FileDataset("", {}, file_meta=source.file_meta)
     for keyword in _KEPT:
         if keyword in source:
@@ -111,36 +118,36 @@ def _keep_geometry(source: pydicom.FileDataset) -> pydicom.FileDataset:
     kept.PatientName = kept.PatientID
     for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         if groups in source:
-            setattr(kept, groups, [_keep_places(group) for group in source[groups].value])
+            setattr(kept, groups, [_keep_positions(group) for group in source[groups].value])
     return kept
 
 
-def _keep_places(group: pydicom.Dataset) -> pydicom.Dataset:
+def _keep_positions(group: pydicom.Dataset) -> pydicom.Dataset:
     kept = pydicom.Dataset()
-    for name, keywords in _PLACES.items():
+    for name, keywords in _GEOMETRY.items():
         items = []
         for item in group.get(name) or ():
-            place = pydicom.Dataset()
+            geometry = pydicom.Dataset()
             for keyword in keywords:
                 if keyword in item:
-                    place[keyword] = item[keyword]
-            items.append(place)
+                    geometry[keyword] = item[keyword]
+            items.append(geometry)
         if items:
             setattr(kept, name, items)
     return kept
 
 
 def _order_sources(files: Sequence[Path], volume: NDArray, kind: str) -> tuple[list[pydicom.FileDataset], NDArray]:
-    """The source data sets and the volume's frames (frame, row, column), one belonging to the other."""
+    """Return the source's data sets and the volume's frames (frame, row, column) in matching order."""
     data = [pydicom.dcmread(path, force=True) for path in files]
     _check_references(data, kind)
-    planes = [read_planes(one) for one in data]
+    planes = [read_planes(source) for source in data]
     order, affine = order_planes([plane for group in planes for plane in group])
     _fill_gaps(data, gap=affine.spacing[2])
     frames = np.ascontiguousarray(volume.transpose(2, 1, 0))
     if len(frames) != len(order):
-        # A tilted gantry or uneven slices, or another series by now.
-        what = f"{kind} would have {len(frames)} slices, the series has {len(order)}"
+        # The scan was resampled because of a tilted gantry or uneven slices, or the series has changed.
+        what = f"{kind} would have {len(frames)} slices, but the series has {len(order)}"
         raise ScanError(what, where=files[0].parent, do="Run dagman predict again; resampled slices cannot be written as DICOM")
     if len(data) == 1:
         # One multi-frame file keeps its own order of frames.
@@ -166,6 +173,6 @@ def _fill_gaps(sources: Sequence[pydicom.Dataset], gap: float) -> None:
 
 
 def _count_series(source: pydicom.Dataset) -> int:
-    """A number behind the source's own, as archives sort by it."""
+    """Return a series number that sorts after the source's own."""
     number = source.get("SeriesNumber")
     return int(number) * 100 + 1 if number is not None and 0 < int(number) < 10**6 else 1

@@ -1,1 +1,1 @@
-"""Plain DICOM read past pydicom, where that gives the same and is many times as fast; all else is left to it."""
+"""A fast reader for the most common kind of DICOM file, with the same results as pydicom, which reads all other files."""
