@@ -107,10 +107,10 @@ def choose_kernels(name: str = "auto", device: str = "cpu") -> Choice[str]:
     return Choice("kernels", "triton", "asked for")
 
 
-def choose_compile(name: str = "auto", device: str = "cpu", kernels: str = "reference") -> Choice[str]:
+def choose_compile(name: str = "auto", device: str = "cpu") -> Choice[str]:
     """`off`, `on` (torch.compile of the encoders) or `graphs` (with CUDA graphs); `auto` is off until a card has measured it.
 
-    Raises SettingsError for an unknown name, and together with the Triton kernels.
+    Raises SettingsError for an unknown name.
     """
     if name not in ("auto", "off", "on", "graphs"):
         raise SettingsError("is not known", where=f"compile {name!r}", do="Use auto, off, on, or graphs")
@@ -120,10 +120,6 @@ def choose_compile(name: str = "auto", device: str = "cpu", kernels: str = "refe
         return Choice("compile", "off", f"runs on {device}, where compiled steps were slower (docs/benchmarks.md)")
     if name == "auto":
         return Choice("compile", "off", "has not been measured on a card; train.compile=on takes it")
-    if kernels == "triton":
-        raise SettingsError(
-            "the Triton kernels have not been tried in a compiled graph", where=f"compile {name!r}", do="Use one of the two"
-        )
     return Choice("compile", name, "asked for")
 
 

@@ -216,9 +216,11 @@ def test_hidden_windows_are_skipped_where_that_was_measured_and_the_reason_is_st
     assert reason in choice.reason
 
 
-def test_skipping_and_compiled_encoders_together_are_refused():
-    with pytest.raises(SettingsError, match="each number of windows that are not hidden would be compiled anew"):
-        assembly.choose_skipping(_settle("dagman", "train.skip_hidden=true"), "cuda:0", "on")
+def test_skipping_goes_with_compiled_encoders_but_not_with_cuda_graphs():
+    settings = _settle("dagman", "train.skip_hidden=true")
+    assert assembly.choose_skipping(settings, "cuda:0", "on").value == "skipped"
+    with pytest.raises(SettingsError, match="a CUDA graph cannot vary the number of windows that are not hidden"):
+        assembly.choose_skipping(settings, "cuda:0", "graphs")
 
 
 def test_no_stage_is_computed_that_nothing_reads():

@@ -10,9 +10,12 @@ from jaxtyping import config
 from torch._dynamo.backends.debugging import aot_eager
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dagman.model import SwinEncoder, SwinShape
+from dagman.devices import pin_attention
+from dagman.model import SwinEncoder, SwinShape, semantic_attention
 from dagman.model.window_attention import relative_positions
 from dagman.model.windows import plan_windows
+from dagman.settings import load_settings, resolve_settings
+from dagman.training import assembly
 
 SHAPE = SwinShape(embed=8, depths=(2, 1), heads=(1, 2))
 PLAN_OPERATIONS = ("arange", "roll", "argsort", "cartesian_prod")
@@ -63,6 +66,46 @@ def test_forward_and_backward_are_one_graph_with_the_same_values_and_no_plan_in_
     # Compiled products are torch's own, where eager ones may be oneDNN's (docs/decisions/0027).
     for ours, theirs in zip(*outcomes, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be instantiated")
+@pytest.mark.parametrize(
+    ("size", "assignments", "most"),
+    [
+        ("tiny", ["train.recompute=1"], 1),
+        pytest.param("tiny", ["train.skip_hidden=true"], 2, marks=pytest.mark.slow),
+        ("tiny-vit", ["train.recompute=1"], 1),
+        pytest.param("tiny-resnet", [], 1, marks=pytest.mark.slow),
+    ],
+)
+def test_every_kind_of_encoder_is_one_graph(size, assignments, most, traceable, monkeypatch):
+    # As on a card, where the backends of torch's attention are pinned.
+    monkeypatch.setattr(semantic_attention, "pin_attention", lambda device: pin_attention(torch.device("cuda")))
+    small = ["view.side=32", "model.depths=[1, 1, 1, 1]", "projector.prototypes=64", "masking.mask_fill=token"]
+    settings = resolve_settings(load_settings(size, None, assignments=[*small, *assignments])[0])[0]
+    student, _ = assembly.build_networks(settings)
+    encoder, graphs = student.encoder, []
+
+    def run(graph, inputs):
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    compiled = torch.compile(encoder.encode, fullgraph=True, dynamic=None if encoder.skips_hidden else False, backend=run)
+    view, drop = torch.rand(2, 1, 32, 32, 32), torch.rand(encoder.branches, 2) if encoder.branches else None
+    # Each with another number of hidden units, as the steps of a run have it.
+    for count in (3, 5, 9):
+        units = torch.randperm(16).reshape(2, 2, 2, 2) < count
+        hidden = units.repeat_interleave(8, 1).repeat_interleave(8, 2).repeat_interleave(8, 3)
+        skipping = {"visible": (16 - count) * 8**3} if encoder.skips_hidden else {}
+        outcomes = []
+        for encode in (encoder.encode, compiled):
+            encoder.zero_grad()
+            maps = encode(view, hidden, drop=drop, **skipping).maps
+            sum(x.square().mean() for x in maps).backward()
+            grads = [p.grad for p in encoder.parameters() if p.grad is not None]
+            outcomes.append(torch.cat([part.detach().flatten() for part in (*maps, *grads)]))
+        assert (outcomes[0] - outcomes[1]).norm() < 1e-4 * outcomes[0].norm()
+    assert len(graphs) == most
 
 
 def test_fake_tensors_are_neither_kept_nor_given_what_was_kept(encoder):

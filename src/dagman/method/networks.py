@@ -121,7 +121,8 @@ class Network(nn.Module):
             stride = self.encoder.strides[semantic.stage - 1]
             grid = tuple(-(-side // stride) for side in view.shape[2:])
             return cast(ClsBackbone, self.encoder).attend(view, dropped).unflatten(2, grid)
-        return _attend_map(self.semantic_attention, self.encoder(view, dropped, stages=semantic.stage)[semantic.stage - 1])
+        encoded = self.encoder.encode(view, dropped, stages=semantic.stage)
+        return _attend_map(self.semantic_attention, encoded.maps[semantic.stage - 1])
 
     def forward(
         self,

@@ -278,10 +278,8 @@ class SwinStage(nn.Module):
         # The backward pass runs the block again, so its two factors are taken from the iterator once, here.
         factors = None if scales is None else [next(scales), next(scales)]
 
-        def run(tokens: Tensor) -> Tensor:
-            return cast(Tensor, block(tokens, grid, None if factors is None else iter(factors)))
-
-        return cast(Tensor, checkpoint(run, x, use_reentrant=False, preserve_rng_state=False))
+        again = lambda tokens: block(tokens, grid, None if factors is None else iter(factors))  # noqa: E731
+        return cast(Tensor, checkpoint(again, x, use_reentrant=False, preserve_rng_state=False))
 
     def attention_of(self, x: Float[Tensor, "B L C"], grid: Triple, voxels: int) -> StageAttention:
         """The last block's attention; voxels: side of a token of this stage."""

@@ -74,6 +74,8 @@ class WindowPlan:
     or masks were not asked for.
     regions (W n): the part of the grid that a place comes from; a pair is masked where these differ. None where nothing is shifted.
     valid (W n): True where a place holds a token, not padding.
+    rows (W*n): `to_windows` for kernels, int32, with a row of its own after the tokens for each place of padding.
+    padding: how many places are padding.
     """
 
     grid: Triple
@@ -84,6 +86,8 @@ class WindowPlan:
     masked: Bool[Tensor, "W n n"] | None
     regions: Int[Tensor, "W n"] | None
     valid: Bool[Tensor, "W n"]
+    rows: Int[Tensor, " places"]
+    padding: int
 
     @property
     def tokens(self) -> int:
@@ -126,6 +130,7 @@ def plan_windows(grid: Triple, side: int, shift: int, device: torch.device, *, m
     places = math.prod(window)
     regions = _number_regions(padded, window, shifts, device) if any(shifts) else None
     masked = None if regions is None or not masks else regions[:, :, None] != regions[:, None, :]
+    valid = to_windows < tokens
     return WindowPlan(
         grid=grid,
         window=window,
@@ -134,7 +139,9 @@ def plan_windows(grid: Triple, side: int, shift: int, device: torch.device, *, m
         to_tokens=to_tokens,
         masked=masked,
         regions=regions,
-        valid=(to_windows < tokens).reshape(-1, places),
+        valid=valid.reshape(-1, places),
+        rows=torch.where(valid, to_windows, tokens - 1 + (~valid).cumsum(0)).int(),
+        padding=math.prod(padded) - tokens,
     )
 
 

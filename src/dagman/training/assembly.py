@@ -98,12 +98,12 @@ def build_networks(settings: Settings, *, skip_hidden: bool = False) -> tuple[Ne
 def choose_skipping(settings: Settings, device: str = "cpu", compiled: str = "off") -> Choice[str]:
     """Whether hidden windows are "skipped" in the first block, or "computed"; `auto` skips where that was measured to pay.
 
-    Raises SettingsError where it was asked for and encoders are compiled.
+    Raises SettingsError if it was requested together with CUDA graphs.
     """
     asked = settings.train.skip_hidden
-    if asked is True and compiled != "off":
-        what = "each number of windows that are not hidden would be compiled anew"
-        raise SettingsError(what, where="train.skip_hidden", do="Leave it at auto, or set train.compile=off")
+    if asked is True and compiled == "graphs":
+        what = "a CUDA graph cannot vary the number of windows that are not hidden"
+        raise SettingsError(what, where="train.skip_hidden", do="Leave it at auto, or set train.compile=on")
     if asked != "auto":
         return Choice("hidden windows", "skipped" if asked else "computed", "asked for")
     reason = ""

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from dagman.errors import SettingsError
 from dagman.method.networks import Network
 from dagman.method.schedules import freeze_last_layer, learning_rate, teacher_momentum
 from dagman.method.step import ViewPair
@@ -147,17 +146,18 @@ class Learner:
         """
         # Clean, noisy and student's passes share one function, for two sizes of micro-batches, with and without gradient.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
-        if self.student.encoder.skips_hidden or self.student.encoder.own_cls:
-            what = "train.skip_hidden" if self.student.encoder.skips_hidden else "a backbone with its own [CLS] token"
-            raise SettingsError(
-                f"{what} cannot be combined with compiled encoders", where="train.compile", do="Set train.compile=off"
-            )
         for network in (self.student, self.teacher):
-            if network is not None:
-                # One pass before makes the plans of windows, which the graphs then take as they are.
-                with torch.no_grad():
-                    network.encoder(torch.zeros(1, 1, *(self.settings.view.side,) * 3, device=self.device))
-                network.encoder.compile(fullgraph=True, dynamic=False, mode=mode, backend=backend)
+            if network is None:
+                continue
+            encoder = network.encoder
+            # One pass before makes the plans of windows, which the graphs then take as they are.
+            with torch.no_grad():
+                encoder.encode(torch.zeros(1, 1, *(self.settings.view.side,) * 3, device=self.device))
+            # The number of windows that are not hidden differs between steps: it becomes a symbol of the graph.
+            dynamic = None if encoder.skips_hidden else False
+            for name in ("encode", "attend") if encoder.own_cls else ("encode",):
+                compiled = torch.compile(getattr(encoder, name), fullgraph=True, dynamic=dynamic, mode=mode, backend=backend)
+                vars(encoder)[name] = compiled
 
     def uncompiled(self) -> contextlib.AbstractContextManager[object]:
         """A block in which nothing is compiled: the monitors' single views and galleries are of sizes of their own."""

@@ -55,7 +55,7 @@ def choose_machine(settings: Settings) -> Machine:
     train = settings.train
     device = devices.choose_device(train.device)
     kernels = devices.choose_kernels(train.kernels, device.value)
-    compiled = devices.choose_compile(train.compile, device.value, kernels.value)
+    compiled = devices.choose_compile(train.compile, device.value)
     return Machine(
         device=device,
         precision=devices.choose_precision(train.precision, device.value),
