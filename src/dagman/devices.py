@@ -139,11 +139,16 @@ def choose_threads() -> Choice[int]:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdigit() and int(asked) > 0:
         return Choice("threads", int(asked), "OMP_NUM_THREADS")
+    return Choice("threads", *share_cores())
+
+
+def share_cores() -> tuple[int, str]:
+    """Cores of this process and which they are; under torchrun, its share of those of the host."""
     cores, why = _count_cores()
     siblings = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if siblings > 1:
-        return Choice("threads", max(1, cores // siblings), f"{why}, shared by {siblings} processes")
-    return Choice("threads", cores, why)
+        return max(1, cores // siblings), f"{why}, shared by {siblings} processes"
+    return cores, why
 
 
 def tune_allocator(mode: Literal["auto", "on", "off"] = "auto", device: str = "cpu") -> Choice[str]:

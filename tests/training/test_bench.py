@@ -13,7 +13,7 @@ from dagman.training.plan import bench
 
 def test_the_command_measures_steps_beside_the_ceiling_and_writes_nothing(store, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bench, "CROP_SECONDS", 0.05)
+    monkeypatch.setattr("dagman.training.plan.rehearsal.READING_SECONDS", 0.05)
     monkeypatch.setattr(bench, "_CPU_SIDE", 128)
     monkeypatch.setattr(bench, "LARGEST_MICRO_BATCH", 8)
     result = CliRunner().invoke(command.app, [str(store.path), "--json", *(f"--set={line}" for line in (*tiny, "train.steps=4"))])

@@ -67,6 +67,8 @@ def _plan(micro_batches: dict[int, float | None]) -> Plan:
         seconds=(1.0, 1.0, 1.0),
         hours=(1.0, 1.0, 1.0),
         waiting=0.0,
+        loaders=0,
+        reading=100.0,
         evaluation_seconds=0.0,
         memory_gib=1.0,
         disk_bytes=1,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LOSSES = ("amip", "ampd", "aitd", "gitd")
+_SHOWN_WAITING = 0.05
+"""Share of a step spent waiting for data from which it is shown beside the pace."""
 FIRST, EVERY = 8.0, 30.0
 """Seconds before the first line, so that quick commands stay quiet; and from line to line."""
 LOG = "run.log"
@@ -235,7 +237,9 @@ def show_training(console: Console, lines: PlainLines) -> Iterator[Callable[[str
             bar.add_task("pretrain", total=values["steps"], completed=values["step"], losses="")
         elif name == "step":
             losses = light + " ".join(f"{key} {values[key]:.3f}" for key in _LOSSES if key in values)
-            bar.update(bar.task_ids[-1], completed=values["step"], losses=f"{losses} · {values['views_per_s']:.1f} views/s"[:room])
+            waiting = values.get("waiting_share", 0.0)
+            pace = f"{values['views_per_s']:.1f} views/s" + (f", waiting {waiting:.0%}" if waiting > _SHOWN_WAITING else "")
+            bar.update(bar.task_ids[-1], completed=values["step"], losses=f"{losses} · {pace}"[:room])
             lines.state(f"step {values['step']} of {total}: {losses}", values["step"], total)
 
     with _stopped_at_end(bar):

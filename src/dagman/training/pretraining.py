@@ -19,6 +19,7 @@ from dagman.records.stopping import REQUEUES, catch_stops
 from dagman.settings import Settings
 from dagman.store.manifest import Store
 from dagman.store.preparation import Preparation
+from dagman.store.upkeep.checks import SharedChecks
 from dagman.store.writer import prepare_store
 from dagman.training.assembly import check_backbone
 from dagman.training.checkpoints import list_checkpoints, read_state, set_damaged_aside
@@ -160,7 +161,7 @@ def _train(
     train, own = settings.train, list_own_pairs(settings.train.batch // 2, group.rank, group.size)
     dataset = ViewDataset(store, usable, settings.view, train.batch, settings.seed, train.steps, own, parts)
     learner = Learner(settings, device=device, precision=precision, group=group, **machine.list_fast_paths())
-    trainer = Trainer(learner, dataset, out, workers=machine.workers, state=state, on_event=on_event, estimate=estimate)
+    trainer = Trainer(learner, dataset, out, workers=machine.loaders.value, state=state, on_event=on_event, estimate=estimate)
     noted = {} if exists else {**{f"idle: {text}": text for text in idle}, **list_run_warnings(settings)}
     warnings = [*noted.values(), *list_changed_rounding(before, state)]
     lines = [*reasons, *chosen, estimate.describe()]
@@ -201,11 +202,25 @@ def _train(
     def stop(number: int) -> None:
         trainer.ending.ask("requeue" if number in REQUEUES else "interrupt")
 
-    with catch_stops(stop), _explain_full_disk(out):
+    with catch_stops(stop), _explain_full_disk(out), _share_checks(store, out, group):
         trainer.train()
     run = Run(out)
     run.stopped = trainer.ending.reason
     return run
+
+
+@contextmanager
+def _share_checks(store: Store, out: Path, group: Group) -> Iterator[None]:
+    """Each scan's file is checked once meanwhile, by one of all processes that read views."""
+    checks = SharedChecks(out / "checked.bin", [row.id for row in store.rows])
+    if group.writes:
+        checks.begin()
+    store.share_checks(checks)
+    try:
+        yield
+    finally:
+        if group.writes:
+            checks.end()
 
 
 def _write_beginning(out: Path, settings: Settings, choices: Sequence[str], noted: Mapping[str, str]) -> None:

@@ -12,6 +12,7 @@ RUN/  settings.toml     every setting, resolved
       checkpoints/      full state (dagman.training.checkpoints)
       broken/           steps whose loss was not finite, kept to be replayed (dagman.training.recovery.broken)
       unreadable.jsonl  a row a scan that could not be read: step, scan, reason
+      checked.bin       while the run goes on: whose files its processes have checked
       encoder/          what users keep (dagman.encoder.folder)
       tensorboard/      the same curves
 ```

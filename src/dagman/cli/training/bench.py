@@ -45,7 +45,8 @@ def bench_command(
         f"steps     {bench.views_per_s:.3g} views/s, {bench.voxels_per_s / 1e6:.3g} million voxels/s "
         f"({plan.seconds[0]:.3g} s per step of {plan.views} views)",
         f"peak      {bench.ceiling_share:.0%} of {bench.flop_per_s / 1e12:.3g} TFLOP/s, the rate of one large matrix product",
-        f"crops     {bench.crops_per_s:.3g} per second by one process; {plan.waiting:.0%} of each step is spent waiting for data",
+        f"reading   {bench.crops_per_s:.3g} views/s by one process; {plan.waiting:.0%} of each step is spent waiting for data",
+        *(f"slow      {sentence}" for sentence in plan.slow if sentence.startswith("reading")),
         f"memory    {plan.memory_gib:.2f} GiB at the peak; at most {bench.largest_micro_batch} views at once",
         f"time      {plan.hours[0]:.2g} hours for {plan.steps} steps, at the present load of the machine",
     ):

@@ -65,6 +65,7 @@ def forecast_hours(out: Path) -> str:
 def describe_plan(plan: Plan) -> list[str]:
     """The plan in lines."""
     from dagman.cli.progress import describe_bytes
+    from dagman.records.counts import count_noun
 
     mean, low, high = plan.seconds
     energy = ", ".join(f"{value:.3g} kWh ({name})" for name, value in plan.energy_kwh.items())
@@ -73,6 +74,7 @@ def describe_plan(plan: Plan) -> list[str]:
     )
     chosen = next(iter(plan.micro_batches))
     best = plan.best_micro_batch
+    loaders = count_noun(plan.loaders, "loader process", "loader processes") if plan.loaders else "no loader processes"
     suggestion = f"keep {chosen}" if best == chosen else f"set train.micro_batch={best}"
     return [
         f"run       {plan.steps} steps of {plan.views} views from {plan.scans} scans on {plan.device}",
@@ -81,6 +83,7 @@ def describe_plan(plan: Plan) -> list[str]:
         f"views/s; {plan.waiting:.0%} waiting for data",
         f"time      {_show_hours(plan.hours[0])} ({_show_hours(plan.hours[1])} to {_show_hours(plan.hours[2])}) at the present "
         f"load of the machine; an evaluation takes {plan.evaluation_seconds:.2g} s of it",
+        f"reading   {plan.reading:.3g} views/s by one process; {loaders}",
         f"memory    {plan.memory_gib:.2f} GiB at the peak",
         f"disk      {describe_bytes(plan.disk_bytes)}; a checkpoint {describe_bytes(plan.checkpoint_bytes)}",
         f"energy    {energy or 'not counted by this hardware, or not readable'}",

@@ -20,12 +20,9 @@ from dagman.store.preparation import Preparation
 from dagman.store.writer import prepare_store
 from dagman.training.plan.rehearsal import Plan, Rehearsal, plan_pretraining, prepare_rehearsal
 from dagman.training.resources.memory import estimate_memory
-from dagman.training.views import ViewDataset
 
 PATIENTS = 2
 """Of the synthetic store that stands in where none is given."""
-CROP_SECONDS = 3.0
-"""How long crops are read for."""
 LARGEST_MICRO_BATCH = 256
 _CPU_SIDE, _CUDA_SIDE, _ROUNDS = 1024, 8192, 5
 
@@ -83,7 +80,7 @@ def bench_machine(
             flop_per_step=operations,
             flop_per_s=ceiling,
             ceiling_share=operations / seconds / ceiling,
-            crops_per_s=_time_crops(rehearsal.dataset),
+            crops_per_s=plan.reading,
             largest_micro_batch=find_largest_micro_batch(rehearsal),
         )
 
@@ -138,14 +135,6 @@ def _try_step(rehearsal: Rehearsal, settings: Settings) -> bool:
         learner.settings, dataset.batch, dataset.own = before
         torch.cuda.empty_cache()
     return True
-
-
-def _time_crops(dataset: ViewDataset) -> float:
-    began, step = time.perf_counter(), 0
-    while time.perf_counter() - began < CROP_SECONDS:
-        dataset[step]
-        step += 1
-    return step * dataset.batch / (time.perf_counter() - began)
 
 
 @contextmanager

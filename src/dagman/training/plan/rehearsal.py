@@ -37,6 +37,10 @@ STEPS, LEAST, PATIENCE = 9, 4, 60.0
 OTHER_STEPS = 2
 """Steps with each other micro-batch."""
 SLOW_SHARE, LONG_HOURS = 0.05, 48.0
+READING_SECONDS = 1.0
+"""How long the reading of views is timed."""
+SPARE = 2.0
+"""Views that loader processes should be able to read, for each that the steps take."""
 _ROW_BYTES, _GALLERY_VIEWS = 900, 4
 
 
@@ -51,6 +55,7 @@ class Plan:
         seconds: Of a step: mean, and its 95 % interval.
         hours: Of the whole run with its evaluations: from the mean, and from the ends of the interval.
         waiting: Share of a step's time spent waiting for data.
+        loaders, reading: Processes that read views (0: the one that trains), and how many views per second one of them reads.
         evaluation_seconds: Of one evaluation on the validation views.
         memory_gib: Peak on the device (on the CPU: of the process).
         disk_bytes: Checkpoints that are kept, encoders, curves and galleries.
@@ -69,6 +74,8 @@ class Plan:
     seconds: tuple[float, float, float]
     hours: tuple[float, float, float]
     waiting: float
+    loaders: int
+    reading: float
     evaluation_seconds: float
     memory_gib: float
     disk_bytes: int
@@ -158,7 +165,7 @@ def prepare_rehearsal(
     learner = Learner(settings, device=device, precision=precision, **machine.list_fast_paths())
     if start is not None:
         adopt_weights(learner.student, learner.teacher, learner.targets, start)
-    return Rehearsal(learner=learner, dataset=dataset, workers=machine.workers)
+    return Rehearsal(learner=learner, dataset=dataset, workers=machine.loaders.value)
 
 
 def plan_pretraining(rehearsal: Rehearsal) -> Plan:
@@ -183,6 +190,7 @@ def plan_pretraining(rehearsal: Rehearsal) -> Plan:
     evaluations = train.steps // train.monitor_every + 1
     hours = [(train.steps * seconds + evaluations * evaluation) / 3600 for seconds in (mean, low, high)]
     waiting = sum(waited for _, waited in steady) / sum(seconds for seconds, _ in steady)
+    reading = _time_reading(dataset)
     checkpoint, disk = _count_disk(learner, evaluations)
     return Plan(
         steps=train.steps,
@@ -194,13 +202,18 @@ def plan_pretraining(rehearsal: Rehearsal) -> Plan:
         seconds=(mean, low, high),
         hours=(hours[0], hours[1], hours[2]),
         waiting=waiting,
+        loaders=rehearsal.workers,
+        reading=reading,
         evaluation_seconds=evaluation,
         memory_gib=memory,
         disk_bytes=disk,
         checkpoint_bytes=checkpoint,
         energy_kwh={name: value / len(steady) * train.steps / 3.6e6 for name, value in joules.items()},
         micro_batches=dict(_compare_micro_batches(rehearsal, train.batch / mean)),
-        slow=tuple(_list_slow(settings, hours[0], waiting, evaluations * evaluation / 3600, learner)),
+        slow=(
+            *list_slow_reading(waiting, train.batch / mean, reading, rehearsal.workers),
+            *_list_slow(settings, hours[0], evaluations * evaluation / 3600, learner),
+        ),
     )
 
 
@@ -266,9 +279,30 @@ def _count_disk(learner: Learner, evaluations: int) -> tuple[int, int]:
     return checkpoint, checkpoint * (train.keep_checkpoints + 1) + encoders + galleries + train.steps * _ROW_BYTES
 
 
-def _list_slow(settings: Settings, hours: float, waiting: float, evaluating: float, learner: Learner) -> Iterator[str]:
-    if waiting > SLOW_SHARE:
-        yield f"reading: {waiting:.0%} of the time is waiting for data. Increase train.workers, or put the store on a faster disk."
+def _time_reading(dataset: ViewDataset) -> float:
+    """Views per second that this process reads, of the first steps of a run."""
+    began, step = time.perf_counter(), 0
+    while not step or time.perf_counter() - began < READING_SECONDS:
+        dataset[step % len(dataset)]
+        step += 1
+    return step * 2 * len(dataset.own) / (time.perf_counter() - began)
+
+
+def list_slow_reading(waiting: float, speed: float, reading: float, loaders: int) -> Iterator[str]:
+    """A sentence with what to try if steps wait for data.
+
+    speed: Views per second of whole steps. reading: Views per second of one loader process. loaders: How many there are.
+    """
+    if waiting <= SLOW_SHARE:
+        return
+    need = speed / max(1 - waiting, 0.01)
+    wanted = math.ceil(SPARE * need / reading)
+    rates = f"without it, steps would take {need:.3g} views/s, and one process reads {reading:.3g}"
+    do = f"Set train.workers={wanted}" if wanted > loaders else "Put the store on a faster disk, or ask for more cores"
+    yield f"reading: {waiting:.0%} of the time is spent waiting for data ({rates}). {do}."
+
+
+def _list_slow(settings: Settings, hours: float, evaluating: float, learner: Learner) -> Iterator[str]:
     if evaluating > SLOW_SHARE * hours:
         yield f"evaluations: {evaluating / hours:.0%} of the time. Increase train.monitor_every, or lower train.monitor_views."
     if learner.device.type == "cpu" and hours > LONG_HOURS:

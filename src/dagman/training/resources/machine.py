@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -11,13 +11,14 @@ from dagman import devices
 from dagman.settings import Settings
 from dagman.training.assembly import choose_skipping
 
-READERS = 4
-"""Processes that read views for a CUDA device where none are asked for. [ours]"""
+LOADERS = 4
+"""Processes that read views for a CUDA device, if there are cores for them. Two keep up with 200 views of 96^3 per second, three
+times what an H100 was measured to take, from the page cache (docs/benchmarks.md); twice as many, as a disk is slower. [ours]"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The choices for a process, each with its reason; `workers` are the processes that read views."""
+    """The choices for a process, each with its reason; `loaders` are the processes that read views."""
 
     device: devices.Choice[str]
     precision: devices.Choice[str]
@@ -25,7 +26,7 @@ class Machine:
     compile: devices.Choice[str]
     read_after: devices.Choice[int]
     skipping: devices.Choice[str]
-    workers: int
+    loaders: devices.Choice[int]
 
     def prepare(self) -> tuple[list[str], int]:
         """Set threads and the allocator of this process; lines on all choices, and the threads."""
@@ -34,6 +35,7 @@ class Machine:
         allocator = devices.tune_allocator(device=self.device.value)
         choices: list[devices.Choice[str] | devices.Choice[int]]
         choices = [self.device, self.precision, self.kernels, self.compile, self.read_after, self.skipping, threads, allocator]
+        choices.append(self.loaders)
         return devices.describe_choices(choices), threads.value
 
     def list_choices(self) -> dict[str, Any]:
@@ -63,5 +65,20 @@ def choose_machine(settings: Settings) -> Machine:
         compile=compiled,
         read_after=devices.choose_read_after(train.read_after, device.value),
         skipping=choose_skipping(settings, device.value, compiled.value),
-        workers=(0 if device.value == "cpu" else READERS) if train.workers == "auto" else int(train.workers),
+        loaders=choose_loaders(train.workers, device.value),
     )
+
+
+def choose_loaders(asked: int | Literal["auto"], device: str) -> devices.Choice[int]:
+    """How many processes read views: as many as `LOADERS`, if this process' share of the cores has one for each besides its own."""
+    subject = "loaders"
+    if asked != "auto":
+        return devices.Choice(subject, asked, "asked for")
+    if device == "cpu":
+        return devices.Choice(subject, 0, "a step on the CPU takes far longer than reading its views")
+    cores, which = devices.share_cores()
+    count = max(1, min(LOADERS, cores - 1))
+    reason = f"{cores} {which}"
+    if count < 2:
+        reason += ": too few, so that steps may wait for data"
+    return devices.Choice(subject, count, reason)

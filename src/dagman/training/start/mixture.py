@@ -21,6 +21,7 @@ from dagman.errors import RunError
 from dagman.records.counts import count_noun
 from dagman.records.sources import expand_sources
 from dagman.store.manifest import ManifestRow, Store
+from dagman.store.upkeep.checks import SharedChecks
 from dagman.training.views import Part
 
 LARGEST_ROUND = 1000
@@ -95,6 +96,11 @@ class Mixture(Store):
     @cached_property
     def _owners(self) -> dict[str, Store]:
         return {row.id: store for store in reversed(self.stores) for row in store.rows}
+
+    def share_checks(self, checks: SharedChecks) -> None:
+        """As `Store.share_checks`, for each of the stores; a scan is read from one of them only."""
+        for store in self.stores:
+            store.share_checks(checks)
 
     def crop(self, scan_id: str, start: Sequence[int], size: Sequence[int]) -> NDArray[np.int16]:
         """int16 voxels X Y Z of a box of a scan, from the store that holds it."""
