@@ -81,6 +81,10 @@ def test_a_plan_takes_steps_on_the_views_of_the_run_on_several_stores(two, tiny)
         (["a", "fine"], r"fine: was prepared differently \(3 mm\) than .*a \(4 mm\)"),
         (["a", "flat"], "flat: holds no scan large enough for a view"),
         (["a", "b:0"], "b:0: has a weight of 0"),
+        (["a", "b:-1"], "b:-1: has a weight of -1. Remove it, or give it a weight above 0"),
+        (["a", "b:two"], "b:two: the weight 'two' is not a number. Give a number above 0"),
+        (["a", "b:nan"], "b:nan: the weight 'nan' is not a number"),
+        (["a:2", "a:1"], "a: is given twice. Give it once, with one weight"),
         (["a:1.0001", "b"], "need more than 1000 pairs per round"),
     ],
 )
@@ -100,3 +104,5 @@ def test_a_folder_whose_name_ends_like_a_weight_is_taken_as_it_stands(tmp_path):
     assert split_weight(tmp_path / "store:2") == (tmp_path / "store:2", 1)
     assert split_weight(f"{tmp_path}/store:2:3") == (tmp_path / "store:2", 3)
     assert split_weight(f"{tmp_path}/other:0.5") == (tmp_path / "other", 0.5)
+    assert split_weight(f"{tmp_path}/other:.5") == (tmp_path / "other", 0.5)
+    assert split_weight(f"{tmp_path}/absent:store") == (tmp_path / "absent:store", 1)

@@ -32,15 +32,23 @@ def split_weight(text: str | Path) -> tuple[Path, Fraction]:
     """A path and its weight, 1 where none is written; a path that exists is taken as it stands.
 
     Raises:
-        RunError: The weight is 0.
+        RunError: The weight is not a number above 0.
     """
     path = Path(text)
-    found = re.fullmatch(r"(.+):(\d+(?:\.\d+)?)", str(text))
+    found = re.fullmatch(r"(.+):([^:/\s]+)", str(text))
     if path.exists() or found is None:
         return path, Fraction(1)
-    weight = Fraction(found[2])
-    if weight == 0:
-        raise RunError("has a weight of 0", where=text, do="Remove it, or give it a weight above 0")
+    try:
+        weight = Fraction(found[2])
+    except (ValueError, ZeroDivisionError):
+        if not Path(found[1]).exists():
+            # A path that is not there, whose name has a colon.
+            return path, Fraction(1)
+        raise RunError(
+            f"the weight {found[2]!r} is not a number", where=text, do="Give a number above 0, as in a:2 b:0.5"
+        ) from None
+    if weight <= 0:
+        raise RunError(f"has a weight of {found[2]}", where=text, do="Remove it, or give it a weight above 0")
     return Path(found[1]), weight
 
 
@@ -64,12 +72,17 @@ class Mixture(Store):
     """Stores read as one; a scan that several of them hold is read from the first.
 
     Raises:
-        RunError: They were prepared in different ways, or their weights have no common round.
+        RunError: One is given twice, they were prepared in different ways, or their weights have no common round.
     """
 
     def __init__(self, parts: Sequence[tuple[Path, Fraction]]) -> None:
         super().__init__(parts[0][0])
         self.stores = [Store(path) for path, _ in parts]
+        seen: set[Path] = set()
+        for one in self.stores:
+            if (place := one.path.resolve()) in seen:
+                raise RunError("is given twice", where=one.path, do="Give it once, with one weight")
+            seen.add(place)
         for other in self.stores[1:]:
             if other.preparation != self.preparation:
                 raise RunError(
