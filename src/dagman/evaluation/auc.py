@@ -1,12 +1,12 @@
-"""The area under the ROC curve of scores that were predicted out of fold: estimate, DeLong's covariance and test, curve.
+"""The area under the ROC curve of out-of-fold scores: estimate, DeLong's covariance and test, and the curve itself.
 
-The models of two folds have no common scale, and ranking items of one fold against those of another makes a useless model seem
-worse than chance. So the AUC is the share of rightly ordered pairs (positive, negative) of items that one model scored: pairs are
-counted within each fold and column and then added up. With one fold and one column this is the ordinary AUC, and its covariance
-DeLong's (Biometrics 1988); over patients with several items it is Obuchowski's (Biometrics 1997). Out of fold it is widened, since
-other patients would have given other models (decision 0022).
+The models of different folds have no common scale, and ranking items across folds makes a useless model seem worse than chance.
+The AUC is therefore the share of correctly ordered (positive, negative) pairs of items that the same model scored: pairs are
+counted within each fold and column, then summed. With one fold and one column this is the ordinary AUC with the covariance of
+DeLong (Biometrics 1988), or of Obuchowski (Biometrics 1997) if patients have several items. Intervals of out-of-fold scores are
+widened, because models trained on other patients would differ (decision 0022).
 
-Letters: n items, R columns (a repeat and draw each), M models. Folds are n R: the fold that an item was tested in, -1 for none.
+Notation: n items, R columns (one per repeat and draw), M models. `folds` is n R: the fold in which an item was tested, -1 for none.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RocBand:
-    """A ROC curve on a grid of false positive rates, with a pointwise band."""
+    """An ROC curve on a grid of false positive rates, with a pointwise confidence band."""
 
     false_positive_rate: Floats
     true_positive_rate: Floats
@@ -45,15 +45,20 @@ class RocBand:
 
 
 def prepare_auc(labels: ArrayLike, scores: ArrayLike, folds: ArrayLike | None = None) -> Callable[[ArrayLike], float]:
-    """The AUC within folds as a function of how often each item counts (n), which costs a resample little.
+    """Prepare the AUC within folds as a fast function of how often each item counts in a resample (n).
 
-    labels: n, positive above 0. scores: n or n R. NaN where no fold tests items of both classes.
+    The function returns NaN if no fold tests items of both classes.
+
+    Args:
+        labels: n; positive if above 0.
+        scores: n or n R.
+        folds: n R; None for a single fold.
     """
     positive, scores, folds = _arrange(labels, scores, folds)
     items, starts, ends, tie_starts, tie_ends = [], [], [], [], []
     length = 0
     for column, members in _list_folds(folds):
-        # Ordered by score; each item knows where its tie and its fold begin and end in the whole row.
+        # Sorted by score; for each item, record where its fold and its group of ties begin and end in the concatenated arrays.
         ranked = scores[members, column]
         order = np.argsort(ranked, kind="stable")
         ranked = ranked[order]
@@ -65,12 +70,12 @@ def prepare_auc(labels: ArrayLike, scores: ArrayLike, folds: ArrayLike | None = 
         length += len(members)
     if not length:
         return lambda counts: float("nan")
-    places = np.concatenate(items)
-    first, last, tie_first, tie_last = (np.concatenate(one) for one in (starts, ends, tie_starts, tie_ends))
+    order_of_items = np.concatenate(items)
+    first, last, tie_first, tie_last = (np.concatenate(bounds) for bounds in (starts, ends, tie_starts, tie_ends))
 
     def measure(counts: ArrayLike) -> float:
-        weights = np.asarray(counts, dtype=np.float64)[places]
-        ones, zeros = weights * positive[places], weights * ~positive[places]
+        weights = np.asarray(counts, dtype=np.float64)[order_of_items]
+        ones, zeros = weights * positive[order_of_items], weights * ~positive[order_of_items]
         below = np.append(0.0, np.cumsum(zeros))
         pairs = float(np.sum(ones * (below[last] - below[first])))
         right = float(np.sum(ones * ((below[tie_first] + below[tie_last]) / 2 - below[first])))
@@ -80,7 +85,7 @@ def prepare_auc(labels: ArrayLike, scores: ArrayLike, folds: ArrayLike | None = 
 
 
 def count_pairs(labels: ArrayLike, folds: ArrayLike) -> int:
-    """Number of pairs (positive, negative) that are compared, over all folds and columns (folds n R)."""
+    """Count the (positive, negative) pairs that are compared, over all folds and columns (`folds` n R)."""
     positive, _, folds = _arrange(labels, np.zeros(np.shape(folds)), folds)
     return sum(int(positive[members].sum()) * int((~positive[members]).sum()) for _, members in _list_folds(folds))
 
@@ -93,9 +98,16 @@ def estimate_auc(
     patients: ArrayLike | None = None,
     level: float = 0.95,
 ) -> Interval:
-    """AUC with DeLong's normal interval, widened for refitting if there are folds and cut to [0, 1]. scores: n or n R.
+    """Estimate the AUC with DeLong's normal interval, widened for refitting if there are folds and truncated to [0, 1].
 
-    Over patients where they are given; with fewer than FEWEST_PATIENTS there is no interval.
+    There is no interval (NaN) with fewer than FEWEST_PATIENTS, or if the variance is 0.
+
+    Args:
+        labels: n; positive if above 0.
+        scores: n or n R.
+        folds: n R; None for a single fold.
+        patients: Patient of each item; None if each item is a patient.
+        level: Confidence level.
     """
     scores = np.asarray(scores, dtype=np.float64)
     areas, covariance, count, how = _refit_covariance(labels, scores[..., None], folds, patients)
@@ -121,16 +133,16 @@ def compare_auc(
     patients: ArrayLike | None = None,
     level: float = 0.95,
 ) -> Difference:
-    """Difference of two AUCs on the same items with DeLong's interval and test, both widened for refitting if there are folds.
+    """Compare two AUCs on the same items with DeLong's interval and test, both widened for refitting if there are folds.
 
-    first, second: n or n R. Both AUCs are those of `prepare_auc`, so the difference is that of the numbers in a table.
-    Over patients where they are given; with fewer than FEWEST_PATIENTS there is neither interval nor p.
+    `first` and `second` are scores, n or n R; the other arguments are those of `estimate_auc`. The difference equals that of the
+    two estimates. With fewer than FEWEST_PATIENTS there is neither an interval nor p (NaN).
     """
     scores = np.stack([np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)], axis=-1)
     areas, covariance, count, how = _refit_covariance(labels, scores, folds, patients)
     value = float(areas[0] - areas[1])
     variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
-    # Rounding leaves a few 1e-18 of either sign between two models with the same ranks.
+    # If both models rank alike, rounding leaves a variance of about 1e-18, of either sign.
     if count < FEWEST_PATIENTS:
         reach, p, how = float("nan"), float("nan"), f"no interval: too few patients ({count})"
     elif variance > _ROUNDING:
@@ -156,11 +168,17 @@ def compare_auc(
 def delong_covariance(
     labels: ArrayLike, scores: ArrayLike, *, folds: ArrayLike | None = None, patients: ArrayLike | None = None
 ) -> tuple[Floats, Floats, int]:
-    """AUCs of M models (scores n M, or n R M with folds n R), their M M covariance, and the number of patients.
+    """Compute the AUCs of M models, their M M covariance, and the number of patients.
 
-    Placements by midranks (Sun and Xu, IEEE SPL 2014) within each fold, summed over each patient's items and columns. NaN if
-    undefined. The models are taken as given: that they would differ, fitted to other patients, is not in the variance, and is
-    added by `estimate_auc` and `compare_auc`.
+    Placements are computed from midranks (Sun and Xu, IEEE SPL 2014) within each fold and summed over each patient's items and
+    columns. Undefined values are NaN. The models are taken as given; `estimate_auc` and `compare_auc` add the variance due to
+    refitting.
+
+    Args:
+        labels: n; positive if above 0.
+        scores: n M, or n R M with `folds`.
+        folds: n R; None for a single fold.
+        patients: Patient of each item; None if each item is a patient.
     """
     scores = np.asarray(scores, dtype=np.float64)
     scores = scores[:, None, :] if scores.ndim == 2 else scores
@@ -171,7 +189,7 @@ def delong_covariance(
         ones, zeros = members[positive[members]], members[~positive[members]]
         if not len(ones) or not len(zeros):
             continue
-        # Placement: in how many pairs of its fold an item is on the right side.
+        # The placement of an item is the number of pairs in its fold in which it is ordered correctly.
         ranks = rankdata(scores[members, column], axis=0)
         right[ones] += ranks[positive[members]] - rankdata(scores[ones, column], axis=0)
         right[zeros] += len(ones) - (ranks[~positive[members]] - rankdata(scores[zeros, column], axis=0))
@@ -206,9 +224,10 @@ def trace_roc_band(
     seed: int = 0,
     points: int = 101,
 ) -> RocBand:
-    """The ROC curve with a pointwise percentile band over resampled patients, on an even grid of `points`.
+    """Trace the ROC curve on an even grid of `points`, with a pointwise percentile band over resampled patients.
 
-    The curves of the folds and columns, averaged upright by their numbers of pairs: the area under it is the AUC of the tables.
+    The curves of folds and columns are averaged vertically, weighted by their numbers of pairs, so that the area under the curve
+    is the AUC of the tables.
     """
     positive, scores, folds = _arrange(labels, scores, folds)
     grid = np.linspace(0.0, 1.0, points)
@@ -219,7 +238,7 @@ def trace_roc_band(
             pairs = int(positive[members].sum()) * int((~positive[members]).sum())
             if pairs:
                 false_rate, true_rate = trace_roc(positive[members], scores[members, column])
-                # Of points above one another np.interp takes the last: the upper edge of the step.
+                # Where several points have the same rate, np.interp takes the last one, the upper end of the step.
                 height += pairs * np.interp(grid, false_rate, true_rate)
                 total += pairs
         return height / total if total else np.full(points, np.nan)
@@ -234,7 +253,7 @@ def trace_roc_band(
 def _refit_covariance(
     labels: ArrayLike, scores: Floats, folds: ArrayLike | None, patients: ArrayLike | None
 ) -> tuple[Floats, Floats, int, str]:
-    """`delong_covariance` and its name; out of fold the mean covariance of one division, times `correct_for_refitting`."""
+    """Like `delong_covariance`, with the method in words; with folds, the mean over divisions times `correct_for_refitting`."""
     areas, covariance, count = delong_covariance(labels, scores, folds=folds, patients=patients)
     if folds is None:
         return areas, covariance, count, "DeLong over patients"
@@ -245,17 +264,17 @@ def _refit_covariance(
     if factor == 1:
         return areas, covariance, count, "DeLong over patients"
     single = [delong_covariance(labels, scores[:, own], folds=given[:, own], patients=patients)[1] for _, own in divisions]
-    known = [one for one in single if not np.isnan(one).any()]
+    known = [matrix for matrix in single if not np.isnan(matrix).any()]
     average = np.mean(known, axis=0) if known else covariance
     return areas, factor * average, count, f"DeLong over patients, {REFITTING}"
 
 
 _ROUNDING = 1e-15
-"""A variance below is one of rounding errors."""
+"""Variances below this are rounding errors."""
 
 
 def _arrange(labels: ArrayLike, scores: ArrayLike, folds: ArrayLike | None) -> tuple[NDArray[np.bool_], Floats, NDArray]:
-    """Positive n, scores n R, folds n R; without folds everything is one."""
+    """Return positives n, scores n R and folds n R; without folds, all items are in one fold."""
     scores = np.asarray(scores, dtype=np.float64)
     scores = scores[:, None] if scores.ndim == 1 else scores
     folds = np.zeros(scores.shape, dtype=np.int64) if folds is None else np.asarray(folds).reshape(scores.shape)
@@ -263,7 +282,7 @@ def _arrange(labels: ArrayLike, scores: ArrayLike, folds: ArrayLike | None) -> t
 
 
 def _list_folds(folds: NDArray) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Column and members of every fold of every column."""
+    """Yield the column and the members of every fold of every column."""
     for column in range(folds.shape[1]):
         for fold in np.unique(folds[folds[:, column] >= 0, column]):
             yield column, np.flatnonzero(folds[:, column] == fold)

@@ -1,9 +1,9 @@
-"""The numbers of a classification: measures with intervals, paired differences, curves; repeats and draws as columns.
+"""Measures of a classification with intervals, paired differences between models, and curves.
 
-AUC compares scores, and does so within each fold alone (see `evaluation.auc`). The other measures judge each item by itself, at
-a fixed threshold or by its probability, so that pooling the items of all folds is harmless.
+AUC compares the scores of two items, and only within a fold (see `evaluation.auc`). The other measures assess each item by itself,
+at a fixed threshold or by its probability, so the items of all folds can be pooled.
 
-Letters: n items, R repeats and draws, K classes. Scores are n R K, NaN for an item that a column did not test.
+Notation: n items, R columns (one per repeat and draw), K classes. Scores are n R K, NaN for items not tested in a column.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scored:
-    """Scores of one model by one method from one subset: `scores` n R K of the tested items alone."""
+    """Out-of-fold scores (n R K) of one model, method and subset, for the tested items only."""
 
     model: str
     method: str
     subset: str
     names: tuple[str, ...]
-    "Of the tested items."
+    "Names of the tested items."
     labels: NDArray[np.int64]
     patients: NDArray
     scores: Floats
     folds: NDArray[np.int64] | None = None
-    "n R: the fold each item was tested in; None: one fold."
+    "n R: the fold in which each item was tested; None: one fold."
 
     @property
     def mean_scores(self) -> Floats:
-        """Averaged over repeats and draws, n x K."""
+        """Scores averaged over repeats and draws, n K."""
         averaged: Floats = self.scores.mean(axis=1)
         return averaged
 
@@ -74,10 +74,22 @@ def score_out_of_fold(
     method: str,
     seed: int = 0,
 ) -> tuple[Scored, list[dict[str, Any]]]:
-    """Scores of one model, method and subset over all splits and draws, and their rows of predictions.csv.
+    """Compute out-of-fold scores of one model, method and subset over all splits and draws.
 
-    score: of a split, its labelled training items and the number of the draw, to scores of `split.test` (n K).
-    names, patients, codes: one an item; a code is the place of its label in `classes`.
+    Args:
+        score: Given a split, its labelled training items and the number of the draw, returns scores of `split.test` (n K).
+        names: Name of each item.
+        patients: Patient of each item.
+        codes: Label of each item, as an index into `classes`.
+        classes: Names of the classes.
+        splits: The splits, over all repeats and folds.
+        subset: The labelled subset to draw.
+        model: Name of the model.
+        method: Name of the method.
+        seed: Seed of the few-shot draws.
+
+    Returns:
+        The scores, and their rows for predictions.csv.
     """
     columns = subset.draws * (1 + max(split.repeat for split in splits))
     scores = np.full((len(names), columns, len(classes)), np.nan)
@@ -87,20 +99,20 @@ def score_out_of_fold(
         train = draw_subset(
             split, codes, patients, share=subset.share, per_class=subset.per_class, seed=seed, draw=draw, classes=classes
         )
-        got = score(split, train, draw)
-        scores[split.test, split.repeat * subset.draws + draw] = got
+        predicted = score(split, train, draw)
+        scores[split.test, split.repeat * subset.draws + draw] = predicted
         folds[split.test, split.repeat * subset.draws + draw] = split.fold
         about = {"repeat": split.repeat, "fold": split.fold, "draw": draw, "subset": subset.name, "model": model, "method": method}
         rows += [
-            {"item": names[i], "patient": patients[i], **about, "label": classes[codes[i]], **_name_scores(classes, one)}
-            for i, one in zip(split.test, got, strict=True)
+            {"item": names[i], "patient": patients[i], **about, "label": classes[codes[i]], **_name_scores(classes, row)}
+            for i, row in zip(split.test, predicted, strict=True)
         ]
     tested = ~np.isnan(scores).any(axis=(1, 2))
     scored = Scored(
         model=model,
         method=method,
         subset=subset.name,
-        names=tuple(name for name, kept in zip(names, tested, strict=True) if kept),
+        names=tuple(itertools.compress(names, tested)),
         labels=codes[tested],
         patients=patients[tested],
         scores=scores[tested],
@@ -116,9 +128,10 @@ def _name_scores(classes: Sequence[str], scores: NDArray) -> dict[str, float]:
 
 
 def measure_scores(scored: Scored, *, resamples: int = 2000, seed: int = 0) -> list[Measurement]:
-    """Every measure, as the mean over repeats, with its interval over patients, widened for refitting if there are folds.
+    """Compute every measure, averaged over repeats, with its interval over patients, widened for refitting if there are folds.
 
-    The AUC of two classes by DeLong, the rest by the BCa bootstrap; AUC of several classes is macro.
+    Intervals are DeLong's for the AUC of two classes, and BCa bootstrap intervals otherwise. With more than two classes, the AUC
+    is the macro average.
     """
     measurements = []
     for name, metric in METRICS.items():
@@ -138,9 +151,10 @@ def measure_scores(scored: Scored, *, resamples: int = 2000, seed: int = 0) -> l
 
 
 def compare_scores(scores: Sequence[Scored], *, resamples: int = 2000, seed: int = 0) -> list[Comparison]:
-    """The first model minus each other one, for every method and subset both have; `correct_comparisons` corrects their p.
+    """Compare the first model with each other model, for every method and subset that both have.
 
-    Binary AUCs by DeLong over patients, the rest by the paired bootstrap; each is the difference of what `measure_scores` gives.
+    Differences are those of the values of `measure_scores`, tested by DeLong over patients for binary AUCs and by the paired
+    bootstrap otherwise. The p-values are uncorrected (see `correct_comparisons`).
     """
     return [
         Comparison(
@@ -159,7 +173,7 @@ def compare_scores(scores: Sequence[Scored], *, resamples: int = 2000, seed: int
 
 
 def describe_curves(scored: Scored, *, seed: int = 0) -> dict[str, Any]:
-    """Plain numbers for the report: ROC within folds; confusion matrix and reliability of scores averaged over repeats."""
+    """Compute the report's curves: ROC within folds; confusion matrix and reliability of scores averaged over repeats."""
     mean = scored.mean_scores
     curves: dict[str, Any] = {
         "model": scored.model,
@@ -187,7 +201,16 @@ def describe_curves(scored: Scored, *, seed: int = 0) -> dict[str, Any]:
 
 
 def measure_mean_auc(labels: NDArray, scores: NDArray, folds: NDArray | None = None) -> float:
-    """AUC (macro over classes) over columns, within folds (n R; None: one fold); scores n R K. NaN if a class has no pair."""
+    """Compute the AUC within folds over all columns, averaged over classes if more than two.
+
+    Args:
+        labels: n codes.
+        scores: n R K.
+        folds: n R; None for a single fold.
+
+    Returns:
+        The AUC; NaN if a class has no pairs.
+    """
     return _prepare_mean_auc(labels, scores, folds)(np.arange(len(labels)))
 
 
@@ -203,7 +226,7 @@ def _prepare_mean_auc(labels: NDArray, scores: NDArray, folds: NDArray | None) -
 
 
 def _prepare(metric: ClassMetric, scored: Scored) -> Callable[[NDArray], float]:
-    """A measure of rows of items, as a resample draws them."""
+    """Return the measure as a function of the rows of items in a resample."""
     if metric.within_folds:
         return _prepare_mean_auc(scored.labels, scored.scores, scored.folds)
     return lambda rows: metric.measure(scored.labels[rows], scored.scores[rows])
@@ -224,15 +247,15 @@ def _estimate(name: str, metric: ClassMetric, scored: Scored, resamples: int, se
 
 
 def _find_widening(metric: ClassMetric, first: Scored, second: Scored | None = None) -> float:
-    """Of a measure, or of its difference between two models on the same items and folds."""
+    """Find the widening of a measure, or of its difference between two models on the same items and folds."""
     if first.folds is None:
         return 1.0
 
     def prepare(columns: NDArray) -> Callable[[NDArray], float]:
         parts = [
-            _prepare(metric, replace(one, scores=one.scores[:, columns], folds=one.folds[:, columns]))
-            for one in (first, second)
-            if one is not None and one.folds is not None
+            _prepare(metric, replace(scored, scores=scored.scores[:, columns], folds=scored.folds[:, columns]))
+            for scored in (first, second)
+            if scored is not None and scored.folds is not None
         ]
         return lambda rows: parts[0](rows) - sum(part(rows) for part in parts[1:])
 
@@ -240,7 +263,7 @@ def _find_widening(metric: ClassMetric, first: Scored, second: Scored | None = N
 
 
 def _count_pairs(scored: Scored) -> int:
-    """Pairs of items that are compared in each repeat."""
+    """Count the pairs of items that are compared in each repeat."""
     folds = np.zeros(scored.scores.shape[:2], dtype=np.int64) if scored.folds is None else scored.folds
     return count_pairs(scored.labels, folds) // folds.shape[1]
 
@@ -250,7 +273,7 @@ def _measure_accuracy(labels: NDArray, scores: NDArray) -> float:
 
 
 def _count_right(labels: NDArray, scores: NDArray) -> Floats:
-    """In what share of its columns each item is called right, n."""
+    """Compute the share of columns in which each item is classified correctly, n."""
     right: Floats = (scores.argmax(axis=2) == labels[:, None]).mean(axis=1)
     return right
 
@@ -289,20 +312,20 @@ def _measure_brier(labels: NDArray, scores: NDArray) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMetric:
-    """How a measure is computed: of (labels n, scores n R K), the mean over the R columns.
-
-    binary_only: whether it needs two classes. compared: whether differences between models are tested.
-    """
+    """How a measure of a classification is computed and used."""
 
     measure: Metric
+    "Function of labels (n) and scores (n R K), averaged over the R columns."
     binary_only: bool = False
+    "Whether it needs exactly two classes."
     compared: bool = False
+    "Whether differences between models are tested."
     within_folds: bool = False
-    "Whether scores of two items are compared, so that both must be of one fold: AUC."
+    "Whether it compares scores of two items, which must then be of one fold (AUC)."
     shares: Callable[[NDArray, NDArray], Floats] | None = None
-    "Of a proportion: how often each item was right (n), NaN where it does not count. It gives the exact interval at 0 and 1."
+    "For a proportion, how often each item was right (n), NaN if it does not count; needed for exact intervals at 0 and 1."
     limits: tuple[float, float] = (-np.inf, np.inf)
-    "Values it cannot pass; a widened interval ends there."
+    "Smallest and largest possible value; a widened interval is truncated there."
 
 
 _SHARE = (0.0, 1.0)
@@ -315,17 +338,17 @@ METRICS: dict[str, ClassMetric] = {
     "specificity": ClassMetric(measure=_measure_specificity, binary_only=True, shares=_count_right_negatives, limits=_SHARE),
     "brier": ClassMetric(measure=_measure_brier, limits=_SHARE),
 }
-"""The measures of a classification, in the order of the tables."""
+"""Measures of a classification, in the order in which tables list them."""
 
 
 def register_metric(name: str, metric: ClassMetric, about: Measure) -> None:
-    """Add a measure of classifications: how it is computed, and what readers need to know of it."""
+    """Add a measure of classifications: how it is computed (`metric`) and how it is presented (`about`)."""
     register_measure(name, about)
     METRICS[name] = metric
 
 
 def list_compared() -> list[str]:
-    """Measures whose differences between models are tested, the main one first."""
+    """List the measures whose differences between models are tested, the main one first."""
     return [name for name, metric in METRICS.items() if metric.compared]
 
 

@@ -1,6 +1,6 @@
-"""How good scores of classes are: n items; labels are codes 0..K-1, scores of a binary task are those of class 1.
+"""Classification metrics over n items. Labels are codes 0..K-1; binary scores are those of class 1.
 
-A measure that is undefined on its items (one class only, say) is NaN, so that a resampling can count and skip it.
+A metric that is undefined (for example, if only one class occurs) is NaN, so that the bootstrap can count and skip it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 
 
 def measure_auc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Area under the ROC curve of binary labels (n) and scores (n), by ranks; ties count half (Mann-Whitney)."""
+    """Compute the area under the ROC curve of binary labels (n) and scores (n) from ranks; ties count half (Mann-Whitney)."""
     positive = np.asarray(labels) > 0
     n_positive = int(positive.sum())
     n_negative = len(positive) - n_positive
@@ -28,7 +28,7 @@ def measure_auc(labels: ArrayLike, scores: ArrayLike) -> float:
 
 
 def measure_balanced_accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
-    """Mean over the classes that occur of the share that is predicted right."""
+    """Compute the mean recall over the classes that occur."""
     labels, predicted = np.asarray(labels), np.asarray(predicted)
     if not len(labels):
         return float("nan")
@@ -36,7 +36,7 @@ def measure_balanced_accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
 
 
 def count_confusions(labels: ArrayLike, predicted: ArrayLike, classes: int) -> NDArray[np.int64]:
-    """Confusion matrix, K x K: rows are true classes, columns predicted ones."""
+    """Compute the K x K confusion matrix: rows are true classes, columns are predicted classes."""
     matrix = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(matrix, (np.asarray(labels), np.asarray(predicted)), 1)
     return matrix
@@ -44,37 +44,38 @@ def count_confusions(labels: ArrayLike, predicted: ArrayLike, classes: int) -> N
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reliability:
-    """Predicted against observed shares in bins of predicted probability; no bins where the items are too few for two."""
+    """Predicted and observed shares in bins of predicted probability; empty if there are too few items for two bins."""
 
     predicted: Floats
     observed: Floats
     counts: NDArray[np.int64]
     error: float
-    "Expected calibration error: mean distance of the two, weighted by counts (Naeini et al., AAAI 2015); NaN without bins."
+    "Expected calibration error: mean absolute difference, weighted by counts (Naeini et al., AAAI 2015); NaN without bins."
 
 
 def bin_reliability(labels: ArrayLike, probabilities: ArrayLike, *, bins: int = 10, least: int = LEAST_IN_GROUP) -> Reliability:
-    """Reliability of binary probabilities (n) in up to `bins` bins of equal numbers of items, `least` at least; ties stay together.
+    """Compute the reliability of binary probabilities (n) in up to `bins` bins with equally many items, at least `least`.
 
-    In bins of equal width (the usual choice) one item at an end makes a point of its own, at 0 or 1 whatever was predicted.
+    Ties stay in one bin. Bins of equal width, the usual choice, can hold a single item, whose observed share is 0 or 1 regardless
+    of the prediction.
     """
     positive = np.asarray(labels) > 0
     probabilities = np.asarray(probabilities, dtype=np.float64)
     bins = min(bins, len(probabilities) // least)
     if bins < 2:
-        none = np.empty(0)
-        return Reliability(predicted=none, observed=none, counts=none.astype(np.int64), error=float("nan"))
-    places = np.searchsorted(np.sort(probabilities), probabilities) * bins // len(probabilities)
-    counts = np.bincount(places, minlength=bins)
+        empty = np.empty(0)
+        return Reliability(predicted=empty, observed=empty, counts=empty.astype(np.int64), error=float("nan"))
+    bin_of = np.searchsorted(np.sort(probabilities), probabilities) * bins // len(probabilities)
+    counts = np.bincount(bin_of, minlength=bins)
     filled = counts > 0
-    predicted = np.bincount(places, weights=probabilities, minlength=bins)[filled] / counts[filled]
-    observed = np.bincount(places, weights=positive, minlength=bins)[filled] / counts[filled]
+    predicted = np.bincount(bin_of, weights=probabilities, minlength=bins)[filled] / counts[filled]
+    observed = np.bincount(bin_of, weights=positive, minlength=bins)[filled] / counts[filled]
     error = float(np.sum(np.abs(predicted - observed) * counts[filled]) / len(positive))
     return Reliability(predicted=predicted, observed=observed, counts=counts[filled], error=error)
 
 
 def trace_roc(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:
-    """Points of the ROC curve, (false positive rates, true positive rates), from (0, 0) to (1, 1); NaN if undefined."""
+    """Return the ROC curve as (false positive rates, true positive rates), from (0, 0) to (1, 1); NaN if undefined."""
     positive, scores = np.asarray(labels) > 0, np.asarray(scores, dtype=np.float64)
     order = np.argsort(-scores, kind="stable")
     last_of_tie = np.append(np.diff(scores[order]) != 0, True) if len(scores) else np.array([], dtype=bool)

@@ -1,6 +1,6 @@
-"""How well points of one kind lie together: points n x D, labels n; -1 marks noise (HDBSCAN's) and is left out.
+"""Clustering metrics of points (n x D) with labels (n); the label -1 marks noise, as in HDBSCAN.
 
-Values that need two groups are NaN when there are fewer.
+Noise is excluded from distances and silhouettes. Metrics that need two groups are NaN if there are fewer.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ Floats = NDArray[np.float64]
 
 
 AGREEMENTS = ("nmi", "ari", "purity")
-"""Measures of whether clusters agree with names."""
+"""Measures of the agreement between clusters and known kinds."""
 
 
 def explain_trivial(groups: ArrayLike, patients: ArrayLike, *, called: str = "kind") -> dict[str, str]:
-    """Why measures (by name) are undefined for these groups (n), or the same for any points; empty where all mean something.
+    """Explain, by name of the measure, which measures are undefined for these groups or the same for any points.
 
-    called: what a group is to readers: a kind, or a cluster.
+    Args:
+        groups: Group of each point (n).
+        patients: Patient of each point.
+        called: Word for a group in the explanations: kind or cluster.
     """
     groups, patients = np.asarray(groups), np.asarray(patients)
     values, counts = np.unique(groups, return_counts=True)
@@ -47,7 +50,7 @@ class ClusterDistances:
 
 
 def measure_cluster_distances(points: ArrayLike, labels: ArrayLike) -> ClusterDistances:
-    """Intra- and inter-cluster distance, as in Table 2 of the paper; it defines neither, so the definitions are ours."""
+    """Measure intra- and inter-cluster distances as in Table 2 of the paper, which does not define them [our definitions]."""
     points, labels = _drop_noise(points, labels)
     clusters = [points[labels == label] for label in np.unique(labels)]
     if not clusters:
@@ -60,7 +63,7 @@ def measure_cluster_distances(points: ArrayLike, labels: ArrayLike) -> ClusterDi
 
 
 def measure_silhouette(points: ArrayLike, labels: ArrayLike) -> float:
-    """Mean silhouette, -1 to 1 (Rousseeuw 1987)."""
+    """Compute the mean silhouette, from -1 to 1 (Rousseeuw 1987)."""
     points, labels = _drop_noise(points, labels)
     if not 2 <= len(np.unique(labels)) < len(labels):
         return float("nan")
@@ -68,17 +71,17 @@ def measure_silhouette(points: ArrayLike, labels: ArrayLike) -> float:
 
 
 def measure_mutual_information(labels: ArrayLike, clusters: ArrayLike) -> float:
-    """Normalised mutual information of labels and clusters (arithmetic mean), 0 to 1; noise counts as a cluster."""
+    """Compute normalised mutual information (by the arithmetic mean), from 0 to 1; noise counts as a cluster."""
     return float(normalized_mutual_info_score(np.asarray(labels), np.asarray(clusters)))
 
 
 def measure_rand_index(labels: ArrayLike, clusters: ArrayLike) -> float:
-    """Adjusted Rand index of labels and clusters: 0 by chance, 1 if equal; noise counts as a cluster."""
+    """Compute the adjusted Rand index: 0 by chance, 1 if both partitions are equal; noise counts as a cluster."""
     return float(adjusted_rand_score(np.asarray(labels), np.asarray(clusters)))
 
 
 def measure_purity(labels: ArrayLike, clusters: ArrayLike) -> float:
-    """Share of points whose label is their cluster's most frequent one; noise counts as a cluster."""
+    """Compute the share of points that have the most frequent label of their cluster; noise counts as a cluster."""
     labels, clusters = np.asarray(labels), np.asarray(clusters)
     if not len(labels):
         return float("nan")
@@ -89,7 +92,7 @@ def measure_purity(labels: ArrayLike, clusters: ArrayLike) -> float:
 def measure_neighbour_accuracy(
     points: ArrayLike, labels: ArrayLike, *, patients: ArrayLike | None = None, neighbours: int = 5
 ) -> float:
-    """Share of points that `judge_neighbours` finds right; NaN without points."""
+    """Compute the share of points whose label `judge_neighbours` predicts correctly; NaN without points."""
     right = judge_neighbours(points, labels, patients=patients, neighbours=neighbours)
     return float(right.mean()) if len(right) else float("nan")
 
@@ -97,15 +100,15 @@ def measure_neighbour_accuracy(
 def judge_neighbours(
     points: ArrayLike, labels: ArrayLike, *, patients: ArrayLike | None = None, neighbours: int = 5
 ) -> NDArray[np.bool_]:
-    """Whether each point's label is the most frequent among its nearest points of other patients, ties to the nearer (n).
+    """Test for each point whether its label is the most frequent among its nearest points of other patients (n).
 
-    Without `patients` only the point itself is left out. Points without a neighbour to ask count as wrong.
+    Ties go to the nearer label. Without `patients`, only the point itself is excluded. A point without neighbours counts as wrong.
     """
     points, labels = np.asarray(points, dtype=np.float64), np.asarray(labels)
     patients = np.arange(len(labels)) if patients is None else np.asarray(patients)
     squares = np.sum(points**2, axis=1) if len(points) else np.zeros(0)
     right = np.zeros(len(labels), dtype=bool)
-    # A row at a time: n x n distances of a large cohort would not fit.
+    # One row at a time, because the n x n distances of a large cohort would not fit in memory.
     for i, point in enumerate(points):
         distances = squares - 2 * points @ point
         others = np.flatnonzero(patients != patients[i])
@@ -118,5 +121,5 @@ def judge_neighbours(
 
 def _drop_noise(points: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray]:
     points, labels = np.asarray(points, dtype=np.float64), np.asarray(labels)
-    kept = labels != -1 if np.issubdtype(labels.dtype, np.number) else np.ones(len(labels), dtype=bool)
-    return points[kept], labels[kept]
+    clustered = labels != -1 if np.issubdtype(labels.dtype, np.number) else np.ones(len(labels), dtype=bool)
+    return points[clustered], labels[clustered]

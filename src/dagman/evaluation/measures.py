@@ -1,4 +1,4 @@
-"""Every measure of the tasks by its name in metrics.json: what readers call it, which way is better, what chance reaches."""
+"""Registry of the tasks' measures, keyed by their names in metrics.json: label, direction, and value at chance."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """What tables and figures need to know of a measure.
+    """How tables and figures present a measure.
 
     Attributes:
-        label: What readers know it as.
-        higher_is_better: False where less is better; None where neither is.
-        chance: What guessing reaches; "1/K" for one over the number of classes; None where there is no such value.
+        label: Name shown to readers.
+        higher_is_better: False if lower is better; None if neither direction is.
+        chance: Expected value for guessing; "1/K" for one over the number of classes; None if there is no such value.
     """
 
     label: str
@@ -53,19 +53,23 @@ MEASURES: dict[str, Measure] = {
 
 
 def register_measure(name: str, measure: Measure) -> None:
-    """Add a measure; a name taken is an error."""
+    """Add a measure to the registry.
+
+    Raises:
+        ValueError: The name is already registered.
+    """
     if name in MEASURES:
         raise ValueError(f"the measure {name!r} is already registered")
     MEASURES[name] = measure
 
 
 def find_measure(name: str) -> Measure:
-    """The measure of a name such as "auc", or "dice:liver" of one structure; by its own name where it is not registered."""
+    """Look up a measure such as "auc" or "dice:liver" (a single structure); an unregistered one is labelled by its name."""
     measure = name.partition(":")[0]
     return MEASURES.get(measure, Measure(label=measure.replace("_", " "), higher_is_better=None))
 
 
 def find_chance(name: str, classes: int = 2) -> float | None:
-    """What guessing reaches among so many classes, or None."""
+    """Return the value that guessing reaches with the given number of classes, or None if there is no such value."""
     chance = find_measure(name).chance
     return 1 / max(classes, 1) if chance == "1/K" else chance

@@ -1,7 +1,9 @@
-"""How good risks are that were predicted out of fold: n patients, C columns (a repeat and draw each), T times.
+"""Survival metrics of out-of-fold predictions.
 
-Two risks are compared only where one model gave both: the models of two folds have no common scale, and comparing across folds
-makes a useless model seem worse than chance. Survival at a time is a probability, and is pooled over the folds.
+Two risks are only compared if the same model predicted both: the models of different folds have no common scale, and comparing
+across folds makes a useless model seem worse than chance. Survival at a time is a probability, so it is pooled over folds.
+
+Notation: n patients, C columns (one per repeat and draw), T times.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from dagman.notes import Note, warn
 
 Floats = NDArray[np.float64]
 Measure = Callable[[NDArray[np.int64]], float]
-"""Of rows of patients, as a resample draws them, to a number."""
+"""Function of the rows of patients in a resample."""
 
 MEASURES = ("harrell_c", "uno_c", "dynamic_auc", "integrated_brier")
 _MOST_GROUPS = 4
@@ -48,36 +50,37 @@ _NAMES = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OutOfFold:
-    """Predictions of one model for patients it was not trained on."""
+    """Out-of-fold predictions of one model and subset for n patients."""
 
     patients: NDArray = field(repr=False)
     time: Floats = field(repr=False)
     event: NDArray[np.bool_] = field(repr=False)
     fold: NDArray[np.int64] = field(repr=False)
-    "n C; the fold each patient was tested in."
+    "n C; the fold in which each patient was tested."
     risk: Floats = field(repr=False)
     "n C"
     high: NDArray[np.bool_] = field(repr=False)
-    "n C; above the median risk of the patients its model was trained on."
+    "n C; whether the risk is above the median risk of the model's training patients."
     uncensored: Floats = field(repr=False)
-    "n C; chance of not being censored by the patient's own time, from the training patients (Uno's weights)."
+    "n C; probability of not being censored by the patient's own time, from the training patients (Uno's weights)."
     times: Floats
-    "T; where survival was predicted."
+    "T; the times at which survival was predicted."
     survival: Floats = field(repr=False)
     "n C T"
 
     @property
     def horizon(self) -> float:
-        """The last time that is judged; infinite when there is none."""
+        """The last time that is evaluated; infinite if there are no times."""
         return float(self.times[-1]) if len(self.times) else float("inf")
 
 
 def prepare_measure(name: str, predictions: OutOfFold) -> Measure:
-    """One of MEASURES, its pairs counted beforehand over all columns so that a resample costs little.
+    """Prepare one of MEASURES: pairs are counted once over all columns, which makes resamples fast.
 
-    harrell_c, uno_c (up to the horizon), dynamic_auc (cumulative/dynamic, mean over the times weighted by the falling survival;
-    Lambert and Chevret 2016), integrated_brier (Graf 1999). Weights of censoring stay those of all patients in a resample.
-    In one fold, each is scikit-survival's measure of the table, which knows no folds and takes 10 to 500 times as long a resample.
+    The measures are harrell_c, uno_c (up to the horizon), dynamic_auc (cumulative/dynamic, averaged over the times with the
+    decrease in survival as weights; Lambert and Chevret 2016) and integrated_brier (Graf 1999). Censoring weights are computed once
+    from all patients, not per resample. With one fold, the values equal those of scikit-survival, which does not support folds and
+    takes 10 to 500 times as long per resample.
     """
     if name == "integrated_brier":
         losses = _integrate_brier(predictions)
@@ -95,9 +98,9 @@ def prepare_measure(name: str, predictions: OutOfFold) -> Measure:
 
 
 def measure_outcome(predictions: OutOfFold, *, draws: int = 2000, seed: int = 0) -> dict[str, Interval]:
-    """MEASURES with intervals over patients, widened for refitting if there are folds.
+    """Compute MEASURES with intervals over patients, widened for refitting if there are folds.
 
-    Those that these patients do not allow are left out (`explain_left_out`).
+    Measures that are undefined for these patients are omitted (see `explain_left_out`).
     """
     intervals = {
         name: bootstrap_interval(
@@ -121,20 +124,20 @@ def measure_outcome(predictions: OutOfFold, *, draws: int = 2000, seed: int = 0)
 
 
 def count_comparable(predictions: OutOfFold, *, uno: bool = False) -> int:
-    """Pairs of patients of one fold whose order is known, in each repeat: what a concordance counts; Uno's up to the horizon."""
+    """Count the comparable pairs of a concordance per repeat; for Uno's C, only those up to the horizon."""
     unweighted = replace(predictions, uncensored=(predictions.uncensored > 0).astype(np.float64))
     return round(float(_sum_pairs(unweighted, uno=uno)[0].sum()) / predictions.risk.shape[1])
 
 
 def list_measures(predictions: OutOfFold) -> list[str]:
-    """Those of MEASURES that these patients allow."""
+    """List those of MEASURES that are defined for these patients."""
     rows = np.arange(len(predictions.time))
     asked = MEASURES if len(predictions.times) > 1 else MEASURES[:2]
     return [name for name in asked if not np.isnan(prepare_measure(name, predictions)(rows))]
 
 
 def explain_left_out(predictions: OutOfFold) -> list[Note]:
-    """A warning for those of MEASURES that these patients do not allow, each with what is lacking."""
+    """Warn about each of MEASURES that is undefined for these patients, with the reason."""
     left_out = [name for name in MEASURES if name not in list_measures(predictions)]
     if left_out and np.ptp(predictions.time) == 0:
         names = ", ".join(_NAMES[name] for name in left_out)
@@ -151,7 +154,7 @@ def explain_left_out(predictions: OutOfFold) -> list[Note]:
 
 
 def compare_outcome(name: str, first: OutOfFold, second: OutOfFold, *, draws: int = 2000, seed: int = 0) -> Difference:
-    """First minus second of one of MEASURES, on the same resamples of the same patients; widened as `measure_outcome`."""
+    """Compare one of MEASURES between two models, first minus second, on the same resamples; widened as in `measure_outcome`."""
     measures = (prepare_measure(name, first), prepare_measure(name, second))
     rows, zeros = np.arange(len(first.time)), np.zeros(len(first.time), dtype=np.int64)
 
@@ -159,17 +162,17 @@ def compare_outcome(name: str, first: OutOfFold, second: OutOfFold, *, draws: in
         return measures[int(which[0])](rows)
 
     def subtract(columns: NDArray[np.int64]) -> Measure:
-        one, other = (prepare_measure(name, _take_columns(predictions, columns)) for predictions in (first, second))
-        return lambda rows: one(rows) - other(rows)
+        minuend, subtrahend = (prepare_measure(name, _take_columns(predictions, columns)) for predictions in (first, second))
+        return lambda rows: minuend(rows) - subtrahend(rows)
 
     widening = find_widening(subtract, first.fold, first.patients)
     return bootstrap_difference(measure, rows, zeros, zeros + 1, patients=first.patients, draws=draws, seed=seed, widening=widening)
 
 
 def describe_groups(predictions: OutOfFold, ticks: int = 7) -> dict[str, Any]:
-    """Kaplan-Meier curves of the low and high risk groups of the first column, their log-rank test, and numbers at risk.
+    """Compute Kaplan-Meier curves, numbers at risk and the log-rank test of the low and high risk groups in the first column.
 
-    `p_all` holds the p of every column, so that a lucky first repeat shows.
+    `p_all` holds the p of every column, which reveals whether the first repeat was lucky.
     """
     tests = [
         logrank_test(predictions.time, predictions.event, predictions.high[:, column])
@@ -205,15 +208,15 @@ def describe_groups(predictions: OutOfFold, ticks: int = 7) -> dict[str, Any]:
 
 
 def describe_calibration(predictions: OutOfFold) -> dict[str, Any] | None:
-    """Predicted (mean over columns) and observed survival at the middle time in up to four groups of LEAST_IN_GROUP or more.
+    """Compare predicted (mean over columns) with observed survival at the middle time, in up to four groups.
 
-    None without times, or with too few patients for two groups.
+    Groups have at least LEAST_IN_GROUP patients; returns None without times or with too few patients for two groups.
     """
     groups = min(_MOST_GROUPS, len(predictions.time) // LEAST_IN_GROUP)
     if not len(predictions.times) or groups < 2:
         return None
-    place = len(predictions.times) // 2
-    predicted, horizon = predictions.survival[:, :, place].mean(axis=1), float(predictions.times[place])
+    middle = len(predictions.times) // 2
+    predicted, horizon = predictions.survival[:, :, middle].mean(axis=1), float(predictions.times[middle])
     bins = calibrate_survival(predictions.time, predictions.event, predicted, horizon, groups=groups)
     return {
         "horizon": horizon,
@@ -226,15 +229,15 @@ def describe_calibration(predictions: OutOfFold) -> dict[str, Any] | None:
 
 
 def describe_auc(predictions: OutOfFold) -> dict[str, Any] | None:
-    """The time-dependent AUC at each time, over all columns; None without times."""
+    """Compute the time-dependent AUC at each time, over all columns; None without times."""
     if not len(predictions.times):
         return None
     return {"times": predictions.times, "auc": _prepare_areas(predictions)(np.ones(len(predictions.time)))}
 
 
 def _take_columns(predictions: OutOfFold, columns: NDArray[np.int64]) -> OutOfFold:
-    kept = {name: getattr(predictions, name)[:, columns] for name in ("fold", "risk", "high", "uncensored", "survival")}
-    return replace(predictions, **kept)
+    selected = {name: getattr(predictions, name)[:, columns] for name in ("fold", "risk", "high", "uncensored", "survival")}
+    return replace(predictions, **selected)
 
 
 def _list_folds(fold: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
@@ -243,7 +246,7 @@ def _list_folds(fold: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
 
 
 def _sum_pairs(predictions: OutOfFold, *, uno: bool) -> tuple[Floats, Floats]:
-    """Comparable pairs and the rightly ordered ones, n x n, summed over columns and folds."""
+    """Sum the weights of comparable and of concordant pairs, n x n, over columns and folds."""
     count = len(predictions.time)
     pairs, right = np.zeros((count, count)), np.zeros((count, count))
     limit = predictions.horizon if uno else float("inf")
@@ -261,7 +264,7 @@ def _sum_pairs(predictions: OutOfFold, *, uno: bool) -> tuple[Floats, Floats]:
 
 
 def _integrate_brier(predictions: OutOfFold) -> Floats:
-    """The integrated Brier loss of each patient (n), weighted against censoring; its mean is the score."""
+    """Compute each patient's integrated Brier loss (n), weighted for censoring; the mean is the score."""
     if len(predictions.times) < 2:
         return np.full(len(predictions.time), np.nan)
     own = censoring_survival(predictions.time, predictions.event, predictions.time)
@@ -278,7 +281,7 @@ def _prepare_auc(predictions: OutOfFold) -> Measure:
     if not len(predictions.times):
         return lambda rows: float("nan")
     areas = _prepare_areas(predictions)
-    # Each time counts by how much survival falls up to it.
+    # Each time is weighted by the decrease in survival since the previous one.
     falls = -np.diff(np.append(1.0, kaplan_meier(predictions.time, predictions.event).at(predictions.times)))
 
     def measure(rows: NDArray[np.int64]) -> float:
@@ -289,7 +292,7 @@ def _prepare_auc(predictions: OutOfFold) -> Measure:
 
 
 def _prepare_areas(predictions: OutOfFold) -> Callable[[Floats], Floats]:
-    """The AUC at each time (T) of how often each patient counts (n)."""
+    """Return the AUC at each time (T) as a function of how often each patient counts in a resample (n)."""
     own = censoring_survival(predictions.time, predictions.event, predictions.time)
     inverse = np.where(own > 0, 1 / np.where(own > 0, own, 1), 0.0)
     cases = ((predictions.time <= predictions.times[:, None]) & predictions.event) * inverse
@@ -311,7 +314,7 @@ def _prepare_areas(predictions: OutOfFold) -> Callable[[Floats], Floats]:
 
 
 def _place_ticks(end: float, count: int) -> Floats:
-    """Round times from 0 to at most `end`."""
+    """Choose round tick times from 0 to at most `end`."""
     if end <= 0:
         return np.array([0.0])
     rough = end / max(count - 1, 1)

@@ -1,6 +1,6 @@
-"""The folder of a task's results: one writer and one reader of its files; nothing in it is pickled.
+"""Read and write the folder of a task's results. Nothing in it is pickled.
 
-`splits.csv` (see `protocol`), `predictions.csv` (a row an item, split, subset and model), `metrics.json`,
+It contains `splits.csv` (see `splits`), `predictions.csv` (one row per item, split, subset and model), `metrics.json`,
 `command.json`, and what the task adds: `report.html`, `model/`.
 """
 
@@ -28,29 +28,29 @@ from dagman.records.provenance import write_command
 
 FORMAT = 1
 PREDICTION_COLUMNS = ("item", "patient", "repeat", "fold", "draw", "subset", "model", "method", "label")
-"""Every row of predictions.csv has these, then the task's own: score, or score_CLASS; risk; dice, ..."""
+"""Columns of every predictions.csv; the task's own follow: score or score_CLASS, risk, dice, ..."""
 _TEXT_COLUMNS = ("item", "patient", "subset", "model", "method", "label")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One number of a task: of which model, method and subset, and how sure."""
+    """One measure of a model, method and subset, with its confidence interval."""
 
     name: str
-    "The metric, such as auc."
+    "The measure, such as auc."
     model: str
     method: str
     subset: str = "100%"
-    "Labels used in training: a share (25%) or patients a class (k=5)."
+    "Labels used in training: a share (25%) or a number of patients per class (k=5)."
     interval: Interval
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One paired difference of two models on the same items.
+    """A paired difference between two models on the same items.
 
-    `corrected` is given by `correct_comparisons`: p by Holm over all that were made, but for the primary endpoint, which is tested
-    alone.
+    `correct_comparisons` sets `corrected`: p corrected by Holm over all comparisons except the primary endpoint, whose p is not
+    corrected.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """The difference that decides, named before anything is measured."""
+    """The primary endpoint: the comparison that decides, chosen before anything is measured."""
 
     measure: str
     first: str
@@ -77,10 +77,13 @@ class Endpoint:
 def choose_endpoint(
     text: str, *, measures: Sequence[str], models: Sequence[str], methods: Sequence[str], subsets: Sequence[str]
 ) -> Endpoint | None:
-    """The primary endpoint of a table, from KEY=VALUE pairs; None where no text is given.
+    """Parse the primary endpoint from KEY=VALUE pairs; None for an empty text.
 
-    Keys: measure, first, second, method, subset. What is left out is the first of each, and all labels (or the most) as subset.
-    Raises TaskError for an unknown key or value, and for fewer than two models.
+    Keys are measure, first, second, method and subset. A missing key defaults to the first possible value; subset defaults to all
+    labels, or to the largest subset.
+
+    Raises:
+        TaskError: A key or value is unknown, or there are fewer than two models.
     """
     if not text:
         return None
@@ -108,12 +111,12 @@ def choose_endpoint(
 
 
 def correct_comparisons(comparisons: Iterable[Comparison], endpoint: Endpoint | None = None) -> tuple[Comparison, ...]:
-    """The primary endpoint first, with its own p; the others, or all where there is none, corrected for their number (Holm).
+    """Put the primary endpoint first with its uncorrected p, and correct the other comparisons for their number (Holm).
 
-    An endpoint that no comparison is of (a method that one of its models lacks) is none.
+    Without an endpoint, or if no comparison matches it (one of its models lacks the method), all comparisons are corrected.
     """
     rows = list(comparisons)
-    primary = next((row for row in rows if endpoint is not None and _is_of(row, endpoint)), None)
+    primary = next((row for row in rows if endpoint is not None and _matches(row, endpoint)), None)
     others = [row for row in rows if row is not primary]
     corrected = correct_holm([row.difference.p for row in others])
     return (
@@ -122,27 +125,31 @@ def correct_comparisons(comparisons: Iterable[Comparison], endpoint: Endpoint | 
     )
 
 
-def _is_of(row: Comparison, endpoint: Endpoint) -> bool:
+def _matches(row: Comparison, endpoint: Endpoint) -> bool:
     same_pair = {row.first, row.second} == {endpoint.first, endpoint.second}
     return same_pair and (row.name, row.method, row.subset) == (endpoint.measure, endpoint.method, endpoint.subset)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What metrics.json holds."""
+    """The content of metrics.json."""
 
     task: str
     classes: tuple[str, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     notes: tuple[Note, ...] = ()
-    "What was left out, warned of, or chosen, in sentences."
+    "Sentences about what was skipped or chosen, and warnings."
     extra: dict[str, Any] = field(default_factory=dict)
-    "Numbers for the report that have no interval: a confusion matrix, a curve."
+    "Numbers for the report without an interval, such as a confusion matrix or a curve."
 
 
 def write_predictions(folder: str | Path, rows: Sequence[dict[str, Any]] | pd.DataFrame) -> None:
-    """Write predictions.csv whole; raises ValueError if a row lacks one of PREDICTION_COLUMNS."""
+    """Write predictions.csv.
+
+    Raises:
+        ValueError: One of PREDICTION_COLUMNS is missing.
+    """
     frame = pd.DataFrame(rows)
     missing = [name for name in PREDICTION_COLUMNS if name not in frame]
     if missing:
@@ -152,23 +159,26 @@ def write_predictions(folder: str | Path, rows: Sequence[dict[str, Any]] | pd.Da
 
 
 def write_summary(folder: str | Path, summary: Summary) -> None:
-    """Write metrics.json whole; NaN becomes null."""
+    """Write metrics.json, with NaN as null."""
     write_json(Path(folder) / "metrics.json", {"format": FORMAT, **_to_plain(dataclasses.asdict(summary))})
 
 
 def write_inputs(folder: str | Path, command: str, *, settings: dict[str, Any], inputs: dict[str, Any]) -> None:
-    """Write command.json: how the folder came to be."""
+    """Write command.json, the record of how the folder was produced."""
     write_command(folder, command, settings=_to_plain(settings), inputs=_to_plain(inputs))
 
 
 def refuse_other_results(folder: str | Path, command: str, *, settings: dict[str, Any], inputs: dict[str, Any]) -> None:
-    """Raise TaskError where the folder holds results made in another way: nothing is overwritten that cannot be had again.
+    """Refuse to overwrite results that were produced by another command, settings or inputs.
 
-    What the folder does not name (results of an older version) and the device are not compared.
+    Keys that the folder does not record (results of an older version) and the device are not compared.
+
+    Raises:
+        TaskError: The folder holds other results.
     """
     try:
-        held = json.loads((Path(folder) / "command.json").read_text(encoding="utf-8"))
-        before = {"command": held["command"], **held["settings"], **held["inputs"]}
+        recorded = json.loads((Path(folder) / "command.json").read_text(encoding="utf-8"))
+        before = {"command": recorded["command"], **recorded["settings"], **recorded["inputs"]}
     except (OSError, ValueError, KeyError, TypeError):
         return
     now = {"command": command, **_to_plain(settings), **_to_plain(inputs)}
@@ -179,9 +189,10 @@ def refuse_other_results(folder: str | Path, command: str, *, settings: dict[str
 
 
 class Results:
-    """A folder of results, read when asked.
+    """A folder of results, whose files are read on first use.
 
-    Raises TaskError if it holds none, or those of another format.
+    Raises:
+        TaskError: The folder holds no results, or results of another format.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -217,7 +228,7 @@ class Results:
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        """A row an item, split, subset and model."""
+        """The predictions, one row per item, split, subset and model."""
         return _read_csv(self.path / "predictions.csv")
 
     @property
@@ -227,23 +238,23 @@ class Results:
 
     @cached_property
     def splits(self) -> pd.DataFrame:
-        """A row an item and split: repeat, fold, item, patient, part. `protocol.read_splits` gives indices."""
+        """The splits, one row per item and split: repeat, fold, item, patient, part. `splits.read_splits` returns indices."""
         return _read_csv(self.path / "splits.csv")
 
     @cached_property
     def command(self) -> dict[str, Any]:
-        """How the folder came to be."""
+        """The record of how the folder was produced."""
         return json.loads((self.path / "command.json").read_text(encoding="utf-8"))
 
     @property
     def columns(self) -> dict[str, str]:
-        """The table's column that was read as label, as time, as event, by these names."""
+        """Columns of the table that were read as label, time and event, keyed by these names."""
         recorded = self.command["inputs"].get("columns")
         return _find_columns(self.command.get("arguments", [])) if recorded is None else recorded
 
     @property
     def model(self) -> Path:
-        """The folder of the model to use; it may not exist."""
+        """The folder of the fitted model; it may not exist."""
         return self.path / "model"
 
 
@@ -255,20 +266,20 @@ def _shorten(value: Any) -> str:
 def _read_csv(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise TaskError(f"{path.name} is missing", where=path.parent, do="Run the task again")
-    # Text stays text: a patient 007 and the labels 1 and None must compare with the table's.
+    # Keep text as text, so that patient 007 and labels such as 1 and None equal those of the table.
     read = pd.read_csv(path, dtype=dict.fromkeys((*_TEXT_COLUMNS, "part"), str), keep_default_na=False, na_values=[""])
     return restore_frame(read)
 
 
 def _read_note(note: dict[str, Any] | str) -> Note:
-    """A note; until the end of November 2026 it was a sentence, and those with certain words were warnings."""
+    """Read a note. Results before the end of November 2026 hold sentences; their warnings are recognised by certain words."""
     if isinstance(note, str):
         return warn(note) if any(words in note for words in ("seen in pretraining", "left out", "fall outside")) else inform(note)
     return Note(**note)
 
 
 def _find_columns(arguments: Sequence[str]) -> dict[str, str]:
-    """Until the end of November 2026 columns were recorded in the command line alone."""
+    """Find the columns in the command line, where results before the end of November 2026 have them."""
     options = {"--label": "label", "--time": "time", "--event": "event"}
     pairs = [*pairwise(arguments), *(text.partition("=")[::2] for text in arguments)]
     return {options[name]: column for name, column in pairs if name in options and column}

@@ -1,6 +1,7 @@
-"""How well a predicted structure covers the true one: boolean X Y Z arrays on one grid, spacing in mm.
+"""Segmentation metrics of one structure: predicted and true masks as boolean X Y Z arrays on the same grid, spacing in mm.
 
-Conventions: both empty is NaN (there was nothing to find); one empty is Dice 0, surface Dice 0 and distance infinity.
+Conventions: if both masks are empty, every metric is NaN (there was nothing to find); if only one is, Dice and surface Dice are 0
+and distances are infinite.
 """
 
 from __future__ import annotations
@@ -16,37 +17,37 @@ from scipy.spatial import cKDTree
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 _TRANSFORM, _SEARCH = 150.0, 90.0
-"""ns that a distance transform takes for a voxel, both ways, and a search for a point and each halving of the points."""
+"""Measured costs in ns: of a distance transform in both directions, per voxel; of a tree search, per point and level."""
 
 
 def measure_dice(predicted: Mask, truth: Mask) -> float:
-    """Twice the overlap over the sum of both volumes."""
+    """Compute Dice: twice the overlap over the sum of the volumes."""
     total = int(np.count_nonzero(predicted)) + int(np.count_nonzero(truth))
     return 2 * int(np.count_nonzero(predicted & truth)) / total if total else float("nan")
 
 
 def measure_hausdorff(predicted: Mask, truth: Mask, spacing: Sequence[float], percentile: float = 95.0) -> float:
-    """The larger of the two directed distances between surfaces in mm, each at a percentile of its voxels."""
+    """Compute the Hausdorff distance in mm: the larger of the two directed surface distances, each at `percentile`."""
     return find_hausdorff(measure_surface_distances(predicted, truth, spacing), percentile)
 
 
 def measure_surface_dice(predicted: Mask, truth: Mask, spacing: Sequence[float], tolerance: float = 2.0) -> float:
-    """Share of both surfaces' voxels within `tolerance` mm of the other surface (Nikolov et al., JMIR 2021; by voxels)."""
+    """Compute the share of surface voxels within `tolerance` mm of the other surface (Nikolov et al., JMIR 2021; in voxels)."""
     return find_surface_dice(measure_surface_distances(predicted, truth, spacing), tolerance)
 
 
 def find_hausdorff(distances: tuple[Floats, Floats] | None, percentile: float = 95.0) -> float:
-    """`measure_hausdorff` of distances from `measure_surface_distances`."""
+    """Like `measure_hausdorff`, from the distances that `measure_surface_distances` returns."""
     if distances is None:
         return float("nan")
-    # One structure is empty; a percentile of infinities would be NaN.
+    # Only one structure is empty, and np.percentile of infinities would be NaN.
     if not all(len(side) for side in distances):
         return float("inf")
     return max(float(np.percentile(side, percentile)) for side in distances)
 
 
 def find_surface_dice(distances: tuple[Floats, Floats] | None, tolerance: float = 2.0) -> float:
-    """`measure_surface_dice` of distances from `measure_surface_distances`."""
+    """Like `measure_surface_dice`, from the distances that `measure_surface_distances` returns."""
     if distances is None:
         return float("nan")
     near = sum(int(np.count_nonzero(side <= tolerance)) for side in distances)
@@ -54,9 +55,9 @@ def find_surface_dice(distances: tuple[Floats, Floats] | None, tolerance: float 
 
 
 def measure_surface_distances(predicted: Mask, truth: Mask, spacing: Sequence[float]) -> tuple[Floats, Floats] | None:
-    """Distances in mm of the predicted surface's voxels to the true surface, and the other way; None if both are empty.
+    """Measure distances in mm from each predicted surface voxel to the true surface, and vice versa; None if both are empty.
 
-    A surface is the voxels of a structure with a face on something else, or on the array's edge.
+    The surface consists of the voxels that `find_surface` returns. The faster of two exact methods is chosen by estimated cost.
     """
     surfaces = [find_surface(mask) for mask in (predicted, truth)]
     if not any(map(len, surfaces)):
@@ -73,11 +74,11 @@ def measure_surface_distances(predicted: Mask, truth: Mask, spacing: Sequence[fl
 
 
 def find_surface(mask: Mask) -> NDArray[np.int64]:
-    """Indices (n 3) of a mask's voxels that have a face on something else, or on the array's edge."""
+    """Find the surface of a mask: indices (n 3) of voxels with a face on the background or on the edge of the array."""
     boxes = ndimage.find_objects(mask.view(np.uint8))
     if not boxes:
         return np.zeros((0, 3), dtype=np.int64)
-    # Six neighbours by shifted copies: morphology for any structuring element takes thirty times as long.
+    # Shifted copies for the six neighbours: general morphological erosion takes thirty times as long.
     padded = np.pad(mask[boxes[0]], 1)
     edge, middle = padded[1:-1, 1:-1, 1:-1].copy(), slice(1, -1)
     inside = np.ones_like(edge)
@@ -89,11 +90,11 @@ def find_surface(mask: Mask) -> NDArray[np.int64]:
 
 
 def _search_distances(points: NDArray[np.int64], others: NDArray[np.int64], spacing: Sequence[float]) -> Floats:
-    """The distance in mm of each point (n 3, voxels) to the nearest of the others, by a tree of these."""
+    """Measure the distance in mm from each point (n 3, voxels) to the nearest of the others, with a k-d tree."""
     steps = np.asarray(spacing, dtype=np.float64)
-    # A tree cut at the middle of its box is made in a fraction of the time, and a grid is as even as points can be.
+    # Splitting at midpoints builds the tree in a fraction of the time, and points on a grid are evenly spread anyway.
     _, nearest = cKDTree(others * steps, balanced_tree=False, compact_nodes=False).query(points * steps)
-    # From whole voxels, as a distance transform does it: a distance of just the tolerance stays what it is.
+    # Computed from integer offsets, as in a distance transform, so that distances equal to the tolerance stay exactly equal.
     distances: Floats = np.sqrt(np.sum(((points - others[nearest]) * steps) ** 2, axis=1))
     return distances
 
@@ -101,7 +102,7 @@ def _search_distances(points: NDArray[np.int64], others: NDArray[np.int64], spac
 def _transform_distances(
     first: NDArray[np.int64], second: NDArray[np.int64], shape: NDArray[np.int64], spacing: Sequence[float]
 ) -> tuple[Floats, Floats]:
-    """Distances in mm both ways, by a distance transform of the box around all points."""
+    """Measure distances in mm in both directions, with a distance transform of the box around all points."""
     sides = []
     for points, others in ((first, second), (second, first)):
         away = np.ones(tuple(shape), dtype=bool)
@@ -112,18 +113,18 @@ def _transform_distances(
 
 @dataclass(frozen=True, kw_only=True)
 class Detection:
-    """Lesions of one scan: connected components (26 neighbours)."""
+    """Lesions of one scan, as connected components (26 neighbours)."""
 
     lesions: int
-    "Components of the truth."
+    "Components of the true mask."
     found: int
-    "Of these, the ones that the prediction touches."
+    "True components that the prediction covers sufficiently."
     false_positives: int
-    "Components of the prediction that touch no true one."
+    "Predicted components that do not touch any true component."
 
 
 def detect_lesions(predicted: Mask, truth: Mask, overlap: float = 0.0) -> Detection:
-    """Match components: a lesion is found when more than `overlap` of its voxels is predicted (0: one voxel is enough)."""
+    """Match components: a lesion is found if more than `overlap` of its voxels are predicted (0: one voxel is enough)."""
     true_parts, lesions, true_box = _label_parts(truth)
     predicted_parts, guesses, predicted_box = _label_parts(predicted)
     sizes = np.bincount(true_parts.ravel(), minlength=lesions + 1)[1:]
@@ -133,7 +134,7 @@ def detect_lesions(predicted: Mask, truth: Mask, overlap: float = 0.0) -> Detect
 
 
 def _label_parts(mask: Mask) -> tuple[NDArray[np.int32], int, tuple[slice, ...]]:
-    """Connected components in the box around a mask, their number, and the box."""
+    """Label connected components in the bounding box of a mask; returns the labels, their number, and the box."""
     boxes = ndimage.find_objects(mask.view(np.uint8))
     box = boxes[0] if boxes else (slice(0, 1),) * 3
     parts, count = ndimage.label(mask[box], structure=np.ones((3, 3, 3), dtype=bool))
@@ -141,18 +142,18 @@ def _label_parts(mask: Mask) -> tuple[NDArray[np.int32], int, tuple[slice, ...]]
 
 
 def measure_volume(mask: Mask, spacing: Sequence[float]) -> float:
-    """Volume in ml."""
+    """Return the volume of a mask in ml."""
     return to_ml(int(np.count_nonzero(mask)), spacing)
 
 
 def to_ml(voxels: int, spacing: Sequence[float]) -> float:
-    """Volume in ml of so many voxels."""
+    """Convert a number of voxels to ml."""
     return int(voxels) * float(np.prod(spacing)) / 1000.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class LimitsOfAgreement:
-    """Bland and Altman (Lancet 1986): mean difference and the limits that hold 95 % of differences, if normal."""
+    """Bland and Altman (Lancet 1986): mean difference and the limits that contain 95 % of differences, assuming normality."""
 
     bias: float
     low: float
@@ -160,7 +161,7 @@ class LimitsOfAgreement:
 
 
 def bland_altman(predicted: ArrayLike, truth: ArrayLike) -> LimitsOfAgreement:
-    """Bland and Altman's limits of two measurements of n items, predicted minus true; NaN for fewer than two."""
+    """Compute Bland and Altman's limits of agreement over n items, predicted minus true; limits are NaN for fewer than two."""
     differences = np.asarray(predicted, dtype=np.float64) - np.asarray(truth, dtype=np.float64)
     bias = float(differences.mean()) if len(differences) else float("nan")
     reach = 1.96 * float(differences.std(ddof=1)) if len(differences) > 1 else float("nan")

@@ -1,4 +1,4 @@
-"""Scores of predicted label maps: a row a scan and structure, then each measure with its interval over patients."""
+"""Score predicted label maps per scan and structure, and summarise each measure with its interval over patients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from dagman.tables.structures import Structure
 
 METHOD = "finetune"
 MEASURES = ("dice", "hd95_mm", "nsd", "lesion_sensitivity", "false_positives", "volume_bias_ml")
-"""Measures of a structure by their names in metrics.json."""
+"""Names in metrics.json of the measures of a structure."""
 _SURFACE, _LESIONS = {"hd95_mm", "nsd"}, {"lesion_sensitivity", "false_positives"}
 
 _COLUMNS = ("dice", "hd95_mm", "nsd", "lesions", "found", "false_positives", "volume_ml", "true_volume_ml")
@@ -37,9 +37,10 @@ _UNKNOWN = dict.fromkeys(_COLUMNS, math.nan)
 
 
 def parse_measures(text: str) -> tuple[str, ...]:
-    """Measures from names between commas, such as "dice,hd95_mm", or "all"; Dice is always among them.
+    """Parse a comma-separated list of MEASURES, such as "hd95_mm,nsd", or "all"; Dice is always included.
 
-    Raises TaskError, naming the nearest, for a name that is none of MEASURES.
+    Raises:
+        TaskError: A name is unknown; the message suggests the closest one.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if names == ["all"]:
@@ -60,18 +61,25 @@ def score_scan(
     contoured: Sequence[bool] | None = None,
     measures: Collection[str] = MEASURES,
 ) -> list[dict[str, Any]]:
-    """Scores of each structure of a scan; classes on the scan's own grid (X Y Z), spacing and tolerance in mm.
+    """Score each structure of a scan, one row per structure.
 
-    Both empty: NaN. One empty: Dice and surface Dice 0, HD95 infinite. contoured: whether each structure was drawn (None: all);
-    where it was not, every score is NaN but the predicted volume. measures: those of MEASURES that are wanted; the others are NaN
-    where they would cost time.
+    If predicted and true structure are both empty, scores are NaN; if one is, Dice and surface Dice are 0 and HD95 is infinite.
+
+    Args:
+        predicted: Predicted classes on the scan's own grid (X Y Z); 0 is background, and i + 1 is `structures[i]`.
+        truth: True classes on the same grid.
+        structures: The structures.
+        spacing: Voxel spacing in mm.
+        tolerance: Tolerance of the surface Dice in mm.
+        contoured: Whether each structure was contoured (None: all); if not, all its scores except the predicted volume are NaN.
+        measures: Those of MEASURES to compute; others that would take time are NaN.
     """
     known = [True] * len(structures) if contoured is None else contoured
-    # One pass each for all structures: nothing beyond the box around both masks changes a score, and the cost is by the voxel.
+    # Voxels outside the box around both masks do not affect a score, and cost time; one pass per map finds all boxes.
     boxes = [ndimage.find_objects(classes, len(structures)) for classes in (predicted, truth)]
     rows = []
     for code, (structure, drawn, *pair) in enumerate(zip(structures, known, *boxes, strict=True), start=1):
-        box = _join_boxes([one for one in pair if one is not None])
+        box = _join_boxes([box for box in pair if box is not None])
         masks = predicted[box] == code, truth[box] == code
         if drawn:
             rows.append({"label": structure.name, **_score_structure(*masks, spacing, tolerance, measures)})
@@ -81,7 +89,7 @@ def score_scan(
 
 
 def _join_boxes(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
-    """The box around all boxes; around none, that of one voxel, which holds none of it either."""
+    """Return the bounding box of all boxes; if there are none, the box of an arbitrary voxel, which is empty as well."""
     if not boxes:
         return (slice(0, 1),) * 3
     return tuple(slice(min(part.start for part in parts), max(part.stop for part in parts)) for parts in zip(*boxes, strict=True))
@@ -96,7 +104,7 @@ def _score_structure(
 ) -> dict[str, Any]:
     scores: dict[str, Any] = {**_UNKNOWN, "dice": measure_dice(predicted, truth)}
     if not _SURFACE.isdisjoint(measures):
-        # Both measures of surfaces from one set of distances.
+        # Distances take the most time, so both surface measures share them.
         distances = measure_surface_distances(predicted, truth, spacing)
         scores |= {"hd95_mm": find_hausdorff(distances), "nsd": find_surface_dice(distances, tolerance)}
     if not _LESIONS.isdisjoint(measures):
@@ -112,10 +120,11 @@ def summarize_scores(
     resamples: int = 2000,
     seed: int = 0,
 ) -> list[Measurement]:
-    """The measures of each model and subset: `dice` over all structures, then `dice:NAME` and the others for each of several."""
+    """Summarise each model and subset: measures such as `dice` over all structures and, if several, `dice:NAME` for each."""
     measurements = []
     for (model, subset), group in rows.groupby(["model", "subset"], sort=False):
-        parts = {f":{one.name}": group[group["label"] == one.name] for one in structures} if len(structures) > 1 else {}
+        several = structures if len(structures) > 1 else ()
+        parts = {f":{structure.name}": group[group["label"] == structure.name] for structure in several}
         for suffix, part in {"": group, **parts}.items():
             for name, metric, values in _list_metrics(part):
                 if name not in measures:
@@ -132,28 +141,28 @@ def summarize_scores(
 
 
 def agree_volumes(rows: pd.DataFrame) -> dict[str, float]:
-    """Bland and Altman's bias and limits of agreement in ml, predicted minus true, each scan once (mean of its repeats)."""
+    """Compute Bland and Altman's bias and limits of agreement in ml, predicted minus true, with repeats of a scan averaged."""
     means = rows.groupby(["item", "label"])[["volume_ml", "true_volume_ml"]].mean().dropna()
     agreement = bland_altman(means["volume_ml"], means["true_volume_ml"])
     return {"bias": agreement.bias, "low": agreement.low, "high": agreement.high}
 
 
 def rank_items(rows: pd.DataFrame) -> list[str]:
-    """Items from the best to the worst by their mean Dice; ties by name."""
+    """Sort items from best to worst mean Dice; ties are sorted by name."""
     means = rows.groupby("item")["dice"].mean().dropna()
     return sorted(means.index, key=lambda item: (-means[item], item))
 
 
 def average_items(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row a scan: means over its structures, repeats and draws; an infinite HD95 does not count."""
+    """Average each scan over its structures, repeats and draws, one row per scan; an infinite HD95 is ignored."""
     rows = rows.assign(hd95_mm=rows["hd95_mm"].replace(math.inf, math.nan), bias=rows["volume_ml"] - rows["true_volume_ml"])
     columns = ["dice", "hd95_mm", "nsd", "lesions", "found", "false_positives", "bias"]
     return rows.groupby(["item", "patient"])[columns].mean().reset_index()
 
 
 def _list_metrics(part: pd.DataFrame) -> list[tuple[str, Any, dict[str, NDArray]]]:
-    """(name, metric, arrays a scan), repeats averaged first so that each scan counts once."""
-    # Where a structure was not contoured there is nothing to score: such a patient is none of the interval's.
+    """List (name, metric, arrays with one value per scan); repeats are averaged first, so that each scan counts once."""
+    # Scans in which the structure was not contoured have no scores, and their patients must not count.
     part = part[part["true_volume_ml"].notna()]
     part = part.assign(hd95_mm=part["hd95_mm"].replace(math.inf, math.nan), bias=part["volume_ml"] - part["true_volume_ml"])
     columns = ["dice", "hd95_mm", "nsd", "lesions", "found", "false_positives", "bias"]

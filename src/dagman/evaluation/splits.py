@@ -1,6 +1,7 @@
-"""Who is trained on and who is tested on: splits by patient, few-shot draws, and test scans that pretraining saw.
+"""Split patients into training and test sets, draw few-shot subsets, and find test scans that were used in pretraining.
 
-Every draw is a pure function of (seed, repeat, fold, draw, patient), so the order of a table's rows changes nothing.
+Every random choice is a pure function of (seed, repeat, fold, draw, patient), so it does not depend on the order of the table's
+rows.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from dagman.records.csv_file import restore_frame, write_csv
 
 Indices = NDArray[np.int64]
 REPEATS = 5
-"""Where a repeat costs seconds: at 43 items one repeat finds an AUC of 0.69 in 25 % of data sets, five in 37 % (decision 0022)."""
+"""Default if a repeat takes only seconds. With 43 items, an AUC of 0.69 is detected in 25 % of data sets with one repeat and in
+37 % with five (decision 0022)."""
 
 
 def _no_items() -> Indices:
@@ -31,27 +33,27 @@ def _no_items() -> Indices:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How a task divides the patients, draws few labels, and judges what was predicted; every task's settings begin with it."""
+    """Settings that all tasks share: cross-validation, few-shot draws, and evaluation of the predictions."""
 
     folds: int = 5
     "Folds by patient."
     repeats: int | None = None
-    "Repeats with other folds; None: as `count_repeats` says."
+    "Repeats of the cross-validation with different folds; None: see `count_repeats`."
     shares: tuple[float, ...] = (1.0,)
     "Shares of the training patients that are labelled."
     per_class: tuple[int, ...] = ()
-    "Numbers of labelled patients (a class, where there are classes)."
+    "Numbers of labelled patients (per class, if there are classes)."
     draws: int = 1
-    "Few-shot draws in each repeat and fold."
+    "Few-shot draws per repeat and fold."
     seed: int = 0
     "Seed of folds, draws and fits."
     resamples: int = 2000
-    "Resamples of the bootstrap."
+    "Number of bootstrap resamples."
     primary: str = ""
-    "The primary endpoint, as in `choose_endpoint`; empty: none, and all differences are corrected for their number."
+    "Primary endpoint in the format of `choose_endpoint`; empty: none, and all differences are corrected for their number."
 
     def count_repeats(self, *, trains: bool = False, given: bool = False) -> int:
-        """The repeats asked for; else REPEATS, or 1 where networks are trained, or where the table gives the one split there is."""
+        """Return the number of repeats; by default REPEATS, but 1 if networks are trained or the table gives the split."""
         if self.repeats is not None:
             return self.repeats
         return 1 if trains or given else REPEATS
@@ -59,19 +61,19 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
-    """One division of the items: sorted indices into the items' order."""
+    """One division of the items into training, validation and test set, as sorted indices of items."""
 
     repeat: int
     fold: int
     train: Indices
     test: Indices
     val: Indices = field(default_factory=_no_items)
-    "Given by the table alone; without it a task takes an inner split of `train`."
+    "Only set if the table gives the split; if empty, a task splits off part of `train`."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subset:
-    """A part of the training patients that is labelled: a share, or a count a class; drawn `draws` times."""
+    """The labelled part of the training patients, as a share or as a number per class; drawn `draws` times."""
 
     name: str
     share: float | None = None
@@ -89,14 +91,22 @@ def plan_splits(
     given: ArrayLike | None = None,
     classes: Sequence[str] = (),
 ) -> list[Split]:
-    """Stratified folds by patient, `repeats` times; or the `given` split (train, val, test of each item).
+    """Plan stratified folds by patient, `repeats` times, or use a given split.
 
-    patients, labels: one an item; labels None: not stratified (for survival give the event). classes: names of the
-    labels for messages. Folds are filled from the rarest class on, each patient going to the fold that has fewest
-    patients of that class (iterative stratification, Sechidis et al., ECML 2011), so that every fold has every class
-    if that is possible.
+    Classes are assigned from the rarest to the most frequent, each patient to the fold with the fewest patients of that class
+    (iterative stratification, Sechidis et al., ECML 2011), so that every fold has every class if possible.
 
-    Raises TaskError if a class has fewer patients than there are folds, or if the given split lacks a part or a class.
+    Args:
+        patients: Patient of each item.
+        labels: Label of each item to stratify by (for survival, the event); None for no stratification.
+        folds: Number of folds.
+        repeats: Number of repeats, each with different folds.
+        seed: Seed of the folds.
+        given: Part of each item (train, val or test); replaces the folds.
+        classes: Names of the labels, for messages.
+
+    Raises:
+        TaskError: A class has fewer patients than there are folds, or the given split lacks a part or a class.
     """
     patients = np.asarray(patients, dtype=str)
     labels = np.zeros(len(patients), dtype=np.int64) if labels is None else np.asarray(labels)
@@ -128,12 +138,13 @@ def draw_subset(
     draw: int = 0,
     classes: Sequence[str] = (),
 ) -> Indices:
-    """A few-shot part of `split.train`: a `share` of each class's patients, or `per_class` patients of each class.
+    """Draw a few-shot subset of `split.train`: a `share` of each class's patients, or `per_class` patients of each class.
 
-    Patients are taken in one random order a (repeat, fold, draw), with all their items, so that a larger subset
-    contains a smaller one. A patient with items of two classes counts for both. At least one patient a class.
+    Patients are taken with all their items, in one random order per (repeat, fold, draw), so that larger subsets contain smaller
+    ones. A patient with items of two classes counts for both. Every class has at least one patient.
 
-    Raises TaskError if a class has fewer training patients than asked for.
+    Raises:
+        TaskError: The share or count is invalid, or a class has fewer training patients than requested.
     """
     if (share is None) == (per_class is None):
         raise TaskError("a subset is a share or a count of patients", do="Give either share or per_class")
@@ -144,13 +155,13 @@ def draw_subset(
     labels, patients = np.asarray(labels), np.asarray(patients, dtype=str)
     train_labels, train_patients = labels[split.train], patients[split.train]
 
-    def place(patient: str) -> int:
+    def order_key(patient: str) -> int:
         return address(seed, "subset", split.repeat, split.fold, draw, patient)
 
     chosen: set[str] = set()
     for label in np.unique(train_labels):
-        order = sorted(set(train_patients[train_labels == label].tolist()), key=place)
-        # The tolerance keeps 0.1 of 10 patients at one: floating point makes 1.0000000000000002 of it at times.
+        order = sorted(set(train_patients[train_labels == label].tolist()), key=order_key)
+        # Without the tolerance, a product such as 1.0000000000000002 would be rounded up to two patients.
         count = per_class if per_class is not None else math.ceil((share or 0) * len(order) - 1e-9)
         if count > len(order):
             members = count_noun(len(order), "training patient")
@@ -165,9 +176,10 @@ def draw_subset(
 def list_subsets(
     shares: Sequence[float], per_class: Sequence[int], draws: int, largest_count: int
 ) -> tuple[list[Subset], list[str]]:
-    """The subsets asked for, counts before shares, smallest first; and a note on counts beyond `largest_count`, left out.
+    """List the requested subsets, counts before shares and smallest first, with notes on skipped counts above `largest_count`.
 
-    Raises TaskError for a share or count that cannot be, or when nothing is left.
+    Raises:
+        TaskError: A share or count is invalid, or no subset is left.
     """
     counts = sorted(set(per_class))
     for share in shares:
@@ -177,7 +189,7 @@ def list_subsets(
         raise TaskError(f"{counts[0]} patients per class were requested", do="Use 1 or more")
     possible = [count for count in counts if count <= largest_count]
     subsets = [Subset(name=f"k={count}", per_class=count, draws=draws) for count in possible]
-    # All labels are one draw.
+    # With all labels there is only one possible draw.
     subsets += [Subset(name=f"{share * 100:g}%", share=share, draws=1 if share == 1 else draws) for share in sorted(set(shares))]
     notes = [
         f"{count_noun(count, 'patient per class is', 'patients per class are')} left out: in some fold a class has "
@@ -191,7 +203,7 @@ def list_subsets(
 
 
 def find_largest_count(splits: Iterable[Split], labels: ArrayLike, patients: ArrayLike) -> int:
-    """The largest `per_class` that `draw_subset` can give in all these splits."""
+    """Find the largest `per_class` with which `draw_subset` succeeds for all splits."""
     labels, patients = np.asarray(labels), np.asarray(patients, dtype=str)
     return min(
         len(set(patients[split.train][labels[split.train] == label]))
@@ -201,7 +213,7 @@ def find_largest_count(splits: Iterable[Split], labels: ArrayLike, patients: Arr
 
 
 def name_overlap(names: Sequence[str], hashes: Sequence[str], seen: Collection[str]) -> str | None:
-    """A warning that names every test scan whose content hash pretraining saw; None if there is none."""
+    """Return a warning that names the test scans whose content hash is among those seen in pretraining; None if there are none."""
     seen = set(seen)
     overlap = sorted({name for name, content in zip(names, hashes, strict=True) if content in seen})
     if not overlap:
@@ -211,7 +223,7 @@ def name_overlap(names: Sequence[str], hashes: Sequence[str], seen: Collection[s
 
 
 def write_splits(path: str | Path, splits: Sequence[Split], names: Sequence[str], patients: ArrayLike) -> None:
-    """Write splits.csv whole: a row an item and split, with its part (train, val, test)."""
+    """Write splits.csv: one row per item and split, with the item's part (train, val, test)."""
     patients = np.asarray(patients, dtype=str)
     rows = [
         (split.repeat, split.fold, names[i], patients[i], part)
@@ -223,9 +235,13 @@ def write_splits(path: str | Path, splits: Sequence[Split], names: Sequence[str]
 
 
 def read_splits(path: str | Path, names: Sequence[str]) -> list[Split]:
-    """The splits of a splits.csv as indices into `names`; raises TaskError if the items are others."""
+    """Read splits.csv as indices into `names`.
+
+    Raises:
+        TaskError: The file's items are not those of `names`.
+    """
     frame = restore_frame(pd.read_csv(path, dtype={"item": str, "patient": str, "part": str}, keep_default_na=False))
-    places = {name: i for i, name in enumerate(names)}
+    index_of = {name: i for i, name in enumerate(names)}
     if set(frame["item"]) != set(names):
         raise TaskError(
             "the splits were made for other items than those of the table", where=path, do="Choose another --out, or the same table"
@@ -234,7 +250,7 @@ def read_splits(path: str | Path, names: Sequence[str]) -> list[Split]:
     for repeat, fold in sorted(set(zip(frame["repeat"].tolist(), frame["fold"].tolist(), strict=True))):
         rows = frame[(frame["repeat"] == repeat) & (frame["fold"] == fold)]
         parts = {
-            part: np.array(sorted(places[name] for name in rows["item"][rows["part"] == part]), dtype=np.int64)
+            part: np.array(sorted(index_of[name] for name in rows["item"][rows["part"] == part]), dtype=np.int64)
             for part in ("train", "val", "test")
         }
         splits.append(Split(repeat=repeat, fold=fold, **parts))
@@ -252,7 +268,7 @@ def _assign_folds(patients: NDArray, labels: NDArray, folds: int, order: dict[st
         open_patients = [patient for patient in held if patient not in fold_of]
         left = {label: [p for p in open_patients if label in held[p]] for label in filled[0]}
         rarest = min((label for label in left if left[label]), key=lambda label: len(left[label]))
-        # Patients with many items first: few of them can still be balanced by those with one.
+        # Patients with many items first, because those with a single item can balance them afterwards.
         for patient in sorted(left[rarest], key=lambda p: -sum(held[p].values())):
             fold = min(range(folds), key=lambda f: (filled[f][rarest], items[f]))
             fold_of[patient] = fold

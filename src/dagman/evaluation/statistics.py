@@ -1,10 +1,10 @@
-"""How sure a number is, and whether two models differ: intervals over patients, paired comparisons, corrections.
+"""Confidence intervals over patients, paired comparisons of models, and corrections for multiple comparisons.
 
-Items of one patient are not independent, so resampling draws patients with all their items. A difference, its interval and its
-p come from one statistic: p is the level at which the interval just reaches 0.
+Items of one patient are not independent, so the bootstrap resamples patients with all their items. A difference, its interval
+and its p come from the same statistic: p corresponds to the level at which the interval just reaches 0.
 
-Out of fold, resampling the patients of given scores misses that other patients would have given other models. Intervals are widened
-for it by the variance of a repeated cross-validation (Nadeau and Bengio, Machine Learning 2003; decision 0022).
+With out-of-fold scores, resampling patients ignores that models trained on other patients would differ. Intervals are therefore
+widened by the variance of a repeated cross-validation (Nadeau and Bengio, Machine Learning 2003; decision 0022).
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from dagman.records.counts import count_noun
 
 Floats = NDArray[np.float64]
 Metric = Callable[..., float]
-"""A measure of arrays whose first axis is items; NaN where it is undefined."""
+"""A function of arrays whose first axis is items; returns NaN if undefined."""
 _SAME = 1e-12
-"""Resamples closer than this differ by rounding alone."""
+"""Resampled values closer than this differ only by rounding."""
 FEWEST_PATIENTS = 5
-"""Fewer have too few resamples for an interval: two patients give three, and bounds that say nothing. [ours]"""
+"""Fewer patients have too few distinct resamples for an interval; two patients have three. [ours]"""
 FEWEST_PAIRS = 100
-"""Fewer comparable pairs are stated beside an AUC or a C: each then moves it by more than 0.01. [ours]"""
+"""An AUC or C from fewer comparable pairs is reported with their number: each pair then moves it by more than 0.01. [ours]"""
 FEW_PATIENTS = 50
-"""Of fewer a verdict says so: of 43 an AUC of 0.69 has an interval that is 0.46 wide (decision 0022). [ours]"""
+"""With fewer, a verdict carries a warning: with 43, the interval of an AUC of 0.69 is 0.46 wide (decision 0022). [ours]"""
 LEAST_IN_GROUP = 10
-"""Fewest items in a group whose share is set against what was predicted of it: a tenth more or less is one item then. [ours]"""
+"""Smallest group for which an observed share is compared with the predicted one; one item is then a tenth. [ours]"""
 REFITTING = "widened for refitting (Nadeau & Bengio)"
-"""Said of intervals that hold for the models of other patients too."""
+"""Wording for intervals that account for models trained on other patients."""
 POWER = 0.8
-"""Chance of finding a difference of `find_detectable`."""
+"""Power at which `find_detectable` defines the smallest detectable difference."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A value with its confidence interval, and how that came to be."""
+    """A value with its confidence interval; bounds are NaN if there is none."""
 
     value: float
     low: float
@@ -52,26 +52,31 @@ class Interval:
     items: int
     patients: int
     how: str
-    "Method in words, with resamples that were skipped and why."
+    "The method in words, with the number of skipped resamples, or why there is no interval."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference(Interval):
-    """First model minus second on the same items; p is two-sided and not corrected for other comparisons."""
+    """First model minus second on the same items; p is two-sided and not corrected for multiple comparisons."""
 
     p: float
 
     @property
     def detectable(self) -> float:
-        """See `find_detectable`, as for a normal statistic; NaN without an interval."""
+        """The smallest detectable difference (`find_detectable`) of a normal statistic; NaN without an interval."""
         return find_detectable((self.high - self.low) / 2, level=self.level)
 
 
 def find_detectable(half: float, *, level: float = 0.95, freedom: float = math.inf) -> float:
-    """The smallest true difference that is found in 4 of 5 repetitions, from half the width of an interval for it.
+    """Compute the smallest true difference that is significant in 80 % of repetitions.
 
-    (t of the level + t of 80 % power) standard errors, with so many degrees of freedom; infinitely many are the normal's z.
-    With few of them the difference is found a little less often: in 73 % with one, 79 % with four.
+    It is (t for the level + t for 80 % power) standard errors. With few degrees of freedom the actual power is slightly lower:
+    73 % with one, 79 % with four.
+
+    Args:
+        half: Half the width of the difference's confidence interval.
+        level: Level of that interval.
+        freedom: Degrees of freedom of the t distribution; infinite for the normal distribution.
     """
     return float(half * (1 + student_t.ppf(POWER, freedom) / student_t.ppf(0.5 + level / 2, freedom)))
 
@@ -86,12 +91,20 @@ def bootstrap_interval(
     widening: float = 1.0,
     limits: tuple[float, float] = (-math.inf, math.inf),
 ) -> Interval:
-    """The BCa bootstrap interval of `metric(*arrays)` over patients (Efron, JASA 1987).
+    """Compute the BCa bootstrap interval of `metric(*arrays)` over patients (Efron, JASA 1987).
 
-    arrays: each with items first. Resamples on which the metric is NaN (one class only) are skipped and counted.
-    Where bias or acceleration cannot be had, the plain percentile interval is given, and `how` says so; with fewer than
-    FEWEST_PATIENTS, or where every resample gives the same value, there is none (NaN), and `how` says why.
-    widening: how much further from the value its ends lie than those of the bootstrap (`find_widening`), up to the `limits`.
+    If bias or acceleration is undefined, the percentile interval is used. There is no interval (NaN) with fewer than
+    FEWEST_PATIENTS, or if every resample gives the same value. `Interval.how` states each of these cases.
+
+    Args:
+        metric: Function of `arrays`; resamples on which it is NaN (only one class, for example) are skipped and counted.
+        arrays: Arrays whose first axis is items.
+        patients: Patient of each item.
+        level: Confidence level.
+        draws: Number of resamples.
+        seed: Seed of the resamples.
+        widening: Factor by which the distance of both ends from the value is multiplied (`find_widening`).
+        limits: Smallest and largest possible value; the interval is truncated there.
     """
     inputs, rows = [np.asarray(array) for array in arrays], rows_of_patients(patients)
     value = float(metric(*inputs))
@@ -114,11 +127,11 @@ def bootstrap_difference(
     seed: int = 0,
     widening: float = 1.0,
 ) -> Difference:
-    """`metric(labels, first) - metric(labels, second)` with a BCa interval, both models on the same resamples.
+    """Compute `metric(labels, first) - metric(labels, second)` with a BCa interval, using the same resamples for both models.
 
-    p inverts the interval: it is 1 minus the largest level at which the interval leaves 0 out, at least 2 / (resamples + 1)
-    (Davison and Hinkley 1997, 4.4), so that an interval that leaves out 0 and a p below its level are one and the same.
-    widening: as of `bootstrap_interval`; p is that of the widened interval.
+    p inverts the interval: it is 1 minus the largest level at which the interval excludes 0, and at least 2 / (resamples + 1)
+    (Davison and Hinkley 1997, 4.4). Hence p < 1 - level if and only if the interval excludes 0. With `widening`
+    (see `bootstrap_interval`), p refers to the widened interval.
     """
 
     def subtract(labels: NDArray, first: NDArray, second: NDArray) -> float:
@@ -134,16 +147,16 @@ def bootstrap_difference(
 
 
 def warn_of_few_pairs(interval: Interval, pairs: int, of: str) -> Interval:
-    """The interval, with the number of pairs in each repeat where it is below FEWEST_PAIRS; of: "items" or "patients"."""
+    """Add the number of pairs per repeat to `interval.how` if it is below FEWEST_PAIRS; `of` is "items" or "patients"."""
     if pairs >= FEWEST_PAIRS:
         return interval
     return replace(interval, how=f"{interval.how}; only {count_noun(pairs, 'pair')} of {of} compared in each repeat")
 
 
 def bound_proportion(right: float, count: int, *, level: float = 0.95) -> tuple[float, float]:
-    """The exact interval of a proportion, `right` of `count` (Clopper and Pearson, Biometrika 1934); NaN for a count of 0.
+    """Compute the exact interval of the proportion `right` / `count` (Clopper and Pearson, Biometrika 1934); NaN for a count of 0.
 
-    `right` may be a fraction: a patient with some of several items right counts in part.
+    `right` need not be an integer: a patient for whom some of several items are right counts as a fraction.
     """
     if not count:
         return float("nan"), float("nan")
@@ -154,13 +167,17 @@ def bound_proportion(right: float, count: int, *, level: float = 0.95) -> tuple[
 
 
 def bound_edge(interval: Interval, shares: ArrayLike, patients: ArrayLike, *, refitted: bool = False) -> Interval:
-    """The exact interval over patients of a proportion that the bootstrap has none for: at 0 and 1, and of a few patients.
+    """Replace the interval of a proportion by the exact one if the bootstrap cannot give one: at 0 or 1, or with few patients.
 
-    shares: how often each item was right (n), NaN for those that do not count. refitted: whether its models are of several folds.
+    Args:
+        interval: Interval of the proportion; returned unchanged if the bootstrap applies.
+        shares: How often each item was right (n), in [0, 1]; NaN for items that do not count.
+        patients: Patient of each item.
+        refitted: Whether the scores come from models of several folds; the exact interval does not account for it.
     """
     shares, patients = np.asarray(shares, dtype=np.float64), np.asarray(patients)
     known = ~np.isnan(shares)
-    own = [float(shares[known & (patients == one)].mean()) for one in np.unique(patients[known])]
+    own = [float(shares[known & (patients == patient)].mean()) for patient in np.unique(patients[known])]
     right = float(np.sum(own))
     edge = right < 1e-9 or right > len(own) - 1e-9
     if not own or not (edge or len(own) < FEWEST_PATIENTS):
@@ -171,28 +188,37 @@ def bound_edge(interval: Interval, shares: ArrayLike, patients: ArrayLike, *, re
 
 
 def correct_for_refitting(folds: int, repeats: int) -> float:
-    """Variance of a repeated cross-validation's mean, over that of one repeat whose models are taken as given.
+    """Return the factor by which refitting increases the variance: 1 / repeats + folds / (folds - 1).
 
-    1 / repeats + folds / (folds - 1): of the fold and repeat means, of variance s^2, (1 / (folds repeats) + n_test / n_train) s^2
-    is the variance of their mean (Nadeau and Bengio, Machine Learning 2003; Bouckaert and Frank, PAKDD 2004), where s^2 / folds is
-    what one repeat claims. 1 for one fold, a single split, whose model is the one that is judged.
+    If the means of single folds have variance s^2, the mean over all folds and repeats has variance
+    (1 / (folds repeats) + n_test / n_train) s^2 (Nadeau and Bengio, Machine Learning 2003; Bouckaert and Frank, PAKDD 2004), while
+    a single repeat with its models taken as given suggests s^2 / folds. The factor is the ratio of the two. It is 1 for a
+    single split, where the evaluated model is the model of interest.
     """
     return 1 / repeats + folds / (folds - 1) if folds > 1 else 1.0
 
 
 def list_divisions(folds: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
-    """Number of folds and columns of each division of the items; folds n R, -1 for none. Draws share a division."""
+    """List the distinct divisions of the items into folds, each as its number of folds and its columns of `folds`.
+
+    folds: n R, the test fold of each item, -1 for none. Few-shot draws of one repeat share a division.
+    """
     _, division = np.unique(folds, axis=1, return_inverse=True)
-    columns = [np.flatnonzero(np.ravel(division) == one) for one in range(int(np.max(division)) + 1)]
+    columns = [np.flatnonzero(np.ravel(division) == index) for index in range(int(np.max(division)) + 1)]
     return [(len(np.unique(folds[folds[:, own[0]] >= 0, own[0]])), own) for own in columns]
 
 
 def find_widening(prepare: Callable[[NDArray[np.int64]], Metric], folds: NDArray[np.int64], patients: ArrayLike) -> float:
-    """How many times wider than over the patients of given scores an interval over refitted models is; 1 for a single split.
+    """Find the factor by which refitting widens an interval over patients; 1 for a single split.
 
-    prepare: the measure of some of the columns of `folds` (n R), as a function of rows of items. Repeats average out what depends
-    on the division, and an interval over patients shrinks with them; what refitting adds does not. So the variance is that of one
-    division by the jackknife, as all together have it, times `correct_for_refitting`.
+    Repeats average out the dependence on the division, so an interval over patients shrinks as repeats are added, but the
+    variance due to refitting does not. The variance is therefore that of a single division (mean over divisions, by the
+    jackknife) times `correct_for_refitting`; the result is the square root of its ratio to the variance over all divisions.
+
+    Args:
+        prepare: Given columns of `folds`, returns their measure as a function of rows of items.
+        folds: n R, the test fold of each item, -1 for none.
+        patients: Patient of each item.
     """
     divisions = list_divisions(folds)
     factor = correct_for_refitting(max(count for count, _ in divisions), len(divisions))
@@ -206,7 +232,7 @@ def find_widening(prepare: Callable[[NDArray[np.int64]], Metric], folds: NDArray
 
 
 def _jackknife(measure: Metric, rows: list[NDArray]) -> float:
-    """Variance over patients of a measure of rows of items; NaN where it is defined on fewer than two of the resamples."""
+    """Estimate a measure's variance by leaving out one patient at a time; NaN if it is defined for fewer than two of them."""
     left = (
         np.array([measure(np.concatenate([*rows[:i], *rows[i + 1 :]])) for i in range(len(rows))])
         if len(rows) > 1
@@ -217,7 +243,7 @@ def _jackknife(measure: Metric, rows: list[NDArray]) -> float:
 
 
 def correct_holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (Holm, Scand. J. Statist. 1979), in the order given; NaN stays and is not counted."""
+    """Correct p-values for multiple comparisons (Holm, Scand. J. Statist. 1979), in the order given; NaNs stay, uncounted."""
     known = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
     corrected = [float("nan")] * len(p_values)
     largest = 0.0
@@ -228,16 +254,23 @@ def correct_holm(p_values: Sequence[float]) -> list[float]:
 
 
 def rows_of_patients(patients: ArrayLike) -> list[NDArray[np.int64]]:
-    """Rows of each patient, patients in sorted order, so that the order of rows changes no draw."""
-    values, places = np.unique(np.asarray(patients), return_inverse=True)
-    order = np.argsort(places, kind="stable")
-    return np.split(order, np.cumsum(np.bincount(places, minlength=len(values)))[:-1])
+    """List the rows of each patient, with patients in sorted order, so that draws do not depend on the order of rows."""
+    values, codes = np.unique(np.asarray(patients), return_inverse=True)
+    order = np.argsort(codes, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(codes, minlength=len(values)))[:-1])
 
 
 def draw_samples(inputs: list[NDArray], rows: list[NDArray], draws: int, seed: int) -> Iterator[list[NDArray]]:
-    """The arrays of each resample of patients, `rows` those of each patient; the draws depend on seed and count alone."""
+    """Yield the arrays of each resample of patients.
+
+    Args:
+        inputs: Arrays whose first axis is items.
+        rows: Rows of each patient, from `rows_of_patients`.
+        draws: Number of resamples.
+        seed: Seed; the draws depend only on it and on the number of patients.
+    """
     patients = _draw_patients(len(rows), draws, seed)
-    # With a row a patient, a draw of patients is one of rows; to join rows one by one would be most of the time.
+    # With one row per patient, patients index rows directly; concatenating row by row would take most of the time.
     single = np.concatenate(rows) if all(len(row) == 1 for row in rows) else None
     for drawn in patients:
         picked = np.concatenate([rows[i] for i in drawn]) if single is None else single[drawn]
@@ -246,13 +279,13 @@ def draw_samples(inputs: list[NDArray], rows: list[NDArray], draws: int, seed: i
 
 @lru_cache(maxsize=4)
 def _draw_patients(count: int, draws: int, seed: int) -> NDArray[np.int64]:
-    """Patients of each resample, `draws` `count`; kept, as a table has hundreds of measures of the same patients."""
+    """Draw the patients of each resample (draws, count); cached, because a table has hundreds of measures of the same patients."""
     return generator(seed, "bootstrap").integers(count, size=(draws, count))
 
 
 def _resample(metric: Metric, inputs: list[NDArray], rows: list[NDArray], draws: int, seed: int) -> Floats:
     if len(rows) < FEWEST_PATIENTS:
-        # There will be no interval: see `_bound`.
+        # `_bound` will not give an interval.
         return np.full(0, np.nan)
     return np.array([metric(*sample) for sample in draw_samples(inputs, rows, draws, seed)], dtype=np.float64)
 
@@ -280,7 +313,7 @@ def _bound(
         )
     below = float(np.mean(known < value) + np.mean(known == value) / 2)
     if min(below, 1 - below) < (1 - level) / 2:
-        # An agreement at its least possible value grows in nearly every resample: its quantiles would leave the value out.
+        # A measure at the limit of its range can move only one way in a resample, so that the interval would exclude its value.
         side, share = ("above", 1 - below) if below < 0.5 else ("below", below)
         return (
             float("nan"),
@@ -301,14 +334,14 @@ def _bound(
 
 
 def _correct(metric: Metric, inputs: list[NDArray], rows: list[NDArray], value: float, known: Floats) -> tuple[float, float]:
-    """BCa's bias and acceleration; both NaN where one of them cannot be had."""
+    """Compute BCa's bias and acceleration; both are NaN if either is undefined."""
     bias = float(norm.ppf(np.mean(known < value) + np.mean(known == value) / 2))
     acceleration = _accelerate(metric, inputs, rows)
     return (bias, acceleration) if np.isfinite(bias) and np.isfinite(acceleration) else (float("nan"), float("nan"))
 
 
 def _find_p(metric: Metric, inputs: list[NDArray], rows: list[NDArray], value: float, values: Floats, widening: float) -> float:
-    """Two-sided p of 0: the level at which an end of the interval of `_bound` lies on 0."""
+    """Compute the two-sided p for a true value of 0: the level at which one end of the interval of `_bound` is 0."""
     known = np.sort(values[~np.isnan(values)])
     if len(rows) < FEWEST_PATIENTS or not len(known) or math.isnan(value):
         return float("nan")
@@ -316,11 +349,11 @@ def _find_p(metric: Metric, inputs: list[NDArray], rows: list[NDArray], value: f
     if np.ptp(known) <= _SAME * max(1.0, abs(value)):
         return 1.0 if abs(value) <= _SAME else least
     bias, acceleration = _correct(metric, inputs, rows, value, known)
-    # Where an end of the bootstrap's interval lies when that of the widened one lies on 0.
+    # The end of the bootstrap interval that corresponds to a widened interval ending at 0.
     edge = value - value / widening
-    # The levels between which the quantiles of the resamples, as np.quantile draws them, are there.
-    places = np.linspace(0.0, 1.0, len(known))
-    below, above = np.interp(edge, known, places), 1 - np.interp(-edge, -known[::-1], places)
+    # Levels at which the quantile of the resamples equals `edge`, interpolated like np.quantile.
+    levels = np.linspace(0.0, 1.0, len(known))
+    below, above = np.interp(edge, known, levels), 1 - np.interp(-edge, -known[::-1], levels)
     if known[0] > edge or known[-1] < edge:
         return least
     tails = []
@@ -336,7 +369,7 @@ def _find_p(metric: Metric, inputs: list[NDArray], rows: list[NDArray], value: f
 
 
 def _accelerate(metric: Metric, inputs: list[NDArray], rows: list[NDArray]) -> float:
-    """Skewness of the metric's jackknife over patients, a sixth of it; NaN if it does not vary."""
+    """Compute BCa's acceleration, a sixth of the skewness of the jackknife over patients; NaN if the jackknife does not vary."""
     keep = np.ones(len(inputs[0]), dtype=bool)
     left = []
     for of_patient in rows:

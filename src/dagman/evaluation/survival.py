@@ -1,7 +1,8 @@
-"""Time and event: n items; time >= 0 in the table's unit, event True where seen, False where censored.
+"""Survival statistics of n items: time >= 0 in the table's unit, event True if observed and False if censored.
 
-Kaplan-Meier, the censoring survival and the log-rank test are scikit-survival's. What it lacks is here: pairs that are compared
-within a fold (`comparable_pairs`, which resamples count over again), calibration in groups, and the times to evaluate at.
+Kaplan-Meier, the censoring distribution and the log-rank test come from scikit-survival. This module adds what it lacks: the
+pairs behind a concordance (`comparable_pairs`, needed to compare within folds and to resample), calibration in groups, and a
+choice of evaluation times.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SurvivalCurve:
-    """Kaplan-Meier's estimate: steps at `times`, the value holding from each on; starts at time 0 with 1."""
+    """Kaplan-Meier estimate: a right-continuous step function with steps at `times`, starting at 1 at time 0."""
 
     times: Floats
     survival: Floats
@@ -27,13 +28,13 @@ class SurvivalCurve:
     high: Floats
 
     def at(self, times: ArrayLike) -> Floats:
-        """Survival at given times."""
+        """Return the survival at the given times."""
         return self.survival[np.searchsorted(self.times, np.asarray(times, dtype=np.float64), side="right") - 1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogRank:
-    """Log-rank test of two or more groups: are their hazards equal?"""
+    """Result of a log-rank test of the hypothesis that two or more groups have equal hazards."""
 
     statistic: float
     degrees: int
@@ -42,7 +43,7 @@ class LogRank:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Calibration:
-    """Predicted against observed (Kaplan-Meier) survival at a horizon, in groups of predicted survival."""
+    """Predicted and observed (Kaplan-Meier) survival at a horizon, in groups ordered by predicted survival."""
 
     predicted: Floats
     observed: Floats
@@ -52,13 +53,13 @@ class Calibration:
 
 
 def kaplan_meier(time: ArrayLike, event: ArrayLike, level: float = 0.95) -> SurvivalCurve:
-    """Kaplan-Meier with Greenwood's variance and the log(-log) interval (Kalbfleisch and Prentice 2002, 1.4).
+    """Estimate survival by Kaplan-Meier, with Greenwood's variance and log(-log) intervals (Kalbfleisch and Prentice 2002, 1.4).
 
-    The interval is NaN where everyone has had the event.
+    The interval is NaN once the survival estimate has reached 0.
     """
     time, event = _as_arrays(time, event)
     times, survival, (low, high) = kaplan_meier_estimator(event, time, conf_level=level, conf_type="log-log")
-    # Nothing is known of the interval at 0, where scikit-survival gives 0 to 0.
+    # The interval is undefined at a survival of 0, where scikit-survival returns 0 to 0.
     low, high = (np.where(survival > 0, bound, np.nan) for bound in (low, high))
     if times[0] > 0:
         times = np.append(0.0, times)
@@ -67,15 +68,15 @@ def kaplan_meier(time: ArrayLike, event: ArrayLike, level: float = 0.95) -> Surv
 
 
 def count_at_risk(time: ArrayLike, at: ArrayLike) -> NDArray[np.int64]:
-    """Number of items still followed just before each of the times `at`."""
+    """Count the items that are still under observation just before each of the times `at`."""
     ordered = np.sort(np.asarray(time, dtype=np.float64))
     return len(ordered) - np.searchsorted(ordered, np.asarray(at, dtype=np.float64), side="left")
 
 
 def logrank_test(time: ArrayLike, event: ArrayLike, groups: ArrayLike) -> LogRank:
-    """The log-rank test (Mantel 1966) of the groups that occur.
+    """Run the log-rank test (Mantel 1966) on the groups that occur.
 
-    NaN where it is undefined: for fewer than two groups, no event, or a group that is not at risk at any event.
+    Statistic and p are NaN if undefined: fewer than two groups, no events, or a group that is not at risk at any event.
     """
     time, event = _as_arrays(time, event)
     degrees = max(len(np.unique(groups)) - 1, 0)
@@ -85,17 +86,18 @@ def logrank_test(time: ArrayLike, event: ArrayLike, groups: ArrayLike) -> LogRan
     try:
         statistic, p = compare_survival(Surv.from_arrays(event, time), np.asarray(groups))
     except np.linalg.LinAlgError:
-        # The statistic has no variance.
+        # The covariance of the statistic is singular.
         return undefined
     return LogRank(statistic=float(statistic), degrees=degrees, p=float(p))
 
 
 def comparable_pairs(time: ArrayLike, event: ArrayLike, risk: ArrayLike, weights: ArrayLike | None = None) -> tuple[Floats, Floats]:
-    """Comparable pairs and the concordant ones, n x n: row i has the earlier event, and its weight counts.
+    """Weight the comparable and the concordant pairs, each n x n: entry (i, j) holds the weight of i, which has the earlier event.
 
-    A pair is comparable when the earlier time is an event, or when both times are equal and one of them is an event; equal risks
-    count half. Harrell's C is the ratio of the two sums, Uno's (Stat. Med. 2011) with inverse squared censoring survivals as
-    weights. scikit-survival gives the ratio alone; a resample of patients, and pairs within folds, need the pairs.
+    A pair is comparable if the earlier time is an event, or if both times are equal and exactly one is an event; equal risks
+    count half. The ratio of the sums, concordant over comparable, is Harrell's C, or Uno's (Stat. Med. 2011) with inverse squared
+    censoring survivals as weights. scikit-survival returns only the ratio, but resampling patients and comparing within folds
+    need the pairs.
     """
     time, event = _as_arrays(time, event)
     risk = np.asarray(risk, dtype=np.float64)
@@ -107,7 +109,10 @@ def comparable_pairs(time: ArrayLike, event: ArrayLike, risk: ArrayLike, weights
 
 
 def censoring_survival(train_time: ArrayLike, train_event: ArrayLike, at: ArrayLike) -> Floats:
-    """Probability of not being censored by each time `at`: Kaplan-Meier of censoring; of equal times an event comes first."""
+    """Estimate the probability of not being censored by each time `at`, by Kaplan-Meier of the censoring.
+
+    Events precede censorings at the same time.
+    """
     time, event = _as_arrays(train_time, train_event)
     times, survival = kaplan_meier_estimator(event, time, reverse=True)
     return np.append(1.0, survival)[np.searchsorted(times, np.asarray(at, dtype=np.float64), side="right")]
@@ -116,7 +121,7 @@ def censoring_survival(train_time: ArrayLike, train_event: ArrayLike, at: ArrayL
 def calibrate_survival(
     time: ArrayLike, event: ArrayLike, predicted: ArrayLike, horizon: float, groups: int = 4, level: float = 0.95
 ) -> Calibration:
-    """Mean predicted survival at `horizon` and Kaplan-Meier's, in `groups` equal parts ordered by predicted survival."""
+    """Compare mean predicted with Kaplan-Meier survival at `horizon`, in `groups` equal parts ordered by predicted survival."""
     time, event = _as_arrays(time, event)
     predicted = np.asarray(predicted, dtype=np.float64)
     parts = [part for part in np.array_split(np.argsort(predicted, kind="stable"), groups) if len(part)]
@@ -132,7 +137,7 @@ def calibrate_survival(
 
 
 def choose_times(time: ArrayLike, event: ArrayLike, count: int = 10) -> Floats:
-    """Times at which survival can be evaluated: quantiles 10 % to 80 % of the events', before the last time; may be empty."""
+    """Choose times to evaluate survival at: the 10 % to 80 % quantiles of event times, before the last time; may be empty."""
     time, event = _as_arrays(time, event)
     if not event.any():
         return np.array([])
