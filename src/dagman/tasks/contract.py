@@ -1,4 +1,4 @@
-"""What a kept model was made for and from, so that it is not applied to anything else in silence."""
+"""Record what a saved model was trained on, so that it is not silently applied to anything else."""
 
 from __future__ import annotations
 
@@ -21,25 +21,29 @@ _REMEDY = {
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
-    """What a model was trained on; people are counted, and not named."""
+    """What a model was trained on, without names of patients."""
 
     units: tuple[str, ...]
-    "Of scan, structure and point: what its items were."
+    "Kinds of its training items: scan, structure or point."
     clinical: tuple[str, ...] = ()
-    "Clinical columns it needs."
+    "Clinical columns that it needs."
     items: int = 0
     patients: int = 0
     scans: tuple[str, ...] = field(default=(), repr=False)
-    "Content hashes of the scans trained on."
+    "Content hashes of the training scans."
     labels: tuple[str, ...] = ()
-    "Names of what it predicts: classes, structures; empty for a number or a risk."
+    "Names of the classes or structures that it predicts; empty for a number or a risk."
     spacing: float | None = None
-    "Voxel size in mm of what it is given; None: from each structure's size."
+    "Voxel size of its input in mm; None: chosen from each structure's size."
     modalities: tuple[str, ...] = ()
-    "Of the scans trained on; empty where this was not recorded."
+    "Modalities of the training scans; empty if not recorded."
 
     def refuse_other_units(self, items: Sequence[Item]) -> None:
-        """Raise TaskError for items of a kind that the model was not trained on, saying what to give."""
+        """Refuse items of a kind that the model was not trained on.
+
+        Raises:
+            TaskError: There is such an item; the message describes the input that is needed.
+        """
         found = Counter(find_unit(item) for item in items)
         other = [unit for unit in found if unit not in self.units]
         if other:
@@ -53,7 +57,11 @@ class Contract:
             raise TaskError(what, do=_REMEDY[self.units[0]])
 
     def refuse_missing_columns(self, items: Sequence[Item]) -> None:
-        """Raise TaskError naming the clinical columns that the items lack."""
+        """Refuse items without the clinical columns that the model needs.
+
+        Raises:
+            TaskError: A column is missing.
+        """
         missing = [name for name in self.clinical if any(name not in item.clinical for item in items)]
         if missing:
             columns = ("column " if len(missing) == 1 else "columns ") + ", ".join(f"'{name}'" for name in missing)
@@ -61,7 +69,7 @@ class Contract:
             raise TaskError(f"the model needs the clinical {columns}", do=do)
 
     def note_training_items(self, hashes: Sequence[str]) -> list[str]:
-        """A note where items lie in scans that the model was trained on."""
+        """Return a note if any of the items' scans (by content hash) were used to train the model."""
         seen = set(self.scans)
         trained = sum(content in seen for content in hashes)
         if not trained:
@@ -70,7 +78,7 @@ class Contract:
         return [f"{count} the model was trained on: their predictions do not generalise to new scans"]
 
     def to_values(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return the contract as plain values for JSON."""
         return asdict(self)
 
 
@@ -84,7 +92,17 @@ def make_contract(
     spacing: float | None = None,
     modalities: Sequence[str] = (),
 ) -> Contract:
-    """The contract of a model trained on items; `hashes` are the content hashes of their scans. units: else those of the items."""
+    """Make the contract of a model.
+
+    Args:
+        items: The training items.
+        hashes: Content hashes of their scans.
+        clinical: Clinical columns that the model needs.
+        units: Kinds of items; by default those of `items`.
+        labels: Names of the predicted classes or structures.
+        spacing: Voxel size in mm; None if chosen for each structure.
+        modalities: Modalities of the training scans.
+    """
     return Contract(
         units=tuple(units) or tuple(sorted({find_unit(item) for item in items})),
         labels=tuple(labels),
@@ -98,7 +116,7 @@ def make_contract(
 
 
 def read_contract(values: Mapping[str, Any] | None) -> Contract | None:
-    """The contract of `to_values`; None for a model that was kept before there were any."""
+    """Read a contract from the values of `Contract.to_values`; None for a model that was saved without one."""
     if values is None:
         return None
     listed = {name: tuple(values.get(name) or ()) for name in ("units", "clinical", "scans", "labels", "modalities")}
@@ -106,7 +124,7 @@ def read_contract(values: Mapping[str, Any] | None) -> Contract | None:
 
 
 def find_unit(item: Item) -> str:
-    """What an item is: a structure if it has a mask, else a point if it has one, else a scan."""
+    """Return the kind of an item: a structure if it has a mask, a point if it has a center, otherwise a scan."""
     if item.mask is not None:
         return "structure"
     return "scan" if item.center_mm is None else "point"

@@ -1,10 +1,10 @@
-"""Fine-tuning of an encoder and one linear head on items' crops, for any loss of (outputs, targets).
+"""Fine-tune an encoder with a linear head on crops of items, for any loss of (outputs, targets).
 
-The head reads what a linear probe reads (mean, std, max of each stage inside the mask), standardised, and may start from a
-fitted probe, so that the encoder is not torn apart by a random head (Kumar et al., ICLR 2022). Early stop keeps the best epoch,
-the start among them.
+The head has the same inputs as a linear probe (mean, std and max of each stage inside the mask), standardised. It can start from a
+fitted probe, because a random head would distort the pretrained features (Kumar et al., ICLR 2022). Early stopping keeps the best
+epoch, which may be the start.
 
-Letters: B items of a batch, P pooled features, K outputs.
+Notation: B items of a batch, P pooled features, K outputs.
 """
 
 from __future__ import annotations
@@ -31,40 +31,40 @@ from dagman.tasks.layer_rates import scale_rates
 
 Indices = NDArray[np.int64]
 Loss = Callable[[Tensor, Tensor], Tensor]
+"""Maps outputs (B K, float32) and targets (B ...) to a scalar; gets whole batches, so it can compare items (Cox)."""
 _State = dict[str, Tensor]
-"""Of outputs (B K) and targets (B ...), float32, to a scalar; it sees whole batches, so it may compare items (Cox)."""
 
 _PIECE = 2**21 * 24
-"""Voxels times embedding channels put through at once on the CPU: 8 crops of 64^3 for `tiny`, about 3 GB."""
+"""Voxels times embedding channels per forward pass on the CPU: 8 crops of 64^3 for `tiny`, about 3 GB."""
 _GPU_PIECES = 24
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings:
-    """How long and how hard; defaults follow the paper's as far as a few dozen items let them."""
+    """Settings of fine-tuning; defaults follow the paper as far as training on a few dozen items permits."""
 
     epochs: int = 20
-    "Most epochs. [ours; paper 1,000]"
+    "Maximum number of epochs. [ours; paper 1,000]"
     patience: int = 6
-    "Epochs without a better inner validation loss before it stops, in the later half alone: until then the rate is high. [ours]"
+    "Epochs without a lower inner validation loss before stopping; only in the second half, as the rate is high before. [ours]"
     batch: int = 40
-    "Items a step; fewer where an epoch would have less than `least_steps`. Paper, section 4."
+    "Items per step; fewer if an epoch would have fewer than `least_steps`. Paper, section 4."
     least_steps: int = 8
-    "Steps of an epoch at least; a loss that compares the items of a batch (Cox) wants few. [ours]"
+    "Minimum number of steps per epoch; lower for a loss that compares the items of a batch (Cox). [ours]"
     rate: float = 5e-4
     "Learning rate of the head and the last layer. [ours; paper 2e-4, over a hundred times as many steps]"
     layer_decay: float = 1.0
-    "Factor of the rate from layer to layer downwards, the same for every model that is compared. [ours]"
+    "Factor of the learning rate from each layer to the one below; the same for all models in a comparison. [ours]"
     weight_decay: float = 0.05
-    "AdamW's, on matrices. METHOD, Training."
+    "Weight decay of AdamW, on matrices. METHOD, Training."
     warmup: float = 0.1
-    "Share of the steps in which the rate rises; then it falls as a cosine. [ours]"
+    "Share of steps for linear warmup, followed by cosine decay. [ours]"
     clip: float = 3.0
-    "Largest norm of the gradient. METHOD, Training."
+    "Maximum norm of the gradient. METHOD, Training."
     flips: str = "xyz"
-    "Axes that may be mirrored; leave x out where left and right are classes. [ours]"
+    "Axes along which crops are randomly flipped; without x if left and right are classes. [ours]"
     shift: float = 0.03
-    "Largest shift of the intensities, which lie in [0, 1]. [ours]"
+    "Largest shift of the intensities, which are in [0, 1]. [ours]"
     scale: float = 0.1
     "Largest relative change of the intensities. [ours]"
 
@@ -73,11 +73,11 @@ PRESETS = {
     "short": FinetuneSettings(),
     "paper": FinetuneSettings(epochs=1000, patience=1000, rate=2e-4, layer_decay=1.0),
 }
-"""Fine-tuning by name: a few dozen items in minutes, and the paper's 1,000 epochs at 2e-4 (section 4)."""
+"""Presets of fine-tuning: `short` takes minutes for a few dozen items; `paper` has 1,000 epochs at 2e-4 (section 4)."""
 
 
 def choose_finetuning(preset: str, *, epochs: int | None = None, layer_decay: float | None = None) -> FinetuneSettings:
-    """A preset with what was given in its place; raises SettingsError for an unknown name, or a decay outside (0, 1]."""
+    """Return a preset, with epochs and layer decay replaced if given; raises SettingsError for unknown or impossible values."""
     if preset not in PRESETS:
         raise SettingsError(f"--finetuning {preset!r} is not a preset", do=f"Choose one of {', '.join(PRESETS)}")
     if layer_decay is not None and not 0 < layer_decay <= 1:
@@ -102,18 +102,19 @@ class LinearHead:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FinetunedModel:
-    """An encoder with a head, and how it came to be: a row an epoch with `train` and `val` loss."""
+    """A fine-tuned encoder with its head."""
 
     encoder: Encoder
     head: LinearHead
     history: tuple[dict[str, float], ...] = field(default=(), repr=False)
+    "`epoch`, `train` and `val` loss of each epoch."
     best: int = 0
-    "The epoch that was kept; 0 is the start."
+    "The epoch whose weights were kept; 0 is the start."
     ended: str = ""
-    "Why the training ended where it did."
+    "Why the training ended."
 
     def predict(self, crops: Sequence[ItemCrop]) -> NDArray[np.float64]:
-        """Outputs, items x K, before any softmax."""
+        """Compute outputs (items x K), without softmax."""
         device = self.encoder.device
         head = _HeadLayer(self.head).to(device)
         return _run_all(self.encoder, self.encoder.network.encoder, head, crops).double().cpu().numpy()
@@ -122,7 +123,7 @@ class FinetunedModel:
 def hold_out(
     patients: ArrayLike, labels: ArrayLike, train: Indices, *, share: float = 0.2, seed: int = 0
 ) -> tuple[Indices, Indices]:
-    """`train` in two parts by patient, stratified: to fit, and to stop by; the second is empty where a class has one patient."""
+    """Split `train` by patient, stratified, into items to fit and to stop by; the latter are none if a class has one patient."""
     patients, labels = np.asarray(patients, dtype=str), np.asarray(labels)
     counts = [len(set(patients[train][labels[train] == label].tolist())) for label in np.unique(labels[train])]
     folds = min(round(1 / share), *counts) if counts else 0
@@ -148,11 +149,18 @@ def finetune(
     seed: int = 0,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
 ) -> FinetunedModel:
-    """Train a copy of the encoder with a linear head of `outputs` on crops[train]; stop by the loss on crops[val].
+    """Train a copy of the encoder with a linear head on crops[train], with early stopping by the loss on crops[val].
 
-    targets: one an item of `crops`, any trailing shape. val: may be empty; then every epoch is run and the last kept.
-    start: a head to start from; None: zeros. One seed gives one result on one machine.
-    Raises TaskError when the loss is not finite.
+    The result is reproducible for a given seed and machine. Raises TaskError if the loss is not finite.
+
+    Args:
+        encoder: The pretrained encoder; it is not modified.
+        crops: Crops of all items.
+        targets: Target of each item of `crops`, of any trailing shape.
+        outputs: Number of outputs K.
+        val: If empty, all epochs are run and the last one is kept.
+        start: Initial head; None: zeros.
+        on_epoch: Called with epoch, training and validation loss after each epoch.
     """
     settings = settings or FinetuneSettings()
     training = _Training(
@@ -182,7 +190,7 @@ def finetune(
 
 
 class _Training:
-    """A copy of the encoder and a head, their optimiser, and the steps that were taken."""
+    """State of a training: a copy of the encoder, the head, the optimiser, and the number of steps."""
 
     def __init__(
         self, *, encoder: Encoder, crops: Sequence[ItemCrop], values: Tensor, train: Indices, val: Indices, loss: Loss,
@@ -199,7 +207,7 @@ class _Training:
         self.steps, self.step = settings.epochs * math.ceil(len(train) / self.batch), 0
 
     def run_epoch(self, epoch: int) -> float:
-        """The mean loss over the training items, a step for each batch; raises TaskError where it is not finite."""
+        """Run an epoch and return the mean loss over training items; raises TaskError if it is not finite."""
         total = 0.0
         for chosen in _draw_batches(self.train, self.batch, self.seed, epoch):
             for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
@@ -220,7 +228,7 @@ class _Training:
         return total / len(self.train)
 
     def validate(self) -> float:
-        """The loss over the validation items; NaN where there are none."""
+        """Compute the loss of the validation items; NaN if there are none."""
         if not len(self.val):
             return math.nan
         self.network.eval()
@@ -240,7 +248,7 @@ class _Training:
 
 
 def anneal(step: int, steps: int, warmup: float) -> float:
-    """The share of the peak rate at a step (from 0): a linear rise over `warmup` of the steps, then a cosine to 0."""
+    """Return the learning rate at a step (from 0) as a share of the peak: linear warmup over `warmup` of the steps, then cosine."""
     rising = max(1, round(warmup * steps))
     if step < rising:
         return (step + 1) / rising
@@ -248,7 +256,10 @@ def anneal(step: int, steps: int, warmup: float) -> float:
 
 
 def pool_maps(maps: Sequence[Tensor], inside: Tensor) -> Tensor:
-    """B P: mean, std and max of each map (B C x y z) over what is inside (B X Y Z, True), as `pool_features`, with gradient."""
+    """Pool mean, std and max of each map (B C x y z) over the voxels inside (B X Y Z), like `pool_features` but differentiable.
+
+    Returns the pooled features, B P.
+    """
     parts = []
     for features in maps:
         strides = [side // cells for side, cells in zip(inside.shape[1:], features.shape[2:], strict=True)]
@@ -257,21 +268,21 @@ def pool_maps(maps: Sequence[Tensor], inside: Tensor) -> Tensor:
         weights = coverage / coverage.sum(dim=2, keepdim=True)
         mean = (cells * weights).sum(dim=2)
         variance = ((cells - mean[..., None]).square() * weights).sum(dim=2)
-        # A root has no slope at 0, where a structure touches one cell alone.
+        # The gradient of the root is infinite at 0, which occurs if a structure covers only one cell.
         spread = (variance + 1e-8).sqrt()
         parts += [mean, spread, cells.masked_fill(coverage == 0, -math.inf).amax(dim=2)]
     return torch.cat(parts, dim=1)
 
 
 def pool_crops(encoder: Encoder, crops: Sequence[ItemCrop]) -> NDArray[np.float32]:
-    """What the head reads before any step, items x P: the pooled features of the frozen encoder."""
+    """Compute the pooled features of the frozen encoder (items x P), which are the inputs of the head before training."""
     with torch.no_grad():
         pooled = [_pool_views(encoder, encoder.network.encoder, [_to_view(encoder, crop)]) for crop in crops]
     return torch.cat(pooled).cpu().numpy()
 
 
 class _HeadLayer(nn.Module):
-    """A `LinearHead` with gradient."""
+    """A trainable `LinearHead`."""
 
     mean: Tensor
     scale: Tensor
@@ -299,14 +310,14 @@ class _HeadLayer(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _View:
-    """A crop on the device, intensities in [0, 1]: voxels 1 X Y Z, inside X Y Z."""
+    """A crop on the device, with intensities in [0, 1]: voxels 1 X Y Z, inside X Y Z."""
 
     voxels: Tensor
     inside: Tensor
 
 
 def _measure_start(encoder: Encoder, crops: Sequence[ItemCrop], outputs: int) -> LinearHead:
-    """A head of zeros, with the features' mean and spread over the training items before any step."""
+    """Make a zero head that standardises features by their mean and deviation over the training items before training."""
     pooled = torch.from_numpy(pool_crops(encoder, crops)).double()
     mean, spread = pooled.mean(dim=0), pooled.std(dim=0, correction=0)
     scale = torch.where(spread > 1e-6 * (mean.abs() + 1), spread, torch.ones_like(spread))
@@ -321,7 +332,7 @@ def _measure_start(encoder: Encoder, crops: Sequence[ItemCrop], outputs: int) ->
 
 def _draw_batches(train: Indices, batch: int, seed: int, epoch: int) -> Iterator[Indices]:
     order = train[generator(seed, "finetune order", epoch).permutation(len(train))]
-    # Parts of nearly one size: a last batch of one item would weigh as much as a full one.
+    # Batches of nearly equal size, because a last batch with a single item would have the weight of a full one.
     yield from np.array_split(order, math.ceil(len(order) / batch))
 
 
@@ -349,7 +360,7 @@ def _pool_views(encoder: Encoder, network: nn.Module, views: Sequence[_View]) ->
 
 
 def _run_pieces(encoder: Encoder, network: nn.Module, head: _HeadLayer, views: Sequence[_View]) -> Tensor:
-    """Outputs of a batch, B K. A batch too large for the memory goes piece by piece, each computed again on the way back."""
+    """Compute the outputs of a batch, B K; a batch that does not fit in memory is processed in pieces with checkpointing."""
     pieces = _cut_pieces(encoder, views)
     if len(pieces) == 1:
         return head(_pool_views(encoder, network, views))
@@ -362,7 +373,7 @@ def _run_pieces(encoder: Encoder, network: nn.Module, head: _HeadLayer, views: S
 
 
 def _cut_pieces(encoder: Encoder, views: Sequence[_View]) -> list[list[int]]:
-    """Indices of views of one size, in pieces that fit the memory."""
+    """Divide views into pieces of equal crop size that fit in memory, as indices."""
     budget = _PIECE * (1 if encoder.device == "cpu" else _GPU_PIECES)
     alike: dict[int, list[int]] = {}
     for index, view in enumerate(views):
@@ -378,7 +389,7 @@ def _cut_pieces(encoder: Encoder, views: Sequence[_View]) -> list[list[int]]:
 def _run_all(encoder: Encoder, network: nn.Module, head: _HeadLayer, crops: Sequence[ItemCrop]) -> Tensor:
     if not crops:
         return torch.empty((0, head.linear.out_features))
-    # One crop at a time: on the CPU more gain nothing, and the last bit would depend on who stands beside whom.
+    # One crop at a time: larger batches are not faster on the CPU, and rounding would depend on the composition of the batch.
     return torch.cat([head(_pool_views(encoder, network, [_to_view(encoder, crop)])) for crop in crops])
 
 

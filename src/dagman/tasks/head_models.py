@@ -1,6 +1,6 @@
-"""Models that are a linear head on an encoder's features, as folders: a file of values, `head.safetensors`, `encoder/`.
+"""Saved models with a linear head on an encoder's features, as folders with a JSON file, `head.safetensors` and `encoder/`.
 
-A classifier gives probabilities, a regression (`dagman.tasks.regress`) a number; nothing is pickled.
+A classifier predicts probabilities, a regression (`dagman.tasks.regress`) a number. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -42,13 +42,11 @@ _ARRAYS = ("mean", "scale", "weights", "bias")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PredictedItems:
-    """Values of the items that could be used, in the order given, and who was refused.
-
-    values: the head's outputs n x K, probabilities n x K of a classifier, numbers n of a regression.
-    """
+    """Predictions for the items that could be used, in the given order, and the rejected items."""
 
     items: tuple[Item, ...]
     values: NDArray[np.float64] = field(repr=False)
+    "Outputs of the head (n x K), probabilities of a classifier (n x K), or values of a regression (n)."
     hashes: tuple[str, ...] = field(default=(), repr=False)
     "Content hash of each item's scan."
     refused: tuple[RefusedItem, ...] = ()
@@ -60,11 +58,11 @@ class HeadModel:
 
     Attributes:
         method: "finetune", or the name of the probe.
-        encoder: Its encoder; None for a model without weights.
-        spec: Text of the model it was made from.
+        spec: The model it was made from.
+        encoder: The encoder; None for a baseline without a network.
         head: Mean, scale, weights and bias.
         crop: How its crops are cut.
-        contract: What it was trained on; None for one that was kept before this was recorded.
+        contract: What it was trained on; None if it was saved before this was recorded.
     """
 
     method: str
@@ -75,9 +73,15 @@ class HeadModel:
     contract: Contract | None = field(default=None, repr=False)
 
     def compute_outputs(self, items: Iterable[Item], *, store: Store | None = None, dask: str | None = None) -> PredictedItems:
-        """Outputs of the head for items of a table. dask: as in `stream_features`; the same bits.
+        """Compute the outputs of the head for items of a table.
 
-        Raises TaskError when no item can be used, or when they are of a kind that the model was not trained on.
+        Args:
+            items: The items.
+            store: Store to read scans from, if they are in it.
+            dask: Address of a Dask scheduler, as in `stream_features`; the outputs are bit-identical.
+
+        Raises:
+            TaskError: No item can be used, or the model was not trained on items of this kind.
         """
         items = tuple(items)
         if self.contract:
@@ -114,12 +118,12 @@ class HeadModel:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Classifier(HeadModel):
-    """A linear probe or a fine-tuned encoder; `classes` are the names of the K classes."""
+    """A linear probe or a fine-tuned encoder that predicts K classes, whose names are in `classes`."""
 
     classes: tuple[str, ...]
 
     def score_items(self, items: Iterable[Item], *, store: Store | None = None, dask: str | None = None) -> PredictedItems:
-        """Probabilities n x K of each class for items of a table; raises as `compute_outputs`."""
+        """Compute class probabilities (n x K) for items of a table; arguments and errors are those of `compute_outputs`."""
         found = self.compute_outputs(items, store=store, dask=dask)
         return replace(found, values=to_probabilities(found.values))
 
@@ -139,13 +143,13 @@ def _run_finetuned(
 
 
 def to_probabilities(outputs: NDArray) -> NDArray[np.float64]:
-    """Softmax over the last axis."""
+    """Apply softmax over the last axis."""
     powers = np.exp(np.asarray(outputs, dtype=np.float64) - outputs.max(axis=-1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True), dtype=np.float64)
 
 
 def make_head(probe: LinearProbe) -> LinearHead:
-    """A probe as a head with an output for each class, whose softmax gives the probe's probabilities."""
+    """Convert a probe to a head with one output per class, whose softmax equals the probe's probabilities."""
     binary = len(probe.weights) == 1
     weights = np.concatenate([-probe.weights / 2, probe.weights / 2]) if binary else probe.weights
     bias = np.concatenate([-probe.bias / 2, probe.bias / 2]) if binary else probe.bias
@@ -153,7 +157,7 @@ def make_head(probe: LinearProbe) -> LinearHead:
 
 
 def save_head_model(model: HeadModel, folder: str | Path, file: str, values: Mapping[str, Any]) -> None:
-    """Write the folder whole: `values` and what every head model has go to `file`."""
+    """Write a model's folder; `file` contains `values` and the values that all head models have."""
     shared = {
         "format": FORMAT,
         "method": model.method,
@@ -174,9 +178,10 @@ def save_head_model(model: HeadModel, folder: str | Path, file: str, values: Map
 def read_head_model(
     folder: str | Path, file: str, task: str, *, device: str = "auto", precision: str = "fp32"
 ) -> tuple[HeadModel, dict[str, Any]]:
-    """The model of a folder (`OUT/model`, or OUT itself) and the values of `file`.
+    """Read a model from `OUT/model`, given either this folder or OUT, along with the values of `file`.
 
-    Raises TaskError when there is none that `dagman` `task` wrote, or it is damaged.
+    Raises:
+        TaskError: The folder holds no model of the task, or the model is damaged.
     """
     path = Path(folder)
     path = path / "model" if (path / "model" / file).is_file() else path
@@ -203,18 +208,18 @@ def read_head_model(
 
 
 def save_classifier(classifier: Classifier, folder: str | Path) -> None:
-    """Write the folder whole."""
+    """Write a classifier's folder."""
     save_head_model(classifier, folder, _CLASSIFIER, {"task": "classify", "classes": classifier.classes})
 
 
 def load_classifier(folder: str | Path, *, device: str = "auto", precision: str = "fp32") -> Classifier:
-    """The classifier of a folder; raises as `read_head_model`."""
+    """Load a classifier from its folder; errors are those of `read_head_model`."""
     model, values = read_head_model(folder, _CLASSIFIER, "classify", device=device, precision=precision)
     return Classifier(**vars(model), classes=tuple(values["classes"]))
 
 
 def describe_source(spec: ModelSpec) -> str:
-    """What is written of a model's origin: no path of this machine."""
+    """Describe a model's origin without paths of this machine."""
     return spec.name
 
 

@@ -1,4 +1,4 @@
-"""Learning rates that fall from layer to layer downwards (Clark et al., ICLR 2020; Bao et al., ICLR 2022)."""
+"""Layer-wise learning rate decay (Clark et al., ICLR 2020; Bao et al., ICLR 2022)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dagman.model.backbone import is_decayed
 
 
 def scale_rates(backbone: Backbone, head: nn.Module, *, rate: float, decay: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW: the head and the last layer at `rate`, each layer below at `decay` times the one above.
+    """Make parameter groups for AdamW: head and last layer at `rate`, each earlier layer at `decay` times the next one's rate.
 
-    Weight decay as in pretraining: on what `is_decayed`.
+    As in pretraining, weight decay applies to the parameters for which `is_decayed` holds.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     decayed = {id(p) for part in (backbone, head) for name, p in part.named_parameters() if is_decayed(name, p)}

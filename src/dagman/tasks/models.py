@@ -1,8 +1,7 @@
-"""What a user may name as a MODEL, and how it is made: a pretrained encoder, a fresh one, or a baseline.
+"""Parse and load what a user gives as a MODEL: a pretrained encoder, a randomly initialised one, or a baseline.
 
-Every network is an `Encoder` with four feature maps at strides 4, 8, 16, 32, so that all are given the same crops, pooled in the
-same way and fine-tuned by the same loop; what else is compared (radiomics:size, pixels, histogram) is in
-`dagman.tasks.inputs.descriptors`.
+Every network is an `Encoder` with four feature maps at strides 4, 8, 16 and 32, so all networks get the same crops, pooling and
+fine-tuning. The baselines without a network (radiomics:size, pixels, histogram) are in `dagman.tasks.inputs.descriptors`.
 """
 
 from __future__ import annotations
@@ -26,16 +25,19 @@ NETWORKS = ("encoder", "scratch", "monai", "backbone")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """What was named: its kind, the rest of the name, and the name itself."""
+    """A parsed MODEL."""
 
     kind: Kind
     argument: str
+    "The rest of the text, such as a path, a size or a seed."
     text: str
+    "The text as the user gave it."
     weights: str = "auto"
+    "Which weights of a run, as in `load_encoder`."
 
     @property
     def name(self) -> str:
-        """How tables and figures call it: a run, folder or file by its own name, without its path; else what was written."""
+        """Name in tables and figures: that of the run, folder or file without its path, or else the text itself."""
         if self.kind == "monai":
             return f"monai:{split_statement(self.argument)[0].name}"
         if self.kind != "encoder" or self.argument.startswith("hub:"):
@@ -47,14 +49,20 @@ class ModelSpec:
 
     @property
     def has_network(self) -> bool:
-        """Whether it has weights, and so can be fine-tuned."""
+        """Whether it is a network, which can be fine-tuned."""
         return self.kind in NETWORKS
 
 
 def parse_model(text: str | Path, *, weights: str = "auto") -> ModelSpec:
-    """A run or encoder folder, `scratch:SIZE[:SEED]`, `monai:PATH`, a CNN (`resnet3d:SIZE[:SEED]`, `resenc:SIZE`), or a baseline.
+    """Parse a MODEL without loading it.
 
-    weights: of a run, as in `load_encoder`. Nothing is loaded. Raises TaskError for anything else, naming the nearest.
+    Args:
+        text: A run or encoder folder, `scratch:SIZE[:SEED]`, `monai:PATH`, `hub:NAME`, a CNN (`resnet3d:SIZE[:SEED]`,
+            `resenc:SIZE`), or a baseline.
+        weights: Which weights of a run, as in `load_encoder`.
+
+    Raises:
+        TaskError: The text is none of these; the message suggests the closest one.
     """
     text = str(text)
     head, _, rest = text.partition(":")
@@ -80,7 +88,11 @@ def parse_model(text: str | Path, *, weights: str = "auto") -> ModelSpec:
 
 
 def name_models(specs: Sequence[ModelSpec]) -> list[str]:
-    """A name for each model, all different; raises TaskError when one is named twice."""
+    """Give each model a unique name.
+
+    Raises:
+        TaskError: A model occurs twice.
+    """
     texts = [spec.text for spec in specs]
     twice = sorted({text for text in texts if texts.count(text) > 1})
     if twice:
@@ -90,9 +102,12 @@ def name_models(specs: Sequence[ModelSpec]) -> list[str]:
 
 
 def load_network(spec: ModelSpec, *, device: str = "auto", precision: str = "fp32") -> Encoder:
-    """The encoder of a model with weights, in evaluation mode, without gradients.
+    """Load the encoder of a model, in evaluation mode and without gradients.
 
-    Raises TaskError for a model without weights, EncoderError for weights that do not fit, MissingExtraError without MONAI.
+    Raises:
+        TaskError: The model is not a network.
+        EncoderError: The weights do not fit.
+        MissingExtraError: MONAI is needed, but not installed.
     """
     if spec.has_network:
         return load_encoder(spec.text, device=device, precision=precision, weights=spec.weights)

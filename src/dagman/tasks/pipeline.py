@@ -1,6 +1,7 @@
-"""What the tasks on a table's items share: inputs -> evaluate -> write -> keep, in one folder that one run holds.
+"""The pipeline shared by the tasks on a table's items: gather inputs, evaluate, write results, save a model.
 
-A task plans its splits, scores and measures; it knows neither how features come to be nor how its folder is written.
+A task only plans splits, scores items and computes measures; this module extracts features and writes the results folder, which
+is locked during a run.
 """
 
 from __future__ import annotations
@@ -25,38 +26,38 @@ Notify = Callable[[str], None]
 
 
 class ItemSettings(Protocol):
-    """What the settings of every task on items hold."""
+    """Settings that every task on items has."""
 
     @property
     def crop(self) -> CropSpec:
-        """Asked of the crops around structures."""
+        """The requested size and spacing of crops around structures."""
 
     @property
     def device(self) -> str:
-        """As in `choose_device`."""
+        """Name of the device, as in `choose_device`."""
 
     @property
     def precision(self) -> str:
-        """Of the frozen features: fp32, bf16 or auto."""
+        """Precision of the frozen features: fp32, bf16 or auto."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ItemRun:
-    """What a task is run on, and where its results go."""
+    """The inputs of a task's run, and the folder for its results."""
 
     models: Sequence[ModelSpec]
     table: Table
     out: Path
     store: Store | None = None
     cache: str | Path | None = None
-    "Folder of feature vectors; None: `features` in `out`."
+    "Folder that caches feature vectors; None: `features` in `out`."
     notify: Notify | None = None
-    "Called with what is being done."
+    "Called with a description of each step of the work."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a task found: rows of predictions.csv, its summary, and how a model is kept once these are written."""
+    """The result of a task: rows of predictions.csv, the summary, and a function that saves a model after these are written."""
 
     rows: Sequence[dict[str, Any]]
     summary: Summary
@@ -72,10 +73,18 @@ def run_pipeline(
     embed: bool = True,
     cut: bool = False,
 ) -> Results:
-    """Gather the inputs of all models, evaluate them, and write the results folder (all but the report).
+    """Gather the inputs of all models, evaluate them, and write the results folder except for the report.
 
-    command: as command.json names it. embed, cut: whether features and crops are needed. Raises TaskError where another run holds
-    the folder or no item is left, and what `evaluate` raises.
+    Args:
+        command: Name of the command in command.json.
+        run: The inputs and the folder.
+        settings: Settings of the task.
+        evaluate: Computes the evaluation from the gathered inputs.
+        embed: Whether features are needed.
+        cut: Whether crops are needed.
+
+    Raises:
+        TaskError: Another run has locked the folder, the folder holds other results, or no item can be used.
     """
     notify = run.notify or (lambda text: None)
     sources = [describe_source(spec) for spec in run.models]
@@ -105,7 +114,7 @@ def run_pipeline(
 
 
 def _list_settings(settings: Any) -> dict[str, Any]:
-    """A task's settings as command.json holds them, the crop by the names of its options."""
+    """List a task's settings for command.json, with the crop as the options --crop-mm and --crop-spacing."""
     values: dict[str, Any] = {}
     for name, value in asdict(settings).items():
         values |= {"crop_mm": value["mm"], "crop_spacing": value["spacing"]} if name == "crop" else {name: value}

@@ -1,4 +1,4 @@
-"""`dagman predict`: apply a model that a task left behind to new scans, one at a time; what cannot be used is listed."""
+"""`dagman predict`: apply a task's saved model to new scans, one at a time, and list the scans that cannot be used."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ NO_CONTRACT = (
     "the model was saved by an earlier version of dagman, without a record of its training data: whether these items match is "
     "not checked"
 )
-"""The note of a model that holds no `Contract`."""
+"""Note for a model without a `Contract`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionSettings:
-    """How a model is applied, and how its table is read (see `read_table`); `mirror` is for segmentation alone."""
+    """How a model is applied, and how a table of items is read (see `read_table`); `mirror` applies only to segmentation."""
 
     mirror: bool = False
     identified: bool = False
-    "Whether DICOM SEGs name the patient as their sources do, not by a pseudonym."
+    "Whether DICOM SEGs contain the patient's identity from the source scans instead of a pseudonym."
     device: str = "auto"
     dask: str | None = None
-    "Address of a Dask scheduler whose workers read the scans and run the networks, or `local`; None: this process."
+    "Address of a Dask scheduler whose workers read scans and run networks, or `local`; None: this process."
     clinical: Path | None = None
-    "Table with a column of patients and the model's clinical columns, where scans are given as files."
+    "Table with patients and the model's clinical columns, for scans given as files."
     patients: str | None = None
-    "Whose the scans are, where they are given as files; as in `state_patients`."
+    "How to determine the patients of scans given as files, as in `state_patients`."
     patient: str = "patient"
     mask_label: int | None = None
     coordinates: str = "ras"
@@ -58,7 +58,7 @@ class PredictionSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionSummary:
-    """What was predicted, refused, and is to be said."""
+    """Outcome of a prediction run, for display."""
 
     task: str
     out: Path
@@ -66,12 +66,12 @@ class PredictionSummary:
     refused: tuple[Refusal, ...] = ()
     notes: tuple[str, ...] = ()
     identity: str = ""
-    "Whom the DICOM SEGs name, where there are any."
+    "Which identity the DICOM SEGs contain; empty if there are none."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Applied:
-    """What applying a model gives: rows of predictions.csv, each with `item`; sources that could not be used; notes."""
+    """Result of applying a model: rows of predictions.csv (each with `item`), rejected sources, and notes."""
 
     rows: Rows
     refused: tuple[Refusal, ...] = ()
@@ -79,7 +79,7 @@ class Applied:
 
 
 Apply = Callable[[Path, Sequence[str | Path], Path, PredictionSettings, Notify], Applied]
-"""Of the folder of a model, scans as given, OUT, settings, and what is called with each part of the work."""
+"""Function of a model's folder, the scans as given, OUT, the settings, and a callback that is notified of progress."""
 
 
 def predict_scans(
@@ -90,12 +90,17 @@ def predict_scans(
     *,
     on_part: Notify | None = None,
 ) -> PredictionSummary:
-    """Apply a task's model to scans, and write `predictions.csv`, `rejected.csv`, and for a segmentation `predictions/`.
+    """Apply a task's model to scans, and write `predictions.csv`, `rejected.csv` and, for a segmentation, `predictions/`.
 
-    model: the --out folder of a task, or its `model/`. scans: files and folders, or one table of items (CSV, Parquet), which a
-    model of structures or of clinical columns needs. on_part is called with what is being done.
+    Args:
+        model: The --out folder of a task, or its `model/`.
+        scans: Files and folders, or one table of items (CSV, Parquet); models of structures or points need a table.
+        out: Folder for the results.
+        settings: How the model is applied.
+        on_part: Called with a description of each step of the work.
 
-    Raises TaskError when the folder holds no model, or no scan can be used.
+    Raises:
+        TaskError: The folder holds no model, another run has locked `out`, or no scan can be used.
     """
     settings, out, notify = settings or PredictionSettings(), Path(out), on_part or (lambda text: None)
     task, apply, folder = find_model(model)
@@ -104,7 +109,7 @@ def predict_scans(
         if not is_table(Path(scans[0])):
             applied = replace(applied, notes=(*applied.notes, describe_names()))
         write_frame(out / "predictions.csv", pd.DataFrame(applied.rows))
-        refused = [(one.source, one.reason) for one in applied.refused]
+        refused = [(refusal.source, refusal.reason) for refusal in applied.refused]
         write_frame(out / "rejected.csv", pd.DataFrame(refused, columns=["source", "reason"]))
         count = len({row["item"] for row in applied.rows})
         outcome = {"task": task.name, "predicted": count, "refused": len(refused), "notes": list(applied.notes)}
@@ -125,9 +130,10 @@ def predict_scans(
 
 
 def find_model(path: str | Path) -> tuple[Task, Apply, Path]:
-    """The task that left a model, what applies it, and its folder: the given one, or its `model/`.
+    """Find the task of a saved model, the function that applies it, and its folder, which is `path` or its `model/`.
 
-    Raises TaskError when neither holds a model.
+    Raises:
+        TaskError: Neither folder holds a model.
     """
     for folder in (Path(path), Path(path) / "model"):
         for task in TASKS.values():
@@ -140,7 +146,7 @@ def find_model(path: str | Path) -> tuple[Task, Apply, Path]:
 def list_items(
     scans: Sequence[str | Path], clinical: Sequence[str], settings: PredictionSettings
 ) -> tuple[list[Item], list[Refusal]]:
-    """Items of one table, or one for each series found; names are unique and can be file names."""
+    """List the items of a table, or one item per series of the given files; names of the latter are unique, valid file names."""
     first = Path(scans[0])
     if len(scans) == 1 and is_table(first):
         if settings.clinical is not None:
@@ -168,7 +174,7 @@ def list_items(
 
 
 def _join_clinical(items: Sequence[Item], path: Path, names: Sequence[str], patient: str) -> list[Item]:
-    """Items with the clinical values of their patients; raises TableError for a patient who is not in the table."""
+    """Add the clinical values of their patients to items; raises TableError if the table lacks a patient."""
     columns = Columns(path)
     patients = columns.text(patient)
     read = {name: columns.numbers_or_words(name) for name in names}
@@ -176,7 +182,7 @@ def _join_clinical(items: Sequence[Item], path: Path, names: Sequence[str], pati
     wanted = {item.patient for item in items}
     for row, name in enumerate(patients):
         if name is not None:
-            # The user's table knows the patients by their own names; who has the key can join the two.
+            # The user's table has the original patient IDs, which have to be turned into pseudonyms to match.
             name = name if name in wanted else name_patient(name)
             rows.setdefault(name, []).append({column: values[row] for column, values in read.items()})
     absent = sorted(wanted - set(rows))

@@ -1,6 +1,6 @@
-"""What frozen features know: a linear probe, k nearest neighbours, and ridge regression of a number.
+"""Probes of frozen features: linear probe, k nearest neighbours, and ridge regression.
 
-Features are n x p; labels are codes 0..K-1, each of which occurs in training; scores are n x K and sum to 1.
+Features are n x p. Labels are codes 0..K-1, all of which occur in training. Scores are n x K and sum to 1.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 REGULARISATIONS = tuple(10.0**power for power in (-2, -1, 0, 1, 2, 3, 4))
-"""Values of C tried, for features divided by sqrt(p), so that one range serves any number of features."""
+"""Candidate values of C. Features are divided by sqrt(p), so the same range suits any number of features."""
 PENALTIES = tuple(10.0**power for power in (4, 3, 2, 1, 0, -1, -2, -3))
-"""Of ridge regression, for the same features; of equally good ones the largest is taken."""
+"""Candidate penalties of ridge regression, for features scaled in the same way; ties are resolved to the largest."""
 _UNCHOSEN = 1.0
 _INNER_FOLDS = 5
 _TEMPERATURE = 0.07
@@ -40,16 +40,16 @@ class LinearProbe:
     scale: Floats
     "p; 1 where a feature is constant."
     weights: Floats
-    "K x p, on standardised features; K is 1 if binary."
+    "K x p, for standardised features; K is 1 if binary."
     bias: Floats
     "K"
     regularisation: float
-    "The C that was chosen."
+    "The chosen C."
     read: int
-    "Leading features that are read; the weights of the others are 0."
+    "Number of leading features in use; the weights of the others are 0."
 
     def score(self, features: ArrayLike) -> Floats:
-        """Probabilities, n x K (K >= 2), of features, n x p."""
+        """Compute class probabilities (n x K, K >= 2) from features (n x p)."""
         standard = (_check_features(features) - self.mean) / self.scale
         logits = standard @ self.weights.T + self.bias
         if logits.shape[1] == 1:
@@ -67,18 +67,27 @@ def linear_probe(
     stage_ends: Sequence[int] = (),
     seed: int = 0,
 ) -> Floats:
-    """Scores, n_test x K, of a linear probe fitted to the training items alone."""
+    """Fit a linear probe to the training items (`fit_linear_probe`) and return its scores of the test items, n_test x K."""
     return fit_linear_probe(train_features, train_labels, train_patients, stage_ends=stage_ends, seed=seed).score(test_features)
 
 
 def fit_linear_probe(
     features: ArrayLike, labels: ArrayLike, patients: ArrayLike, *, stage_ends: Sequence[int] = (), seed: int = 0
 ) -> LinearProbe:
-    """Standardise and fit a logistic regression; C by log loss in an inner, grouped, stratified cross-validation.
+    """Fit a logistic regression to standardised features, choosing C by log loss in stratified inner folds by patient.
 
-    stage_ends: the columns after which a probe may stop reading: those of x1, of x1 and x2, ... (decision 0010); where it stops
-    is chosen with C, in the same inner folds. None: it reads all.
-    With one patient of a class nothing can be left out: C is 1, and all is read. Raises TaskError for one class or for NaN.
+    If a class has only one patient, inner folds are impossible: C is then 1, and all features are used.
+
+    Args:
+        features: n x p.
+        labels: Codes 0..K-1.
+        patients: Patient of each item.
+        stage_ends: Numbers of leading features that the probe may be restricted to: those of x1, of x1 and x2, ... (decision 0010).
+            The number is chosen along with C; if empty, all features are used.
+        seed: Seed of the inner folds.
+
+    Raises:
+        TaskError: There is only one class, or features are not finite.
     """
     features, labels = _check_features(features), np.asarray(labels, dtype=np.int64)
     if len(np.unique(labels)) < 2:
@@ -87,7 +96,7 @@ def fit_linear_probe(
 
 
 def fit_scaled_probe(features: ArrayLike, labels: ArrayLike, patients: ArrayLike, *, seed: int = 0) -> LinearProbe:
-    """As `fit_linear_probe`, for features whose scales mean something (principal components, standardised columns) and stay."""
+    """Like `fit_linear_probe`, but keeps the scales of features for which they matter (components, standardised columns)."""
     features, labels = _check_features(features), np.asarray(labels, dtype=np.int64)
     if len(np.unique(labels)) < 2:
         raise TaskError("the training items are of one class", do="Give items of at least two classes")
@@ -110,10 +119,10 @@ def _fit_scaled(
         losses = _measure_losses(_to_points(standard[:, :end])[0], labels, patients, seed)
         if losses is None:
             break
-        place = int(np.argmin(losses))
-        # The fewest features that do as well.
-        if least is None or losses[place] < least[0]:
-            least = float(losses[place]), end, REGULARISATIONS[place]
+        best = int(np.argmin(losses))
+        # Strictly lower, so that ties are resolved to fewer features.
+        if least is None or losses[best] < least[0]:
+            least = float(losses[best]), end, REGULARISATIONS[best]
     _, read, regularisation = least or (math.nan, count, _UNCHOSEN)
     points, axes = _to_points(standard[:, :read])
     model = _fit_logistic(points, labels, regularisation)
@@ -131,15 +140,15 @@ class RidgeProbe:
     scale: Floats
     "p; 1 where a feature is constant."
     weights: Floats
-    "p, on standardised features."
+    "p, for standardised features."
     bias: float
     penalty: float
-    "The one of PENALTIES that was chosen."
+    "The chosen one of PENALTIES."
     read: int
-    "Leading features that are read; the weights of the others are 0."
+    "Number of leading features in use; the weights of the others are 0."
 
     def predict(self, features: ArrayLike) -> Floats:
-        """Numbers, n, of features, n x p."""
+        """Predict values (n) from features (n x p)."""
         predicted: Floats = (_check_features(features) - self.mean) / self.scale @ self.weights + self.bias
         return predicted
 
@@ -147,10 +156,13 @@ class RidgeProbe:
 def fit_ridge_probe(
     features: ArrayLike, values: ArrayLike, patients: ArrayLike, *, stage_ends: Sequence[int] = (), seed: int = 0
 ) -> RidgeProbe:
-    """Standardise and fit a ridge regression to numbers (n); the penalty by squared error in inner folds by patient.
+    """Fit a ridge regression to standardised features, choosing the penalty by squared error in inner folds by patient.
 
-    stage_ends: as of `fit_linear_probe`. With one patient nothing can be left out: the penalty is 1, and all is read.
-    Raises TaskError for features that are not finite.
+    With only one patient, inner folds are impossible: the penalty is then 1, and all features are used. Arguments are those of
+    `fit_linear_probe`, with values (n) instead of labels.
+
+    Raises:
+        TaskError: Features are not finite.
     """
     from sklearn.linear_model import Ridge
 
@@ -162,9 +174,9 @@ def fit_ridge_probe(
         errors = _measure_errors(_to_points(standard[:, :end])[0], values, patients, seed)
         if errors is None:
             break
-        place = int(np.argmin(errors))
-        if least is None or errors[place] < least[0]:
-            least = float(errors[place]), end, PENALTIES[place]
+        best = int(np.argmin(errors))
+        if least is None or errors[best] < least[0]:
+            least = float(errors[best]), end, PENALTIES[best]
     _, read, penalty = least or (math.nan, features.shape[1], _UNCHOSEN)
     points, axes = _to_points(standard[:, :read])
     model = Ridge(alpha=penalty).fit(points, values)
@@ -174,7 +186,7 @@ def fit_ridge_probe(
 
 
 def _measure_errors(points: Floats, values: Floats, patients: ArrayLike, seed: int) -> Floats | None:
-    """Squared error out of inner folds for each of PENALTIES, summed over items; None where no patient can be left out."""
+    """Sum squared errors over inner folds for each of PENALTIES; None if there are too few patients for folds."""
     patients = np.asarray(patients, dtype=str)
     folds = min(_INNER_FOLDS, len(set(patients.tolist())))
     if folds < 2:
@@ -182,7 +194,7 @@ def _measure_errors(points: Floats, values: Floats, patients: ArrayLike, seed: i
     errors = np.zeros(len(PENALTIES))
     for split in plan_splits(patients, folds=folds, seed=seed):
         known, center, level = points[split.train], points[split.train].mean(axis=0), values[split.train].mean()
-        # One decomposition gives the fits of all penalties.
+        # A single decomposition yields the fits for all penalties.
         left, singular, axes = np.linalg.svd(known - center, full_matrices=False)
         turned, asked = left.T @ (values[split.train] - level), (points[split.test] - center) @ axes.T
         for place, penalty in enumerate(PENALTIES):
@@ -194,10 +206,10 @@ def _measure_errors(points: Floats, values: Floats, patients: ArrayLike, seed: i
 def neighbour_probe(
     train_features: ArrayLike, train_labels: ArrayLike, train_patients: ArrayLike, test_features: ArrayLike, *, seed: int = 0
 ) -> Floats:
-    """Scores, n_test x K, of the 20 nearest training items (fewer if there are fewer) by cosine of standardised features.
+    """Score test items (n_test x K) by their 20 nearest training items, by cosine similarity of standardised features.
 
-    Votes weigh exp(cosine / 0.07), as in Wu et al., CVPR 2018. Nothing is drawn or grouped: `train_patients` and `seed` make
-    the signature that of `linear_probe`.
+    Votes are weighted by exp(cosine / 0.07), as in Wu et al., CVPR 2018. `train_patients` and `seed` are unused; they make the
+    signature equal to that of `linear_probe`.
     """
     train, test = _check_features(train_features), _check_features(test_features)
     labels = np.asarray(train_labels, dtype=np.int64)
@@ -211,7 +223,7 @@ def neighbour_probe(
 
 
 def _measure_losses(points: Floats, labels: NDArray, patients: ArrayLike, seed: int) -> Floats | None:
-    """Log loss out of inner folds for each of REGULARISATIONS, summed over items; None where nothing can be left out."""
+    """Sum log losses over inner folds for each of REGULARISATIONS; None if a class has too few patients for folds."""
     patients = np.asarray(patients, dtype=str)
     fewest = min(len(set(patients[labels == label].tolist())) for label in np.unique(labels))
     if fewest < 2:
@@ -229,26 +241,29 @@ def _measure_losses(points: Floats, labels: NDArray, patients: ArrayLike, seed: 
 
 
 def _fit_logistic(points: Floats, labels: NDArray, regularisation: float) -> LogisticRegression:
-    # Here and not above: applying a kept probe does not need sklearn, which takes 0.6 s to load.
+    # Imported here because applying a saved probe does not need sklearn, which takes 0.6 s to import.
     from sklearn.linear_model import LogisticRegression
 
-    # Newton with conjugate gradients: of sklearn's solvers the quickest here by two to a hundred times, for any K.
+    # Newton-CG is 2 to 100 times as fast here as sklearn's other solvers, for any K.
     return LogisticRegression(C=regularisation, solver="newton-cg", tol=1e-5, max_iter=1000).fit(points, labels)
 
 
 def _to_points(standard: Floats) -> tuple[Floats, Floats | None]:
-    """Standardised features divided by sqrt(p), in as many coordinates as there are items, with the axes of these."""
+    """Divide standardised features by sqrt(p); if there are more features than items, rotate them into n coordinates.
+
+    Returns the coordinates and their axes (None if not rotated).
+    """
     scaled = standard / math.sqrt(standard.shape[1])
     if len(scaled) >= scaled.shape[1]:
         return scaled, None
-    # An L2 penalty does not see a rotation, and the weights lie in the span of the items: n coordinates do for p features.
+    # The L2 penalty is invariant to rotation, and the weights lie in the span of the items, so n coordinates suffice.
     left, singular, axes = np.linalg.svd(scaled, full_matrices=False)
     return left * singular, axes
 
 
 def _measure_scale(features: Floats) -> tuple[Floats, Floats]:
     mean, scale = features.mean(axis=0), features.std(axis=0)
-    # A constant feature has a deviation of rounding errors.
+    # Rounding gives constant features a tiny deviation.
     return mean, np.where(scale > 1e-12 * (np.abs(mean) + 1), scale, 1.0)
 
 

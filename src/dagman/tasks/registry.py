@@ -1,7 +1,7 @@
-"""The tasks by name: what the command line, a study, the pages and `dagman predict` need to know of each.
+"""Registry of tasks, for the command line, studies, reports and `dagman predict`.
 
-A part that is heavy to import, or lies above this package, is named as "module:attribute" and imported when it is used:
-`dagman --help` stays quick, and no task is imported for another's sake. In code of one's own the part itself may stand there.
+Parts that are slow to import, or that belong to a higher layer, are given as "module:attribute" and imported on use. This keeps
+`dagman --help` fast, and no task imports another. Code outside dagman may register the object itself.
 """
 
 from __future__ import annotations
@@ -13,40 +13,44 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class KeptModel:
-    """How `dagman predict` knows and applies the model that a task leaves in OUT/model."""
+    """How `dagman predict` recognises and applies the model that a task saves in OUT/model."""
 
     file: str
-    "A file that such a folder holds, and no other task's: classifier.json."
+    "Name of a file that only this task's model folders contain, such as classifier.json."
     apply: Any
-    "A `dagman.tasks.prediction.Apply`, or its name."
+    'A `dagman.tasks.prediction.Apply`, or its "module:attribute".'
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task. Its command builds its settings and runs it, so that both are checked by their types; it is read by name here."""
+    """A task. Parts of type Any are objects or their "module:attribute"."""
 
     name: str
-    "Of its command, and of `task` in a study."
+    "Name of its command, and value of `task` in a study."
     help: str
     "Its line in `dagman --help`."
     command: Any
-    "A Typer app with one command, or its name."
+    "Typer app with one command, which builds the task's settings and runs it."
     page: Any
-    "Writes report.html of one model (Results -> Path), or its name; several models have the page of a comparison."
+    "Function that writes report.html for one model (Results -> Path); several models share the page of a comparison."
     methods: Any = None
-    "What was done, in sentences to quote (Results, settings -> list of str), or its name; None: splits and statistics alone."
+    "Function that describes the methods in sentences (Results, settings -> list of str); None: only splits and statistics."
     model: KeptModel | None = None
-    "None: the task keeps no model."
+    "The saved model; None if the task saves none."
     kinds: tuple[str, ...] = ()
-    "What its results are called in metrics.json; the task's own name where there are no kinds."
+    "Values of `task` in its metrics.json; empty: the task's name."
 
 
 TASKS: dict[str, Task] = {}
-"""Every task by its name, in the order of `dagman --help`."""
+"""All tasks by name, in the order of `dagman --help`."""
 
 
 def register_task(task: Task) -> Task:
-    """Add a task; raises ValueError where its name is taken."""
+    """Add a task to the registry.
+
+    Raises:
+        ValueError: The name is already registered.
+    """
     if task.name in TASKS:
         raise ValueError(f"the task {task.name!r} is already registered")
     TASKS[task.name] = task
@@ -54,18 +58,18 @@ def register_task(task: Task) -> Task:
 
 
 def find_task(kind: str) -> Task | None:
-    """The task whose results metrics.json calls so; None where it is not registered."""
+    """Find the task whose metrics.json has the given value of `task`; None if it is not registered."""
     return next((task for task in TASKS.values() if kind in (task.kinds or (task.name,))), None)
 
 
 def list_keeping() -> str:
-    """The names of the tasks that keep a model, for a sentence."""
+    """Join the names of the tasks that save a model, for a sentence."""
     *others, last = (task.name for task in TASKS.values() if task.model is not None)
     return f"{', '.join(others)} or {last}"
 
 
 def load_part(part: Any) -> Any:
-    """A part of a task: imported where it is given as "module:attribute"."""
+    """Return a part of a task, importing it if it is given as "module:attribute"."""
     if not isinstance(part, str):
         return part
     module, _, name = part.partition(":")

@@ -1,4 +1,4 @@
-"""Whether the features of a structure lie nearest to those of the same structure in other patients: nothing is trained."""
+"""Retrieve structures across patients by their frozen features, without any training."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from dagman.errors import TaskError
 
 
 def retrieve_across_patients(features: ArrayLike, labels: ArrayLike, patients: ArrayLike) -> float:
-    """Share of items whose nearest item of another patient has the same label; a label of one patient alone is not asked for.
+    """Compute the share of items whose nearest item of another patient has the same label.
 
-    features: N x C, compared by the cosine of their standardised columns. labels, patients: N.
-    Raises TaskError when no label occurs in two patients.
+    Items whose label occurs in only one patient are not counted.
+
+    Args:
+        features: N x C, compared by the cosine similarity of their standardised columns.
+        labels: Label of each item.
+        patients: Patient of each item.
+
+    Raises:
+        TaskError: No label occurs in two patients.
     """
     values, codes, people = np.asarray(features, dtype=np.float64), np.asarray(labels), np.asarray(patients, dtype=str)
     spread = values.std(axis=0)

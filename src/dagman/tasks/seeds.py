@@ -1,4 +1,4 @@
-"""Two models compared over seeds: means, spread, and whether their difference is more than the seeds' own."""
+"""Compare two models over several seeds: means, spread, and whether their difference exceeds the variation between seeds."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class SeedComparison:
-    """One question put to a pretrained and to a fresh network, once a seed.
+    """Comparison of a pretrained with a randomly initialised network on one question, with one value per seed.
 
-    question, measure: in words. pretrained, fresh: a value a seed, paired. rising: whether more is better.
-    others: what needs no network, by name.
+    Attributes:
+        question: The question in words.
+        measure: The measure in words.
+        pretrained: Value of the pretrained network for each seed.
+        fresh: Value of the randomly initialised network for each seed, paired with `pretrained`.
+        rising: Whether higher is better.
+        others: Name and value of baselines that need no network.
     """
 
     question: str
@@ -30,12 +35,12 @@ class SeedComparison:
 
     @property
     def difference(self) -> float:
-        """Pretrained minus fresh, the mean over the seeds."""
+        """Mean over seeds of pretrained minus randomly initialised."""
         return float(np.mean(np.subtract(self.pretrained, self.fresh)))
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % interval of the difference: Student's t of the paired differences; None for one seed, which has no spread."""
+        """95 % interval of the difference, by Student's t of the paired differences; None with a single seed."""
         gains = np.subtract(self.pretrained, self.fresh)
         if len(gains) < 2:
             return None
@@ -44,24 +49,24 @@ class SeedComparison:
 
     @property
     def outcome(self) -> Outcome:
-        """Whether pretraining made it better or worse; "open" where the interval holds 0, or there is none."""
+        """Whether pretraining improved the measure; "open" if the interval contains 0 or there is none."""
         if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
             return "open"
         return "better" if (self.difference > 0) == self.rising else "worse"
 
     @property
     def best_other(self) -> str | None:
-        """The best of `others`, where it does better than the pretrained network on average."""
+        """Name of the best of `others` if it is better than the pretrained network's mean; otherwise None."""
         sign = 1 if self.rising else -1
         name, value = max(self.others, key=lambda other: sign * other[1], default=("", 0.0))
         return name if name and sign * value > sign * float(np.mean(self.pretrained)) else None
 
     def to_values(self) -> dict[str, object]:
-        """The comparison as plain values, for a JSON file."""
+        """Return the comparison as plain values for JSON."""
         return {**asdict(self), "difference": self.difference, "interval": self.interval, "outcome": self.outcome}
 
 
 def describe_values(values: Sequence[float]) -> str:
-    """The mean with the standard deviation over seeds; of one seed the value alone."""
+    """Format the mean ± standard deviation over seeds; with a single seed, only the value."""
     mean = f"{np.mean(values):.3f}"
     return f"{mean} ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else mean

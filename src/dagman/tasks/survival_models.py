@@ -1,6 +1,6 @@
-"""Models of time and event on frozen features and clinical columns, fitted to training patients alone.
+"""Survival models on frozen features and clinical columns, fitted only to training patients.
 
-n patients, p features, k numbers of a design. Both models score a risk (n) and survive(times) (n T).
+Notation: n patients, p features, k columns of a design, T times.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ from dagman.tables.clinical import ClinicalDesign, Values, fit_clinical
 Floats = NDArray[np.float64]
 
 COMPONENTS = 32
-"""Most principal components of the features; fewer where fewer hold `_HELD` of the variance. [ours]"""
+"""Maximum number of principal components; fewer are used if they explain `_HELD` of the variance. [ours]"""
 _HELD = 0.95
 TREES = 200
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Projection:
-    """Features standardised and reduced to principal components, as plain arrays that can be stored.
+    """Standardisation and principal components of features, as plain arrays that can be stored.
 
-    Components keep their relative spreads; the first has a deviation of 1, like a standardised clinical number, so that
-    neither outweighs the other under one penalty.
+    Components keep their relative spread; the first is scaled to a standard deviation of 1 like a standardised clinical value, so
+    that a common penalty treats both alike.
     """
 
     mean: Floats
     "p"
     scale: Floats
-    "p; 1 where a feature is constant."
+    "p; 1 for constant features."
     axes: Floats
     "p k"
 
     def encode(self, features: ArrayLike) -> Floats:
-        """Components, n k, of features, n p."""
+        """Project features (n p) onto the components (n k)."""
         return ((np.asarray(features, dtype=np.float64) - self.mean) / self.scale) @ self.axes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Design:
-    """What a model is given of a patient: components of its features, its clinical numbers, or both."""
+    """Encoding of patients for a model: components of their features, their clinical values, or both."""
 
     projection: Projection | None = None
     clinical: ClinicalDesign | None = None
 
     def encode(self, features: NDArray | None, patients: Sequence[Values]) -> Floats:
-        """Numbers, n k; `features` (n p) and `patients` are needed where the design was fitted to them."""
+        """Return the design matrix (n k); `features` (n p) and clinical values are used if the design was fitted to them."""
         parts = []
         if self.projection is not None and features is not None:
             parts.append(self.projection.encode(features))
@@ -63,9 +63,10 @@ class Design:
 
 
 def fit_projection(features: ArrayLike, *, components: int = COMPONENTS, held: float = _HELD) -> Projection:
-    """Standardise features (n p) and keep the components that hold `held` of their variance, at most `components`.
+    """Standardise features (n p) and keep the components that explain `held` of their variance, at most `components`.
 
-    Raises TaskError for features that are not finite.
+    Raises:
+        TaskError: Features are not finite.
     """
     features = np.asarray(features, dtype=np.float64)
     wrong = int(np.sum(~np.isfinite(features).all(axis=1)))
@@ -73,7 +74,7 @@ def fit_projection(features: ArrayLike, *, components: int = COMPONENTS, held: f
         what = f"the features of {count_noun(wrong, 'patient')} hold NaN or infinite numbers"
         raise TaskError(what, do="Embed them again, or drop them")
     mean, scale = features.mean(axis=0), features.std(axis=0)
-    # A constant feature has a deviation of rounding errors.
+    # Rounding gives constant features a tiny deviation.
     scale = np.where(scale > 1e-12 * (np.abs(mean) + 1), scale, 1.0)
     _, spreads, axes = np.linalg.svd((features - mean) / scale, full_matrices=False)
     shares = np.cumsum(spreads**2) / max(float(np.sum(spreads**2)), 1e-300)
@@ -83,7 +84,7 @@ def fit_projection(features: ArrayLike, *, components: int = COMPONENTS, held: f
 
 
 def fit_design(features: NDArray | None, patients: Sequence[Values], *, clinical: bool, categorical: Sequence[str] = ()) -> Design:
-    """The design of training patients: of their features (n p) where given, of their clinical values where asked for."""
+    """Fit a design to training patients, from their features (n p) unless None, and their clinical values if `clinical`."""
     return Design(
         projection=None if features is None else fit_projection(features),
         clinical=fit_clinical(patients, categorical) if clinical else None,
@@ -92,27 +93,28 @@ def fit_design(features: NDArray | None, patients: Sequence[Values], *, clinical
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Forest:
-    """A fitted random survival forest; it lives as long as its process, as storing it would need pickle."""
+    """A fitted random survival forest. It cannot be saved, because this would need pickle."""
 
     trees: Any
 
     def score(self, design: ArrayLike) -> Floats:
-        """Expected number of events (n): higher is earlier."""
+        """Return the risk (n) as the expected number of events; higher means earlier events."""
         return np.asarray(self.trees.predict(np.asarray(design, dtype=np.float64)))
 
     def survive(self, design: ArrayLike, times: ArrayLike) -> Floats:
-        """Chance of no event until each of the times, n T."""
+        """Predict the probability of surviving each of the times without event (n T)."""
         if not np.size(times):
             return np.empty((len(np.asarray(design)), 0))
         steps = self.trees.predict_survival_function(np.asarray(design, dtype=np.float64), return_array=True)
-        places = np.searchsorted(self.trees.unique_times_, np.asarray(times, dtype=np.float64), side="right")
-        return np.concatenate([np.ones((len(steps), 1)), steps], axis=1)[:, places]
+        columns = np.searchsorted(self.trees.unique_times_, np.asarray(times, dtype=np.float64), side="right")
+        return np.concatenate([np.ones((len(steps), 1)), steps], axis=1)[:, columns]
 
 
 def fit_forest(design: ArrayLike, time: ArrayLike, event: ArrayLike, *, seed: int = 0) -> Forest:
-    """A random survival forest (Ishwaran et al., Ann. Appl. Stat. 2008) of 200 trees on a design (n k).
+    """Fit a random survival forest (Ishwaran et al., Ann. Appl. Stat. 2008) with 200 trees to a design (n k).
 
-    Raises TaskError when no event was seen.
+    Raises:
+        TaskError: There are no events.
     """
     from sksurv.ensemble import RandomSurvivalForest
     from sksurv.util import Surv
