@@ -1,7 +1,7 @@
-"""Task 1 of the paper: classify items by a linear probe, k-NN, or fine-tuning; full- and few-shot, by patient, with intervals.
+"""Task 1 of the paper: classify items by a linear probe, k-NN or fine-tuning, full- and few-shot, by patient, with intervals.
 
-Several models are given the same items, crops, splits and draws. What was scored is kept as it comes, so that the same command
-repeated goes on where it stopped.
+Several models are compared on the same items, crops, splits and draws. Scores are saved as they are computed, so that the same
+command resumes after an interruption.
 """
 
 from __future__ import annotations
@@ -61,16 +61,16 @@ from dagman.tasks.probes import fit_linear_probe, linear_probe, neighbour_probe
 METHODS = ("linear", "knn", "finetune")
 _PROBES = ("linear", "knn")
 SMOOTHING = 0.1
-"""Of labels in fine-tuning: a network soon knows a few dozen items by heart, and its certainty would stop it too early."""
+"""Label smoothing in fine-tuning: a network soon memorises a few dozen items, and overconfidence would stop it too early."""
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationSettings(Protocol):
-    """How items are classified and judged."""
+    """Settings of a classification and its evaluation."""
 
     methods: tuple[str, ...] = ("linear", "knn")
-    "Of METHODS; fine-tuning costs more."
+    "Some of METHODS; fine-tuning takes longer."
     crop: CropSpec = FROM_SIZE
     device: str = "auto"
     precision: str = "fp32"
@@ -92,18 +92,27 @@ def classify_items(
     cache: str | Path | None = None,
     on_part: Callable[[str], None] | None = None,
 ) -> Results:
-    """Classify a table's items out of fold and write the results folder (all but the report).
+    """Classify a table's items out of fold and write the results folder, except for the report.
 
-    table: read with `label`. cache: folder of feature vectors; None: `features` in `out`. on_part: called with each part.
-    With one model, the one fitted to all training items is kept in `out/model` (fine-tuned if asked for, else the linear probe).
+    With a single model, the network or else the linear probe fitted to all training items is saved in `out/model`.
 
-    Raises TaskError when the items cannot be split, or a model cannot do what was asked.
+    Args:
+        models: The models to compare.
+        table: Table that was read with `label`.
+        out: Folder for the results.
+        settings: Settings of the classification.
+        store: Store to read scans from, if they are in it.
+        cache: Folder that caches feature vectors; None: `features` in `out`.
+        on_part: Called with a description of each step of the work.
+
+    Raises:
+        TaskError: The label is continuous, the items cannot be split, or no model supports the methods.
     """
     settings, out = _settle(settings or ClassificationSettings(), table), Path(out)
     refuse_continuous(table)
     if not any(_can(spec, method) for spec in models for method in settings.methods):
         raise TaskError(f"{models[0].text} has no weights to fine-tune", do="Use --method linear, or give a network")
-    # Refuses what cannot be split before hours of reading.
+    # Refuses impossible splits before hours of reading scans.
     _plan(table, settings)
     return run_pipeline(
         "classify",
@@ -166,7 +175,7 @@ def _classify(inputs: TaskInputs, out: Path, settings: ClassificationSettings, s
 
 
 def _choose_shown(inputs: TaskInputs, found: Sequence[Scored]) -> Scored:
-    """Whose examples the page shows: the first model's, by fine-tuning if it was, with all labels."""
+    """Choose the scores whose examples the report shows: the first model's, with all labels, by fine-tuning if used."""
     of_first = [scored for scored in found if scored.model == inputs.models[0].name]
     scored = next((s for s in reversed(of_first) if s.method == "finetune"), of_first[-1])
     if scored.method == "knn":
@@ -179,13 +188,13 @@ def _can(spec: ModelSpec, method: str) -> bool:
 
 
 def _settle(settings: ClassificationSettings, table: Table) -> ClassificationSettings:
-    """With the number of repeats that is meant where none is given."""
+    """Set the number of repeats to its default if it was not given."""
     repeats = settings.count_repeats(trains="finetune" in settings.methods, given=table.splits is not None)
     return replace(settings, repeats=repeats)
 
 
 def _plan(table: Table, settings: ClassificationSettings) -> tuple[list[Split], list[Subset], list[str]]:
-    """Splits, few-shot subsets, and notes on those that cannot be."""
+    """Plan splits and few-shot subsets, with notes on subsets that are impossible."""
     splits = plan_splits(
         table.patients,
         table.codes,
@@ -201,7 +210,7 @@ def _plan(table: Table, settings: ClassificationSettings) -> tuple[list[Split], 
 
 @dataclass(kw_only=True, eq=False)
 class _Jobs:
-    """Scores of every model, method, subset, draw and split; each is kept in a journal and never computed twice."""
+    """Computes the scores of every model, method, subset, draw and split, once each, and saves them in a journal."""
 
     inputs: TaskInputs
     splits: list[Split]
@@ -215,15 +224,15 @@ class _Jobs:
         self.starts: dict[str, NDArray[np.float32]] = {}
         self.last_ended = ""
         self.tuned: FinetunedModel | None = None
-        "Fitted to all training items of the table's own split: the model to keep, were it to be fitted again."
+        "Model fitted to all training items of the table's own split, which need not be fitted again to be saved."
 
     def explain_ends(self) -> list[str]:
-        """Why fine-tunings ended where they did, with a count of each reason."""
+        """Describe why fine-tunings ended, with the count of each reason."""
         total = count_noun(len(self.ended), "training")
         return [f"fine-tuning: {why} in {count} of {total}" for why, count in Counter(self.ended.values()).most_common()]
 
     def score(self, model: ModelInput, method: str, subset: Subset, notify: Notify) -> tuple[Scored, list[dict[str, Any]]]:
-        """All repeats and draws of one model, method and subset: scores, and rows of predictions.csv."""
+        """Score all repeats and draws of one model, method and subset; returns scores and rows of predictions.csv."""
         table, done = self.inputs.table, itertools.count(1)
         text = f"{model.name}: {method}, {subset.name} of the labels, fit"
         count = count_parts(notify, text, len(self.splits) * subset.draws)
@@ -264,16 +273,16 @@ class _Jobs:
     def _probe(self, model: ModelInput, method: str, split: Split, train: Indices) -> Floats:
         if model.features is None:
             raise ValueError("no features were needed")
-        # A class that the given split never trains on has no column.
+        # A class without training items in the given split has no column.
         present, compact = np.unique(self.inputs.table.codes[train], return_inverse=True)
         patients = self.inputs.table.patients[train]
         known, asked, seed = model.features[train], model.features[split.test], self.settings.seed
         if method == "linear":
-            got = linear_probe(known, compact, patients, asked, stage_ends=model.stage_ends, seed=seed)
+            predicted = linear_probe(known, compact, patients, asked, stage_ends=model.stage_ends, seed=seed)
         else:
-            got = neighbour_probe(known, compact, patients, asked)
+            predicted = neighbour_probe(known, compact, patients, asked)
         scores = np.zeros((len(split.test), len(self.inputs.table.classes)))
-        scores[:, present] = got
+        scores[:, present] = predicted
         return scores
 
     def _finetune(self, model: ModelInput, split: Split, train: Indices, seed: int) -> Floats:
@@ -293,7 +302,7 @@ def _fit_network(
     seed: int,
     starts: dict[str, NDArray[np.float32]],
 ) -> FinetunedModel:
-    """Fine-tune from the linear probe of the items it is fitted to, stopped by `val` or an inner split; classes weigh alike."""
+    """Fine-tune from the linear probe, stopping by `val` or else an inner split; classes have equal weight."""
     if model.encoder is None:
         raise ValueError("only networks are fine-tuned")
     codes, patients = inputs.table.codes, inputs.table.patients
@@ -335,9 +344,9 @@ def _draw_seed(settings: ClassificationSettings, repeat: int, fold: int, draw: i
 
 
 def _keep_model(inputs: TaskInputs, out: Path, settings: ClassificationSettings, tuned: FinetunedModel | None) -> None:
-    """Fit to all items but those of a given test or validation part, and write `out/model`; k-NN alone leaves none.
+    """Fit to all items except given test and validation parts, and write `out/model`; k-NN has no model to save.
 
-    tuned: what was fitted to just these items already, if it was.
+    `tuned` is the network that was already fitted to exactly these items, if any.
     """
     model, table = inputs.models[0], inputs.table
     parts = table.splits
@@ -357,7 +366,7 @@ def _keep_model(inputs: TaskInputs, out: Path, settings: ClassificationSettings,
         ),
     }
     if "finetune" in settings.methods and model.encoder is not None:
-        # Of a given split this is the seed of what was scored, so that a run that went on keeps the same model.
+        # With a given split, the seed is that of the scored network, so that a resumed run saves the same model.
         seed = address(settings.seed, "classify", "final") % 2**62 if parts is None else _draw_seed(settings, 0, 0, 0)
         tuned = tuned or _fit_network(inputs, model, train, val, settings, seed, {})
         save_classifier(Classifier(method="finetune", encoder=tuned.encoder, head=tuned.head, **about), out / "model")

@@ -1,4 +1,4 @@
-"""A kept classifier on new items: the probability of each class."""
+"""Apply a saved classifier to new items: the probability of each class."""
 
 from __future__ import annotations
 

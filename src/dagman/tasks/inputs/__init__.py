@@ -1,1 +1,1 @@
-"""What a model is given of a table: its items' crops, features and descriptors."""
+"""Inputs of models: crops, features and descriptors of a table's items."""

@@ -1,6 +1,6 @@
-"""What is compared with networks: a structure's size, raw voxels, and the histogram of intensities; numpy alone.
+"""Baselines for comparison with networks: a structure's size, raw voxels, and the histogram of intensities.
 
-A network that does not beat these on an item has learned nothing that the task needed.
+A network that is not better than these has learned nothing useful for the task.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Vector = NDArray[np.float32]
 Describe = Callable[[OpenItem, ItemCrop], Vector]
 
 PIXEL_GRID = 16
-"""Side of the grid that raw voxels are averaged to."""
+"""Side of the grid of cells over which raw voxels are averaged."""
 BINS = 32
-"""Bins of the histogram, over the intensity range."""
+"""Number of bins of the histogram."""
 _RANGE = (-1000.0, 500.0)
 _DIRECTIONS = 256
 
@@ -33,9 +33,10 @@ HISTOGRAM_COLUMNS = tuple(f"bin_{number:02d}" for number in range(BINS))
 
 
 def describe_size(opened: OpenItem, crop: ItemCrop) -> Vector:
-    """Diameter of the sphere of equal volume (mm), longest axis (mm), and volume (ml) of the structure in the item's mask.
+    """Measure the structure in the item's mask: diameter of the sphere of equal volume (mm), longest axis (mm), volume (ml).
 
-    Raises TableError for an item without a mask.
+    Raises:
+        TableError: The item has no mask.
     """
     if opened.inside is None:
         raise TableError(
@@ -45,12 +46,12 @@ def describe_size(opened: OpenItem, crop: ItemCrop) -> Vector:
 
 
 def measure_size(inside: NDArray[np.bool_], spacing: Sequence[float]) -> Vector:
-    """Diameter (mm), longest axis (mm) and volume (ml) of what is True; `spacing` in mm along X, Y, Z.
+    """Measure diameter (mm), longest axis (mm) and volume (ml) of a mask; `spacing` in mm along X, Y, Z.
 
-    The longest axis is the largest width over 256 directions, from voxel edge to voxel edge: within 1 % of the true one.
+    The longest axis is the largest width over 256 directions, between outer edges of voxels; it is accurate to 1 %.
     """
     volume = float(np.count_nonzero(inside)) * float(np.prod(spacing))
-    # What lies farthest in any direction is the first or the last of its column.
+    # The farthest voxel in any direction is the first or last of its column, so only these are needed.
     ends = np.stack([inside.argmax(axis=2), inside.shape[2] - 1 - inside[:, :, ::-1].argmax(axis=2)], axis=2)
     columns = np.argwhere(inside.any(axis=2))
     heights = ends[columns[:, 0], columns[:, 1]]
@@ -58,20 +59,20 @@ def measure_size(inside: NDArray[np.bool_], spacing: Sequence[float]) -> Vector:
     directions = _spread_directions(_DIRECTIONS)
     along = points @ directions.T
     widths = along.max(axis=0) - along.min(axis=0) + np.abs(directions) @ np.asarray(spacing)
-    # Edge to edge overshoots along diagonals by part of a voxel; no axis is longer than the box's diagonal.
+    # The width between edges overestimates diagonals by a fraction of a voxel; the box's diagonal is an upper bound.
     longest = float(min(widths.max(), np.linalg.norm(np.ptp(points, axis=0) + np.asarray(spacing))))
     return np.array([(6 * volume / np.pi) ** (1 / 3), longest, volume / 1000], dtype=np.float32)
 
 
 def describe_pixels(opened: OpenItem, crop: ItemCrop) -> Vector:
-    """The crop averaged to 16^3 cells, intensities in [0, 1]."""
+    """Average the crop over 16^3 cells, with intensities in [0, 1]."""
     block = crop.voxels.shape[0] // PIXEL_GRID
     cells = _to_unit(crop).reshape(PIXEL_GRID, block, PIXEL_GRID, block, PIXEL_GRID, block)
     return cells.mean(axis=(1, 3, 5)).ravel()
 
 
 def describe_histogram(opened: OpenItem, crop: ItemCrop) -> Vector:
-    """Shares of 32 bins of intensity inside the structure (a ball around a point, all of a whole scan)."""
+    """Compute the intensity histogram (shares of 32 bins) inside the structure, the ball around a point, or the whole scan."""
     counts, _ = np.histogram(_to_unit(crop)[crop.inside], bins=BINS, range=(0.0, 1.0))
     return (counts / max(counts.sum(), 1)).astype(np.float32)
 
@@ -81,7 +82,7 @@ DESCRIPTORS: dict[str, tuple[Describe, tuple[str, ...]]] = {
     "pixels": (describe_pixels, PIXEL_COLUMNS),
     "histogram": (describe_histogram, HISTOGRAM_COLUMNS),
 }
-"""How each kind of model without weights describes an item, and the names of its features."""
+"""For each kind of baseline, the function that describes an item, and the names of its features."""
 
 
 def _to_unit(crop: ItemCrop) -> NDArray[np.float32]:
@@ -90,7 +91,7 @@ def _to_unit(crop: ItemCrop) -> NDArray[np.float32]:
 
 
 def _spread_directions(count: int) -> NDArray[np.float64]:
-    """Unit vectors spread evenly over a half sphere (golden spiral)."""
+    """Spread unit vectors evenly over a half sphere (golden spiral)."""
     heights = (np.arange(count) + 0.5) / count
     turns = np.pi * (1 + 5**0.5) * np.arange(count)
     radii = np.sqrt(1 - heights**2)

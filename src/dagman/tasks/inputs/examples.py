@@ -1,4 +1,4 @@
-"""The most and the least certain items, right and wrong, kept with their crops (and attention) for the report's pictures."""
+"""Save example items with their crops and attention for the report's pictures."""
 
 from __future__ import annotations
 
@@ -25,17 +25,29 @@ from dagman.tasks.inputs.item_crops import ItemCrop, cut_items
 from dagman.tasks.inputs.model_inputs import TaskInputs
 
 EACH = 3
-"""Items shown of each of the four kinds."""
+"""Number of items of each of the four kinds."""
 FILE = "examples.npz"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Example:
-    """One item: its crop in HU (X Y Z), where was pooled, the attention relative to uniform (x y z) or None, and what was said.
+    """An example item with its crop and prediction.
 
-    `kind` is such as "most certain, wrong"; `probability` is that of the predicted class; `words` stand in their place where an
-    item has no classes, but a risk. `within` is what of the crop is scan, as in `store.crops.Crop`; older files hold neither it
-    nor patient and file.
+    Attributes:
+        name: Name of the item.
+        kind: Why it was chosen, such as "most certain, wrong".
+        label: True class.
+        predicted: Predicted class.
+        probability: Probability of the predicted class.
+        spacing: Voxel size in mm.
+        modality: Modality of the scan.
+        voxels: The crop in HU, X Y Z.
+        inside: Voxels over which features were pooled.
+        attention: Attention relative to uniform, x y z; None without semantic attention.
+        patient: The patient; empty in older files.
+        file: File name of the scan; empty in older files.
+        within: Part of the crop inside the scan, as in `store.crops.Crop`; None in older files.
+        words: The prediction in words, if there are no classes.
     """
 
     name: str
@@ -55,23 +67,23 @@ class Example:
 
 
 def choose_examples(labels: NDArray, scores: NDArray, each: int = EACH) -> list[tuple[int, str]]:
-    """Places (into labels n, scores n K) of the most and least certain items, right and wrong, with the name of their kind."""
+    """Choose the most and least certain items, right and wrong, from labels (n) and scores (n K); returns indices and kinds."""
     predicted, certainty = scores.argmax(axis=1), scores.max(axis=1)
     chosen: list[tuple[int, str]] = []
     taken: set[int] = set()
     for certain in ("most certain", "least certain"):
         for outcome in ("right", "wrong"):
-            places = np.flatnonzero((predicted == labels) == (outcome == "right"))
-            order = places[np.argsort(certainty[places] * (-1 if certain.startswith("most") else 1), kind="stable")]
-            new = [int(place) for place in order if int(place) not in taken][:each]
+            rows = np.flatnonzero((predicted == labels) == (outcome == "right"))
+            order = rows[np.argsort(certainty[rows] * (-1 if certain.startswith("most") else 1), kind="stable")]
+            new = [int(row) for row in order if int(row) not in taken][:each]
             taken.update(new)
-            chosen += [(place, f"{certain}, {outcome}") for place in new]
+            chosen += [(row, f"{certain}, {outcome}") for row in new]
     return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """An item to be kept with its crop: its kind, and what was predicted of it, as in `Example`."""
+    """An item chosen as an example; fields are those of `Example`."""
 
     item: Item
     kind: str
@@ -82,7 +94,7 @@ class Chosen:
 
 
 def choose_scored(inputs: TaskInputs, scored: Scored, items: Mapping[str, Item]) -> list[Chosen]:
-    """The most and least certain of what was scored; `items` gives each by its name in `scored`."""
+    """Choose the most and least certain of the scored items; `items` maps their names in `scored` to items."""
     classes = inputs.table.classes
     return [
         Chosen(
@@ -99,7 +111,7 @@ def choose_scored(inputs: TaskInputs, scored: Scored, items: Mapping[str, Item])
 def write_examples(
     folder: str | Path, inputs: TaskInputs, chosen: Sequence[Chosen], *, model: str, method: str, store: Store | None = None
 ) -> None:
-    """Write examples.npz whole: the chosen items' crops, with the attention of the first model."""
+    """Write examples.npz with the crops of the chosen items and the attention of the first model."""
     encoder = inputs.models[0].encoder
     cut = cut_items(encoder.reader if encoder else ANY_SCAN, [one.item for one in chosen], store=store, crop=inputs.crop)
     crops = dict(zip([item.name for item in cut.items], cut.crops, strict=True))
@@ -132,7 +144,11 @@ def write_examples(
 
 
 def read_examples(folder: str | Path) -> tuple[str, list[Example]]:
-    """Which model and method they are of, and the examples; none where the file is absent. Raises TaskError when it is damaged."""
+    """Read the examples, along with their model and method; returns no examples if there is no file.
+
+    Raises:
+        TaskError: The file is damaged.
+    """
     path = Path(folder) / FILE
     if not path.is_file():
         return "", []
@@ -154,7 +170,7 @@ def read_examples(folder: str | Path) -> tuple[str, list[Example]]:
 
 
 def _attend(encoder: Encoder, crop: ItemCrop) -> NDArray[np.float32] | None:
-    """Attention over heads relative to uniform, on units; None where the network has no semantic attention."""
+    """Compute the mean attention over heads relative to uniform, on units; None without semantic attention."""
     if encoder.config.semantic is None:
         return None
     heads = encoder.attend(torch.from_numpy(crop.voxels)[None, None], modality=crop.modality)[0]

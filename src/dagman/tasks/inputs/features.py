@@ -1,4 +1,4 @@
-"""Features of a table for any model, from the same crops; computed once, whatever the folds, repeats and tasks."""
+"""Extract features of a table's items for any model, from the same crops; they do not depend on folds, repeats or tasks."""
 
 from __future__ import annotations
 
@@ -33,12 +33,20 @@ def extract_features(
     dask: str | None = None,
     on_item: Callable[[int], None] | None = None,
 ) -> FeatureTable:
-    """A vector for each item that can be used, in the table's order; the others are in `refused`, each with its reason.
+    """Extract a feature vector for each usable item, in the table's order; the others are in `refused` with their reasons.
 
-    crop: as `encoder.items`; give `choose_table_crop`'s to several models, and they see the same crops.
-    cache: folder of vectors that networks keep and find by content. dask: as in `stream_features`. on_item: called with how many
-    items are done.
-    Raises TableError when most points lie outside their scans, TaskError when nothing is left.
+    Args:
+        model: The model.
+        table: A table, or items.
+        store: Store to read scans from, if they are in it.
+        crop: Requested crop, as in `encoder.items`; pass that of `choose_table_crop` to give several models the same crops.
+        cache: Folder that caches the vectors of networks by content.
+        dask: Address of a Dask scheduler, as in `stream_features`.
+        on_item: Called with the number of finished items.
+
+    Raises:
+        TableError: Most points lie outside their scans.
+        TaskError: No item can be used.
     """
     items = table.items if isinstance(table, Table) else tuple(table)
     if isinstance(model, ModelSpec) and model.has_network:
@@ -53,16 +61,16 @@ def extract_features(
 
 
 def choose_table_crop(table: Table | Sequence[Item], asked: CropSpec = FROM_SIZE) -> CropSpec:
-    """What the crops of all models have in common; see `choose_item_crop`."""
+    """Choose the crop for all models in a comparison; see `choose_item_crop`."""
     items = table.items if isinstance(table, Table) else tuple(table)
     return choose_item_crop(items, ANY_SCAN, asked)
 
 
 def describe_refused(refused: Sequence[RefusedItem]) -> list[str]:
-    """A sentence for each reason why items were left out, with the items' names."""
+    """Describe why items were skipped: one sentence per reason, with the items' names."""
     notes: dict[str, list[str]] = {}
-    for one in refused:
-        notes.setdefault(one.reason, []).append(one.item.name)
+    for refusal in refused:
+        notes.setdefault(refusal.reason, []).append(refusal.item.name)
     return [f"left out {list_some(names)}: {reason}" for reason, names in notes.items()]
 
 

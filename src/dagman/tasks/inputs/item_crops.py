@@ -1,7 +1,7 @@
-"""Crops of a table's items, cut once and kept: what every model of a task is given.
+"""Cut crops of a table's items once, for all models of a task.
 
-The shape of a crop is that of `encoder.items` (one spacing a table, a side that suits each structure); a whole scan becomes
-one crop that holds all of it, so that it too can be fine-tuned on.
+Crops have the shape that `encoder.items` defines: one spacing per table, and a side that suits each structure. A whole scan becomes
+a single crop, so that networks can be fine-tuned on it as well.
 """
 
 from __future__ import annotations
@@ -36,9 +36,14 @@ from dagman.tables.items import Item
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ItemCrop:
-    """A crop as it is kept: `voxels` int16 X Y Z (HU, MR as stored), where to pool (True), and the voxel size in mm.
+    """A crop of an item.
 
-    within: what of it is scan and not mirrored, as in `Crop`.
+    Attributes:
+        voxels: int16 X Y Z, in HU; MR as stored.
+        inside: True at voxels over which features are pooled.
+        modality: Modality of the scan.
+        spacing: Voxel size in mm.
+        within: Part of the crop inside the scan, without mirrored padding, as in `Crop`.
     """
 
     voxels: NDArray[np.int16] = field(repr=False)
@@ -50,14 +55,14 @@ class ItemCrop:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ItemCrops:
-    """Crops of items in the table's order, the content hashes of their scans, and who was refused."""
+    """Crops of items in the table's order, with the content hashes of their scans, and the rejected items."""
 
     items: tuple[Item, ...]
     crops: tuple[ItemCrop, ...] = field(repr=False)
     hashes: tuple[str, ...] = field(repr=False)
     refused: tuple[RefusedItem, ...] = ()
     cut: dict[str, float] = field(default_factory=dict)
-    "By name: the share of an item's mask that lies outside its scan, where there is one."
+    "Share of an item's mask that lies outside its scan, by name, for items with such a share."
 
     def __len__(self) -> int:
         return len(self.items)
@@ -71,9 +76,13 @@ def cut_items(
     crop: CropSpec = FROM_SIZE,
     grids: list[Grid] | None = None,
 ) -> ItemCrops:
-    """The crop of each item, int16; about 0.8 MB for 64^3 voxels.
+    """Cut the crop of each item; 64^3 voxels take about 0.8 MB.
 
-    grids: as in `open_items`. Raises TableError when most points lie outside their scans, SettingsError for a crop that cannot be.
+    `grids` is that of `open_items`.
+
+    Raises:
+        TableError: Most points lie outside their scans.
+        SettingsError: The requested crop is impossible.
     """
     found: list[tuple[Item, ItemCrop, str]] = []
     refused: list[RefusedItem] = []
@@ -103,7 +112,7 @@ def stream_crops(
     crop: CropSpec = FROM_SIZE,
     grids: list[Grid] | None = None,
 ) -> Iterator[tuple[OpenItem, ItemCrop] | RefusedItem]:
-    """Each item with its crop, scan by scan; what is held does not grow with their number. grids: as in `open_items`."""
+    """Yield each item with its crop, scan by scan, in constant memory; `grids` is that of `open_items`."""
     items = list(items)
     cut = _prepare_cutter(reader, choose_item_crop(items, reader, crop))
     for opened in open_items(reader, items, store=store, grids=grids):
@@ -134,11 +143,11 @@ def _prepare_cutter(reader: ScanReader, asked: CropSpec) -> Callable[[OpenItem],
 
 
 def _cut_whole(reader: ScanReader, scan: Scan) -> tuple[Crop, CropShape]:
-    """All of a scan in one cube of at most 128 voxels a side: at the encoder's spacing if that is enough, else coarser."""
+    """Cut a whole scan as a cube of at most 128 voxels per side, at the encoder's spacing or, if necessary, a coarser one."""
     body = reader.read(reader.prepare(scan))
     extent = max(size * step for size, step in zip(body.shape, body.spacing, strict=True))
     spacing = max(reader.spacing, extent / LARGEST_SIDE)
-    # A tolerance for 64.00000000000001 voxels.
+    # Tolerates rounding, such as 64.00000000000001 voxels.
     side = int(np.ceil(extent / spacing / 32 - 1e-6)) * 32
     shape = CropShape(side, spacing)
     center = body.affine.to_world([(np.array(body.shape) - 1) / 2])[0]

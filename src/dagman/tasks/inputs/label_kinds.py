@@ -1,4 +1,4 @@
-"""Whether a label names classes, or is a number that a classification would take apart."""
+"""Distinguish labels that are classes from continuous numbers, which need a regression."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from dagman.errors import TaskError
 from dagman.tables.table import Table
 
 _MOST_FRACTIONS = 5
-"""Different numbers, one of them not whole, that may still be classes: half grades."""
+"""Maximum number of classes if some are fractions, such as half grades."""
 _MOST_COUNTS = 20
-"""Different whole numbers that may still be classes. [ours]"""
+"""Maximum number of classes if all are whole numbers. [ours]"""
 
 
 def refuse_continuous(table: Table) -> None:
-    """Raise TaskError where the table's label is a number of many values, naming the command that predicts it."""
+    """Refuse a label with many numeric values.
+
+    Raises:
+        TaskError: The label is continuous; the message suggests `dagman regress`.
+    """
     try:
         numbers = [float(name) for name in table.classes]
     except ValueError:

@@ -1,4 +1,4 @@
-"""What several models are given for one table: features and crops of exactly the same items."""
+"""Gather the inputs of several models for a table: features and crops of exactly the same items."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from dagman.tasks.models import ModelSpec, load_network, name_models
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelInput:
-    """One model with what it says of the items: features n x C, or none where only crops were asked for."""
+    """A model with its features of the items, n x C; None if only crops are needed."""
 
     name: str
     spec: ModelSpec
@@ -37,19 +37,19 @@ class ModelInput:
 
     @property
     def stage_ends(self) -> tuple[int, ...]:
-        """Columns of `features` after which a probe may stop reading; empty where features have no stages."""
+        """Numbers of leading features that a probe may be restricted to, by stage; empty if there are no stages."""
         return list_stage_ends(self.encoder) if self.encoder else ()
 
     @property
     def digest(self) -> str:
-        """A hash of all that its scores depend on."""
+        """Hash of everything that the model's scores depend on."""
         weights = self.encoder.digest if self.encoder else self.spec.text
         return weights + (hash_array(self.features) if self.features is not None else "")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TaskInputs:
-    """All models, the items that every one of them can use, and their crops if a network is to be trained on them."""
+    """All models, the items that all of them can use, and the crops if a network is to be trained."""
 
     models: tuple[ModelInput, ...]
     table: Table
@@ -57,7 +57,7 @@ class TaskInputs:
     "Content hash of each item's scan."
     crops: tuple[ItemCrop, ...] = field(repr=False)
     crop: CropSpec
-    "Of the crops of all items; what is None is chosen for each."
+    "Size and spacing of all crops; those that are None are chosen for each item."
     notes: tuple[Note, ...] = ()
 
 
@@ -74,9 +74,10 @@ def gather_inputs(
     precision: str = "fp32",
     notify: Callable[[str], None] | None = None,
 ) -> TaskInputs:
-    """Features of the table for each model (`embed`), and its crops (`cut`); an item that one cannot use is left out for all.
+    """Extract features of the table for each model (`embed`) and cut crops (`cut`); items that any model rejects are skipped.
 
-    Raises TaskError when none is left, and what reading and loading raise.
+    Raises:
+        TaskError: No item can be used, or features are not finite or all identical.
     """
     notify = notify or (lambda text: None)
     names = name_models(specs)
@@ -128,13 +129,13 @@ def gather_inputs(
 
 
 def count_parts(notify: Callable[[str], None], text: str, total: int) -> Callable[[int], None]:
-    """What is called with how many parts are done: it notifies of the one that is next, such as "crop 3 of 20"."""
+    """Return a callback for the number of finished parts; it notifies of the next part, such as "crop 3 of 20"."""
     notify(f"{text} 1 of {total}")
     return lambda done: notify(f"{text} {done + 1} of {total}") if done < total else None
 
 
 def warn_of_overlap(inputs: TaskInputs, tested: NDArray[np.int64]) -> list[Note]:
-    """A warning for each model whose pretraining saw scans of the tested items, naming them all."""
+    """Warn about each model that was pretrained on scans of the tested items, naming these scans."""
     scans = [Path(str(inputs.table.items[i].scan)).name for i in tested]
     hashes = [inputs.hashes[i] for i in tested]
     warnings = []
@@ -147,7 +148,7 @@ def warn_of_overlap(inputs: TaskInputs, tested: NDArray[np.int64]) -> list[Note]
 
 
 def _check_features(model: ModelInput) -> list[Note]:
-    """A note on items with equal features; raises TaskError where a value is not finite, or all items are equal."""
+    """Note items with identical features; raises TaskError if features are not finite, or identical for all items."""
     values = model.features
     if values is None:
         return []
@@ -156,7 +157,7 @@ def _check_features(model: ModelInput) -> list[Note]:
         what = f"{model.name}: features of {count_noun(broken, 'item')} are not finite"
         raise TaskError(what, do="Its weights are probably damaged; pretrain again, or give another checkpoint")
     distinct = len(np.unique(values, axis=0))
-    # Of equal crops a network may give values that differ in their last digits.
+    # For identical crops, a network's outputs may differ by rounding.
     if len(values) > 1 and float(np.ptp(values, axis=0).max()) <= 1e-5 * float(np.abs(values).max()):
         what = f"{model.name}: the features of all {len(values)} items are identical, so they cannot be distinguished"
         raise TaskError(what, do="Its pretraining has probably collapsed (see dagman report), or all items are the same scan")

@@ -1,1 +1,1 @@
-"""A number of each item: ridge regression on frozen features, or fine-tuning."""
+"""Regression of a number per item, by ridge regression on frozen features or by fine-tuning."""

@@ -1,4 +1,4 @@
-"""Which items of a regression the page shows: those predicted best, in the middle, and worst."""
+"""Choose the examples in a regression's report: the items with the smallest, median and largest errors."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dagman.tables.items import Item
 from dagman.tasks.inputs.examples import Chosen
 
 EACH = 2
-"""Items shown of each kind."""
+"""Number of items of each kind."""
 
 
 def choose_by_error(items: Mapping[str, Item], rows: Sequence[Mapping[str, Any]], each: int = EACH) -> list[Chosen]:
-    """The items whose mean prediction is least, middlingly and most off; `rows` as in predictions.csv, of one model and method."""
+    """Choose items by the error of their mean prediction; `rows` are those of predictions.csv for one model and method."""
     numbers: dict[str, list[float]] = {}
     for row in rows:
         numbers.setdefault(row["item"], []).append(row["predicted"])

@@ -1,4 +1,4 @@
-"""A kept regression on new items: a number of each."""
+"""Apply a saved regression to new items: a number for each."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A number of each item, predicted out of fold by a ridge probe or by fine-tuning; full- and few-shot, with intervals.
+"""Predict a number per item out of fold, by a ridge probe or fine-tuning, full- and few-shot, with intervals.
 
-Several models are given the same items, crops, splits and draws. What was fine-tuned is kept as it comes, so that the same command
-repeated goes on where it stopped.
+Several models are compared on the same items, crops, splits and draws. Predictions of fine-tuned networks are saved as they are
+computed, so that the same command resumes after an interruption.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionSettings(Protocol):
-    """What number is predicted, how, and how that is judged."""
+    """Settings of a regression and its evaluation."""
 
     label: str
-    "The table's column of the number, read among its `clinical` columns."
+    "Column of the number, which is one of the table's `clinical` columns."
     methods: tuple[str, ...] = ("ridge",)
-    "Of METHODS; fine-tuning costs more."
+    "Some of METHODS; fine-tuning takes longer."
     crop: CropSpec = FROM_SIZE
     device: str = "auto"
     precision: str = "fp32"
@@ -75,19 +75,21 @@ def regress_items(
     cache: str | Path | None = None,
     on_part: Callable[[str], None] | None = None,
 ) -> Results:
-    """Predict a number of a table's items out of fold and write the results folder (all but the report).
+    """Predict a number per item of a table out of fold and write the results folder, except for the report.
 
-    table: read with the label among its `clinical` columns; rows without a number are left out and noted. With one model, the one
-    fitted to all training items is kept in `out/model` (fine-tuned if asked for, else the ridge probe).
+    With a single model, a regression fitted to all training items is saved in `out/model`: fine-tuned if requested, otherwise the
+    ridge probe. Arguments are those of `classify_items`; the table must have been read with the label among its `clinical` columns,
+    and rows without a number are skipped with a warning.
 
-    Raises TaskError when the column holds no numbers that differ, or when the items cannot be split.
+    Raises:
+        TaskError: The column has no distinct numbers, the items cannot be split, or no model supports the methods.
     """
     out, table = Path(out), take_numbers(table, settings.label)
     if not any(_can(spec, method) for spec in models for method in settings.methods):
         raise TaskError(f"{models[0].text} has no weights to fine-tune", do="Use --method ridge, or give a network")
     repeats = settings.count_repeats(trains="finetune" in settings.methods, given=table.splits is not None)
     settings = replace(settings, repeats=repeats)
-    # Refuses what cannot be split before hours of reading.
+    # Refuses impossible splits before hours of reading scans.
     _plan(table, settings)
     return run_pipeline(
         "regress",
@@ -100,9 +102,10 @@ def regress_items(
 
 
 def take_numbers(table: Table, label: str) -> Table:
-    """The items that have a number in a column, and a warning of those that have none.
+    """Keep the items that have a number in a column, and warn about the others.
 
-    Raises TaskError for a column of words, and where all numbers are equal.
+    Raises:
+        TaskError: The column holds words, no numbers, or only equal numbers.
     """
     words = [item for item in table.items if isinstance(item.clinical[label], str)]
     if words:
@@ -120,7 +123,7 @@ def take_numbers(table: Table, label: str) -> Table:
 
 
 def read_numbers(table: Table, label: str) -> Floats:
-    """The number of each item, n."""
+    """Return the number of each item, n."""
     return np.array([item.clinical[label] for item in table.items], dtype=np.float64)
 
 
@@ -129,7 +132,7 @@ def _can(spec: ModelSpec, method: str) -> bool:
 
 
 def _plan(table: Table, settings: RegressionSettings) -> tuple[list[Split], list[Subset], list[str]]:
-    """Splits, few-shot subsets, and notes on those that cannot be."""
+    """Plan splits and few-shot subsets, with notes on subsets that are impossible."""
     splits = plan_splits(
         table.patients, folds=settings.folds, repeats=settings.count_repeats(), seed=settings.seed, given=table.splits
     )
@@ -139,7 +142,7 @@ def _plan(table: Table, settings: RegressionSettings) -> tuple[list[Split], list
 
 @dataclass(kw_only=True, eq=False)
 class _Regression:
-    """One run: every model, method, subset, draw and split of the same items."""
+    """A run over every model, method, subset, draw and split on the same items."""
 
     inputs: TaskInputs
     out: Path
@@ -154,7 +157,7 @@ class _Regression:
         self.kept = {row["key"]: row["predicted"] for row in read_rows(self.out / "scores.jsonl")}
         self.pooled: dict[str, NDArray[np.float32]] = {}
         self.tuned: FinetunedModel | None = None
-        "Fitted to all training items of the table's own split: the model to keep, were it to be fitted again."
+        "Model fitted to all training items of the table's own split, which need not be fitted again to be saved."
 
     def evaluate(self) -> Evaluation:
         settings, table = self.settings, self.table
@@ -206,7 +209,7 @@ class _Regression:
         write_examples(self.out, self.inputs, chosen, model=shown.model, method=shown.method, store=self.store)
 
     def _score(self, model: ModelInput, method: str, subset: Subset) -> tuple[Predicted, list[dict[str, Any]]]:
-        """All repeats and draws of one model, method and subset: numbers, and rows of predictions.csv."""
+        """Predict all repeats and draws of one model, method and subset; returns predictions and rows of predictions.csv."""
         table, everyone = self.table, np.zeros(len(self.table))
         columns = subset.draws * (1 + max(split.repeat for split in self.splits))
         predicted, folds = np.full((len(table), columns), np.nan), np.full((len(table), columns), -1)
@@ -262,7 +265,7 @@ class _Regression:
         return fit_ridge_probe(features, self.values[train], patients, stage_ends=model.stage_ends, seed=self.settings.seed)
 
     def _finetune(self, model: ModelInput, train: Indices, val: Indices, seed: int) -> FinetunedModel:
-        """Fine-tune from the ridge probe of the items it is fitted to, on squared errors of standardised numbers."""
+        """Fine-tune from the ridge probe, with the squared error of standardised values as loss."""
         if model.encoder is None:
             raise ValueError("only networks are fine-tuned")
         if model.name not in self.pooled:
@@ -289,7 +292,7 @@ class _Regression:
         return replace(tuned, head=scale_head(tuned.head, scale=scale, shift=shift))
 
     def _keep(self) -> None:
-        """Fit to all items but those of a given test or validation part, and write `out/model`."""
+        """Fit to all items except given test and validation parts, and write `out/model`."""
         model, table, settings = self.inputs.models[0], self.table, self.settings
         everything = np.arange(len(table))
         train = everything if table.splits is None else everything[table.splits == "train"]
@@ -307,7 +310,7 @@ class _Regression:
             ),
         )
         if tunes:
-            # Of a given split this is the seed of what was scored, so that a run that went on keeps the same model.
+            # With a given split, the seed is that of the scored network, so that a resumed run saves the same model.
             seed = address(settings.seed, "regress", "final") % 2**62 if table.splits is None else self._draw_seed(0, 0, 0)
             tuned = self.tuned or self._finetune(model, train, val, seed)
             kept = keep(method="finetune", encoder=tuned.encoder, head=tuned.head)

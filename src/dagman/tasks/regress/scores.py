@@ -1,10 +1,10 @@
-"""The measures of predicted numbers, with intervals and paired differences; repeats and draws as columns.
+"""Measures of a regression with intervals and paired differences between models.
 
-R², MAE and RMSE judge each item by itself, and pool the items of all folds. Spearman's ρ ranks items against one another, and does
-so within each fold alone: the mean of a model's training part is highest where its test part is lowest, so that ranks over all
-folds would make a useless model seem worse than chance (as for the AUC, `evaluation.auc`).
+R², MAE and RMSE assess each item by itself and pool the items of all folds. Spearman's ρ ranks items only within a fold: the mean
+of a training part is highest where the mean of its test part is lowest, so ranking across folds would make a useless model seem
+worse than chance (as for the AUC, see `evaluation.auc`).
 
-Letters: n items, R repeats and draws. Predictions are n R; folds n R hold the fold that an item was tested in.
+Notation: n items, R columns (one per repeat and draw). Predictions are n R; `folds` (n R) holds the test fold of each item.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ MEASURES = ("r2", "mae", "rmse", "spearman")
 COMPARED = ("r2", "mae")
 """Measures whose differences between models are tested, the main one first."""
 _LEAST = 1e-12
-"""Errors below are those of rounding; a logarithm needs more than 0."""
+"""Lower bound of errors before taking logarithms; smaller errors are due to rounding."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predicted:
-    """Numbers that one model predicted by one method from one subset, of the tested items alone."""
+    """Out-of-fold predictions of one model, method and subset, for the tested items only."""
 
     model: str
     method: str
@@ -45,9 +45,9 @@ class Predicted:
 
 
 def measure_numbers(one: Predicted, *, resamples: int = 2000, seed: int = 0) -> list[Measurement]:
-    """Every measure, as the mean over repeats, with its interval over patients, widened for refitting if there are folds.
+    """Compute every measure, averaged over repeats, with its interval over patients, widened for refitting if there are folds.
 
-    Errors, and 1 - R², are widened as logarithms: a few large errors would else take the other end to 0, as if all were right.
+    Errors and 1 - R² are widened on a logarithmic scale; otherwise a few large errors could move the other end to 0.
     """
     return [
         Measurement(
@@ -58,7 +58,7 @@ def measure_numbers(one: Predicted, *, resamples: int = 2000, seed: int = 0) -> 
 
 
 def compare_numbers(scored: Sequence[Predicted], *, resamples: int = 2000, seed: int = 0) -> list[Comparison]:
-    """The first model minus each other one, for every method and subset that both have, by the paired bootstrap over patients."""
+    """Compare the first model with each other one by the paired bootstrap, for every method and subset that both have."""
     return [
         Comparison(
             name=name,
@@ -75,7 +75,7 @@ def compare_numbers(scored: Sequence[Predicted], *, resamples: int = 2000, seed:
 
 
 def prepare_measure(name: str, one: Predicted) -> Metric:
-    """One of MEASURES as a function of rows of items, as a resample draws them; NaN where it is undefined."""
+    """Return one of MEASURES as a function of the rows of items in a resample; NaN if undefined."""
     if name == "spearman":
         return _prepare_spearman(one.values, one.predicted, one.folds)
     return lambda rows: _measure_pooled(name, one.values[rows], one.predicted[rows])
@@ -101,7 +101,7 @@ def _estimate(name: str, one: Predicted, resamples: int, seed: int) -> Interval:
 
 
 def _prepare_log_error(name: str, one: Predicted) -> Metric:
-    """The logarithm of an error, or of 1 - R², of rows of items."""
+    """Return the logarithm of an error, or of 1 - R², as a function of rows of items."""
     measure = prepare_measure(name, one)
 
     def log_error(rows: NDArray[np.int64]) -> float:
@@ -116,7 +116,7 @@ def _take_columns(one: Predicted, columns: NDArray[np.int64]) -> Predicted:
 
 
 def _measure_pooled(name: str, values: Floats, predicted: Floats) -> float:
-    """The mean over columns of a measure; R² is undefined for values that do not differ."""
+    """Compute the mean of a measure over columns; R² is NaN if all values are equal."""
     off = values[:, None] - predicted
     if name == "mae":
         return float(np.abs(off).mean())
@@ -128,7 +128,7 @@ def _measure_pooled(name: str, values: Floats, predicted: Floats) -> float:
 
 
 def _prepare_spearman(values: Floats, predicted: Floats, folds: NDArray[np.int64]) -> Metric:
-    """The mean of the folds' rank correlations, weighted by their items; folds without an order are left out."""
+    """Prepare the mean rank correlation over folds, weighted by their items; folds in which it is undefined are skipped."""
     groups = [
         (np.flatnonzero(folds[:, column] == fold), column)
         for column in range(folds.shape[1])
@@ -157,7 +157,7 @@ def _prepare_spearman(values: Floats, predicted: Floats, folds: NDArray[np.int64
 
 
 class _Ranking:
-    """Midranks within groups of items that count several times, with the order found once."""
+    """Midranks within groups of items that may count several times; items are sorted only once."""
 
     def __init__(self, numbers: Floats, starts: NDArray[np.int64], sizes: Sequence[int]) -> None:
         group = np.repeat(np.arange(len(sizes)), sizes)
@@ -170,7 +170,7 @@ class _Ranking:
         self.start = starts[own]
 
     def rank(self, counts: Floats) -> Floats:
-        """Ranks in the items' order: those below in the group, and half of those alike."""
+        """Rank the items, in their order: the count of lower items in the group, plus half of the count of ties."""
         below = np.append(0.0, np.cumsum(counts[self.order]))
         ranks = np.empty(len(counts))
         ranks[self.order] = (below[self.first] + below[self.last]) / 2 - below[self.start]
