@@ -1,1 +1,1 @@
-"""Outcomes of patients: a response, or time and event."""
+"""Prediction of patient outcomes: survival (time and event), or a response."""

@@ -1,6 +1,7 @@
-"""Cox's proportional hazards (JRSS B 1972): the loss a network is tuned with, and the elastic net on frozen features.
+"""Cox's proportional hazards model (JRSS B 1972): losses for fine-tuning, and the elastic net on frozen features.
 
-n items; time >= 0, event True where seen, False where censored. A risk is the logarithm of a relative hazard: higher is earlier.
+Notation: n items, p features, T times; time >= 0, event True if observed and False if censored. A risk is the logarithm of a
+relative hazard, so a higher risk means earlier events.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Floats = NDArray[np.float64]
 MIXING = 0.5
 """Share of the lasso in the elastic net's penalty. [ours]"""
 PENALTIES = 20
-"""Length of the path of penalties, from the one that leaves no weight down to `_SMALLEST` of it."""
+"""Number of penalties on the path, from the smallest at which all weights are 0 down to `_SMALLEST` of it."""
 _SMALLEST = 0.02
 _INNER_FOLDS = 5
 _PATIENCE = 4
@@ -28,22 +29,22 @@ _TOLERANCE = 1e-7
 
 
 def measure_breslow_loss(risk: Tensor, time: Tensor, event: Tensor) -> Tensor:
-    """Negative log partial likelihood an event, ties as Breslow (Biometrics 1974); risk, time, event are n.
+    """Compute the negative log partial likelihood per event with Breslow's ties (Biometrics 1974); risk, time and event are n.
 
-    0, with gradients of 0, where no event was seen.
+    Without events, the loss and its gradient are 0.
     """
-    # float32: sums of exponentials in bfloat16 lose the smaller risks.
+    # In float32, because sums of exponentials in bfloat16 lose the smaller risks.
     risk, event = risk.float() if risk.dtype != torch.float64 else risk, event.bool()
     at_risk = torch.logsumexp(_mask_out(risk, time[None, :] >= time[:, None]), dim=1)
     return _average_events(risk - at_risk, event)
 
 
 def measure_efron_loss(risk: Tensor, time: Tensor, event: Tensor) -> Tensor:
-    """As `measure_breslow_loss`, ties as Efron (JASA 1977): of d tied events the k-th sees k/d of them already gone."""
+    """Like `measure_breslow_loss`, but with Efron's ties (JASA 1977): of d tied events, event k (from 0) sees k/d of them gone."""
     risk, event = risk.float() if risk.dtype != torch.float64 else risk, event.bool()
     at_risk = torch.logsumexp(_mask_out(risk, time[None, :] >= time[:, None]), dim=1)
     tied = (time[None, :] == time[:, None]) & event[None, :]
-    # Items without an event have no tie of their own; the diagonal keeps their sum defined, and they are not counted.
+    # Items without an event have no ties; the diagonal keeps their sum defined, and they are not counted below.
     dying = torch.logsumexp(_mask_out(risk, tied | torch.eye(len(risk), dtype=torch.bool, device=risk.device)), dim=1)
     earlier = torch.tril(tied, diagonal=-1).sum(dim=1).to(risk.dtype)
     gone = earlier / tied.sum(dim=1).clamp(min=1)
@@ -52,36 +53,38 @@ def measure_efron_loss(risk: Tensor, time: Tensor, event: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CoxModel:
-    """A fitted elastic net as plain arrays that can be stored."""
+    """A fitted Cox elastic net, as plain arrays that can be stored."""
 
     mean: Floats
-    "p; the training mean, at which the risk is 0."
+    "p; mean of the training items, at which the risk is 0."
     weights: Floats
     "p"
     times: Floats
-    "Event times seen in training, ascending."
+    "Event times in training, ascending."
     hazard: Floats
-    "Cumulative baseline hazard from each of them on (Breslow), of an item at the mean."
+    "Cumulative baseline hazard (Breslow) from each of these times on, for an item at the mean."
     penalty: float
-    "The penalty that was chosen."
+    "The chosen penalty."
 
     def score(self, features: ArrayLike) -> Floats:
-        """Risk (n) of features (n x p)."""
+        """Compute the risk (n) from features (n x p)."""
         return (np.asarray(features, dtype=np.float64) - self.mean) @ self.weights
 
     def survive(self, features: ArrayLike, times: ArrayLike) -> Floats:
-        """Chance of no event until each of the times, n x T."""
+        """Predict the probability of surviving each of the times without event, n x T."""
         hazard = np.append(0.0, self.hazard)[np.searchsorted(self.times, np.asarray(times, dtype=np.float64), side="right")]
-        # An exponent beyond 500 would overflow; survival is 0 long before.
+        # Larger exponents would overflow, and survival is 0 long before.
         return np.exp(-hazard[None, :] * np.exp(np.minimum(self.score(features), 500.0))[:, None])
 
 
 def fit_cox(features: ArrayLike, time: ArrayLike, event: ArrayLike, patients: ArrayLike, *, seed: int = 0) -> CoxModel:
-    """Fit the elastic net on features (n x p) of comparable scales; the penalty is chosen inside these items.
+    """Fit Cox's elastic net to features (n x p) of comparable scale.
 
-    Of a path of penalties that with the highest cross-validated partial likelihood (Verweij and van Houwelingen, Stat. Med.
-    1993), in folds by patient; with fewer than four patients with an event nothing can be left out, and the middle one is
-    taken. Raises TaskError when no event was seen.
+    The penalty with the highest cross-validated partial likelihood (Verweij and van Houwelingen, Stat. Med. 1993) is chosen, in
+    inner folds by patient; with fewer than four patients with an event, the middle of the path is used.
+
+    Raises:
+        TaskError: There are no events.
     """
     features, time, event = (
         np.asarray(features, dtype=np.float64),
@@ -102,7 +105,7 @@ def fit_cox(features: ArrayLike, time: ArrayLike, event: ArrayLike, patients: Ar
 
 
 def anchor_risk(risk: ArrayLike, time: ArrayLike, event: ArrayLike) -> CoxModel:
-    """A given risk (n) as a model of one feature of weight 1, with the baseline hazard of these items."""
+    """Convert a risk (n) to a Cox model with one feature of weight 1, and the baseline hazard of these items."""
     risk = np.asarray(risk, dtype=np.float64)[:, None]
     mean, weights = risk.mean(axis=0), np.ones(1)
     data = _Ordered.of(risk - mean, np.asarray(time, dtype=np.float64), np.asarray(event, dtype=bool))
@@ -112,7 +115,7 @@ def anchor_risk(risk: ArrayLike, time: ArrayLike, event: ArrayLike) -> CoxModel:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Ordered:
-    """Items by ascending time; `first` is where the items of each one's time begin, `last` the place behind them."""
+    """Items sorted by time; `first` and `last` are the slice of items with the same time as each item."""
 
     features: Floats
     time: Floats
@@ -128,7 +131,7 @@ class _Ordered:
         return cls(features=features[order], time=time, event=event[order], first=first, last=last)
 
     def evaluate(self, weights: Floats) -> tuple[Floats, Floats, float]:
-        """Relative hazards, their sums at risk at each item's time, and the log partial likelihood."""
+        """Compute relative hazards, their sum over items at risk at each item's time, and the log partial likelihood."""
         risk = self.features @ weights
         top = float(risk.max())
         hazards = np.exp(risk - top)
@@ -148,7 +151,7 @@ def _choose_penalty(features: Floats, time: Floats, event: NDArray[np.bool_], pa
     without = len(set(patients[~event].tolist()))
     if with_event < 4:
         return len(path) // 2
-    # Stratified by event where there are censored patients enough to fill the folds.
+    # Stratify by event only if there are enough censored patients for every fold.
     strata = event if without >= _INNER_FOLDS else None
     parts = []
     for split in plan_splits(patients, strata, folds=min(_INNER_FOLDS, with_event), seed=seed):
@@ -161,14 +164,14 @@ def _choose_penalty(features: Floats, time: Floats, event: NDArray[np.bool_], pa
     for penalty in path:
         weights = [_descend(kept, start, penalty) for (kept, _), start in zip(parts, weights, strict=True)]
         gains.append(sum(everyone.evaluate(w)[2] - kept.evaluate(w)[2] for (kept, everyone), w in zip(parts, weights, strict=True)))
-        # Smaller penalties only fit the training items closer, at ever higher cost.
+        # Smaller penalties would only overfit, and take longer.
         if len(gains) - int(np.argmax(gains)) > _PATIENCE:
             break
     return int(np.argmax(gains))
 
 
 def _descend(data: _Ordered, weights: Floats, penalty: float) -> Floats:
-    """Weights that minimise the penalised loss: proximal Newton steps, each halved until the loss falls."""
+    """Minimise the penalised loss by proximal Newton steps with step halving; returns the weights."""
     loss = _penalise(data, weights, penalty)
     for _ in range(50):
         gradient, curvature = _differentiate(data, weights)
@@ -193,10 +196,10 @@ def _penalise(data: _Ordered, weights: Floats, penalty: float) -> float:
 
 
 def _differentiate(data: _Ordered, weights: Floats) -> tuple[Floats, Floats]:
-    """Gradient (p) and curvature (p x p) of the mean negative log partial likelihood."""
+    """Compute gradient (p) and curvature (p x p) of the mean negative log partial likelihood."""
     hazards, at_risk, _ = data.evaluate(weights)
     count = len(hazards)
-    # What an item has lived through: the cumulative hazard up to and including its own time.
+    # Cumulative hazard up to and including the item's own time.
     lived = np.cumsum(data.event / at_risk)[data.last - 1]
     expected = hazards * lived
     gradient = data.features.T @ (expected - data.event)
@@ -207,7 +210,7 @@ def _differentiate(data: _Ordered, weights: Floats) -> tuple[Floats, Floats]:
 
 
 def _minimise_quadratic(gradient: Floats, curvature: Floats, weights: Floats, penalty: float) -> Floats:
-    """Coordinate descent on the second-order model of the loss around `weights`."""
+    """Minimise the second-order approximation of the penalised loss around `weights` by coordinate descent."""
     lasso, ridge = penalty * MIXING, penalty * (1 - MIXING)
     found, slope = weights.copy(), gradient.copy()
     stiffness = np.maximum(np.diag(curvature), 0.0) + ridge + 1e-12

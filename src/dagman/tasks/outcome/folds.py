@@ -1,4 +1,4 @@
-"""Time and event predicted for patients that no part of a model has seen: not its fills and scales, penalty, cut or baseline."""
+"""Predict survival out of fold: imputation, scales, penalty, cut-off and baseline are all fitted to training patients only."""
 
 from __future__ import annotations
 
@@ -29,43 +29,44 @@ Indices = NDArray[np.int64]
 
 METHODS = ("cox", "forest", "finetune")
 LEAST_EVENTS = 2
-"""Events without which a training part says nothing."""
+"""Minimum number of events in a training set."""
 
 _STEPS = 2
-"""Steps of an epoch of fine-tuning at least: batches of half the patients, up to 40."""
+"""Minimum number of fine-tuning steps per epoch: batches have half of the patients, up to 40."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Arm:
-    """What a model is given: features of the image, the clinical columns, or both; and what can be fine-tuned."""
+    """The inputs of a model: features of the image, clinical columns, or both, and the encoder and crops for fine-tuning."""
 
     name: str
     features: Floats | None = field(default=None, repr=False)
     "n p, the mean over a patient's items; None: no image."
     stage_ends: tuple[int, ...] = ()
-    "Features after which a probe may stop reading."
+    "Numbers of leading features that a probe may be restricted to."
     clinical: bool = False
     encoder: Encoder | None = None
     crops: tuple[ItemCrop, ...] = field(default=(), repr=False)
-    "One an item, in the order that `PooledPatients.members` refers to."
+    "Crop of each item, in the order that `PooledPatients.members` refers to."
 
     def can(self, method: str) -> bool:
-        """Whether a method has what it needs; fine-tuning is of the image alone."""
+        """Whether a method supports these inputs; fine-tuning needs a network, and uses only the image."""
         return method != "finetune" or (self.encoder is not None and not self.clinical)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TunedRisk:
-    """A fine-tuned encoder whose risk has a baseline; the risk of a patient is that of the highest of the lesions."""
+    """A fine-tuned encoder with a baseline hazard; the risk of a patient is the highest risk of the lesions."""
 
     tuned: FinetunedModel
     baseline: CoxModel
 
 
 def stratify_patients(patients: PooledPatients, folds: int) -> NDArray[np.int64] | None:
-    """Strata for splits: whether the event was seen; None where too few are censored to fill the folds.
+    """Return strata for splits, which are the events; None if there are fewer censored patients than folds.
 
-    Raises TaskError when fewer patients had the event than there are folds.
+    Raises:
+        TaskError: Fewer patients had the event than there are folds.
     """
     events = int(patients.events.sum())
     if events < folds:
@@ -75,7 +76,11 @@ def stratify_patients(patients: PooledPatients, folds: int) -> NDArray[np.int64]
 
 
 def refuse_incomparable(patients: PooledPatients, splits: Sequence[Split]) -> None:
-    """Raise TaskError where no test part holds two patients whose order is known: every concordance would be undefined."""
+    """Refuse splits without comparable pairs of patients in any test fold, for which every concordance would be undefined.
+
+    Raises:
+        TaskError: There are no comparable pairs.
+    """
     times, events = patients.times, patients.events
     if any(comparable_pairs(times[split.test], events[split.test], np.zeros(len(split.test)))[0].any() for split in splits):
         return
@@ -100,10 +105,12 @@ def predict_out_of_fold(
     seed: int = 0,
     on_split: Callable[[], None] | None = None,
 ) -> OutOfFold:
-    """Predictions of one arm by one of METHODS for every tested patient; a column a repeat and draw.
+    """Predict every tested patient out of fold, for one arm and one of METHODS, with one column per repeat and draw.
 
-    The cut between low and high risk is the median risk of the patients a model was trained on. Raises TaskError when a
-    training part holds too few events.
+    The cut-off between low and high risk is the median risk of the training patients.
+
+    Raises:
+        TaskError: A training set has too few events.
     """
     subset = subset or Subset(name="100%", share=1.0)
     found = _make_blank(patients, times, subset.draws * (1 + max(split.repeat for split in splits)))
@@ -123,12 +130,12 @@ def predict_out_of_fold(
             model = _fit(arm, method, patients, train, finetuning, draw_seed)
             risk, survival = _predict(model, arm, patients, split.test, times)
             own, _ = _predict(model, arm, patients, train, times[:0])
-            place = split.test, split.repeat * subset.draws + draw
-            found.fold[place] = split.fold
-            found.risk[place] = risk
-            found.high[place] = risk > np.median(own)
-            found.survival[place] = survival
-            found.uncensored[place] = censoring_survival(
+            cells = split.test, split.repeat * subset.draws + draw
+            found.fold[cells] = split.fold
+            found.risk[cells] = risk
+            found.high[cells] = risk > np.median(own)
+            found.survival[cells] = survival
+            found.uncensored[cells] = censoring_survival(
                 patients.times[split.train], patients.events[split.train], patients.times[split.test]
             )
             if on_split:
@@ -137,7 +144,7 @@ def predict_out_of_fold(
 
 
 def predict_without_features(patients: PooledPatients, splits: Sequence[Split], times: Floats) -> OutOfFold:
-    """The training patients' Kaplan-Meier curve for everyone: what a model of survival over time has to beat."""
+    """Predict the training patients' Kaplan-Meier curve for everyone, as the baseline of survival predictions."""
     found = _make_blank(patients, times, 1 + max(split.repeat for split in splits))
     for split in splits:
         curve = kaplan_meier(patients.times[split.train], patients.events[split.train])
@@ -147,10 +154,10 @@ def predict_without_features(patients: PooledPatients, splits: Sequence[Split], 
 
 
 def fit_frozen(arm: Arm, method: str, patients: PooledPatients, train: Indices, seed: int) -> tuple[Design, CoxModel | Forest]:
-    """A design and a model on it, of the training patients alone."""
+    """Fit a design and a model on frozen features to the training patients."""
     kept = [patients.clinical[row] for row in train]
     features = None if arm.features is None else arm.features[train]
-    # Which columns hold text is a matter of the table, not of its values.
+    # Which columns are categorical must not depend on the training patients, so it is taken from the whole table.
     design = fit_design(features, kept, clinical=arm.clinical, categorical=list_categorical(patients.clinical))
     numbers, time, event = design.encode(features, kept), patients.times[train], patients.events[train]
     if method == "forest":
@@ -159,9 +166,9 @@ def fit_frozen(arm: Arm, method: str, patients: PooledPatients, train: Indices, 
 
 
 def tune_risk(arm: Arm, patients: PooledPatients, train: Indices, settings: FinetuneSettings | None, seed: int) -> TunedRisk:
-    """Fine-tune an arm's encoder with Cox's loss (ties as Efron), from the head of the frozen fit; stop by an inner split.
+    """Fine-tune an arm's encoder with Cox's loss (Efron's ties) from the head of the frozen fit, stopping by an inner split.
 
-    Every lesion is trained with its patient's time and event.
+    Every lesion has the time and event of its patient as target.
     """
     if arm.encoder is None:
         raise TaskError(f"{arm.name} has no weights to fine-tune", do="Remove finetune from --method")
@@ -181,7 +188,7 @@ def tune_risk(arm: Arm, patients: PooledPatients, train: Indices, settings: Fine
         train=patients.list_members(fit),
         val=patients.list_members(stop),
         start=_start_head(arm, patients, fit, seed),
-        # A batch of few patients compares few pairs, and one of a single patient none.
+        # The loss compares pairs within a batch, so batches must not be small.
         settings=replace(settings or FinetuneSettings(), least_steps=_STEPS),
         seed=seed,
     )
@@ -204,7 +211,7 @@ def _fit(
 def _predict(
     model: tuple[Design, CoxModel | Forest] | TunedRisk, arm: Arm, patients: PooledPatients, rows: Indices, times: Floats
 ) -> tuple[Floats, Floats]:
-    """Risk (n) and survival (n T) of some patients."""
+    """Predict risk (n) and survival (n T) of the patients in `rows`."""
     if isinstance(model, TunedRisk):
         numbers = _score_lesions(model.tuned, arm, patients, rows)[:, None]
         return model.baseline.score(numbers), model.baseline.survive(numbers, times)
@@ -219,7 +226,7 @@ def _score_lesions(tuned: FinetunedModel, arm: Arm, patients: PooledPatients, ro
 
 
 def _start_head(arm: Arm, patients: PooledPatients, fit: Indices, seed: int) -> LinearHead | None:
-    """The frozen elastic net as a head: weights on standardised features rather than on their components."""
+    """Convert the frozen elastic net to a head, with weights on standardised features instead of components."""
     if arm.features is None:
         return None
     design, model = fit_frozen(Arm(name=arm.name, features=arm.features), "cox", patients, fit, seed)
@@ -254,7 +261,7 @@ def _make_blank(patients: PooledPatients, times: Floats, repeats: int) -> OutOfF
 
 
 def _keep_tested(found: OutOfFold) -> OutOfFold:
-    """Leaves out who is in no test part: a given split tests some patients alone."""
+    """Remove patients that were not tested, as is the case with a given split."""
     rows = np.flatnonzero((found.fold >= 0).all(axis=1))
     return OutOfFold(
         patients=found.patients[rows],

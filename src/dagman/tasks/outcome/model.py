@@ -1,4 +1,4 @@
-"""The model that `dagman outcome` leaves for use: `model/` with outcome.json, arrays.safetensors and encoder/; no pickle."""
+"""Save and load the model of `dagman outcome`: `model/` with outcome.json, arrays.safetensors and encoder/; nothing is pickled."""
 
 from __future__ import annotations
 
@@ -34,34 +34,35 @@ FILE = "outcome.json"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OutcomeModel:
-    """Cox's elastic net on an encoder's features and clinical columns, with the cut between low and high risk."""
+    """Cox's elastic net on an encoder's features and clinical columns, with the cut-off between low and high risk."""
 
     source: str
-    "The MODEL its features come from; an encoder lies beside it."
+    "The MODEL whose features it uses; an encoder is saved along with it."
     design: Design = field(repr=False)
     cox: CoxModel = field(repr=False)
     cut: float
-    "Median risk of the patients it was fitted to."
+    "Median risk of the training patients."
     times: NDArray[np.float64]
     crop: CropSpec
     encoder: Encoder | None = field(default=None, repr=False)
     contract: Contract | None = field(default=None, repr=False)
-    "What it was trained on; None for one that was kept before this was recorded."
+    "What it was trained on; None if it was saved before this was recorded."
 
     @property
     def clinical(self) -> tuple[str, ...]:
-        """Columns it needs."""
+        """Clinical columns that it needs."""
         return tuple(column.name for column in self.design.clinical.columns) if self.design.clinical else ()
 
     def predict(self, items: Sequence[Item]) -> list[dict[str, Any]]:
-        """A row a patient: risk, group ("low risk", "high risk") and survival at each time, of items with their clinical values.
+        """Predict risk, group ("low risk" or "high risk") and survival at each time, one row per patient.
 
-        Raises TaskError naming clinical columns that the items lack, or for items of a kind that the model was not trained on.
+        Raises:
+            TaskError: Items lack clinical columns, or the model was not trained on items of this kind.
         """
         return self.predict_noted(items)[0]
 
     def predict_noted(self, items: Sequence[Item], *, dask: str | None = None) -> tuple[list[dict[str, Any]], list[str]]:
-        """The rows of `predict`, and notes on items in scans that the model was trained on."""
+        """Like `predict`, along with notes on items in scans that the model was trained on."""
         contract = self.contract or Contract(units=(), clinical=self.clinical)
         contract.refuse_missing_columns(items)
         if self.contract and self.design.projection is not None:
@@ -89,7 +90,7 @@ class OutcomeModel:
 
 
 def save_outcome_model(model: OutcomeModel, folder: str | Path) -> None:
-    """Write the folder whole."""
+    """Write the model's folder."""
     projection, clinical = model.design.projection, model.design.clinical
     arrays = {"mean": model.cox.mean, "weights": model.cox.weights, "times": model.cox.times, "hazard": model.cox.hazard}
     if projection is not None:
@@ -119,7 +120,11 @@ def save_outcome_model(model: OutcomeModel, folder: str | Path) -> None:
 
 
 def load_outcome_model(folder: str | Path, *, device: str = "auto") -> OutcomeModel:
-    """The model of a results folder's `model/`; raises TaskError if it is missing, damaged or of another format."""
+    """Load the model from a results folder's `model/`.
+
+    Raises:
+        TaskError: The model is missing, damaged, or of another format.
+    """
     path = Path(folder) / FILE
     if not path.is_file():
         raise TaskError(f"holds no model of an outcome (no {FILE})", where=folder, do="Give the folder `model` of dagman outcome")

@@ -1,4 +1,4 @@
-"""A kept model of time and event on new patients: their risks."""
+"""Apply a saved survival model to new patients."""
 
 from __future__ import annotations
 

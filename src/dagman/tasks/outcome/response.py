@@ -1,4 +1,4 @@
-"""A response (a label of each patient) from the image alone, clinical columns alone, and both, by a linear probe."""
+"""Predict a response (a label per patient) by a linear probe of the image, of clinical columns, and of both."""
 
 from __future__ import annotations
 
@@ -59,12 +59,13 @@ def predict_response(
     cache: str | Path | None = None,
     on_part: Callable[[str], None] | None = None,
 ) -> Results:
-    """Predict a label of patients out of fold and write the results folder (all but the report).
+    """Predict a label of patients out of fold and write the results folder, except for the report.
 
-    table: read with `label`, and `clinical` columns if any. Of the settings, methods are not used: the method is the linear probe
-    that `dagman classify` has. Lesions of one patient are pooled before anything is fitted.
+    The method is the linear probe of `dagman classify`; `settings.methods` is ignored. Lesions of one patient are pooled first.
+    Arguments are those of `classify_items`; the table may also have `clinical` columns.
 
-    Raises TaskError when the patients cannot be split.
+    Raises:
+        TaskError: The label is continuous, or the patients cannot be split.
     """
     settings, out = settings or OutcomeSettings(), Path(out)
     settings = replace(settings, repeats=settings.count_repeats(given=table.splits is not None))
@@ -75,10 +76,10 @@ def predict_response(
 
 
 def score_response(arm: Arm, patients: PooledPatients, codes: Codes, train: Indices, test: Indices, *, seed: int = 0) -> NDArray:
-    """Probabilities (n K) of the tested patients by a probe of the training ones; K counts the classes that train holds.
+    """Fit a probe to the training patients and compute probabilities of the tested ones (n K, with the K classes in training).
 
-    The image alone is probed as `dagman classify` does; with clinical columns the image comes as principal components, in scale
-    with them.
+    The image by itself is probed as in `dagman classify`. Along with clinical columns, it is reduced to principal components, whose
+    scale is comparable.
     """
     names = np.array(patients.names)[train]
     if arm.features is not None and not arm.clinical:
@@ -149,13 +150,13 @@ def _score_subset(
     arm: Arm, patients: PooledPatients, codes: Codes, table: Table, splits: Sequence[Split], subset: Subset, seed: int
 ) -> tuple[Scored, list[dict[str, Any]]]:
     def score(split: Split, train: Indices, draw: int) -> NDArray[np.float64]:
-        # A class that the given split never trains on has no column.
+        # A class without training patients in the given split has no column.
         present, compact = np.unique(codes[train], return_inverse=True)
         own = np.zeros(len(codes), dtype=np.int64)
         own[train] = compact
-        got = np.zeros((len(split.test), len(table.classes)))
-        got[:, present] = score_response(arm, patients, own, train, split.test, seed=seed)
-        return got
+        scores = np.zeros((len(split.test), len(table.classes)))
+        scores[:, present] = score_response(arm, patients, own, train, split.test, seed=seed)
+        return scores
 
     return score_out_of_fold(
         score,
@@ -177,7 +178,7 @@ def _code(patients: PooledPatients, table: Table) -> Codes:
 
 
 def _plan(patients: PooledPatients, table: Table, settings: OutcomeSettings) -> tuple[list[Split], list[Subset], list[str]]:
-    """Splits, few-shot subsets, and notes on those that cannot be."""
+    """Plan splits and few-shot subsets, with notes on subsets that are impossible."""
     codes = _code(patients, table)
     splits = plan_splits(
         patients.names,
@@ -195,7 +196,7 @@ def _plan(patients: PooledPatients, table: Table, settings: OutcomeSettings) -> 
 def _keep_model(
     inputs: TaskInputs, arms: Sequence[Arm], patients: PooledPatients, codes: Codes, settings: OutcomeSettings, out: Path
 ) -> str:
-    """Fit the image's probe to all but the given test patients, and store it as a classifier."""
+    """Fit the probe of the image to all patients except given test patients, and save it as a classifier."""
     first = inputs.models[0]
     arm = next(arm for arm in arms if arm.name == first.name)
     train = np.arange(len(patients)) if patients.splits is None else np.flatnonzero(patients.splits == "train")

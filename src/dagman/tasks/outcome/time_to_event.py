@@ -1,4 +1,4 @@
-"""`dagman outcome`: time and event from images, clinical columns, and both, with all that a published number needs beside it."""
+"""`dagman outcome`: predict survival from images, clinical columns, and both, with the statistics that a publication needs."""
 
 from __future__ import annotations
 
@@ -56,16 +56,16 @@ from dagman.tasks.outcome.model import OutcomeModel, save_outcome_model
 from dagman.tasks.pipeline import Evaluation, ItemRun, Notify, run_pipeline
 
 CLINICAL = "clinical"
-"""Name of the arm that sees the clinical columns alone."""
+"""Name of the arm that uses only clinical columns."""
 _ALL = "100%"
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutcomeSettings(Protocol):
-    """How an outcome is predicted and judged."""
+    """Settings of an outcome prediction and its evaluation."""
 
     methods: tuple[str, ...] = ("cox",)
-    "Of METHODS; forest and fine-tuning cost more."
+    "Some of METHODS; forest and fine-tuning take longer."
     crop: CropSpec = FROM_SIZE
     device: str = "auto"
     precision: str = "fp32"
@@ -79,7 +79,7 @@ class OutcomeSettings(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FoldScores:
-    """Predictions of one arm by one method from one subset."""
+    """Out-of-fold predictions of one arm, method and subset."""
 
     arm: str
     method: str
@@ -97,19 +97,20 @@ def predict_outcome(
     cache: str | Path | None = None,
     on_part: Callable[[str], None] | None = None,
 ) -> Results:
-    """Predict time and event out of fold and write the results folder (all but the report).
+    """Predict survival out of fold and write the results folder, except for the report.
 
-    table: read with `time` and `event`, and `clinical` columns if any. Several models are given the same patients, splits and
-    crops. cache: folder of feature vectors; None: `features` in `out`. on_part is called with what is being done.
+    Several models are compared on the same patients, splits and crops. Arguments are those of `classify_items`; the table must have
+    been read with `time` and `event`, and may have `clinical` columns.
 
-    Raises TaskError when the table holds too few patients or events, or when no two patients can be compared.
+    Raises:
+        TaskError: There are too few patients or events, or no comparable pairs of patients.
     """
     settings, out = settings or OutcomeSettings(), Path(out)
     repeats = settings.count_repeats(trains="finetune" in settings.methods, given=table.splits is not None)
     settings = replace(settings, repeats=repeats)
     if settings.methods == ("finetune",) and not any(spec.has_network for spec in models):
         raise TaskError(f"{models[0].text} has no weights to fine-tune", do="Use --method cox, or give a network")
-    # Refuses what cannot be split before hours of reading.
+    # Refuses impossible splits before hours of reading scans.
     _plan(pool_patients(table.items), settings)
     return run_pipeline(
         "outcome",
@@ -121,7 +122,7 @@ def predict_outcome(
 
 
 def list_arms(inputs: TaskInputs, patients: PooledPatients) -> list[Arm]:
-    """What sees most first: each model beside the clinical columns, if there are any; each model alone; the columns alone."""
+    """List the arms, those with most inputs first: models with clinical columns (if any), models only, clinical columns only."""
     images = [
         Arm(
             name=model.name,
@@ -139,7 +140,7 @@ def list_arms(inputs: TaskInputs, patients: PooledPatients) -> list[Arm]:
 
 
 def note_patients(inputs: TaskInputs, patients: PooledPatients) -> list[str]:
-    """What is to be said of pooled lesions and missing clinical values."""
+    """Describe how lesions are pooled and missing clinical values are imputed."""
     notes = []
     items = len(inputs.table)
     if items > len(patients):
@@ -209,7 +210,7 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, store: St
 
 
 def _plan(patients: PooledPatients, settings: OutcomeSettings) -> tuple[list[Split], list[Subset], list[str]]:
-    """Splits, few-shot subsets, and notes on those that cannot be."""
+    """Plan splits and few-shot subsets, with notes on subsets that are impossible."""
     strata = stratify_patients(patients, settings.folds) if patients.splits is None else None
     splits = plan_splits(
         patients.names, strata, folds=settings.folds, repeats=settings.count_repeats(), seed=settings.seed, given=patients.splits
@@ -250,7 +251,7 @@ def _state(name: str, arm: str, method: str, subset: str, interval: Interval) ->
 
 
 def _compare(found: Sequence[FoldScores], settings: OutcomeSettings) -> list[Comparison]:
-    """Harrell's C of every two arms under one method, from one subset."""
+    """Compare Harrell's C of every two arms with the same method and subset."""
     return [
         Comparison(
             name="harrell_c",
@@ -306,11 +307,11 @@ def _keep_model(
     settings: OutcomeSettings,
     out: Path,
 ) -> str:
-    """Fit Cox's elastic net to all but the given test patients and store it: of the first model, with clinical columns if any."""
+    """Fit Cox's elastic net of the first arm to all patients except given test patients, and save it; returns its description."""
     if "cox" not in settings.methods:
         return ""
     first = inputs.models[0]
-    # What sees most comes first.
+    # The first arm has the most inputs.
     arm = arms[0]
     train = np.arange(len(patients))
     if patients.splits is not None:
