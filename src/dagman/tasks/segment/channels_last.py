@@ -1,8 +1,9 @@
-"""Layers of a decoder in float32 on a CPU, with channels last in memory: torch's own layers' numbers to rounding, in less time.
+"""Faster decoder layers in float32 on CPUs, with channels last in memory; equal to torch's layers up to rounding.
 
-torch's convolutions of 3D maps are oneDNN's, which rearranges maps whose channels come first on every call, and whose gradients for
-few channels are slow there: docs/decisions/0050.
-Letters: B views, C and c channels, X Y Z sides of a map, R rows, n numbers of a row.
+torch uses oneDNN for 3D convolutions, which reorders channels-first maps on every call and has slow gradients for few channels
+(docs/decisions/0050).
+
+Notation: B views, C and c channels, X Y Z sides of a map, R rows, n numbers per row.
 """
 
 from __future__ import annotations
@@ -20,27 +21,27 @@ from dagman.model.linear import apply_linear
 from dagman.tasks.segment.winograd import convolve_by_planes, suits_winograd
 
 _LANES = 16
-"""Float32 numbers of an AVX-512 vector, which oneDNN fills with the channels of a voxel."""
+"""Number of float32 values in an AVX-512 vector, which oneDNN fills with the channels of a voxel."""
 _ROW = 256
-"""Most numbers of a row, several voxels of a map: sums over rows fill vectors, however few the channels."""
+"""Maximum length of a row, which holds several voxels so that sums over rows use full vectors even with few channels."""
 _ROWS_AT_ONCE = 512
-"""Rows that go through several operations one after the other: they stay in the cache."""
+"""Number of rows to which several operations are applied in sequence, so that they stay in the cache."""
 
 
 def takes_channels_last(x: Tensor) -> bool:
-    """Whether the layers here are for this map: float32 on a CPU, and not while a graph is traced, where torch's own are known."""
+    """Whether these layers apply to a map: float32 on a CPU, and not while a graph is traced, which needs torch's own layers."""
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
 
 
 def arrange_last(x: Float[Tensor, "B C X Y Z"]) -> Float[Tensor, "B C X Y Z"]:
-    """The same map with its channels last in memory."""
+    """Return the map with channels last in memory."""
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 
 def convolve(
     x: Float[Tensor, "B c X Y Z"], layer: nn.Conv3d, norm: nn.InstanceNorm3d, slope: float, shortcut: Tensor | None = None
 ) -> Float[Tensor, "B C X Y Z"]:
-    """A convolution with 3^3 voxels, padded by one, its instance norm, plus a shortcut (B C X Y Z), and a leaky ReLU of it all."""
+    """Apply a padded 3^3 convolution and its instance norm, add a shortcut (B C X Y Z) if given, and apply a leaky ReLU."""
     values = arrange_last(x), layer.weight, norm.weight, norm.bias, None if shortcut is None else arrange_last(shortcut)
     if not torch.is_grad_enabled():
         return _convolve_and_normalise(*values, norm.eps, slope)[0]
@@ -49,12 +50,12 @@ def convolve(
 
 
 def project(x: Float[Tensor, "B c X Y Z"], layer: nn.Conv3d) -> Float[Tensor, "B C X Y Z"]:
-    """A convolution with single voxels: one linear layer for all of them."""
+    """Apply a 1^3 convolution, as a linear layer over voxels."""
     return apply_linear(_list_voxels(x), layer.weight.flatten(1), layer.bias).permute(0, 4, 1, 2, 3)
 
 
 def project_to_channels_first(x: Float[Tensor, "B c X Y Z"], layer: nn.Conv3d) -> Float[Tensor, "B C X Y Z"]:
-    """`project` whose result has channels first in memory, as a softmax over them wants it."""
+    """Like `project`, but with channels first in memory, as a softmax over channels needs."""
     voxels = _list_voxels(x).flatten(1, 3).transpose(1, 2)
     weight, bias = layer.weight.flatten(1).expand(len(x), -1, -1), layer.bias
     assert bias is not None
@@ -63,12 +64,12 @@ def project_to_channels_first(x: Float[Tensor, "B c X Y Z"], layer: nn.Conv3d) -
 
 @cache
 def fills_vectors() -> bool:
-    """Whether two voxels are convolved at once where channels fill half a vector: the same bits in two thirds of the time."""
+    """Whether the CPU has AVX-512; two voxels are then convolved at once if channels fill half a vector, in 2/3 of the time."""
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 class _Convolution(torch.autograd.Function):
-    """See `convolve`. The gradient of the map is itself a convolution, with the weights turned round."""
+    """Autograd function of `convolve`. The gradient of the map is a convolution with flipped weights."""
 
     @staticmethod
     def forward(
@@ -84,7 +85,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, gain, result, normed, scale = ctx.saved_tensors
         inputs, results, channels = _cut_rows(arrange_last(gradients[0])), _cut_rows(result), len(weight)
-        # Of what went into the activation: also the shortcut's gradient.
+        # Gradient of the activation's input, which is also that of the shortcut.
         change = torch.empty_like(normed)
         sums, products = (normed.new_zeros(len(normed), 1, normed.shape[2]) for _ in range(2))
         for rows in _split_rows(normed):
@@ -123,14 +124,14 @@ def _convolve_and_normalise(
     *,
     keep: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `convolve` gives; what is normed, as rows, if it is to be kept; and what it was scaled by, B C."""
+    """Compute `convolve`; returns its result, the normalised map as rows (only valid with `keep`), and its scale, B C."""
     made = _convolve(x, weight)
     normed, channels = _cut_rows(made), len(weight)
     voxels = normed.shape[1] * normed.shape[2] // channels
     mean = _spread(_sum_row(normed.sum(1, keepdim=True), channels) / voxels, normed)
     squares = torch.zeros_like(mean)
     for rows in _split_rows(normed):
-        # Centred first: of the squares of the values themselves little is left where a mean is large.
+        # Centred first, because the difference of large squares would lose precision.
         one = normed[rows].sub_(mean[rows[0]])
         squares[rows[0]] += (one * one).sum(1, keepdim=True)
     scale = (_sum_row(squares, channels) / voxels + eps).rsqrt()
@@ -155,7 +156,7 @@ def _convolve(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _differentiate_weight(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of a convolution's weight, from those of its result and its map."""
+    """Compute the gradient of a convolution's weight, from the gradient of its result and its input."""
     outputs, ones, stride = len(weight), [1, 1, 1], [1, 1, 1]
     paired = _pairs_voxels(outputs, x.shape[4])
     if paired:
@@ -173,7 +174,7 @@ def _pairs_voxels(outputs: int, depth: int) -> bool:
 
 
 def _widen(weight: Tensor) -> Tensor:
-    """Weights that give two neighbours along Z as one voxel of twice the channels: each sees its own three of four voxels."""
+    """Widen weights to compute two neighbours along Z as one voxel with twice the channels, each from 3 of 4 input voxels."""
     outputs = len(weight)
     wide = weight.new_zeros(2 * outputs, weight.shape[1], 3, 3, 4)
     wide[:outputs, ..., :3], wide[outputs:, ..., 1:] = weight, weight
@@ -185,7 +186,7 @@ def _list_voxels(x: Tensor) -> Tensor:
 
 
 def _cut_rows(x: Tensor) -> Float[Tensor, "B R n"]:
-    """A map with channels last as rows of several voxels, in the same memory."""
+    """View a channels-last map as rows of several voxels, without a copy."""
     voxels, channels = x.shape[2:].numel(), x.shape[1]
     few = 1
     while voxels % (2 * few) == 0 and 2 * few * channels <= _ROW:
@@ -199,7 +200,7 @@ def _join_rows(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def _split_rows(rows: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Few rows of one view after another."""
+    """Yield slices of a few rows, one view after the other."""
     for view in range(len(rows)):
         for first in range(0, rows.shape[1], _ROWS_AT_ONCE):
             yield slice(view, view + 1), slice(first, first + _ROWS_AT_ONCE)
@@ -210,5 +211,5 @@ def _sum_row(sums: Float[Tensor, "B 1 n"], channels: int) -> Float[Tensor, "B C"
 
 
 def _spread(values: Float[Tensor, "B C"], rows: Tensor) -> Float[Tensor, "B 1 n"]:
-    """Values of the channels for each number of a row."""
+    """Repeat the channels' values along a row."""
     return values.repeat(1, rows.shape[2] // values.shape[1])[:, None]

@@ -1,4 +1,4 @@
-"""What the report shows of single scans: small pieces around the structures, kept beside the results, best to worst."""
+"""Save and read example scans for the report: crops around the structures of the best, the median and the worst scan."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from dagman.tables.structures import Structure
 from dagman.tasks.segment.cases import Case, load_classes
 
 MARGIN_MM = 30.0
-"""Shown around the structures."""
+"""Margin around the structures in mm."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Example:
-    """A piece of a scan (X Y Z, RAS+, its own spacing in mm) with the reader's and the model's classes, and where to cut it."""
+    """A crop of a scan (X Y Z, RAS+, in its own spacing in mm), with true and predicted classes, and the point to slice it at."""
 
     item: str
     voxels: NDArray[np.int16] = field(repr=False)
@@ -37,19 +37,19 @@ class Example:
     point: tuple[int, int, int]
     modality: str
     affine: Affine
-    "Of the piece, to RAS mm; of folders written before December 2026, to mm from its first voxel."
+    "Affine of the crop to RAS mm; in folders from before December 2026, to mm from its first voxel."
 
 
 def write_examples(
     out: Path, cases: Sequence[Case], rows: pd.DataFrame, structures: Sequence[Structure], ranking: Sequence[str], encoder: Encoder
 ) -> dict[str, dict[str, object]]:
-    """Write `examples/{best,median,worst}.npz` from the maps in `predictions/`; for each its item and Dice."""
+    """Write `examples/{best,median,worst}.npz` from the maps in `predictions/`; returns the item and Dice of each."""
     if not ranking:
         return {}
-    places = {"best": 0, "median": len(ranking) // 2, "worst": len(ranking) - 1}
+    ranks = {"best": 0, "median": len(ranking) // 2, "worst": len(ranking) - 1}
     by_name = {case.item.name: case for case in cases}
-    # Few scans: the same one is not shown twice.
-    chosen = {ranking[place]: name for name, place in places.items()}
+    # Keyed by item, so that no scan is shown twice if there are only a few.
+    chosen = {ranking[rank]: name for name, rank in ranks.items()}
     found: dict[str, dict[str, object]] = {}
     for item, name in chosen.items():
         example = _cut_example(out, by_name[item], structures, encoder)
@@ -66,11 +66,15 @@ def write_examples(
             )
         scores = rows[rows["item"] == item]
         found[name] = {"item": item, "dice": dict(zip(scores["label"], scores["dice"].astype(float), strict=True))}
-    return {name: found[name] for name in places if name in found}
+    return {name: found[name] for name in ranks if name in found}
 
 
 def read_examples(out: Path, about: Mapping[str, Mapping[str, object]]) -> dict[str, Example]:
-    """The examples of a results folder by name; raises TaskError if one is missing or damaged."""
+    """Read the examples of a results folder, by name.
+
+    Raises:
+        TaskError: An example is missing or damaged.
+    """
     examples = {}
     for name in about:
         path = out / "examples" / f"{name}.npz"
@@ -107,7 +111,7 @@ def _cut_example(out: Path, case: Case, structures: Sequence[Structure], encoder
     box = tuple(slice(max(part.start - more, 0), part.stop + more) for part, more in zip(box, margins, strict=True))
     cut = drawn.voxels[box]
     inside = np.argwhere(cut > 0)
-    # The reader's own slices: through the voxel of the structures that lies nearest to their middle.
+    # Slices go through the voxel of the true structures that is nearest to their centre.
     i, j, k = (int(v) for v in inside[np.argmin(((inside - inside.mean(axis=0)) ** 2).sum(axis=1))])
     limits = np.iinfo(np.int16)
     matrix = upright.affine.matrix.copy()

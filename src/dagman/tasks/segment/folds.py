@@ -1,6 +1,7 @@
-"""One training of a segmentation after another: each split, share and model once, kept in a journal, so that a repeat goes on.
+"""Train and test segmentations for each model, subset, split and draw, with a journal from which an interrupted run resumes.
 
-Several models are given the same scans, splits and draws; each prepares scans in its own way and is tested on the masks' grids.
+Several models are compared on the same scans, splits and draws. Each prepares scans in its own way, and is tested on the grids of
+the masks.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from dagman.tasks.segment.model import SegmentationModel, save_model, start_mode
 from dagman.tasks.segment.training import Fitting, fit_model
 
 LEAST_TO_HOLD = 5
-"""Training patients from which on a fifth is held out to choose the best weights."""
+"""Minimum number of training patients for holding out a fifth of them to choose the best weights."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Candidate:
-    """A model that is compared: its name, its encoder as adapted to the task, and all scans as it prepares them."""
+    """A model in a comparison: its name, its encoder adapted to the task, and all scans as it prepares them."""
 
     name: str
     encoder: Encoder = field(repr=False)
@@ -45,7 +46,7 @@ class Candidate:
 
 @dataclass(kw_only=True, eq=False)
 class FoldRunner:
-    """Trains and tests; `notify` is called with what is being done. Maps and model of the first candidate are written to `out`."""
+    """Trains and tests all candidates; writes label maps and the model of the first one to `out`."""
 
     candidates: tuple[Candidate, ...]
     structures: tuple[Structure, ...]
@@ -56,12 +57,12 @@ class FoldRunner:
     out: Path
     notify: Callable[[str], None]
     given: bool
-    "Whether the split was given: then what is kept is trained on its training part alone."
+    "Whether the split was given; the saved model is then trained only on its training part."
     keep: bool = True
-    "Whether a model is kept at all."
+    "Whether to save a model."
     measures: tuple[str, ...] = MEASURES
     identified: bool = False
-    "Whether DICOM SEGs name the patient as their sources do."
+    "Whether DICOM SEGs contain the patient's identity from the source scans."
 
     def __post_init__(self) -> None:
         cases = self.candidates[0].cases
@@ -74,7 +75,10 @@ class FoldRunner:
         self.remarks: list[str] = []
 
     def run(self) -> list[dict[str, Any]]:
-        """Rows of predictions.csv: one per candidate, subset, split, draw, scan and structure; writes `out/model`."""
+        """Train and test everything, and write `out/model`.
+
+        Returns rows of predictions.csv, one per candidate, subset, split, draw, scan and structure.
+        """
         rows: list[dict[str, Any]] = []
         for candidate in self.candidates:
             for subset in self.subsets:
@@ -86,7 +90,7 @@ class FoldRunner:
         return rows
 
     def choose_shown(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """The rows of the page's pictures and volumes: the first model, with the most labels."""
+        """Choose the rows for the report's pictures and volumes: those of the first model with the most labels."""
         return rows[(rows["model"] == self.candidates[0].name) & (rows["subset"] == self.subsets[-1].name) & (rows["draw"] == 0)]
 
     def _run_once(self, candidate: Candidate, subset: Subset, split: Split, draw: int) -> list[dict[str, Any]]:
@@ -121,7 +125,7 @@ class FoldRunner:
         return [{**row, **about, "model": candidate.name, "method": METHOD} for row in self.kept[key]]
 
     def _keep_final(self) -> None:
-        """The model that is kept: of the first candidate, trained on all scans, or on the training part of a given split."""
+        """Save the first candidate's model, trained on all scans or on the training part of a given split."""
         candidate, everything = self.candidates[0], np.arange(len(self.patients))
         train, val = (self.splits[0].train, self.splits[0].val) if self.given else (everything, everything[:0])
         fitting = replace(self.fitting, seed=address(self.fitting.seed, "segment", "final") % 2**31)
@@ -152,13 +156,15 @@ class FoldRunner:
         return model
 
     def _remark_unseen(self, cases: Sequence[Case], what: str) -> None:
-        """A few patients may lack a structure: then it cannot be learnt, whatever the model."""
-        names = [one.name for code, one in enumerate(self.structures, start=1) if not any(len(c.places[code - 1]) for c in cases)]
+        """Note structures that are missing in all training scans, and cannot be learnt by any model."""
+        names = [
+            structure.name for code, structure in enumerate(self.structures) if not any(len(case.places[code]) for case in cases)
+        ]
         if names:
             self.remarks.append(f"{what}: no training scan contains {', '.join(names)}")
 
     def _test(self, model: SegmentationModel, case: Case, what: str, *, shown: bool) -> list[dict[str, Any]]:
-        """Scores of one scan, on the grid of its mask; its map is written if it is shown."""
+        """Score a scan on the grid of its mask; its label map is written if it is shown in the report."""
         self.notify(f"testing ({what}): {case.item.name}")
         scan = model.encoder.read(case.item.scan)
         predicted = model.label_scan(scan, mirror=self.fitting.mirror)
@@ -194,7 +200,7 @@ class FoldRunner:
         contract = make_contract(
             [case.item for case in cases],
             [case.content_hash for case in cases],
-            # Masks are what it learns, not what it is given.
+            # Masks are targets, not inputs.
             units=("scan",),
             labels=[one.name for one in self.structures],
             spacing=model.encoder.config.spacing,
@@ -203,14 +209,14 @@ class FoldRunner:
         save_model(replace(model, contract=contract), self.out / "model")
 
     def _name_job(self, candidate: Candidate, fitting: Fitting, *parts: Indices) -> str:
-        """A hash of all that decides a training and its test."""
+        """Hash everything that a training and its test depend on."""
         named = [[self._name_case(candidate.cases[index]) for index in part] for part in parts]
         values = f"1|{candidate.encoder.digest}|{candidate.encoder.precision}|{fitting}|{self.structures}|{self.tolerance}|{named}"
-        # Nothing is added where all is measured, as before there was a choice: older journals stay valid.
+        # The default set of measures adds nothing to the key, so that older journals stay valid.
         return hash_bytes((values if self.measures == MEASURES else f"{values}|{self.measures}").encode())
 
     @staticmethod
     def _name_case(case: Case) -> tuple[object, ...]:
-        # Where all is known nothing is added: journals from before structures could be unknown stay valid.
+        # Without unknown structures, nothing is added to the key, so that older journals stay valid.
         known = () if case.contoured is None else (case.contoured,)
         return case.item.name, case.labels_hash, case.content_hash, *known

@@ -1,7 +1,7 @@
-"""A segmentation model: an encoder with its preprocessing, a decoder, and the structures it names. Its one writer and reader.
+"""Segmentation models: an encoder with its preprocessing, a decoder, and the structures; saving and loading.
 
-`model/`: `segmentation.json` (structures, scans trained on), `decoder.safetensors`, and `encoder/`, an encoder folder as any
-other, with the weights as trained here. Nothing is pickled.
+`model/` contains `segmentation.json` (structures and contract), `decoder.safetensors`, and `encoder/`, an ordinary encoder folder
+with the weights as trained here. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -42,25 +42,27 @@ from dagman.tasks.segment.unet import SegmentationNetwork
 FORMAT = 1
 FILE = "segmentation.json"
 OVERLAP = 0.5
-"""Share of a window's side that the next one covers too (nnU-Net's)."""
+"""Overlap of neighbouring windows as a share of their side, as in nnU-Net."""
 BATCH_CPU, BATCH_GPU = 2, 4
-"""Windows at once. Of a single one torch leaves oneDNN for the convolutions of few channels on a CPU: 1.4 times the time of two."""
+"""Windows per forward pass. For a single window, torch does not use oneDNN for CPU convolutions with few channels, which takes 1.4
+times as long as two windows."""
 MOST_MEMORY = 2**30
-"""Bytes above which the chances of a scan are kept in float16."""
+"""Size in bytes above which the class probabilities of a scan are stored in float16."""
 MOST_HELD, MOST_ANSWERED = 2**28, 2**28
-"""Bytes above which the planes of a scan's chances that windows still reach are kept in float16; and of the answers for windows at
-once, but for one window."""
+"""Size in bytes above which unfinished planes of class probabilities are stored in float16, and maximum size of the outputs of a
+batch of windows (except for a single window)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SegmentationModel:
-    """A network with everything it needs to take a scan as it is.
+    """A segmentation network with everything needed to apply it to a scan.
 
     Attributes:
-        encoder: Preprocessing, device, precision; its spacing is that of the training, its view the window's side.
-        network: Class 0 is background, class i is structures[i - 1].
+        encoder: Preprocessing, device and precision; its spacing is that of the training, and its view the side of a window.
+        network: The network; class 0 is background, class i is structures[i - 1].
+        structures: The structures.
         mirrored: Whether it was trained on mirrored crops.
-        contract: What it was trained on; None for a model that was not kept.
+        contract: What it was trained on; None for a model that is not saved.
     """
 
     encoder: Encoder
@@ -71,7 +73,7 @@ class SegmentationModel:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of all that decides what it predicts."""
+        """Hash of everything that its predictions depend on."""
         decoder = [f"{name}:{hash_array(value.cpu().numpy())}" for name, value in sorted(self.network.decoder.state_dict().items())]
         return hash_bytes(f"{self.encoder.digest}|{self.structures}|{decoder}".encode())
 
@@ -82,23 +84,23 @@ class SegmentationModel:
 
     @property
     def names(self) -> dict[int, str]:
-        """Name of each value in a label map it writes."""
+        """Name of each value in its label maps."""
         return {structure.values[0]: structure.name for structure in self.structures}
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """Where a forward pass runs: bfloat16 if the encoder's precision says so."""
+        """Return the context of a forward pass, with bfloat16 if that is the encoder's precision."""
         kind = torch.device(self.encoder.device).type
         return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.encoder.precision == "bf16")
 
     def scale_view(self, values: Tensor, modality: Modality) -> Tensor:
-        """Stored values to the network's intensities in [0, 1], on its device."""
+        """Scale stored values to the network's intensities in [0, 1], on its device."""
         config = self.encoder.config
         low, high = SCALED_RANGE if modality == "MR" else (config.low, config.high)
         return to_unit_range(values.to(self.encoder.device), low, high)
 
     @torch.inference_mode()
     def measure_class_weights(self, prepared: PreparedScan, *, mirror: bool = False) -> Float[Tensor, "K X Y Z"]:
-        """Chances of the classes at each voxel of a prepared scan; `mirror` averages over the 8 mirrored forms of each window."""
+        """Compute class probabilities of a prepared scan; `mirror` averages over the 8 mirrored forms of each window."""
         size = 4 * self.network.classes * int(np.prod(prepared.shape))
         tiling = plan_tiles(prepared.shape, self.side, overlap=OVERLAP, alignment=1, floor=FLOOR_HALF)
         (probabilities,) = sliding_window_inference(
@@ -112,12 +114,12 @@ class SegmentationModel:
         return probabilities[(slice(None), *tiling.scan_box)]
 
     def _answer(self, modality: Modality, *, mirror: bool) -> Forward:
-        """Windows of a scan's own values to the classes' probabilities."""
+        """Return a function from windows of stored values to class probabilities."""
 
         def forward(windows: Float[Tensor, "B 1 S S S"]) -> list[Float[Tensor, "B K S S S"]]:
             with self.autocast():
                 probabilities = self.network(self.scale_view(windows, modality)).float()
-            # Plane by plane into the logits: of many classes a window's are as large as all that made them.
+            # In place and plane by plane: with many classes, a second array of this size would take too much memory.
             for window in probabilities:
                 for plane in window.unbind(1):
                     plane.copy_(plane.softmax(dim=0))
@@ -126,13 +128,13 @@ class SegmentationModel:
         return mirror_forward(forward) if mirror else forward
 
     def label_scan(self, scan: Scan, *, mirror: bool = False) -> NDArray[np.uint8]:
-        """The class at each voxel of a scan as read, on its own grid (X Y Z); the scan has passed `encoder.read`."""
+        """Predict the class of each voxel of a scan from `encoder.read`, on the scan's own grid (X Y Z)."""
         return self.label_prepared(prepare_scan(scan, self.encoder.preparation), scan, mirror=mirror)
 
     def label_prepared(self, prepared: PreparedScan, scan: Scan, *, mirror: bool = False) -> NDArray[np.uint8]:
-        """`label_scan` of a scan that is prepared already; its own voxels are not read (see `drop_voxels`)."""
+        """Like `label_scan`, for a scan that is already prepared; the voxels of `scan` are not used (see `drop_voxels`)."""
         shape, classes = prepared.shape, self.network.classes
-        # Across the longest axis: the planes that windows reach at once are the fewest.
+        # Planes across the longest axis are the smallest, which saves memory.
         axis = int(np.argmax(shape))
         held = 4 * classes * self.side * int(np.prod(shape)) // shape[axis]
         window = 4 * classes * self.side**3
@@ -151,21 +153,21 @@ class SegmentationModel:
             return label_planes(slabs, axis, prepared, scan)
 
     def to_values(self, classes: NDArray[np.uint8]) -> NDArray:
-        """Classes as the structures' own values in a label map, in the smallest unsigned type."""
+        """Convert classes to the structures' values in a label map, in the smallest unsigned type."""
         values = [0, *(structure.values[0] for structure in self.structures)]
         kind = np.uint8 if max(values) < 256 else np.uint16
         return np.array(values, dtype=kind)[classes]
 
 
 def adapt_encoder(encoder: Encoder, *, side: int, spacing: float) -> Encoder:
-    """An encoder that prepares scans at `spacing` (mm) and is given windows of `side` voxels."""
+    """Return an encoder that prepares scans at `spacing` (mm), for windows of `side` voxels."""
     return replace(encoder, config=replace(encoder.config, spacing=spacing, view=side))
 
 
 def start_model(encoder: Encoder, structures: Sequence[Structure], *, mirrored: bool = False, seed: int = 0) -> SegmentationModel:
-    """A model to be trained: an adapted encoder's weights, copied, and a fresh decoder drawn by the seed."""
+    """Make a model for training, with a copy of an adapted encoder's weights, and a randomly initialised decoder."""
     backbone = copy.deepcopy(encoder.network).requires_grad_(True)
-    # It reads stages that change now, and is not trained along.
+    # Its inputs change during training, but it is not trained itself.
     backbone.semantic_attention = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(address(seed, "decoder") % 2**32)
@@ -179,7 +181,7 @@ def start_model(encoder: Encoder, structures: Sequence[Structure], *, mirrored: 
 
 
 def save_model(model: SegmentationModel, folder: str | Path) -> None:
-    """Write the folder whole."""
+    """Write the model's folder."""
     decoder = {name: value.detach().cpu().contiguous() for name, value in model.network.decoder.state_dict().items()}
     values = {
         "format": FORMAT,
@@ -196,7 +198,11 @@ def save_model(model: SegmentationModel, folder: str | Path) -> None:
 
 
 def load_model(folder: str | Path, *, device: str = "auto") -> SegmentationModel:
-    """The model of `OUT/model`, or of OUT itself; raises TaskError when there is none, or it is damaged."""
+    """Load a model from `OUT/model`, given this folder or OUT.
+
+    Raises:
+        TaskError: There is no model, or it is damaged.
+    """
     path = Path(folder)
     path = path / "model" if (path / "model" / FILE).is_file() else path
     values = _read_values(path)
@@ -205,7 +211,7 @@ def load_model(folder: str | Path, *, device: str = "auto") -> SegmentationModel
         structures = tuple(Structure(name=one["name"], values=tuple(one["values"])) for one in values["structures"])
         model = start_model(encoder, structures, mirrored=bool(values["mirrored"]))
         model.network.decoder.load_state_dict(load_file(path / "decoder.safetensors", device=encoder.device))
-        # Until the end of November 2026 the scans alone were recorded.
+        # Until the end of November 2026, only the scans were recorded.
         before = Contract(units=("scan",), scans=tuple(values.get("trained_on", ())))
         contract = read_contract(values.get("contract")) or before
     except (KeyError, TypeError, OSError, SafetensorError, RuntimeError) as error:
@@ -216,10 +222,10 @@ def load_model(folder: str | Path, *, device: str = "auto") -> SegmentationModel
 
 
 def load_segmenting(load: Callable[..., Encoder], source: Any, *, device: str = "auto") -> Encoder:
-    """An encoder, by `load_encoder` or `load_network`, in the arithmetic that segmentation uses: bf16 where that is safe."""
+    """Load an encoder by `load_encoder` or `load_network`, with the precision for segmentation: bf16 where that is safe."""
     encoder = load(source, device=device)
     if encoder.device == "cpu" and encoder.config.backbone not in ("swin", "vit"):
-        # See SegmentationNetwork.forward: a backbone of convolutions has the same fault.
+        # The bf16 gradients of 3D convolutions are wrong on CPUs (see SegmentationNetwork.forward).
         return encoder
     return replace(encoder, precision=choose_precision("auto", encoder.device).value)
 

@@ -1,7 +1,9 @@
-"""The likeliest class at each voxel of a scan, from probabilities on its prepared grid, some planes at a time.
+"""Find the most probable class of each voxel of a scan, from class probabilities on the prepared grid, some planes at a time.
 
-A long scan's probabilities of many classes would take more memory than all the rest: of each class only planes that windows still
-reach are held. Letters: K classes (background first), X Y Z sides of the prepared grid, or of the scan.
+The probabilities of many classes would take more memory than everything else in a long scan, so only planes that are still needed
+are held in memory.
+
+Notation: K classes (background first), X Y Z sides of the prepared grid or of the scan.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ from dagman.scans.scan import Scan
 from dagman.store.preparation import Box, PreparedScan, ScanGrid, place_on_scan
 
 SLAB_VOXELS = 2**23
-"""Of the scan's grid, whose classes are compared at once: 32 MiB for each of the two maps that takes."""
+"""Voxels of the scan's grid whose classes are compared at once, which takes two maps of 32 MiB."""
 
 
 def label_on_scan_grid(class_probabilities: Float[Tensor, "K X Y Z"], prepared: PreparedScan, scan: Scan) -> NDArray[np.uint8]:
-    """The likeliest class at each voxel of the scan, X Y Z; probabilities are interpolated, not labels: edges stay smooth.
+    """Find the most probable class of each voxel of the scan, X Y Z.
 
-    Class by class, each in the box where it can be likelier than background. Outside the prepared grid it is background.
+    Probabilities are interpolated instead of labels, which keeps edges smooth; each class only in the box where it can exceed
+    background. Voxels outside the prepared grid are background.
     """
     return label_planes(iter([(0, class_probabilities)]), 2, prepared, scan)
 
@@ -34,14 +37,14 @@ def label_on_scan_grid(class_probabilities: Float[Tensor, "K X Y Z"], prepared: 
 def label_planes(
     slabs: Iterator[tuple[int, Float[Tensor, "K _ _ _"]]], axis: int, prepared: PreparedScan, scan: Scan
 ) -> NDArray[np.uint8]:
-    """`label_on_scan_grid` of probabilities that come in slabs of planes across `axis`, each with its first plane, in their order.
+    """Like `label_on_scan_grid`, from consecutive slabs of planes across `axis`, each given with the index of its first plane.
 
-    Memory: one byte a voxel of the scan at the end, and a slab with the planes that its neighbour needs too, whatever K is.
+    Memory: one byte per voxel of the scan at the end, and one slab with the planes that the next one needs as well.
     """
     grid = place_on_scan(prepared, scan)
     rows, within = grid.weights[axis], grid.inside[axis]
     size = rows.shape[1]
-    # Planes of the prepared form that each of the scan's reads: it can be labelled once the last of them is there.
+    # The range of prepared planes that each plane of the scan needs; it can be labelled once the last of them has arrived.
     filled = np.diff(rows.indptr) > 0
     starts = rows.indptr[:-1][filled]
     lowest, highest = np.full(len(filled), size), np.full(len(filled), -1)
@@ -61,7 +64,7 @@ def label_planes(
             parts += _label_box(held, start, grid, axis, slice(within.start + done, within.start + ready))
             done = ready
         keep = min(max(int(lowest[done]) - start, 0), stop - start) if done < len(lowest) else stop - start
-        # A copy: the slab is overwritten when the next one is made.
+        # A copy, because the slab is overwritten by the next one.
         held, start = held.narrow(axis + 1, keep, stop - start - keep).clone(), start + keep
     held = None
     classes = np.zeros(grid.shape, dtype=np.uint8)
@@ -72,7 +75,7 @@ def label_planes(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Part:
-    """Classes of a box of the scan, upright; packed, as labels take a hundredth of their bytes."""
+    """Classes of a box of the scan, in RAS orientation; compressed, because labels shrink to about a hundredth."""
 
     box: Box
     packed: bytes = field(repr=False)
@@ -83,10 +86,10 @@ class _Part:
 
 
 def _label_box(probabilities: Tensor, start: int, grid: ScanGrid, axis: int, planes: slice) -> list[_Part]:
-    """Classes of planes of the scan across `axis`, from probabilities of the prepared form's planes from `start` on."""
+    """Label planes of the scan across `axis`, from the probabilities of prepared planes from `start` on."""
     offset = (start if axis == 0 else 0, start if axis == 1 else 0, start if axis == 2 else 0)
     background = probabilities[0].float().numpy()
-    # A mean over places where background is at least as likely does not put the class above it.
+    # Interpolation between voxels where background is at least as probable cannot give a class more than background.
     boxes = {
         code: box
         for code in range(1, len(probabilities))
