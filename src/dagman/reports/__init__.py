@@ -1,1 +1,1 @@
-"""Figures and self-contained HTML pages, in one style; they read only `Run`, `Results` and `Store`."""
+"""Figures and self-contained HTML pages in a common style. Everything is read through `Run`, `Results` and `Store`."""

@@ -1,4 +1,4 @@
-"""Scripts and styles of pages, from the files beside their templates."""
+"""Load the scripts and style sheets that are stored next to the page templates."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from importlib.resources import files
 
 @cache
 def read_asset(name: str) -> str:
-    """The text of a file of `templates/`, unpacked if it is gzipped."""
+    """Read a text file from `templates/`; a name ending in `.gz` is decompressed."""
     held = (files("dagman.reports") / "templates" / name).read_bytes()
     return (gzip.decompress(held) if name.endswith(".gz") else held).decode("utf-8")

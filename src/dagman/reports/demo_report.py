@@ -1,4 +1,4 @@
-"""The demo's page: pictures first, then one table with what it says in words, then the detail."""
+"""The report of `dagman demo`: pictures first, then one table with its conclusion in words, then the details."""
 
 from __future__ import annotations
 
@@ -27,13 +27,21 @@ from dagman.training.monitoring.health import judge_run
 from dagman.training.run import Run
 
 _WINDOW = (-1000.0, 400.0)
-"""HU shown black and white."""
+"""Lower and upper end of the display window in HU."""
 COLUMNS = ("task", "measure", "pretrained", "random init.", "difference (95 % CI)", "without a network")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outlined:
-    """A crop (X Y Z, RAS+, HU) with true and predicted classes; class i is names[i - 1]. spacing in mm."""
+    """A crop of a CT with ground truth and prediction.
+
+    Attributes:
+        voxels: X Y Z in RAS+ order, in HU.
+        truth: Ground-truth classes, X Y Z; 0 is background, class i is names[i - 1].
+        predicted: Predicted classes, coded in the same way.
+        spacing: Voxel size in mm, equal along all axes.
+        names: Names of the classes.
+    """
 
     voxels: NDArray[np.int16]
     truth: NDArray[np.uint8]
@@ -44,8 +52,17 @@ class Outlined:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """What the page shows: runs, one a seed; comparisons over the seeds; seconds of each part, and of all in calls before this one
-    (`earlier`); a segmented crop."""
+    """Everything that the report shows.
+
+    Attributes:
+        runs: Pretraining runs, one per seed.
+        comparisons: Pretrained against random initialisation over the seeds, one per task.
+        seconds: Duration of each part.
+        held_out: Number of patients held out from pretraining.
+        few_shot_steps: Training steps of each segmentation.
+        earlier: Seconds spent in earlier calls of the command; included in `seconds`.
+        example: A segmented crop, if there is one.
+    """
 
     runs: Sequence[Run]
     comparisons: Sequence[SeedComparison]
@@ -57,14 +74,14 @@ class Demo:
 
 
 def write_demo_report(folder: Path, demo: Demo) -> Path:
-    """Write `report.html` into the demo's folder and return its path."""
+    """Write `report.html` to the demo's folder and return its path."""
     path = folder / "report.html"
     write_text(path, render_demo(demo))
     return path
 
 
 def render_demo(demo: Demo) -> str:
-    """The page as HTML."""
+    """Render the report as HTML."""
     settings = demo.runs[0].settings
     seeds = count_noun(len(demo.runs), "seed")
     lead = (
@@ -88,7 +105,7 @@ def render_demo(demo: Demo) -> str:
 
 
 def describe_minutes(seconds: Mapping[str, float], earlier: float) -> str:
-    """The minutes of all calls, and of the last one where there were others.
+    """State the minutes over all calls and, if the demo was resumed, the minutes of the last call.
 
     >>> describe_minutes({"cohort": 60.0, "prepare": 30.0}, 0.0), describe_minutes({"cohort": 60.0, "prepare": 30.0}, 60.0)
     ('1.5 minutes', '1.5 minutes (0.5 of them in the last call)')
@@ -99,31 +116,37 @@ def describe_minutes(seconds: Mapping[str, float], earlier: float) -> str:
 
 
 def tabulate_comparisons(comparisons: Sequence[SeedComparison]) -> list[list[str]]:
-    """Rows under COLUMNS: means with their standard deviation over seeds, and the paired difference with its interval."""
+    """Tabulate comparisons under COLUMNS: means with standard deviations over seeds, and paired differences with intervals."""
     return [
         [
-            one.question,
-            one.measure,
-            describe_values(one.pretrained),
-            describe_values(one.fresh),
-            format_interval(one.difference, *(one.interval or (np.nan, np.nan)), sign=True),
-            ", ".join(f"{name} {value:.3f}" for name, value in one.others) or "–",
+            comparison.question,
+            comparison.measure,
+            describe_values(comparison.pretrained),
+            describe_values(comparison.fresh),
+            format_interval(comparison.difference, *(comparison.interval or (np.nan, np.nan)), sign=True),
+            ", ".join(f"{name} {value:.3f}" for name, value in comparison.others) or "–",
         ]
-        for one in comparisons
+        for comparison in comparisons
     ]
 
 
 def conclude(comparisons: Sequence[SeedComparison]) -> tuple[Level, str]:
-    """One sentence with its level: what is better, what is worse, and what differs by no more than the seeds do."""
-    if all(one.interval is None for one in comparisons):
+    """Summarise the comparisons in one sentence: which tasks improved, which got worse, and where seeds vary as much.
+
+    Returns:
+        The level of the verdict and the sentence.
+    """
+    if all(comparison.interval is None for comparison in comparisons):
         return "warn", "With a single seed, random variation cannot be estimated, so no difference is claimed."
     outcomes = ("better", "worse", "open")
-    by_outcome = {outcome: [one.question for one in comparisons if one.outcome == outcome] for outcome in outcomes}
+    by_outcome = {
+        outcome: [comparison.question for comparison in comparisons if comparison.outcome == outcome] for outcome in outcomes
+    }
     seeds = len(comparisons[0].pretrained)
     ahead = "".join(
-        f"; a baseline without a network ({one.best_other}) is better than both: {one.question}"
-        for one in comparisons
-        if one.best_other
+        f"; a baseline without a network ({comparison.best_other}) is better than both: {comparison.question}"
+        for comparison in comparisons
+        if comparison.best_other
     )
     if not (by_outcome["better"] or by_outcome["worse"]):
         return "warn", f"No effect of pretraining was detected: no difference exceeds the variation between {seeds} seeds{ahead}."

@@ -1,4 +1,7 @@
-"""A map one can hover over: each point shows its crop, name, patient and class. Inline SVG and a little script, no library."""
+"""An interactive scatter plot: hovering over a point shows its crop, name, patient and class.
+
+Inline SVG with a short script; no plotting library is needed.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,20 @@ _SIDE = 640
 _MARGIN = 14
 _RADIUS = 4.5
 _EDGE = 80.0
-"""From the side, within which names run inwards."""
+"""Distance from the left or right side within which names extend inwards, so that they are not cut off."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MapPoint:
-    """One point: where, of which class (-1: none), its text, and its tile in the sheet (-1: none)."""
+    """One point of the map.
+
+    Attributes:
+        x, y: Position, in any unit.
+        code: Index of its class; -1 for none.
+        name: Name of the item.
+        lines: Further lines of its tooltip.
+        tile: Index of its image in the sheet; -1 for none.
+    """
 
     x: float
     y: float
@@ -35,7 +46,7 @@ class MapPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class TileSheet:
-    """PNG bytes of square tiles in rows of `columns`, `side` pixels each."""
+    """A PNG of square tiles of `side` pixels, in rows of `columns` tiles."""
 
     png: bytes
     side: int
@@ -43,7 +54,16 @@ class TileSheet:
 
 
 def render_hover_map(points: Sequence[MapPoint], classes: Sequence[str], sheet: TileSheet | None, *, name: str) -> str:
-    """HTML of one map; `name` is unique in its page. Without script, a point's title still says what it is."""
+    """Render a map as HTML.
+
+    Without scripts, each point still has a title that describes it.
+
+    Args:
+        points: The points.
+        classes: Names of the classes.
+        sheet: Images of the points.
+        name: Identifier of the map, unique within its page.
+    """
     places = _fit_square(np.array([(point.x, point.y) for point in points], dtype=np.float64).reshape(-1, 2))
     drawn = []
     for index, (point, (x, y)) in enumerate(zip(points, places, strict=True)):
@@ -54,7 +74,7 @@ def render_hover_map(points: Sequence[MapPoint], classes: Sequence[str], sheet: 
             f'd="{_draw_mark(mark, x, y, _RADIUS)}"><title>{title}</title></path>'
         )
     codes = np.array([point.code for point in points], dtype=np.int64)
-    # The drawing's y grows downwards.
+    # In SVG, y increases downwards.
     for code, (x, y) in place_labels(places * (1, -1), codes, 13.0).items():
         anchor = "start" if x < _EDGE else "end" if x > _SIDE - _EDGE else "middle"
         place = f'x="{x:.1f}" y="{max(-y, 8.0):.1f}" text-anchor="{anchor}"'
@@ -82,7 +102,7 @@ def render_hover_map(points: Sequence[MapPoint], classes: Sequence[str], sheet: 
 
 
 def _fit_square(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Points in the drawing's square, both axes by one factor, y upwards."""
+    """Scale points to the square of the drawing, with the same factor for both axes and y upwards."""
     if not len(points):
         return points
     low, high = points.min(axis=0), points.max(axis=0)
@@ -92,7 +112,7 @@ def _fit_square(points: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _draw_mark(mark: str, x: float, y: float, r: float) -> str:
-    """The path of a mark around a point."""
+    """Return the SVG path of a marker centred at a point."""
     if mark == "circle":
         return f"M{x - r:.1f} {y:.1f}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0z"
     corners = {
@@ -111,7 +131,7 @@ def _draw_mark(mark: str, x: float, y: float, r: float) -> str:
 
 
 def _repeat_corner(*corner: tuple[float, float]) -> tuple[tuple[float, float], ...]:
-    """Corners of a mark of which each quarter turn is alike."""
+    """Complete the corners of a marker with fourfold symmetry from those of one quarter."""
     turned = list(corner)
     for _ in range(3):
         turned += [(y, -x) for x, y in turned[-len(corner) :]]
@@ -119,5 +139,5 @@ def _repeat_corner(*corner: tuple[float, float]) -> tuple[tuple[float, float], .
 
 
 def _to_script(value: object) -> str:
-    """A value as a script's literal; a name that closes the script or opens a comment stays a name."""
+    """Encode a value as a JavaScript literal; "<" is escaped, so that a name cannot close the script or open a comment."""
     return json.dumps(value).replace("<", "\\u003c")

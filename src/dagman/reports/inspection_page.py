@@ -1,4 +1,4 @@
-"""The page of an inspection: what was found, pictures, and a row for each series, the worst first."""
+"""The report of `dagman inspect`: a summary, pictures, and a row for each series, worst first."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from dagman.reports.volumes import find_levels, list_levels
 from dagman.scans.inspection import Inspection
 
 MOST_PICTURES = 600
-"""Of a page that a browser still opens."""
+"""Pictures on one page; with more, browsers become slow."""
 _MOST_REASONS = 8
 _LEAST_PIXELS = 40
-"""Along either side of a picture, so that the letters do not hide a thin scan; what is beyond it is black."""
+"""Smallest width and height of a picture, so that the orientation letters do not cover a thin scan; padded with black."""
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 _UID = re.compile(r"#[\d.]{12,}([\d.]{8})")
 _CELLS = ("modality", "size", "spacing_mm", "values", "patient")
@@ -32,7 +32,14 @@ _HEADINGS = ("series", "verdict", "notes", "modality", "size", "spacing (mm)", "
 def render_inspection(
     rows: Sequence[Inspection], describe: Callable[[Inspection], Mapping[str, str]], *, lead: str, scans: Sequence[str]
 ) -> str:
-    """The page as HTML; `describe` gives the cells of a row, `lead` the counts, `scans` what was searched."""
+    """Render the report as HTML.
+
+    Args:
+        rows: The inspected series.
+        describe: Returns the cells of a row by column.
+        lead: The counts, in one sentence.
+        scans: Paths that were searched.
+    """
     names = shorten_names([row.source for row in rows])
     ranked = sorted(zip(rows, names, strict=True), key=lambda pair: (rank_badness(pair[0]), pair[1]))
     sections = [
@@ -45,12 +52,12 @@ def render_inspection(
 
 
 def rank_badness(row: Inspection) -> int:
-    """0 for what is refused, 1 for what has notes, 2 for what has none."""
+    """Rank a series: 0 if rejected, 1 if accepted with notes, 2 if accepted without notes."""
     return 0 if not row.accepted else 1 if row.notes else 2
 
 
 def shorten_names(sources: Sequence[str]) -> list[str]:
-    """The last parts of each path, as many as set it apart from all others."""
+    """Shorten each path to as many of its last parts as distinguish it from all others."""
     parts = [PurePath(source).parts or (source,) for source in sources]
     shortened = ["/".join(own[-1:]) for own in parts]
     for depth in range(2, max(map(len, parts), default=0) + 1):
@@ -61,7 +68,7 @@ def shorten_names(sources: Sequence[str]) -> list[str]:
 
 
 def state_notes(row: Inspection) -> str:
-    """Why it is refused, or what is to be known of it; never empty."""
+    """State why a series was rejected, or the notes about it; never empty."""
     notes = [row.reason] if row.reason else list(row.notes)
     if row.accepted and row.patient_from == "assumed":
         notes.append("names no patient: treated as a separate patient")
@@ -93,7 +100,7 @@ def _sum_up(rows: Sequence[Inspection]) -> list[Block]:
 
 
 def _list_reasons(reasons: Sequence[str]) -> Listing:
-    # Sentences that differ in their numbers alone are one reason.
+    # Sentences that differ only in their numbers count as one reason.
     alike: dict[str, Counter[str]] = {}
     for reason in reasons:
         alike.setdefault(_NUMBER.sub("#", reason), Counter())[reason] += 1

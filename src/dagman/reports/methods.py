@@ -1,6 +1,6 @@
-"""What was done, in sentences that may be pasted into a paper: from the settings on record, never from memory.
+"""Draft the methods section of a paper from the recorded settings of a run or an evaluation.
 
-Numbers that the tasks hold are read from them; what a sentence claims is what the named module does.
+Constants are imported from the modules that use them, so that the text cannot disagree with the code.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _LEAD = "A draft for a methods section. Check it, and add what was done to the d
 
 
 def quote_run(run: Run) -> list[Text]:
-    """How an encoder was pretrained: data, views, masking, teacher, losses, optimiser, software."""
+    """Describe how an encoder was pretrained: data, views, masking, teacher, losses, optimiser, software."""
     settings, inputs = run.settings, run.command.get("inputs", {})
     sentences = [*_state_views(settings, inputs.get("count")), *_state_method(settings), *_state_training(run)]
     return [Text(_LEAD), Text(" ".join(sentences))]
 
 
 def quote_results(results: Results) -> list[Block]:
-    """How a task's numbers came to be: items, models, splits, subsets, intervals, comparisons, software."""
+    """Describe how a task was evaluated: items, models, splits, subsets, intervals, comparisons, software."""
     task, settings = find_task(results.summary.task), results.command["settings"]
     described = load_part(task.methods)(results, settings) if task and task.methods else []
     sentences = [*described, *_state_splits(results, settings), *_state_statistics(results)]
@@ -100,7 +100,7 @@ def _state_training(run: Run) -> list[str]:
 
 
 def state_classification(results: Results, settings: Mapping[str, Any]) -> list[str]:
-    """How items were classified: their number, features, probes and fine-tuning."""
+    """Describe a classification: number of items, features, probes and fine-tuning."""
     extra, methods = results.summary.extra, _list_methods(results)
     counts = ", ".join(f"{count} `{name}`" for name, count in extra["counts"].items())
     lines = [f"{sum(extra['counts'].values())} items ({counts}) of {extra['patients']} patients were classified."]
@@ -123,7 +123,7 @@ def state_classification(results: Results, settings: Mapping[str, Any]) -> list[
 
 
 def state_regression(results: Results, settings: Mapping[str, Any]) -> list[str]:
-    """How a number was predicted: items, features, probe and fine-tuning, measures."""
+    """Describe a regression: items, features, probe, fine-tuning and measures."""
     extra, methods, rows = results.summary.extra, _list_methods(results), results.predictions
     low, high = extra["range"]
     lines = [
@@ -156,7 +156,7 @@ def _state_response(results: Results) -> str:
 
 
 def state_outcome(results: Results, settings: Mapping[str, Any]) -> list[str]:
-    """How a response, or time and event, were predicted."""
+    """Describe the prediction of a response, or of time and event."""
     if results.summary.task == "response":
         return [_state_response(results)]
     extra, methods = results.summary.extra, _list_methods(results)
@@ -181,7 +181,7 @@ def state_outcome(results: Results, settings: Mapping[str, Any]) -> list[str]:
 
 
 def state_segmentation(results: Results, settings: Mapping[str, Any]) -> list[str]:
-    """How structures were segmented: decoder, training, windows and measures."""
+    """Describe a segmentation: decoder, training, sliding window and measures."""
     extra, classes = results.summary.extra, results.summary.classes
     steps = f"{settings['steps']} steps" if settings["steps"] else "the default number of steps"
     rate = f"learning rate {settings['rate']:g}" if settings["rate"] else "the default learning rate"
@@ -199,7 +199,7 @@ def state_segmentation(results: Results, settings: Mapping[str, Any]) -> list[st
 
 
 def state_clustering(results: Results, settings: Mapping[str, Any]) -> list[str]:
-    """How structures were described, grouped and mapped."""
+    """Describe a clustering: features, clusters and map."""
     extra, rows = results.summary.extra, results.predictions
     structures = len(rows) // rows["model"].nunique()
     umap = f", and mapped by UMAP ({extra.get('neighbours', settings['neighbours'])} neighbours)" if extra["map"] == "umap" else ""

@@ -1,4 +1,4 @@
-"""Methods, measures, intervals and p as readers know them; the results' own keys where there is no better word."""
+"""Format methods, measures, intervals and p-values for readers; names without an entry are shown as they are in the results."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dagman.evaluation.measures import find_measure
 from dagman.evaluation.results import Measurement
 
 NOT_KNOWN = "n/a"
-"""In place of a number that is undefined or means nothing; the reason stands below the table."""
+"""Replaces a number that is undefined or meaningless; the reason is given below the table."""
 _NAMED = 4
-"""Measures that a sentence on their intervals names."""
+"""Measures that are named in a sentence about their intervals."""
 _STATED_APART = ("exact", "no interval", "undefined", NOT_KNOWN)
-"""How intervals that `explain_intervals` explains begin."""
+"""Prefixes of `Interval.how` for the intervals that `explain_intervals` explains."""
 
 METHODS = {
     "linear": "linear probe",
@@ -32,23 +32,29 @@ METHODS = {
 
 
 def name_method(method: str) -> str:
-    """A method as readers know it."""
+    """Return the display name of a method."""
     return METHODS.get(method, method)
 
 
 def name_measure(name: str) -> str:
-    """A measure as readers know it; "dice:liver" is that of one structure."""
+    """Return the display name of a measure; "dice:liver" is the Dice of one structure."""
     label, structure = find_measure(name).label, name.partition(":")[2]
     return f"{label}, {structure}" if structure else label
 
 
 def format_p(p: float) -> str:
-    """Three digits, never a bare 0."""
+    """Format a p-value with three decimals; "< 0.001" rather than 0, and a dash for NaN."""
     return "–" if p != p else ("< 0.001" if p < 0.001 else f"{p:.3f}")
 
 
 def format_interval(value: float, low: float, high: float, *, sign: bool = False) -> str:
-    """A value as 0.713 (0.602 to 0.801), +0.713 with `sign`; alone where it has no interval, n/a where it is undefined."""
+    """Format a value with its interval, such as "0.713 (0.602 to 0.801)".
+
+    Args:
+        value: The value; "n/a" is shown if it is not finite.
+        low, high: The interval; omitted if either end is not finite.
+        sign: Whether to show a plus sign.
+    """
     if not math.isfinite(value):
         return NOT_KNOWN
     show = "+.3f" if sign else ".3f"
@@ -57,12 +63,12 @@ def format_interval(value: float, low: float, high: float, *, sign: bool = False
 
 
 def state_kinds(rows: Sequence[Measurement]) -> str:
-    """How the intervals of a table came to be, each kind once, with its measures where there are several."""
+    """State how the intervals of a table were computed: each method once, followed by its measures if there are several methods."""
     kinds: dict[str, tuple[str, list[str]]] = {}
     for row in rows:
         how = row.interval.how.partition("; only ")[0]
         if not how.startswith(_STATED_APART):
-            # Kinds differ in their first words; how many resamples were skipped differs from row to row.
+            # Methods differ in their first words; the number of skipped resamples differs from row to row.
             names = kinds.setdefault(how.partition(" over ")[0], (how, []))[1]
             names += [name_measure(row.name)] if name_measure(row.name) not in names else []
     if len(kinds) < 2:
@@ -71,7 +77,7 @@ def state_kinds(rows: Sequence[Measurement]) -> str:
 
 
 def explain_intervals(rows: Sequence[Measurement]) -> list[str]:
-    """A sentence for each kind of interval among measurements that is not a plain bootstrap: exact, missing, or of few pairs."""
+    """Explain every interval that is not a plain bootstrap (exact, missing, or from few pairs), one sentence per kind."""
     cells: dict[str, list[str]] = {}
     for row in rows:
         how = row.interval.how

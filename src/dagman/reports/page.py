@@ -1,7 +1,7 @@
-"""A self-contained HTML page from a title, a lead and sections of blocks: nothing is loaded from elsewhere, ever.
+"""Build a self-contained HTML page from a title, a lead paragraph and sections of blocks.
 
-Text, captions and verdicts may hold `code` in backticks and **emphasis**; everything else is escaped. The page forbids
-its reader's browser to fetch anything (Content-Security-Policy), so that it stays whole in a mail or an archive.
+Text, captions and verdicts may contain `code` in backticks and **emphasis**; everything else is escaped. A
+Content-Security-Policy forbids the browser to load anything, so a page works the same from an e-mail or an archive.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from dagman.reports.volumes import Volume, VolumeGrid, list_window_filters
 Level = Literal["ok", "early", "warn", "bad"]
 
 _LONG_WORD = 20
-"""Letters of a word that a table may break, where the page is narrow."""
+"""Characters from which a word in a table may be broken on a narrow page."""
 _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 _NUMBER = re.compile(r"[+−-]?\d+(\.\d+)?|∞|–")
 _WHOLE = re.compile(r"(?<![\w-])(?:--[a-z][a-z-]+|P-[0-9a-f]{16}|-?\d[\d.]*(?: x \d[\d.]*){1,2})(?![\w-])")
 _PROSE = 60
-"""Letters from which a cell is read as a sentence, and is not to be squeezed."""
+"""Characters from which a cell counts as prose, and gets a wider column."""
 _INTERVAL = re.compile(r"([+−-]?[\d.]+) (\([^()]+ to [^()]+\))")
 
 
@@ -41,20 +41,20 @@ class Text:
 
     @property
     def paragraphs(self) -> list[str]:
-        """The paragraphs, none of them empty."""
+        """The non-empty paragraphs."""
         return [part for part in re.split(r"\n\s*\n", self.text.strip()) if part]
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Items, one below the other."""
+    """A bulleted list."""
 
     items: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Links:
-    """A sentence, and what it leads to in files beside the page: names with their addresses."""
+    """A sentence followed by links to files next to the page, as (name, address) pairs."""
 
     text: str
     targets: Sequence[tuple[str, str]]
@@ -62,10 +62,15 @@ class Links:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture: PNG bytes, or SVG markup as a string; a caption that says what is seen; `alt` for those who cannot see it.
+    """A picture with a caption.
 
-    `scale` enlarges a PNG of few pixels. `kind` decides how it follows a dark page: a "chart" is turned over, "slices" of a scan
-    stay as they are, and "slices windowed", in the grey levels of `volumes.list_levels`, can be read in several windows.
+    Attributes:
+        image: PNG bytes, or SVG markup as a string.
+        caption: What the picture shows.
+        alt: Description for readers who cannot see it.
+        scale: Magnification of a small PNG.
+        kind: How it is shown on a dark page: colours of a "chart" are inverted, "slices" of a scan are not. "slices windowed",
+            in the grey levels of `volumes.list_levels`, can be shown in several windows.
     """
 
     image: bytes | str = field(repr=False)
@@ -76,13 +81,13 @@ class Figure:
 
     @property
     def source(self) -> str:
-        """The picture as a data URI; an SVG as an image runs no script."""
+        """The picture as a data URI; scripts in an SVG do not run when it is used as an image."""
         kind, data = ("png", self.image) if isinstance(self.image, bytes) else ("svg+xml", self.image.encode())
         return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
     @property
     def width(self) -> int | None:
-        """Width of a PNG on the page in CSS pixels (96 an inch), from its header; None lets the browser choose."""
+        """Width of a PNG on the page in CSS pixels (96 per inch), from its header; None lets the browser decide."""
         if isinstance(self.image, str) or len(self.image) < 24:
             return None
         return round(int.from_bytes(self.image[16:20]) * 96 / DPI * self.scale)
@@ -90,7 +95,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class FigureGrid:
-    """Figures side by side where the screen is wide enough; narrow ones more of them."""
+    """Figures side by side if the screen is wide enough; `narrow` puts more of them in a row."""
 
     figures: Sequence[Figure]
     narrow: bool = False
@@ -98,11 +103,16 @@ class FigureGrid:
 
 @dataclass(frozen=True)
 class DataTable:
-    """Rows under named columns; None and NaN are shown as a dash.
+    """A table with named columns; None and NaN are shown as a dash.
 
-    Fractions are shown with four significant digits, those of one column with the same decimals where none of them is lost by it.
+    Fractions are shown with four significant digits. Those of one column have the same number of decimals, unless a small value
+    would lose its digits.
 
-    filtered: whether the page offers to show the rows, and small pictures, that hold certain words alone.
+    Attributes:
+        columns: Names of the columns.
+        rows: Cells, row by row.
+        caption: Text below the table.
+        filtered: Whether the page has a search field that filters the rows and the small pictures.
     """
 
     columns: Sequence[str]
@@ -112,12 +122,12 @@ class DataTable:
 
     @property
     def numeric(self) -> list[bool]:
-        """Which columns hold numbers alone, as such or written, and are aligned to the right."""
+        """Whether each column contains only numbers (or strings of numbers), and is aligned to the right."""
         return [all(_is_number(row[i]) for row in self.rows) for i in range(len(self.columns))]
 
     @property
     def cells(self) -> list[list[Any]]:
-        """The rows, with the fractions of a column written to the same number of decimals."""
+        """The rows, with the fractions of each column formatted to the same number of decimals."""
         if not self.rows:
             return []
         return [list(row) for row in zip(*map(_even_decimals, zip(*self.rows, strict=True)), strict=True)]
@@ -125,7 +135,7 @@ class DataTable:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One plain sentence with its level: "ok", "early" (nothing is known yet), "warn" or "bad"."""
+    """A sentence with its level: "ok", "early" (too early to judge), "warn" or "bad"."""
 
     level: Level
     text: str
@@ -133,14 +143,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Embedded:
-    """Trusted HTML with its own inline scripts, such as a plot one can hover over; it loads nothing either."""
+    """Trusted HTML with inline scripts, such as an interactive plot; it must not load anything either."""
 
     html: str = field(repr=False)
     caption: str = ""
 
     @property
     def scripts(self) -> list[str]:
-        """The texts of its scripts."""
+        """Sources of its inline scripts."""
         return _SCRIPT.findall(self.html)
 
 
@@ -149,19 +159,19 @@ Block = Text | Listing | Links | Figure | FigureGrid | Volume | VolumeGrid | Dat
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading with the blocks below it."""
 
     title: str
     blocks: Sequence[Block]
 
     @property
     def anchor(self) -> str:
-        """The heading's address in the page."""
+        """The fragment identifier of the heading."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
     @property
     def figures(self) -> list[Figure]:
-        """Its still pictures."""
+        """All figures of the section, including those of grids."""
         return [
             figure
             for block in self.blocks
@@ -170,20 +180,20 @@ class Section:
 
     @property
     def is_pictured(self) -> bool:
-        """Whether anything in it can be enlarged or filtered."""
+        """Whether the section contains anything to enlarge or filter, for which the page needs its script."""
         filtered = any(isinstance(block, DataTable) and block.filtered for block in self.blocks)
         return filtered or bool(self.figures) or any(isinstance(block, Volume | VolumeGrid) for block in self.blocks)
 
     @property
     def is_windowed(self) -> bool:
-        """Whether still pictures in it can be read in several windows."""
+        """Whether the section contains figures that can be shown in several windows."""
         return any("windowed" in figure.kind for figure in self.figures)
 
 
 def render_page(title: str, lead: str, sections: Sequence[Section], footer: str = "") -> str:
-    """The whole page as HTML: title, lead paragraph, table of contents, sections.
+    """Render a page as HTML: title, lead paragraph, table of contents, sections.
 
-    Sections without blocks are left out. Of scripts, those of the page's own blocks alone may run, each by its hash.
+    Sections without blocks are skipped. Only the page's own scripts may run; each is allowed by its hash.
     """
     filled = [section for section in sections if section.blocks]
     pictured = any(section.is_pictured for section in filled)
@@ -204,7 +214,7 @@ def render_page(title: str, lead: str, sections: Sequence[Section], footer: str 
 
 
 def allow_script(text: str) -> Markup:
-    """A script as a Content-Security-Policy names it."""
+    """Return the Content-Security-Policy source that allows an inline script: the SHA-256 of its text."""
     return Markup("'sha256-{}'").format(base64.b64encode(hashlib.sha256(text.encode()).digest()).decode())
 
 
@@ -221,7 +231,10 @@ def _environment() -> Environment:
 
 
 def _even_decimals(column: Sequence[Any]) -> Sequence[Any]:
-    """A column of fractions with four significant digits for the largest; any other column, or one of many magnitudes, as it is."""
+    """Format fractions with the decimals that give the largest four significant digits.
+
+    Columns of anything else, or of values of very different magnitude, are returned unchanged.
+    """
     known = [abs(value) for value in column if isinstance(value, float) and math.isfinite(value)]
     if len(known) < 2 or not all(value is None or isinstance(value, float) for value in column) or not max(known):
         return column
@@ -236,19 +249,19 @@ def _is_number(value: Any) -> bool:
 
 
 def mark_inline(text: str) -> Markup:
-    """Escaped text with `code`, **emphasis** and powers (64^3) as HTML."""
+    """Convert text with `code`, **emphasis** and powers (64^3) to HTML; everything else is escaped."""
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", _keep_whole(str(escape(text))))
     marked = re.sub(r"\^(\d)", r"<sup>\1</sup>", marked)
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", marked))
 
 
 def _keep_whole(text: str) -> str:
-    """Escaped text whose options (--modality) and pseudonyms are not broken at their hyphens."""
+    """Prevent line breaks within options (--modality), pseudonyms and sizes; expects escaped text."""
     return _WHOLE.sub(r'<span class="whole">\g<0></span>', text)
 
 
 def mark_cell(value: Any) -> Markup:
-    """A table's cell as HTML; "0.71 (0.60 to 0.80)" is broken before its interval or nowhere."""
+    """Convert a table cell to HTML; "0.71 (0.60 to 0.80)" may be broken only before the interval."""
     text = format_cell(value)
     if match := _INTERVAL.fullmatch(text):
         return Markup('{} <span class="interval">{}</span>').format(*match.groups())
@@ -256,7 +269,7 @@ def mark_cell(value: Any) -> Markup:
 
 
 def format_cell(value: Any) -> str:
-    """What a table shows of a value."""
+    """Format a value for a table."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""How a folder of results came to be, as a page shows it: settings, inputs, software."""
+"""The provenance of a folder of results as blocks of a page: settings, inputs, software."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dagman.reports.page import Block, DataTable
 
 
 def tabulate_settings(results: Results) -> list[Block]:
-    """Settings, inputs and software of a folder of results, a row each."""
+    """Tabulate the settings, inputs and software of a folder of results."""
     command = results.command
-    # What was left empty has a dash: a blank cell looks like a fault of the page.
+    # None is shown as a dash; an empty cell would pass for a rendering error.
     rows = [
         [key, None if value in ("", [], ()) else value]
         for part in ("settings", "inputs")
@@ -23,14 +23,14 @@ def tabulate_settings(results: Results) -> list[Block]:
 
 
 def name_software(command: Mapping[str, Any]) -> str:
-    """Versions of dagman, Python and the libraries that numbers depend on, as one line."""
+    """List the versions of dagman, Python and the libraries that affect results, in one line."""
     environment = command.get("environment", {})
     versions = {"Python": environment.get("python"), **environment.get("libraries", {})}
     return ", ".join(f"{name} {version}" for name, version in {"dagman": command["dagman"], **versions}.items() if version)
 
 
 def flatten_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted key."""
+    """Flatten nested mappings to dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten_values(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}

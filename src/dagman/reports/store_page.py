@@ -1,4 +1,4 @@
-"""The page of a store: how many scans of how many patients, of which sizes, and how much of a body they show."""
+"""The report of `dagman store stats`: numbers of scans and patients, sizes, and body coverage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _COLUMNS = ("", "minimum", "lower quartile", "median", "upper quartile", "maximu
 
 
 def list_spreads(counts: Mapping[str, Any]) -> list[list[str]]:
-    """A row for each number: its name with its unit, the minimum, the quartiles, the maximum; as many decimals in all of a row."""
+    """Tabulate each quantity with its unit, minimum, quartiles and maximum; the decimals are equal within a row."""
     rows = [
         _write_spread("scans per patient", counts["scans_per_patient"], 1),
         _write_spread("size of a scan (MB)", counts["megabytes_per_scan"], 2),
@@ -27,24 +27,24 @@ def list_spreads(counts: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _write_spread(name: str, spread: Mapping[str, float], decimals: int) -> list[str]:
-    # Numbers that are all whole need no decimals.
+    # If all numbers are whole, decimals carry no information.
     whole = all(float(value).is_integer() for value in spread.values())
     return [name, *(f"{value:.{0 if whole else decimals}f}" for value in spread.values())]
 
 
 def list_unrecorded(counts: Mapping[str, Any]) -> list[str]:
-    """What is not known of scans that an earlier release prepared."""
+    """List what is unknown about scans that were prepared by an earlier release."""
     count = counts["before_spacings"]
     return [f"spacing and kernel of {count_noun(count, 'scan')} from an earlier dagman"] if count else []
 
 
 def state_kernels(counts: Mapping[str, Any]) -> str:
-    """The kernels with their numbers of scans; empty where none is known."""
+    """List the reconstruction kernels with their numbers of scans; empty if none is known."""
     return ", ".join(f"{name} ({number})" for name, number in counts["kernels"].items())
 
 
 def state_counts(counts: Mapping[str, Any]) -> str:
-    """Scans, patients, modalities and bytes in one sentence."""
+    """State the numbers of scans and patients, the modalities and the size on disk in one sentence."""
     modalities = ", ".join(f"{number} {name}" for name, number in counts["modalities"].items())
     scans, patients = count_noun(counts["scans"], "scan"), count_noun(counts["patients"], "patient")
     assumed = f" ({counts['patients_assumed']} assumed)" if counts["patients_assumed"] else ""
@@ -52,7 +52,7 @@ def state_counts(counts: Mapping[str, Any]) -> str:
 
 
 def render_store(counts: Mapping[str, Any]) -> str:
-    """The page as HTML, of what `count_store` gives."""
+    """Render the report as HTML; `counts` as returned by `count_store`."""
     sections = [
         Section("Sizes and body coverage", [DataTable(_COLUMNS, list_spreads(counts))]),
         Section("Reconstruction kernels", [DataTable(("kernel", "scans"), list(counts["kernels"].items()))]),

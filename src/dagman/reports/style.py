@@ -1,4 +1,4 @@
-"""One style for all pages and figures: colours, sizes, and how a figure and its axes begin.
+"""The common style of all pages and figures: colours, sizes, and functions to create figures and style axes.
 
 Figures are `Figure` objects on the Agg canvas; pyplot and its global state are not used.
 """
@@ -13,28 +13,28 @@ from dagman.scans.structures.colors import CYCLE as CYCLE
 
 INK, MUTED, RULE, PAPER = "#1b2733", "#5b6b7a", "#d9e0e6", "#ffffff"
 NEUTRAL = "#73808d"
-"""Of words beside slices, whose colours a dark page leaves alone: it can be read on white and on black."""
+"""Colour of text next to slices; it is legible on both white and black, as figures of slices are not inverted on a dark page."""
 BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, RED, _ = CYCLE
-"""Colours of series in order."""
+"""Colours of series, in this order."""
 LEVELS = {"ok": GREEN, "warn": YELLOW, "bad": RED}
-"""Colours of a verdict's levels."""
+"""Colours of the levels of verdicts."""
 
 FULL_WIDTH, HALF_WIDTH = 9.6, 4.7
-"""Widths of a figure in inches: a page's column, and half of it."""
+"""Widths of figures in inches: the full column of a page, and half of it."""
 DPI = 120
-"""Of a figure's PNG; a page shows it at its size in inches, so that letters are as large in all figures."""
+"""Resolution of PNGs. Pages show them at their size in inches, so that text has the same size in all figures."""
 _SMALL, _NORMAL = 8.0, 9.0
 
 
 def new_figure(width: float = HALF_WIDTH, height: float = 2.7) -> Figure:
-    """An empty figure on the Agg canvas, `width` x `height` in inches."""
+    """Create an empty figure of `width` x `height` inches on the Agg canvas."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="none")
     FigureCanvasAgg(figure)
     return figure
 
 
 def style_axes(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
-    """Names, light grid and quiet frame of axes that show numbers."""
+    """Set the title and labels, a light grid and an unobtrusive frame."""
     axes.set_title(title, fontsize=_NORMAL + 0.5, color=INK, loc="left", fontweight="bold")
     axes.set_xlabel(x, fontsize=_SMALL, color=MUTED)
     axes.set_ylabel(y, fontsize=_SMALL, color=MUTED)
@@ -48,7 +48,7 @@ def style_axes(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> None
 
 
 def add_legend(figure: Figure, axes: Axes) -> None:
-    """The names of the axes' series below the figure, where they hide nothing."""
+    """Add a legend below the figure, where it does not cover the data."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         columns = min(len(handles), 3 if max(map(len, labels)) < 20 else 2)

@@ -1,6 +1,7 @@
-"""Crops of scans in a page: a reader steps through their slices, in the window and with the overlays wanted.
+"""Crops of scans in a page, in which a reader can scroll through slices and choose the window and the overlays.
 
-Voxels travel as one PNG of 256 grey levels, finer where soft tissue lies; outlines and attention on grids of their own.
+Voxels are stored as a PNG of 256 grey levels, which are finest in the range of soft tissue; outlines and attention have their own
+grids.
 """
 
 from __future__ import annotations
@@ -21,16 +22,21 @@ from dagman.reports.figures.planes import find_reach
 from dagman.reports.figures.windows import WINDOWS, Window
 
 MOST_VOXELS = 600_000
-"""Of one crop in a page; of a larger one each block of 2 (3, ...) voxels a side is averaged."""
+"""Voxels of one crop in a page; larger crops are downsampled by averaging blocks."""
 _LEVELS_HU = ((-1400.0, -200.0, 80), (-200.0, 300.0, 126), (300.0, 1420.0, 50))
-"""Ends in HU and number of levels: 15 HU apart in lung, 4 in soft tissue, 22 in bone."""
+"""Start and end in HU, and number of levels: 15 HU apart in lung, 4 in soft tissue, 22 in bone."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layer:
-    """Classes over a crop (X Y Z, 0 is none; class i is names[i - 1]), on its grid or a coarser one of the same extent.
+    """Classes drawn as outlines over a crop.
 
-    They are outlined, dashed or not, and tinted with an opacity of `fill`.
+    Attributes:
+        codes: X Y Z on the grid of the crop or a coarser grid of the same extent; 0 is background, class i is names[i - 1].
+        names: Names of the classes.
+        colors: Colours of the classes.
+        dashed: Whether outlines are dashed.
+        fill: Opacity of the tint inside the outlines.
     """
 
     codes: NDArray[np.uint8] = field(repr=False)
@@ -42,18 +48,22 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Volume:
-    """A crop to step through; `still` is its picture for print and for those without scripts, `alt` its words.
+    """A crop to scroll through.
 
     Attributes:
-        voxels: X Y Z in RAS+ order, HU or any intensity.
+        voxels: X Y Z in RAS+ order, in HU or any other unit.
         spacing: Voxel size in mm.
-        point: Voxel index at which it opens; the middle when None.
-        window: Intensities shown black and white at first.
-        hounsfield: Whether they are HU, and usual windows can be chosen.
+        still: PNG for print and for browsers without scripts.
+        caption: Text below the crop.
+        alt: Description for readers who cannot see it.
+        title: Heading of the enlarged crop.
+        window: Initial window: intensities shown as black and white.
+        hounsfield: Whether intensities are in HU, so that the usual CT windows can be selected.
+        point: Voxel index at which it opens; None for the centre.
         layers: Outlines.
-        attention: Relative to uniform (x y z), coarser, of the same extent.
-        reach: Distance from 1 at which the colours of attention end; by the values when None.
-        within: (start, stop) of the scan along X, Y, Z in voxels; what lies beyond is mirrored, and hatched.
+        attention: Attention relative to uniform (x y z), on a coarser grid of the same extent.
+        reach: Distance from 1 at which the colour scale of attention ends; None to derive it from the values.
+        within: (start, stop) of the scan along X, Y, Z in voxels; voxels outside are mirrored padding, and are hatched.
     """
 
     voxels: NDArray = field(repr=False)
@@ -77,7 +87,7 @@ class Volume:
 
     @property
     def data(self) -> Markup:
-        """All that the page's script draws from, as JSON that no script's end can hide in."""
+        """The data for the page's script as JSON; "<" is escaped, so that it cannot close the script element."""
         steps = choose_steps(self.voxels.shape, self.spacing)
         voxels = shrink_volume(self.voxels, steps)
         shape = np.array(voxels.shape)
@@ -100,13 +110,13 @@ class Volume:
 
 @dataclass(frozen=True)
 class VolumeGrid:
-    """Crops side by side where the screen is wide enough."""
+    """Crops side by side if the screen is wide enough."""
 
     volumes: Sequence[Volume]
 
 
 def list_window_filters() -> dict[str, str]:
-    """For each usual window the grey (0 to 1) of each of 256 levels, as an SVG filter takes them."""
+    """Tabulate the grey value (0 to 1) of each of the 256 levels in each CT window, in the format of an SVG filter."""
     levels = list_levels(np.zeros(1), hounsfield=True)
     return {
         name: " ".join(f"{grey:.3g}" for grey in np.clip((levels - low) / (high - low), 0, 1))
@@ -115,12 +125,12 @@ def list_window_filters() -> dict[str, str]:
 
 
 def find_levels(voxels: NDArray, levels: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The number of the level that lies nearest to each voxel."""
+    """Find the index of the level nearest to each voxel."""
     return np.searchsorted((levels[1:] + levels[:-1]) / 2, voxels)
 
 
 def choose_steps(shape: Sequence[int], spacing: Sequence[float], most: int = MOST_VOXELS) -> tuple[int, int, int]:
-    """Voxels averaged along each axis so that `most` are left, the finest axis first."""
+    """Choose the block size along each axis that leaves at most `most` voxels; the finest axis is averaged first."""
     steps = [1, 1, 1]
     while np.prod([-(-size // step) for size, step in zip(shape, steps, strict=True)]) > most:
         finest = min(range(3), key=lambda axis: (steps[axis] * spacing[axis], axis))
@@ -129,17 +139,17 @@ def choose_steps(shape: Sequence[int], spacing: Sequence[float], most: int = MOS
 
 
 def shrink_volume(voxels: NDArray, steps: Sequence[int]) -> NDArray[np.float32]:
-    """Means of blocks of `steps` voxels; what fills no block at the end of an axis is left out."""
+    """Downsample by averaging blocks of `steps` voxels; an incomplete block at the end of an axis is dropped."""
     values = np.asarray(voxels, dtype=np.float32)
     for axis, step in enumerate(steps):
         whole = values.shape[axis] // step
-        kept = values[(slice(None),) * axis + (slice(0, whole * step),)]
-        values = kept.reshape(*kept.shape[:axis], whole, step, *kept.shape[axis + 1 :]).mean(axis=axis + 1)
+        cropped = values[(slice(None),) * axis + (slice(0, whole * step),)]
+        values = cropped.reshape(*cropped.shape[:axis], whole, step, *cropped.shape[axis + 1 :]).mean(axis=axis + 1)
     return values
 
 
 def list_levels(voxels: NDArray, *, hounsfield: bool) -> NDArray[np.float64]:
-    """The intensity (256) of each grey level, rising: HU in steps that suit tissue, else even steps over the range."""
+    """List the intensities of the 256 grey levels, ascending: HU in steps that suit tissue, otherwise evenly spaced."""
     if hounsfield:
         return np.concatenate([np.linspace(low, high, count, endpoint=False) for low, high, count in _LEVELS_HU])
     low, high = float(np.percentile(voxels, 0.1)), float(np.percentile(voxels, 99.9))
@@ -147,11 +157,11 @@ def list_levels(voxels: NDArray, *, hounsfield: bool) -> NDArray[np.float64]:
 
 
 def encode_grid(codes: NDArray) -> str:
-    """X Y Z numbers from 0 to 255 as a PNG of X columns and Y rows, slice below slice, in a data URI."""
+    """Encode X Y Z values from 0 to 255 as a PNG data URI of X columns and Y rows per slice, with slices stacked vertically."""
     x, y, z = codes.shape
     rows = np.ascontiguousarray(codes.astype(np.uint8).transpose(2, 1, 0)).reshape(z * y, x)
     buffer = BytesIO()
-    # Level 6: at 9, as optimize has it, 1 % fewer bytes take three times as long.
+    # Level 6: level 9 (optimize=True) saves 1 % of the bytes, but takes three times as long.
     Image.fromarray(rows).save(buffer, format="PNG", compress_level=6)
     return _to_uri(buffer.getvalue())
 
@@ -160,7 +170,7 @@ def _describe_layer(layer: Layer, shape: Sequence[int], steps: Sequence[int]) ->
     codes = layer.codes
     if codes.shape == tuple(shape):
         for axis, step in enumerate(steps):
-            # The middle of each whole block.
+            # Sample the centre of each complete block.
             codes = codes[(slice(None),) * axis + (slice(step // 2, shape[axis] // step * step, step),)]
     return {
         "shape": list(codes.shape),

@@ -1,4 +1,4 @@
-"""Pictures: each function returns a matplotlib `Figure`, and `encode_png` makes bytes of it."""
+"""Figures: each function returns a matplotlib `Figure`, and `encode_png` converts it to PNG."""
 
 from dagman.reports.figures.curves import Series, draw_curves
 from dagman.reports.figures.encoding import encode_png

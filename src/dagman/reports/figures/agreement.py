@@ -1,4 +1,4 @@
-"""Two numbers of the same things: one against the other, and how far apart they are (Bland and Altman, Lancet 1986)."""
+"""Agreement of predicted and true numbers: scatter, residual and Bland-Altman plots (Bland and Altman, Lancet 1986)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dagman.reports.style import BLUE, HALF_WIDTH, INK, MUTED, ORANGE, new_figur
 def draw_against_truth(
     truth: NDArray[np.float64], predicted: NDArray[np.float64], *, unit: str, mean: float, title: str = ""
 ) -> Figure:
-    """Predicted against true numbers, a point an item, with the line on which both agree; `mean` is what knows no features."""
+    """Plot predicted against true numbers, one point per item, with the line of identity and the prediction of the mean."""
     figure = new_figure(HALF_WIDTH, 3.4)
     axes = figure.subplots()
     style_axes(axes, x=f"true {unit}", y=f"predicted {unit}", title=title)
@@ -27,7 +27,7 @@ def draw_against_truth(
 
 
 def draw_residuals(truth: NDArray[np.float64], predicted: NDArray[np.float64], *, unit: str, title: str = "") -> Figure:
-    """Predicted minus true numbers against the predicted ones, a point an item: a slope or a funnel is what the model misses."""
+    """Plot residuals (predicted minus true) against predictions, one point per item; a slope or funnel is a systematic error."""
     figure = new_figure(HALF_WIDTH, 3.4)
     axes = figure.subplots()
     style_axes(axes, x=f"predicted {unit}", y="predicted minus true", title=title)
@@ -45,7 +45,15 @@ def draw_agreement(
     unit: str = "ml",
     title: str = "",
 ) -> Figure:
-    """Difference (predicted minus true) against the mean of both, a point an item; limits are (low, bias, high), NaN if unknown."""
+    """Draw a Bland-Altman plot: difference (predicted minus true) against the mean of both, one point per item.
+
+    Args:
+        predicted: Predicted values.
+        truth: True values.
+        limits: Lower limit of agreement, bias and upper limit; NaN if unknown.
+        unit: Unit of the values.
+        title: Title of the figure.
+    """
     figure = new_figure(HALF_WIDTH, 3.0)
     axes = figure.subplots()
     style_axes(axes, x=f"mean of both ({unit})", y=f"model minus reader ({unit})", title=title)
@@ -60,7 +68,7 @@ def draw_agreement(
 
 
 def _name_line(axes: Axes, height: float, text: str) -> None:
-    """Text above a horizontal line, at its right end."""
+    """Label a horizontal line above its right end."""
     axes.annotate(
         text,
         (1.0, height),

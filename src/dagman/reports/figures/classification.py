@@ -1,4 +1,4 @@
-"""Pictures of a classification: ROC with band, reliability, confusion, a measure against labels, and single items."""
+"""Figures of a classification: ROC curves, reliability diagram, confusion matrix, label efficiency, and single items."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SQUARE = 3.8
 
 
 def draw_roc(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """ROC curves with pointwise bands; each has `false`, `true`, `low` and `high` rates."""
+    """Draw ROC curves with pointwise confidence bands; each curve has the rates `false`, `true`, `low` and `high`."""
     figure = new_figure(HALF_WIDTH, _SQUARE)
     axes = figure.subplots()
     style_axes(axes, x="false positive rate (1 - specificity)", y="true positive rate (sensitivity)", title="ROC")
@@ -39,7 +39,7 @@ def draw_roc(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def draw_reliability(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Observed against predicted shares of the positive class; a dot is as large as its bin is full."""
+    """Draw a reliability diagram: observed frequency against predicted probability; the size of a dot is that of its bin."""
     figure = new_figure(HALF_WIDTH, _SQUARE)
     axes = figure.subplots()
     style_axes(axes, x="predicted probability", y="observed share", title="Reliability")
@@ -54,7 +54,7 @@ def draw_reliability(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str = "") -> Figure:
-    """Counts of items and their shares of the row, which also shade them; true classes in rows."""
+    """Draw a confusion matrix of counts and row percentages, shaded by percentage; true classes are in rows."""
     counts = np.asarray(matrix)
     side = max(2.4, 0.55 * len(classes) + 1.6)
     figure = new_figure(min(side + 0.8, FULL_WIDTH), min(side, FULL_WIDTH))
@@ -82,15 +82,24 @@ def draw_label_curve(
     title: str = "",
     width: float = HALF_WIDTH,
 ) -> Figure:
-    """A measure (value, low, high) against the labels used in training, a line a series: the paper's Fig. 2 and 3."""
+    """Plot a measure against the number of training labels, one line per series (paper, Fig. 2 and 3).
+
+    Args:
+        subsets: Subsets of labels, from smallest to largest.
+        series: (value, low, high) by name of the series and subset.
+        y: Label of the y axis.
+        reference: Value of a dotted line, such as chance.
+        title: Title of the figure.
+        width: Width in inches.
+    """
     figure = new_figure(width, 3.2)
     axes = figure.subplots()
     style_axes(axes, x="labels used in training", y=y, title=title)
     count = len(series)
     for number, ((name, values), color) in enumerate(zip(series.items(), CYCLE * (count // len(CYCLE) + 1), strict=False)):
-        # Side by side, so that intervals do not hide one another.
+        # Shift series horizontally, so that their intervals do not overlap.
         shift = min(0.06, 0.6 / max(count, 1)) * (number - (count - 1) / 2)
-        shown = [(place + shift, *values[subset]) for place, subset in enumerate(subsets) if subset in values]
+        shown = [(index + shift, *values[subset]) for index, subset in enumerate(subsets) if subset in values]
         x, value, low, high = (np.array(part, dtype=float) for part in zip(*shown, strict=True))
         axes.vlines(x, low, high, color=color, linewidth=1.4)
         axes.plot(x, value, "o-", color=color, markersize=4.5, linewidth=1.2, label=name)
@@ -104,7 +113,7 @@ def draw_label_curve(
 
 
 def draw_example(example: Example) -> Figure:
-    """Three planes through the middle of an item's crop with its outline; below, the attention where there is one."""
+    """Draw three planes through the centre of an item's crop with its outline, and the attention below, if there is any."""
     attended = example.attention is not None
     figure = new_figure(HALF_WIDTH, 2.9 if attended else 1.6)
     panels = figure.subplots(2 if attended else 1, 3, squeeze=False)

@@ -1,4 +1,4 @@
-"""Numbers over steps."""
+"""Line plots of values over steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FEW = 40
 
 @dataclass(frozen=True)
 class Series:
-    """Values at steps; `spread` is drawn as a band of this half width."""
+    """Values at steps; `spread` is the half width of a band around them."""
 
     steps: Sequence[float]
     values: Sequence[float]
@@ -36,10 +36,16 @@ def draw_curves(
     log: bool = False,
     width: float = HALF_WIDTH,
 ) -> Figure:
-    """Lines over steps, one a name; long noisy ones are drawn faint under their running mean.
+    """Plot each series as a line; long series are drawn faintly, with their running mean on top.
 
-    `references` are named horizontal lines, such as ln K. Values that are not finite leave a gap; `log` is dropped where
-    values are not positive.
+    Args:
+        series: Series by name; values that are not finite leave gaps.
+        title: Title of the figure.
+        y: Label of the y axis.
+        x: Label of the x axis.
+        references: Named horizontal lines, such as ln K.
+        log: Whether the y axis is logarithmic; ignored if any value is not positive.
+        width: Width in inches.
     """
     figure = new_figure(width)
     axes = figure.subplots()
@@ -79,7 +85,7 @@ def draw_curves(
 
 
 def smooth_values(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Centred running mean over a twentieth of the values, shorter at the ends; what is not finite does not count."""
+    """Compute a centred running mean over a twentieth of the values, shorter at the ends; non-finite values are ignored."""
     half = max(1, len(values) // 40)
     finite = np.isfinite(values)
     kernel = np.ones(2 * half + 1)

@@ -1,4 +1,4 @@
-"""Figures and arrays to PNG bytes, the same bytes for the same picture."""
+"""Encode figures as PNG, reproducibly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 
 def encode_png(figure: Figure) -> bytes:
-    """PNG of a figure; without the library's version in it, so that equal figures are equal bytes."""
+    """Encode a figure as PNG without the version of matplotlib, so that equal figures give equal bytes."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

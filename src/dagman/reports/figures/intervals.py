@@ -1,4 +1,4 @@
-"""Numbers with their intervals, one below the other."""
+"""Forest plots: values with their intervals, one below the other."""
 
 from __future__ import annotations
 
@@ -19,27 +19,34 @@ def draw_intervals(
     title: str = "",
     width: float = HALF_WIDTH,
 ) -> Figure:
-    """Values (value, low, high) of each row in each series, a colour a series; `reference` is a dotted line, such as chance.
+    """Draw values with intervals, in rows, with one colour per series.
 
-    limits: the ends of the measure's own scale, shown whole; None: what the numbers take.
+    Args:
+        rows: Labels of the rows, from top to bottom.
+        series: (value, low, high) by name of the series and row.
+        x: Label of the x axis.
+        reference: Value of a dotted line, such as chance.
+        limits: Ends of the axis, such as the range of the measure; None to fit the data.
+        title: Title of the figure.
+        width: Width in inches.
     """
     figure = new_figure(width, 0.9 + 0.22 * len(rows) * (len(series) + 1))
     axes = figure.subplots()
     style_axes(axes, x=x, title=title)
     span = len(series) + 1.0
-    for place, ((name, values), color) in enumerate(zip(series.items(), CYCLE, strict=False)):
-        shown = [(row * span + place, *values[label]) for row, label in enumerate(rows) if label in values]
+    for number, ((name, values), color) in enumerate(zip(series.items(), CYCLE, strict=False)):
+        shown = [(row * span + number, *values[label]) for row, label in enumerate(rows) if label in values]
         if not shown:
             continue
         y, value, low, high = zip(*shown, strict=True)
         axes.hlines(y, low, high, color=color, linewidth=1.6)
         axes.plot(value, y, "o", color=color, markersize=4.5, label=name)
-        for at, number, end in zip(y, value, high, strict=True):
-            if number != number:
+        for height, center, end in zip(y, value, high, strict=True):
+            if center != center:
                 continue
             axes.annotate(
-                f"{number:.2f}",
-                (number if end != end else max(end, number), at),
+                f"{center:.2f}",
+                (center if end != end else max(end, center), height),
                 xytext=(4, 0),
                 textcoords="offset points",
                 va="center",

@@ -1,8 +1,8 @@
-"""Pictures of attention on slices, as a radiologist expects slices: the patient's right on the left of the picture, true in mm.
+"""Pictures of attention on slices in radiological convention (patient's right on the left), true to scale.
 
-Colours are those of the pages: clear at uniform, orange above, blue below, and they end at least `LEAST_REACH` from uniform.
-Attention of short runs is almost uniform, and appears so; every picture gives its numbers. Slices go through the body: the most
-attended place may be air.
+Colours are those of the reports: transparent at uniform attention, orange above, blue below. The colour scale ends at least
+`LEAST_REACH` from uniform, so that the nearly uniform attention of short runs appears uniform; every picture states its range.
+Slices are chosen within the body, because the maximum of attention may lie in air.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from dagman.store.body import CT_LEVELS, SCALED_LEVELS, mask_body
 
 PERCENTILES = (2.0, 98.0)
 DEEP_MM = 25.0
-"""Below the skin lies the maximum that is shown."""
+"""Smallest depth below the skin, in mm, of the maximum that is shown."""
 _INK, _PAPER, _FAINT = "#e8e8e8", "#111111", "#8fd3ff"
 _WIDTH = 12.0
-"""Inches of a picture."""
+"""Width of a picture in inches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plane:
-    """A direction of slicing a RAS+ volume: the axis cut, and the letters at the picture's left, right, top and bottom."""
+    """A slicing plane of a RAS+ volume: its normal axis, and the letters at the left, right, top and bottom of a picture."""
 
     name: str
     axis: int
     letters: tuple[str, str, str, str]
 
     def cut(self, volume: NDArray, place: int) -> NDArray:
-        """The slice as rows from the top and columns from the left of the picture."""
-        # RAS+ grows to the right, the front and the head; a picture begins with each: its left edge is the patient's right.
+        """Extract a slice as an image: rows from top to bottom, columns from left to right."""
+        # RAS+ indices increase to the right, front and head, which are the left and top edges of a picture.
         return volume[(slice(None),) * self.axis + (place,)][::-1, ::-1].T
 
 
@@ -55,14 +55,20 @@ PLANES = (
 
 
 def draw_overlays(attention: Attention, folder: str | Path, *, intensity: tuple[float, float]) -> list[Path]:
-    """Write three pictures: the mean through its maximum in the body and through the body's middle, an axial slice of every head.
+    """Write three pictures of attention and return their paths.
 
-    `overlay_maximum.png`, `overlay_center.png`, `overlay_heads.png`. intensity: values shown as black and white, HU for CT.
+    `overlay_maximum.png` and `overlay_center.png` show the mean over heads in three planes, through its maximum in the body and
+    through the body's centre. `overlay_heads.png` shows an axial slice for each head.
+
+    Args:
+        attention: The attention of one scan.
+        folder: Where to write the pictures.
+        intensity: Intensities shown as black and white; HU for CT.
     """
     folder = Path(folder)
     body = find_body_mask(attention)
     center = tuple(int(np.median(places)) for places in np.nonzero(body))
-    # Not at its surface, where the other two planes would show air; at the border of the grid the body goes on.
+    # Stay away from the skin, where the other two planes would show air. The body may continue beyond the border of the scan.
     depth = max(1, round(DEEP_MM / attention.prepared.spacing[0]))
     deep = ndimage.binary_erosion(body, iterations=depth, border_value=1)
     maximum = find_maximum(attention.mean, deep if deep.any() else body)
@@ -78,7 +84,7 @@ def draw_overlays(attention: Attention, folder: str | Path, *, intensity: tuple[
 
 
 def find_maximum(values: NDArray[np.float32], body: NDArray[np.bool_] | None = None) -> tuple[int, int, int]:
-    """The voxel of the body (None: of all) with most attention; the middle one where all are alike."""
+    """Find the voxel with the most attention in the body (None: in the volume); the central voxel if attention is constant."""
     if np.ptp(values) < 1e-6:
         x, y, z = (size // 2 for size in values.shape)
     else:
@@ -88,25 +94,25 @@ def find_maximum(values: NDArray[np.float32], body: NDArray[np.bool_] | None = N
 
 
 def find_body_mask(attention: Attention) -> NDArray[np.bool_]:
-    """Where the body lies in the prepared scan, X Y Z; all of it where no body is found."""
+    """Compute the mask of the body in the prepared scan (X Y Z); everything if no body is found."""
     prepared = attention.prepared
     return mask_body(prepared.voxels, prepared.spacing[0], CT_LEVELS if prepared.modality == "CT" else SCALED_LEVELS)
 
 
 def share_outside(attention: Attention) -> tuple[float, float]:
-    """The share of the mean attention that lies outside the body, and the share that uniform attention would have there."""
+    """Compute the fraction of attention outside the body, and the fraction that uniform attention would have there."""
     outside, values = ~find_body_mask(attention), attention.mean
     return float(values[outside].sum() / values.sum()), float(outside.mean())
 
 
 def describe_outside(attention: Attention) -> str:
-    """The same in words, such as "12.1 % of the attention lies outside the body (uniform: 13.0 %)"."""
+    """State `share_outside` in words: "12.1% of the attention lies outside the body (uniform: 13.0%)"."""
     share, uniform = share_outside(attention)
     return f"{share:.1%} of the attention lies outside the body (uniform: {uniform:.1%})"
 
 
 def draw_planes(attention: Attention, place: Sequence[int], where: str, *, intensity: tuple[float, float]) -> Figure:
-    """Three planes through a voxel (prepared grid), the scan above and the mean attention on it below."""
+    """Draw three planes through a voxel of the prepared scan: the scan above, and with the mean attention below."""
     scan, values = attention.prepared.voxels, attention.mean
     spacing = attention.prepared.spacing
     sizes = [_measure_plane(scan.shape, spacing, plane) for plane in PLANES]
@@ -142,7 +148,7 @@ def draw_planes(attention: Attention, place: Sequence[int], where: str, *, inten
 
 
 def draw_heads(attention: Attention, level: int, *, intensity: tuple[float, float]) -> Figure:
-    """The axial slice at `level` (prepared grid) with the attention of each head, all on one colour scale."""
+    """Draw the axial slice at index `level` of the prepared scan with the attention of each head, on a common colour scale."""
     scan, spacing, plane = attention.prepared.voxels, attention.prepared.spacing, PLANES[0]
     maps = [attention.head(number) for number in range(1, len(attention.heads) + 1)]
     together = np.stack(maps)
@@ -176,7 +182,7 @@ def draw_heads(attention: Attention, level: int, *, intensity: tuple[float, floa
 
 
 def describe_range(values: NDArray[np.float32]) -> str:
-    """How far attention is from uniform, such as "0.93 to 1.08 of uniform"."""
+    """State the range of attention relative to uniform, such as "0.93 to 1.08 of uniform"."""
     return f"{_write_range(values)} of uniform"
 
 
@@ -213,7 +219,7 @@ def _lay_over(axes: Axes, values: NDArray, plane: Plane, spacing: Sequence[float
 
 
 def _mark_planes(axes: Axes, plane: Plane, place: Sequence[int], shape: Sequence[int], spacing: Sequence[float]) -> None:
-    """Thin lines where the other two planes cut this one."""
+    """Draw thin lines where the other two planes intersect this one."""
     across, upward = (axis for axis in range(3) if axis != plane.axis)
     axes.axvline(shape[across] - 1 - place[across], color=_FAINT, linewidth=0.6, alpha=0.8)
     axes.axhline(shape[upward] - 1 - place[upward], color=_FAINT, linewidth=0.6, alpha=0.8)
@@ -225,7 +231,7 @@ def _stretch_colours(values: NDArray[np.float32]) -> Normalize:
 
 
 def _add_colour_bar(figure: Figure, axes: Axes, norm: Normalize) -> None:
-    # As translucent as on the slices; over mid grey.
+    # Mid grey behind the translucent colours gives them the same appearance as on the slices.
     axes.set_facecolor("#808080")
     bar = figure.colorbar(ScalarMappable(norm, AROUND_ONE), cax=axes)
     bar.set_label("attention relative to uniform (1 = uniform)", color=_INK, fontsize=9)

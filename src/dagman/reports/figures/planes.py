@@ -1,7 +1,7 @@
-"""Slices of a volume as a radiologist reads them: the patient's left on the image's right, anterior or superior on top.
+"""Slices of a volume in radiological convention: the patient's left on the image's right, anterior or superior at the top.
 
-Volumes are X Y Z in RAS+ order: the index grows to the patient's right, anterior, superior (`reorient_scan` brings any
-scan there). In sagittal slices anterior is on the image's left.
+Volumes are X Y Z in RAS+ order: indices increase to the patient's right, anterior and superior (see `reorient_scan`). In
+sagittal slices, anterior is on the image's left.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from numpy.typing import NDArray
 from dagman.reports.style import FULL_WIDTH, NEUTRAL, new_figure
 
 CONVENTION = "Radiological convention: the patient's left is on the image's right; sagittal slices show the front on the left."
-"""For captions."""
+"""States the orientation in captions."""
 
 LEAST_REACH = 0.25
-"""Colours of attention end at least this far from uniform (1), so that a nearly uniform map appears uniform. [ours]"""
+"""Smallest half range of the colour scale of attention around uniform (1), so that a nearly uniform map appears so. [ours]"""
 
 AROUND_ONE = LinearSegmentedColormap.from_list(
     "around-one",
     [(0.0, (0.1, 0.5, 0.95, 0.75)), (0.5, (0.1, 0.5, 0.95, 0.0)), (0.5, (1.0, 0.5, 0.05, 0.0)), (1.0, (1.0, 0.5, 0.05, 0.75))],
 )
-"""Clear in the middle, blue below, orange above: what is usual leaves the scan as it is."""
+"""Transparent in the middle, blue below, orange above, so that average values do not tint the scan."""
 
 
 @dataclass(frozen=True)
 class Plane:
-    """A slicing direction: the axis cut through, the axes shown, and the letters at the image's edges."""
+    """A slicing plane: its normal axis, the axes shown, and the letters at the edges of the image."""
 
     name: str
     normal: int
@@ -57,14 +57,14 @@ PLANES = (AXIAL, CORONAL, SAGITTAL)
 
 @dataclass(frozen=True, kw_only=True)
 class Overlay:
-    """Numbers in colour over a volume, on its grid or a coarser one of the same extent; NaN is clear.
+    """Values shown in colour over a volume, on its grid or a coarser grid of the same extent; NaN is transparent.
 
     Attributes:
         values: X Y Z.
-        label: What the numbers are, with their unit; stands at the colour bar.
-        low, high: Ends of the colours; the values' own range when None.
+        label: What the values are, with their unit; shown at the colour bar.
+        low, high: Ends of the colour scale; None for the range of the values.
         colors: A matplotlib colour map, or its name.
-        opacity: 0 (unseen) to 1.
+        opacity: 0 (invisible) to 1.
     """
 
     values: NDArray
@@ -76,7 +76,7 @@ class Overlay:
 
     @property
     def norm(self) -> Normalize:
-        """The colours' range; never empty."""
+        """The range of the colour scale; never empty."""
         finite = self.values[np.isfinite(self.values)]
         low = self.low if self.low is not None else float(finite.min()) if finite.size else 0.0
         high = self.high if self.high is not None else float(finite.max()) if finite.size else 1.0
@@ -84,21 +84,21 @@ class Overlay:
 
 
 def overlay_relative(values: NDArray, label: str = "attention, times uniform", reach: float | None = None) -> Overlay:
-    """An overlay of numbers whose usual value is 1, such as attention relative to uniform: 1 is clear, more is orange, less blue.
+    """Create an overlay of values around 1, such as attention relative to uniform: above is orange, below blue, 1 transparent.
 
-    `reach` is the distance from 1 at which the colours end; by the values when None.
+    `reach` is the distance from 1 at which the colour scale ends; None to derive it from the values.
     """
     reach = find_reach(values) if reach is None else reach
     return Overlay(values=values, label=label, low=1.0 - reach, high=1.0 + reach, colors=AROUND_ONE, opacity=1.0)
 
 
 def find_reach(relative: NDArray) -> float:
-    """How far from uniform (1) the colours of an attention reach: as far as the values, and `LEAST_REACH` at least."""
+    """Find the half range of the colour scale around uniform (1): the largest deviation, but at least `LEAST_REACH`."""
     return max(float(np.nanmax(np.abs(relative - 1.0))), LEAST_REACH)
 
 
 def describe_reach(relative: NDArray) -> str:
-    """Where the colours end, as a sentence; a map within `LEAST_REACH` of uniform is called so.
+    """State where the colour scale ends, and point out maps that stay within `LEAST_REACH` of uniform.
 
     >>> describe_reach(np.array([0.992, 1.008]))
     'The colours end at 0.75 and 1.25 times uniform: a map this close to uniform appears uniform.'
@@ -111,7 +111,7 @@ def describe_reach(relative: NDArray) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Contour:
-    """Outline of a boolean X Y Z mask, on the volume's grid or a coarser one of the same extent, with a tint inside."""
+    """Outline of a boolean mask (X Y Z), on the volume's grid or a coarser grid of the same extent; `fill` tints the inside."""
 
     mask: NDArray[np.bool_]
     color: str
@@ -122,8 +122,8 @@ class Contour:
 
 
 def take_slice(volume: NDArray, plane: Plane, index: int) -> NDArray:
-    """The slice (rows x columns, row 0 on top, column 0 on the left) of an X Y Z volume in RAS+ order."""
-    # Not by np.take, which copies the whole of a volume that is not in C order.
+    """Extract a slice of an X Y Z volume in RAS+ order as an image (row 0 at the top, column 0 on the left)."""
+    # np.take would copy the whole volume if it is not in C order.
     return volume[(slice(None),) * plane.normal + (index,)].T[::-1, ::-1]
 
 
@@ -138,17 +138,17 @@ def draw_three_planes(
     title: str = "",
     width: float = FULL_WIDTH,
 ) -> Figure:
-    """Axial, coronal and sagittal slices through a point, side by side at one scale.
+    """Draw axial, coronal and sagittal slices through a point, side by side at the same scale.
 
     Args:
-        volume: X Y Z in RAS+ order, HU or any intensity.
+        volume: X Y Z in RAS+ order, in HU or any other unit.
         spacing: Voxel size in mm.
-        point: Voxel index the slices go through; the centre when None.
-        window: Intensities shown black and white, such as (-1000, 500) HU.
-        overlay: Numbers in colour, with a colour bar.
-        contours: Outlines of masks, with a legend where they have labels.
-        title: Stands above.
-        width: Of the figure, in inches.
+        point: Voxel index of the intersection of the slices; None for the centre.
+        window: Intensities shown as black and white, such as (-1000, 500) HU.
+        overlay: Values in colour, with a colour bar.
+        contours: Outlines of masks; those with labels are listed in a legend.
+        title: Title of the figure.
+        width: Width in inches.
     """
     sides = [size * step for size, step in zip(volume.shape, spacing, strict=True)]
     widths = [sides[plane.across] for plane in PLANES]
@@ -183,7 +183,7 @@ def draw_plane(
     contours: Sequence[Contour] = (),
     letters: bool = True,
 ) -> None:
-    """One slice into axes whose unit is mm; the arguments are those of `draw_three_planes`."""
+    """Draw one slice in axes in mm; the arguments are those of `draw_three_planes`, and `letters` shows the orientation."""
     where = volume.shape[plane.normal] / 2 if point is None else point[plane.normal] + 0.5
     share = where / volume.shape[plane.normal]
     wide, tall = volume.shape[plane.across] * spacing[plane.across], volume.shape[plane.up] * spacing[plane.up]
@@ -211,12 +211,12 @@ def draw_plane(
 def hatch_beyond(
     axes: Axes, shape: Sequence[int], spacing: Sequence[float], plane: Plane, within: Sequence[Sequence[float]]
 ) -> None:
-    """Hatch what of the middle slice lies outside `within`: (start, stop) along X, Y, Z in voxels."""
+    """Hatch the part of the central slice outside `within`, given as (start, stop) along X, Y, Z in voxels."""
     wide, tall = shape[plane.across] * spacing[plane.across], shape[plane.up] * spacing[plane.up]
     start, stop = within[plane.normal]
     left, right, top, bottom = 0.0, 0.0, 0.0, 0.0
     if start <= shape[plane.normal] / 2 <= stop:
-        # Both axes of a slice run against the index.
+        # Both axes of an image run against the index.
         right, left = (wide * (1 - edge / shape[plane.across]) for edge in within[plane.across])
         bottom, top = (tall * (1 - edge / shape[plane.up]) for edge in within[plane.up])
     corners = ((0, 0, wide, top), (0, bottom, wide, tall), (0, top, left, bottom), (right, top, wide, bottom))
@@ -230,7 +230,7 @@ def hatch_beyond(
 
 
 def draw_scale_bar(axes: Axes, extent: float) -> None:
-    """A white bar of a round length in mm, about a quarter of `extent` mm, at the lower left."""
+    """Draw a white scale bar of a round length in mm at the lower left, at most a third of `extent` mm long."""
     length = max((size for size in (5, 10, 20, 50, 100) if size <= extent / 3), default=2)
     bottom = axes.get_ylim()[0]
     axes.plot([extent * 0.05, extent * 0.05 + length], [bottom * 0.95] * 2, color="white", linewidth=2, solid_capstyle="butt")
@@ -239,11 +239,11 @@ def draw_scale_bar(axes: Axes, extent: float) -> None:
 
 
 def add_color_bar(figure: Figure, panels: Sequence[Axes], overlay: Overlay) -> None:
-    """The colour bar of an overlay beside its panels."""
+    """Add the colour bar of an overlay next to its panels."""
     bar = figure.colorbar(ScalarMappable(overlay.norm, overlay.colors), ax=list(panels), shrink=0.85, pad=0.01, aspect=18)
     negative = bool(np.any(overlay.values < 0))
     if not negative and (overlay.norm.vmin or 0.0) < 0:
-        # Colours reach as far below 1 as above it, shares do not.
+        # The colour scale is symmetric around 1, but attention cannot be negative.
         bar.ax.set_ylim(bottom=0)
     bar.set_label(overlay.label, fontsize=8, color=NEUTRAL)
     bar.ax.tick_params(labelsize=8, colors=NEUTRAL)
@@ -251,7 +251,7 @@ def add_color_bar(figure: Figure, panels: Sequence[Axes], overlay: Overlay) -> N
 
 
 def add_contour_legend(figure: Figure, contours: Sequence[Contour]) -> None:
-    """One legend below the figure for the contours that have a label."""
+    """Add a legend below the figure for the contours that have labels."""
     named = [contour for contour in contours if contour.label]
     if named:
         handles = [
@@ -262,13 +262,13 @@ def add_contour_legend(figure: Figure, contours: Sequence[Contour]) -> None:
 
 
 def _slice_at(volume: NDArray, plane: Plane, share: float) -> NDArray:
-    # A share of the extent, not an index: overlays may have a coarser grid than the volume.
+    # The position is a fraction of the extent, because overlays may have a coarser grid than the volume.
     size = volume.shape[plane.normal]
     return take_slice(volume, plane, min(max(int(share * size), 0), size - 1))
 
 
 def _outline(mask: NDArray[np.bool_], wide: float, tall: float, contour: Contour) -> LineCollection:
-    # Along the cells' edges: what is masked is cells, and a smoothed contour would claim more than is known.
+    # Follow the edges of cells; a smoothed contour would suggest more resolution than the mask has.
     rows, columns = mask.shape
     padded = np.pad(mask, 1)
     across = np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1])

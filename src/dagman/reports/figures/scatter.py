@@ -1,4 +1,4 @@
-"""Points on a plane by class: for print, a picture; colours and marks are those of the map one can hover over."""
+"""Scatter plots of classes for print, with the colours and markers of the interactive map."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ _COLORS = tuple(color for color in CYCLE if color != MUTED)
 
 
 def choose_mark(code: int) -> tuple[str, str]:
-    """Colour and mark of a class; 56 differ, and those that follow one another in both. No class (-1) is grey."""
+    """Choose the colour and marker of a class.
+
+    There are 56 combinations, and consecutive classes differ in both. Code -1 (no class) is a grey circle.
+    """
     if code < 0:
         return MUTED, "circle"
     return _COLORS[code % len(_COLORS)], MARKS[code % len(MARKS)]
 
 
 def place_labels(points: NDArray, codes: NDArray[np.int64], line: float) -> dict[int, tuple[float, float]]:
-    """Where the name of each class stands: over its middle and above its points, moved up from the names below it by `line`."""
+    """Place the name of each class at its median x, above its points; names that would overlap are moved up by `line`."""
     placed: dict[int, tuple[float, float]] = {}
     classes = {int(code): points[codes == code] for code in np.unique(codes[codes >= 0])}
     tops = {code: (np.median(own[:, 0]), own[:, 1].max() + line) for code, own in classes.items()}
     for code, (x, y) in sorted(tops.items(), key=lambda item: item[1][1]):
-        # Names are about ten lines wide: only what stands that near is in the way.
+        # A name is about as wide as ten lines are high, so only names within that distance can overlap.
         near = sorted((other for other_x, other in placed.values() if abs(other_x - x) < 10 * line))
         for other in near:
             if abs(other - y) < line:
@@ -39,7 +42,7 @@ def place_labels(points: NDArray, codes: NDArray[np.int64], line: float) -> dict
 
 
 def draw_scatter(points: NDArray, codes: NDArray[np.int64], classes: Sequence[str], *, title: str = "") -> Figure:
-    """Points (n 2) with their classes; axes have no unit that means anything, and so no numbers."""
+    """Draw points (n 2) by class; axes have no ticks, because their units have no meaning."""
     figure = new_figure(HALF_WIDTH, 3.9 + 0.17 * -(-len(classes) // 2))
     axes = figure.subplots()
     style_axes(axes, title=title)

@@ -1,4 +1,4 @@
-"""Time and event: Kaplan-Meier curves with numbers at risk, and calibration at a horizon."""
+"""Figures of survival analysis: Kaplan-Meier curves with numbers at risk, and calibration at a horizon."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ _SMALL = 7.5
 
 
 def draw_survival_groups(groups: Mapping[str, Any], *, title: str = "", x: str = "time") -> Figure:
-    """Kaplan-Meier curves of groups with their bands, censored patients as ticks, and numbers at risk below.
+    """Draw Kaplan-Meier curves of groups with confidence bands, ticks for censored patients, and numbers at risk below.
 
-    groups: as `tasks.outcome_metrics.describe_groups` gives them.
+    Args:
+        groups: As returned by `describe_groups`.
+        title: Title of the figure.
+        x: Label of the time axis.
     """
     figure = new_figure(HALF_WIDTH, 3.9)
     axes, table = figure.subplots(2, 1, height_ratios=[4.2, 1.0], sharex=True)
@@ -37,7 +40,7 @@ def draw_survival_groups(groups: Mapping[str, Any], *, title: str = "", x: str =
             axes.plot(censored, at, "|", color=color, markersize=6, markeredgewidth=1.0)
     axes.set_ylim(-0.02, 1.04)
     axes.set_xticks(groups["ticks"])
-    # Below everything: inside, it would lie on a curve that falls.
+    # The legend goes below the figure; inside the axes it would cover a curve.
     add_legend(figure, axes)
     style_axes(table, x=x)
     table.grid(False)
@@ -53,7 +56,7 @@ def draw_survival_groups(groups: Mapping[str, Any], *, title: str = "", x: str =
 
 
 def draw_survival_calibration(calibration: Mapping[str, Any], *, title: str = "", x: str = "time") -> Figure:
-    """Observed (Kaplan-Meier, with interval) against predicted survival at a horizon of `x`, a point a group of patients."""
+    """Plot observed (Kaplan-Meier, with intervals) against predicted survival at a horizon, one point per group of patients."""
     figure = new_figure(HALF_WIDTH, 3.5)
     axes = figure.subplots()
     horizon = float(calibration["horizon"])
@@ -72,5 +75,5 @@ def draw_survival_calibration(calibration: Mapping[str, Any], *, title: str = ""
 
 
 def _as_floats(values: Sequence[float | None]) -> np.ndarray:
-    """Numbers as JSON keeps them: null for what is undefined."""
+    """Convert numbers from JSON, in which undefined values are null, to an array with NaN."""
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

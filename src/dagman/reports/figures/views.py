@@ -1,6 +1,6 @@
-"""Views with what was hidden from the student, what it restored, and where the attention lies.
+"""Figures of views: masked units, reconstructions and attention.
 
-A view is X Y Z in RAS+ order with intensities in [0, 1]; what lives on units is on a grid of cells of the same extent.
+A view is X Y Z in RAS+ order with intensities in [0, 1]; masks and attention are on the grid of units, of the same extent.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dagman.reports.figures.planes import (
 from dagman.reports.style import FULL_WIDTH, NEUTRAL, SKY, YELLOW, new_figure
 
 MASKED, HINT = "masked: hidden from the student", "hint: highly attended, left visible"
-"""What legends call them."""
+"""Labels in legends."""
 _COVER = "#3b4b5a"
 _LARGEST_DIFFERENCE = 0.4
 
@@ -43,7 +43,7 @@ def draw_masks(
     *,
     width: float = FULL_WIDTH,
 ) -> Figure:
-    """A view with its masked units shaded and outlined, and the hints (visible units among the most attended) framed."""
+    """Draw a view with masked units shaded and outlined, and hints (visible units among the most attended) framed."""
     contours = [Contour(mask=hidden, color=SKY, label=MASKED, fill=0.4)]
     if hints is not None and hints.any():
         contours.append(Contour(mask=hints, color=YELLOW, label=HINT, width=2.2))
@@ -53,9 +53,9 @@ def draw_masks(
 def draw_restored(
     view: NDArray, restored: NDArray, spacing: Sequence[float], hidden: NDArray[np.bool_], planes: Sequence[Plane] = PLANES
 ) -> Figure:
-    """What the student saw, what it restored, the original, and their difference, a row for each plane.
+    """Draw the student's input, its reconstruction, the original and their difference, one row per plane.
 
-    Visible units are copied from the view into what was restored: the student is not asked for them.
+    In the reconstruction, visible units are copied from the view, because the student does not reconstruct them.
     """
     return _draw_rows([(view, restored, hidden, plane) for plane in planes], spacing, [plane.name.capitalize() for plane in planes])
 
@@ -63,7 +63,7 @@ def draw_restored(
 def draw_restored_views(
     views: Sequence[NDArray], restored: Sequence[NDArray], spacing: Sequence[float], hidden: Sequence[NDArray]
 ) -> Figure:
-    """The same for the axial slices of several views, a row for each view."""
+    """Draw the same as `draw_restored` for axial slices of several views, one row per view."""
     rows = [(view, back, mask, AXIAL) for view, back, mask in zip(views, restored, hidden, strict=True)]
     return _draw_rows(rows, spacing, [f"View {number}" for number in range(2, len(rows) + 2)])
 
@@ -71,7 +71,7 @@ def draw_restored_views(
 def draw_summary(
     view: NDArray, restored: NDArray, spacing: Sequence[float], hidden: NDArray[np.bool_], relative: NDArray
 ) -> Figure:
-    """A view as it is, masked, restored where it was masked, and with attention relative to uniform; axial above coronal."""
+    """Draw a view, its masked version, its reconstruction, and its attention relative to uniform; axial above coronal."""
     figure = new_figure(FULL_WIDTH, 2 * 2.25 + 0.3)
     panels = figure.subplots(2, 4, squeeze=False)
     overlay = overlay_relative(relative)
@@ -89,7 +89,7 @@ def draw_summary(
 
 
 def draw_attention(view: NDArray, spacing: Sequence[float], relative: NDArray) -> Figure:
-    """A view, and below it the same slices with attention relative to uniform (1 = uniform) in colour."""
+    """Draw a view, and below it the same slices with attention relative to uniform (1 = uniform) in colour."""
     overlay = overlay_relative(relative)
     sides = [size * step for size, step in zip(view.shape, spacing, strict=True)]
     figure = new_figure(
@@ -106,7 +106,7 @@ def draw_attention(view: NDArray, spacing: Sequence[float], relative: NDArray) -
 
 
 def draw_heads(view: NDArray, spacing: Sequence[float], relative: NDArray) -> Figure:
-    """The axial slice once for each attention head (H x y z, relative to uniform), all in one range of colours."""
+    """Draw the axial slice with each attention head (H x y z, relative to uniform), on a common colour scale."""
     heads = len(relative)
     columns = min(heads, 4)
     rows = -(-heads // columns)
@@ -125,7 +125,7 @@ def draw_heads(view: NDArray, spacing: Sequence[float], relative: NDArray) -> Fi
 def draw_course(
     view: NDArray, spacing: Sequence[float], restored: Mapping[int, NDArray], relative: Mapping[int, NDArray]
 ) -> Figure:
-    """One axial slice at several steps: restored (above) and the attention (below), as far as there are such."""
+    """Draw one axial slice at several steps: reconstructions above, attention below; either may be empty."""
     rows = [kind for kind in (restored, relative) if kind]
     steps = list(rows[0])
     width = min(1.9 * len(steps) + 1.0, FULL_WIDTH)
@@ -176,7 +176,7 @@ def _draw_rows(rows: Sequence[tuple[NDArray, NDArray, NDArray, Plane]], spacing:
 
 
 def spread_units(cells: NDArray, shape: Sequence[int]) -> NDArray:
-    """Values of cells on the voxels of a volume of the same extent, whose sides are multiples of the cells' numbers."""
+    """Repeat values of units over the voxels of a volume of the same extent, whose sides are multiples of the grid's."""
     for axis, (cell, side) in enumerate(zip(cells.shape, shape, strict=True)):
         cells = cells.repeat(side // cell, axis=axis)
     return cells

@@ -1,1 +1,1 @@
-"""The page of a pretraining run."""
+"""The report of a pretraining run."""

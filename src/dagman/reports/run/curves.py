@@ -1,4 +1,4 @@
-"""The curves of a run, each with what it is, its normal range, and its warning sign (METHOD, Monitors)."""
+"""The curves of a run, each with an explanation, its normal range and its warning sign (METHOD, Monitors)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,24 @@ from dagman.reports.style import BLUE, GREEN, INK, ORANGE, PURPLE
 from dagman.settings import Settings
 
 COLORS = {"amip": INK, "ampd": BLUE, "aitd": ORANGE, "gitd": GREEN}
-"""Each loss, and its projector, has one colour on the whole page."""
+"""Colour of each loss and its projector on the whole page."""
 _NAMES = {"ampd": "patch", "aitd": "[CLS]", "gitd": "view"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A picture of one or more columns over steps, and the sentences below it."""
+    """A plot of one or more columns over steps, with its caption.
+
+    Attributes:
+        title: Title of the plot.
+        y: Label of the y axis.
+        keys: Names of the lines by column.
+        what: What is shown.
+        normal: The normal range.
+        abnormal: The warning sign.
+        references: Named horizontal lines.
+        log: Whether the y axis is logarithmic.
+    """
 
     title: str
     y: str
@@ -32,12 +43,12 @@ class Curve:
 
     @property
     def caption(self) -> str:
-        """What it is, its normal range, and its warning sign."""
+        """What is shown, its normal range, and its warning sign."""
         return f"**{self.title}.** {self.what} **Normal:** {self.normal} **Warning sign:** {self.abnormal}"
 
 
 def describe_losses(settings: Settings) -> list[Curve]:
-    """The total and the four losses; those with weight 0 have no rows and are not drawn."""
+    """Describe the total and the four losses; losses with weight 0 have no values and are not drawn."""
     weights = settings.losses
     parts = " + ".join(f"{getattr(weights, name):g} {name.upper()}" for name in COLORS if getattr(weights, name) > 0)
     return [
@@ -64,7 +75,7 @@ def describe_losses(settings: Settings) -> list[Curve]:
 
 
 def _state_tenth(settings: Settings) -> str:
-    """What 0.1 of the intensity range is in CT; nothing for a run on MR alone, which has no unit."""
+    """State in HU what 0.1 of the intensity range is; empty for runs on MR only, which has no unit."""
     if settings.view.modality == "mr":
         return ""
     return f" (0.1 = {(settings.view.high - settings.view.low) * 0.1:g} HU{' in CT' if settings.view.modality == 'all' else ''})"
@@ -119,7 +130,7 @@ def _describe_distillations(settings: Settings) -> list[Curve]:
 
 
 def describe_schedules(settings: Settings) -> list[Curve]:
-    """Learning rate, momentum, temperatures, gradient norm."""
+    """Describe learning rate, momentum, temperatures and gradient norm."""
     optim, teacher = settings.optim, settings.teacher
     if teacher.temperature == "schedule":
         rises = (
@@ -174,7 +185,7 @@ def describe_schedules(settings: Settings) -> list[Curve]:
 
 
 def describe_timings(settings: Settings) -> list[Curve]:
-    """Speed, memory, waiting."""
+    """Describe throughput, memory and time spent waiting for data."""
     return [
         Curve(
             title="Throughput",
@@ -208,7 +219,7 @@ def describe_timings(settings: Settings) -> list[Curve]:
 def draw_columns(
     curves: Sequence[Curve], rows: Sequence[Mapping[str, Any]], scale: Mapping[str, float] | None = None
 ) -> list[Figure]:
-    """A figure for each curve of which the rows hold at least one column; `scale` multiplies a column."""
+    """Draw each curve for which the rows contain at least one column; `scale` holds factors by column."""
     figures = []
     for curve in curves:
         series = {}
@@ -225,7 +236,7 @@ def draw_columns(
 
 
 def describe_course(title: str, series: Mapping[str, Series]) -> str:
-    """A picture of curves in words, for those who cannot see it."""
+    """Describe a plot in words, for readers who cannot see it."""
     ends = [
         f"{name} from {line.values[0]:.3g} at step {line.steps[0]:g} to {line.values[-1]:.3g} at step {line.steps[-1]:g}"
         for name, line in series.items()

@@ -1,4 +1,4 @@
-"""The monitors of a run over its steps: targets, reconstruction, features, attention, head diversity."""
+"""Figures of a run's monitors over steps: targets, reconstruction, features, attention, head diversity."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _Rows = Sequence[Mapping[str, Any]]
 
 
 def draw_targets(rows: _Rows) -> list[Figure]:
-    """H, MI and gain of each projector's targets."""
+    """Draw entropy H, mutual information MI and gain of the targets of each projector."""
     texts = {
         "H": (
             "Entropy of the targets, H",
@@ -57,7 +57,7 @@ def draw_targets(rows: _Rows) -> list[Figure]:
 
 
 def draw_reconstruction(rows: _Rows) -> list[Figure]:
-    """The errors of student and teacher beside three trivial baselines."""
+    """Draw the reconstruction errors of student and teacher, and of three trivial baselines."""
     names = {
         "student": ("student", INK),
         "teacher": ("teacher", MUTED),
@@ -83,7 +83,7 @@ def draw_reconstruction(rows: _Rows) -> list[Figure]:
 
 
 def draw_features(rows: _Rows) -> list[Figure]:
-    """Standard deviation and effective rank of x4."""
+    """Draw the standard deviation and effective rank of the features x4."""
     std = _draw(
         {
             "teacher": _collect(rows, ("features", "std"), BLUE),
@@ -109,7 +109,7 @@ def draw_features(rows: _Rows) -> list[Figure]:
 
 
 def draw_attention_course(rows: _Rows) -> list[Figure]:
-    """Entropy of the semantic attention, and what it follows."""
+    """Draw the entropy of the semantic attention, its correlation with brightness, and its share inside the body."""
     entropy = _draw(
         {
             "teacher": _collect(rows, ("attention", "entropy"), BLUE),
@@ -140,7 +140,7 @@ def draw_attention_course(rows: _Rows) -> list[Figure]:
 
 
 def draw_diversity(rows: _Rows) -> list[Figure]:
-    """How different the teacher's heads of each stage and of the semantic attention are."""
+    """Draw the diversity of the teacher's heads, for each stage and for the semantic attention."""
     stages = {f"stage{stage}": f"stage {stage}" for stage in range(1, 5)} | {"sa": "semantic attention"}
     kinds = {
         "js": (
@@ -182,7 +182,7 @@ def draw_diversity(rows: _Rows) -> list[Figure]:
 
 
 def tabulate_diversity(rows: _Rows) -> list[DataTable]:
-    """The heads at the first and the last evaluation as numbers, the student's apart from the teacher's."""
+    """Tabulate the diversity of the heads of student and teacher at the first and the last evaluation."""
     evaluated = [row for row in rows if row.get("diversity")]
     if not evaluated:
         return []

@@ -1,4 +1,4 @@
-"""One page of several runs: a row each, the settings in which they differ, and their curves over one another."""
+"""The report of several runs: their states, the settings that differ, and their curves in common plots."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dagman.training.monitoring.overview import RunState, describe_state
 from dagman.training.run import LOSSES, Run
 
 _POINTS = 1000
-"""Points of a curve at most; more are thinned evenly, as a picture shows no more."""
+"""Maximum number of points of a curve; longer ones are thinned evenly, as a figure cannot show more."""
 _MEASURED = {
     "Reconstruction against the best trivial baseline": ("ratio", ("reconstruction", "ratio")),
     "Mutual information of targets and samples, AMPD": ("fraction of the maximum", ("projectors", "ampd", "MI")),
@@ -30,13 +30,13 @@ _MEASURED = {
 
 
 def write_runs_page(runs: Sequence[Run], path: Path) -> Path:
-    """Write the page of several runs, and return its path."""
+    """Write the report of several runs to `path` and return the path."""
     write_text(path, render_runs(runs))
     return path
 
 
 def render_runs(runs: Sequence[Run]) -> str:
-    """The page as HTML."""
+    """Render the report as HTML."""
     states = {name: describe_state(run.path) for name, run in name_runs(runs).items()}
     named = {name: run for name, run in name_runs(runs).items() if states[name].state != "damaged"}
     steps = {name: _thin(run.steps) for name, run in named.items()}
@@ -63,7 +63,7 @@ def render_runs(runs: Sequence[Run]) -> str:
 
 
 def name_runs(runs: Sequence[Run]) -> dict[str, Run]:
-    """Runs by the end of their paths that is not shared: runs of one name in several folders differ by those."""
+    """Name each run by the shortest ending of its path that is unique, so that equal folder names get their parent folder."""
     paths = [run.path.resolve() for run in runs]
     depth = next(n for n in range(1, 99) if len({path.parts[-n:] for path in paths}) == len(set(paths)))
     return {"/".join(path.parts[-depth:]): run for path, run in zip(paths, runs, strict=True)}
@@ -71,23 +71,23 @@ def name_runs(runs: Sequence[Run]) -> dict[str, Run]:
 
 def _list_states(states: Mapping[str, RunState]) -> list[Block]:
     rows = []
-    for name, one in states.items():
-        losses = [(one.losses or {}).get(key) for key in LOSSES]
-        rows.append([name, one.state, one.method, one.size, one.seed, f"{one.step} of {one.steps}", *losses])
+    for name, state in states.items():
+        losses = [(state.losses or {}).get(key) for key in LOSSES]
+        rows.append([name, state.state, state.method, state.size, state.seed, f"{state.step} of {state.steps}", *losses])
     verdicts: list[Block] = []
-    for name, one in states.items():
-        if one.light is None:
-            verdicts.append(Verdict("warn", f"`{name}`: {one.problem or 'no step is complete yet.'}"))
+    for name, state in states.items():
+        if state.light is None:
+            verdicts.append(Verdict("warn", f"`{name}`: {state.problem or 'no step is complete yet.'}"))
         else:
-            remedy = f" **What to try:** {one.remedy}" if one.remedy else ""
-            text = one.text.replace(", explained below", ", explained in its own report")
-            verdicts.append(Verdict(LEVELS[one.light], f"`{name}`: {one.light}. {text}{remedy}"))
+            remedy = f" **What to try:** {state.remedy}" if state.remedy else ""
+            text = state.text.replace(", explained below", ", explained in its own report")
+            verdicts.append(Verdict(LEVELS[state.light], f"`{name}`: {state.light}. {text}{remedy}"))
     return [DataTable(["run", "state", "method", "size", "seed", "steps", *LOSSES], rows, "Losses of the last step."), *verdicts]
 
 
 def _compare_settings(named: Mapping[str, Run]) -> list[Block]:
     flat = {name: flatten_values(run.settings.model_dump()) for name, run in named.items()}
-    keys = sorted({key for values in flat.values() for key in values if len({repr(one.get(key)) for one in flat.values()}) > 1})
+    keys = sorted({key for values in flat.values() for key in values if len({repr(other.get(key)) for other in flat.values()}) > 1})
     if not keys:
         return [Text("None: the runs have the same settings.")] if len(named) > 1 else []
     return [DataTable(["key", *flat], [[key, *(str(values.get(key)) for values in flat.values())] for key in keys])]
@@ -105,7 +105,7 @@ def _overlay(
     if not series:
         return None
     drawn = draw_curves(series, title=title, y=y, log=log)
-    # Of many runs the first few are put in words; the table above holds the last values of all.
+    # Only the first runs are described in words; the table above contains the last values of all.
     words = describe_course(title, dict(islice(series.items(), 8)))
     return Figure(encode_png(drawn), f"**{title}.** Each run has one colour, the same in all figures.", words)
 

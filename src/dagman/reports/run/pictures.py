@@ -1,4 +1,4 @@
-"""What a run's gallery shows: views with their masks, reconstructions, attention, and their course over the steps."""
+"""Pictures from the gallery of a run: masks, reconstructions, attention, and their development over steps."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ Gallery = Mapping[str, NDArray]
 
 
 class Galleries(Protocol):
-    """The part of a `Run` that is read here."""
+    """The part of the interface of `Run` that this module uses."""
 
     @property
     def gallery_steps(self) -> list[int]:
-        """Steps at which views were kept."""
+        """Steps at which views were stored."""
 
     def gallery(self, step: int) -> dict[str, NDArray]:
-        """The arrays of a step."""
+        """Load the arrays of a step."""
 
 
 def find_hints(hidden: NDArray[np.bool_], attention: NDArray, share: float) -> NDArray[np.bool_]:
-    """The hints of one view (N): of its visible units the floor(sN) most attended, for the others never were candidates."""
-    # The small number keeps 0.3 * 10 = 2.9999999999999996 from losing a unit.
+    """Find the hints of one view (N units): the floor(sN) most attended of its visible units."""
+    # 1e-9 prevents rounding errors of the product from losing a unit.
     count = min(math.floor(share * len(hidden) + 1e-9), int((~hidden).sum()))
     order = np.argsort(np.where(hidden, np.inf, -attention), kind="stable")
     hints = np.zeros(len(hidden), dtype=bool)
@@ -56,22 +56,22 @@ def find_hints(hidden: NDArray[np.bool_], attention: NDArray, share: float) -> N
 
 
 def name_view(sources: Sequence[Mapping[str, str]], number: int) -> str:
-    """Whose the view of a number (from 1) is, as a caption says it; empty where it is not known."""
+    """State the patient and scan of a view (numbered from 1) for a caption; empty if unknown."""
     if number > len(sources):
         return ""
-    one = sources[number - 1]
-    patient = f"Patient `{one['patient']}`, scan" if one["patient"] else "Scan"
-    return f" {patient} `{one['scan']}`."
+    source = sources[number - 1]
+    patient = f"Patient `{source['patient']}`, scan" if source["patient"] else "Scan"
+    return f" {patient} `{source['scan']}`."
 
 
 def find_modality(sources: Sequence[Mapping[str, str]], number: int, settings: Settings) -> str:
-    """CT or MR: that of the scan which the view of a number (from 1) is cut from; of older runs, that of the settings."""
+    """Return the modality (CT or MR) of the scan of a view (numbered from 1); for older runs, that of the settings."""
     stated = sources[number - 1].get("modality", "") if number <= len(sources) else ""
     return stated or ("MR" if settings.view.modality == "mr" else "CT")
 
 
 def _state_range(modalities: Collection[str], settings: Settings) -> str:
-    """What is shown black and white, in the unit of the views' modalities."""
+    """State which intensities are shown as black and white, for the modalities of the views."""
     hounsfield = f"{settings.view.low:g} (black) to {settings.view.high:g} HU (white)"
     scaled = "the 0.5 (black) to the 99.5 percentile (white) of their scans"
     if "MR" not in modalities:
@@ -80,7 +80,7 @@ def _state_range(modalities: Collection[str], settings: Settings) -> str:
 
 
 def show_masks(gallery: Gallery, settings: Settings, sources: Sequence[Mapping[str, str]] = ()) -> list[Block]:
-    """Views with masked units shaded and hints framed; sources: scan and patient of each view."""
+    """Show views with masked units shaded and hints framed; `sources` gives the scan and patient of each view."""
     views, spacing, grid = gallery["view"][:_SHOWN, 0], _spacing(gallery), _grid(gallery)
     volumes = []
     for number, view in enumerate(views, start=1):
@@ -120,7 +120,7 @@ def show_masks(gallery: Gallery, settings: Settings, sources: Sequence[Mapping[s
 
 
 def show_reconstructions(gallery: Gallery, settings: Settings, sources: Sequence[Mapping[str, str]] = ()) -> list[Block]:
-    """Reconstructions beside the original; nothing where the method does not reconstruct. sources: as `show_masks`."""
+    """Show reconstructions next to the originals; empty if the method does not reconstruct. `sources` as in `show_masks`."""
     if "reconstruction" not in gallery:
         return []
     views, restored, spacing, grid = (
@@ -171,7 +171,10 @@ def show_reconstructions(gallery: Gallery, settings: Settings, sources: Sequence
 
 
 def show_attention(gallery: Gallery, settings: Settings, sources: Sequence[Mapping[str, str]] = ()) -> list[Block]:
-    """Attention over views, and each head's; nothing where the method has no semantic attention. sources: as `show_masks`."""
+    """Show the attention over views, and of each head; empty if the method has no semantic attention.
+
+    `sources` as in `show_masks`.
+    """
     if "attention" not in gallery:
         return []
     spacing, grid = _spacing(gallery), _grid(gallery)
@@ -226,7 +229,7 @@ def show_attention(gallery: Gallery, settings: Settings, sources: Sequence[Mappi
 
 
 def show_course(run: Galleries) -> list[Block]:
-    """One slice at up to five of the steps at which views were kept: restored, and attention."""
+    """Show the reconstruction and attention of one slice at up to five of the steps at which views were stored."""
     steps = run.gallery_steps
     if len(steps) < 2:
         return []
@@ -271,7 +274,7 @@ def _explain_masking(settings: Settings) -> str:
 
 
 def measure_uniformity(attention: NDArray) -> float:
-    """Mean entropy of rows of attention (n N) as a fraction of ln N; 1 = uniform."""
+    """Compute the mean entropy of rows of attention (n N) as a fraction of ln N; 1 is uniform."""
     shares = attention / attention.sum(axis=-1, keepdims=True)
     logarithms = np.log(np.where(shares > 0, shares, 1.0))
     return float(-(shares * logarithms).sum(axis=-1).mean() / math.log(max(attention.shape[-1], 2)))

@@ -1,4 +1,4 @@
-"""The page of a pretraining run: verdict, pictures, curves with their normal ranges, settings, provenance."""
+"""The report of a pretraining run: verdicts, pictures, curves with their normal ranges, settings, provenance."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dagman.training.run import Run
 
 
 def write_run_report(run: Run, out: Path | None = None) -> Path:
-    """Write the page of a run, however far it has come, into its folder or to `out`; returns the page's path."""
+    """Write the report of a run, finished or not, to its folder or to `out`, and return the path."""
     path = out or run.path / "report.html"
     write_viewer(path, f"Views of {run.path.resolve().name}", exhibit_run(run))
     write_text(path, render_run(run, path))
@@ -31,13 +31,13 @@ def write_run_report(run: Run, out: Path | None = None) -> Path:
 
 
 def exhibit_run(run: Run) -> list[Exhibit]:
-    """The views that were kept last, for the viewer."""
+    """Prepare the views that were stored last for the viewer."""
     steps = run.gallery_steps
     return exhibit_views(run.gallery(steps[-1]), run.settings, run.gallery_sources(steps[-1])) if steps else []
 
 
 def render_run(run: Run, page: Path | None = None) -> str:
-    """The page as HTML; `page` is where it will be written, if links to the viewer beside it are wanted."""
+    """Render the report as HTML; `page` is its future path, for links to the viewer next to it (None: no links)."""
     settings = run.settings
     steps, wanted = run.last_step, settings.train.steps
     lead = (
@@ -84,7 +84,7 @@ def _give_verdict(run: Run, settings: Settings) -> list[Block]:
 
 
 def show_gallery(run: Run, settings: Settings, page: Path | None = None) -> list[Section]:
-    """Sections with the last validation views: masks, reconstructions, attention, and one view over the run."""
+    """Show the last validation views in sections: masks, reconstructions, attention, and one view over the steps."""
     steps = run.gallery_steps
     if not steps:
         return []
@@ -118,7 +118,7 @@ def _show_curves(run: Run, settings: Settings) -> list[Section]:
 
 
 def _state_choice(text: str) -> str:
-    """A choice as it was printed, without the blanks that lined it up: what, how, and why."""
+    """Reformat a choice that was printed in aligned columns (what, how, why) as a sentence."""
     parts = re.split(r"\s{2,}", text.strip())
     return text if len(parts) < 3 else f"{parts[0]}: {parts[1]} ({' '.join(parts[2:])})"
 
@@ -170,7 +170,7 @@ def _tabulate_settings(settings: Settings) -> list[Block]:
 
 
 def describe_fields(section: BaseModel, prefix: str = "") -> dict[str, str]:
-    """The sentence of every setting by its dotted key."""
+    """Collect the description of every setting by dotted key."""
     sentences: dict[str, str] = {}
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)

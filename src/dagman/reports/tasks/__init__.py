@@ -1,1 +1,1 @@
-"""The pages of the tasks' results."""
+"""Reports of the tasks' results."""

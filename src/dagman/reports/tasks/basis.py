@@ -1,4 +1,4 @@
-"""How many items, patients and folds a figure rests on, in words that stand beside it."""
+"""Sample sizes for captions: the items, patients, folds and repeats behind a figure."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from dagman.records.counts import count_noun
 
 
 def state_basis(results: Results, *, of: str = "item", count: int | None = None) -> str:
-    """A sentence such as "n = 24 items of 8 patients; 5 folds, 5 repeats."; `count` is n, from the table's tested items if None."""
+    """State the sample size, such as "n = 24 items of 8 patients; 5 folds, 5 repeats.".
+
+    Args:
+        results: The results.
+        of: What is counted, in the singular.
+        count: n; None to count the items of the test parts.
+    """
     tested = results.splits[results.splits["part"] == "test"]
     items = tested["item"].nunique() if count is None else count
     return f"n = {count_noun(int(items), of)} of {count_noun(int(tested['patient'].nunique()), 'patient')}; {state_folds(results)}."
 
 
 def state_folds(results: Results) -> str:
-    """Folds and repeats, such as "5 folds, 5 repeats"; "the table's own split" where there is one."""
+    """State folds and repeats, such as "5 folds, 5 repeats"; "the table's own split" if the split was given."""
     folds, repeats = int(results.splits["fold"].nunique()), int(results.splits["repeat"].nunique())
     return f"{folds} folds, {count_noun(repeats, 'repeat')}" if folds > 1 else "the table's own split"

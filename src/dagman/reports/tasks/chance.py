@@ -1,4 +1,4 @@
-"""Whether a model does better than chance, in a lead that says over how many patients and repeats."""
+"""Verdicts on whether a model is better than chance, with the number of patients and repeats."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from dagman.reports.page import Verdict
 
 
 def judge_against_chance(row: Measurement, results: Results, *, chance: float, called: str) -> Verdict:
-    """A verdict on a measure of which more is better, by its interval; `called` names chance to readers, as in "chance (0.5)"."""
+    """Judge by its confidence interval whether a measure exceeds chance; larger values must be better.
+
+    Args:
+        row: The measurement.
+        results: The results that contain it.
+        chance: Value of a model without information.
+        called: What readers see for it, such as "chance (0.5)".
+    """
     interval = row.interval
     value = format_interval(interval.value, interval.low, interval.high)
     lead = f"`{row.model}`, {name_method(row.method)}: {name_measure(row.name)} {value}"
@@ -34,5 +41,5 @@ def judge_against_chance(row: Measurement, results: Results, *, chance: float, c
 
 
 def _count_splits(results: Results) -> tuple[int, int]:
-    """Repeats and folds."""
+    """Count repeats and folds."""
     return int(results.splits["repeat"].nunique()), int(results.splits["fold"].nunique())

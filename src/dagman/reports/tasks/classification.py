@@ -1,4 +1,4 @@
-"""The page of a classification: how good, how sure, on how few labels, and which items it gets right and wrong."""
+"""The report of a classification: accuracy with uncertainty, label efficiency, and the most and least certain predictions."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from dagman.reports.tasks.examples import show_examples
 from dagman.reports.viewer.examples import exhibit_items, write_viewer
 
 _LONG = 240
-"""Letters of a note that leads the page."""
+"""Maximum number of characters of a warning at the top of the page."""
 
 
 def write_classification_report(results: Results) -> Path:
-    """Write `report.html` into the folder of results and return its path."""
+    """Write `report.html` to the folder of results and return its path."""
     path = results.path / "report.html"
     write_viewer(path, f"Examples of {results.path.resolve().name}", exhibit_items(results))
     write_text(path, render_classification(results))
@@ -40,7 +40,7 @@ def write_classification_report(results: Results) -> Path:
 
 
 def render_classification(results: Results) -> str:
-    """The page as HTML."""
+    """Render the report as HTML."""
     summary = results.summary
     sections = [
         Section("Summary", add_warnings(judge_models(results), summary)),
@@ -58,7 +58,7 @@ def render_classification(results: Results) -> str:
 
 
 def describe_design(results: Results) -> str:
-    """One paragraph: items, patients, classes, splits."""
+    """Describe items, patients, classes and splits in one paragraph."""
     extra, splits = results.summary.extra, results.splits
     counts = ", ".join(f"{count} `{name}`" for name, count in extra["counts"].items())
     folds, repeats = splits["fold"].nunique(), splits["repeat"].nunique()
@@ -72,23 +72,23 @@ def describe_design(results: Results) -> str:
 
 
 def add_warnings(findings: Sequence[Block], summary: Summary) -> list[Block]:
-    """Summary, with the warnings right below its verdicts: they bear on what is believed, and are no finding."""
-    last = max((place for place, block in enumerate(findings, start=1) if isinstance(block, Verdict)), default=0)
+    """Insert the warnings directly below the verdicts, as they limit how far the verdicts can be trusted."""
+    last = max((number for number, block in enumerate(findings, start=1) if isinstance(block, Verdict)), default=0)
     return [*findings[:last], *show_warnings(summary), *findings[last:]]
 
 
 def show_warnings(summary: Summary) -> list[Block]:
-    """Notes that bear on whether the numbers may be believed; a long one is cut, and stands whole further down."""
+    """Show the notes that question the validity of the results; long ones are truncated, and given in full under Notes."""
     return [Verdict("warn", _shorten(note.text)) for note in summary.notes if note.kind == "warning"]
 
 
 def list_notes(summary: Summary) -> list[Block]:
-    """All notes; nothing where there are none."""
+    """List all notes; empty if there are none."""
     return [Listing([note.text for note in summary.notes])] if summary.notes else []
 
 
 def judge_models(results: Results) -> list[Block]:
-    """A sentence for each model and method with all labels: whether its AUC excludes chance; and what a fresh encoder means."""
+    """Judge whether the AUC of each model and method, trained on all labels, exceeds chance; point out the baselines."""
     summary = results.summary
     shown = list_measurements(summary, name="auc", subset=find_last_subset(summary))
     blocks: list[Block] = [judge_against_chance(row, results, chance=0.5, called="chance (0.5)") for row in shown]
@@ -102,7 +102,7 @@ def judge_models(results: Results) -> list[Block]:
 
 
 def tabulate_measures(summary: Summary, subset: str | None = None) -> list[Block]:
-    """Every measure of each model and method with all labels (or another subset)."""
+    """Tabulate all measures of each model and method for a subset of labels; None for all labels."""
     rows = list_measurements(summary, subset=subset or find_last_subset(summary))
     names = list(dict.fromkeys(row.name for row in rows))
     keys = list(dict.fromkeys((row.model, row.method) for row in rows))
@@ -122,7 +122,7 @@ def tabulate_measures(summary: Summary, subset: str | None = None) -> list[Block
 
 
 def show_curves(results: Results) -> list[Block]:
-    """ROC with band and reliability of every model and method; for two classes alone."""
+    """Show the ROC curves with confidence bands and the reliability diagram; only for two classes."""
     summary = results.summary
     curves = [curve for curve in summary.extra["curves"] if "roc" in curve]
     if not curves:
@@ -153,7 +153,7 @@ def show_curves(results: Results) -> list[Block]:
 
 
 def show_confusions(results: Results) -> list[Block]:
-    """A matrix of counts for each model and method."""
+    """Show the confusion matrix of each model and method."""
     summary, basis = results.summary, state_basis(results)
     figures = [
         Figure(
@@ -167,7 +167,7 @@ def show_confusions(results: Results) -> list[Block]:
 
 
 def show_subsets(results: Results) -> list[Block]:
-    """AUC and balanced accuracy against the labels used in training, with intervals; nothing for one subset."""
+    """Plot AUC and balanced accuracy against the number of training labels; empty if there is only one subset."""
     summary = results.summary
     subsets = list(dict.fromkeys(row.subset for row in summary.measurements))
     if len(subsets) < 2:
@@ -192,28 +192,28 @@ def show_subsets(results: Results) -> list[Block]:
 
 
 def list_explained(rows: Sequence[Measurement]) -> list[Block]:
-    """What is to be known of intervals that are exact, missing, or of few pairs; nothing where all are plain."""
+    """Explain intervals that are exact, missing, or from few pairs; empty if all are plain bootstrap intervals."""
     sentences = explain_intervals(rows)
     return [Listing(sentences)] if sentences else []
 
 
 def list_measurements(summary: Summary, **wanted: str) -> list[Measurement]:
-    """Measurements whose fields have these values."""
+    """List the measurements whose fields have the given values."""
     return [row for row in summary.measurements if all(getattr(row, key) == value for key, value in wanted.items())]
 
 
 def find_last_subset(summary: Summary) -> str:
-    """The largest subset of labels; measurements stand smallest first."""
+    """Return the largest subset of labels; measurements are ordered from the smallest to the largest."""
     return summary.measurements[-1].subset
 
 
 def state_interval(row: Measurement) -> str:
-    """A value with its interval."""
+    """Format a measurement with its interval."""
     return format_interval(row.interval.value, row.interval.low, row.interval.high)
 
 
 def _shorten(note: str) -> str:
-    # How the results may be was worded otherwise in results of before.
+    # Older results use a different wording after "so results may be", so it is not matched.
     seen, so, rest = note.partition(", so results may be ")
     result, colon, names = rest.partition(": ")
     remark = f"{seen}{so}{result}"
@@ -221,8 +221,8 @@ def _shorten(note: str) -> str:
         return f"{remark}{colon}{names.partition(', ')[0]} and {names.count(', ')} more (listed under Notes)"
     if len(note) <= _LONG:
         return note
-    kept = note[:_LONG].rpartition(", ")[0] or note[:_LONG]
-    return f"{kept}, ... (all listed under Notes)"
+    start = note[:_LONG].rpartition(", ")[0] or note[:_LONG]
+    return f"{start}, ... (all listed under Notes)"
 
 
 def _name(curve: dict[str, Any]) -> str:

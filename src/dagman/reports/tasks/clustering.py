@@ -1,4 +1,4 @@
-"""The page of a clustering: the map one can hover over, and how well structures of one kind lie together."""
+"""The report of a clustering: an interactive map, and how well structures of the same kind group together."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _WHERE = {"features": "feature space", "kmeans": "k-means", "hdbscan": "HDBSCAN"
 
 
 def write_clustering_report(results: Results) -> Path:
-    """Write `report.html`, and each map as `map-NAME.png`, into the folder of results; return the page's path."""
+    """Write `report.html` to the folder of results and return its path."""
     path = results.path / "report.html"
     write_viewer(path, f"Examples of {results.path.resolve().name}", exhibit_items(results))
     write_text(path, render_clustering(results))
@@ -39,7 +39,7 @@ def write_clustering_report(results: Results) -> Path:
 
 
 def render_clustering(results: Results) -> str:
-    """The page as HTML."""
+    """Render the report as HTML."""
     summary, rows = results.summary, results.predictions
     models = list(dict.fromkeys(rows["model"]))
     kinds = count_noun(len(summary.classes), "kind") if summary.classes else "no names given"
@@ -64,7 +64,10 @@ def render_clustering(results: Results) -> str:
 
 
 def _judge(summary: Summary) -> list[Block]:
-    """A sentence a model: whether neighbours of other patients are of the same kind, against guessing the most frequent kind."""
+    """Judge for each model whether nearest neighbours from other patients are of the same kind more often than by chance.
+
+    Chance is always predicting the most frequent kind.
+    """
     counts = summary.extra["counts"]
     if not counts:
         return [Text("Without labels, the clusters cannot be evaluated: inspect the map.")]
@@ -84,7 +87,7 @@ def _show_map(results: Results, model: str, number: int) -> list[Block]:
     summary, rows = results.summary, results.predictions
     rows = rows[rows["model"] == model]
     kind = summary.extra["map"]
-    tiles = {name: place for place, name in enumerate(summary.extra["tiles"]["names"])}
+    tiles = {name: index for index, name in enumerate(summary.extra["tiles"]["names"])}
     classes, codes = _list_classes(rows, summary)
     points = [
         MapPoint(
@@ -119,8 +122,8 @@ def _describe_point(row: pd.Series, summary: Summary) -> list[str]:
 
 def _list_classes(rows: pd.DataFrame, summary: Summary) -> tuple[list[str], np.ndarray]:
     if summary.classes:
-        places = {name: code for code, name in enumerate(summary.classes)}
-        return list(summary.classes), np.array([places[label] for label in rows["label"]], dtype=np.int64)
+        code_of = {name: code for code, name in enumerate(summary.classes)}
+        return list(summary.classes), np.array([code_of[label] for label in rows["label"]], dtype=np.int64)
     codes = rows["kmeans"].to_numpy(dtype=np.int64)
     return [f"cluster {code}" for code in range(int(codes.max()) + 1)], codes
 
@@ -161,7 +164,7 @@ def _cross(rows: pd.DataFrame, model: str) -> list[Block]:
     if rows["label"].isna().all():
         return []
     counts = pd.crosstab(rows["label"], rows["kmeans"])
-    # Clusters in the order of the kinds they hold most of, so that a good clustering is a diagonal.
+    # Clusters are ordered by their most frequent kind, so that a good clustering appears as a diagonal.
     order = sorted(counts.columns, key=lambda cluster: (int(counts[cluster].to_numpy().argmax()), cluster))
     cells = [
         [label, *(int(value) or None for value in row)] for label, row in zip(counts.index, counts[order].to_numpy(), strict=True)

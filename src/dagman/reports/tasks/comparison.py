@@ -1,4 +1,4 @@
-"""The page of a comparison: several models on one task, with intervals, paired differences, and curves over labels."""
+"""The report of a comparison of several models on one task: intervals, paired differences and label efficiency."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from dagman.reports.tasks.differences import judge_differences, tabulate_differe
 
 _FIGURES = 4
 _COLUMNS = 4
-"""Models side by side that a page holds."""
+"""Largest number of models that fit side by side as columns."""
 
 
 def write_comparison_report(results: Results) -> Path:
-    """Write `report.html` into the folder of results and return its path."""
+    """Write `report.html` to the folder of results and return its path."""
     path = results.path / "report.html"
     write_text(path, render_comparison(results))
     return path
 
 
 def render_comparison(results: Results) -> str:
-    """The page as HTML, for any task."""
+    """Render the report of any task as HTML."""
     summary = results.summary
     models = list(dict.fromkeys(row.model for row in summary.measurements))
     lead = (
@@ -54,7 +54,10 @@ def render_comparison(results: Results) -> str:
 
 
 def tabulate_models(summary: Summary) -> list[Block]:
-    """One table: a row a method, subset and measure, a column a model; of more models than a page is wide, a row each."""
+    """Tabulate all measurements, with a row per method, subset and measure, and a column per model.
+
+    If there are more models than columns fit on a page, models are in rows and measures in columns.
+    """
     models = list(dict.fromkeys(row.model for row in summary.measurements))
     keys = list(dict.fromkeys((row.method, row.subset, row.name) for row in summary.measurements))
     held = {(row.method, row.subset, row.name, row.model): row.interval for row in summary.measurements}
@@ -126,7 +129,7 @@ def _draw_labels(summary: Summary) -> list[Block]:
 
 
 def _list_shown(summary: Summary) -> list[str]:
-    """Measures that are drawn: those that were compared, else the first ones."""
+    """List the measures to draw: those that were compared, otherwise the first ones."""
     compared = list(dict.fromkeys(row.name for row in summary.comparisons))
     return (compared or list(dict.fromkeys(row.name for row in summary.measurements)))[:_FIGURES]
 

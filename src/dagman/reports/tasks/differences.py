@@ -1,4 +1,4 @@
-"""Paired differences of models on one task: a sentence on what they show, and a table of all of them."""
+"""Paired differences between models on one task: verdicts and a table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _SIGNIFICANT = 0.05
 
 
 def judge_differences(comparisons: Sequence[Comparison]) -> list[Block]:
-    """The primary endpoint, then a sentence for each other difference beyond chance after correction; else that there is none."""
+    """Judge the primary endpoint, then list the secondary differences that are significant after correction.
+
+    If no secondary difference is significant, a sentence states this.
+    """
     if not comparisons:
         return [Text("No paired differences were tested.")]
     secondary = [row for row in comparisons if not row.primary]
@@ -32,9 +35,11 @@ def judge_differences(comparisons: Sequence[Comparison]) -> list[Block]:
 def tabulate_differences(
     comparisons: Sequence[Comparison], sharing: str = "Both models were tested on the same items."
 ) -> list[Block]:
-    """First model minus the second: interval, p before and after correction, and what could have been detected; none: nothing.
+    """Tabulate first minus second model: interval, p before and after correction, and the smallest detectable difference.
 
-    sharing: a sentence on what both models of a difference have in common.
+    Args:
+        comparisons: The differences; empty for no table.
+        sharing: A sentence that states what both models have in common.
     """
     if not comparisons:
         return []

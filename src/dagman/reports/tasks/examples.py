@@ -1,4 +1,4 @@
-"""Example items of a classification: their crops to step through, and where a crop goes beyond its scan."""
+"""Example items of a task: crops to scroll through, with the parts that extend beyond the scan."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from dagman.reports.volumes import Layer, Volume, VolumeGrid
 from dagman.tasks.inputs.examples import Example, read_examples
 
 _SIDES = (("to the patient's left", "to the patient's right"), ("behind", "in front"), ("below", "above"))
-"""Of a crop in RAS+ order, at the start and at the end of each axis."""
+"""Directions beyond the start and the end of each axis of a crop in RAS+ order."""
 
 
 def show_examples(results: Results, which: str = "scores averaged over repeats") -> list[Block]:
-    """The items that were kept, with their outline and the attention; `which` says what they are, behind the model's name."""
+    """Show the stored examples with outlines and attention; `which` describes the selection, after the name of the model."""
     who, examples = read_examples(results.path)
     if not examples:
         return []
     below = (
         " Below each: the encoder's [CLS] attention relative to uniform, with the colour scale on its bar, which spans at least "
         "0.25 to each side of uniform. After short runs it is not meaningful yet."
-        if any(one.attention is not None for one in examples)
+        if any(example.attention is not None for example in examples)
         else ""
     )
     model, _, method = who.rpartition(", ")
     pair = f"{model}, {name_method(method)}" if model else who
     shown = "Crops around the item, in a lung window if a quarter or more is lung or air, otherwise in a soft-tissue window."
     mirrored = ""
-    if any(describe_beyond(one) for one in examples):
+    if any(describe_beyond(example) for example in examples):
         mirrored = " Hatched areas lie beyond the scan: they are mirrored for the network, and are not anatomy."
     return [
         Text(f"Items of {pair}, {which}. {shown} Outlined: the structure.{mirrored} {CONVENTION}{below}"),
-        VolumeGrid([_show_example(one) for one in examples]),
+        VolumeGrid([_show_example(example) for example in examples]),
         *link_viewer(results.path / "report.html", exhibit_items(results)),
     ]
 
 
 def describe_beyond(example: Example) -> str:
-    """How far a crop goes beyond its scan and where, such as "12 mm below"; nothing where it does not, or is not known to."""
+    """State how far a crop extends beyond its scan, such as "12 mm below"; empty if it does not, or if this is unknown."""
     if example.within is None:
         return ""
     parts = []
     for (start, stop), size, sides in zip(example.within, example.voxels.shape, _SIDES, strict=True):
         for voxels, side in zip((start, size - stop), sides, strict=True):
-            # Half a voxel is what two grids of one place may differ by.
+            # Two grids of the same region may differ by up to half a voxel.
             if voxels > 0.5:
                 parts.append(f"{max(voxels * example.spacing, 1):.0f} mm {side}")
     return ", ".join(parts)

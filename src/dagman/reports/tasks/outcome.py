@@ -1,4 +1,4 @@
-"""The page of an outcome: does the image predict it, does it add to the clinical columns, and how sure is that."""
+"""The report of an outcome: does the image predict it, does it improve on the clinical columns, and how certain is that?"""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from dagman.reports.viewer.examples import exhibit_items, write_viewer
 _MEASURES = ("harrell_c", "uno_c", "dynamic_auc", "integrated_brier")
 _ALL = "100%"
 _WIDE = 0.1
-"""Half an interval of C that is worth a word."""
+"""Half width of the interval of Harrell's C above which the report comments on it."""
 _FOOTER = "Made by `dagman outcome`. This page needs no network connection."
 
 
 def write_outcome_report(results: Results) -> Path:
-    """Write `report.html` into the folder of results and return its path."""
+    """Write `report.html` to the folder of results and return its path."""
     path = results.path / "report.html"
     write_viewer(path, f"Examples of {results.path.resolve().name}", exhibit_items(results))
     render = render_response if results.summary.task == "response" else render_outcome
@@ -53,7 +53,7 @@ def write_outcome_report(results: Results) -> Path:
 
 
 def render_response(results: Results) -> str:
-    """The page of a response as HTML."""
+    """Render the report of a response as HTML."""
     summary = results.summary
     sections = [
         Section("Summary", add_warnings(judge_models(results), summary)),
@@ -72,13 +72,13 @@ def render_response(results: Results) -> str:
 
 
 def render_outcome(results: Results) -> str:
-    """The page as HTML."""
+    """Render the report of time and event as HTML."""
     summary = results.summary
     extra = summary.extra
     splits = results.splits
     repeats, folds = splits["repeat"].nunique(), splits["fold"].nunique()
     design = f"{folds} folds by patient, {repeats} time{'s' if repeats > 1 else ''}" if folds > 1 else "the table's own split"
-    # The table knows the unit, its column's name says it if anything does.
+    # The unit of time is not recorded; the name of the column may contain it.
     column = results.columns.get("time")
     clock = f"time (column {column})" if column and column != "time" else "time, in the table's unit"
     lead = (
@@ -104,18 +104,18 @@ def render_outcome(results: Results) -> str:
 
 
 def _state_pairs(extra: dict[str, Any]) -> str:
-    """How many pairs a concordance rests on; nothing for results of before they were counted."""
+    """State the number of comparable pairs; empty for older results, in which pairs were not counted."""
     return f" and {count_noun(extra['pairs'], 'comparable pair')} in each repeat" if "pairs" in extra else ""
 
 
 def _judge(results: Results) -> list[Block]:
-    """A sentence for each arm: whether its interval excludes chance."""
+    """Judge for each model and method whether the confidence interval of Harrell's C excludes chance."""
     shown = [row for row in results.summary.measurements if row.name == "harrell_c" and row.subset == _ALL]
     return [judge_against_chance(row, results, chance=0.5, called="chance (0.5)") for row in shown]
 
 
 def _state_events(summary: Summary) -> list[Block]:
-    """How wide the intervals of Harrell's C are, where they are wide."""
+    """State how wide the intervals of Harrell's C are; empty if they are narrow."""
     reach = [(row.interval.high - row.interval.low) / 2 for row in summary.measurements if row.name == "harrell_c"]
     widest = max((value for value in reach if value == value), default=0.0)
     if widest < _WIDE:
@@ -171,18 +171,18 @@ def _tabulate(measurements: Sequence[Measurement]) -> list[Block]:
 
 def _show_groups(predicted: Sequence[dict[str, Any]], clock: str, basis: str) -> list[Block]:
     figures = []
-    alike = [_title(one) for one in predicted if len(one["groups"]["groups"]) < 2]
-    for one in predicted:
-        groups = one["groups"]
+    alike = [_title(arm) for arm in predicted if len(arm["groups"]["groups"]) < 2]
+    for arm in predicted:
+        groups = arm["groups"]
         if len(groups["groups"]) < 2:
             continue
         many = [p for p in groups["p_all"] if p is not None]
         p = "undefined" if groups["p"] is None else format_p(groups["p"])
         over = f"; over {len(many)} repeats p is {format_p(min(many))} to {format_p(max(many))}" if len(many) > 1 else ""
-        drawn = draw_survival_groups(groups, title=_title(one), x=clock)
+        drawn = draw_survival_groups(groups, title=_title(arm), x=clock)
         figures.append(
             Figure(
-                encode_png(drawn), f"**Log-rank p {p}**{over}. {basis}", f"Kaplan-Meier curves of two risk groups of {_title(one)}"
+                encode_png(drawn), f"**Log-rank p {p}**{over}. {basis}", f"Kaplan-Meier curves of two risk groups of {_title(arm)}"
             )
         )
     text = (
@@ -197,7 +197,7 @@ def _show_groups(predicted: Sequence[dict[str, Any]], clock: str, basis: str) ->
 
 
 def _show_areas(predicted: Sequence[dict[str, Any]], clock: str, basis: str) -> list[Block]:
-    lines = {_title(one): Series(one["auc"]["times"], one["auc"]["auc"]) for one in predicted if one["auc"]}
+    lines = {_title(arm): Series(arm["auc"]["times"], arm["auc"]["auc"]) for arm in predicted if arm["auc"]}
     if not lines:
         return [Text("There are too few events for time-dependent measures.")]
     drawn = draw_curves(lines, x=clock, y="AUC", references={"chance": 0.5}, width=FULL_WIDTH)
@@ -212,10 +212,10 @@ def _show_areas(predicted: Sequence[dict[str, Any]], clock: str, basis: str) -> 
 
 def _show_calibration(predicted: Sequence[dict[str, Any]], clock: str, basis: str) -> list[Block]:
     figures = []
-    for one in predicted:
-        if one["calibration"]:
-            drawn = draw_survival_calibration(one["calibration"], title=_title(one), x=clock)
-            figures.append(Figure(encode_png(drawn), basis, f"Calibration of {_title(one)}"))
+    for arm in predicted:
+        if arm["calibration"]:
+            drawn = draw_survival_calibration(arm["calibration"], title=_title(arm), x=clock)
+            figures.append(Figure(encode_png(drawn), basis, f"Calibration of {_title(arm)}"))
     text = (
         "Groups of patients by predicted survival, against their Kaplan-Meier estimates with 95 % confidence intervals; the "
         "dotted line is perfect calibration."
@@ -242,8 +242,8 @@ def _show_subsets(measurements: Sequence[Measurement]) -> list[Block]:
     return [DataTable(["model", "method", *subsets], cells, "Harrell's C-index against the number of labels.")]
 
 
-def _title(one: dict[str, Any]) -> str:
-    return f"{one['model']}, {name_method(one['method'])}"
+def _title(arm: dict[str, Any]) -> str:
+    return f"{arm['model']}, {name_method(arm['method'])}"
 
 
 def _state(row: Measurement) -> str:

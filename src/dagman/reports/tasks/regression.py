@@ -1,4 +1,4 @@
-"""The page of a regression: how far predicted numbers lie from true ones, how sure, and on how few labels."""
+"""The report of a regression: agreement of predicted with true numbers, uncertainty, and label efficiency."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from dagman.reports.tasks.examples import show_examples
 from dagman.reports.viewer.examples import exhibit_items, write_viewer
 
 _SHOWN = ("r2", "mae")
-"""Measures that are drawn against the labels used."""
+"""Measures that are plotted against the number of training labels."""
 
 
 def write_regression_report(results: Results) -> Path:
-    """Write `report.html` into the folder of results and return its path."""
+    """Write `report.html` to the folder of results and return its path."""
     path = results.path / "report.html"
     write_viewer(path, f"Examples of {results.path.resolve().name}", exhibit_items(results))
     write_text(path, render_regression(results))
@@ -43,7 +43,7 @@ def write_regression_report(results: Results) -> Path:
 
 
 def render_regression(results: Results) -> str:
-    """The page as HTML."""
+    """Render the report as HTML."""
     summary = results.summary
     sections = [
         Section("Summary", add_warnings(_judge(results), summary)),
@@ -67,7 +67,7 @@ def render_regression(results: Results) -> str:
 
 
 def _judge(results: Results) -> list[Block]:
-    """A sentence for each model and method with all labels: whether it does better than the mean of the training part."""
+    """Judge for each model and method, trained on all labels, whether it predicts better than the mean of the training set."""
     summary = results.summary
     shown = list_measurements(summary, name="r2", subset=find_last_subset(summary))
     blocks: list[Block] = [judge_against_chance(row, results, chance=0.0, called="the mean (R² of 0)") for row in shown]
@@ -91,7 +91,7 @@ def _tabulate(summary: Summary) -> list[Block]:
 
 
 def _draw_items(results: Results) -> list[Block]:
-    """Each item once, the mean of its repeats, of every model and method with all labels."""
+    """Plot predicted against true numbers and residuals; each item appears once, averaged over repeats."""
     summary, rows = results.summary, results.predictions
     rows = rows[rows["subset"] == find_last_subset(summary)].assign(label=lambda frame: frame["label"].astype(float))
     unit, basis = summary.extra["label"], state_basis(results)

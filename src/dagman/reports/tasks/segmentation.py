@@ -1,4 +1,4 @@
-"""The page of a segmentation: how much of each structure is found, the best, median and worst scan, volumes, fewer labels."""
+"""The report of a segmentation: accuracy per structure, the best, median and worst scan, volumes, and label efficiency."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from dagman.reports.viewer.examples import exhibit_scans, link_viewer, write_vie
 
 _LISTED = 200
 _ALIKE = {"volume_ml": "volume_bias_ml", "true_volume_ml": "volume_bias_ml"}
-"""Columns with the decimals of a measure."""
+"""Columns that are formatted with the decimals of a measure."""
 _FEWEST = 3
-"""Scans of a Bland-Altman plot; of fewer there is no spread to show."""
+"""Fewest scans for a Bland-Altman plot; fewer do not show a spread."""
 
 
 def write_segmentation_report(results: Results) -> Path:
-    """Write `report.html` into the folder of results and return its path."""
+    """Write `report.html` to the folder of results and return its path."""
     path = results.path / "report.html"
     write_viewer(path, f"Examples of {results.path.resolve().name}", exhibit_scans(results))
     write_text(path, render_segmentation(results))
@@ -44,7 +44,7 @@ def write_segmentation_report(results: Results) -> Path:
 
 
 def render_segmentation(results: Results) -> str:
-    """The page as HTML."""
+    """Render the report as HTML."""
     summary, extra = results.summary, results.summary.extra
     shown = extra["shown"]
     rows = results.predictions
@@ -102,7 +102,7 @@ def _tabulate(measurements: Sequence[Measurement]) -> list[Block]:
         text += f" No test scan contains {', '.join(f'`{name}`' for name in dict.fromkeys(absent))}."
     columns = ["model", "labels", "structure", *map(name_measure, measured)]
     if not any(structure for *_, structure in keys):
-        # A lone structure needs no column, and the page is narrow.
+        # With a single structure, the column would only take up space.
         columns, rows = [columns[0], columns[1], *columns[3:]], [[row[0], row[1], *row[3:]] for row in rows]
     return [DataTable(columns, rows), Text(text)]
 
@@ -194,6 +194,6 @@ def _list_scans(rows: pd.DataFrame) -> list[Block]:
 
 
 def _part_name(name: str) -> tuple[str, str]:
-    """A measurement's name as its measure and its structure ("" for all)."""
+    """Split the name of a measurement into its measure and its structure ("" for all)."""
     measure, _, structure = name.partition(":")
     return measure, structure

@@ -1,4 +1,4 @@
-"""The best, median and worst scan of a segmentation, to step through, with the outlines of reader and model."""
+"""The best, median and worst scan of a segmentation to scroll through, with the outlines of reader and model."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from dagman.tasks.segment.examples import Example, read_examples
 
 
 def show_scans(results: Results) -> list[Block]:
-    """Crops around the structures, a block a scan; nothing where none was kept."""
+    """Show crops around the structures, one block per scan; empty if no examples were stored."""
     extra = results.summary.extra
     examples = read_examples(results.path, extra["examples"])
-    names = [one["name"] for one in extra["structures"]]
+    names = [structure["name"] for structure in extra["structures"]]
     whose = dict(zip(results.predictions["item"], results.predictions["patient"], strict=True))
     volumes = [
         _show_scan(kind if len(examples) > 1 else "the tested scan", example, names, extra["examples"][kind]["dice"], whose)
@@ -46,7 +46,7 @@ def _show_scan(kind: str, example: Example, names: Sequence[str], dice: dict[str
     drawn = draw_three_planes(
         example.voxels.astype(np.float32), example.spacing, example.point, window=window, contours=_outline(example, names)
     )
-    colors = [GREEN] if len(names) == 1 else [CYCLE[place % len(CYCLE)] for place in range(len(names))]
+    colors = [GREEN] if len(names) == 1 else [CYCLE[index % len(CYCLE)] for index in range(len(names))]
     present = set(np.unique(example.truth)) | set(np.unique(example.predicted))
     shown = [name if code in present else "" for code, name in enumerate(names, start=1)]
     guessed = [ORANGE] if len(names) == 1 else colors

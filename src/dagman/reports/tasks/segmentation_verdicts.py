@@ -1,4 +1,4 @@
-"""What a segmentation's numbers amount to, a sentence a structure: found or not, and what is wrong beside the overlap."""
+"""Verdicts on a segmentation, one per structure: whether it is found, and which errors Dice does not show."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dagman.reports.page import Block, Level, Text, Verdict
 
 GOOD_DICE, POOR_DICE = 0.8, 0.5
 FAR_MM, MANY_PARTS, OFF_VOLUME = 10.0, 1.0, 0.1
-"""HD95 in mm, false parts a scan, and mean difference of the volume as a share of the true one, beyond which a remark is made."""
+"""Limits for remarks: HD95 in mm, false-positive components per scan, and mean volume error as a fraction of the true volume."""
 _DECIMALS = {"dice": 3, "nsd": 3, "hd95_mm": 1, "lesion_sensitivity": 2, "false_positives": 2, "volume_bias_ml": 1}
 
 
 @dataclass(frozen=True)
 class _Structure:
-    """A structure's measures by name, and its rows of predictions."""
+    """The measurements of a structure by name of the measure, and its rows of predictions.csv."""
 
     name: str
     values: dict[str, Measurement]
@@ -30,12 +30,16 @@ class _Structure:
 def judge_structures(
     measurements: Sequence[Measurement], rows: pd.DataFrame, classes: Sequence[str], *, model: str, subset: str
 ) -> list[Block]:
-    """A verdict for each structure of a model and subset, the worst first; `rows` are its rows of predictions.csv."""
+    """Judge each structure for a model and a subset of labels, worst first; `rows` are the matching rows of predictions.csv."""
     structures = [_collect(measurements, rows, name, classes, model, subset) for name in classes]
-    scored = [one for one in structures if "dice" in one.values and math.isfinite(one.values["dice"].interval.value)]
-    verdicts = [_judge(one) for one in sorted(scored, key=lambda one: one.values["dice"].interval.value)]
+    scored = [
+        structure
+        for structure in structures
+        if "dice" in structure.values and math.isfinite(structure.values["dice"].interval.value)
+    ]
+    verdicts = [_judge(structure) for structure in sorted(scored, key=lambda structure: structure.values["dice"].interval.value)]
     blocks: list[Block] = [*verdicts]
-    if absent := [one.name for one in structures if one not in scored]:
+    if absent := [structure.name for structure in structures if structure not in scored]:
         blocks.append(Text(f"No test scan contains {', '.join(f'`{name}`' for name in absent)}."))
     if verdicts:
         blocks.append(
@@ -50,20 +54,20 @@ def judge_structures(
 
 
 def format_measure(name: str, value: float | None) -> str:
-    """A measure with the decimals that all of its kind have on a page; "∞" for the distance to a structure that was missed."""
+    """Format a value with the number of decimals of its measure; "∞" is the distance to a structure that was missed."""
     if value is None or math.isnan(value):
         return "–"
     return "∞" if math.isinf(value) else f"{value:.{_DECIMALS.get(name.partition(':')[0], 3)}f}"
 
 
 def format_measurement(row: Measurement) -> str:
-    """The same with its interval, where there is one."""
+    """Format a measurement like `format_measure`, with its interval if there is one."""
     value, low, high = (format_measure(row.name, number) for number in (row.interval.value, row.interval.low, row.interval.high))
     return value if "–" in (low, high) else f"{value} ({low} to {high})"
 
 
 def list_remarks(values: dict[str, Measurement], rows: pd.DataFrame) -> list[str]:
-    """What is bad beside the overlap, in a few words each: structures missed, surfaces far apart, false parts, volumes."""
+    """List problems that Dice does not show: missed structures, distant surfaces, false-positive components, volume errors."""
     held = {name: row.interval.value for name, row in values.items()}
     remarks = []
     drawn = rows[rows["true_volume_ml"] > 0]
@@ -90,16 +94,16 @@ def _collect(
     values = {}
     for row in measurements:
         measure, _, structure = row.name.partition(":")
-        # Of a lone structure the measures carry no name.
+        # With a single structure, names of measurements do not contain it.
         if (row.model, row.subset) == (model, subset) and (structure == name or (not structure and len(classes) == 1)):
             values[measure] = row
     return _Structure(name, values, rows[rows["label"] == name])
 
 
-def _judge(one: _Structure) -> Verdict:
-    dice, remarks = one.values["dice"], list_remarks(one.values, one.rows)
+def _judge(structure: _Structure) -> Verdict:
+    dice, remarks = structure.values["dice"], list_remarks(structure.values, structure.rows)
     value = dice.interval.value
     level: Level = "bad" if value < POOR_DICE else "warn" if value < GOOD_DICE or remarks else "ok"
     over = f"{count_noun(dice.interval.items, 'scan')} of {count_noun(dice.interval.patients, 'patient')}"
     beside = f"; {'; '.join(remarks)}" if remarks else ""
-    return Verdict(level, f"**{one.name}**: Dice {format_measurement(dice)} over {over}{beside}.")
+    return Verdict(level, f"**{structure.name}**: Dice {format_measurement(dice)} over {over}{beside}.")

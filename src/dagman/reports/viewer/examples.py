@@ -1,4 +1,4 @@
-"""The viewer beside a page: the examples that the page shows, in one file, and the links to each of them."""
+"""The viewer next to a report: all examples of the report in one file, and links to each of them."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ from dagman.tasks.inputs import examples as items
 from dagman.tasks.segment import examples as scans
 
 MOST_VOXELS = 12_000_000
-"""Of all scans in one file, about 15 MB; they share it evenly, and of larger ones blocks are averaged."""
+"""Voxels of all scans in one file (about 15 MB), shared evenly among them; larger scans are downsampled by averaging."""
 
 
 def write_viewer(page: Path, title: str, exhibits: Sequence[Exhibit]) -> None:
-    """Write PAGE-viewer.html beside a page; nothing where there is nothing to show."""
+    """Write `PAGE-viewer.html` next to a page; no file is written if there are no exhibits."""
     if exhibits:
         write_text(name_viewer(page), render_viewers(title, exhibits, most=MOST_VOXELS // len(exhibits)))
 
 
 def link_viewer(page: Path, exhibits: Sequence[Exhibit]) -> list[Links]:
-    """Links to the exhibits; none where the file is absent, as for a page that was copied alone."""
+    """Link to the exhibits; empty if the viewer's file is missing, such as when only the page was copied."""
     path = name_viewer(page)
     if not exhibits or not path.is_file():
         return []
-    under = "HU" if all(one.scan.modality == "CT" for one in exhibits) else "value"
+    under = "HU" if all(exhibit.scan.modality == "CT" for exhibit in exhibits) else "value"
     size = path.stat().st_size / 1e6
     text = f"In three planes, with the {under} under the crosshair ({path.name}, {size:.0f} MB, next to this page):"
-    return [Links(text, [(one.title, f"{path.name}#{one.name}") for one in exhibits])]
+    return [Links(text, [(exhibit.title, f"{path.name}#{exhibit.name}") for exhibit in exhibits])]
 
 
 def name_viewer(page: Path) -> Path:
-    """`report-viewer.html` beside `report.html`."""
+    """Return the path of the viewer next to a page: `report-viewer.html` for `report.html`."""
     return page.with_name(f"{page.stem}-viewer.html")
 
 
 def exhibit_scans(results: Results) -> list[Exhibit]:
-    """The best, median and worst scan of a segmentation, around their structures: the model's labels, and the reader's."""
+    """Prepare the best, median and worst scan of a segmentation, cropped around the structures, with both sets of labels."""
     extra = results.summary.extra
-    structures = {code: one["name"] for code, one in enumerate(extra["structures"], start=1)}
-    # As on the page: a lone structure has a colour for the model and one for the reader.
+    structures = {code: structure["name"] for code, structure in enumerate(extra["structures"], start=1)}
+    # As in the report: a single structure has one colour for the model and another for the reader.
     lone = {"model": {1: ORANGE}, "reader": {1: GREEN}} if len(structures) == 1 else {"model": {}, "reader": {}}
     exhibits = []
     for kind, example in scans.read_examples(results.path, extra["examples"]).items():
@@ -70,11 +70,11 @@ def exhibit_scans(results: Results) -> list[Exhibit]:
 
 
 def exhibit_items(results: Results) -> list[Exhibit]:
-    """The most and least certain items, with their structure and the mean attention over heads."""
+    """Prepare the most and least certain items, with their structure and the attention averaged over heads."""
     exhibits: list[Exhibit] = []
     for number, example in enumerate(items.read_examples(results.path)[1], start=1):
         grid = Affine(np.diag([example.spacing] * 3 + [1.0]))
-        # What lies beyond the scan was mirrored for the network, and is no anatomy.
+        # Voxels beyond the scan are mirrored padding for the network rather than anatomy.
         reach = example.within or [(0, size) for size in example.voxels.shape]
         box = tuple(slice(max(round(start), 0), round(stop)) for start, stop in reach)
         matrix = grid.matrix.copy()
@@ -99,7 +99,14 @@ def exhibit_items(results: Results) -> list[Exhibit]:
 def exhibit_views(
     gallery: Mapping[str, NDArray], settings: Settings, sources: Sequence[Mapping[str, str]] = (), most: int = 4
 ) -> list[Exhibit]:
-    """The run's views with each head's attention, and the masked units; in HU where they are of CT, by their `sources`."""
+    """Prepare the views of a run with the attention of each head and the masked units.
+
+    Args:
+        gallery: Arrays of one step of the run's gallery.
+        settings: Settings of the run.
+        sources: Scan, patient and modality of each view; views of CT are shown in HU.
+        most: Maximum number of views.
+    """
     spacing = np.broadcast_to(np.asarray(gallery["spacing"], dtype=float).reshape(-1), 3)
     affine = Affine(np.diag([*spacing, 1.0]))
     exhibits = []
@@ -137,6 +144,6 @@ def _place(voxels: NDArray, affine: Affine, modality: str) -> Scan:
 
 
 def _spread(heads: NDArray, shape: Sequence[int], affine: Affine) -> AttentionLayer:
-    """Maps (H x y z) whose units cover a crop of `shape` voxels evenly."""
+    """Place attention maps (H x y z), whose units divide a crop of `shape` voxels evenly."""
     steps = [size / count for size, count in zip(shape, heads.shape[1:], strict=True)]
     return AttentionLayer(heads=np.asarray(heads, dtype=np.float32), affine=coarsen_affine(affine, steps))

@@ -1,4 +1,4 @@
-"""What lies over a scan in the viewer: attention on the grid of its units, and label maps with their structures' names."""
+"""Layers over a scan in the viewer: attention on the grid of units, and label maps with the names of their structures."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from dagman.scans.scan import Scan, reorient_scan
 from dagman.scans.structures.colors import color_structures, split_color
 
 _ROUNDING = 1e-3
-"""By which a label may miss its whole number: files scale what they store."""
+"""Tolerance for labels that are not exact integers, as files may store scaled values."""
 _MOST_LABELS = 255
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AttentionLayer:
-    """Attention relative to uniform, a map a head (H x y z), on units that `affine` places in RAS mm."""
+    """Attention relative to uniform, one map per head (H x y z); `affine` maps unit indices to RAS mm."""
 
     heads: NDArray[np.float32] = field(repr=False)
     affine: Affine
@@ -36,9 +36,13 @@ class AttentionLayer:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelLayer:
-    """A label map on any grid; `names` says what its values are called, `called` whose it is where there are several.
+    """A label map on any grid.
 
-    `colors` are of values, in place of those that their order gives them.
+    Attributes:
+        labels: The label map.
+        names: Names of structures by value.
+        called: Name of the map, to distinguish several.
+        colors: Colours by value; other values get colours in order.
     """
 
     labels: Scan
@@ -48,7 +52,7 @@ class LabelLayer:
 
 
 def place_attention(attention: Attention) -> AttentionLayer:
-    """The maps of an encoder: each unit covers `stride` voxels of the scan as it was prepared and padded."""
+    """Place the attention maps of an encoder; each unit covers `stride` voxels of the prepared and padded scan."""
     start = [part.start or 0 for part in attention.tiling.scan_box]
     matrix = attention.prepared.affine.matrix.copy()
     matrix[:3, 3] = attention.prepared.affine.to_world([[(attention.stride - 1) / 2 - first for first in start]])[0]
@@ -57,7 +61,7 @@ def place_attention(attention: Attention) -> AttentionLayer:
 
 
 def coarsen_affine(affine: Affine, steps: Sequence[float]) -> Affine:
-    """The affine of blocks of voxels: its origin is the middle of the first block."""
+    """Compute the affine of a grid of blocks of `steps` voxels; its origin is the centre of the first block."""
     matrix = affine.matrix.copy()
     matrix[:3, 3] += affine.matrix[:3, :3] @ ((np.array(steps) - 1) / 2)
     matrix[:3, :3] = affine.matrix[:3, :3] * np.array(steps)
@@ -65,24 +69,29 @@ def coarsen_affine(affine: Affine, steps: Sequence[float]) -> Affine:
 
 
 def describe_attention(layer: AttentionLayer) -> dict[str, Any]:
-    """The mean and each head as distances from uniform, the distance at which colours end, and the mean's own (`own`)."""
+    """Encode the mean and each head as differences from uniform, with two ranges for the colour scale.
+
+    `reach` is the range to use at first, which is at least `LEAST_REACH`; `own` is the range of the mean map itself.
+    """
     maps = [layer.heads.mean(axis=0), *(layer.heads if len(layer.heads) > 1 else ())]
     own = max(float(np.abs(maps[0] - 1).max()), 1e-3)
-    encoded = [encode_volume((one - 1).astype(np.float32), layer.affine) for one in maps]
+    encoded = [encode_volume((values - 1).astype(np.float32), layer.affine) for values in maps]
     return {"maps": encoded, "reach": find_reach(maps[0]), "own": own}
 
 
 def state_attention(layer: AttentionLayer) -> str:
-    """The range of the mean over heads, and where the colours end."""
+    """State the range of the mean over heads, and where the colour scale ends."""
     mean = layer.heads.mean(axis=0)
     return f"Attention, mean of heads: {mean.min():.3f} to {mean.max():.3f} times uniform. {describe_reach(mean)}"
 
 
 def describe_labels(layer: LabelLayer, most: int) -> dict[str, Any]:
-    """The map as codes 1, 2, ... with each structure's name, colour, volume, and a point inside it.
+    """Encode a label map as codes 1, 2, ... with the name, colour and volume (ml) of each structure, and a point inside it.
 
-    Of a map of more than `most` voxels around its structures one voxel of each block is kept. Raises ScanError where values are not
-    whole numbers, or too many to be distinguished.
+    The map is cropped to its structures; if it still has more than `most` voxels, one voxel per block is sampled.
+
+    Raises:
+        ScanError: The values are not whole numbers, or too many to be distinguished.
     """
     upright = reorient_scan(layer.labels)
     values, codes = _number_labels(upright)
@@ -92,14 +101,14 @@ def describe_labels(layer: LabelLayer, most: int) -> dict[str, Any]:
     codes = codes[box]
     steps = choose_steps(codes.shape, upright.spacing, most)
     first = [step // 2 if step // 2 < size else 0 for step, size in zip(steps, codes.shape, strict=True)]
-    # A rim of background: an outline is drawn between voxels alone, not at the end of a map.
+    # NiiVue draws outlines only between voxels, so structures at the edge need a rim of background.
     codes = np.pad(codes[tuple(slice(start, None, step) for start, step in zip(first, steps, strict=True))], 1)
     corner = [part.start + start - step for part, start, step in zip(box, first, steps, strict=True)]
     matrix = upright.affine.matrix.copy()
     matrix[:3, 3] = upright.affine.to_world([corner])[0]
     matrix[:3, :3] *= np.array(steps)
     affine = Affine(matrix)
-    # By all that is named: a structure keeps its colour in scans that lack another.
+    # Colours are assigned over all named values, so a structure keeps its colour in scans that lack others.
     named = sorted({*values, *layer.names})
     of_value = dict(zip(named, color_structures(len(named)), strict=True)) | dict(layer.colors)
     colors = [of_value[value] for value in values]
@@ -117,7 +126,7 @@ def describe_labels(layer: LabelLayer, most: int) -> dict[str, Any]:
     ]
     channels = [[0, *(split_color(color)[channel] for color in colors)] for channel in range(3)]
     table = dict(zip("RGB", channels, strict=True)) | {"A": [0, *[255] * len(values)], "I": list(range(len(values) + 1))}
-    called = ["", *(str(one["name"]) for one in structures)]
+    called = ["", *(str(structure["name"]) for structure in structures)]
     return {
         "called": layer.called,
         "map": encode_volume(codes, affine, labels=True),
@@ -127,7 +136,7 @@ def describe_labels(layer: LabelLayer, most: int) -> dict[str, Any]:
 
 
 def encode_volume(voxels: NDArray, affine: Affine, *, labels: bool = False) -> str:
-    """A volume as gzipped NIfTI in base64; NiiVue draws what is marked as labels with outlines, and mixes no two of them."""
+    """Encode a volume as gzipped NIfTI in base64; NiiVue draws `labels` with outlines, and does not interpolate between them."""
     image = nib.Nifti1Image(voxels, affine.matrix)
     if labels:
         image.header.set_intent("label")
@@ -136,7 +145,7 @@ def encode_volume(voxels: NDArray, affine: Affine, *, labels: bool = False) -> s
 
 
 def _number_labels(labels: Scan) -> tuple[list[int], NDArray[np.uint8]]:
-    """The values that occur, rising, and each voxel's place among them, from 1; 0 is background."""
+    """Return the values that occur, ascending, and the number of each voxel's value among them, from 1; 0 is background."""
     rounded = np.rint(labels.voxels)
     if not np.array_equal(rounded, labels.voxels) and float(np.abs(rounded - labels.voxels).max()) > _ROUNDING:
         do = "Give a label map; threshold a map of probabilities"
@@ -156,7 +165,7 @@ def _number_labels(labels: Scan) -> tuple[list[int], NDArray[np.uint8]]:
 
 
 def _find_middle(codes: NDArray[np.uint8], code: int, box: tuple[slice, ...] | None, affine: Affine) -> list[float] | None:
-    """The voxel of a structure that lies nearest to its middle, in RAS mm; None where it was lost between the voxels kept."""
+    """Find the voxel of a structure nearest to its centroid, in RAS mm; None if no voxel was left after subsampling."""
     if box is None:
         return None
     inside = np.argwhere(codes[box] == code)

@@ -1,4 +1,4 @@
-"""The viewer's file: scans, one shown at a time, with attention, labels and marks over them."""
+"""Render the viewer: scans, shown one at a time, with attention, labels and marks as overlays."""
 
 from __future__ import annotations
 
@@ -29,17 +29,25 @@ from dagman.scans.scan import Scan, reorient_scan
 from dagman.tables.marks import Mark
 
 MOST_VOXELS = 16_000_000
-"""Of the scan in the file, about 15 to 30 MB; of larger ones blocks of voxels are averaged."""
+"""Voxels of a scan in the file (about 15 to 30 MB); larger scans are downsampled by averaging blocks."""
 _AIR_HU = -950
-"""Below it lies the air around a body, which says nothing of what a scan is read for."""
+"""Voxels below are air around the body, and are ignored when the window is chosen."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Exhibit:
-    """A scan of the viewer and what lies over it.
+    """A scan with its overlays.
 
-    `name` is how a page's link calls it (`viewer.html#name`), `title` what stands in the list, `words` a remark below the scan,
-    `point` (RAS mm) where it opens: at its middle when None. `window` is shown at first, the scan's own choice when None.
+    Attributes:
+        scan: The scan.
+        title: Entry in the list of scans.
+        name: Fragment identifier for links (`viewer.html#name`).
+        words: Remark below the scan.
+        attention: Attention over the scan.
+        labels: Label maps over the scan.
+        marks: Marked points.
+        point: Position in RAS mm at which it opens; None for the centre.
+        window: Initial window; None to choose it by the intensities of the scan.
     """
 
     scan: Scan = field(repr=False)
@@ -54,12 +62,19 @@ class Exhibit:
 
 
 def render_viewer(exhibit: Exhibit, *, most: int = MOST_VOXELS, made_by: str = "dagman") -> str:
-    """The page of one scan as HTML; of more than `most` voxels blocks are averaged. made_by: the command, to be found in it."""
+    """Render the viewer of one scan as HTML; the arguments are those of `render_viewers`."""
     return render_viewers(exhibit.title, [exhibit], most=most, made_by=made_by)
 
 
 def render_viewers(title: str, exhibits: Sequence[Exhibit], *, most: int = MOST_VOXELS, made_by: str = "dagman") -> str:
-    """The page of several scans, chosen from a list, as HTML; `most` is of each."""
+    """Render a viewer of several scans, which are chosen from a list, as HTML.
+
+    Args:
+        title: Title of the page.
+        exhibits: The scans.
+        most: Maximum number of voxels of each; larger scans are downsampled.
+        made_by: Command that is named in the page.
+    """
     script, niivue = read_asset("viewer.js"), read_asset("niivue/niivue.umd.js.gz")
     environment = Environment(
         loader=PackageLoader("dagman.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -67,10 +82,10 @@ def render_viewers(title: str, exhibits: Sequence[Exhibit], *, most: int = MOST_
     return environment.get_template("viewer.html.j2").render(
         title=title,
         made_by=made_by,
-        layered=any(one.attention is not None or one.labels for one in exhibits),
-        maps=max(len(one.labels) for one in exhibits),
-        marked=any(one.marks for one in exhibits),
-        data=Markup(json.dumps([_describe_exhibit(one, most) for one in exhibits]).replace("<", "\\u003c")),
+        layered=any(exhibit.attention is not None or exhibit.labels for exhibit in exhibits),
+        maps=max(len(exhibit.labels) for exhibit in exhibits),
+        marked=any(exhibit.marks for exhibit in exhibits),
+        data=Markup(json.dumps([_describe_exhibit(exhibit, most) for exhibit in exhibits]).replace("<", "\\u003c")),
         niivue=Markup(niivue),
         script=Markup(script),
         scripts=Markup(" ").join([allow_script(niivue), allow_script(script)]),
@@ -78,7 +93,7 @@ def render_viewers(title: str, exhibits: Sequence[Exhibit], *, most: int = MOST_
 
 
 def describe_size(shape: Sequence[int], steps: Sequence[int]) -> str:
-    """How many voxels are shown, and what was averaged."""
+    """State the number of voxels, and whether blocks were averaged."""
     whole = " x ".join(map(str, shape))
     if tuple(steps) == (1, 1, 1):
         return f"{whole} voxels, as in the scan."
@@ -86,7 +101,7 @@ def describe_size(shape: Sequence[int], steps: Sequence[int]) -> str:
 
 
 def choose_body_window(voxels: NDArray, *, hounsfield: bool) -> Window:
-    """The window that suits what is not air: a whole scan holds so much of it that each would open as one of the lung."""
+    """Choose a window by the voxels that are not air; with the air around the body, every scan would get a lung window."""
     body = voxels[voxels > _AIR_HU] if hounsfield else voxels
     return choose_window(body if body.size else voxels, hounsfield=hounsfield)
 
@@ -94,7 +109,7 @@ def choose_body_window(voxels: NDArray, *, hounsfield: bool) -> Window:
 def _describe_exhibit(exhibit: Exhibit, most: int) -> dict[str, Any]:
     scan = exhibit.scan
     upright = reorient_scan(scan)
-    # Floats are twice the bytes.
+    # Voxels of four bytes count twice.
     steps = choose_steps(upright.shape, upright.spacing, most * 2 // upright.voxels.itemsize)
     ct = scan.modality == "CT"
     sample = upright.voxels[:: max(steps[0], 2), :: max(steps[1], 2), :: max(steps[2], 2)]
