@@ -105,11 +105,8 @@ def read_views(dataset: ViewDataset, workers: int, parts: list[tuple[int, float]
 
 def _sum_times(processes: list[int]) -> float:
     """Processor time of processes so far, in seconds."""
-    ticks = 0
-    for process in processes:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    threads = [thread for process in processes for thread in Path(f"/proc/{process}/task").glob("*/schedstat")]
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
 def _read_own_mib(process: int) -> float:
