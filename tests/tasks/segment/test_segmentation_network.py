@@ -24,7 +24,7 @@ from dagman.tasks.segment.training import (
     measure_loss,
     measure_shares,
     place_crop,
-    plan_looks,
+    plan_validations,
     take_batch,
 )
 
@@ -160,8 +160,8 @@ def _fit(make_ball, small_encoder: Encoder, steps: int) -> tuple[str, list[float
     model = start_model(adapt_encoder(small_encoder, side=32, spacing=5.0), BALL, seed=1)
     losses: list[float] = []
     fitting = Fitting(steps=steps, rate=3e-3, batch=1)
-    looks = fit_model(model, cases[:2], cases[2:], fitting, lambda step, loss: losses.append(loss))
-    assert {int(look["step"]) for look in looks} == plan_looks(steps)
+    validations = fit_model(model, cases[:2], cases[2:], fitting, lambda step, loss: losses.append(loss))
+    assert {int(row["step"]) for row in validations} == plan_validations(steps)
     return model.digest, losses
 
 
@@ -171,10 +171,10 @@ def test_a_short_training_learns_the_ball(make_ball, small_encoder):
 
 
 @pytest.mark.parametrize(
-    ("steps", "looks"), [(4, []), (20, []), (24, [20, 24]), (120, [90, 100, 110, 120]), (250, [180, 200, 220, 240, 250])]
+    ("steps", "validations"), [(4, []), (20, []), (24, [20, 24]), (120, [90, 100, 110, 120]), (250, [180, 200, 220, 240, 250])]
 )
-def test_looks_lie_in_the_last_third_and_apart(steps, looks):
-    assert sorted(plan_looks(steps)) == looks
+def test_validations_are_in_the_last_third_and_apart(steps, validations):
+    assert sorted(plan_validations(steps)) == validations
 
 
 def test_a_training_repeats_bit_for_bit(make_ball, small_encoder):

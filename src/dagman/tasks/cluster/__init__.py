@@ -1,1 +1,1 @@
-"""Groups of structures by their features, and their map."""
+"""Cluster and map structures by their features."""

@@ -1,7 +1,7 @@
-"""Task 4 of the paper: do structures of one kind lie together in an encoder's features, without any training on their names?
+"""Task 4 of the paper: test whether structures of one kind cluster in an encoder's features, without training on their labels.
 
-Features are standardised and reduced to principal components (`survival_models.fit_projection`); clusters and neighbours are
-found there, and maps are drawn of them. Names are used to judge, never to place.
+Features are standardised and reduced to principal components (`survival_models.fit_projection`), from which clusters, neighbours
+and maps are computed. Labels are used only for evaluation.
 """
 
 from __future__ import annotations
@@ -49,26 +49,26 @@ Floats = NDArray[np.float64]
 MAPS = ("umap", "pca")
 SHEET = "crops.png"
 _LARGEST_GUESS = 12
-"""Most clusters tried where nobody says how many kinds there are."""
+"""Maximum number of clusters tried without labels."""
 _ASKED = 5
-"""Neighbours asked by the accuracy."""
+"""Number of neighbours for the nearest-neighbour accuracy."""
 _AGREEMENTS = {"nmi": measure_mutual_information, "ari": measure_rand_index, "purity": measure_purity}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusteringSettings:
-    """How structures are mapped, grouped and judged."""
+    """Settings of a clustering and its evaluation."""
 
     map: str = "umap"
-    "Of MAPS; principal components are always drawn too."
+    "One of MAPS; principal components are always mapped as well."
     neighbours: int = NEIGHBOURS
-    "UMAP's."
+    "Number of neighbours of UMAP."
     seed: int = 0
     crop: CropSpec = FROM_SIZE
     resamples: int = 1000
-    "Of the bootstrap."
+    "Number of bootstrap resamples."
     primary: str = ""
-    "The primary endpoint, as in `choose_endpoint`; empty: none, and all differences are corrected for their number."
+    "Primary endpoint in the format of `choose_endpoint`; empty: none, and all differences are corrected for their number."
     device: str = "auto"
     precision: str = "fp32"
 
@@ -79,7 +79,7 @@ class ClusteringSettings:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Clustered:
-    """One model's structures: components of their features, their places on each map, their clusters (-1: none)."""
+    """Structures of one model: components of their features, coordinates on each map, and clusters (-1: noise)."""
 
     model: str
     components: Floats
@@ -97,12 +97,12 @@ def cluster_structures(
     cache: str | Path | None = None,
     on_part: Callable[[str], None] | None = None,
 ) -> Results:
-    """Map and group a table's structures and write the results folder (all but the report).
+    """Map and cluster a table's structures and write the results folder, except for the report.
 
-    table: read with `label`, or expanded from label maps; without labels clusters are found but not judged by names.
-    cache: folder of feature vectors; None: `features` in `out`. on_part is called with what is being done.
+    Arguments are those of `classify_items`. Labels are optional; without them, clusters are evaluated only by their silhouette.
 
-    Raises TaskError for fewer than four structures.
+    Raises:
+        TaskError: There are fewer than four structures.
     """
     settings, out = settings or ClusteringSettings(), Path(out)
     run = ItemRun(models=models, table=table, out=out, store=store, cache=cache, notify=on_part)
@@ -110,7 +110,7 @@ def cluster_structures(
 
 
 def group_structures(model: ModelInput, table: Table, settings: ClusteringSettings) -> Clustered:
-    """Maps and clusters of one model's features: as many k-means clusters as there are labels, or as the silhouette says."""
+    """Map and cluster one model's features; k-means has one cluster per label, or the number with the best silhouette."""
     if model.features is None:
         raise ValueError("no features were needed")
     components = fit_projection(model.features).encode(model.features)
@@ -127,10 +127,10 @@ def group_structures(model: ModelInput, table: Table, settings: ClusteringSettin
 
 
 def measure_clustering(found: Clustered, table: Table, settings: ClusteringSettings) -> list[Measurement]:
-    """Every measure with an interval over patients; maps and clusters stay as they are in a resample.
+    """Compute every measure with an interval over patients; maps and clusters are not recomputed in a resample.
 
-    With labels: silhouette and neighbour accuracy in feature space, agreement of clusters with labels, distances in the maps
-    as the paper's Table 2. Without: those of the k-means clusters.
+    With labels, the measures are silhouette and neighbour accuracy in feature space, agreement of clusters with labels, and
+    distances in the maps as in the paper's Table 2. Without labels, silhouette and distances are those of the k-means clusters.
     """
     groups = table.codes if table.classes else found.clusters["kmeans"]
     trivial, judged = explain_trivial(groups, table.patients, called=_name_group(table)), judge_structures(found, table)
@@ -158,7 +158,7 @@ def measure_clustering(found: Clustered, table: Table, settings: ClusteringSetti
 
 
 def judge_structures(found: Clustered, table: Table) -> dict[str, Floats]:
-    """What each structure (n) adds to the silhouette and, with labels, to the accuracy of its neighbours of other patients."""
+    """Compute each structure's silhouette and, with labels, whether its neighbours of other patients predict its label (n each)."""
     groups = table.codes if table.classes else found.clusters["kmeans"]
     trivial = explain_trivial(groups, table.patients)
     judged: dict[str, Floats] = {}
@@ -171,7 +171,7 @@ def judge_structures(found: Clustered, table: Table) -> dict[str, Floats]:
 
 
 def compare_clusterings(found: Sequence[Clustered], table: Table, settings: ClusteringSettings) -> list[Comparison]:
-    """The first model minus each other one: silhouette and neighbour accuracy, paired."""
+    """Compare silhouette and neighbour accuracy of the first model with each other one, paired."""
     judged = [judge_structures(one, table) for one in found]
     made: list[Comparison] = []
     for other, values in zip(found[1:], judged[1:], strict=True):
@@ -258,7 +258,7 @@ def _find_dense(components: Floats) -> NDArray[np.int64]:
 
 
 def _guess_clusters(components: Floats, seed: int) -> int:
-    """The number of k-means clusters of the highest mean silhouette."""
+    """Choose the number of k-means clusters with the highest mean silhouette."""
     counts = range(2, min(_LARGEST_GUESS, len(components) - 1) + 1)
     scores = {count: silhouette_score(components, _find_means(components, count, seed)) for count in counts}
     return max(scores, key=lambda count: scores[count])

@@ -1,4 +1,4 @@
-"""Which structures of a clustering the page shows: of each k-means cluster the one nearest to its middle."""
+"""Choose the examples in a clustering's report: the structure nearest to the centre of each k-means cluster."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dagman.tables.items import Item
 from dagman.tasks.inputs.examples import Chosen
 
 MOST = 12
-"""Clusters shown, the largest first: one file holds them all."""
+"""Maximum number of clusters shown, the largest first, as a single file holds all examples."""
 
 
 def choose_central(
     items: Sequence[Item], components: NDArray[np.float64], clusters: NDArray[np.int64], most: int = MOST
 ) -> list[Chosen]:
-    """The central member of each of the largest clusters; components n C, clusters n (below 0: none)."""
+    """Choose the central member of each of the largest clusters; components n C, clusters n (below 0: noise)."""
     numbers, sizes = np.unique(clusters[clusters >= 0], return_counts=True)
     largest = sorted(numbers[np.argsort(-sizes, kind="stable")][:most].tolist())
     chosen = []

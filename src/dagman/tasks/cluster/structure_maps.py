@@ -1,4 +1,4 @@
-"""Features drawn on a plane: principal components, and UMAP (McInnes et al. 2018; extra `cluster`)."""
+"""Map features to a plane by principal components, or by UMAP (McInnes et al. 2018; extra `cluster`)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dagman.records.counts import count_noun
 Floats = NDArray[np.float64]
 
 NEIGHBOURS = 15
-"""UMAP's own default, and so most likely the paper's, which states none."""
+"""UMAP's default, which the paper most likely used, as it does not state another value."""
 CLOSENESS = 0.1
-"""UMAP's smallest distance of points on the map; its default."""
+"""UMAP's minimum distance of points on the map; the default."""
 
 
 def map_components(points: ArrayLike) -> Floats:
-    """The first two principal components, n 2; the sign makes each one's largest value positive."""
+    """Compute the first two principal components, n 2; signs are chosen to make each one's largest absolute value positive."""
     points = np.asarray(points, dtype=np.float64)
     centred = points - points.mean(axis=0)
     left, spreads, _ = np.linalg.svd(centred, full_matrices=False)
@@ -32,14 +32,16 @@ def map_components(points: ArrayLike) -> Floats:
 
 
 def count_neighbours(structures: int, asked: int) -> int:
-    """The neighbours UMAP uses: no more than there are other structures."""
+    """Limit the number of UMAP's neighbours to that of the other structures."""
     return min(asked, structures - 1)
 
 
 def map_neighbours(points: ArrayLike, *, neighbours: int = NEIGHBOURS, seed: int = 0) -> Floats:
-    """UMAP of points (n p), n 2: Euclidean, started from principal components, one seed gives one map.
+    """Map points (n p) by UMAP, n 2: Euclidean, initialised from principal components, reproducible for a given seed.
 
-    Raises MissingExtraError without umap-learn, TaskError for fewer than four points, or where UMAP's places are not finite.
+    Raises:
+        MissingExtraError: umap-learn is not installed.
+        TaskError: There are fewer than four points or two neighbours, or UMAP's coordinates are not finite.
     """
     points = np.asarray(points, dtype=np.float64)
     if len(points) < 4:
@@ -55,7 +57,7 @@ def map_neighbours(points: ArrayLike, *, neighbours: int = NEIGHBOURS, seed: int
     if distinct == 1:
         raise refusal
     with warnings.catch_warnings():
-        # umap-learn and numba warn of their own future; nothing of it is the user's to mend.
+        # umap-learn and numba emit deprecation warnings that users can do nothing about.
         warnings.simplefilter("ignore")
         try:
             from umap import UMAP

@@ -1,4 +1,4 @@
-"""Small pictures of items' crops in one sheet: the axial slice that shows most of the structure, with its outline."""
+"""Draw thumbnails of items' crops on one sheet: the axial slice with most of the structure, and the structure's outline."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from dagman.tables.items import Item
 from dagman.tasks.inputs.item_crops import ItemCrop, stream_crops
 
 SIDE = 56
-"""Pixels of a tile."""
+"""Side of a tile in pixels."""
 COLUMNS = 32
 MOST = 2000
-"""Tiles of one sheet, about 4 MB; of more items a random part is shown."""
+"""Maximum number of tiles on a sheet, which then has about 4 MB; if there are more items, a random subset is shown."""
 _WIDTH = 700.0
-"""HU between black and white: a structure and what touches it, whatever it is made of."""
+"""Width of the grey scale in HU, which suits a structure of any tissue and its surroundings."""
 _OUTLINE = (240, 150, 30)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sheet:
-    """Tiles of items in rows of `COLUMNS`; `names[i]` is the i-th tile's item."""
+    """Tiles of items in rows of `COLUMNS`; `names[i]` is the item of tile i."""
 
     names: tuple[str, ...]
     pixels: NDArray[np.uint8] = field(repr=False)
@@ -39,13 +39,13 @@ class Sheet:
 
 
 def draw_tile(crop: ItemCrop) -> NDArray[np.uint8]:
-    """One tile, SIDE x SIDE x 3, in radiological convention, its grey values centred on the structure's."""
-    place = int(crop.inside.sum(axis=(0, 1)).argmax())
-    voxels = crop.voxels[:, :, place].T[::-1, ::-1].astype(np.float32)
+    """Draw a tile, SIDE x SIDE x 3, in radiological convention, with grey values centred on those of the structure."""
+    height = int(crop.inside.sum(axis=(0, 1)).argmax())
+    voxels = crop.voxels[:, :, height].T[::-1, ::-1].astype(np.float32)
     low, high = _choose_window(crop, voxels)
     grey = np.clip((voxels - low) / max(high - low, 1.0) * 255, 0, 255).astype(np.uint8)
     small = np.asarray(Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BOX))
-    inside = np.ascontiguousarray(crop.inside[:, :, place].T[::-1, ::-1])
+    inside = np.ascontiguousarray(crop.inside[:, :, height].T[::-1, ::-1])
     mask = np.asarray(Image.fromarray(inside.astype(np.uint8) * 255).resize((SIDE, SIDE), Image.Resampling.BOX)) > 127
     tile = np.repeat(small[:, :, None], 3, axis=2)
     tile[_find_edge(mask)] = _OUTLINE
@@ -59,7 +59,7 @@ def draw_sheet(
     crop: CropSpec = FROM_SIZE,
     seed: int = 0,
 ) -> Sheet:
-    """Tiles of the items that can be cropped, of `MOST` of them at most."""
+    """Draw the tiles of all items that can be cropped, or of at most `MOST` random ones."""
     chosen = sorted(items, key=lambda item: address(seed, "thumbnails", item.name))[:MOST]
     tiles: dict[str, NDArray[np.uint8]] = {}
     for given in stream_crops(ANY_SCAN, chosen, store=store, crop=crop):
@@ -76,7 +76,7 @@ def draw_sheet(
 
 
 def write_sheet(path: str | Path, sheet: Sheet) -> None:
-    """Write a sheet as PNG, whole."""
+    """Write a sheet as PNG."""
     with write_whole(path) as temporary:
         Image.fromarray(sheet.pixels).save(temporary, format="PNG", optimize=True)
 
@@ -90,7 +90,7 @@ def _choose_window(crop: ItemCrop, voxels: NDArray[np.float32]) -> tuple[float, 
 
 
 def _find_edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """What is inside and has a neighbour outside."""
+    """Find the pixels of a mask that have a neighbour outside."""
     padded = np.pad(mask, 1)
     within = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~within

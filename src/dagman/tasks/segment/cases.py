@@ -1,4 +1,4 @@
-"""Labelled scans prepared once for training: int16 voxels and classes in memory maps, so that a cohort may exceed the memory."""
+"""Prepare labelled scans for training, as memory maps of int16 voxels and classes, so that a cohort may be larger than memory."""
 
 from __future__ import annotations
 
@@ -21,17 +21,25 @@ from dagman.tables.items import Item, align_mask, measure_cut, read_mask
 from dagman.tables.structures import Structure, list_contoured
 
 _TABLE = 2**20
-"""Largest label value up to which a table holds the class of each."""
+"""Largest label value for which a lookup table is used."""
 PLACES = 500
-"""Voxels of a structure that are remembered as centres of crops."""
+"""Number of voxels per structure that are stored as possible centres of crops."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
-    """An item ready for training, on the prepared grid (X Y Z, RAS+).
+    """An item prepared for training, on the prepared grid (X Y Z, RAS+).
 
-    voxels, labels: memory maps; labels are classes (0 background). places: of each structure, some of its voxels (n x 3).
-    contoured: whether each structure was drawn; one that was not is unknown, and may be anything that is labelled 0. None: all.
+    Attributes:
+        item: The item.
+        voxels: Voxels, as a memory map.
+        labels: Classes (0 is background), as a memory map.
+        places: Some voxels of each structure (n x 3).
+        modality: Modality of the scan.
+        content_hash: Content hash of the scan.
+        labels_hash: Hash of the classes on the scan's grid.
+        contoured: Whether each structure was contoured; others are unknown, and may be anywhere that is labelled 0. None: all.
+        cut: Share of the mask's label voxels that lie outside the scan.
     """
 
     item: Item
@@ -43,10 +51,9 @@ class Case:
     labels_hash: str
     contoured: tuple[bool, ...] | None = None
     cut: float = 0.0
-    "Share of the mask's label voxels that lie outside the scan."
 
     def knows(self, code: int) -> bool:
-        """Whether the class `code` was drawn; background (0) is known wherever all structures are."""
+        """Whether the class `code` is known; background (0) is if all structures are."""
         if self.contoured is None:
             return True
         return all(self.contoured) if code == 0 else self.contoured[code - 1]
@@ -54,7 +61,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class RefusedScan:
-    """A labelled scan that was left out, and why."""
+    """A labelled scan that was rejected, and why."""
 
     item: Item
     reason: str
@@ -69,9 +76,10 @@ def prepare_cases(
     seed: int = 0,
     notify: Callable[[str], None] = lambda text: None,
 ) -> tuple[list[Case], list[RefusedScan]]:
-    """Prepare each item's scan and mask into `folder`; what cannot be used is refused with its reason, the others go on.
+    """Prepare each item's scan and mask in `folder`, as `encoder` needs them; unusable items are rejected with a reason.
 
-    encoder: its preparation is applied. Raises TaskError when nothing is left, or when a structure is in no mask.
+    Raises:
+        TaskError: No item can be used, or a structure is in no mask or never contoured.
     """
     cases: list[Case] = []
     refused: list[RefusedScan] = []
@@ -94,16 +102,17 @@ def prepare_cases(
 
 
 def load_classes(item: Item, scan: Scan, structures: Sequence[Structure]) -> NDArray[np.uint8]:
-    """An item's mask as classes on the grid of its scan, X Y Z.
+    """Load an item's mask as classes on the grid of its scan, X Y Z.
 
-    Raises TableError if the mask is no label map, is on another grid, is empty, or holds none of the structures; and if none of
-    them was contoured.
+    Raises:
+        TableError: The mask is not a label map, is on another grid, is empty or holds none of the structures, or none of them was
+            contoured.
     """
     return _load_classes(item, scan, structures)[0]
 
 
 def _load_classes(item: Item, scan: Scan, structures: Sequence[Structure]) -> tuple[NDArray[np.uint8], float]:
-    """As `load_classes`, and the share of the mask that lies outside the scan."""
+    """Like `load_classes`, along with the share of the mask that lies outside the scan."""
     if item.mask is None:
         raise TableError("has no mask", where=item.name, do="Fill the column 'mask'")
     mask = read_mask(item)
@@ -122,7 +131,7 @@ def _load_classes(item: Item, scan: Scan, structures: Sequence[Structure]) -> tu
 
 
 def to_classes(labels: NDArray, structures: Sequence[Structure]) -> NDArray[np.uint8]:
-    """Labels (any shape, whole numbers of any type) as classes: i where they are a value of structures[i - 1], else 0."""
+    """Convert labels (whole numbers of any type and shape) to classes: i for the values of structures[i - 1], otherwise 0."""
     values = labels if np.issubdtype(labels.dtype, np.integer) else np.rint(labels).astype(np.int64)
     low, high = int(values.min(initial=0)), int(values.max(initial=0))
     if low < 0 or high > _TABLE:
@@ -130,7 +139,7 @@ def to_classes(labels: NDArray, structures: Sequence[Structure]) -> NDArray[np.u
         for code, structure in enumerate(structures, start=1):
             classes[np.isin(values, structure.values)] = code
         return classes
-    # One look-up a voxel, whatever the number of structures.
+    # One lookup per voxel, regardless of the number of structures.
     table = np.zeros(high + 1, dtype=np.uint8)
     for code, structure in enumerate(structures, start=1):
         table[[value for value in structure.values if 0 <= value <= high]] = code
@@ -138,7 +147,11 @@ def to_classes(labels: NDArray, structures: Sequence[Structure]) -> NDArray[np.u
 
 
 def find_structures(items: Iterable[Item]) -> list[Structure]:
-    """One structure for each value found in the masks that can be read; raises TaskError when there is none, or too many."""
+    """List one structure per value in the readable masks.
+
+    Raises:
+        TaskError: There are no values, or too many.
+    """
     values: set[int] = set()
     first = ""
     for item in items:
@@ -147,7 +160,7 @@ def find_structures(items: Iterable[Item]) -> list[Structure]:
         try:
             values.update(list_values(read_mask(item).voxels))
         except DagmanError as error:
-            # It is refused by name when its turn comes.
+            # The item is rejected later, with its name.
             first = first or f"; the first: {error}"
     values.discard(0)
     if not values:

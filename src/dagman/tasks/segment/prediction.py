@@ -1,4 +1,4 @@
-"""A kept segmentation model on new scans: label maps on their own grids, volumes, and DICOM SEG where the scan came as DICOM."""
+"""Apply a saved segmentation model to new scans: label maps on the scans' grids, volumes, and DICOM SEGs for DICOM scans."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from dagman.tasks.segment.model import SegmentationModel, load_model
 def apply_segmentation(
     folder: Path, scans: Sequence[str | Path], out: Path, settings: PredictionSettings, notify: Notify
 ) -> Applied:
-    """Apply the model in `folder`, one scan at a time; what was done is kept in a journal. See `dagman.tasks.prediction.Apply`."""
+    """Apply the model in `folder`, one scan at a time, with a journal for resuming; see `dagman.tasks.prediction.Apply`."""
     model = load_model(folder, device=settings.device)
     items, refused = list_items(scans, (), settings)
     notes = note_patients(items)
@@ -47,7 +47,7 @@ def apply_segmentation(
     _note_once(notes, _note_unread(items))
     work = _Work(folder=folder, digest=model.digest, threads=torch.get_num_threads(), out=out, settings=settings)
     tasks = [(item, kept.get(item.name, {})) for item in items]
-    # In this process the model is there already; a worker reads it from its folder.
+    # This process has loaded the model already; workers load it from its folder.
     here = partial(_segment_item, work, model if settings.dask is None else None)
     workers = 1 if settings.dask is None else count_workers(len(tasks))
     rows: Rows = []
@@ -73,7 +73,7 @@ def apply_segmentation(
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """What is the same for all scans; the digest tells whether a worker reads the same model."""
+    """Everything that is the same for all scans; the digest ensures that workers load the same model."""
 
     folder: Path
     digest: str
@@ -82,7 +82,7 @@ class _Work:
     settings: PredictionSettings
 
     def load(self) -> SegmentationModel:
-        """The model, once a process."""
+        """Load the model, once per process."""
         torch.set_num_threads(self.threads)
         return _load(self.folder, self.settings.device, self.digest)
 
@@ -99,7 +99,7 @@ def _load(folder: Path, device: str, digest: str) -> SegmentationModel:
 
 @dataclass(frozen=True, kw_only=True)
 class _Segmented:
-    """What became of one scan: its content hash, the key and rows of its label map, or why it was refused."""
+    """Result for one scan: its content hash, key and rows of its label map, or why it was rejected."""
 
     content: str = ""
     key: str = ""
@@ -109,22 +109,22 @@ class _Segmented:
 
 
 def _segment_item(work: _Work, loaded: SegmentationModel | None, task: tuple[Item, dict[str, Rows]]) -> _Segmented:
-    """Label one scan, unless its map is among those that are `kept` and there."""
+    """Segment a scan, unless the journal has it and its label map exists."""
     (item, kept), settings = task, work.settings
     model = loaded or work.load()
     content = ""
     try:
         scan = model.encoder.read(item.scan)
         content = hash_scan(scan)
-        place = f"{content}|{item.name}|{scan.affine.matrix.tolist()}"
-        key = hash_bytes(f"1|{model.digest}|{settings.mirror}|{place}".encode())
+        identity = f"{content}|{item.name}|{scan.affine.matrix.tolist()}"
+        key = hash_bytes(f"1|{model.digest}|{settings.mirror}|{identity}".encode())
         labels = work.out / "predictions" / f"{item.name}.nii.gz"
         segments = labels.with_name(f"{item.name}.dcm")
         if key in kept and labels.is_file():
             note = renew_dicom_labels(segments, model.names, item.scan, identified=settings.identified)
             return _Segmented(content=content, key=key, rows=kept[key], note=note)
         prepared = prepare_scan(scan, model.encoder.preparation)
-        # A long scan would lie beside its windows' activations, and its classes beside their values in the file.
+        # Saves memory: a long scan's voxels are not needed during the forward passes, nor its classes while the file is written.
         scan = drop_voxels(scan)
         classes = model.label_prepared(prepared, scan, mirror=settings.mirror)
         rows = _measure_volumes(model, classes, scan, item)
@@ -144,7 +144,7 @@ def _measure_volumes(model: SegmentationModel, classes: NDArray, scan: Scan, ite
             "patient": item.patient,
             "structure": structure.name,
             "value": structure.values[0],
-            # Slice by slice: a mask of the whole scan is as large as its label map.
+            # Slice by slice, because a mask of the whole scan would be as large as its label map.
             "volume_ml": to_ml(sum(int(np.count_nonzero(part == code)) for part in classes), scan.spacing),
         }
         for code, structure in enumerate(model.structures, start=1)
@@ -152,7 +152,7 @@ def _measure_volumes(model: SegmentationModel, classes: NDArray, scan: Scan, ite
 
 
 def _note_unread(items: Sequence[Item]) -> str:
-    """A note where a table names masks or points: a segmentation reads whole scans."""
+    """Note that masks and points of a table are ignored, because segmentation uses whole scans."""
     named = sum(find_unit(item) != "scan" for item in items)
     return f"masks and points of {count_noun(named, 'item')} are ignored: segmentation uses whole scans" if named else ""
 

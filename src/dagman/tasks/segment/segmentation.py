@@ -1,6 +1,6 @@
-"""Task 2 of the paper: segment structures by a decoder on the encoder; full- and few-shot, by patient, with intervals.
+"""Task 2 of the paper: segment structures by a decoder on the encoder, full- and few-shot, by patient, with intervals.
 
-Whole scans are tested, on their own grids. What is trained is kept in a journal: the same command repeated goes on.
+Whole scans are tested, on their own grids. Results are saved in a journal, so that the same command resumes after an interruption.
 """
 
 from __future__ import annotations
@@ -53,40 +53,41 @@ from dagman.tasks.segment.training import WEIGHT_DECAY, Fitting
 from dagman.tasks.segment.unet import STRIDE
 
 STEPS_CPU, STEPS_GPU = 250, 3000
-"""Optimiser steps of a training where none are asked for."""
+"""Default number of optimiser steps of a training."""
 _PREPARED = ".prepared-"
 LEAST_SPACING, MOST_SPACING = 0.1, 20.0
-"""mm; beyond them a scan has no voxels left, or more than any memory."""
+"""Limits of the spacing in mm; beyond these, scans have hardly any voxels, or do not fit in memory."""
 RATE_SHORT, RATE_LONG, LONG = 3e-3, 1e-3, 1000
-"""AdamW moves a weight by about its rate a step: a hundred steps at 1e-3 end long before the decoder has learnt."""
+"""Learning rates of short and long trainings, and the steps of a long one. AdamW changes a weight by about the learning rate per
+step, so a hundred steps at 1e-3 are too few for the decoder to learn."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationSettings(Protocol):
-    """How a segmentation is trained and judged; each share and number of labelled patients is a training of its own."""
+    """Settings of a segmentation and its evaluation; each share or number of labelled patients is a separate training."""
 
     steps: int | None = None
     "Optimiser steps of a training; None: 250 on a CPU, 3000 on a GPU. [ours]"
     batch: int = 2
-    "Crops a step. [ours; SwinUNETR 1 to 2]"
+    "Crops per step. [ours; SwinUNETR 1 to 2]"
     side: int | None = None
-    "Of a crop in voxels; None: the encoder's view, or less where every scan is smaller."
+    "Side of a crop in voxels; None: the encoder's view, or less if all scans are smaller."
     rate: float | None = None
-    "Largest learning rate; None: 3e-3 for a training of fewer than 1,000 steps, else 1e-3. [ours; docs/experiments.md]"
+    "Peak learning rate; None: 3e-3 for fewer than 1,000 steps, otherwise 1e-3. [ours; docs/experiments.md]"
     layer_decay: float = 1.0
-    "Factor of the rate from layer to layer downwards, the same for every model; 1 is one rate for all layers. [ours]"
+    "Factor of the learning rate from each layer to the one below, for all models; 1 for the same rate in all layers. [ours]"
     spacing: float | None = None
-    "mm; None: the encoder's own."
+    "Voxel size in mm; None: the encoder's own."
     mirror: bool = False
-    "Mirrored crops in training, and averages over mirrored windows in testing."
+    "Whether to mirror crops in training, and to average over mirrored windows in testing."
     tolerance: float = 2.0
-    "Of the surface Dice, mm. [ours]"
+    "Tolerance of the surface Dice in mm. [ours]"
     measures: tuple[str, ...] = MEASURES
-    "What is measured of each structure; Dice alone costs next to nothing."
+    "Measures of each structure; all except Dice take time."
     keep: bool = True
-    "Whether a model is trained for `out/model` on all scans, or on the training part of a given split."
+    "Whether to save a model in `out/model`, trained on all scans or on the training part of a given split."
     identified: bool = False
-    "Whether DICOM SEGs name the patient as their sources do, not by a pseudonym."
+    "Whether DICOM SEGs contain the patient's identity from the source scans instead of a pseudonym."
     device: str = "auto"
     notes: tuple[str, ...] = ()
     "The user's own sentences for the report, such as who drew the labels."
@@ -114,18 +115,26 @@ def segment_scans(
     *,
     on_part: Callable[[str], None] | None = None,
 ) -> Results:
-    """Train and test each model on labelled scans, and write the results folder (all but the report).
+    """Train and test each model on labelled scans, and write the results folder, except for the report.
 
-    data: see `read_labelled_scans`. Several models are given the same scans, splits and draws; equal seeds give equal splits.
-    The first model, trained on all scans (on the training part of a given split), is kept in `out/model`, unless the settings say
-    not to. on_part is called with what is being done.
+    Several models are compared on the same scans, splits and draws. With `settings.keep`, the first model, trained on all scans or
+    on the training part of a given split, is saved in `out/model`. Unusable scans are listed in `out/rejected.csv`.
 
-    Raises TaskError and SettingsError for what cannot be meant; a scan that cannot be used is refused in `out/rejected.csv`.
+    Args:
+        models: The models to compare.
+        data: Labelled scans from `read_labelled_scans`.
+        out: Folder for the results.
+        settings: Settings of the segmentation.
+        on_part: Called with a description of each step of the work.
+
+    Raises:
+        TaskError: The scans cannot be split, or no scan can be used.
+        SettingsError: A setting does not fit.
     """
     settings, out = settings or SegmentationSettings(), Path(out)
     settings = replace(settings, repeats=settings.count_repeats(trains=True))
     notify = on_part or (lambda text: None)
-    # Refuses what cannot be split, or would overwrite other results, before hours of reading.
+    # Refuses impossible splits, and to overwrite other results, before hours of reading scans.
     _plan(data, [item.index for item in data.items], settings)
     about = {"models": [describe_source(spec) for spec in models], "table": hash_file(data.path)}
     asked = {name: value for name, value in asdict(settings).items() if name not in ("steps", "rate") or value is not None}
@@ -164,7 +173,7 @@ def segment_scans(
     write_inputs(
         out,
         "segment",
-        # As they were resolved: None says nothing to a reader of the methods.
+        # Record the resolved values instead of None, for the description of the methods.
         settings=asdict(replace(settings, steps=runner.fitting.steps, rate=runner.fitting.rate)),
         inputs={**about, "scans": len(runner.patients)},
     )
@@ -179,7 +188,7 @@ def _plan_runs(
     out: Path,
     notify: Callable[[str], None],
 ) -> tuple[FoldRunner, list[str]]:
-    """All trainings of the scans that every candidate can use, their splits written; and notes on subsets that cannot be."""
+    """Plan all trainings and write their splits; returns the runner, and notes on subsets that are impossible."""
     cases = candidates[0].cases
     splits = _plan(data, [case.item.index for case in cases], settings)
     patients = np.array([case.item.patient for case in cases], dtype=str)
@@ -233,7 +242,7 @@ def _summarize(
 
 @contextmanager
 def _hold_prepared(out: Path) -> Iterator[Path]:
-    """A folder for prepared scans that is gone at the end; what a killed call left of such folders goes, too."""
+    """Make a temporary folder for prepared scans; also removes folders that an earlier, killed run left behind."""
     for left in out.glob(f"{_PREPARED}*"):
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=_PREPARED, dir=out, ignore_cleanup_errors=True) as folder:
@@ -258,7 +267,7 @@ def _prepare_all(
     folder: Path,
     notify: Callable[[str], None],
 ) -> tuple[list[list[Case]], list[RefusedScan]]:
-    """The scans as each encoder prepares them, once for those that do it alike; a scan that one refuses is left out for all."""
+    """Prepare the scans for each encoder, once for those with equal preparation; scans that any encoder rejects are skipped."""
     found: dict[object, list[Case]] = {}
     refused: dict[str, RefusedScan] = {}
     keys = []
@@ -267,10 +276,10 @@ def _prepare_all(
         key = (adapted.preparation, adapted.config.modalities)
         keys.append(key)
         if key not in found:
-            place = folder / str(len(found))
-            place.mkdir()
-            found[key], without = prepare_cases(adapted, data.items, structures, place, seed=settings.seed, notify=notify)
-            refused |= {one.item.name: one for one in without}
+            part = folder / str(len(found))
+            part.mkdir()
+            found[key], rejected = prepare_cases(adapted, data.items, structures, part, seed=settings.seed, notify=notify)
+            refused |= {scan.item.name: scan for scan in rejected}
     left = {key: [case for case in cases if case.item.name not in refused] for key, cases in found.items()}
     if not all(left.values()):
         raise TaskError("no scan can be used by all models", where=data.path, do="Compare models of the same modality")
@@ -278,7 +287,7 @@ def _prepare_all(
 
 
 def _fit_side(encoder: Encoder, cases: Sequence[Case], settings: SegmentationSettings) -> Encoder:
-    """The encoder's own view side, or the smallest multiple of 32 that holds every scan whole."""
+    """Adapt the encoder with its own view as side, or the smallest multiple of 32 that fits every scan if that is less."""
     longest = max(max(case.voxels.shape) for case in cases)
     side = settings.side or min(encoder.config.view, -(-longest // STRIDE) * STRIDE)
     return adapt_encoder(encoder, side=side, spacing=settings.spacing or encoder.config.spacing)
@@ -297,7 +306,7 @@ def _choose_fitting(candidates: Sequence[Candidate], settings: SegmentationSetti
 
 
 def _compare(rows: pd.DataFrame, settings: SegmentationSettings) -> list[Comparison]:
-    """Mean Dice of every two models on the same scans, from one subset: the one named first minus the other."""
+    """Compare the mean Dice of every two models on the same scans and subset, the earlier one minus the other."""
     found = []
     for subset, group in rows.groupby("subset", sort=False):
         means = {model: average_items(part).set_index("item") for model, part in group.groupby("model", sort=False)}

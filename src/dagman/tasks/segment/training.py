@@ -1,8 +1,9 @@
-"""How a segmentation network learns: crops around structures, Dice and cross-entropy, the best weights of an inner validation.
+"""Train a segmentation network: crops around structures, Dice and cross-entropy, and the best weights by inner validation.
 
-A structure that was not contoured in a scan is unknown there: a voxel labelled 0 may then be background or any such structure.
-Letters: B views, K classes (background first), X Y Z sides of a crop in voxels.
-Every draw has an address (seed, purpose, step, slot): the order of cases changes nothing.
+A structure that was not contoured in a scan is unknown there: a voxel labelled 0 may be background or any unknown structure.
+Every draw has an address (seed, purpose, step, slot), so that draws do not depend on each other.
+
+Notation: B views, K classes (background first), X Y Z sides of a crop in voxels.
 """
 
 from __future__ import annotations
@@ -25,25 +26,29 @@ from dagman.tasks.segment.model import BATCH_CPU, SegmentationModel
 
 Triple = tuple[int, int, int]
 WEIGHT_DECAY = 0.01
-"""AdamW's, on what `is_decayed`. [ours]"""
+"""Weight decay of AdamW, on parameters for which `is_decayed` holds. [ours]"""
 FOREGROUND = 0.67
-"""Share of crops that are centred on a voxel of a structure; the others lie anywhere. nnU-Net's third is for longer training."""
+"""Share of crops that are centred on a voxel of a structure; the others are anywhere. nnU-Net's 0.33 suits longer training."""
 VALIDATIONS = 12
-"""Parts of a training; in the last third each ends with a look at the validation crops."""
+"""Number of parts into which a training is divided; those in the last third end with a validation."""
 LEAST_APART = 10
-"""Steps between two looks: twelve crops forward cost as much as two steps."""
+"""Minimum number of steps between validations, which take as long as two steps (twelve forward passes)."""
 VALIDATION_CROPS = 12
 LEAST_WINDOW = 0.05
-"""Least margin of the structures' window, in [0, 1]."""
+"""Smallest margin of the structures' intensity window, in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fitting:
-    """How one network is trained.
+    """Hyperparameters of a training.
 
-    steps, batch: optimiser steps, and crops in each. rate: largest learning rate (AdamW, cosine).
-    decay: factor of the rate from layer to layer of the encoder downwards, whatever its weights; 1 is one rate for all layers.
-    mirror: crops are mirrored along all axes.
+    Attributes:
+        steps: Optimiser steps.
+        batch: Crops per step.
+        rate: Peak learning rate (AdamW, cosine).
+        decay: Factor of the learning rate from each layer of the encoder to the one below; 1 for the same rate in all layers.
+        mirror: Whether crops are randomly mirrored along all axes.
+        seed: Seed of crops and augmentations.
     """
 
     steps: int
@@ -56,7 +61,7 @@ class Fitting:
 
 @dataclass(frozen=True, kw_only=True)
 class CropDraw:
-    """One training crop: of which case, its first voxel (may be negative), mirrored axes, and how the intensity is changed."""
+    """A training crop: index of its case, first voxel (may be negative), mirrored axes, and change of intensity."""
 
     case: int
     start: Triple
@@ -66,7 +71,7 @@ class CropDraw:
 
 
 def draw_crop(cases: Sequence[Case], side: int, fitting: Fitting, *address: int | str) -> CropDraw:
-    """The crop of `side` voxels at an address: a case, then around a voxel of one of its structures, or anywhere."""
+    """Draw the crop of `side` voxels at an address: a random case, then around a voxel of one of its structures, or anywhere."""
     rng = generator(fitting.seed, "segmentation crop", *address)
     case = int(rng.integers(len(cases)))
     present = [places for places in cases[case].places if len(places)]
@@ -88,7 +93,7 @@ def draw_crop(cases: Sequence[Case], side: int, fitting: Fitting, *address: int 
 
 
 def place_crop(center: Sequence[int] | NDArray, shape: Sequence[int], side: int) -> Triple:
-    """The first voxel of a crop around a voxel, moved so that it stays inside; in the middle where the scan is smaller."""
+    """Return the first voxel of a crop around a voxel, shifted to lie inside the scan; centred along axes that are too short."""
     x, y, z = (
         min(max(int(middle) - side // 2, 0), size - side) if size >= side else -((side - size) // 2)
         for middle, size in zip(center, shape, strict=True)
@@ -97,7 +102,7 @@ def place_crop(center: Sequence[int] | NDArray, shape: Sequence[int], side: int)
 
 
 def cut_padded(values: NDArray, start: Triple, side: int, fill: int) -> NDArray:
-    """`side`^3 values from `start`, `fill` where the array ends; dtype as given."""
+    """Cut `side`^3 values from `start`, padded with `fill` outside the array."""
     crop = np.full((side,) * 3, fill, dtype=values.dtype)
     source = tuple(slice(max(first, 0), min(first + side, size)) for first, size in zip(start, values.shape, strict=True))
     target = tuple(slice(part.start - first, part.stop - first) for part, first in zip(source, start, strict=True))
@@ -108,7 +113,7 @@ def cut_padded(values: NDArray, start: Triple, side: int, fill: int) -> NDArray:
 def take_batch(
     cases: Sequence[Case], draws: Sequence[CropDraw], model: SegmentationModel
 ) -> tuple[Float[Tensor, "B 1 X Y Z"], Int[Tensor, "B X Y Z"]]:
-    """Crops with intensities in [0, 1] and their classes, on the model's device."""
+    """Cut a batch of crops with intensities in [0, 1], and their classes, on the model's device."""
     side, views, labels = model.side, [], []
     for draw in draws:
         case = cases[draw.case]
@@ -122,24 +127,24 @@ def take_batch(
 
 
 def list_known(cases: Sequence[Case], draws: Sequence[CropDraw], classes: int) -> Bool[Tensor, "B K"]:
-    """Whether each class is known in the case of each crop, background first."""
+    """List whether each class (background first) is known in the case of each crop."""
     return torch.tensor([[cases[draw.case].knows(code) for code in range(classes)] for draw in draws])
 
 
 def measure_loss(
     logits: Float[Tensor, "B K X Y Z"], labels: Int[Tensor, "B X Y Z"], known: Bool[Tensor, "B K"] | None = None
 ) -> Float[Tensor, ""]:
-    """Soft Dice of the structures over the whole batch (1 minus their mean), plus cross-entropy.
+    """Compute soft Dice loss (1 minus the mean over structures) plus cross-entropy.
 
-    Over the batch, not each view: most crops lack most structures. float32: sums over millions of voxels do not fit bfloat16.
-    known: which classes each view's labels tell; None: all. With unknown ones the loss is marginal (Shi et al., Medical Image
-    Analysis 2021): a voxel labelled 0 has the summed probability of background and every unknown structure as its likelihood, and
-    a structure's Dice is taken over the views in which it is known.
+    Dice is computed over the whole batch, because most crops lack most structures, and in float32, because bfloat16 cannot
+    represent sums over millions of voxels. `known` states which classes are known in each view (None: all). With unknown classes,
+    the loss is marginal (Shi et al., Medical Image Analysis 2021): the likelihood of a voxel labelled 0 is the summed probability
+    of background and all unknown structures, and Dice of a structure is computed over the views in which it is known.
     """
     log_probabilities = logits.float().log_softmax(dim=1)
     labelled = log_probabilities.gather(1, labels[:, None])[:, 0]
     probabilities = log_probabilities.exp()
-    # Sums of each view and class (B K); indices in place of one-hot maps save half of the loss's time.
+    # Sums per view and class (B K); indices instead of one-hot maps halve the time of the loss.
     places = labels.flatten(1)
     overlap = torch.zeros_like(probabilities[:, :, 0, 0, 0]).scatter_add(1, places, labelled.exp().flatten(1))
     sizes = torch.zeros_like(overlap).scatter_add(1, places, torch.ones_like(places, dtype=overlap.dtype))
@@ -148,7 +153,7 @@ def measure_loss(
     overlap, total = ((value * counted)[:, 1:].sum(0) for value in (overlap, total))
     dice = ((2 * overlap + 1) / (total + 1))[counted[:, 1:].any(0)]
     if not bool(counted[:, 1:].all()):
-        # Background stands for itself and for all that was not contoured.
+        # The label 0 includes all structures that were not contoured.
         merged = ~counted.index_fill(1, counted.new_zeros(1, dtype=torch.long), False)
         unlabelled = log_probabilities.masked_fill(~merged[:, :, None, None, None], -math.inf).logsumexp(dim=1)
         labelled = torch.where(labels == 0, unlabelled, labelled)
@@ -156,7 +161,7 @@ def measure_loss(
 
 
 def measure_window(cases: Sequence[Case], model: SegmentationModel) -> tuple[float, float]:
-    """Where the structures' intensities lie in [0, 1]: their 0.5 and 99.5 percentiles (as nnU-Net), half as wide again."""
+    """Measure the window of the structures' intensities in [0, 1]: the 0.5 and 99.5 percentiles (nnU-Net), widened twofold."""
     values = [
         model.scale_view(torch.from_numpy(case.voxels[tuple(places.T)]), case.modality).cpu().numpy()
         for case in cases
@@ -171,9 +176,9 @@ def measure_window(cases: Sequence[Case], model: SegmentationModel) -> tuple[flo
 
 
 def measure_shares(cases: Sequence[Case], classes: int) -> NDArray[np.float64]:
-    """Share of the cases' voxels in each class, background first; at least one voxel in ten million, so that it has a logarithm.
+    """Measure the share of voxels in each class (background first), at least 1e-7 so that its logarithm is finite.
 
-    A structure's share is that in the cases where it was contoured, and background has the rest.
+    A structure's share is computed over the cases in which it was contoured; background has the rest.
     """
     counts = np.stack([np.bincount(case.labels.ravel(), minlength=classes) for case in cases])
     known = np.array([[True, *(case.knows(code) for code in range(1, classes))] for case in cases])
@@ -191,20 +196,21 @@ def fit_model(
     fitting: Fitting,
     notify: Callable[[int, float], None],
 ) -> list[dict[str, float]]:
-    """Train a model's network in place on `cases`; the weights that did best on crops of `held` stay, or the last ones without any.
+    """Train a model's network in place on `cases`, and keep the weights with the best validation on `held`, or the last ones.
 
-    notify: is given each step and its loss. Returns the looks (step, dice); none where the last weights would be the only choice.
+    `notify` is called with each step and its loss. Returns the validations (step, dice), which are none if `held` is empty or the
+    training is too short for a choice.
     """
     network = model.network
     network.decoder.window.copy_(torch.tensor(measure_window(cases, model)))
-    # A fresh decoder that calls every class as likely spends its first hundred steps on learning that most voxels are background.
+    # Otherwise the decoder needs its first hundred steps to learn that most voxels are background.
     network.decoder.set_shares(measure_shares(cases, network.classes))
     groups = scale_rates(network.encoder, network.decoder, rate=fitting.rate, decay=fitting.decay, weight_decay=WEIGHT_DECAY)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
     peaks = [group["lr"] for group in optimizer.param_groups]
     best: tuple[float, dict[str, Tensor]] | None = None
     validations: list[dict[str, float]] = []
-    looks = plan_looks(fitting.steps) if held else frozenset()
+    planned = plan_validations(fitting.steps) if held else frozenset()
     for step in range(fitting.steps):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = learning_rate(step, fitting.steps, peak=peak, end=peak / 100, warmup=0.05)
@@ -219,7 +225,7 @@ def fit_model(
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
         notify(step + 1, loss.item())
-        if step + 1 in looks:
+        if step + 1 in planned:
             dice = validate_on_crops(model, held, fitting)
             validations.append({"step": step + 1, "dice": dice})
             if best is None or dice >= best[0]:
@@ -230,36 +236,36 @@ def fit_model(
     return validations
 
 
-def plan_looks(steps: int) -> frozenset[int]:
-    """Steps after which a training of `steps` looks at its validation crops: in its last third, and at its end."""
+def plan_validations(steps: int) -> frozenset[int]:
+    """Choose the steps after which a training of `steps` is validated: in its last third, and at its end."""
     every = max(LEAST_APART, steps // VALIDATIONS)
-    # The last third alone: earlier weights are learnt at a rate too high to be the best by more than luck.
-    looks = {step for step in range(every, steps, every) if 3 * step > 2 * steps}
-    return frozenset(looks | {steps}) if looks else frozenset()
+    # Only in the last third, because before that the learning rate is so high that weights could be the best only by chance.
+    planned = {step for step in range(every, steps, every) if 3 * step > 2 * steps}
+    return frozenset(planned | {steps}) if planned else frozenset()
 
 
 @torch.inference_mode()
 def validate_on_crops(model: SegmentationModel, cases: Sequence[Case], fitting: Fitting) -> float:
-    """Dice on fixed crops of cases, counted over all of them and averaged over structures; a third of the crops lie anywhere.
+    """Compute Dice on fixed crops of cases, over all crops per structure, averaged over structures.
 
-    A structure is counted in the cases in which it was contoured.
+    A third of the crops are anywhere in the scan. A structure counts only in cases in which it was contoured.
     """
     network = model.network.eval()
     overlap = torch.zeros(network.classes, dtype=torch.float64)
     total = torch.zeros(network.classes, dtype=torch.float64)
     plain = Fitting(steps=1, seed=fitting.seed)
-    a_case = max(2, math.ceil(VALIDATION_CROPS / len(cases)))
+    per_case = max(2, math.ceil(VALIDATION_CROPS / len(cases)))
     draws = []
-    for number in range(min(len(cases) * a_case, 2 * VALIDATION_CROPS)):
+    for number in range(min(len(cases) * per_case, 2 * VALIDATION_CROPS)):
         index = number % len(cases)
         start = draw_crop([cases[index]], model.side, plain, "validation", number).start
         draws.append(CropDraw(case=index, start=start, flips=(False, False, False), gain=1.0, offset=0.0))
-    # Two at once, as windows are (see BATCH_CPU).
+    # In batches as for windows (see BATCH_CPU).
     for first in range(0, len(draws), BATCH_CPU):
         chosen = draws[first : first + BATCH_CPU]
         views, labels = take_batch(cases, chosen, model)
         with model.autocast():
-            # Not argmax, which takes five times as long where the classes are not the last axis.
+            # argmax takes five times as long if classes are not the last axis.
             guess = network(views).max(dim=1).indices
         for known, predicted, true in zip(list_known(cases, chosen, network.classes), guess, labels, strict=True):
             pairs = torch.bincount((true * network.classes + predicted).flatten(), minlength=network.classes**2).cpu()

@@ -1,12 +1,12 @@
-"""A U-Net on an encoder (METHOD, Downstream, task 2): its decoder starts from scratch and is shaped like SwinUNETR's.
+"""A U-Net on an encoder (METHOD, Downstream, task 2), with a randomly initialised decoder similar to SwinUNETR's.
 
-Letters: B views, C channels, K classes (background first), X Y Z sides of a view in voxels, multiples of 32.
+Notation: B views, C channels, K classes (background first), X Y Z sides of a view in voxels, multiples of 32.
 
 ```
 stride    1        2        4      8      16     32
           stem --> halved   x1     x2     x3     x4       stem: convolution blocks on the view itself
           |        |        |      |      |      |
-logits <- join  <- join  <- join <- join <- join <-       join: twice as fine, beside the skip, one residual block
+logits <- join  <- join  <- join <- join <- join <-       join: upsample by 2, concatenate the skip, one residual block
 ```
 """
 
@@ -29,12 +29,12 @@ from dagman.tasks.segment.channels_last import (
 )
 
 STRIDE = 32
-"""Sides of a view are multiples of it."""
+"""Sides of a view are multiples of this."""
 _LEAK = 0.01
 
 
 class SegmentationNetwork(nn.Module):
-    """Views to logits of K classes at full resolution, from the encoder's feature maps at strides 4, 8, 16, 32 (see `Neck`)."""
+    """Segmentation network: an encoder with feature maps at strides 4, 8, 16, 32 (see `Neck`), and a decoder to full resolution."""
 
     def __init__(self, encoder: Backbone, classes: int) -> None:
         super().__init__()
@@ -43,21 +43,25 @@ class SegmentationNetwork(nn.Module):
         self.decoder = Decoder(encoder.widths, classes, encoder.strides)
 
     def forward(self, view: Float[Tensor, "B 1 X Y Z"]) -> Float[Tensor, "B K X Y Z"]:
-        """Logits of views with intensities in [0, 1]; raises ValueError for sides that are no multiples of 32."""
+        """Compute logits of views with intensities in [0, 1].
+
+        Raises:
+            ValueError: A side is not a multiple of 32.
+        """
         if any(side % STRIDE for side in view.shape[2:]):
             raise ValueError(f"a view has sides of multiples of {STRIDE}, not {tuple(view.shape[2:])}")
         features = self.encoder(view)
         kind = view.device.type
-        # On the CPU convolutions are fp32: torch 2.13's bf16 weight gradient of a 3D one is garbage now and then (1e19 and more).
+        # CPU convolutions are fp32: in torch 2.13, bf16 weight gradients of 3D convolutions are sometimes garbage (1e19 and more).
         with torch.autocast(kind, enabled=kind != "cpu" and torch.is_autocast_enabled(kind)):
             return self.decoder(view, normalise_features([x.float() for x in features]))
 
 
 class Decoder(nn.Module):
-    """A view and its feature maps to logits; it works with half of each map's channels, a sixth of x1's at full resolution.
+    """Decoder from a view and its feature maps to logits, with half of each map's channels, and a sixth of x1's at the top.
 
-    `window` (low, high) is the part of [0, 1] in which the structures' intensities lie: the stem is given the view once more,
-    stretched over it. Liver and tumour differ by 2 % of the range that shows lungs and bones too.
+    `window` (low, high) is the range of the structures' intensities within [0, 1]; the stem gets the view a second time with this
+    range stretched, because liver and tumour differ by only 2 % of a range that includes lungs and bones.
     """
 
     window: Tensor
@@ -82,11 +86,11 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def set_shares(self, shares: NDArray[np.float64]) -> None:
-        """Start from the classes' shares (K) of all voxels, so that before any step the logits say what is likely anywhere."""
+        """Initialise the bias from the classes' shares (K) of all voxels, so that initial predictions match these shares."""
         self.classify.bias = nn.Parameter(torch.from_numpy(np.log(shares)).to(self.classify.weight))
 
     def forward(self, view: Float[Tensor, "B 1 X Y Z"], features: list[Float[Tensor, "B _ _ _ _"]]) -> Float[Tensor, "B K X Y Z"]:
-        """Logits; features are x1..x4, each token normalised over its channels."""
+        """Compute logits; features are x1..x4, each token normalised over its channels."""
         low, high = self.window
         quick = takes_channels_last(view)
         views = torch.cat([view, ((view - low) / (high - low)).clamp(0.0, 1.0)], dim=1)
@@ -94,7 +98,7 @@ class Decoder(nn.Module):
         halved = self.halved(self.halve(fine))
         *skips, x = features if self.neck is None else self.neck(features)
         skips = [fine, halved, *skips]
-        # The finest skip is the largest map that there is: only the list may hold it, so that it goes when it is joined.
+        # The finest skip is the largest map: only the list may refer to it, so that it is freed once it is joined.
         del fine, halved
         for join in reversed(self.joins):
             x = join(x, skips)
@@ -102,9 +106,9 @@ class Decoder(nn.Module):
 
 
 class Neck(nn.Module):
-    """Maps of a plain transformer, all of one grid, as those of a pyramid at strides 4, 8, 16, 32 (as UNETR's and ViTDet's).
+    """Converts the maps of a plain transformer, all on one grid, to a pyramid at strides 4, 8, 16, 32 (as in UNETR and ViTDet).
 
-    A finer map has fewer channels: the deepest keeps them, and each above it has half as many.
+    The deepest map keeps its channels, and each finer map has half as many.
     """
 
     def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...]) -> None:
@@ -116,12 +120,12 @@ class Neck(nn.Module):
         )
 
     def forward(self, features: list[Float[Tensor, "B _ _ _ _"]]) -> list[Float[Tensor, "B _ _ _ _"]]:
-        """x1..x4 at strides 4, 8, 16, 32."""
+        """Return x1..x4 at strides 4, 8, 16, 32."""
         return [step(x) for step, x in zip(self.steps, features, strict=True)]
 
 
 class Join(nn.Module):
-    """One step up: what comes from below at twice the resolution, beside the skip, through a residual block."""
+    """One level up: upsample by 2, concatenate the skip, and apply a residual block."""
 
     def __init__(self, coarse: int, skip: int, width: int) -> None:
         super().__init__()
@@ -130,7 +134,7 @@ class Join(nn.Module):
         self.block = ResidualBlock(2 * width, width)
 
     def forward(self, x: Float[Tensor, "B c x y z"], skips: list[Tensor]) -> Float[Tensor, "B W X Y Z"]:
-        """Takes the last of the skips (B C X Y Z), whose grid is twice as fine as x's, off the list."""
+        """Join x with the last of the skips (B C X Y Z), whose grid is twice as fine, and remove this skip from the list."""
         skip = skips.pop()
         narrow = (
             project(skip, self.narrow) if isinstance(self.narrow, nn.Conv3d) and takes_channels_last(skip) else self.narrow(skip)
@@ -139,7 +143,7 @@ class Join(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3^3 convolutions, each with instance norm, beside a linear shortcut."""
+    """Residual block: two 3^3 convolutions, each with instance norm, and a linear shortcut."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -147,12 +151,12 @@ class ResidualBlock(nn.Module):
         self.norm1 = nn.InstanceNorm3d(outputs, affine=True)
         self.second = nn.Conv3d(outputs, outputs, kernel_size=3, padding=1, bias=False)
         self.norm2 = nn.InstanceNorm3d(outputs, affine=True)
-        # No norm here: HU are absolute, and this is the way on which they stay so.
+        # Not normalised, so that absolute HU are preserved on this path.
         self.shortcut = nn.Conv3d(inputs, outputs, kernel_size=1)
         self.activate = nn.LeakyReLU(_LEAK)
 
     def forward(self, x: Float[Tensor, "B c X Y Z"]) -> Float[Tensor, "B C X Y Z"]:
-        """The same grid with other channels."""
+        """Apply the block; the grid is unchanged."""
         if takes_channels_last(x):
             y = convolve(x, self.first, self.norm1, _LEAK)
             return convolve(y, self.second, self.norm2, _LEAK, project(x, self.shortcut))
@@ -161,7 +165,7 @@ class ResidualBlock(nn.Module):
 
 
 def _change_stride(inputs: int, outputs: int, stride: int, wanted: int) -> nn.Module:
-    """One convolution, transposed where the map gets finer, whose kernel is its stride."""
+    """Make a convolution, or a transposed one if the map gets finer, whose kernel equals its stride."""
     if wanted <= stride:
         return nn.ConvTranspose3d(inputs, outputs, kernel_size=stride // wanted, stride=stride // wanted)
     return nn.Conv3d(inputs, outputs, kernel_size=wanted // stride, stride=wanted // stride)

@@ -1,11 +1,11 @@
-"""Convolutions of 3^3 voxels with half of the multiplications, by Winograd's minimal filtering along X: docs/decisions/0053.
+"""3^3 convolutions with half of the multiplications, by Winograd's minimal filtering along X (docs/decisions/0053).
 
-Four planes of a result depend on six planes of the map, and take twelve convolutions within a plane. F(4, 3) of Lavin and Gray
-(CVPR 2016) takes six, of weighted sums of the six planes with weighted sums of the kernel's three planes. Each plane lies in one
-piece of memory, so these sums cost little. In float32 a result differs from the exact one by up to 4e-6 of the largest value;
-torch's own convolution differs by 1e-6.
+Four planes of the result depend on six planes of the map, which normally takes twelve 2D convolutions. F(4, 3) of Lavin and Gray
+(CVPR 2016) takes six: weighted sums of the six planes are convolved with weighted sums of the kernel's three planes. Planes are
+contiguous in memory, so these sums are cheap. In float32, results differ from exact ones by up to 4e-6 of the largest value
+(torch's own convolution: 1e-6).
 
-Letters: B views, c and C channels of a map and of its result, X Y Z sides, n tiles (of four planes of the result).
+Notation: B views, c and C channels of a map and of its result, X Y Z sides, n tiles (of four planes of the result).
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from torch import Tensor
 
 _TILE = 4
 _FEW_CHANNELS, _MANY_CHANNELS, _LARGE_PLANE = 16, 24, 64**2
-"""With fewer channels, or with few of them in small planes, the sums cost as much as they save."""
+"""Below these numbers of channels, or with small planes, the sums take as much time as they save."""
 _MOST_NUMBERS = 2**21
-"""Most numbers of the summed planes that are held at once, so that they stay in the cache."""
+"""Maximum size of the summed planes that are processed at once, so that they stay in the cache."""
 
 
 def suits_winograd(x: Float[Tensor, "B c X Y Z"], outputs: int) -> bool:
-    """Whether `convolve_by_planes` is the faster way for a map and a number of output channels."""
+    """Whether `convolve_by_planes` is faster for a map and a number of output channels."""
     _, inputs, X, Y, Z = x.shape
     enough = outputs >= _MANY_CHANNELS or Y * Z >= _LARGE_PLANE
     return min(inputs, outputs) >= _FEW_CHANNELS and X % _TILE == 0 and enough
 
 
 def convolve_by_planes(x: Float[Tensor, "B c X Y Z"], weight: Float[Tensor, "C c 3 3 3"]) -> Float[Tensor, "B C X Y Z"]:
-    """The convolution, padded by one voxel, of a map with its channels last in memory; X is a multiple of 4."""
+    """Convolve a channels-last map, padded by one voxel; X must be a multiple of 4."""
     kernels = _transform_kernel(weight)
     planes = x.permute(0, 2, 3, 4, 1)
     B, X, Y, Z, inputs = planes.shape
@@ -74,7 +74,7 @@ def _transform_planes(planes: Float[Tensor, "X+2 Y Z c"]) -> Float[Tensor, "6 n 
 
 
 def _join_parts(parts: list[Float[Tensor, "n Y Z C"]], result: Float[Tensor, "n 4 Y Z C"]) -> None:
-    """Writes the four planes of each tile."""
+    """Write the four planes of each tile to `result`."""
     first, one, two, three, four, last = parts
     even, odd = torch.add(one, two), torch.add(three, four)
     torch.add(first, even, out=result[:, 0]).add_(odd)
