@@ -1,1 +1,1 @@
-"""Encoders and models in the forms of other programs, each with the preprocessing that it needs."""
+"""Export of encoders and models to the formats of other programs, together with the required preprocessing."""

@@ -1,7 +1,7 @@
-"""One self-contained Python file out of definitions of several modules: the very source, so that it cannot come to differ.
+"""Assemble one self-contained Python file from definitions in several modules.
 
-What is left out is what only dagman needs: imports of dagman, shapes in annotations (jaxtyping), and the methods that are named.
-How a backbone is built comes along, as its module registers it.
+The source is copied verbatim, so that exported code cannot diverge from dagman's. Removed are imports of dagman and jaxtyping, and
+methods that only dagman needs. The calls that register a backbone are included, so that `build_backbone` works in the file.
 """
 
 from __future__ import annotations
@@ -35,14 +35,17 @@ _SWIN = (
     "_add_branch",
 )
 _TRAINING = ("use_kernels", "_forward_fused", "skip_hidden", "_pass_first_block")
-"""Of a Swin in training, on a GPU: they need more of dagman."""
+"""Methods of a Swin that are used only in training or by kernels on a GPU, and depend on more of dagman."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Definitions of a module (or of its file, where it cannot be imported here), in its order.
+    """Definitions to copy from a module, in the order of the module.
 
-    Those in `names`, or all; `without`: methods that are left out.
+    Attributes:
+        module: The module, or its file if it cannot be imported here.
+        names: Names of the definitions; empty for all.
+        without: Names of methods to remove.
     """
 
     module: ModuleType | Path
@@ -51,9 +54,12 @@ class Part:
 
 
 def assemble_module(docstring: str, parts: Sequence[Part], packages: Sequence[str] = ()) -> str:
-    """The text of a Python file with the definitions of all parts, and with the imports that they need.
+    """Assemble the text of a Python file from the definitions of all parts and the imports that they need.
 
-    packages: Imported at the top of the file, so that a missing one is reported before anything else runs.
+    Args:
+        docstring: Docstring of the file.
+        parts: The definitions, in order.
+        packages: Packages to import at the top of the file, so that a missing one is reported before anything else runs.
     """
     imports: dict[str, None] = dict.fromkeys(f"import {package}" for package in packages)
     bodies = []
@@ -70,9 +76,11 @@ def assemble_module(docstring: str, parts: Sequence[Part], packages: Sequence[st
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkCode:
-    """The source of a backbone, with the registration by which `build_backbone` makes it.
+    """The source of a backbone, including its registration for `build_backbone`.
 
-    packages: what has to be installed beside torch, by the name that is imported.
+    Attributes:
+        parts: Definitions of the backbone.
+        packages: Packages that it needs in addition to torch, by the name under which they are imported.
     """
 
     parts: Sequence[Part]
@@ -80,7 +88,7 @@ class NetworkCode:
 
 
 def list_swin_code(name: str) -> NetworkCode:
-    """dagman's Swin, without what only training needs."""
+    """List the code of dagman's Swin, without methods that are needed only in training."""
     return NetworkCode(
         parts=[
             *_list_base(),
@@ -92,7 +100,7 @@ def list_swin_code(name: str) -> NetworkCode:
 
 
 def list_vit_code(name: str) -> NetworkCode:
-    """A plain ViT, whose blocks are those of the semantic attention."""
+    """List the code of a plain ViT, which uses the blocks of the semantic attention."""
     return NetworkCode(
         parts=[
             *_list_base(),
@@ -105,29 +113,29 @@ def list_vit_code(name: str) -> NetworkCode:
 
 
 def list_semantic_parts() -> list[Part]:
-    """The semantic attention, of an encoder that has one beside its backbone."""
+    """List the code of the semantic attention, for encoders that have one in addition to their backbone."""
     return [
         Part(module=semantic_attention),
     ]
 
 
 def list_resnet_code(name: str) -> NetworkCode:
-    """A ResNet of MONAI."""
+    """List the code of MONAI's ResNet as a backbone."""
     return _list_foreign("monai", cnn, resnet)
 
 
 def list_residual_encoder_code(name: str) -> NetworkCode:
-    """nnU-Net's residual encoder."""
+    """List the code of nnU-Net's residual encoder as a backbone."""
     return _list_foreign("dynamic_network_architectures", cnn, residual_encoder)
 
 
 def list_segresnet_code(name: str) -> NetworkCode:
-    """The encoder of MONAI's SegResNet."""
+    """List the code of the encoder of MONAI's SegResNet as a backbone."""
     return _list_foreign("monai", segresnet)
 
 
 def list_monai_swin_code(name: str) -> NetworkCode:
-    """MONAI's Swin as a backbone."""
+    """List the code of MONAI's Swin as a backbone."""
     return _list_foreign("monai", monai_swin)
 
 
@@ -159,7 +167,7 @@ def _is_kept(node: ast.stmt, part: Part) -> bool:
     if isinstance(node, ast.Assign | ast.AnnAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         return not part.names or any(
-            isinstance(one, ast.Name) and one.id in part.names for target in targets for one in ast.walk(target)
+            isinstance(name, ast.Name) and name.id in part.names for target in targets for name in ast.walk(target)
         )
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name):
         return node.value.func.id == _REGISTER and (not part.names or _REGISTER in part.names)
@@ -167,15 +175,15 @@ def _is_kept(node: ast.stmt, part: Part) -> bool:
 
 
 def _cut_text(node: ast.stmt, lines: Sequence[str], without: Sequence[str]) -> str:
-    """The source of a definition with its decorators; without the methods named."""
-    left_out: set[int] = set()
+    """Copy the source of a definition with its decorators, without the given methods."""
+    skipped: set[int] = set()
     for inner in node.body if isinstance(node, ast.ClassDef) else []:
         if isinstance(inner, ast.FunctionDef) and inner.name in without:
-            left_out |= set(range(_first_line(inner), (inner.end_lineno or 0) + 1))
+            skipped |= set(range(_first_line(inner), (inner.end_lineno or 0) + 1))
     numbers = range(_first_line(node), (node.end_lineno or 0) + 1)
-    return "\n".join(lines[number - 1] for number in numbers if number not in left_out).rstrip()
+    return "\n".join(lines[number - 1] for number in numbers if number not in skipped).rstrip()
 
 
 def _first_line(node: ast.stmt) -> int:
     decorators = node.decorator_list if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
-    return min([node.lineno, *(one.lineno for one in decorators)])
+    return min([node.lineno, *(decorator.lineno for decorator in decorators)])

@@ -1,7 +1,7 @@
-"""How each backbone leaves dagman: the writer of each form by the backbone's name, or why there is none.
+"""The registry of export formats for each backbone: the function that writes each format, or why the format is not supported.
 
-A new backbone adds its forms by one `register_exports`: a form of its own by the writer's name, the shared ones (transformers,
-nnU-Net's trainer, torch.export, ONNX, bundles) by its code and its graph. What is named here is imported when it is used.
+A new backbone calls `register_exports` once. Formats of its own name their writer; shared formats (transformers, nnU-Net's trainer,
+torch.export, ONNX, bundles) need only its code or its graph. Functions are named as strings, and imported when they are used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FORMS = {
     "onnx": "ONNX",
     "hf": "transformers",
 }
-"""The program that reads each form."""
+"""The program that reads each format."""
 
 _BY_CODE = {
     "nnunet": "dagman.export.nnunet.folder:write_trainer_folder",
@@ -37,13 +37,14 @@ _BY_GRAPH = {"torch-export": "dagman.export.graph:write_torch_export", "onnx": "
 
 @dataclass(frozen=True, kw_only=True)
 class Exports:
-    """The forms of a kind of backbone; functions are named as "module:function".
+    """The export formats of a kind of backbone; functions are named as "module:function".
 
     Attributes:
-        writers: By form, the function that writes it (an `Encoder` and a folder, to an `Exported`).
-        code: What gives the `NetworkCode` of a backbone's name; with it the forms hf and nnunet, and bundles.
-        graph: What makes a module from HU to the maps, of the backbone and its low and high; with it torch-export and onnx.
-        refused: By form, why there is none, and what to use in its place.
+        writers: Function that writes each format: takes an `Encoder` and a folder, returns an `Exported`.
+        code: Function that returns the `NetworkCode` for a backbone's name; enables hf, nnunet and bundles.
+        graph: Class of a module that maps HU to feature maps, called with the backbone and the low and high end of the HU window;
+            enables torch-export and onnx.
+        refused: For each unsupported format, the reason and what to use instead.
     """
 
     writers: Mapping[str, str] = field(default_factory=dict)
@@ -52,24 +53,32 @@ class Exports:
     refused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def find(self, form: str) -> str:
-        """The writer of a form; empty without one."""
+        """Return the writer of a format; empty if there is none."""
         shared = (_BY_CODE if self.code else {}) | (_BY_GRAPH if self.graph else {})
         return "" if form in self.refused else self.writers.get(form) or shared.get(form, "")
 
 
 EXPORTS: dict[str, Exports] = {}
-"""The forms of every kind of backbone, by its name in BACKBONES."""
+"""The export formats of each kind of backbone, by its name in BACKBONES."""
 
 
 def register_exports(name: str, exports: Exports) -> None:
-    """State the forms of a kind of backbone; a name taken is an error."""
+    """Register the export formats of a kind of backbone.
+
+    Raises:
+        ValueError: The name is already registered.
+    """
     if name in EXPORTS:
         raise ValueError(f"the forms of the backbone {name!r} are registered already")
     EXPORTS[name] = exports
 
 
 def find_writer(encoder: Encoder, form: str) -> str:
-    """The writer of a form for an encoder; raises EncoderError, which says why and what to use, where its backbone has none."""
+    """Find the writer of a format for an encoder.
+
+    Raises:
+        EncoderError: The format is not supported for this backbone; the message states the reason and what to use instead.
+    """
     name = encoder.config.backbone
     exports = EXPORTS.get(name.partition(":")[0], Exports())
     writer = exports.find(form)
@@ -82,7 +91,11 @@ def find_writer(encoder: Encoder, form: str) -> str:
 
 
 def need_code(name: str) -> NetworkCode:
-    """The code of a backbone by its name, such as `resnet3d:18`; raises EncoderError where it has none."""
+    """Return the code of a backbone by its name, such as `resnet3d:18`.
+
+    Raises:
+        EncoderError: The backbone has no code that runs without dagman.
+    """
     exports = EXPORTS.get(name.partition(":")[0], Exports())
     if not exports.code:
         raise EncoderError(f"its backbone {name} has no code that runs without dagman", do="Use dagman itself")
@@ -91,7 +104,11 @@ def need_code(name: str) -> NetworkCode:
 
 
 def make_graph(encoder: Encoder) -> nn.Module:
-    """An encoder as a module from HU to the maps, to be traced; raises EncoderError where its backbone has none."""
+    """Convert an encoder to a traceable module that maps HU to feature maps.
+
+    Raises:
+        EncoderError: Its backbone cannot be traced.
+    """
     exports = EXPORTS.get(encoder.config.backbone.partition(":")[0], Exports())
     if not exports.graph:
         find_writer(encoder, "torch-export")
@@ -100,7 +117,7 @@ def make_graph(encoder: Encoder) -> nn.Module:
 
 
 def resolve(name: str) -> Any:
-    """What "module:function" names."""
+    """Import the function that is named as "module:function"."""
     module, _, function = name.partition(":")
     return getattr(importlib.import_module(module), function)
 

@@ -1,4 +1,4 @@
-"""The card of an export (README.md): how it is used, what it was made from, what it was measured to do, what it is not for."""
+"""Write the model card of an export (README.md): usage, provenance, results, and intended and out-of-scope use."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dagman.tasks.segment.model import SegmentationModel
 
 FILE = "README.md"
 _DATA = ("scans", "patients", "scans_seen", "pretrained_on", "data_digest", "imported")
-_LEFT_OUT = ("store", "command")
-"""Paths of the machine that trained it, which are no one else's business."""
+_PRIVATE = ("store", "command")
+"""Entries that contain paths of the machine on which it was trained, and are not published."""
 _PRIVACY = "- This folder contains no voxels, no patient names and no paths; the scans are listed only by content hash."
 LICENCE = "To be set by whoever publishes these weights: the training data may restrict the choice of licence."
 
@@ -35,9 +35,19 @@ def write_card(
     language: str = "python",
     model: SegmentationModel | None = None,
 ) -> None:
-    """Write README.md. results: of tasks that this encoder took part in. header: what stands before it, such as YAML.
+    """Write the model card to README.md.
 
-    language: of `usage`. model: on that encoder, where one is exported.
+    Args:
+        folder: Folder of the export.
+        encoder: The exported encoder, or the encoder of `model`.
+        program: Name of the program that reads the export.
+        usage: Code that loads it.
+        left_out: Parts of the encoder that the format cannot hold.
+        notes: Further sentences on its use.
+        results: Results of tasks that used this encoder.
+        header: Text before the title, such as YAML metadata.
+        language: Language of `usage`, for syntax highlighting.
+        model: The exported segmentation model; None if only the encoder is exported.
     """
     run = find_run(encoder) if model is None else None
     contents = describe_encoder(encoder) if run is None else describe_run(run, weights=encoder.config.weights)
@@ -69,7 +79,7 @@ def write_card(
         _PRIVACY,
         "",
         "## Method",
-        *_list_values({key: value for key, value in contents.made_from.items() if key not in (*_DATA, *_LEFT_OUT)}),
+        *_list_values({key: value for key, value in contents.made_from.items() if key not in (*_DATA, *_PRIVATE)}),
         *([] if run is None else ["", quote_run(run)[-1].text]),
         "",
         "## Monitors at the end of pretraining",
@@ -95,16 +105,16 @@ def _list_values(values: Mapping[str, Any]) -> list[str]:
 
 
 def _list_results(results: Sequence[Results]) -> list[str]:
-    """A table of every measurement with its interval; a sentence where there are none."""
+    """Tabulate all measurements with their intervals; a sentence if there are no results."""
     if not results:
         return ["None were given (add those of a task by `--results FOLDER`)."]
     lines = ["| task | model | method | labels | measure | value | interval | items | patients |", "|" + "---|" * 9]
-    for one in results:
-        for row in one.summary.measurements:
+    for result in results:
+        for row in result.summary.measurements:
             interval = row.interval
             spread = f"{interval.low:.3f} to {interval.high:.3f} ({interval.level:.0%})"
             if not math.isfinite(interval.low) or not math.isfinite(interval.high):
                 spread = "none: all bootstrap resamples give the same value"
-            cells = [one.summary.task, row.model, row.method, row.subset, row.name, f"{interval.value:.3f}", spread]
+            cells = [result.summary.task, row.model, row.method, row.subset, row.name, f"{interval.value:.3f}", spread]
             lines.append(f"| {' | '.join(cells)} | {interval.items} | {interval.patients} |")
     return lines

@@ -1,7 +1,7 @@
-"""CNNs as modules that torch.export and ONNX take with open sides.
+"""CNN backbones as modules that can be traced with dynamic sizes (torch.export, ONNX).
 
-The same layers as the backbones run. Padding to a multiple and cutting maps back are index arithmetic on numbers with symbols of
-their own, as in `swin_graph`: a remainder of a symbol would grow from stage to stage until nothing simplifies it.
+They run the same layers as the backbones. Padding to a multiple and cropping the maps use index arithmetic with a new symbol for
+each size, as in `swin_graph`; expressions with remainders would otherwise grow from stage to stage until they cannot be simplified.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dagman.model.foreign.residual_encoder import DEEPEST, STD
 
 
 class ConvolutionalGraph(nn.Module):
-    """Views in HU (B 1 X Y Z, float32, at the encoder's spacing and in RAS+ order) to feature maps x1..x4; any sides.
+    """Map views in HU (B 1 X Y Z, float32, at the encoder's spacing, in RAS+ order) to feature maps x1 to x4; any size.
 
-    Of nnU-Net's residual encoder, whose x4 is normalised over its voxels, one side at least is longer than 32.
+    For nnU-Net's residual encoder, at least one side must be longer than 32, because x4 is normalised over its voxels.
     """
 
     def __init__(self, encoder: ConvolutionalStages, low: float, high: float) -> None:
@@ -30,13 +30,13 @@ class ConvolutionalGraph(nn.Module):
         self.low, self.high = low, high
 
     def forward(self, hu: Tensor) -> tuple[Tensor, ...]:
-        """The maps, float32."""
+        """Compute the maps in float32."""
         encoder, sides = self.encoder, list(hu.shape[2:])
         x = ((hu - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
         stem, padded = encoder.stem, isinstance(encoder, ResidualEncoderStages)
         if padded:
             x = (pad_sides(x, [count_units(side, DEEPEST) for side in sides], DEEPEST) - MEAN) / STD
-            # Its first part pads and standardises, too.
+            # The first layer of this stem pads and standardises, which is already done above.
             stem = cast(nn.Sequential, encoder.stem)[1:]
         x, maps = stem(x), []
         for stage, stride in zip(encoder.stages, encoder.strides, strict=True):
@@ -46,7 +46,7 @@ class ConvolutionalGraph(nn.Module):
 
 
 class SegResNetGraph(nn.Module):
-    """The same of a SegResNet, which reads views along S P L."""
+    """Like `ConvolutionalGraph`, for a SegResNet, which reads views in SPL order."""
 
     def __init__(self, encoder: SegResNetStages, low: float, high: float) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class SegResNetGraph(nn.Module):
         self.low, self.high = low, high
 
     def forward(self, hu: Tensor) -> tuple[Tensor, ...]:
-        """The maps, float32, along R A S."""
+        """Compute the maps in float32, in RAS+ order."""
         encoder, sides = self.encoder, list(hu.shape[2:])
         deepest = encoder.strides[-1]
         view = ((hu - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
@@ -69,9 +69,9 @@ class SegResNetGraph(nn.Module):
 
 
 class _ChannelNorm(nn.Module):
-    """Instance norm without a look at the number of voxels, which a graph does not know yet.
+    """Instance norm that does not check the number of voxels, which is unknown during tracing.
 
-    Axis by axis: onnxruntime 1.32 sums a whole map in one go, and of 800,000 voxels loses the third digit.
+    Means are computed axis by axis: onnxruntime 1.32 sums a whole map at once, and loses the third digit with 800,000 voxels.
     """
 
     def __init__(self, norm: nn.InstanceNorm3d) -> None:
@@ -89,7 +89,7 @@ def _average(x: Tensor) -> Tensor:
 
 
 def _free_norms(module: Any) -> Any:
-    """The module with every instance norm as `_ChannelNorm`."""
+    """Replace every instance norm of a module by `_ChannelNorm`, in place."""
     for name, child in module.named_children():
         setattr(module, name, _ChannelNorm(child) if isinstance(child, nn.InstanceNorm3d) else _free_norms(child))
     return module

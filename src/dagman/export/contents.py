@@ -1,4 +1,7 @@
-"""What a folder of dagman's is: made of, made from, may be used for, and its contract; for `dagman info` and for model cards."""
+"""Describe encoders, runs, stores, models and features: contents, provenance, intended use, inputs and outputs.
+
+The descriptions are used by `dagman info` and in model cards.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from dagman.training.run import Run
 RESEARCH = "Research on {modalities} scans at about {spacing:g} mm: features, fine-tuning, segmentation, retrieval."
 _DESCRIBED = "a run, an encoder folder, a store, or a model of a task"
 _MARKS = ("settings.toml", "store.json")
-"""Files that make a folder a run or a store."""
+"""Files by which a folder is recognised as a run or a store."""
 NOT_FOR = (
     "Diagnosis, treatment, or any decision about a patient: it has not been validated for clinical use.",
     "Evaluation on scans it was trained on: their content hashes are in config.json (scans_seen).",
@@ -36,15 +39,16 @@ FEATURES_NOT_FOR = (NOT_FOR[0], "Evaluation on rows that the encoder saw in pret
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What something is. `kind`: encoder, run, store, model, features or token grids. Values of the mappings are plain, for JSON.
+    """A description; the values of all mappings are plain, for JSON.
 
     Attributes:
+        kind: encoder, run, store, model, features or token grids.
         what: One sentence.
         made_of: Parts and sizes.
         made_from: Data, method, seed, version.
-        used_for: What it may be used for.
-        not_for: What it must not be used for.
-        contract: What it is given and what it gives.
+        used_for: Intended uses.
+        not_for: Uses that are out of scope.
+        contract: Inputs and outputs.
         notes: Verdicts and warnings, in sentences.
     """
 
@@ -58,12 +62,16 @@ class Contents:
     notes: tuple[str, ...] = ()
 
     def to_values(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Convert to plain values, for JSON."""
         return asdict(self)
 
 
 def describe_path(path: str, *, weights: str = "auto") -> Contents:
-    """What a path or a name of an encoder is; raises DagmanError where it is none of what dagman makes, or is damaged."""
+    """Describe what is stored at a path, or the encoder of a given name.
+
+    Raises:
+        DagmanError: It is nothing that dagman writes, or it is damaged.
+    """
     folder = Path(path)
     if (folder / "dense.json").is_file():
         return describe_dense(open_dense(folder))
@@ -85,7 +93,7 @@ def describe_path(path: str, *, weights: str = "auto") -> Contents:
 
 
 def describe_encoder(encoder: Encoder) -> Contents:
-    """What an encoder is."""
+    """Describe an encoder."""
     config, network = encoder.config, encoder.network
     parameters = sum(value.numel() for value in network.parameters())
     made_of = {
@@ -130,7 +138,7 @@ def describe_encoder(encoder: Encoder) -> Contents:
 
 
 def describe_run(run: Run, *, weights: str = "auto") -> Contents:
-    """What a pretraining run is, with the encoder that it exports where there is one yet."""
+    """Describe a pretraining run and, if it has been exported, its encoder."""
     settings, command = run.settings, run.command
     inputs = command.get("inputs", {})
     try:
@@ -164,7 +172,7 @@ def describe_run(run: Run, *, weights: str = "auto") -> Contents:
 
 
 def describe_store(store: Store) -> Contents:
-    """What a store of prepared scans is."""
+    """Describe a store of prepared scans."""
     rows = store.rows
     modalities = sorted({row.modality for row in rows})
     return Contents(
@@ -184,7 +192,7 @@ def describe_store(store: Store) -> Contents:
 
 
 def describe_dense(store: DenseStore) -> Contents:
-    """What a folder of token grids is."""
+    """Describe a folder of token grids."""
     info = store.info
     stages = zip(info["stages"], info["channels"], info["strides"], info["token_mm"], strict=True)
     scans = {row["maps"] for row in store.rows}
@@ -209,7 +217,11 @@ def describe_dense(store: DenseStore) -> Contents:
 
 
 def describe_features(path: Path) -> Contents:
-    """What a file of features is; raises TaskError for a table that `dagman embed` did not write."""
+    """Describe a file of features.
+
+    Raises:
+        TaskError: The table was not written by `dagman embed`.
+    """
     beside = path.with_name(f"{path.name}.command.json")
     command = _read_json(beside) if beside.is_file() else {}
     counts: dict[str, Any] = {}
@@ -242,7 +254,7 @@ def describe_features(path: Path) -> Contents:
 
 
 def describe_model(folder: Path) -> Contents:
-    """What a model is that a task left behind."""
+    """Describe a model that was saved by a task."""
     task = next(task for task in TASKS.values() if task.model is not None and (folder / task.model.file).is_file())
     values = _read_json(folder / task.model.file) if task.model else {}
     contract = values.get("contract") or {}
@@ -252,7 +264,7 @@ def describe_model(folder: Path) -> Contents:
         if key in values
     }
     if "structures" in values:
-        made_of["structures"] = {one["name"]: one["values"] for one in values["structures"]}
+        made_of["structures"] = {structure["name"]: structure["values"] for structure in values["structures"]}
     trained = {"items": contract.get("items"), "patients": contract.get("patients")}
     trained["scans"] = len(contract.get("scans") or values.get("trained_on") or [])
     given = {key: contract[key] for key in ("units", "clinical", "labels", "spacing", "modalities") if contract.get(key)}
@@ -277,7 +289,7 @@ def describe_model(folder: Path) -> Contents:
 
 
 def describe_segmentation(model: SegmentationModel) -> Contents:
-    """What a segmentation model is that is at hand; the same as `describe_model` of its folder says, as far as it knows."""
+    """Describe a segmentation model in memory, like `describe_model` for its folder as far as the information is available."""
     contract, inner = model.contract, describe_encoder(model.encoder)
     trained = {
         "items": contract and contract.items,
@@ -288,7 +300,7 @@ def describe_segmentation(model: SegmentationModel) -> Contents:
         inner,
         kind="model",
         what=f"A model of dagman segment for {list_some([structure.name for structure in model.structures], 8)}",
-        made_of=dict(inner.made_of) | {"structures": {one.name: list(one.values) for one in model.structures}},
+        made_of=dict(inner.made_of) | {"structures": {structure.name: list(structure.values) for structure in model.structures}},
         made_from=dict(inner.made_from) | {key: value for key, value in trained.items() if value},
         not_for=(NOT_FOR[0], "Evaluation on the scans it was trained on."),
     )
@@ -305,22 +317,22 @@ def _share(inner: Contents) -> dict[str, Any]:
 
 def _find_model(folder: Path) -> Path | None:
     files = [task.model.file for task in TASKS.values() if task.model is not None]
-    return next((place for place in (folder, folder / "model") if any((place / file).is_file() for file in files)), None)
+    return next((path for path in (folder, folder / "model") if any((path / file).is_file() for file in files)), None)
 
 
 def _refuse_other(folder: Path) -> None:
-    """Raise DagmanError where there is nothing that can be described; what lies below the folder is named."""
+    """Raise DagmanError if a path cannot be described; the message lists runs and stores in its subfolders."""
     if not folder.exists():
         raise DagmanError("does not exist", where=folder, do=suggest_path(folder, f"Give {_DESCRIBED}, or scratch:tiny"))
     if (folder.is_dir() and (folder / "config.json").exists()) or (folder / "encoder").is_dir():
         return
-    below = sorted(place.parent for pattern in ("*", "*/*") for name in _MARKS for place in folder.glob(f"{pattern}/{name}"))
+    below = sorted(path.parent for pattern in ("*", "*/*") for name in _MARKS for path in folder.glob(f"{pattern}/{name}"))
     do = f"Below it: {list_some(below, 5)}" if below else f"Give {_DESCRIBED}"
     raise DagmanError(f"is not {_DESCRIBED}", where=folder, do=do)
 
 
 def _read_origin(folder: Path) -> dict[str, Any]:
-    """The command behind a folder and its dagman, as far as they are on record."""
+    """Read the command that wrote a folder, the version of dagman and the date, as far as they are recorded."""
     if not (folder / "command.json").is_file():
         return {}
     values = _read_json(folder / "command.json")
@@ -335,11 +347,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def find_run(encoder: Encoder) -> Run | None:
-    """The run that an encoder was loaded from, if it was: from the run itself, or from the encoder folder in it."""
+    """Find the run from which an encoder was loaded, from the run itself or its encoder folder; None if there is none."""
     source = Path(encoder.source)
     if not source.is_dir():
         return None
-    for place in (source, find_folder(source).parent):
-        if (place / "settings.toml").is_file():
-            return Run(place)
+    for folder in (source, find_folder(source).parent):
+        if (folder / "settings.toml").is_file():
+            return Run(folder)
     return None

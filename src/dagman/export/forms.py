@@ -1,4 +1,4 @@
-"""From an encoder, or a model on one, to a folder for another program: weights, preprocessing, and a card that shows their use."""
+"""Export an encoder or a segmentation model to a folder for another program: weights, preprocessing and a model card."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ from dagman.tasks.segment.model import SegmentationModel
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written.
+    """A description of the files that a writer produced.
 
     Attributes:
-        files: Names of the files with weights and code, the most important first.
-        usage: Lines that load them in the other program.
-        left_out: Parts of the encoder that have no place there.
-        notes: What the user has to know, in sentences.
+        files: Names of the files with weights and code, most important first.
+        usage: Code that loads them in the other program.
+        left_out: Parts of the encoder that the format cannot hold.
+        notes: What users have to know, in sentences.
+        header: Text before the title of the card, such as YAML metadata for a hub.
+        language: Language of `usage`.
     """
 
     files: tuple[str, ...]
@@ -34,23 +36,27 @@ class Exported:
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     header: str = ""
-    "What stands before the card, such as the values that a hub reads."
     language: str = "python"
-    "Of `usage`."
 
 
 Writer = Callable[[Any, Path], Exported]
 
 MODEL_FORMS: dict[str, tuple[str, str]] = {"monai-bundle": ("MONAI's bundles", "dagman.export.bundle.folder:write_bundle")}
-"""The program and the writer ("module:function") of each form of segmentation models."""
+"""The program and the writer ("module:function") of each format for segmentation models."""
 
 
 def export_encoder(encoder: Encoder, form: str, out: str | Path, *, results: Sequence[Results] = ()) -> Exported:
-    """Write an encoder for another program into the folder `out`, whole; `results` of tasks are listed in its card.
+    """Export an encoder to the folder `out`, which appears only when it is complete.
+
+    Args:
+        encoder: The encoder.
+        form: Format, a key of `FORMS`.
+        out: Folder to write; an earlier export in it is replaced.
+        results: Results of tasks to list in the model card.
 
     Raises:
-        EncoderError: There is no such form, the encoder has no place in it, or `out` holds something else.
-        MissingExtraError: The form needs a library that is not installed.
+        EncoderError: The format does not exist or does not support the encoder, or `out` contains something else.
+        MissingExtraError: The format needs a library that is not installed.
     """
     if form not in FORMS:
         raise EncoderError(f"encoders cannot be exported to {form!r}", do=suggest_name(form, FORMS))
@@ -58,7 +64,7 @@ def export_encoder(encoder: Encoder, form: str, out: str | Path, *, results: Seq
 
 
 def export_model(model: SegmentationModel, form: str, out: str | Path, *, results: Sequence[Results] = ()) -> Exported:
-    """Write a segmentation model for another program into the folder `out`, whole. Raises EncoderError as `export_encoder`."""
+    """Export a segmentation model; arguments and errors are those of `export_encoder`, with the formats of `MODEL_FORMS`."""
     if form not in MODEL_FORMS:
         raise EncoderError(f"segmentation models cannot be exported to {form!r}", do=suggest_name(form, MODEL_FORMS))
     return _write_form(model, model.encoder, MODEL_FORMS[form], Path(out), results=results)

@@ -1,4 +1,4 @@
-"""An encoder as one graph for views of any size: torch.export's, and ONNX (extra `onnx`)."""
+"""Export an encoder as a single graph for views of any size, with torch.export or as ONNX (extra `onnx`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dagman.model.foreign.residual_encoder import DEEPEST, ResidualEncoderStages
 
 TORCH_FILE, ONNX_FILE = "encoder.pt2", "encoder.onnx"
 LONGEST = 4096
-"""Voxels along a side, and views of a batch, that the graph admits."""
+"""Largest side in voxels, and largest batch, that the graph accepts."""
 _EXAMPLE = (2, 1, 64, 72, 80)
 _NOTES = (
     "The graph takes HU (float32, B 1 X Y Z) at the spacing and in the order of `preprocessing.json`; the HU window is inside.",
@@ -29,7 +29,11 @@ _NOTES = (
 
 
 def write_torch_export(encoder: Encoder, folder: Path) -> Exported:
-    """Write `encoder.pt2`; raises EncoderError for a backbone without a graph."""
+    """Write `encoder.pt2`.
+
+    Raises:
+        EncoderError: The backbone cannot be traced.
+    """
     values = {FILE: json.dumps(describe_preprocessing(encoder))}
     torch.export.save(trace_encoder(encoder), folder / TORCH_FILE, extra_files=values)
     usage = f"""import torch
@@ -41,7 +45,12 @@ x1, x2, x3, x4 = graph(torch.zeros(1, 1, 96, 80, 72))  # HU; any batch and any s
 
 
 def write_onnx(encoder: Encoder, folder: Path) -> Exported:
-    """Write `encoder.onnx`; raises as `write_torch_export`, and MissingExtraError without onnx and onnxscript."""
+    """Write `encoder.onnx`.
+
+    Raises:
+        EncoderError: The backbone cannot be traced.
+        MissingExtraError: onnx or onnxscript is not installed.
+    """
     try:
         import onnx
         import onnxscript  # noqa: F401
@@ -61,9 +70,9 @@ x1, x2, x3, x4 = session.run(None, {{"hu": np.zeros((1, 1, 96, 80, 72), dtype=np
 
 
 def convert_graph(graph: torch.export.ExportedProgram, *, maps: int) -> Any:
-    """A traced graph with so many maps as an ONNX model (onnx.ModelProto), from `hu` to `x1`, `x2`, ..."""
+    """Convert a traced graph with `maps` outputs to an ONNX model (onnx.ModelProto), from `hu` to `x1`, `x2`, ..."""
     with warnings.catch_warnings():
-        # torch's own exporter uses what torch deprecates.
+        # torch's exporter uses functions that torch itself deprecates.
         warnings.simplefilter("ignore")
         names = [f"x{number}" for number in range(1, maps + 1)]
         program = torch.onnx.export(graph, dynamo=True, input_names=["hu"], output_names=names, verbose=False)
@@ -73,16 +82,20 @@ def convert_graph(graph: torch.export.ExportedProgram, *, maps: int) -> Any:
 
 
 def trace_encoder(encoder: Encoder) -> torch.export.ExportedProgram:
-    """One graph from HU to the four maps, with batch and sides left open; raises EncoderError as `write_torch_export`."""
+    """Trace an encoder as one graph from HU to the four maps, with dynamic batch and sides.
+
+    Raises:
+        EncoderError: The backbone cannot be traced, or was trained only on MR.
+    """
     if encoder.config.modalities == ("MR",):
         raise EncoderError("was trained only on MR; graphs need HU", where=encoder.source, do="Use --to hf")
     return trace_graph(make_graph(encoder))
 
 
 def trace_graph(graph: nn.Module) -> torch.export.ExportedProgram:
-    """One graph with batch and sides left open."""
+    """Trace a module as one graph with dynamic batch and sides."""
     axes: dict[int, Any] = {2: _open("x"), 3: _open("y"), 4: _open("z"), 0: torch.export.Dim("batch", min=1, max=LONGEST)}
-    # Otherwise a side is taken for longer than one token wherever that decides how memory lies.
+    # Otherwise torch assumes sides longer than one token wherever the memory layout depends on it.
     with torch.no_grad(), cast(Any, _config).patch(backed_size_oblivious=True):
         return torch.export.export(graph.eval(), (torch.zeros(_EXAMPLE),), dynamic_shapes={"hu": axes})
 
@@ -92,7 +105,7 @@ def _open(name: str) -> Any:
 
 
 def list_notes(encoder: Encoder) -> tuple[str, ...]:
-    """What the user of an encoder's graph has to know, in sentences."""
+    """List what users of an encoder's graph have to know, in sentences."""
     if not isinstance(encoder.network.encoder, ResidualEncoderStages):
         return _NOTES
     return (

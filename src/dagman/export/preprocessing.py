@@ -1,4 +1,4 @@
-"""What has to be done to a scan before these weights see it, for programs and for people; it travels with every form."""
+"""The preprocessing that an encoder needs, as data and as text; every export includes it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dagman.store.preparation import SCALED_RANGE
 
 FILE = "preprocessing.json"
 STRIDE = 32
-"""Sides of what is read are multiples of it."""
+"""Sides of the network's input are multiples of this number of voxels."""
 
 
 def describe_preprocessing(encoder: Encoder) -> dict[str, Any]:
-    """The preprocessing of an encoder as plain values; lengths in mm, intensities in HU (MR: in stored values)."""
+    """Describe the preprocessing of an encoder as plain values; lengths in mm, intensities in HU (MR: stored values)."""
     config = encoder.config
     modality: Modality = "MR" if config.modalities == ("MR",) else "CT"
     low, high = SCALED_RANGE if modality == "MR" else (config.low, config.high)
@@ -36,7 +36,7 @@ def describe_preprocessing(encoder: Encoder) -> dict[str, Any]:
 
 
 def state_preprocessing(encoder: Encoder) -> str:
-    """The same in sentences."""
+    """Describe the preprocessing of an encoder in sentences."""
     config = encoder.config
     window = f"HU from {config.low:g} to {config.high:g} become 0 to 1, and what lies beyond is clipped"
     if config.modalities == ("MR",):
@@ -50,5 +50,5 @@ def state_preprocessing(encoder: Encoder) -> str:
 
 
 def write_preprocessing(folder: Path, encoder: Encoder) -> None:
-    """Write `preprocessing.json` into the folder of an export."""
+    """Write `preprocessing.json` to the folder of an export."""
     (folder / FILE).write_text(json.dumps(describe_preprocessing(encoder), indent=2) + "\n", encoding="utf-8")

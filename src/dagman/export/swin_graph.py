@@ -1,12 +1,12 @@
-"""The Swin encoder written so that one graph serves views of any size (torch.export, ONNX).
+"""The Swin encoder as a module that can be traced as one graph for views of any size (torch.export, ONNX).
 
-dagman's own forward pass looks at the sides and plans windows for them; a graph has no sides yet. Here what depends on them is
-computed: where each token stands in its window, as indices. An axis no longer than the window is one window without a shift; places
-beyond it are attended by nobody, and the offsets between the others, and so their rows of the bias table, are those of the shorter
-window. Each stage's grid has symbols of its own (read from a tensor): carried on, they would grow until nothing simplifies them.
-Same features as `SwinEncoder`, to rounding.
+dagman's own forward pass plans windows in Python from the sides of the view, which are unknown during tracing. Here the position of
+each token in its window is computed as tensors of indices. An axis that is not longer than the window is a single window without a
+shift: positions beyond its end are masked, and the remaining offsets, and so the rows of the bias table, are those of the shorter
+window. The grid of each stage has new symbols (read from a tensor); otherwise expressions would grow from stage to stage until they
+cannot be simplified. Features equal those of `SwinEncoder` up to rounding.
 
-Letters: B views, C channels, X Y Z sides, L tokens, W windows, n places of a window, H heads.
+Notation: B views, C channels, X Y Z sides, L tokens, W windows, n positions in a window, H heads.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from dagman.model.swin import PatchMerging, SwinBlock, SwinStage
 from dagman.model.window_attention import relative_positions
 
 Sides = list[Any]
-"""Three whole numbers, or symbols of them."""
+"""Three integers, or symbols of integers."""
 
 
 class FeatureGraph(nn.Module):
-    """Views in HU (B 1 X Y Z, float32, at the encoder's spacing and in RAS+ order) to feature maps x1..x4; any sides."""
+    """Map views in HU (B 1 X Y Z, float32, at the encoder's spacing, in RAS+ order) to feature maps x1 to x4; any size."""
 
     offsets: Tensor
 
@@ -36,11 +36,11 @@ class FeatureGraph(nn.Module):
         self.encoder = encoder
         self.low, self.high = low, high
         window = encoder.shape.window
-        # Made before tracing: what a trace makes would stay in the function's cache, and serve later calls with no real numbers.
+        # Created before tracing: otherwise the cache of the function would keep a fake tensor and return it in later calls.
         self.register_buffer("offsets", relative_positions((window,) * 3, window, torch.device("cpu")).clone())
 
     def forward(self, hu: Tensor) -> tuple[Tensor, ...]:
-        """The maps, float32."""
+        """Compute the maps in float32."""
         view = ((hu - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
         tokens, sides = _embed(self.encoder, view)
         maps = []
@@ -59,7 +59,15 @@ class FeatureGraph(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Plan:
-    """A grid in windows: their number, the token of each place, whether there is one, pairs apart, the place of each token."""
+    """The partition of a grid of tokens into windows.
+
+    Attributes:
+        windows: Number of windows W.
+        index: Token at each position of the windows (W n).
+        inside: Whether there is a token at each position (W n).
+        masked: Pairs of positions that must not attend to each other (W n n).
+        places: Position of each token among those of the windows (L).
+    """
 
     windows: Any
     index: Tensor
@@ -70,20 +78,25 @@ class _Plan:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Axis:
-    """One axis of a grid in windows: `order` (windows, side) is the token at each place, `place` (length) the reverse."""
+    """The partition of one axis into windows.
+
+    Attributes:
+        order: Token at each position (windows, side).
+        place: Position of each token (length); the inverse of `order`.
+        region: Positions of a window attend to each other only if these numbers are equal (windows, side).
+        outside: Positions beyond the grid, which hold zeros (windows, side).
+        unseen: Positions beyond an axis that is a single window; they are masked (windows, side).
+    """
 
     order: Tensor
     place: Tensor
     region: Tensor
-    "Places of one window with equal numbers may attend to one another."
     outside: Tensor
-    "Beyond the grid: a zero stands there."
     unseen: Tensor
-    "Beyond an axis that is one window: nobody attends to it."
 
 
 def count_units(length: Any, unit: int) -> Any:
-    """The number of units along a length, rounded up, as a symbol of its own."""
+    """Count the units along a length, rounded up, as a new symbol."""
     total = (torch.ones(length, dtype=torch.long).sum() + (unit - 1)) // unit
     number = total.item()
     torch._check(number >= 1)
@@ -97,7 +110,11 @@ def _embed(encoder: SwinEncoder, view: Tensor) -> tuple[Tensor, Sides]:
 
 
 def cut_patches(view: Tensor, patch: int, mean: Tensor, std: Tensor) -> tuple[Tensor, Sides]:
-    """The standardised voxels of each patch (B N patch^3) of views (B 1 X Y Z) in [0, 1], padded at their far end; and the grid."""
+    """Cut views (B 1 X Y Z, in [0, 1]) into patches.
+
+    Returns:
+        The standardised voxels of each patch (B N patch^3), and the grid of patches. Views are padded at the end of each axis.
+    """
     sides = [count_units(length, patch) for length in view.shape[2:]]
     view = (pad_sides(view, sides, patch) - mean) / std
     x, y, z, p = *sides, patch
@@ -106,13 +123,13 @@ def cut_patches(view: Tensor, patch: int, mean: Tensor, std: Tensor) -> tuple[Te
 
 
 def pad_sides(view: Tensor, numbers: Sides, unit: int) -> Tensor:
-    """A view padded at its far end with intensity 0, to so many units along each axis."""
+    """Pad a view with intensity 0 at the end of each axis, to `numbers` units of `unit` voxels."""
     for axis, number in enumerate(numbers, start=2):
         length = view.shape[axis]
         index = torch.arange(number * unit)
         view = view.index_select(axis, index.clamp(max=length - 1))
         inside = (index < length).to(view.dtype)
-        view = view * inside.reshape([-1 if place == axis else 1 for place in range(5)])
+        view = view * inside.reshape([-1 if dimension == axis else 1 for dimension in range(5)])
     return view
 
 
@@ -171,7 +188,10 @@ def _cut_axis(length: Any, number: Any, side: int, shift: int) -> _Axis:
 
 
 def _combine(numbers: list[Tensor], sizes: Sides) -> Tensor:
-    """One number of three, X slowest, for each window and place in it: (a, w) of each axis to (a b c, w w w), flattened later."""
+    """Combine indices along X, Y, Z, each (windows, positions), into flat indices with X slowest.
+
+    The result has six axes, windows along X, Y, Z, then positions along X, Y, Z, and is flattened later.
+    """
     x, y, z = (_spread(values, axis) for axis, values in enumerate(numbers))
     return (x * sizes[1] + y) * sizes[2] + z
 
@@ -182,7 +202,7 @@ def _any(flags: list[Tensor]) -> Tensor:
 
 
 def _spread(values: Tensor, axis: int) -> Tensor:
-    """(a, w) to six axes: windows along X, Y, Z, then places along X, Y, Z."""
+    """Reshape (windows, positions) along one axis to six axes: windows along X, Y, Z, then positions along X, Y, Z."""
     shape = [1] * 6
     shape[axis], shape[axis + 3] = values.shape[0], values.shape[1]
     return values.reshape(shape)

@@ -1,7 +1,8 @@
-"""The plain ViT written so that one graph serves views of any size (torch.export, ONNX).
+"""The plain ViT as a module that can be traced as one graph for views of any size (torch.export, ONNX).
 
-Same features as `ViTEncoder`, to rounding. Its own forward pass takes the learned positions as they are where the grid is that of
-its training; a graph has no sides yet, and always interpolates. Linear interpolation onto the same grid gives the same positions.
+Features equal those of `ViTEncoder` up to rounding. `ViTEncoder` uses the learned position embeddings without interpolation if the
+grid is that of training. Here the grid is unknown during tracing, so they are always interpolated; linear interpolation to the same
+grid does not change them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dagman.model.vit import ViTEncoder
 
 
 class ViTGraph(nn.Module):
-    """Views in HU (B 1 X Y Z, float32, at the encoder's spacing and in RAS+ order) to feature maps x1..x4; any sides."""
+    """Map views in HU (B 1 X Y Z, float32, at the encoder's spacing, in RAS+ order) to feature maps x1 to x4; any size."""
 
     def __init__(self, encoder: ViTEncoder, low: float, high: float) -> None:
         super().__init__()
@@ -25,7 +26,7 @@ class ViTGraph(nn.Module):
         self.low, self.high = low, high
 
     def forward(self, hu: Tensor) -> tuple[Tensor, ...]:
-        """The maps, float32, all on the grid of tokens."""
+        """Compute the maps in float32, all on the grid of tokens."""
         encoder = self.encoder
         view = ((hu - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
         patches, sides = cut_patches(view, encoder.shape.patch, encoder.mean, encoder.std)
@@ -43,8 +44,8 @@ class ViTGraph(nn.Module):
 
 
 def _run_block(block: GlobalBlock, z: Tensor) -> Tensor:
-    """`block(z)` without the parts in which it passes many tokens: a graph does not know how many there will be."""
-    # Not pinned to a backend, as a graph cannot hold one; cuDNN errs with a mask or in gradients, and here is neither.
+    """Compute `block(z)` without its chunking over tokens, whose number is unknown during tracing."""
+    # A graph cannot select an attention backend. cuDNN is wrong only with masks and in gradients, neither of which occurs here.
     q, k, v = block.qkv(block.norm1(z)).unflatten(-1, (3, block.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
     attended = nn.functional.scaled_dot_product_attention(q, k, v)
     z = z + block.proj(attended.transpose(1, 2).flatten(2))
@@ -52,11 +53,11 @@ def _run_block(block: GlobalBlock, z: Tensor) -> Tensor:
 
 
 def _interpolate_axis(cells: Tensor, axis: int, number: Any) -> Tensor:
-    """So many cells along an axis, linearly from those that tile the same length."""
+    """Interpolate linearly to `number` cells along an axis, where both grids cover the same length."""
     known = cells.shape[axis]
-    middles = ((torch.arange(number) + 0.5) * known / number - 0.5).clamp(0, known - 1)
-    below = middles.floor()
-    share = (middles - below).reshape([-1 if place == axis else 1 for place in range(cells.ndim)])
+    centers = ((torch.arange(number) + 0.5) * known / number - 0.5).clamp(0, known - 1)
+    below = centers.floor()
+    share = (centers - below).reshape([-1 if dimension == axis else 1 for dimension in range(cells.ndim)])
     below = below.long()
     first, second = (cells.index_select(axis, index) for index in (below, (below + 1).clamp(max=known - 1)))
     return first + (second - first) * share

@@ -1,1 +1,1 @@
-"""A kept segmentation model as a bundle that MONAI runs by itself, without dagman."""
+"""Export of a segmentation model as a MONAI bundle, which runs without dagman."""

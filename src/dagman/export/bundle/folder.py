@@ -1,4 +1,4 @@
-"""The folder of a bundle: `configs/` (metadata.json, inference.json), `models/`, and `scripts/` with the network's code."""
+"""Write the folder of a bundle: `configs/` (metadata.json, inference.json), `models/`, and `scripts/` with the network's code."""
 
 from __future__ import annotations
 
@@ -36,7 +36,12 @@ _NOTES = (
 
 
 def write_bundle(model: SegmentationModel, folder: Path) -> Exported:
-    """Write the bundle; raises TaskError for a backbone without code of its own, or for MR, whose range MONAI cannot find."""
+    """Write the bundle of a segmentation model.
+
+    Raises:
+        EncoderError: The backbone has no code that runs without dagman.
+        TaskError: The model was trained on MR; the bundle scales intensities in HU.
+    """
     config = model.encoder.config
     code = need_code(config.backbone)
     if config.modalities == ("MR",):
@@ -73,7 +78,7 @@ def write_bundle(model: SegmentationModel, folder: Path) -> Exported:
 
 
 def _describe_bundle(model: SegmentationModel) -> dict[str, Any]:
-    """metadata.json, by MONAI's schema of 2022-02-02 (monai.bundle)."""
+    """Describe the bundle for metadata.json, following MONAI's schema of 2022-03-24 (monai.bundle)."""
     side, names = [model.side] * 3, ["background", *(structure.name for structure in model.structures)]
     channels = {str(number): name for number, name in enumerate(names)}
     view = {"num_channels": 1, "spatial_shape": side, "dtype": "float32", "value_range": [0, 1], "is_patch_data": True}

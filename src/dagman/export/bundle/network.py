@@ -1,4 +1,4 @@
-"""The network of a MONAI bundle, and the loop that applies it; part of the file `scripts/dagman_network.py` of an export."""
+"""The network of a MONAI bundle and the loop that applies it; copied to `scripts/dagman_network.py` of an export."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from dagman.tasks.segment.unet import SegmentationNetwork
 
 
 class ProbabilityNetwork(SegmentationNetwork):
-    """Views with intensities in [0, 1] to chances of the classes, which a sliding window averages."""
+    """A segmentation network that returns class probabilities, which a sliding window can average; intensities in [0, 1]."""
 
     def forward(self, view: Tensor) -> Tensor:
-        """Chances, background first."""
+        """Compute class probabilities, background first."""
         return super().forward(torch.as_tensor(view)).softmax(dim=1)
 
 
 def load_network(folder: str) -> ProbabilityNetwork:
-    """The network of `network.json` with the weights of `model.safetensors`, loaded strictly."""
+    """Build the network that `network.json` describes, and load the weights of `model.safetensors` strictly."""
     values = json.loads((Path(folder) / "network.json").read_text(encoding="utf-8"))
     shape: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values["shape"].items()}
     kind = find_backbone(values["backbone"])
@@ -36,12 +36,19 @@ def load_network(folder: str) -> ProbabilityNetwork:
 
 
 def label_scans(batches: Iterable[dict[str, Any]], inferer: Any, network: ProbabilityNetwork, finish: Callable[[Any], Any]) -> int:
-    """Apply the network to batches of one `image` each; `finish` is given the batch's one item with `pred`. Returns how many."""
+    """Apply the network to batches of one `image` each, and return the number of scans.
+
+    Args:
+        batches: Batches, such as those of a data loader.
+        inferer: MONAI's sliding window inferer.
+        network: The network.
+        finish: Called with each item after its prediction was added under `pred`.
+    """
     from monai.data.utils import decollate_batch
 
     count = 0
     device = next(network.parameters()).device
-    # dagman's Gaussian: MONAI's has no floor to speak of, so that the borders of windows count otherwise.
+    # MONAI's Gaussian falls almost to 0 at the borders of windows; dagman's has a floor.
     inferer.roi_weight_map = weight_tile(inferer.roi_size, FLOOR_HALF).to(device)
     for batch in batches:
         with torch.inference_mode():

@@ -1,1 +1,1 @@
-"""An encoder as a folder of Hugging Face, whose code runs where dagman is not installed."""
+"""Export of an encoder as a Hugging Face folder, with code that runs without dagman."""

@@ -1,4 +1,4 @@
-"""A folder that `AutoModel` and `AutoImageProcessor` load with `trust_remote_code=True`, without dagman."""
+"""Write a folder that `AutoModel` and `AutoImageProcessor` load with `trust_remote_code=True`, without dagman."""
 
 from __future__ import annotations
 
@@ -47,7 +47,12 @@ _VIEW_NOTE = (
 
 
 def write_folder(encoder: Encoder, folder: Path) -> Exported:
-    """Write weights, configuration and code of any backbone that has some (`export.backbones`)."""
+    """Write the weights, configuration and code of an encoder.
+
+    Raises:
+        EncoderError: The backbone has no code that runs without dagman.
+        MissingExtraError: transformers is not installed.
+    """
     backbone, code = encoder.network.encoder, need_code(encoder.config.backbone)
     try:
         from dagman.export.huggingface import modeling, processing
@@ -85,24 +90,28 @@ def write_folder(encoder: Encoder, folder: Path) -> Exported:
 
 
 def from_pretrained(name: str | Path, *, device: str = "auto") -> Encoder:
-    """The encoder of a folder, or of OWNER/NAME on a hub, as `hub:OWNER/NAME` reads it."""
+    """Load the encoder of a local folder, or of OWNER/NAME on a hub, like `load_encoder("hub:OWNER/NAME")`."""
     return load_encoder(name if Path(name).is_dir() else f"hub:{name}", device=device)
 
 
 def save_pretrained(encoder: Encoder, folder: str | Path) -> Exported:
-    """Write the folder, with its card; `from_pretrained` here and in transformers reads it."""
+    """Write an encoder and its model card to a folder, which `from_pretrained` reads here and in transformers."""
     return export_encoder(encoder, "hf", folder)
 
 
 def push_to_hub(encoder: Encoder, name: str, *, private: bool = True) -> str:
-    """Upload the folder to OWNER/NAME on a hub, and return its address; raises EncoderError where connections are not allowed."""
-    with tempfile.TemporaryDirectory() as place:
-        save_pretrained(encoder, Path(place) / "encoder")
-        return upload_folder(Path(place) / "encoder", name, private=private)
+    """Upload an encoder to OWNER/NAME on a hub, and return its address.
+
+    Raises:
+        EncoderError: Network connections are not allowed.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        save_pretrained(encoder, Path(temporary) / "encoder")
+        return upload_folder(Path(temporary) / "encoder", name, private=private)
 
 
 def _describe_model(encoder: Encoder) -> dict[str, Any]:
-    """config.json: what transformers needs, beside all that dagman writes of an encoder, so that both read the folder."""
+    """Describe an encoder for config.json, with the entries of transformers and of dagman, so that both can read the folder."""
     return {
         "model_type": "dagman",
         "architectures": ["DagmanModel"],

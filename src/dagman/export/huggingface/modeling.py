@@ -1,4 +1,4 @@
-"""The encoder as a model of transformers; part of the file `modeling_dagman.py` of an export (extra `hub`)."""
+"""The encoder as a model of transformers; copied to `modeling_dagman.py` of an export (extra `hub`)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ from dagman.model.swin import SwinShape
 
 
 class DagmanConfig(PretrainedConfig):
-    """Sizes of an encoder, and of its semantic attention where it has one.
+    """Configuration of an encoder.
 
-    shape: its sizes. semantic: `stage`, `heads`, `depth` and `position`, or None. mask_fill: "zero" or "token". backbone: its name.
+    Args:
+        shape: Sizes of the backbone.
+        semantic: `stage`, `heads`, `depth` and `position` of the semantic attention; None if there is none.
+        mask_fill: What replaces masked tokens in training, "zero" or "token".
+        backbone: Name of the backbone.
+        **others: Passed to `PretrainedConfig`.
     """
 
     model_type = "dagman"
@@ -38,7 +43,7 @@ class DagmanConfig(PretrainedConfig):
 
 
 class DagmanModel(PreTrainedModel):
-    """Views to four feature maps; `encoder.strides` are the voxels along a token of each, `encoder.widths` its channels."""
+    """An encoder that returns four feature maps, of stride `encoder.strides` (voxels per token) and `encoder.widths` channels."""
 
     config_class = DagmanConfig
     main_input_name = "pixel_values"
@@ -56,13 +61,14 @@ class DagmanModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        # All weights come from the file; a fresh model keeps what its modules drew.
+        # All weights come from the file; a new model keeps the initial weights that its modules drew.
         return
 
     def forward(self, pixel_values: Tensor, **unused: Any) -> BackboneOutput:
-        """Feature maps (B C x y z) of views (B 1 X Y Z) with intensities in [0, 1].
+        """Compute feature maps (B C x y z) of views (B 1 X Y Z) with intensities in [0, 1].
 
-        `attentions` holds the [CLS] token's attention to the units of the stage it reads (B H x y z), where one was trained.
+        `attentions` contains the attention of the [CLS] token to the tokens of the stage that it reads (B H x y z), if the encoder
+        was trained with one; otherwise None.
         """
         maps = tuple(x.float() for x in self.encoder(pixel_values))
         attentions = None

@@ -1,4 +1,4 @@
-"""The preparation of scans as an image processor of transformers; part of the file `image_processing_dagman.py` of an export."""
+"""The preparation of scans as an image processor of transformers; copied to `image_processing_dagman.py` of an export."""
 
 from __future__ import annotations
 
@@ -16,10 +16,17 @@ from dagman.store.resampling import resample_voxels
 
 
 class DagmanImageProcessor(ImageProcessingMixin):
-    """A CT scan in HU (or an MR scan) to one view in [0, 1]: upright, resampled, cropped to the body, padded.
+    """Prepares a CT scan in HU (or an MR scan) as one view in [0, 1]: reoriented, resampled, cropped to the body, padded.
 
-    spacing: mm. low, high: HU that become 0 and 1; MR: stored values that the 0.5 and 99.5 percentile are brought to.
-    pad: value of what lies outside. side: least side in voxels. multiple: sides are multiples of it.
+    Args:
+        spacing: Voxel size in mm.
+        low, high: HU that become 0 and 1; for MR, stored values to which the 0.5 and 99.5 percentile are mapped.
+        pad: Value of the padding, in the unit of `low` and `high`.
+        side: Smallest side in voxels.
+        multiple: Sides are multiples of this number of voxels.
+        crop_body: Whether to crop the scan to the body.
+        modality: "CT" or "MR".
+        **others: Passed to `ImageProcessingMixin`.
     """
 
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
@@ -41,9 +48,15 @@ class DagmanImageProcessor(ImageProcessingMixin):
         super().__init__(**others)
 
     def __call__(self, scan: Any, affine: ArrayLike | None = None, return_tensors: str = "pt") -> BatchFeature:
-        """`pixel_values` (1 1 X Y Z, float32), and `affine` (1 4 4): of the view's voxels, to RAS mm.
+        """Prepare a scan.
 
-        scan: a NIfTI file, an image of nibabel, or an array X Y Z with its 4 x 4 `affine` to RAS mm.
+        Args:
+            scan: A NIfTI file, a nibabel image, or an array X Y Z.
+            affine: The 4 x 4 affine of an array, from voxels to RAS mm; None for files and images.
+            return_tensors: "pt" for torch tensors; otherwise numpy arrays.
+
+        Returns:
+            `pixel_values` (1 1 X Y Z, float32), and `affine` (1 4 4) from voxels of the view to RAS mm.
         """
         if affine is None:
             image: Any = scan if hasattr(scan, "get_fdata") else nibabel.load(scan)
@@ -55,7 +68,7 @@ class DagmanImageProcessor(ImageProcessingMixin):
         return BatchFeature(data=data)
 
     def prepare(self, voxels: NDArray, affine: Affine) -> tuple[NDArray[np.float32], Affine]:
-        """The view X Y Z, and the affine of its voxels."""
+        """Prepare an array X Y Z; returns the view X Y Z and the affine of its voxels."""
         scaled = self.modality == "MR"
         limits = np.percentile(voxels, (0.5, 99.5)) if scaled else (0.0, 0.0)
         order, flips = affine.nearest_ras()

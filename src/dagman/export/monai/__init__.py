@@ -1,1 +1,1 @@
-"""An encoder as a network of MONAI, loaded strictly there: its Swin, ViT, ResNet or SegResNet."""
+"""Export of an encoder as weights of a MONAI network (Swin, ViT, ResNet or SegResNet), which load strictly there."""

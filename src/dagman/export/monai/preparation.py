@@ -1,4 +1,4 @@
-"""What every file for MONAI states beside its weights, and the lines of a card that read a scan for it."""
+"""Metadata of the files for MONAI, and the code of a model card that reads a scan with MONAI."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _UNFILTERED = (
 
 
 def state_preparation(encoder: Encoder) -> dict[str, str]:
-    """The preprocessing as the file's metadata: what dagman's importer reads, and a sentence for people."""
+    """Describe the preprocessing for a file's metadata: entries that dagman's importer reads, and a sentence for people."""
     c, values = encoder.config, describe_preprocessing(encoder)
     return {
         "spacing": f"{c.spacing:g}",
@@ -28,7 +28,7 @@ def state_preparation(encoder: Encoder) -> dict[str, str]:
 
 
 def show_reading(encoder: Encoder, *, orientation: str = "RAS") -> tuple[str, str]:
-    """A line of imports, and one that makes `read`: from a file to intensities as the network takes them."""
+    """Write code for a model card: a line of imports, and a line that defines `read`, which loads and scales a scan."""
     c = encoder.config
     scaling, ranges = "ScaleIntensityRange", f"a_min={c.low:g}, a_max={c.high:g}, b_min=0.0, b_max=1.0, clip=True"
     if c.modalities == ("MR",):
@@ -39,11 +39,11 @@ def show_reading(encoder: Encoder, *, orientation: str = "RAS") -> tuple[str, st
 
 
 def state_limits(*own: str) -> tuple[str, ...]:
-    """The limits of a network, and what holds of all."""
+    """List the limitations of a network, followed by those of all networks."""
     return (*own, _UNFILTERED)
 
 
 def list_left_out(encoder: Encoder) -> tuple[str, ...]:
-    """Parts of an encoder that no network of MONAI has a place for."""
+    """List the parts of an encoder that no network of MONAI can hold."""
     left_out: tuple[str, ...] = ("the semantic attention",) if encoder.network.semantic_attention is not None else ()
     return (*left_out, "the mask token") if getattr(encoder.network.encoder, "mask_token", None) is not None else left_out

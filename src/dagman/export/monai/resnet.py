@@ -1,4 +1,4 @@
-"""A CNN as the network of MONAI that it is: a ResNet with group norms, whose every weight keeps its name there."""
+"""Export a ResNet with group norms as MONAI's ResNet, with which it shares the names of its weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STEM = {"stem.0.": "conv1.", "stem.1.": "bn1."}
 
 
 def write_resnet(encoder: Encoder, folder: Path) -> Exported:
-    """Write the weights of a ResNet."""
+    """Write the weights of a ResNet under MONAI's names."""
     state = {}
     for name, value in encoder.network.encoder.state_dict().items():
         head, _, rest = name.removeprefix("stages.").partition(".")

@@ -1,4 +1,4 @@
-"""CT-FM's SegResNet as the encoder of MONAI's SegResNetDS, which it came from."""
+"""Export CT-FM's SegResNet as the encoder of MONAI's SegResNetDS, from which it was imported."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ FILE = "segresnet.safetensors"
 
 
 def write_segresnet(encoder: Encoder, folder: Path) -> Exported:
-    """Write the weights of a SegResNet's encoder, as MONAI names them."""
+    """Write the weights of a SegResNet's encoder under MONAI's names."""
     backbone = cast(SegResNetStages, encoder.network.encoder)
     state = {name: value.detach().to("cpu").clone().contiguous() for name, value in backbone.net.state_dict().items()}
-    # It reads along S P L, and dagman's importer turns views there itself.
+    # The orientation in the metadata stays RAS: the network reads SPL, but the backbone in dagman reorients views itself.
     save_file(state, folder / FILE, metadata={"format": "pt", **state_preparation(encoder)})
     notes = state_limits(
         "It reads scans along S P L, and views with sides of multiples of 16: dagman turns its own, and pads them.",

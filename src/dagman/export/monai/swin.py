@@ -1,7 +1,7 @@
-"""A Swin encoder as the `swinViT` of MONAI's SwinUNETR, loaded strictly there.
+"""Export a Swin encoder as the `swinViT` of MONAI's SwinUNETR, where it loads strictly.
 
-Our encoder standardises intensities, (x - mean) / std, and MONAI's does not: that step is folded into the patch projection.
-Padding is intensity 0 before it in both, so that views with odd sides keep their features.
+Our encoder standardises intensities, (x - mean) / std, and MONAI's does not, so this step is folded into the patch projection. Both
+pad with intensity 0 before it, so features are equal also for views with odd sides.
 """
 
 from __future__ import annotations
@@ -23,18 +23,26 @@ from dagman.model.window_attention import relative_positions
 
 FILE = "swinvit.safetensors"
 FEATURE_UNIT = 12
-"""SwinUNETR refuses a feature_size that is no multiple of it; the SwinTransformer in it does not."""
+"""SwinUNETR requires that feature_size is a multiple of this number; its SwinTransformer does not."""
 
 
 def write_swin(encoder: Encoder, folder: Path) -> Exported:
-    """Write the weights of `swinViT`; raises EncoderError for a Swin of MONAI that SwinUNETR does not build."""
+    """Write the weights of `swinViT`.
+
+    Raises:
+        EncoderError: The encoder is a Swin of MONAI that SwinUNETR cannot build.
+    """
     state, merging, left_out = convert_swin(encoder)
     save_file(state, folder / FILE, metadata={"format": "pt", "downsample": merging, **state_preparation(encoder)})
     return Exported(files=(FILE,), usage=_show_usage(encoder, merging), left_out=left_out, notes=_state_limits(encoder))
 
 
 def convert_swin(encoder: Encoder) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
-    """Weights of a SwinTransformer of MONAI by its own names, its `downsample`, and what has no place in it."""
+    """Convert an encoder to MONAI's SwinTransformer.
+
+    Returns:
+        The weights under MONAI's names, the value of `downsample`, and the parts of the encoder that it cannot hold.
+    """
     backbone = encoder.network.encoder
     left_out = list_left_out(encoder)
     if isinstance(backbone, MonaiSwin):

@@ -1,7 +1,7 @@
-"""A plain ViT as MONAI's ViT, its [CLS] token too, loaded strictly there.
+"""Export a plain ViT, including its [CLS] token, as MONAI's ViT, where it loads strictly.
 
-As with the Swin, the standardisation of intensities is folded into the patch projection. MONAI's ViT norms the tokens after its
-last block, and has a head, of which ours has neither: the norm comes with scale 1 and shift 0, the head with zeros.
+As with the Swin, the standardisation of intensities is folded into the patch projection. MONAI's ViT has a norm after its last
+block and a classification head, which ours has not: the norm is exported with scale 1 and shift 0, the head with zeros.
 """
 
 from __future__ import annotations
@@ -22,31 +22,32 @@ FILE = "vit.safetensors"
 _NAMES = (("qkv.", "attn.qkv."), ("proj.", "attn.out_proj."))
 _CLASSES = 2
 _LATER = "norm_cross_attn"
-"""A norm that MONAI's blocks hold since 1.4 and use for cross-attention alone, which this network has not."""
+"""A norm that MONAI's blocks have since version 1.4; it is used only for cross-attention, which this network does not have."""
 
 
 def write_vit(encoder: Encoder, folder: Path) -> Exported:
-    """Write the weights of a ViT."""
+    """Write the weights of a ViT under MONAI's names."""
     save_file(convert_vit(encoder), folder / FILE, metadata={"format": "pt", **state_preparation(encoder)})
     trained = encoder.config.semantic is not None
     notes = state_limits(
-        f"It takes views of {encoder.network.encoder.view} voxels a side alone: its positions were learned for them, and MONAI "
-        "interpolates none.",
+        f"It takes only views of {encoder.network.encoder.view} voxels per side, for which its position embeddings were learned: "
+        "MONAI does not interpolate them.",
         "The [CLS] token comes first in MONAI, and last in dagman. "
         + ("" if trained else "It was not trained: the method of this encoder has no loss on it. ")
-        + "The norm after the last block has scale 1 and shift 0, as dagman has none there; the head is zero, and yours to train.",
+        + "The norm after the last block has scale 1 and shift 0, as dagman has none there; the weights of the head are zero, and "
+        "have to be trained.",
     )
     return Exported(files=(FILE,), usage=_show_usage(encoder), left_out=list_left_out(encoder), notes=notes)
 
 
 def convert_vit(encoder: Encoder) -> dict[str, Tensor]:
-    """Weights of MONAI's ViT by its own names."""
+    """Convert an encoder to the weights of MONAI's ViT, under its names."""
     backbone = cast(ViTEncoder, encoder.network.encoder)
     shape = backbone.shape
     own = {name: value.detach().to("cpu") for name, value in backbone.state_dict().items()}
     weight, bias = own["patch_projection.weight"].double(), own["patch_projection.bias"].double()
     state = {
-        # Of "perceptron": as a convolution the 4096 products are summed with ten times the rounding error.
+        # For proj_type="perceptron": a convolution sums the 4096 products with ten times the rounding error.
         "patch_embedding.patch_embeddings.1.weight": (weight / shape.std).float(),
         "patch_embedding.patch_embeddings.1.bias": (bias - weight.sum(dim=1) * shape.mean / shape.std).float(),
         "patch_embedding.position_embeddings": own["positions"].flatten(1).T[None],
@@ -58,8 +59,8 @@ def convert_vit(encoder: Encoder) -> dict[str, Tensor]:
     }
     number = 0
     for stage, depth in enumerate(shape.depths):
-        for place in range(depth):
-            start = f"stages.{stage}.{place}."
+        for block in range(depth):
+            start = f"stages.{stage}.{block}."
             for name, value in own.items():
                 if name.startswith(start):
                     rest = name.removeprefix(start)

@@ -1,1 +1,1 @@
-"""An encoder for nnU-Net 2: a trainer that it finds by `nnUNet_extTrainer`, plans, and the file that nnssl's readers know."""
+"""Export of an encoder for nnU-Net 2: a trainer for `nnUNet_extTrainer`, plans, and a checkpoint in nnssl's layout."""

@@ -1,8 +1,9 @@
-"""The encoder as a checkpoint of nnssl: `network_weights` and `nnssl_adaptation_plan`, read by torch.load(weights_only=True).
+"""Write an encoder as a checkpoint in nnssl's layout: `network_weights` and `nnssl_adaptation_plan`.
 
-After nnssl's AdaptationPlan (MIC-DKFZ/nnssl at 7044864, adaptation_planning/adaptation_plan.py) and its reader in nnU-Net's master
-(MIC-DKFZ/nnUNet at 0e49508, experiment_planning/like_nnssl.py). Every key that they read is there. Of a Swin the architecture is
-ours, which neither can build: both know ResEncL, PlainConvUNet, ResidualEncoderUNet and Primus. The residual encoder they do.
+The layout follows nnssl's AdaptationPlan (MIC-DKFZ/nnssl at 7044864, adaptation_planning/adaptation_plan.py) and its reader in
+nnU-Net's master (MIC-DKFZ/nnUNet at 0e49508, experiment_planning/like_nnssl.py), and has all keys that they read. Both can build
+ResEncL, PlainConvUNet, ResidualEncoderUNet and Primus; so they can build our residual encoder, but not our Swin. The file can be
+loaded with torch.load(weights_only=True).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _CITATION = "Attention-guided masked image modelling with a noisy teacher (DAGMa
 
 
 def write_checkpoint(encoder: Encoder, state: dict[str, Tensor], path: Path) -> None:
-    """Write the weights of a Swin, by its own names, with the plan of how another network takes them over."""
+    """Write the weights of a Swin under its own names, with an adaptation plan."""
     shape = {
         key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(encoder.config.shape).items()
     }
@@ -37,7 +38,7 @@ def write_checkpoint(encoder: Encoder, state: dict[str, Tensor], path: Path) -> 
 
 
 def save_checkpoint(encoder: Encoder, weights: dict[str, Tensor], plan: dict[str, Any], path: Path) -> None:
-    """Write weights by the names of the network that takes them, with `nnssl_adaptation_plan`."""
+    """Write weights, under the names of the network that will load them, with `nnssl_adaptation_plan`."""
     values = {
         "network_weights": weights,
         "nnssl_adaptation_plan": plan,
@@ -50,9 +51,13 @@ def save_checkpoint(encoder: Encoder, weights: dict[str, Tensor], plan: dict[str
 
 
 def describe_adaptation(encoder: Encoder, architecture: dict[str, Any], *, stem: str, projections: list[str]) -> dict[str, Any]:
-    """`nnssl_adaptation_plan`: plain values alone, so that the file is read without running code.
+    """Describe the adaptation of an encoder (`nnssl_adaptation_plan`) in plain values, so that loading runs no code.
 
-    stem, projections: names of the first layers of the network.
+    Args:
+        encoder: The encoder.
+        architecture: Description of the network.
+        stem: Name of the stem of the network.
+        projections: Names of its input layers.
     """
     config = encoder.config
     side = [config.view] * 3

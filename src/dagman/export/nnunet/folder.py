@@ -1,4 +1,4 @@
-"""A folder for nnU-Net 2.8 as on PyPI: weights, a trainer in one file, and a script that adapts its plans."""
+"""Write a folder for nnU-Net 2.8 from PyPI: weights, a trainer in a single file, and a script that adapts plans."""
 
 from __future__ import annotations
 
@@ -42,7 +42,11 @@ _NNSSL = f"{CHECKPOINT} is the same encoder in nnssl's layout. nnU-Net's master 
 
 
 def write_trainer_folder(encoder: Encoder, folder: Path) -> Exported:
-    """Write weights, trainer and script of any backbone that has code; raises EncoderError for an encoder that takes MR alone."""
+    """Write weights, trainer and script.
+
+    Raises:
+        EncoderError: The backbone has no code that runs without dagman, or the encoder takes only MR.
+    """
     refuse_mr(encoder)
     name, backbone = encoder.config.backbone, encoder.network.encoder
     code = need_code(name)
@@ -65,7 +69,7 @@ def write_trainer_folder(encoder: Encoder, folder: Path) -> Exported:
         write_checkpoint(encoder, state, folder / CHECKPOINT)
         files, notes = (*files, CHECKPOINT), (*notes, _NNSSL)
     if code.packages:
-        notes += (f"Install {list_some(code.packages)} beside nnU-Net: the encoder is a network of it.",)
+        notes += (f"Install {list_some(code.packages)} in addition to nnU-Net: the encoder uses its layers.",)
     if backbone.view:
         notes += (f"Its positions were learned for patches of {backbone.view} voxels, and are interpolated for others.",)
     left_out: tuple[str, ...] = ("the semantic attention",) if encoder.network.semantic_attention is not None else ()
@@ -74,9 +78,14 @@ def write_trainer_folder(encoder: Encoder, folder: Path) -> Exported:
 
 
 def write_script(encoder: Encoder, folder: Path, architecture: dict[str, Any], *, mean: float = 0.0, std: float = 1.0) -> None:
-    """Write `make_plans.py` with `network.json`, which it reads.
+    """Write `make_plans.py` and `network.json`, which it reads.
 
-    architecture: as plans hold it. mean, std: of what the network is given, where 0 and 1 are the ends of the HU window.
+    Args:
+        encoder: The encoder.
+        folder: Folder of the export.
+        architecture: The network in the format of nnU-Net's plans.
+        mean, std: Mean and standard deviation with which the network expects its input to be standardised, on a scale where 0 and 1
+            are the ends of the HU window.
     """
     (folder / SCRIPT).write_text(inspect.getsource(plans), encoding="utf-8")
     config = encoder.config
@@ -95,7 +104,7 @@ def write_script(encoder: Encoder, folder: Path, architecture: dict[str, Any], *
 
 
 def refuse_mr(encoder: Encoder) -> None:
-    """Raise EncoderError for an encoder that takes MR alone: the plans are made for HU."""
+    """Raise EncoderError for an encoder that takes only MR, as the plans expect HU."""
     if encoder.config.modalities == ("MR",):
         raise EncoderError("was trained on MR alone; these plans are made for HU", where=encoder.source, do="Use --to hf")
 

@@ -1,6 +1,6 @@
-"""Write plans of nnU-Net that hand an encoder what it was trained with: `make_plans.py` of an export; needs Python alone.
+"""Write nnU-Net plans with the preprocessing that an encoder was trained with. Needs only Python.
 
-First `nnUNetv2_plan_and_preprocess -d DATASET --no_pp`, then this, then
+This is `make_plans.py` of an export. First run `nnUNetv2_plan_and_preprocess -d DATASET --no_pp`, then this script, then
 `nnUNetv2_preprocess -d DATASET -plans_name dagmanPlans -c 3d_fullres`.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 CONFIGURATION = "3d_fullres"
 READER = "NibabelIOWithReorient"
-"""Turns images to RAS, and gives them Z Y X; the plans turn that to X Y Z."""
+"""Reorients images to RAS and returns them as Z Y X; the plans transpose them to X Y Z."""
 ENDINGS = (".nii", ".nii.gz")
 VARIABLE = "nnUNet_preprocessed"
 LEAST_WINDOW = 0.05
@@ -24,10 +24,18 @@ STRIDE = 32
 def adapt_plans(
     plans: dict[str, Any], dataset: dict[str, Any], network: dict[str, Any], *, name: str, patch: int | None = None, batch: int = 2
 ) -> dict[str, Any]:
-    """Plans with the network, the HU window, the spacing and the axes of an encoder; the given ones are left as they are.
+    """Adapt plans to the network, the HU window, the spacing and the axes of an encoder; the given plans are not changed.
 
-    plans: nnU-Net's own. dataset: its dataset.json. network: `network.json` of the export. patch: side of a patch, voxels.
-    Raises ValueError where these data or this patch do not suit the encoder.
+    Args:
+        plans: nnU-Net's plans.
+        dataset: Contents of dataset.json.
+        network: Contents of `network.json` of the export.
+        name: Name of the new plans.
+        patch: Side of a patch in voxels; None for the encoder's view.
+        batch: Patches per batch.
+
+    Raises:
+        ValueError: The data or the patch do not suit the encoder.
     """
     channels = dataset.get("channel_names") or dataset.get("modality") or {}
     if [str(channel).upper() for channel in channels.values()] != ["CT"]:
@@ -59,7 +67,7 @@ def adapt_plans(
         "use_mask_for_norm": [False],
         "architecture": architecture,
     }
-    # CTNormalization cuts at the percentiles, takes off the mean and divides by std.
+    # CTNormalization clips at the percentiles, subtracts the mean and divides by std.
     values = {
         "mean": mean,
         "std": std,
@@ -83,7 +91,10 @@ def adapt_plans(
 
 
 def find_window(foreground: dict[str, float], low: float, high: float) -> list[float]:
-    """Where the structures' intensities lie in [0, 1], half as wide again: the decoder is given the view once more over it."""
+    """Find the range of the structures' intensities in [0, 1], extended by half its width on each side.
+
+    The decoder gets the view a second time, scaled to this range.
+    """
     first, last = ((foreground[key] - low) / (high - low) for key in ("percentile_00_5", "percentile_99_5"))
     more = max((last - first) / 2, LEAST_WINDOW)
     start, stop = max(first - more, 0.0), min(last + more, 1.0)
@@ -91,7 +102,7 @@ def find_window(foreground: dict[str, float], low: float, high: float) -> list[f
 
 
 def write_plans(arguments: list[str] | None = None) -> None:
-    """The command line; leaves with code 2 and one line where something is missing or does not suit."""
+    """Run the command line; exits with code 2 and a one-line message on errors."""
     parser = argparse.ArgumentParser(description="Write plans of nnU-Net for an encoder of dagman.")
     parser.add_argument("dataset", help="Number or name of the dataset, planned by nnUNetv2_plan_and_preprocess --no_pp.")
     parser.add_argument("--plans", default="nnUNetPlans", help="Name of the plans to start from.")

@@ -1,7 +1,7 @@
-"""nnU-Net's residual encoder for nnU-Net itself: a checkpoint for `nnUNetv2_train -pretrained_weights`, and plans of its network.
+"""Export the residual encoder to nnU-Net: a checkpoint for `nnUNetv2_train -pretrained_weights`, and a script that adapts plans.
 
-nnU-Net wants every weight but the last layers', so that the decoder's stand in the file, freshly drawn. The same file is nnssl's
-layout. Views are standardised inside our encoder; the plans make nnU-Net's CTNormalization do both, the HU window and that.
+nnU-Net expects all weights except those of the last layers, so the file also contains a randomly initialised decoder. It is in
+nnssl's layout, too. Our encoder standardises views itself; in nnU-Net, CTNormalization does this together with the HU window.
 """
 
 from __future__ import annotations
@@ -38,12 +38,16 @@ _NOTES = (
 
 
 def write_residual_encoder(encoder: Encoder, folder: Path) -> Exported:
-    """Write checkpoint and script; raises EncoderError for an encoder that takes MR alone."""
+    """Write checkpoint and script.
+
+    Raises:
+        EncoderError: The encoder takes only MR.
+    """
     refuse_mr(encoder)
     values = describe_unet(encoder.config.backbone.partition(":")[2])
     network = fill_unet(encoder.network.encoder, values)
     imported = ["conv_op", "norm_op", "dropout_op", "nonlin"]
-    # nnssl knows the largest by a name; others it builds of its sizes.
+    # nnssl has a name for the largest variant, and builds the others from their sizes.
     known = "ResEncL" if encoder.config.backbone == "resenc:32" else "ResidualEncoderUNet"
     plan = describe_adaptation(
         encoder,
@@ -60,7 +64,7 @@ def write_residual_encoder(encoder: Encoder, folder: Path) -> Exported:
 
 
 def describe_unet(variant: str) -> dict[str, Any]:
-    """The sizes of the network as nnU-Net's plans hold them, plain values."""
+    """Describe the sizes of the network in plain values, in the format of nnU-Net's plans."""
     stages = len(BLOCKS)
     return {
         "n_stages": stages,
@@ -81,7 +85,7 @@ def describe_unet(variant: str) -> dict[str, Any]:
 
 
 def fill_unet(backbone: nn.Module, values: dict[str, Any]) -> nn.Module:
-    """nnU-Net's network with the encoder's weights, and a decoder drawn as nnU-Net draws one, the same each time."""
+    """Build nnU-Net's network with the weights of the encoder; the decoder is initialised by nnU-Net with a fixed seed."""
     from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 
     operations = {"conv_op": nn.Conv3d, "norm_op": nn.InstanceNorm3d, "nonlin": nn.LeakyReLU}
@@ -90,7 +94,7 @@ def fill_unet(backbone: nn.Module, values: dict[str, Any]) -> nn.Module:
         network = ResidualEncoderUNet(input_channels=1, num_classes=2, **{**values, **operations})
         network.apply(network.initialize)
     missing, surplus = network.encoder.load_state_dict(_rename(backbone.state_dict()), strict=False)
-    # Their blocks hold each layer under two names, of which ours keep one; both are the same tensor.
+    # nnU-Net's blocks register each layer under two names, and ours under one of them; both are the same tensor.
     unfilled = [name for name in missing if "all_modules" in name]
     if surplus or unfilled:
         raise ValueError(f"the residual encoder has no place for {surplus}, and lacks {unfilled}")

@@ -1,6 +1,6 @@
-"""A trainer of nnU-Net 2.8 for an encoder with a U-Net's decoder; part of the file `dagman_trainer.py` of an export.
+"""A trainer of nnU-Net 2.8 for an encoder with a U-Net decoder; copied to `dagman_trainer.py` of an export.
 
-It is imported where nnU-Net is installed, not here.
+dagman never imports this module, as it needs nnU-Net.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from dagman.model.swin import SwinShape
 from dagman.tasks.segment.unet import SegmentationNetwork
 
 WEIGHTS = "encoder.safetensors"
-"""Beside this file; needed to start a training, not to predict."""
+"""File next to this one; needed to start training, but not to predict."""
 WARM_UP = 10
-"""Epochs of rising learning rate, at most a twentieth of all."""
+"""Epochs over which the learning rate increases, but at most a twentieth of all epochs."""
 
 
 _CUDA = torch.device("cuda")
 
 
 class DagmanNetwork(SegmentationNetwork):
-    """Views from nnU-Net's CTNormalization with the encoder's window as its percentiles: intensities in [0, 1]."""
+    """The segmentation network; its input is the output of CTNormalization over the HU window, with intensities in [0, 1]."""
 
     def forward(self, view: Tensor) -> Tensor:
-        """Logits. Splines and augmentation leave [0, 1], which the encoder has never seen: they are cut."""
+        """Compute logits. Input is clipped to [0, 1], which spline interpolation and augmentation can exceed."""
         return super().forward(view.clamp(0.0, 1.0))
 
 
 class DagmanTrainer(nnUNetTrainer):
-    """Trains encoder and decoder together: AdamW, one learning rate, a short warm-up and a cosine."""
+    """Trains encoder and decoder together by AdamW, with one learning rate, a short warm-up and cosine decay."""
 
-    # nnU-Net keeps these arguments in its checkpoints by their names.
+    # nnU-Net stores these arguments in its checkpoints by name.
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = _CUDA) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.initial_lr = 3e-4
@@ -53,7 +53,7 @@ class DagmanTrainer(nnUNetTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = False,
     ) -> torch.nn.Module:
-        """The network of the plans, with random weights: those of the encoder come in `initialize`, or from a checkpoint."""
+        """Build the network of the plans with random weights; pretrained ones are loaded in `initialize` or from a checkpoint."""
         values = configuration_manager.network_arch_init_kwargs
         if num_input_channels != 1 or "shape" not in values:
             raise RuntimeError("DagmanTrainer takes one channel and the plans that make_plans.py wrote: give -p dagmanPlans")
@@ -65,7 +65,7 @@ class DagmanTrainer(nnUNetTrainer):
         return network
 
     def initialize(self) -> None:
-        """Build everything, and load the encoder's weights strictly."""
+        """Build network and optimiser, and load the weights of the encoder strictly."""
         super().initialize()
         weights = load_file(Path(__file__).with_name(WEIGHTS))
         network = self.network.module if self.is_ddp else self.network
@@ -73,7 +73,7 @@ class DagmanTrainer(nnUNetTrainer):
         self.print_to_log_file(f"{len(weights)} weights of the encoder loaded from {WEIGHTS}, none missing, none left over")
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        """AdamW; biases, norms and tables are not decayed."""
+        """Create AdamW without weight decay for biases, norms and bias tables, and the learning-rate schedule."""
         named = list(self.network.named_parameters())
         groups = [
             {"params": [p for name, p in named if is_decayed(name, p) is decayed], "weight_decay": self.weight_decay * decayed}
@@ -83,15 +83,15 @@ class DagmanTrainer(nnUNetTrainer):
         return optimizer, _Schedule(optimizer, self.initial_lr, self.num_epochs)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """There is none in this decoder."""
+        """Do nothing: this decoder has no deep supervision."""
 
     def _do_i_compile(self) -> bool:
-        # torch.compile was not tried with this network; window plans are kept in a cache that it would trace anew.
+        # torch.compile has not been tried with this network; it would retrace the cached window plans.
         return False
 
 
 class _Schedule:
-    """The learning rate of an epoch, by its number alone, so that a resumed training goes on as it would have."""
+    """Sets the learning rate from the number of the epoch only, so that resumed training continues unchanged."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, rate: float, epochs: int) -> None:
         self.optimizer, self.rate, self.epochs = optimizer, rate, epochs
