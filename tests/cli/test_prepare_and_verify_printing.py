@@ -110,7 +110,7 @@ def test_a_store_is_listed_and_a_patient_taken_out_of_it(scans, tmp_path):
         assert f"holds no scans of {option[2:]} '{wrong}'" in str(refused.exception)
 
     unknown = CliRunner().invoke(store.app, ["remove", str(out), "nobody"])
-    assert "holds no scan and no patient 'nobody'" in str(unknown.exception)
+    assert "contains no scan or patient 'nobody'" in str(unknown.exception)
     removed = CliRunner().invoke(store.app, ["remove", str(out), "good"])
     assert removed.output.startswith("1 scan of 1 patient removed; 0 scans are left.\nDelete the source files as well")
     assert "holds no scans" in str(CliRunner().invoke(store.app, ["list", str(out)]).exception)

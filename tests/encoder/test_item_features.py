@@ -102,7 +102,7 @@ def test_crops_of_known_sizes(extent, asked: dict, expected: tuple[int, float]):
         ({"spacing": float("nan")}, "crop-spacing is nan mm. Give more than 0."),
         (
             {"mm": 500.0, "spacing": 0.5},
-            "a crop of 500 mm at 0.5 mm has 1024 voxels a side; the most is 256. "
+            "a crop of 500 mm at 0.5 mm has 1024 voxels per side; the maximum is 256. "
             "Give a smaller --crop-mm or a coarser --crop-spacing.",
         ),
     ],

@@ -23,7 +23,7 @@ from dagman.store.writer import prepare_store
 
 def check(path: Path) -> None:
     if not path.read_bytes().startswith(b"\x93NUMPY"):
-        raise ScanError("is not a NumPy file", where=path, do="Leave it out")
+        raise ScanError("is not a NumPy file", where=path, do="Exclude it")
 
 
 def read(series: Series) -> RawImage:
@@ -51,7 +51,7 @@ def test_a_format_of_ones_own_goes_through_inspect_and_prepare(tmp_path, ct, num
     rows = {Path(row["source"]).name: row for row in json.loads(shown.stdout)["series"]}
     assert rows["a.npy"]["accepted"]
     assert rows["a.npy"]["kind"] == "numpy"
-    assert rows["b.npy"]["reason"] == "is not a NumPy file: leave it out"
+    assert rows["b.npy"]["reason"] == "is not a NumPy file: exclude it"
     assert np.array_equal(read_scan(tmp_path / "a.npy").voxels, ct)
     events = []
     summary = prepare_store(tmp_path, tmp_path / "store", workers=1, on_event=events.append)

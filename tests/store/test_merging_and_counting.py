@@ -83,7 +83,7 @@ def test_what_does_not_fit_together_is_refused_by_name(folder, tmp_path):
     with pytest.raises(StoreError, match="is one of the stores"):
         merge_stores([folder / "one", folder / "two"], folder / "two")
     shutil.copytree(folder / "one", tmp_path / "other")
-    with pytest.raises(StoreError, match="holds scans of none of these stores"):
+    with pytest.raises(StoreError, match="contains scans that are in none of these stores"):
         merge_stores([folder / "two", folder / "two"], tmp_path / "other")
     damaged = locate_scan(tmp_path / "other", Store(tmp_path / "other").rows[0].id)
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")

@@ -121,7 +121,7 @@ def test_mr_is_scaled_by_its_percentiles_and_can_be_scaled_back(scan_of):
 
 
 def test_a_scan_of_one_value_cannot_be_scaled(scan_of):
-    with pytest.raises(ScanError, match=r"^scan\.nii\.gz: all voxels have one value\. Leave it out\.$"):
+    with pytest.raises(ScanError, match=r"^scan\.nii\.gz: all voxels have the same value\. Exclude it\.$"):
         find_scale(scan_of(np.zeros((4, 4, 4), np.int16), modality="MR"))
     assert find_scale(scan_of(np.zeros((4, 4, 4), np.int16))) is None
 

@@ -166,7 +166,7 @@ def test_a_damaged_manifest_is_named_and_made_again_from_the_journal(store, coho
     with pytest.raises(StoreError, match=r"manifest\.parquet: cannot be read \(ArrowInvalid: ") as caught:
         _ = Store(store.path).rows
     assert "Parquet file size is 7 bytes" in caught.value.what
-    assert caught.value.do == "Delete it and run dagman prepare again; the journal holds its rows"
+    assert caught.value.do == "Delete it and run dagman prepare again; the journal has its rows"
     manifest.unlink()
     assert Store(store.path).rows == rows
     prepare_store(cohort, store.path, workers=1)
@@ -184,7 +184,7 @@ def test_an_error_of_another_library_is_named_by_its_first_line(store, monkeypat
     assert str(caught.value) == (
         f"{store.path / 'manifest.parquet'}: cannot be read "
         "(ArrowInvalid: Expected all lists to be of size=2 but index 2 had size=0). "
-        "Delete it and run dagman prepare again; the journal holds its rows."
+        "Delete it and run dagman prepare again; the journal has its rows."
     )
 
 

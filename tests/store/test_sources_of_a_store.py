@@ -320,7 +320,7 @@ def test_a_patient_all_of_whose_scans_were_refused_can_withdraw(scans, tmp_path)
 def test_one_unknown_name_removes_nothing(scans, tmp_path):
     prepare(scans, tmp_path / "store")
     before = list_ids(tmp_path / "store")
-    with pytest.raises(StoreError, match=r"holds no scan and no patient 'nobody', 'noone'\. See dagman store list"):
+    with pytest.raises(StoreError, match=r"contains no scan or patient 'nobody', 'noone'\. See dagman store list"):
         remove_scans(tmp_path / "store", ["case1", "nobody", "noone"])
     assert list_ids(tmp_path / "store") == before
 

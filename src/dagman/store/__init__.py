@@ -1,1 +1,1 @@
-"""Scans to prepared voxels on disk, and the reader of what was prepared."""
+"""Prepares scans as voxels on disk (a store), and reads them."""

@@ -1,4 +1,4 @@
-"""Where the body lies in a prepared scan, so that the air around it is not stored."""
+"""Finds the body in a prepared scan, so that the air around it need not be stored."""
 
 from __future__ import annotations
 
@@ -11,32 +11,40 @@ from numpy.typing import NDArray
 Triple = tuple[int, int, int]
 
 COARSE_MM = 6.0
-"""The body is looked for on every n-th voxel, about this far apart; thinner things (table top, blanket) are not body."""
+"""Spacing of the coarse grid on which the body is searched; thinner objects (table top, blanket) are not body."""
 MARGIN_MM = 10.0
-"""Kept around the body: skin and what the coarse grid misses."""
+"""Margin around the body, for the skin and details that the coarse grid misses."""
 LEAST_SHARE = 0.1
-"""A part this large next to the largest one is body too: both legs, arms beside the trunk."""
+"""Smallest size of a part of the body, relative to the largest part, such as a second leg, or arms next to the trunk."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Levels:
-    """Stored values: tissue lies above `tissue`; what is cut off must have a median below `air`."""
+    """Thresholds for stored values: tissue is above `tissue`, and a region to cut off must have a median below `air`."""
 
     tissue: float
     air: float
 
 
 CT_LEVELS = Levels(tissue=-400.0, air=-950.0)
-"""HU. Lung lies near -850: a crop that holds little else is left whole."""
+"""In HU. Lung is near -850, so a crop of little else than lung is not cut."""
 SCALED_LEVELS = Levels(tissue=1000.0, air=500.0)
-"""Stored MR values: 10 and 5 % of the range."""
+"""In stored MR values: 10 % and 5 % of the range."""
 
 
 def find_body(voxels: NDArray[np.int16], spacing: float, levels: Levels) -> tuple[Triple, Triple]:
-    """(start, stop) of the box around the body, voxels X Y Z `spacing` mm apart; the whole grid when nothing is to be cut.
+    """Find the box around the body: the large connected parts of soft tissue, with lungs and gut gas inside them.
 
-    The box surrounds the large connected parts of soft tissue, lungs and gut gas inside them. Each side is cut on its own,
-    and only if what falls off is air: a crop of lung alone, or of a chest without its wall, loses nothing.
+    Each side of the grid is cut independently, and only if the region to cut off is air. A crop of only lung, or of a chest without
+    its wall, loses nothing.
+
+    Args:
+        voxels: stored values, X Y Z.
+        spacing: voxel size in mm.
+        levels: thresholds for these values.
+
+    Returns:
+        Start and stop of the box in voxels; those of the whole grid if there is nothing to cut off.
     """
     start, stop = [0, 0, 0], list(voxels.shape)
     inner_start, inner_stop = _surround_tissue(voxels, spacing, levels)
@@ -50,9 +58,9 @@ def find_body(voxels: NDArray[np.int16], spacing: float, levels: Levels) -> tupl
 
 
 def mask_body(voxels: NDArray[np.int16], spacing: float, levels: Levels) -> NDArray[np.bool_]:
-    """True inside the body, X Y Z: its large parts of soft tissue and, axial slice by slice, what they enclose (lung, gut).
+    """Return the mask of the body (X Y Z, True inside): large parts of soft tissue, and what they enclose in each axial slice.
 
-    On the coarse grid of `find_body`; where nothing is found, everything is body.
+    It has the resolution of `find_body`'s coarse grid. If no tissue is found, everything counts as body.
     """
     step, parts, large = _find_parts(voxels, spacing, levels)
     if not large.size:
@@ -77,10 +85,10 @@ def _surround_tissue(voxels: NDArray[np.int16], spacing: float, levels: Levels) 
 
 
 def _find_parts(voxels: NDArray[np.int16], spacing: float, levels: Levels) -> tuple[int, NDArray[np.int32], NDArray[np.int64]]:
-    """Every how many voxels was looked, the connected parts of tissue there (0: none), and the numbers of the large ones."""
+    """Return the step of the coarse grid, the labels of connected parts of tissue on it, and the labels of the large parts."""
     step = max(1, round(COARSE_MM / spacing))
     coarse = voxels[::step, ::step, ::step] > levels.tissue
-    # Opening takes off the table. At the border of the grid the body goes on, so nothing is worn off there.
+    # Opening removes the table. The body continues beyond the border of the grid, so nothing is eroded there.
     eroded = scipy.ndimage.binary_erosion(coarse, border_value=1)
     opened = scipy.ndimage.binary_dilation(eroded, mask=coarse)
     parts, _ = scipy.ndimage.label(opened)
@@ -89,10 +97,10 @@ def _find_parts(voxels: NDArray[np.int16], spacing: float, levels: Levels) -> tu
 
 
 def _is_air(slab: NDArray[np.int16], levels: Levels) -> bool:
-    """Whether the median lies below the level of air; counted, since a median would sort the slab."""
+    """Return whether the median is below the level of air, by counting, since computing a median would sort the slab."""
     below = slab < levels.air
     count, half = int(np.count_nonzero(below)), slab.size // 2
     if slab.size % 2 or count != half or not count:
         return count > half
-    # The median is the mean of two values, of which one lies on each side.
+    # Here the median is the mean of the two middle values, one below the level and one not.
     return (float(slab[below].max()) + float(slab[~below].min())) / 2 < levels.air

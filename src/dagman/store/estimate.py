@@ -1,4 +1,4 @@
-"""What preparing will cost, from headers alone, so that it can be said before the work starts."""
+"""Estimates the cost of preparing scans from their headers, before the work starts."""
 
 from __future__ import annotations
 
@@ -18,33 +18,37 @@ from dagman.store.preparation import Preparation
 from dagman.store.resampling import MOST_VOXELS
 
 SAMPLED = 40
-"""Series whose headers are read, evenly spread; the others are taken to be like them."""
+"""Number of evenly spread series whose headers are read; the others are assumed to be similar."""
 BYTES_PER_VOXEL = 1.0
-"""Of the store, measured on chest CT at 2 mm: 1.2 compressed, 0.8 of the grid left after the crop to the body."""
+"""In the store, measured on chest CT at 2 mm: 1.2 bytes compressed, times 0.8 of the grid left after the crop to the body."""
 SECONDS_PER_SOURCE_VOXEL, SECONDS_PER_STORED_VOXEL = 12e-9, 30e-9
-"""One core (BASELINES 4): decoding, hashing and resampling; cropping and packing."""
+"""On one core (BASELINES 4): decoding, hashing and resampling; cropping and packing."""
 _MOST_MM3 = 8e9
-"""A cube of 2 m: more than any scanner's field."""
+"""A cube of 2 m, which is larger than any scanner's field of view."""
 SECONDS_TO_START = 2.0
-"""A worker process imports its libraries."""
+"""Time in which a worker process imports its libraries."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Before the work: `series` to prepare, `done` that the store holds already, the bytes and seconds to come, free disk."""
+    """The estimated cost of a preparation."""
 
     series: int
+    "Number of series to prepare."
     done: int
+    "Number of series that are in the store already."
     bytes: int
+    "Size of the files to be written."
     seconds: float
     free_bytes: int
+    "Free space on the disk."
     workers: int
 
 
 def estimate_cost(series: Sequence[Series], done: int, store: Path, preparation: Preparation, workers: int) -> Estimate:
-    """Estimate the cost of preparing `series`, right to about a factor of two; on a busy machine, with its share of the cores."""
-    some = series[:: max(1, len(series) // SAMPLED)]
-    sizes = [size for size in map(_measure_series, some) if size is not None]
+    """Estimate the cost of preparing series, to about a factor of two; on a busy machine, other processes are considered."""
+    sample = series[:: max(1, len(series) // SAMPLED)]
+    sizes = [size for size in map(_measure_series, sample) if size is not None]
     source, volume = np.mean(sizes, axis=0) * len(series) if sizes else (0.0, 0.0)
     stored = volume / preparation.spacing**3
     seconds = (source * SECONDS_PER_SOURCE_VOXEL + stored * SECONDS_PER_STORED_VOXEL) / workers
@@ -59,7 +63,7 @@ def estimate_cost(series: Sequence[Series], done: int, store: Path, preparation:
 
 
 def measure_crowding(workers: int) -> float:
-    """How many times longer this many processes take beside what the machine has run in the last minute; 1 where cores are idle."""
+    """Return the factor by which other processes of the last minute slow down this many workers; 1 if enough cores are idle."""
     try:
         busy = os.getloadavg()[0]
     except (AttributeError, OSError):
@@ -68,13 +72,13 @@ def measure_crowding(workers: int) -> float:
 
 
 def _measure_series(series: Series) -> tuple[float, float] | None:
-    """(voxels, mm^3) by the header; None where it does not say, which the preparation itself will explain."""
+    """Return (voxels, mm^3) from the header; None if that fails, the reason for which the preparation reports."""
     try:
-        with explain_faults("cannot be measured", where=series.source, do="Leave it out"):
+        with explain_faults("cannot be measured", where=series.source, do="Exclude it"):
             shape, spacing = FORMATS[series.kind].measure(series)
     except ScanError:
         return None
     voxels = float(np.prod(np.asarray(shape[:3], dtype=np.float64)))
     volume = voxels * float(np.prod(np.abs(np.asarray(spacing[:3], dtype=np.float64))))
-    # One header of rubbish must not make terabytes of a cohort.
+    # A single damaged header must not turn the estimate into terabytes.
     return (voxels, volume) if voxels < MOST_VOXELS and volume < _MOST_MM3 else None

@@ -1,7 +1,7 @@
-"""The table of a store, a row a scan, and `Store`, its reader.
+"""The manifest of a store, with one row per scan, and the reader `Store`.
 
-Rows come from `manifest.parquet` and, so that a writer that was killed loses nothing, from what stands in `journal.jsonl`
-beyond it. Nothing in a row identifies a person: the patient is a pseudonym, the source a hash.
+Rows come from `manifest.parquet`, and from later rows of `journal.jsonl`, so that nothing is lost if a writer is killed. No row
+identifies a person: the patient is a pseudonym, the source a hash.
 """
 
 from __future__ import annotations
@@ -34,50 +34,51 @@ from dagman.store.preparation import Preparation, PreparedScan, Scale
 from dagman.store.upkeep.checks import SharedChecks
 
 OPEN_FILES = 256
-"""Handles a reader keeps; the one used longest ago is closed."""
+"""Number of files that a reader keeps open; the least recently used one is closed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestRow:
-    """One scan of a store.
-
-    `shape`, `spacing` (mm), `affine` (4 x 4 to RAS mm, row by row) are those of the stored voxels; `crop_start` and
-    `crop_stop` are the body's box in the grid before the crop; `scale` as in PreparedScan; `hu_evidence` is what the verdict
-    counted (None unless CT). `checksum` and `size` (bytes) are of the scan's file.
-    """
+    """One scan of a store."""
 
     id: str
     patient: str = field(repr=False)
+    "A pseudonym."
     modality: Modality
     shape: Triple
+    "Of the stored voxels, like `spacing` (mm) and `affine` (4 x 4 to RAS mm, row by row)."
     spacing: tuple[float, float, float]
     affine: tuple[float, ...] = field(repr=False)
     crop_start: Triple
+    "Start of the body's box in the grid before the crop; `crop_stop` is its end."
     crop_stop: Triple
     scale: Scale | None
+    "As in `PreparedScan`."
     hu_evidence: dict[str, float] | None = field(repr=False)
+    "The distribution of values on which the verdict was based; None except for CT."
     content_hash: str = field(repr=False)
     source_hash: str = field(repr=False)
     checksum: str = field(repr=False)
+    "Of the scan's file, like `size` (bytes)."
     size: int
     patient_from: str = ""
-    "As in `Series`; empty in rows from before it was kept."
+    "As in `Series`; empty in rows of earlier versions."
     source_spacing: tuple[float, float, float] | None = None
-    "Of the scan as it was read, in mm along R, A, S; None in rows from before it was kept."
+    "Spacing of the original scan in mm along R, A, S; None in rows of earlier versions."
     kernel: str = ""
-    "Reconstruction kernel, where the files state one."
+    "Reconstruction kernel, if the files state one."
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> ManifestRow:
-        """A row as the journal and the manifest hold it; keys that are not fields are left out."""
-        names = {one.name for one in fields(cls)}
+        """Create a row from a row of the journal; keys that are not fields are ignored."""
+        names = {column.name for column in fields(cls)}
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in row.items() if key in names
         }
         return cls(**values)
 
 
-# A list that may be null has no fixed size here: some releases of pyarrow write such a column and cannot read it again.
+# Lists that may be null have no fixed size, since some releases of pyarrow cannot read such a column after writing it.
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -101,17 +102,17 @@ _SCHEMA = pa.schema(
 )
 
 
-_ADDED = {one.name: one.default for one in fields(ManifestRow) if one.default is not MISSING}
-"""What stands for a column that a store of an earlier release lacks."""
+_DEFAULTS = {column.name: column.default for column in fields(ManifestRow) if column.default is not MISSING}
+"""Values of columns that a store of an earlier version lacks."""
 _FOLDED = "folded.json"
-"""How much of the journal the manifest holds. Not in the manifest, which depends on the scans alone, not on what came when."""
-_END = 4096
+"""Records how much of the journal is in the manifest. It is a separate file, so that the manifest depends only on the scans."""
+_END_BYTES = 4096
 
 
 def write_manifest(store: Path, rows: Iterable[ManifestRow]) -> None:
-    """Write `manifest.parquet` whole, sorted by id, and note how much of the journal it holds."""
+    """Write `manifest.parquet` atomically, sorted by id, and record how much of the journal it includes."""
     ordered = sorted(rows, key=lambda row: row.id)
-    columns = {one.name: [getattr(row, one.name) for row in ordered] for one in fields(ManifestRow)}
+    columns = {column.name: [getattr(row, column.name) for row in ordered] for column in fields(ManifestRow)}
     columns["hu_evidence"] = [None if value is None else json.dumps(value) for value in columns["hu_evidence"]]
     path, journal = store / "manifest.parquet", store / "journal.jsonl"
     with write_whole(path) as temporary:
@@ -121,19 +122,19 @@ def write_manifest(store: Path, rows: Iterable[ManifestRow]) -> None:
 
 
 def read_manifest(store: Path) -> dict[str, ManifestRow]:
-    """All rows by id, sorted: the manifest, then the journal's rows beyond it. Raises StoreError when it is damaged."""
+    """Read all rows, sorted by id, from the manifest and the later rows of the journal; raises StoreError if it is damaged."""
     path, journal = store / "manifest.parquet", store / "journal.jsonl"
     rows: dict[str, ManifestRow] = {}
     folded = 0
     if path.exists():
         try:
-            # Not pq.read_table, which loads pyarrow's data sets first.
+            # Not pq.read_table, which imports pyarrow.dataset first.
             with _pause_collection(), pq.ParquetFile(path) as file:
                 table = file.read()
                 rows = {row.id: row for row in _build_rows(table)}
             folded = _count_folded(store)
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            do = "Delete it and run dagman prepare again; the journal holds its rows"
+            do = "Delete it and run dagman prepare again; the journal has its rows"
             raise StoreError(f"cannot be read ({_name_cause(error, path)})", where=path, do=do) from error
     for value in read_rows(journal, start=folded):
         if "checksum" in value:
@@ -145,45 +146,45 @@ def read_manifest(store: Path) -> dict[str, ManifestRow]:
 
 @contextlib.contextmanager
 def _pause_collection() -> Iterator[None]:
-    """No search for garbage meanwhile: among 100,000 new rows there is none, and looking took two thirds of the time."""
-    was_on = gc.isenabled()
+    """Switch off garbage collection, which finds nothing among 100,000 new rows and took two thirds of the time."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was_on:
+        if was_enabled:
             gc.enable()
 
 
 def _build_rows(table: pa.Table) -> Iterable[ManifestRow]:
-    """Rows of a manifest, a column at a time: row by row 100,000 took two seconds."""
+    """Build the rows of a manifest column by column, since 100,000 rows took two seconds row by row."""
     columns: list[list[Any]] = []
-    for one in _SCHEMA:
-        if one.name not in table.column_names and one.name in _ADDED:
-            columns.append([_ADDED[one.name]] * table.num_rows)
+    for schema in _SCHEMA:
+        if schema.name not in table.column_names and schema.name in _DEFAULTS:
+            columns.append([_DEFAULTS[schema.name]] * table.num_rows)
             continue
-        column = table.column(one.name).combine_chunks()
-        if pa.types.is_fixed_size_list(one.type):
-            columns.append(list(map(tuple, np.asarray(column.flatten()).reshape(-1, one.type.list_size).tolist())))
-        elif one.name == "hu_evidence":
+        column = table.column(schema.name).combine_chunks()
+        if pa.types.is_fixed_size_list(schema.type):
+            columns.append(list(map(tuple, np.asarray(column.flatten()).reshape(-1, schema.type.list_size).tolist())))
+        elif schema.name == "hu_evidence":
             columns.append(json.loads(f"[{','.join(text or 'null' for text in column.to_pylist())}]"))
         else:
             columns.append([tuple(value) if isinstance(value, list) else value for value in column.to_pylist()])
     for values in zip(*columns, strict=True):
         row = object.__new__(ManifestRow)
-        # As its __init__ does, in a quarter of the time.
+        # Equivalent to calling __init__, in a quarter of the time.
         row.__dict__.update(zip(_SCHEMA.names, values, strict=True))
         yield row
 
 
 def _count_folded(store: Path) -> int:
-    """Bytes of the journal that the manifest holds; 0 where either was written by another hand since, or by an earlier release."""
+    """Return the bytes of the journal that are in the manifest; 0 if either was changed since, or by an earlier version."""
     journal = store / "journal.jsonl"
     try:
-        noted = json.loads((store / _FOLDED).read_text(encoding="utf-8"))
-        size = int(noted["journal_bytes"])
-        same = noted["manifest"] == hash_file(store / "manifest.parquet") and noted["journal_end"] == _hash_end(journal, size)
-        return size if same and journal.stat().st_size >= size else 0
+        record = json.loads((store / _FOLDED).read_text(encoding="utf-8"))
+        size = int(record["journal_bytes"])
+        is_same = record["manifest"] == hash_file(store / "manifest.parquet") and record["journal_end"] == _hash_end(journal, size)
+        return size if is_same and journal.stat().st_size >= size else 0
     except (OSError, ValueError, KeyError, TypeError):
         return 0
 
@@ -192,20 +193,21 @@ def _hash_end(path: Path, size: int) -> str:
     if not size:
         return ""
     with open(path, "rb") as file:
-        file.seek(max(0, size - _END))
-        return hash_bytes(file.read(min(size, _END)))
+        file.seek(max(0, size - _END_BYTES))
+        return hash_bytes(file.read(min(size, _END_BYTES)))
 
 
 def _name_cause(error: Exception, path: Path) -> str:
-    """The first line of another library's error, without the folder that the message carries already."""
+    """Return the first line of another library's error, without the folder, which the message names already."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first}".removesuffix(": ").replace(str(path), path.name)
 
 
 class Store:
-    """A store, read lazily; it can be pickled and sent to worker processes.
+    """Reads a store lazily; it can be pickled and sent to worker processes.
 
-    Raises StoreError when `path` is not a store, of another version, or damaged.
+    Raises:
+        StoreError: if `path` is not a store, has a different format, or is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -217,12 +219,12 @@ class Store:
 
     @property
     def preparation(self) -> Preparation:
-        """How its scans were prepared."""
+        """The settings with which its scans were prepared."""
         return read_preparation(self.info, self.path)
 
     @cached_property
     def rows(self) -> tuple[ManifestRow, ...]:
-        """One row a scan, sorted by id."""
+        """One row per scan, sorted by id."""
         return tuple(self._rows_by_id.values())
 
     @cached_property
@@ -230,7 +232,7 @@ class Store:
         return read_manifest(self.path)
 
     def row(self, scan_id: str) -> ManifestRow:
-        """The row of a scan; raises StoreError naming the nearest id."""
+        """Return the row of a scan; raises StoreError with the most similar id if there is none."""
         try:
             return self._rows_by_id[scan_id]
         except KeyError:
@@ -238,7 +240,7 @@ class Store:
             raise StoreError(f"holds no scan {scan_id!r}", where=self.path, do=do) from None
 
     def read(self, scan_id: str) -> PreparedScan:
-        """A whole scan, as `prepare_scan` gave it; its source is its id."""
+        """Read a whole scan as `prepare_scan` returned it, with its id as source."""
         row = self.row(scan_id)
         return PreparedScan(
             voxels=self.crop(scan_id, (0, 0, 0), row.shape),
@@ -252,13 +254,15 @@ class Store:
         )
 
     def share_checks(self, checks: SharedChecks) -> None:
-        """Take over what other processes have checked, and tell them what this one has."""
+        """Share with other processes which scans have been checked, so that each is checked only once."""
         self._shared = checks
 
     def crop(self, scan_id: str, start: Sequence[int], size: Sequence[int]) -> NDArray[np.int16]:
-        """int16 voxels X Y Z of a box of a scan; only the blocks it meets are read.
+        """Read a box of a scan (X Y Z int16); only the blocks that it touches are read.
 
-        Raises ValueError when the box does not lie inside the scan, StoreError when the file is missing or damaged.
+        Raises:
+            ValueError: if the box does not lie inside the scan.
+            StoreError: if the file is missing or damaged.
         """
         handle = self._open(scan_id)
         stop = tuple(first + length for first, length in zip(start, size, strict=True))
@@ -284,9 +288,9 @@ class Store:
         return handle
 
     def _check(self, row: ManifestRow) -> None:
-        """Compare a scan's file with its checksum: decompression notices only one flipped bit in five.
+        """Compare a scan's file with its checksum, since decompression detects only one flipped bit in five.
 
-        Once per process, or once for all processes that share their checks.
+        This is done once per process, or once for all processes that share their checks.
         """
         path = locate_scan(self.path, row.id)
         if row.id in self._checked or not path.is_file():
@@ -302,7 +306,7 @@ class Store:
         return len(self.rows)
 
     def __getstate__(self) -> dict[str, Any]:
-        # An open file cannot travel to another process; each opens its own.
+        # Open files cannot be sent to another process; each process opens them itself.
         return {**self.__dict__, "_handles": {}}
 
     def __repr__(self) -> str:

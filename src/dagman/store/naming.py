@@ -1,4 +1,4 @@
-"""Which key names the patients of a store: its own, recorded by fingerprint; another one is refused."""
+"""Determines the key behind the pseudonyms of a store, which records its fingerprint; any other key is rejected."""
 
 from __future__ import annotations
 
@@ -15,26 +15,32 @@ _UNKEYED = (
 
 
 def settle_key(store: Path, path: str | Path | None = None) -> tuple[Key | None, tuple[str, ...]]:
-    """The key that names a store's patients, and what to report of it.
+    """Find the key of a store; for a new store, it is created if it does not exist.
 
-    path: of the key; by default the user's own (`records.key`). For a new store it is made where there is none. A store from
-    before there were keys goes on without one. Raises StoreError when the store was made with another key, its key is absent, or
-    one is given for a store that has none.
+    Args:
+        store: the store, which may not exist yet.
+        path: the key's file; by default the user's own (`records.key`).
+
+    Returns:
+        The key, None for a store from before keys were introduced, and messages for the user.
+
+    Raises:
+        StoreError: if the store was made with a different key, its key is missing, or a key is given for a store without one.
     """
-    asked = Path(path) if path is not None else None
+    given = Path(path) if path is not None else None
     if not (store / "store.json").exists():
-        place = asked or locate_key()
-        if place.exists():
-            return find_key(place), ()
-        return make_key(place), (describe_made(place),)
+        file = given or locate_key()
+        if file.exists():
+            return find_key(file), ()
+        return make_key(file), (describe_made(file),)
     made_with = read_info(store).get("key")
     if made_with is None:
-        if asked is not None:
+        if given is not None:
             what = "was made before keys were introduced, and cannot use one: a patient would have two pseudonyms in it"
             raise StoreError(what, where=store, do="Omit --key, or prepare the scans into a new store")
         return None, (_UNKEYED,)
-    key = find_key(asked)
+    key = find_key(given)
     if key is None or key.fingerprint != made_with:
-        found = "there is none here" if key is None else f"this one is {key.fingerprint}"
-        raise StoreError(f"was made with the key {made_with}; {found}", where=store, do="Give its key: --key PATH, or DAGMAN_KEY")
+        present = "there is none here" if key is None else f"this one is {key.fingerprint}"
+        raise StoreError(f"was made with the key {made_with}; {present}", where=store, do="Give its key: --key PATH, or DAGMAN_KEY")
     return key, ()

@@ -1,4 +1,4 @@
-"""One series to one file of a store: what a worker process does."""
+"""Prepares one series as one file of a store, which is the task of a worker process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dagman.store.sources import hash_files
 
 @dataclass(frozen=True)
 class Task:
-    """A series to prepare, and the hash of its bytes when it was prepared before ("" where that is not known)."""
+    """A series to prepare, and the hash of its bytes at the previous preparation ("" if unknown)."""
 
     series: Series
     source_hash: str
@@ -31,7 +31,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The row of a scan whose file was written, and the hash of the bytes it was read from."""
+    """The series was prepared: the row of the scan, whose file was written, and the hash of the bytes it was read from."""
 
     row: ManifestRow
     digest: str
@@ -39,26 +39,27 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Unchanged:
-    """The files hold what they held when they were prepared."""
+    """The files are the same as at the previous preparation."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """The series cannot be used; `lasting` says that nothing but other files, or another dagman, would change that."""
+    """The series cannot be used."""
 
     reason: str
     lasting: bool = False
+    "Whether this can change only with different files or a different version of dagman."
 
 
 @dataclass(frozen=True)
 class DiskFull:
-    """The file could not be written; no other will be."""
+    """The file could not be written because the disk is full, so that the preparation stops."""
 
 
 def prepare_series(task: Task, out: Path, preparation: Preparation) -> Prepared | Unchanged | Refused | DiskFull:
-    """Read, judge and prepare one series, and write it whole as `out/staging/<source hash>.b2nd`.
+    """Read, judge and prepare one series, and write it atomically as `out/staging/<source hash>.b2nd`.
 
-    Whatever is wrong with the series comes back as Refused: one bad scan never costs the others.
+    Any problem with the series is returned as `Refused`, so that a bad scan never affects the others.
     """
     series, source_hash = task.series, task.source_hash
     try:
@@ -81,9 +82,9 @@ def prepare_series(task: Task, out: Path, preparation: Preparation) -> Prepared 
     except Exception as error:
         if is_full_disk(error):
             return DiskFull()
-        # Named, so that it can be reported, and the other scans go on.
+        # A bug must not stop the other scans, and its reason can be reported.
         return Refused(f"cannot be prepared ({describe_own_fault(error)})")
-    right, front, up = reorient_scan(scan).spacing
+    right, anterior, superior = reorient_scan(scan).spacing
     row = ManifestRow(
         id=name_scan(prepared.content_hash),
         patient=prepared.patient,
@@ -100,14 +101,14 @@ def prepare_series(task: Task, out: Path, preparation: Preparation) -> Prepared 
         source_hash=source_hash,
         checksum=hash_bytes(frame),
         size=len(frame),
-        source_spacing=(round(right, 4), round(front, 4), round(up, 4)),
+        source_spacing=(round(right, 4), round(anterior, 4), round(superior, 4)),
         kernel=series.kernel,
     )
     return Prepared(row, digest)
 
 
 def _is_of_content(error: DagmanError) -> bool:
-    """Whether an error is a judgement of the files' bytes: not of permissions, memory, or a decoder that is not installed."""
+    """Return whether an error is about the content of files, rather than permissions, memory, or a decoder that is missing."""
     cause: BaseException | None = error
     while isinstance(cause, DagmanError):
         if cause.__cause__ is None and cause.__suppress_context__:
@@ -117,12 +118,12 @@ def _is_of_content(error: DagmanError) -> bool:
 
 
 def explain_write_error(error: OSError, out: Path) -> StoreError:
-    """What the user reads when the store cannot be written."""
+    """Return the error to report if the store cannot be written."""
     if is_full_disk(error):
         return explain_full_disk(out)
     return StoreError(f"cannot be written or read ({error.strerror})", where=error.filename or out, do="Check its permissions")
 
 
 def explain_full_disk(out: Path) -> StoreError:
-    """What the user reads when the disk is full."""
+    """Return the error to report if the disk is full."""
     return StoreError("the disk is full; what was prepared so far is kept", where=out, do="Free some space and repeat the command")

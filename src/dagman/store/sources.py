@@ -1,7 +1,7 @@
-"""Where the scans of a store came from: how a preparation knows a source again, that it changed, is gone, or was refused.
+"""Records where the scans of a store came from, to recognise sources that are unchanged, changed, gone, or were rejected before.
 
-The journal holds what is needed for that, and no path: places are names under the user's key (`records.key`). In a store from
-before there were keys they are plain hashes, as its pseudonyms are, and whoever guesses a path can confirm it.
+The journal holds what is needed for this, but no path: places are pseudonyms under the user's key (`records.key`). In a store from
+before keys were introduced, they are plain hashes, like its pseudonyms, by which a guessed path can be confirmed.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ _BREAK = "\x1f"
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A series as a store remembers it.
-
-    `place` is where it lies, and stays when its files change; `root` the given path it was found below; `listed` its name in
-    `rejected.csv`. `source_hash` is of paths, sizes and times of writing; `stamp` what a copy that keeps them cannot keep: the
-    files' numbers, and the times of their last change as the system counts it.
-    """
+    """A series as recorded in a store; all fields are hashes or pseudonyms."""
 
     source_hash: str
+    "Of paths, sizes and modification times."
     place: str = ""
+    "Its location, which stays the same when its files change."
     root: str = ""
+    "The given path in which it was found."
     listed: str = ""
+    "Its name in `rejected.csv`."
     stamp: str = ""
+    "Of inode numbers and ctimes, which differ even in a copy that keeps paths, sizes and modification times."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """A source with the id of the scan that it gave, and the hash of the bytes of its files ("" where it was not kept)."""
+    """A source, the id of the scan made from it, and the hash of the bytes of its files ("" if not recorded)."""
 
     id: str
     source: Source
     digest: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """As a row of the journal holds it."""
+        """Return the origin as a row of the journal."""
         return {"id": self.id, **asdict(self.source), "digest": self.digest}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Origin:
-        """From a row of the journal; those of earlier releases know the `source_hash` alone."""
-        known = {one.name: row[one.name] for one in fields(Source) if one.name in row}
+        """Create an origin from a row of the journal; rows of earlier versions have only `source_hash`."""
+        known = {column.name: row[column.name] for column in fields(Source) if column.name in row}
         return cls(id=row["id"], source=Source(**known), digest=row.get("digest", ""))
 
 
@@ -64,30 +64,30 @@ class Origins:
     """The latest origin of each place."""
 
     by_place: dict[str, Origin] = field(default_factory=dict)
-    "Those of earlier releases by their `source_hash`."
+    "Origins by place, or by `source_hash` in rows of earlier versions."
     by_id: dict[str, set[str]] = field(default_factory=dict)
-    "Places that give a scan."
+    "Places of each scan, by its id."
 
     @classmethod
     def read(cls, rows: Mapping[str, ManifestRow], journal: Iterable[Mapping[str, Any]]) -> Origins:
-        """Of a store's rows and its journal, in the journal's order."""
+        """Collect the origins in a store's rows and journal, in the journal's order."""
         origins, mentioned = cls(), set()
         for value in journal:
             if "source_hash" in value and "id" in value:
                 origins.add(Origin.from_json(value))
                 mentioned.add(value["id"])
         for row in rows.values():
-            # The journal was lost; a scan that it mentions, and that has no origin now, was replaced.
+            # The journal was lost. A scan that it mentions, but that has no origin now, was replaced.
             if row.id not in mentioned:
                 origins.add(Origin(id=row.id, source=Source(source_hash=row.source_hash)))
         return origins
 
     def find(self, source: Source) -> Origin | None:
-        """What the source's place gave last."""
+        """Return the latest origin of the source's place."""
         return self.by_place.get(source.place) or self.by_place.get(source.source_hash)
 
     def add(self, origin: Origin) -> None:
-        """Take the place of what this origin's place gave before."""
+        """Add an origin, which replaces the previous one of the same place."""
         place = origin.source.place or origin.source.source_hash
         for earlier in {place, origin.source.source_hash} & self.by_place.keys():
             self.by_id[self.by_place.pop(earlier).id].discard(earlier)
@@ -95,12 +95,12 @@ class Origins:
         self.by_id.setdefault(origin.id, set()).add(place)
 
     def list_of(self, scan_id: str) -> list[Origin]:
-        """The origins of a scan."""
+        """List the origins of a scan."""
         return [self.by_place[place] for place in sorted(self.by_id.get(scan_id, ()))]
 
     def list_vanished(self, seen: Iterable[Source], roots: Iterable[str]) -> list[str]:
-        """Ids of scans whose sources lay below one of `roots`, and none of which is among those `seen`."""
-        places, given = {one.place for one in seen}, set(roots)
+        """List the ids of scans whose sources were found in one of `roots` before, but are all missing from `seen`."""
+        places, given = {source.place for source in seen}, set(roots)
         living = {origin.id for place, origin in self.by_place.items() if place in places}
         gone = {origin.id for place, origin in self.by_place.items() if place not in places and origin.source.root in given}
         return sorted(gone - living)
@@ -108,39 +108,39 @@ class Origins:
 
 @dataclass(frozen=True, eq=False)
 class EarlierRefusals:
-    """Reasons of earlier preparations, so that what cannot be used is not read again each time."""
+    """Reasons of earlier preparations, so that unusable files are not read again each time."""
 
     reasons: dict[tuple[str, str, str, str], str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, journal: Iterable[Mapping[str, Any]]) -> EarlierRefusals:
-        """Of a store's journal."""
+        """Collect the refusals in a store's journal."""
         return cls({_name_refusal(row): row["refused"] for row in journal if "refused" in row})
 
     def find(self, series: Series, source: Source) -> str | None:
-        """The reason, if nothing has changed: neither the files, nor what is asked for, nor how dagman reads and judges."""
+        """Return the reason, unless the files, the settings, or dagman's code that reads and judges have changed since."""
         return self.reasons.get(_name_refusal(describe_refusal(series, source, "")))
 
 
 def describe_refusal(series: Series, source: Source, reason: str) -> dict[str, Any]:
-    """A row of the journal."""
+    """Return a refusal as a row of the journal."""
     return {"refused": reason, "patient": series.patient, "rules": _hash_rules(series), **asdict(source)}
 
 
 def may_be_kept(series: Series, reason: str) -> bool:
-    """Whether a reason can stand in the journal, which names no file."""
+    """Return whether a reason may be written to the journal, which must not contain file names."""
     return not any(name in reason for path in series.files for name in (path.name, str(path)))
 
 
 def describe_sources(series: Sequence[Series], given: Sequence[Path], key: Key | None) -> dict[str, Source]:
-    """The source of each series by its name; `given` are the paths they were found below."""
+    """Describe the source of each series, by the name of the series; `given` are the paths in which they were found."""
     roots = {path: hide_name(str(path.resolve()), key) for path in given if parse_name(path) is None}
     places = [_locate(one) for one in series]
-    several = Counter(places)
+    counts = Counter(places)
     return {
         one.source: _describe(
             one,
-            place=hide_name(place if several[place] == 1 else f"{place}{_BREAK}{_resolve(one.files[0])}", key),
+            place=hide_name(place if counts[place] == 1 else f"{place}{_BREAK}{_resolve(one.files[0])}", key),
             root=next((root for path, root in roots.items() if show_place(one.files[0]).is_relative_to(path)), ""),
             listed=hide_name(one.source, key),
         )
@@ -149,17 +149,17 @@ def describe_sources(series: Sequence[Series], given: Sequence[Path], key: Key |
 
 
 def name_roots(given: Sequence[Path], key: Key | None) -> set[str]:
-    """The given paths as `Source.root` holds them; a name such as `folder#uid` is not one."""
+    """Return the given paths in the form of `Source.root`, without names of series such as `folder#uid`."""
     return {hide_name(str(path.resolve()), key) for path in given if parse_name(path) is None}
 
 
 def hide_name(name: str, key: Key | None) -> str:
-    """A path or name as the journal holds it."""
+    """Return the pseudonym (or hash) of a path or name for the journal."""
     return key.name(name) if key is not None else hash_bytes(name.encode("utf-8", "surrogateescape"))[:16]
 
 
 def hash_files(files: Sequence[Path]) -> str:
-    """A hash of the bytes of all files, in order."""
+    """Return a hash of the bytes of all files, in order."""
     return hash_bytes("".join(hash_file(path) for path in files).encode())
 
 
@@ -167,7 +167,7 @@ def _describe(series: Series, *, place: str, root: str, listed: str) -> Source:
     written, changed = [], []
     for path in series.files:
         status = stat_place(path)
-        # The times in it (to the nanosecond) keep a guessed path from being confirmed.
+        # Modification times in nanoseconds prevent a guessed path from being confirmed by its hash.
         written.append(f"{_resolve(path)}{_BREAK}{status.st_size}{_BREAK}{status.st_mtime_ns}")
         changed.append(f"{status.st_ino}{_BREAK}{status.st_ctime_ns}")
     source_hash = hash_bytes("\x1e".join(written).encode())
@@ -175,7 +175,7 @@ def _describe(series: Series, *, place: str, root: str, listed: str) -> Source:
 
 
 def _locate(series: Series) -> str:
-    """Where a series lies: its file, or its folder, UID and part, whatever its slices are called."""
+    """Return the location of a series: its file, or its folder, UID and part, regardless of the names of its slices."""
     if len(series.files) == 1 or not series.uid:
         return str(_resolve(series.files[0]))
     folder = os.path.commonpath([_resolve(path).parent for path in series.files])
@@ -184,7 +184,7 @@ def _locate(series: Series) -> str:
 
 
 def _resolve(path: Path) -> Path:
-    """Without links; a member of an archive by its name there, which stays when the archive is unpacked anew."""
+    """Resolve links; a member of an archive gets its name in the archive, which stays the same if that is unpacked again."""
     return show_place(path).resolve()
 
 
@@ -198,6 +198,6 @@ def _hash_rules(series: Series) -> str:
 
 @functools.cache
 def _hash_readers() -> str:
-    """Of the code that reads and judges: a version stays the same for a while, and its rules do not."""
+    """Hash the code that reads and judges scans, since it may change without a new version number."""
     package = Path(__file__).parents[1]
     return hash_files([path for folder in ("scans", "store") for path in sorted((package / folder).rglob("*.py"))])

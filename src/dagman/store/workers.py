@@ -1,6 +1,6 @@
-"""Tasks over processes of which any may die: the task it held is named as lost, and another takes its place.
+"""Runs tasks in worker processes; if one dies, its task is reported as lost and the worker is replaced.
 
-`concurrent.futures` gives up all tasks when one worker is killed (by the system for its memory, by a decoder's crash).
+`concurrent.futures` abandons all tasks when a worker is killed (for its memory use, or by a crash of a decoder).
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Lost:
-    """The process that held a task ended before it was done; `reason` says how."""
+    """The result of a task whose process died."""
 
     reason: str
+    "How the process ended."
 
 
 @dataclass
@@ -39,10 +40,18 @@ class _Worker:
 def run_tasks(
     function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, *, dask: str | None = None
 ) -> Generator[tuple[int, Result | Lost], None, None]:
-    """(index, result) of every task as it is done, by `workers` fresh processes (1: by this one).
+    """Run tasks in parallel, and yield (index, result) of each one as soon as it is done.
 
-    dask: by the workers of the Dask scheduler at this address instead, or of `workers` local ones ("local").
-    Closing the iterator ends the processes. Raises StoreError when they cannot start.
+    Closing the iterator ends the processes.
+
+    Args:
+        function: does one task.
+        tasks: all tasks.
+        workers: number of new processes; 1 runs the tasks in this process.
+        dask: run the tasks on the workers of the Dask scheduler at this address instead, or on `workers` local ones ("local").
+
+    Raises:
+        StoreError: if the processes cannot start.
     """
     if dask is not None:
         from dagman.store.cluster.dask_tasks import run_on_dask
@@ -53,68 +62,68 @@ def run_tasks(
         yield from ((index, function(task)) for index, task in enumerate(tasks))
         return
     waiting = deque(range(len(tasks)))
-    crew: dict[Connection, _Worker] = {}
+    pool: dict[Connection, _Worker] = {}
     try:
         for _ in range(min(workers, len(tasks))):
-            _start_worker(function, crew)
-        while crew:
-            for connection in wait(list(crew)):
-                worker = crew[connection]  # type: ignore[index]
+            _start_worker(function, pool)
+        while pool:
+            for connection in wait(list(pool)):
+                worker = pool[connection]  # type: ignore[index]
                 try:
                     message = worker.connection.recv()
                 except (EOFError, OSError):
-                    del crew[worker.connection]
+                    del pool[worker.connection]
                     yield _report_loss(worker)
                     if waiting:
-                        _start_worker(function, crew)
+                        _start_worker(function, pool)
                     continue
                 if worker.task is not None:
                     yield worker.task, message
                 if waiting:
                     worker.task = waiting.popleft()
-                    # A worker that was killed while it waited: its end is heard next, and its task named as lost.
+                    # If the worker was killed while it was idle, its end is noticed next, and this task is reported as lost.
                     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                         worker.connection.send(tasks[worker.task])
                 else:
-                    del crew[worker.connection]
+                    del pool[worker.connection]
                     worker.connection.close()
                     worker.process.join()
     finally:
-        for worker in crew.values():
+        for worker in pool.values():
             worker.process.terminate()
-        for worker in crew.values():
+        for worker in pool.values():
             worker.process.join()
 
 
 def order_results(results: Iterable[tuple[int, Result]]) -> Iterator[tuple[int, Result]]:
-    """Results by their index, each as soon as all before it are there; those that came early are held."""
-    early: dict[int, Result] = {}
+    """Yield results in the order of their index, each as soon as all previous ones are available."""
+    waiting: dict[int, Result] = {}
     following = 0
     for index, result in results:
-        early[index] = result
-        while following in early:
-            yield following, early.pop(following)
+        waiting[index] = result
+        while following in waiting:
+            yield following, waiting.pop(following)
             following += 1
 
 
 def count_workers(tasks: int) -> int:
-    """Workers of this machine for a number of tasks: one a core, and no more than tasks."""
+    """Return the number of workers for a number of tasks on this machine: one per core, but not more than tasks."""
     return max(1, min(len(os.sched_getaffinity(0)), tasks))
 
 
-def _start_worker(function: Callable, crew: dict[Connection, _Worker]) -> None:
-    # Fresh processes, not forks: a fork of a process that already runs threads (torch, ITK) can hang.
+def _start_worker(function: Callable, pool: dict[Connection, _Worker]) -> None:
+    # New processes instead of forks: a fork of a process with running threads (torch, ITK) can hang.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve_tasks, args=(function, theirs), daemon=True)
     process.start()
     theirs.close()
-    crew[ours] = _Worker(process, ours)
+    pool[ours] = _Worker(process, ours)
 
 
 def _serve_tasks(function: Callable, connection: Connection) -> None:
     leave_stops_to_parent()
-    # The pipe breaks when the parent is gone: nobody is left to tell.
+    # The pipe breaks when the parent has ended, so there is nobody to report to.
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         connection.send(None)
         while True:

@@ -1,6 +1,6 @@
-"""Scans to a store: workers write files whole, one writer accepts them, and the same call again goes on.
+"""Prepares scans into a store: workers write files atomically, a single writer accepts them, and a repeated call continues.
 
-What the store holds depends on the scans alone: not on their order, the number of workers, or how often it was stopped.
+The content of the store depends only on the scans, not on their order, the number of workers, or interruptions.
 """
 
 from __future__ import annotations
@@ -39,38 +39,41 @@ from dagman.store.workers import run_tasks
 from dagman.tables.patients import state_patients
 
 CHECKED_BYTES = 4 * 2**30
-"""Bytes of a store up to which a repeated preparation compares every checksum: about three seconds. [ours]"""
+"""Size of a store up to which a repeated preparation compares all checksums, which takes about three seconds. [ours]"""
 _MODALITIES: dict[str, Modality | None] = {"auto": None, "ct": "CT", "mr": "MR"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """After each series: how many are done, of how many, and why this one was refused (None: it was kept)."""
+    """The progress after each series."""
 
     done: int
     total: int
     source: str
     refused: str | None
+    "Why the series was refused; None if it is in the store."
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreSummary:
-    """What came of a preparation.
-
-    `kept` scans of those given are in the store, `already` of them from before; `rejected` are listed with reasons in
-    `refusals` and in `rejected.csv`. `replaced` names the sources whose scans were prepared anew because their files had changed,
-    `vanished` the ids of scans that are kept although their sources are gone. `bytes` is the size of all scans in the store.
-    """
+    """Result of a preparation."""
 
     path: Path
     kept: int
+    "Number of given scans that are in the store."
     already: int
+    "Number of these that were in the store before."
     rejected: int
+    "Number of refusals."
     seconds: float
     bytes: int
+    "Size of all scans in the store."
     refusals: tuple[Refusal, ...]
+    "Sources that were refused, with reasons, which are also in `rejected.csv`."
     replaced: tuple[str, ...] = ()
+    "Sources whose scans were prepared again because their files had changed."
     vanished: tuple[str, ...] = ()
+    "Ids of scans that are kept although their sources are gone."
     notes: tuple[str, ...] = ()
 
 
@@ -88,16 +91,27 @@ def prepare_store(
     dask: str | None = None,
     on_event: Callable[[Estimate | Progress], None] | None = None,
 ) -> StoreSummary:
-    """Prepare all scans below `paths` into the store `out`; called again it goes on where it stopped.
+    """Prepare scans into a store; a repeated call continues where the last one stopped.
 
-    A scan whose files have changed since is replaced by what they hold now; one whose files are gone is kept, and named.
+    A scan whose files have changed since is replaced; a scan whose files are gone is kept and reported. A bad scan, or a worker
+    that is killed, never stops the others.
 
-    `workers` processes (None: one a core), or those of the Dask scheduler `dask` (see `run_tasks`); `modality` overrides what files
-    say; `tilt`, `widest_gap`: see `read_series`; `key`: of the patients' pseudonyms (see `settle_key`); `patients`: whose the scans
-    are (see `state_patients`). `on_event` hears an Estimate before the work and a Progress after each series.
-    One bad scan, or one killed process, never stops the others.
-    Raises ScanError when nothing was found, StoreError when nothing could be used, when `out` is another kind of folder or
-    store, is being written by another process, or when the disk is full (what was done stays).
+    Args:
+        paths: files, folders or archives of scans.
+        out: the store, which is created if needed.
+        preparation: settings; by default 2 mm, cropped to the body.
+        workers: number of processes; None for one per core.
+        modality: overrides the modality stated in files.
+        tilt, widest_gap: see `read_series`.
+        key: key of the patients' pseudonyms (see `settle_key`).
+        patients: assignment of scans to patients (see `state_patients`).
+        dask: address of a Dask scheduler (see `run_tasks`).
+        on_event: called with an `Estimate` before the work, and a `Progress` after each series.
+
+    Raises:
+        ScanError: if no scans were found.
+        StoreError: if no scan can be used, `out` is not a store or one with different settings, another process is writing to it,
+            or the disk is full (what has been prepared is kept).
     """
     started = time.monotonic()
     out, preparation = Path(out), preparation or Preparation()
@@ -111,7 +125,7 @@ def prepare_store(
     notify = on_event or (lambda event: None)
     try:
         with hold_lock(out, StoreError), catch_stops():
-            # Again: while the scans were looked for, another process may have begun and ended here, with other settings.
+            # Checked again, since another process may have created the store with other settings during the search for scans.
             _check_folder(out, preparation)
             if settle_key(out, key)[0] != naming:
                 raise StoreError("was created by another process in the meantime", where=out, do="Repeat the command")
@@ -131,9 +145,9 @@ def prepare_store(
     except OSError as error:
         raise explain_write_error(error, out) from error
     if not summary.kept:
-        only = summary.rejected == 1
-        rejected = "the only series was rejected" if only else f"all {summary.rejected} series were rejected; the first"
-        do = f"{'It is listed' if only else 'All are listed'} in {out / 'rejected.csv'}"
+        is_single = summary.rejected == 1
+        rejected = "the only series was rejected" if is_single else f"all {summary.rejected} series were rejected; the first"
+        do = f"{'It is listed' if is_single else 'All are listed'} in {out / 'rejected.csv'}"
         raise StoreError(f"{rejected}: {summary.refusals[0].reason.rstrip('.')}", where=out, do=do)
     listed = ("file names are kept only in rejected.csv",) if summary.rejected else ()
     remarks = remark_on_scans({source: writer.rows[scan_id] for source, scan_id in writer.ids.items()}, writer.rows.values())
@@ -141,7 +155,7 @@ def prepare_store(
 
 
 class _Writer:
-    """The one process that changes the store's tables."""
+    """Changes the store's tables, in a single process."""
 
     def __init__(self, out: Path, preparation: Preparation, found: Discovery, given: Sequence[Path], key: Key | None) -> None:
         self.out, self.preparation = out, preparation
@@ -155,12 +169,12 @@ class _Writer:
         self.origins = Origins.read(self.rows, written)
         self.earlier_refusals = EarlierRefusals.read(written)
         self.checks_all = sum(row.size for row in self.rows.values()) <= CHECKED_BYTES
-        # A file that vanished or was cut short is made again.
+        # A file that is missing or truncated is prepared again.
         self.whole = {scan_id for scan_id in self.rows if self._is_whole(scan_id)}
         self.seen = describe_sources(self.series, given, key)
         self.roots = name_roots(given, key)
         self.names = {source.source_hash: name for name, source in self.seen.items()}
-        # Of two files with one content the first by name counts, whichever is ready first; one from before stays.
+        # Of two sources with the same content, the first by name is used, in whatever order they are done; an existing one stays.
         self.ranks = {self.seen[one.source].source_hash: rank for rank, one in enumerate(self.series)}
         self.ids: dict[str, str] = {}
         self.already: set[str] = set()
@@ -168,11 +182,11 @@ class _Writer:
         self.dropped: set[str] = set()
         self.refused = {one.source: one.reason for one in found.refused}
         for scan_id in [scan_id for scan_id in self.rows if not self.origins.list_of(scan_id)]:
-            # A writer was killed between a new version and the removal of the old one.
+            # A writer was killed after it added a new version and before it removed the old one.
             self._drop(scan_id)
 
     def holds(self, series: Series) -> bool:
-        """Whether the store has this series' scan, and its files look as they did then."""
+        """Return whether the store has the scan of this series, and its files have not changed since."""
         source = self.seen[series.source]
         origin = self.origins.find(source)
         if origin is None or origin.id not in self.whole:
@@ -183,14 +197,14 @@ class _Writer:
         return True
 
     def refuses(self, series: Series) -> bool:
-        """Whether the same files were refused before by the same rules."""
+        """Return whether the same files were refused before by the same rules."""
         reason = self.earlier_refusals.find(series, self.seen[series.source])
         if reason is not None:
             self._refuse(series, reason)
         return reason is not None
 
     def run(self, todo: Sequence[Series], workers: int, dask: str | None) -> Iterator[tuple[str, str | None]]:
-        """Prepare series; give each one's source and why it was refused, None when it was kept."""
+        """Prepare series, and yield the source of each and why it was refused (None if it was not)."""
         tasks = [self._describe_task(one) for one in todo]
         work = partial(prepare_series, out=self.out, preparation=self.preparation)
         with contextlib.closing(run_tasks(work, tasks, workers, dask=dask if tasks else None)) as results:
@@ -211,7 +225,7 @@ class _Writer:
                 yield series.source, self.refused.get(series.source)
 
     def close(self, started: float) -> StoreSummary:
-        """Fold the journal into the manifest, list what was refused, and count."""
+        """Write the journal's rows into the manifest, list refusals, and summarise."""
         shutil.rmtree(self.out / STAGING, ignore_errors=True)
         kept = already = 0
         for name, scan_id in self.ids.items():
@@ -239,7 +253,7 @@ class _Writer:
         )
 
     def fingerprint(self) -> dict[str, str | int]:
-        """What the scans given were, as a hash."""
+        """Return the number of given series, and a hash of their sources."""
         return {
             "series": len(self.series),
             "digest": hash_bytes("".join(sorted(source.source_hash for source in self.seen.values())).encode()),
@@ -252,12 +266,12 @@ class _Writer:
         return Task(series, source.source_hash, origin.digest if origin is not None and known else "")
 
     def _accept(self, series: Series, prepared: Prepared) -> None:
-        """Take a scan in, in the place of what its files held before."""
+        """Accept a prepared scan, which replaces the previous scan of the same source."""
         row, source = prepared.row, self.seen[series.source]
         origin, earlier = Origin(id=row.id, source=source, digest=prepared.digest), self.origins.find(source)
         before = self.rows.get(earlier.id) if earlier is not None else None
         if row.patient_from == "assumed" and before is not None and before.patient_from == "user":
-            # The file changed, not whose it is.
+            # The file has changed, but not the patient that the user stated.
             row = replace(row, patient=before.patient, patient_from="user")
         staged = self.out / STAGING / f"{row.source_hash}.b2nd"
         if row.id in self.whole and not self._comes_first(row, earlier):
@@ -276,31 +290,31 @@ class _Writer:
             self._release(earlier)
 
     def _comes_first(self, row: ManifestRow, earlier: Origin | None) -> bool:
-        """Whether a row replaces the one that is there: its own source was read anew, or it is the first of equals by name."""
-        held = self.rows[row.id].source_hash
-        return (earlier is not None and earlier.source.source_hash == held) or (
-            self.ranks.get(held, -1) >= self.ranks[row.source_hash]
-        )
+        """Return whether a row replaces the existing one: its source was read again, or comes first by name."""
+        existing = self.rows[row.id].source_hash
+        if earlier is not None and earlier.source.source_hash == existing:
+            return True
+        return self.ranks.get(existing, -1) >= self.ranks[row.source_hash]
 
     def _settle(self, series: Series, origin: Origin) -> None:
-        """Note that a series is one that the store has, under the name and the times it has now."""
+        """Record that the store already has the scan of a series, with the present name and times of its source."""
         source = self.seen[series.source]
         self.ids[series.source] = origin.id
         self.already.add(series.source)
         if series.patient_from == "user" and series.patient != self.rows[origin.id].patient:
-            # Stated after the scan was prepared.
+            # The user stated the patient after the scan was prepared.
             self._write_row(replace(self.rows[origin.id], patient=str(series.patient), patient_from="user"), origin)
         if source == origin.source:
             return
-        now, row = replace(origin, source=source), self.rows[origin.id]
+        updated, row = replace(origin, source=source), self.rows[origin.id]
         if row.source_hash == origin.source.source_hash != source.source_hash:
-            self._write_row(replace(row, source_hash=source.source_hash), now)
+            self._write_row(replace(row, source_hash=source.source_hash), updated)
         else:
-            append_row(self.journal, now.to_json())
-        self.origins.add(now)
+            append_row(self.journal, updated.to_json())
+        self.origins.add(updated)
 
     def _release(self, origin: Origin) -> None:
-        """Drop a scan that its source no longer holds, unless another source does."""
+        """Drop a scan whose source has changed, unless another source has the same scan."""
         others = self.origins.list_of(origin.id)
         row = self.rows.get(origin.id)
         if row is not None and not others:
@@ -325,9 +339,9 @@ class _Writer:
         self.refused[series.source] = f"{reason}; the scan prepared before is kept" if kept else reason
 
     def _is_whole(self, scan_id: str) -> bool:
-        """Whether a scan's file is as its row says: by its checksum where the store is small, else by its size.
+        """Return whether a scan's file agrees with its row, by checksum in a small store, otherwise by size.
 
-        A large store would take minutes to read; there the checksum is compared when a scan is first opened.
+        A large store would take minutes to read; its checksums are compared when a scan is first opened.
         """
         path = locate_scan(self.out, scan_id)
         if scan_id not in self.rows or not path.is_file() or path.stat().st_size != self.rows[scan_id].size:
@@ -335,8 +349,8 @@ class _Writer:
         return not self.checks_all or hash_file(path) == self.rows[scan_id].checksum
 
     def _write_rejected(self, refusals: Sequence[Refusal]) -> None:
-        """Reasons of this call, and of earlier calls for what was not given now."""
-        reasons = {one.source: one.reason for one in refusals}
+        """Write the refusals of this call, and those of earlier calls for sources that were not given now."""
+        reasons = {refusal.source: refusal.reason for refusal in refusals}
         path = self.out / "rejected.csv"
         if path.exists():
             given = {one.source for one in self.series}
@@ -358,7 +372,7 @@ def _note_sources(summary: StoreSummary) -> list[str]:
 
 
 def _check_folder(out: Path, preparation: Preparation) -> None:
-    """Refuse a folder that is something else, a store of another format, or one made with other settings."""
+    """Refuse an output folder that is not a store, or a store with a different format or settings."""
     if not holds_store(out):
         return
     made = read_preparation(read_info(out), out)

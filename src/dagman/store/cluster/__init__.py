@@ -1,1 +1,1 @@
-"""Scans on a cluster: the same tasks by the workers of a Dask scheduler."""
+"""Runs the tasks of a preparation on a cluster, with the workers of a Dask scheduler."""

@@ -1,7 +1,7 @@
-"""Tasks on a Dask cluster, with the interface of `store.workers.run_tasks`: results as they are done, losses by name.
+"""Runs tasks on a Dask cluster, with the interface of `store.workers.run_tasks`.
 
-Workers read and write a file system that they share with this process, which alone changes the store's tables. A task is
-deterministic, so that whatever the cluster, its size or the order, the store holds the same bits.
+Workers share a file system with this process; only this process changes the store's tables. Tasks are deterministic, so the store
+has the same content for any cluster and any order of tasks.
 """
 
 from __future__ import annotations
@@ -24,20 +24,28 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 LOCAL = "local"
-"""In place of an address: a scheduler and workers of this machine, for as long as the command runs."""
+"""Instead of an address: a scheduler and workers on this machine, while the command runs."""
 TRIES = 3
-"""Workers that may die over a task before it is listed as lost; a scheduler of one's own has its `allowed-failures`. [ours]"""
+"""Number of workers that may die on a task before it is reported as lost; a user's own scheduler has `allowed-failures`. [ours]"""
 _CONNECT_SECONDS = 30
 
 
 def run_on_dask(
     function: Callable[[Task], Result], tasks: Sequence[Task], address: str, workers: int
 ) -> Generator[tuple[int, Result | Lost], None, None]:
-    """(index, result) of every task as it is done, by the workers of the scheduler at `address`, or of `workers` local ones.
+    """Run tasks on Dask workers, and yield (index, result) of each one as soon as it is done.
 
-    A task whose worker dies is tried on another; after as many deaths as the scheduler allows it is tried once
-    more as often, alone, and is then Lost.
-    Raises StoreError when the scheduler cannot be reached or is lost, or when its workers cannot do this work.
+    A task whose worker dies is retried on another one. After as many deaths as the scheduler allows, it is run by itself, with the
+    same number of tries, and is then `Lost`.
+
+    Args:
+        function: does one task.
+        tasks: all tasks.
+        address: address of the scheduler, or `LOCAL`.
+        workers: number of local workers.
+
+    Raises:
+        StoreError: if the scheduler cannot be reached or is lost, or its workers are not suitable.
     """
     with _connect(address, workers) as client:
         from distributed import CancelledError, as_completed
@@ -56,13 +64,13 @@ def run_on_dask(
                     yield index, future.result()
                 except KilledWorker:
                     suspects.append(index)
-                # Released before the next: results of all scans would gather on the workers.
+                # Released now, since the results of all scans would otherwise accumulate on the workers.
                 future.release()
-            # One at a time: a task that only waited on a worker while another killed it was suspected, too.
+            # One at a time, since tasks that merely waited on a worker that another task killed are suspects, too.
             for index in suspects:
-                alone = client.submit(work, tasks[index], pure=False)
+                retry = client.submit(work, tasks[index], pure=False)
                 try:
-                    yield index, alone.result()
+                    yield index, retry.result()
                 except KilledWorker as death:
                     died = f"its workers died {death.allowed_failures + 1} times, perhaps for lack of memory"
                     yield index, Lost(f"{died}; try again with more memory per worker")
@@ -80,7 +88,7 @@ def _connect(address: str, workers: int) -> Iterator[Client]:
         from distributed import Client, LocalCluster
     except ImportError:
         raise MissingExtraError("distributed", "dask") from None
-    # Of a scheduler that is lost it tells several tracebacks; the command says it in a line.
+    # distributed logs several tracebacks if the scheduler is lost, which the command reports in one line.
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     if address == LOCAL:
         with (
@@ -99,13 +107,13 @@ def _connect(address: str, workers: int) -> Iterator[Client]:
         _check_workers(client, address)
         yield client
     finally:
-        # The scheduler may be lost by now, and closing the connection to it then fails.
+        # If the scheduler is lost, closing the connection to it fails.
         with contextlib.suppress(Exception):
             client.close(timeout=5)
 
 
 def _check_workers(client: Client, address: str) -> None:
-    """Refuse workers that cannot do what this process would do."""
+    """Refuse workers with a different version, without the shared folder, or with several threads."""
     from dagman import __version__
 
     described: dict[str, Any] = client.run(_describe_worker, os.getcwd())
@@ -129,6 +137,6 @@ def _describe_worker(folder: str, dask_worker: Any = None) -> tuple[str, bool, i
 
 
 def _work_in(folder: str, function: Callable[[Task], Result], task: Task) -> Result:
-    # Paths are as the user gave them, and so are the names in messages.
+    # Paths may be relative, as the user gave them, and appear like this in messages.
     os.chdir(folder)
     return function(task)

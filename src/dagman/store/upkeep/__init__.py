@@ -1,1 +1,1 @@
-"""Looking after a store that is there: is it whole, what is in it, merging several, and taking a patient out."""
+"""Maintains existing stores: verification, statistics, selection, merging, and removal of patients."""

@@ -1,4 +1,4 @@
-"""One store of several that were prepared alike: the same scan once, its file linked or copied, whatever stopped it continued."""
+"""Merges stores that were prepared alike: each scan once, its file linked or copied; an interrupted merge can be continued."""
 
 from __future__ import annotations
 
@@ -22,27 +22,36 @@ from dagman.store.series import explain_write_error
 
 @dataclass(frozen=True, kw_only=True)
 class Merge:
-    """What a merge gave: its scans and patients, how many were there already, and the ids that several stores hold."""
+    """Result of a merge."""
 
     scans: int
     patients: int
     already: int
+    "Number of scans that were in the output already."
     copies: tuple[str, ...]
+    "Ids of scans that are in several stores."
     notes: tuple[str, ...] = ()
 
 
 def merge_stores(stores: Sequence[str | Path], out: str | Path, notify: Callable[[str], None] | None = None) -> Merge:
-    """Write the scans of several stores into `out`, new or of an earlier call of this command; the stores are not changed.
+    """Merge several stores into a new one, without changing them; repeating an interrupted call continues it.
 
-    A scan that several hold is taken from the first that states its patient, else from the first. Files are linked where the
-    file system can, else copied; each is compared with its checksum first. notify: called with what is being done. Raises
-    StoreError, before anything is written, for different preparations or keys, and for a damaged file, with what is merged so far
-    kept.
+    A scan that is in several stores is taken from the first one that states its patient, otherwise from the first one. Each file is
+    verified by its checksum, and then linked if the file system permits, otherwise copied.
+
+    Args:
+        stores: the stores to merge.
+        out: the new store, or that of an earlier, interrupted call.
+        notify: called with messages on the progress.
+
+    Raises:
+        StoreError: if the stores have different preparations or keys, before anything is written; or if a file is damaged, in which
+            case the scans merged so far are kept.
     """
     out = Path(out)
     opened = [Store(path) for path in stores]
     _check_alike(opened)
-    if any(out.resolve() == one.path.resolve() for one in opened):
+    if any(out.resolve() == store.path.resolve() for store in opened):
         raise StoreError("is one of the stores to merge", where=out, do="Give another --out")
     chosen, copies, notes = _choose(opened)
     _check_out(out, opened[0], chosen)
@@ -55,11 +64,11 @@ def merge_stores(stores: Sequence[str | Path], out: str | Path, notify: Callable
             already = 0
             for number, (row, store) in enumerate(chosen, 1):
                 if notify is not None:
-                    notify(f"placing scan {number} of {len(chosen)}")
+                    notify(f"merging scan {number} of {len(chosen)}")
                 if rows.get(row.id) == row and _is_whole(out, row):
                     already += 1
                     continue
-                # Linked before, a rename onto itself would leave the temporary name behind.
+                # Renaming a link onto the same file would do nothing and leave the temporary name behind.
                 if not _is_whole(out, row):
                     _place_file(store, out, row)
                 append_row(out / "journal.jsonl", asdict(row))
@@ -67,7 +76,7 @@ def merge_stores(stores: Sequence[str | Path], out: str | Path, notify: Callable
             _carry_origins(opened, out, {row.id for row, _ in chosen})
             write_manifest(out, rows.values())
             counts = {"scans": len(rows), "copies": len(copies), "already": already}
-            inputs = {f"store {number}": one.info["digest"] for number, one in enumerate(opened, start=1)}
+            inputs = {f"store {number}": store.info["digest"] for number, store in enumerate(opened, start=1)}
             write_command(out, "store merge", settings=asdict(opened[0].preparation), inputs=inputs, outcome=counts)
     except OSError as error:
         raise explain_write_error(error, out) from error
@@ -78,30 +87,30 @@ def merge_stores(stores: Sequence[str | Path], out: str | Path, notify: Callable
 def _check_alike(stores: Sequence[Store]) -> None:
     first = stores[0]
     for other in stores[1:]:
-        one, two = asdict(first.preparation), asdict(other.preparation)
-        different = [f"{name} {two[name]} (not {value})" for name, value in one.items() if two[name] != value]
+        expected, actual = asdict(first.preparation), asdict(other.preparation)
+        different = [f"{name} {actual[name]} (not {value})" for name, value in expected.items() if actual[name] != value]
         if different or first.info.get("digest") != other.info.get("digest"):
             what = f"was prepared with {', '.join(different) or 'another version of the preparation'}, unlike {first.path}"
             raise StoreError(what, where=other.path, do="Prepare its scans again with the same settings")
         if first.info.get("key") != other.info.get("key"):
-            what = f"uses another key for pseudonyms than {first.path}: one patient would have two pseudonyms"
+            what = f"uses a different key for pseudonyms than {first.path}: a patient would have two pseudonyms"
             raise StoreError(what, where=other.path, do="Prepare its scans again with the same --key")
 
 
 def _check_out(out: Path, like: Store, chosen: Sequence[tuple[ManifestRow, Store]]) -> None:
-    """Refuse a folder that is something else, or a store with scans of others."""
+    """Refuse an output folder that is not a store, was prepared differently, or contains scans of other stores."""
     if not holds_store(out):
         return
     info = read_info(out)
     if read_preparation(info, out) != like.preparation or info.get("key") != like.info.get("key"):
-        raise StoreError("is a store of another preparation or key", where=out, do="Give a new folder")
+        raise StoreError("is a store with a different preparation or key", where=out, do="Give a new folder")
     if foreign := read_manifest(out).keys() - {row.id for row, _ in chosen}:
-        what = f"holds scans of none of these stores: {list_some(sorted(foreign))}"
+        what = f"contains scans that are in none of these stores: {list_some(sorted(foreign))}"
         raise StoreError(what, where=out, do="Give a new folder, and name this store among those to merge")
 
 
 def _choose(stores: Sequence[Store]) -> tuple[list[tuple[ManifestRow, Store]], list[str], list[str]]:
-    """A row and its store for each scan, in the order of ids; ids held several times; and scans whose patients differ."""
+    """Choose a row and its store for each scan, sorted by id; return them, ids in several stores, and notes on patients."""
     chosen: dict[str, tuple[ManifestRow, Store]] = {}
     copies: dict[str, None] = {}
     differing: dict[str, None] = {}
@@ -111,15 +120,15 @@ def _choose(stores: Sequence[Store]) -> tuple[list[tuple[ManifestRow, Store]], l
                 chosen[row.id] = (row, store)
                 continue
             copies[row.id] = None
-            held = chosen[row.id][0]
-            if held.patient != row.patient:
+            earlier = chosen[row.id][0]
+            if earlier.patient != row.patient:
                 differing[row.id] = None
-                if held.patient_from == "assumed" and row.patient_from != "assumed":
+                if earlier.patient_from == "assumed" and row.patient_from != "assumed":
                     chosen[row.id] = (row, store)
     notes = []
     if differing:
-        kept = "a stated one is kept, otherwise that of the first store"
-        notes.append(f"stores name different patients for {list_some(sorted(differing))}: {kept}")
+        rule = "a stated one is kept, otherwise that of the first store"
+        notes.append(f"stores name different patients for {list_some(sorted(differing))}: {rule}")
     return [chosen[scan_id] for scan_id in sorted(chosen)], sorted(copies), notes
 
 
@@ -129,7 +138,7 @@ def _is_whole(out: Path, row: ManifestRow) -> bool:
 
 
 def _place_file(store: Store, out: Path, row: ManifestRow) -> None:
-    """Link the file of a scan, or copy it where it lies on another file system; whole."""
+    """Link the file of a scan, or copy it if it is on a different file system."""
     source = locate_scan(store.path, row.id)
     if not _is_whole(store.path, row):
         raise damaged_file(source)
@@ -141,7 +150,7 @@ def _place_file(store: Store, out: Path, row: ManifestRow) -> None:
 
 
 def _carry_origins(stores: Sequence[Store], out: Path, ids: set[str]) -> None:
-    """What the stores know of where their scans lay, so that dagman prepare knows them again, once each."""
+    """Copy the origins of all scans from the stores' journals, without duplicates, so that `dagman prepare` recognises sources."""
     fields = ("id", "source_hash", "place", "root", "listed", "stamp", "digest")
     known = {repr(sorted(row.items())) for row in read_rows(out / "journal.jsonl")}
     carried = {}

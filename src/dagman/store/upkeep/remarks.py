@@ -1,4 +1,4 @@
-"""What a preparation remarks on, so that it is known before a run: small scans, mixed modalities, assumed patients."""
+"""Notes of a preparation on what matters for later runs: small scans, mixed modalities, assumed patients."""
 
 from __future__ import annotations
 
@@ -12,34 +12,35 @@ from dagman.store.manifest import ManifestRow
 from dagman.tables.patients import note_assumed
 
 _SHOWN = 10
-"""Scans named in one sentence."""
+"""Number of scans named in a note."""
 
 
 def remark_on_scans(given: Mapping[str, ManifestRow], rows: Iterable[ManifestRow]) -> list[str]:
-    """Sentences on the scans given, by their sources, and on the store that holds `rows`."""
-    named = dict(zip(given, _shorten(given), strict=True))
+    """Return notes on scans.
+
+    Args:
+        given: the scans of this preparation, by source.
+        rows: all scans of the store.
+    """
+    named = dict(zip(_shorten(given), given.values(), strict=True))
     assumed = sum(row.patient_from == "assumed" for row in given.values())
-    return [
-        *note_assumed(assumed, len(given)),
-        *_remark_on_sizes({named[source]: row for source, row in given.items()}),
-        *_remark_on_modalities({named[source]: row for source, row in given.items()}, list(rows)),
-    ]
+    return [*note_assumed(assumed, len(given)), *_remark_on_sizes(named), *_remark_on_modalities(named, list(rows))]
 
 
 def describe_mixture(rows: Iterable[ManifestRow]) -> str:
-    """How many scans there are of each modality: "3 CT and 1 MR"."""
+    """Return the number of scans per modality, such as "3 CT and 1 MR"."""
     counts = Counter(row.modality for row in rows)
     return " and ".join(f"{count} {name}" for name, count in sorted(counts.items()))
 
 
 def _remark_on_sizes(given: Mapping[str, ManifestRow]) -> list[str]:
-    """One sentence a size of the model for the scans that its views are too large for, and no smaller size's."""
+    """Return one note per model size, on the scans that are too small for its views but not for those of smaller models."""
     notes = []
-    left = dict(given)
+    remaining = dict(given)
     views = {name: load_settings(name)[0].view for name in list_presets("sizes")}
     largest = max(views, key=lambda name: views[name].side)
-    for size, view in sorted(views.items(), key=lambda one: one[1].side):
-        small = {name: row for name, row in left.items() if min(row.shape) < view.least}
+    for size, view in sorted(views.items(), key=lambda entry: entry[1].side):
+        small = {name: row for name, row in remaining.items() if min(row.shape) < view.least}
         if small:
             shown = list_some((f"{name} ({' x '.join(map(str, row.shape))} voxels)" for name, row in small.items()), limit=_SHOWN)
             spacing = next(iter(small.values())).spacing[0]
@@ -48,7 +49,7 @@ def _remark_on_sizes(given: Mapping[str, ManifestRow]) -> list[str]:
                 f"{scans} too small for a view of {view.side} voxels at {spacing:g} mm, and excluded by pretrain --size {size}"
                 f"{'' if size == largest else ' and larger'} ({view.least} voxels are needed along each axis): {shown}"
             )
-        left = {name: row for name, row in left.items() if name not in small}
+        remaining = {name: row for name, row in remaining.items() if name not in small}
     return notes
 
 
@@ -63,7 +64,7 @@ def _remark_on_modalities(given: Mapping[str, ManifestRow], rows: list[ManifestR
 
 
 def _shorten(sources: Iterable[str]) -> list[str]:
-    """File names where they tell all sources apart, else the sources as they stand."""
+    """Return file names if they distinguish all sources, otherwise the sources themselves."""
     sources = list(sources)
     names = [Path(source).name for source in sources]
     return names if len(set(names)) == len(names) else sources

@@ -1,4 +1,4 @@
-"""Taking a patient out of a store: scans, rows, and what the journal and the list of rejected files say of them."""
+"""Removes scans and patients from a store: files, rows, and entries in the journal and the list of rejected files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dagman.store.sources import hide_name
 
 @dataclass(frozen=True, kw_only=True)
 class Removal:
-    """How many scans of how many patients were removed, and how many scans are left."""
+    """Result of a removal: numbers of removed scans and patients, and of scans left."""
 
     scans: int
     patients: int
@@ -31,46 +31,53 @@ class Removal:
 
 
 def remove_scans(store: str | Path, names: Sequence[str], *, key: str | Path | None = None) -> Removal:
-    """Remove scans, given by id, and all scans of patients, given by pseudonym or by the name that their files give them.
+    """Remove scans and patients from a store; repeating an interrupted call completes it.
 
-    What the journal and `rejected.csv` say of them goes, too, and with it all kept headers; a record of the number alone stays.
-    key: see `settle_key`; without it patients are known by pseudonym alone. A call that was killed is completed by the same call.
-    Raises StoreError, and removes nothing, when a name is not in the store.
+    Their entries in the journal and in `rejected.csv` are removed as well, and all cached headers. Only the number of removed scans
+    is recorded.
+
+    Args:
+        store: the store.
+        names: ids of scans, and patients by pseudonym or by the name in their files.
+        key: see `settle_key`; without the store's key, patients can be named only by pseudonym.
+
+    Raises:
+        StoreError: if a name is not in the store; then nothing is removed.
     """
     store = Path(store)
     made_with = read_info(store).get("key")
     with hold_lock(store, StoreError):
-        own = _find_own_key(store, made_with, key)
-        hidden = made_with is not None and own is None
+        store_key = _find_store_key(store, made_with, key)
+        lacks_key = made_with is not None and store_key is None
         rows, journal = read_manifest(store), read_rows(store / "journal.jsonl")
         refused = {str(row["patient"]) for row in journal if "refused" in row}
-        held = rows.keys() | {row.patient for row in rows.values()} | refused
-        found = {name: name if name in held or hidden else _name_patient(name, own) for name in names}
-        unknown = [name for name, meant in found.items() if meant not in held]
+        known = rows.keys() | {row.patient for row in rows.values()} | refused
+        resolved = {name: name if name in known or lacks_key else _name_patient(name, store_key) for name in names}
+        unknown = [name for name, target in resolved.items() if target not in known]
         if unknown:
-            do = f"See dagman store list {store}" + ("; the names in files need the store's --key" if hidden else "")
-            raise StoreError(f"holds no scan and no patient {list_some(map(repr, unknown))}", where=store, do=do)
-        meant = set(found.values())
-        ids = {scan_id for scan_id, row in rows.items() if scan_id in meant or row.patient in meant}
-        patients = {rows[scan_id].patient for scan_id in ids} | (meant & refused)
+            do = f"See dagman store list {store}" + ("; the names in files need the store's --key" if lacks_key else "")
+            raise StoreError(f"contains no scan or patient {list_some(map(repr, unknown))}", where=store, do=do)
+        targets = set(resolved.values())
+        ids = {scan_id for scan_id, row in rows.items() if scan_id in targets or row.patient in targets}
+        patients = {rows[scan_id].patient for scan_id in ids} | (targets & refused)
 
-        def is_theirs(row: Mapping[str, Any]) -> bool:
-            return row.get("id") in ids or ("refused" in row and row["patient"] in meant)
+        def is_removed(row: Mapping[str, Any]) -> bool:
+            return row.get("id") in ids or ("refused" in row and row["patient"] in targets)
 
         (store / HEADERS).unlink(missing_ok=True)
-        # Files first: as long as a row stands, the same call finds what is left to do.
+        # Files first: as long as their rows exist, a repeated call finds what remains to be done.
         for scan_id in ids:
             locate_scan(store, scan_id).unlink(missing_ok=True)
-        listed = {row.get("listed", "") for row in journal if is_theirs(row)}
-        _clear_rejected(store / "rejected.csv", None if hidden or "" in listed else listed, own)
-        keep_rows(store / "journal.jsonl", lambda row: not is_theirs(row))
+        listed = {row.get("listed", "") for row in journal if is_removed(row)}
+        _clear_rejected(store / "rejected.csv", None if lacks_key or "" in listed else listed, store_key)
+        keep_rows(store / "journal.jsonl", lambda row: not is_removed(row))
         append_row(store / "journal.jsonl", {"removed": len(ids)})
         write_manifest(store, [row for scan_id, row in rows.items() if scan_id not in ids])
     return Removal(scans=len(ids), patients=len(patients), left=len(rows) - len(ids))
 
 
-def _find_own_key(store: Path, made_with: str | None, path: str | Path | None) -> Key | None:
-    """The store's own key; None where it has none, or where it is not at hand."""
+def _find_store_key(store: Path, made_with: str | None, path: str | Path | None) -> Key | None:
+    """Return the store's own key; None if it has none, or it is not available."""
     if path is not None:
         return settle_key(store, path)[0]
     key = find_key() if made_with else None
@@ -83,7 +90,7 @@ def _name_patient(name: str, key: Key | None) -> str:
 
 
 def _clear_rejected(path: Path, listed: Collection[str] | None, key: Key | None) -> None:
-    """Take these sources out of rejected.csv; None, where they are not known, removes it: the next preparation writes it anew."""
+    """Remove sources from rejected.csv; None (unknown) removes the whole file, which the next preparation writes again."""
     if listed is None:
         path.unlink(missing_ok=True)
     elif path.exists():

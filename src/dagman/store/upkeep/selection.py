@@ -1,4 +1,4 @@
-"""Some of a store's scans: those of named patients, or of one modality."""
+"""Selects scans of a store by patient and modality."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ from dagman.store.manifest import ManifestRow, Store
 
 
 def select_rows(store: Store, *, patients: Collection[str] = (), modality: str | None = None) -> list[ManifestRow]:
-    """The rows of these patients (pseudonyms; all if none is given) and this modality (in any case), in the store's order.
+    """Select rows by patient and modality, in the store's order.
 
-    Raises StoreError where a patient or the modality has no scan in the store.
+    Args:
+        store: the store.
+        patients: pseudonyms; all patients if empty.
+        modality: in upper or lower case; all modalities if None.
+
+    Raises:
+        StoreError: if a patient or the modality has no scan in the store.
     """
     known = {row.patient for row in store.rows}
     for patient in patients:

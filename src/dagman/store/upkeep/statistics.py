@@ -1,4 +1,4 @@
-"""What a store holds, in numbers, by its manifest alone; nothing of a person's age or name is in it."""
+"""Summarises the content of a store in numbers, from its manifest; it has no age or name of a person."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ NO_KERNEL = "not stated"
 
 
 def count_store(store: Store) -> dict[str, Any]:
-    """Scans, patients, modalities, bytes, spacings and kernels of the sources, the body's extent in mm, shares of tissue.
+    """Count scans, patients and modalities, and summarise sizes, original spacings and kernels, body extents and tissue shares.
 
-    `before_spacings`: scans of earlier releases, of which neither spacing nor kernel was kept. Of numbers the least, quartiles and
-    the greatest are given. Raises StoreError when the manifest cannot be read.
+    Distributions are given by minimum, quartiles and maximum. `before_spacings` counts scans of earlier versions, for which neither
+    spacing nor kernel was recorded.
+
+    Raises:
+        StoreError: if the manifest cannot be read.
     """
     rows = store.rows
     patients = Counter(row.patient for row in rows)
@@ -30,22 +33,22 @@ def count_store(store: Store) -> dict[str, Any]:
         "scans": len(rows),
         "patients": len(patients),
         "patients_assumed": len({row.patient for row in rows if row.patient_from == "assumed"}),
-        "scans_per_patient": _spread(patients.values()),
+        "scans_per_patient": _summarise(patients.values()),
         "modalities": dict(sorted(Counter(row.modality for row in rows).items())),
         "bytes": sum(row.size for row in rows),
         "spacing_mm": store.preparation.spacing,
-        "megabytes_per_scan": _spread(row.size / 1e6 for row in rows),
-        "voxels_xyz": {axis: _spread(sizes[:, index]) for index, axis in enumerate("xyz")},
-        "body_extent_mm": {axis: _spread(extents[:, index]) for index, axis in enumerate("xyz")},
-        "body_shares": {name: _spread(values) for name, values in _list_shares(rows).items()},
-        "source_spacing_mm": {axis: _spread(values) for axis, values in zip("xyz", spacings.T, strict=True)},
-        "kernels": dict(sorted(Counter(row.kernel or NO_KERNEL for row in known).items(), key=lambda one: (-one[1], one[0]))),
+        "megabytes_per_scan": _summarise(row.size / 1e6 for row in rows),
+        "voxels_xyz": {axis: _summarise(sizes[:, index]) for index, axis in enumerate("xyz")},
+        "body_extent_mm": {axis: _summarise(extents[:, index]) for index, axis in enumerate("xyz")},
+        "body_shares": {name: _summarise(values) for name, values in _list_shares(rows).items()},
+        "source_spacing_mm": {axis: _summarise(values) for axis, values in zip("xyz", spacings.T, strict=True)},
+        "kernels": dict(sorted(Counter(row.kernel or NO_KERNEL for row in known).items(), key=lambda entry: (-entry[1], entry[0]))),
         "before_spacings": len(rows) - len(known),
     }
 
 
 def _list_shares(rows: Iterable[ManifestRow]) -> dict[str, list[float]]:
-    """Of each CT, as its verdict counted them: shares of all voxels that are tissue, soft tissue, fat and bone."""
+    """List the shares of voxels that are tissue, soft tissue, fat and bone, over all CTs, from the evidence of their verdicts."""
     shares: dict[str, list[float]] = {}
     for row in rows:
         for name in _SHARES:
@@ -54,8 +57,8 @@ def _list_shares(rows: Iterable[ManifestRow]) -> dict[str, list[float]]:
     return shares
 
 
-def _spread(values: Iterable[float]) -> dict[str, float]:
-    """Least, quartiles and greatest; empty where there is nothing."""
+def _summarise(values: Iterable[float]) -> dict[str, float]:
+    """Return minimum, quartiles and maximum; {} if there are no values."""
     numbers = np.fromiter((float(value) for value in values), dtype=np.float64)
     if not numbers.size:
         return {}

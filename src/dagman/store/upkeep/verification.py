@@ -1,4 +1,4 @@
-"""Is a store what its manifest says? Every file is read once."""
+"""Verifies that a store agrees with its manifest, by reading every file once."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ from dagman.store.manifest import ManifestRow, Store
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong in a store: the file, relative to the store, and what is wrong with it."""
+    """A problem in a store: the file, relative to the store, and what is wrong with it."""
 
     file: str
     problem: str
 
 
 def verify_store(store: Store, notify: Callable[[str], None] | None = None) -> list[Finding]:
-    """Check every scan's file against its row (presence, size, checksum, header), and look for files without a row.
+    """Check every scan's file against its row (presence, size, checksum, header), and find files without a row.
 
-    notify: Called with what is being read. Raises StoreError when the manifest itself cannot be read.
+    Args:
+        store: the store.
+        notify: called with messages on the progress.
+
+    Raises:
+        StoreError: if the manifest cannot be read.
     """
     findings = []
     for number, row in enumerate(store.rows, 1):
@@ -30,15 +35,15 @@ def verify_store(store: Store, notify: Callable[[str], None] | None = None) -> l
             notify(f"reading scan {number} of {len(store.rows)}")
         if problem := _check_row(store, row):
             findings.append(Finding(_name_file(store, row), problem))
-    wanted = {locate_scan(store.path, row.id) for row in store.rows}
-    extra = [path for path in (store.path / "scans").rglob("*") if path.is_file() and path not in wanted]
+    expected = {locate_scan(store.path, row.id) for row in store.rows}
+    extra = [path for path in (store.path / "scans").rglob("*") if path.is_file() and path not in expected]
     extra += [path for path in (store.path / STAGING).rglob("*") if path.is_file()]
     findings += [Finding(str(path.relative_to(store.path)), "has no row in the manifest") for path in extra]
     return sorted(findings, key=lambda finding: finding.file)
 
 
 def _check_row(store: Store, row: ManifestRow) -> str | None:
-    """What is wrong with a scan, None when nothing is."""
+    """Return what is wrong with a scan's file, or None."""
     path = locate_scan(store.path, row.id)
     if not path.is_file():
         return "is missing"
