@@ -1,4 +1,4 @@
-"""Which scans' files were found undamaged, shared by the processes that read a store."""
+"""Shares between the processes that read a store which files of scans have been verified."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ _SIZE = 8
 
 
 class SharedChecks:
-    """One mark per scan in a file that all processes of a run read and write, so that each scan's file is hashed once, not once
-    per process.
+    """A file with one mark per scan, read and written by all processes of a run, so that each scan's file is hashed only once.
 
-    A mark holds for the file as it was checked (inode, size, time of its last change). There is no lock: a mark that is lost, or
-    a file that is not there, costs another check and nothing else.
+    A mark is valid for the file as it was checked (inode, size, modification time). There is no lock, since a lost mark or a
+    missing file only causes another check.
 
-    file: Where the marks are. scans: The ids of all scans, sorted.
+    Args:
+        file: the file of marks.
+        scans: ids of all scans, sorted.
     """
 
     def __init__(self, file: Path, scans: Sequence[str]) -> None:
         self.file, self.scans = file, scans
 
     def begin(self) -> None:
-        """Forget the marks of processes before: one process does so before the others start."""
+        """Clear the marks of earlier runs; one process does this before the others start."""
         with open(self.file, "wb") as file:
             file.truncate(_SIZE * len(self.scans))
 
     def end(self) -> None:
-        """Remove the file; what still reads the store checks for itself."""
+        """Remove the file; processes that still read the store then check files themselves."""
         self.file.unlink(missing_ok=True)
 
     def holds(self, scan: str, path: Path) -> bool:
-        """Whether a process has found the scan's file, as it is now, undamaged."""
+        """Return whether a process has verified the scan's file in its present state."""
         try:
             with open(self.file, "rb", buffering=0) as file:
                 file.seek(self._find(scan))
@@ -44,13 +45,13 @@ class SharedChecks:
             return False
 
     def add(self, scan: str, path: Path) -> None:
-        """Note that the scan's file is undamaged."""
+        """Record that the scan's file is undamaged."""
         try:
             with open(self.file, "r+b", buffering=0) as file:
                 file.seek(self._find(scan))
                 file.write(_mark(path))
         except OSError:
-            # No file, a full disk, or no permission: each process checks for itself.
+            # Without the file, space on the disk, or permission, each process checks files itself.
             return
 
     def _find(self, scan: str) -> int:
@@ -58,6 +59,6 @@ class SharedChecks:
 
 
 def _mark(path: Path) -> bytes:
-    found = os.stat(path)
-    text = f"{path.name} {found.st_ino} {found.st_size} {found.st_mtime_ns}"
+    status = os.stat(path)
+    text = f"{path.name} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
     return bytes.fromhex(hash_bytes(text.encode()))[:_SIZE]
