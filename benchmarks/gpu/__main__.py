@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from benchmarks.gpu.ceilings import measure_ceilings
-from benchmarks.gpu.checks import ATTENTION, SMALL_ATTENTION, check_attention, check_layer_norm
+from benchmarks.gpu.checks import ATTENTION, LARGER, SMALL_ATTENTION, check_attention, check_layer_norm
 from benchmarks.gpu.encoders import compare_joined, grow, time_encoder
 from benchmarks.gpu.floor import count_floor
 from benchmarks.gpu.parts import DEAD, Found, Part, run_parts, supervise
@@ -80,9 +80,15 @@ def list_parts(quick: bool, device: str) -> list[Part]:
     for kernels in names:
         add(f"step of {size}, {views} views, {kernels}", "steps", partial(time_step, size, views, kernels, device, rounds))
     add(f"floor of {size}, {views} views", "floors", partial(count_floor, size, views, device))
-    for name, case in (SMALL_ATTENTION if quick else ATTENTION).items():
-        call = partial(check_attention, name, case, views=1 if quick else 8, device=device, rounds=rounds)
+    attention = SMALL_ATTENTION if quick else ATTENTION
+
+    def add_attention(name: str) -> None:
+        call = partial(check_attention, name, attention[name], views=1 if quick else 8, device=device, rounds=rounds)
         add(f"attention: {name}", "checks", call)
+
+    for name in attention:
+        if name not in LARGER:
+            add_attention(name)
     for channels in (24,) if quick else (24, 48, 96, 192, 384, 768):
         call = partial(check_layer_norm, channels, rows=16 if quick else VALUES // channels, device=device, rounds=rounds)
         add(f"LayerNorm of {channels}", "checks", call)
@@ -98,7 +104,10 @@ def list_parts(quick: bool, device: str) -> list[Part]:
         add(f"profile of {size}, {views} views, {kernels}", "profiles", partial(profile, size, views, kernels, device))
     for path in paths:
         if path in SLOW_TO_BUILD:
-            add_path(path, most=100.0)
+            add_path(path, most=150.0)
+    for name in attention:
+        if name in LARGER:
+            add_attention(name)
     for large, many in [] if quick else STEPS:
         for kernels in names:
             add(f"step of {large}, {many} views, {kernels}", "steps", partial(time_step, large, many, kernels, device, 3))

@@ -27,6 +27,8 @@ ATTENTION: dict[str, Case] = {
     "window of 6": ((18, 18, 18), 6, 3, 4, 96),
     "window of 7": ((21, 21, 21), 7, 3, 4, 96),
 }
+LARGER = ("window of 6", "window of 7")
+"""Cases that no preset has: they are checked last."""
 SMALL_ATTENTION: dict[str, Case] = {"padded and shifted": ((5, 6, 3), 4, 2, 1, 24)}
 
 

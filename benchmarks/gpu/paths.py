@@ -16,11 +16,12 @@ PATHS: dict[str, dict[str, Any]] = {
     "read a step later": {"read_after": 1},
     "hidden windows once": {"assignments": ["train.skip_hidden=true"]},
     "compiled": {"compiled": "on", "read_after": 1},
+    "compiled, Triton": {"compiled": "on", "kernels": "triton", "read_after": 1},
     "CUDA graphs": {"compiled": "graphs", "read_after": 1},
     "Triton": {"kernels": "triton", "read_after": 1},
     "Triton, hidden windows once": {"kernels": "triton", "read_after": 1, "assignments": ["train.skip_hidden=true"]},
 }
-SLOW_TO_BUILD = ("compiled", "CUDA graphs")
+SLOW_TO_BUILD = ("compiled", "compiled, Triton", "CUDA graphs")
 ON_A_CPU = ("plain", "read a step later", "hidden windows once")
 """Paths that need neither a compiler nor a card."""
 

@@ -10,8 +10,8 @@ from benchmarks.gpu.work import Work
 from torch.profiler import ProfilerActivity, profile
 
 KINDS = {
-    "attention": ("_attend_", "softmax", "bmm", "baddbmm", "scaled_dot", "fmha", "attention"),
-    "norm": ("_normalise_", "layer_norm", "layernorm", "native_layer"),
+    "attention": ("attend_", "softmax", "bmm", "baddbmm", "scaled_dot", "fmha", "attention"),
+    "norm": ("normalise_", "layer_norm", "layernorm", "native_layer"),
     "linear": ("addmm", "gemm", "linear", "::mm", "cutlass", "nvjet", "mkldnn"),
     "optimiser": ("adam", "lerp", "foreach", "clip", "multi_tensor"),
     "copies": ("copy", "index", "gather", "cat", "memcpy", "memset", "pad", "contiguous", "clone", "fill", "elementwise"),

@@ -42,12 +42,17 @@ def bench_command(
     plan = bench.plan
     for line in (
         f"machine   {plan.device}, {bench.precision}, kernels {bench.kernels}",
-        f"steps     {bench.views_per_s:.3g} views/s, {bench.voxels_per_s / 1e6:.3g} million voxels/s "
-        f"({plan.seconds[0]:.3g} s per step of {plan.views} views)",
-        f"peak      {bench.ceiling_share:.0%} of {bench.flop_per_s / 1e12:.3g} TFLOP/s, the rate of one large matrix product",
-        f"reading   {bench.crops_per_s:.3g} views/s by one process; {plan.waiting:.0%} of each step is spent waiting for data",
+        f"steps     {_format(bench.views_per_s)} views/s, {_format(bench.voxels_per_s / 1e6)} million voxels/s "
+        f"({_format(plan.seconds[0])} s per step of {plan.views} views)",
+        f"peak      {bench.ceiling_share:.0%} of {_format(bench.flop_per_s / 1e12)} TFLOP/s, the rate of one large matrix product",
+        f"reading   {_format(bench.crops_per_s)} views/s by one process; {plan.waiting:.0%} of each step is spent waiting for data",
         *(f"slow      {sentence}" for sentence in plan.slow if sentence.startswith("reading")),
         f"memory    {plan.memory_gib:.2f} GiB at the peak; at most {bench.largest_micro_batch} views at once",
-        f"time      {plan.hours[0]:.2g} hours for {plan.steps} steps, at the present load of the machine",
+        f"time      {_format(plan.hours[0])} hours for {plan.steps} steps, at the present load of the machine",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _format(value: float) -> str:
+    """Three digits, and all digits before the point: 0.223, 72.1, 1,234."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -66,7 +66,8 @@ def bench_machine(
         learner, settings = rehearsal.learner, rehearsal.learner.settings
         plan = plan_pretraining(rehearsal)
         counter = FlopCounterMode(display=False)
-        with counter:
+        # A compiled graph would hide its products from the counter.
+        with counter, learner.uncompiled():
             list(rehearsal.take(1))
         operations = counter.get_total_flops()
         ceiling = measure_ceiling(str(learner.device), learner.precision)
@@ -90,7 +91,8 @@ def measure_ceiling(device: str, precision: str) -> float:
     cuda = torch.device(device).type == "cuda"
     side = _CUDA_SIDE if cuda else _CPU_SIDE
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    left, right = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
+    # Not ones: a card multiplies equal numbers faster than those of a run.
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(_ROUNDS):
         began = time.perf_counter()
