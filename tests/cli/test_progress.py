@@ -36,6 +36,13 @@ def test_a_quick_command_stays_quiet(tmp_path, capsys):
     assert not (tmp_path / LOG).exists()
 
 
+def test_a_rank_for_which_another_speaks_writes_nothing(tmp_path, capsys):
+    clock = _Clock()
+    _run(PlainLines(Console(quiet=True), tmp_path, clock=clock), clock, steps=200, seconds=1.0)
+    assert capsys.readouterr().err == ""
+    assert not (tmp_path / LOG).exists()
+
+
 def test_a_long_command_is_followed_at_a_steady_pace_to_its_end(tmp_path, capsys):
     _run(*_lines(tmp_path), steps=200, seconds=1.0)
     printed = capsys.readouterr().err.splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -113,7 +114,7 @@ def test_a_second_preparation_of_one_store_is_refused_and_the_first_is_whole(run
         said, _ = first.communicate("go on\n")
     assert second.returncode == 2
     assert second.stderr.strip() == (
-        f"dagman: {out}: process {first.pid} is writing here. Wait until it ends, or choose another folder."
+        f"dagman: {out}: process {first.pid} on {platform.node()} is writing here. Wait until it ends, or choose another folder."
     )
     assert (first.returncode, said) == (0, "3\n")
     assert verify_store(Store(out)) == []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +28,7 @@ def _fail_in(folder: Path, write: Callable[[], object] = lambda: None) -> None:
 def test_a_folder_is_held_by_one_and_free_afterwards(tmp_path):
     with hold_lock(tmp_path / "out"):
         with (
-            pytest.raises(RunError, match=r"out: process \d+ is writing here\. Wait until it ends"),
+            pytest.raises(RunError, match=r"out: process \d+ on \S+ is writing here\. Wait until it ends"),
             hold_lock(tmp_path / "out", RunError),
         ):
             pass
@@ -51,6 +53,18 @@ def test_what_was_written_and_what_was_there_before_stays(tmp_path):
     assert (tmp_path / "a" / "out" / "scores.jsonl").exists()
     _fail_in(tmp_path / "b" / "out", lambda: (tmp_path / "b" / "notes").touch())
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["notes"]
+
+
+def test_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch):
+    def refuse(*arguments: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(RunError) as caught, hold_lock(tmp_path / "out", RunError):
+        pass
+    what = "its file system cannot lock files (no locks available)"
+    assert str(caught.value) == f"{tmp_path / 'out'}: {what}. Choose a folder on another file system."
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_lock_that_another_process_removed_meanwhile_is_not_taken_for_one(tmp_path, monkeypatch):

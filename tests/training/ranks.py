@@ -3,11 +3,13 @@
 `python ranks.py PLAN.json`: a list of jobs. Those of a number of ranks share their processes and run one after another:
 
 - {"ranks", "source", "out", "method", "assignments"}: a pretraining; "by_rank" gives single ranks other arguments, "without":
-  "gloo" is a torch that lacks it, "version" another dagman;
+  "gloo" is a torch that lacks it, "version" another dagman, "unshared_s" the wait for a run folder that is not there;
 - {"relay": [ranks, ...], "source", "out", "method", "assignments"}: a pretraining that is killed after each step and gone on by the
   next number of ranks, beside one that is not; <out>.json says how far apart their checkpoints are; "unwatched": without monitors;
-- {..., "alone": true}: a pretraining in processes of its own, beside all others; "torchrun": options, started by torchrun;
-- {..., "warn": [rank, step]}: Slurm's warning comes to a rank; "nan": [rank, step]: its losses are not finite;
+- {..., "alone": true}: a pretraining in processes of its own, beside all others; "torchrun": options, started by torchrun, in
+  forked processes if these name no other start method;
+- {..., "warn": [rank, step]}: Slurm's warning comes to a rank; "warn_parent": SIGTERM to what started it;
+  "nan": [rank, step]: its losses are not finite;
   "kill": [[rank, step], ...], which rank is killed at which step at the n-th start; "hang": [rank, step, "stopped" or "reading"].
 
 What each rank ended with is written to PLAN.json.<number>.<rank>, what one alone wrote to stderr to <out>.<rank>.txt.
@@ -45,9 +47,11 @@ def set_rank(rank: int, ranks: int, port: str) -> None:
 def train(job: dict) -> str:
     """One rank of one pretraining: "" or what ended it."""
     from dagman.errors import DagmanError
+    from dagman.training import pretraining
     from dagman.training.pretraining import pretrain
 
     job = job | job.get("by_rank", {}).get(os.environ.get("RANK"), {})
+    pretraining.UNSHARED_S = job.get("unshared_s", 60.0)
     try:
         with disturb(job):
             run = pretrain(job["source"], job["out"], method=job.get("method"), assignments=job["assignments"])
@@ -121,6 +125,8 @@ def disturb(job: dict) -> Iterator[None]:
             Learner.draw_pairs = interrupt(Learner.draw_pairs, threading.Event().wait, step)
     if job.get("warn", [None])[0] == rank:
         Learner.advance = interrupt(Learner.advance, lambda: os.kill(os.getpid(), signal.SIGUSR1), job["warn"][1])
+    if job.get("warn_parent", [None])[0] == rank:
+        Learner.advance = interrupt(Learner.advance, lambda: os.kill(os.getppid(), signal.SIGTERM), job["warn_parent"][1])
     if job.get("nan", [None])[0] == rank:
         losses = accumulation.student_losses
 
@@ -235,7 +241,7 @@ def run_alone(job: dict) -> None:
         from torch.distributed.run import main as torchrun
 
         _redirect(f"{job['out']}.torchrun.txt")
-        torchrun([*job["torchrun"], "--start-method=fork", "--run-path", __file__, "--one", json.dumps(job)])
+        torchrun(["--start-method=fork", *job["torchrun"], "--run-path", __file__, "--one", json.dumps(job)])
         return
     port = find_port()
 

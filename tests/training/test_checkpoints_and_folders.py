@@ -101,6 +101,7 @@ def test_a_checkpoint_of_the_first_format_is_read_and_its_damage_is_found(copied
     folder = copied / "checkpoints" / "step-000003"
     state = json.loads((folder / "state.json").read_text())
     assert all(checksum.startswith("crc32:") for checksum in state["checksums"].values())
+    del state["checksum"]
     before = {name: hash_file(folder / f"{name}.safetensors") for name in state["checksums"]}
     (folder / "state.json").write_text(json.dumps(state | {"format": 1, "checksums": before}))
     _fill_learner(copied)
@@ -134,6 +135,8 @@ def test_folders_that_are_no_checkpoints_are_not_counted(copied):
     (copied / "checkpoints" / "step-000009").mkdir()
     (copied / "checkpoints" / "step-old").mkdir()
     (copied / "checkpoints" / "step-old" / "state.json").write_text("{}")
+    (copied / "checkpoints" / "damaged-step-000004").mkdir()
+    (copied / "checkpoints" / "damaged-step-000004" / "state.json").write_text("{}")
     assert list_checkpoints(copied) == [2, 3]
     with pytest.raises(RunError, match="holds no checkpoint to resume from"):
         read_state(copied / "encoder")

@@ -6,6 +6,7 @@ Real processes over gloo, forked by `ranks.py`; one launch serves all tests.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import re
@@ -17,13 +18,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from dagman.errors import SettingsError
 from dagman.records.journal import read_rows
 from dagman.reports.provenance import flatten_values
 from dagman.settings.presets import list_presets
 from dagman.store.format import locate_scan
+from dagman.store.preparation import Preparation
+from dagman.store.writer import prepare_store
+from dagman.testing import make_body, write_nifti
 from dagman.training.checkpoints import list_checkpoints
+from dagman.training.learner import Learner
+from dagman.training.parallel import replicas
 from dagman.training.parallel.group import Group
 from dagman.training.pretraining import pretrain
 from dagman.training.run import Run
@@ -34,9 +41,12 @@ OPTIONS += ("train.checkpoint_every=1",)
 CASES = {name: (name, ()) for name in list_presets("methods")} | {
     "no queue": ("dagman", ("teacher.queue=0", "view.flip=0.5", "view.noise=0.1")),
     "centre": ("dagman", ("teacher.centering=mean", "teacher.temperature=schedule", "losses.symmetric=false")),
+    "vit on two stores": ("dagman", ("model.backbone=vit", "model.embed=16", "model.heads=[2, 2, 2, 2]")),
 }
 # Ranks from step to step: each number begins, goes on and ends, and each change of it occurs.
 ORDERS = dict(zip(CASES, itertools.cycle([(2, 1, 3), (3, 2, 1), (1, 3, 2), (2, 3, 1), (3, 1, 2), (1, 2, 3)]), strict=False))
+# Its weights are many: one step, and nobody is killed.
+CASES["cnn"], ORDERS["cnn"] = ("simmim", ("model.backbone=resnet3d:10", "train.steps=1")), (2,)
 TIMEOUT_S = 8.0
 """Within which a rank that hangs is to be named: long for a busy machine, and no test waits for it alone."""
 
@@ -55,13 +65,18 @@ def place(unmeasured, store, tiny, tmp_path_factory) -> Path:
     # A pair of views for each of two ranks, without the reconstruction, whose weights are most of a checkpoint.
     light = ("train.batch=4", "train.steps=3", "losses.amip=0")
     add("whole", 2, *light)
+    write_nifti(folder / "other.nii.gz", make_body((38, 40, 36), 9), 4.0)
+    prepare_store(folder / "other.nii.gz", folder / "other", Preparation(spacing=4.0), workers=1)
     for case, (method, changes) in CASES.items():
-        job = {"relay": ORDERS[case], "source": str(store.path), "out": str(folder / case), "method": method}
+        source = [f"{store.path}:2", f"{folder / 'other'}:1"] if "two stores" in case else str(store.path)
+        job = {"relay": ORDERS[case], "source": source, "out": str(folder / case), "method": method}
         job["unwatched"] = case != "dagman"
         plan.append({**job, "assignments": [*options, "train.keep_checkpoints=9", *changes]})
     # Rank 1 dies in the second step, rank 0, which writes, in the third.
     launch = ["--standalone", "--nproc-per-node=2", "--max-restarts=3"]
     add("killed", 2, *light, alone=True, torchrun=launch, kill=[[1, 1], [0, 2]])
+    spawned = ["--standalone", "--nproc-per-node=2", "--start-method=spawn"]
+    add("spawned", 2, *light, alone=True, torchrun=spawned, warn_parent=[0, 1])
     for how in ("stopped", "reading"):
         add(f"hung-{how}", 2, *light, f"train.rank_timeout={TIMEOUT_S}", alone=True, hang=[1, 1, how])
     add("warned", 2, *light, warn=[1, 1])
@@ -80,6 +95,8 @@ def place(unmeasured, store, tiny, tmp_path_factory) -> Path:
     add("refused-batch", 3, assignments=[*short, "train.batch=4"])
     add("refused-micro", 2, assignments=[*short, "train.batch=12", "train.micro_batch=4"])
     add("refused-absent", 2, source=folder / "absent", assignments=short)
+    add("refused-unprepared", 2, source=folder / "other.nii.gz", assignments=short)
+    add("refused-unshared", 2, by_rank={"1": {"out": str(folder / "elsewhere"), "unshared_s": 0.0}}, assignments=short)
     add("refused-misspelt", 2, assignments=["train.stepz=3"])
     add("refused-card", 2, assignments=[*short, "train.device=cuda:7"])
     add("refused-gloo", 2, without="gloo", assignments=short)
@@ -121,7 +138,7 @@ def test_a_run_that_is_killed_and_gone_on_by_other_numbers_of_ranks_is_one_proce
         last = leg + 1 == len(ORDERS[case])
         assert sorted(codes) == ([0] * len(codes) if last else [killed, *[requeued] * (len(codes) - 1)]), codes
     one, many = Run(place / f"{case}-one"), Run(place / case)
-    assert len(many.steps) == len(one.steps) == 3
+    assert len(many.steps) == len(one.steps) == len(ORDERS[case])
     assert len(many.monitors) == len(one.monitors) == (2 if case == "dagman" else 0)
     # A spread of distances of 50 mm is a difference of nearly equal numbers: its rounding is theirs.
     for ours, theirs in [*zip(many.steps, one.steps, strict=True), *zip(many.monitors, one.monitors, strict=True)]:
@@ -130,6 +147,9 @@ def test_a_run_that_is_killed_and_gone_on_by_other_numbers_of_ranks_is_one_proce
     for step, apart in told["apart"].items():
         assert any(key.startswith("optimizer.exp_avg:") for key in apart)
         limits = {key: 1e-4 if key.endswith("qkv.bias") else 2e-5 for key in apart}
+        if case.startswith("vit"):
+            # Of its 16^3 weights for each channel, some hardly have a gradient.
+            limits |= {key: 1e-3 for key in apart if key.endswith("encoder.patch_projection.weight") and ":" not in key}
         assert not {key: (step, far) for key, far in apart.items() if far > limits[key]}
 
 
@@ -204,13 +224,18 @@ def test_ranks_end_together_past_the_share_of_unreadable_scans(place):
 @pytest.mark.parametrize(
     ("name", "ranks", "text"),
     [
-        ("settings", 2, "ranks 0 and 1 differ: seed is 0 and 4"),
-        ("scans", 2, "ranks 0 and 1 differ: scans is 3 and 2"),
-        ("version", 2, "and 0.0.1. Start every rank with the same command and version"),
+        ("settings", 2, "ranks 0 and 1 differ in seed (0 and 4). Start every rank with the same command and version."),
+        ("scans", 2, "ranks 0 and 1 differ in store (3 scans with fingerprint "),
+        ("version", 2, "and 0.0.1). Start every rank with the same command and version."),
         ("few", 3, "3 ranks are more than the 2 scans that are large enough for a view. Start at most 2 ranks"),
         ("batch", 3, "train.batch = 4 is 2 pairs of views, which 3 ranks cannot share evenly. Set train.batch=6, or"),
         ("micro", 2, "train.micro_batch = 4 does not divide the 6 views of each of 2 ranks"),
-        ("absent", 2, "2 ranks need a store, but "),
+        ("absent", 2, "absent: does not exist. Give a store."),
+        (
+            "unprepared",
+            2,
+            "other.nii.gz: 2 ranks need a store, and this is not one. Prepare it first: dagman prepare SCANS --out STORE.",
+        ),
         ("misspelt", 2, "Nearest: train.steps"),
         ("card", 2, "there is no CUDA device 7"),
         ("gloo", 2, "2 ranks need gloo, which this build of torch lacks"),
@@ -222,6 +247,59 @@ def test_what_ranks_cannot_do_together_is_one_line_of_one_rank_before_the_first_
     assert "\n" not in told[0]
     assert told[1:] == ["exit 2"] * (ranks - 1)
     assert not (place / f"refused-{name}" / "settings.toml").exists()
+
+
+def test_a_rank_that_does_not_see_the_run_folder_is_refused_before_the_first_step(place):
+    told = _outcomes(place, 2)["refused-unshared"]
+    assert told[0] == "exit 2"
+    assert told[1].startswith(f"{place / 'elsewhere'}: rank 1 does not see the run folder that rank 0 writes to. Give all ranks ")
+    assert not (place / "elsewhere").exists()
+    assert not (place / "refused-unshared").exists()
+
+
+def test_torchrun_spawns_ranks_and_hands_a_stop_on_to_them(place):
+    told = (place / "spawned.torchrun.txt").read_text()
+    assert told.count("requeue") == 2, told
+    run = Run(place / "spawned")
+    assert (run.last_step, list_checkpoints(run.path)[-1]) == (2, 2)
+    assert run.steps == Run(place / "whole").steps[:2]
+
+
+def test_gradients_are_summed_once_per_step_while_the_last_backward_pass_runs(make_settings, make_dataset, monkeypatch):
+    settings, finished, sums = make_settings("train.batch=12", method="simmim"), set(), []
+    plain = replicas._sum_gradients
+
+    @functools.wraps(plain)
+    def note(group, bucket):
+        sums.append((bucket.buffer().numel(), len(finished)))
+        return plain(group, bucket)
+
+    monkeypatch.setattr(replicas, "_sum_gradients", note)
+    # Alone in a group that believes it has a second rank.
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        learner = Learner(settings, device="cpu", precision="fp32", group=Group(0, 2))
+        weights = dict(learner.student.named_parameters())
+        with learner.joined():
+            for name, weight in weights.items():
+                weight.register_post_accumulate_grad_hook(lambda _, name=name: finished.add(name))
+            pairs = learner.draw_pairs(make_dataset(settings)[0], 0, range(6))
+            backward = torch.Tensor.backward
+
+            def run(loss, *rest):
+                finished.clear()
+                backward(loss, *rest)
+
+            monkeypatch.setattr(torch.Tensor, "backward", run)
+            # After the first step torch cuts the gradients into parts, in the order in which they are finished.
+            for step in (0, 1):
+                sums.clear()
+                learner.advance(pairs, step)
+    finally:
+        dist.destroy_process_group()
+    assert len(pairs) > 1
+    assert sum(count for count, _ in sums) == sum(weight.numel() for weight in weights.values())
+    assert sums[0][1] < len(weights)
 
 
 @pytest.mark.skipif(torch.distributed.is_nccl_available(), reason="this torch has NCCL")

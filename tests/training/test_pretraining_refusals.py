@@ -136,7 +136,9 @@ def test_a_resume_with_a_damaged_checkpoint_is_one_line(begun, store, tmp_path):
 def test_a_resume_on_other_arithmetic_says_so(begun, store, tmp_path):
     shutil.copytree(begun, tmp_path / "run")
     path = tmp_path / "run" / "checkpoints" / "step-000002" / "state.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"threads": 64, "precision": "bf16"}))
+    state = json.loads(path.read_text())
+    del state["checksum"]
+    path.write_text(json.dumps(state | {"threads": 64, "precision": "bf16"}))
     told = []
     pretrain(store.path, tmp_path / "run", resume=True, on_event=lambda name, values: told.append((name, values.get("text"))))
     warnings = [text for name, text in told if name == "warning"]
@@ -149,7 +151,17 @@ def test_a_resume_on_other_arithmetic_says_so(begun, store, tmp_path):
 def test_two_processes_do_not_write_one_run(begun, store):
     with open(begun / ".lock", "a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert "is writing here" in _refuse(RunError, store.path, begun, resume=True)
+        file.write("process 7 on node3")
+        file.flush()
+        text = _refuse(RunError, store.path, begun, resume=True)
+    assert text == f"{begun}: process 7 on node3 is writing here. Wait until it ends, or choose another folder."
+    # The process was killed, here or on another host: what it left keeps nobody out.
+    assert pretrain(store.path, begun, resume=True).last_step == 2
+
+
+def test_a_refused_run_leaves_no_folder(store, tiny, tmp_path):
+    _refuse(RunError, store.path, tmp_path / "new" / "run", assignments=[*tiny, "view.side=128"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_view_larger_than_every_scan_names_the_largest_and_can_be_mended(store, tiny, tmp_path):

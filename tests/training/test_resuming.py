@@ -181,7 +181,7 @@ def test_a_run_of_an_earlier_release_goes_on_as_it_was_and_says_what_rounds_diff
         (out / "settings.toml").write_text(text)
         path = out / "checkpoints" / "step-000001" / "state.json"
         state = json.loads(path.read_text())
-        for added in ("kernels", "compile", "read after", "hidden windows", "micro-batch"):
+        for added in ("kernels", "compile", "read after", "hidden windows", "micro-batch", "checksum"):
             del state[added]
         values = Run(out).settings.model_dump(mode="json")
         for key in FREE_TO_CHANGE | {"view.modality", *LATER_SETTINGS}:

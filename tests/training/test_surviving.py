@@ -37,17 +37,42 @@ def _last(run: Path) -> Path:
     return run / "checkpoints" / f"step-{list_checkpoints(run)[-1]:06d}"
 
 
-@pytest.mark.parametrize("name", ["student.safetensors", "state.json", "optimizer.safetensors"])
-def test_a_truncated_last_checkpoint_gives_way_to_the_one_before_and_it_is_said(whole, store, tmp_path, name):
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _flip(path: Path) -> None:
+    held = bytearray(path.read_bytes())
+    held[len(held) // 2] ^= 1
+    path.write_bytes(held)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "text"),
+    [
+        ("student.safetensors", _truncate, "the checksum of student.safetensors differs from that in state.json"),
+        ("heads.safetensors", _empty, "the checksum of heads.safetensors differs from that in state.json"),
+        ("optimizer.safetensors", _flip, "the checksum of optimizer.safetensors differs from that in state.json"),
+        ("teacher.safetensors", Path.unlink, "teacher.safetensors is missing"),
+        ("state.json", _truncate, "state.json cannot be read (Unterminated string"),
+        ("state.json", _empty, "state.json cannot be read (Expecting value"),
+        ("state.json", _flip, "state.json does not match its own checksum"),
+        ("state.json", Path.unlink, "state.json is missing"),
+    ],
+)
+def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_and_it_is_said(whole, store, tmp_path, name, damage, text):
     out = shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(_last(out))
-    path = _last(out) / name
-    path.write_bytes(path.read_bytes()[:-40])
+    damage(_last(out) / name)
     run = pretrain(store.path, out, resume=True)
     assert (out / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     assert (out / "encoder" / "model.safetensors").read_bytes() == (whole / "encoder" / "model.safetensors").read_bytes()
     (told,) = [row["text"] for row in run.warnings if row["key"].startswith("damaged")]
-    assert told.startswith("The checkpoint step-000003 is damaged: ")
+    assert told.startswith(f"The checkpoint step-000003 is damaged: {text}")
     assert told.endswith("The previous one is used instead; the damaged one was renamed to damaged-step-000003.")
 
 
@@ -83,7 +108,10 @@ def test_a_step_that_is_not_finite_is_kept_and_skipped_and_can_be_replayed_alone
     assert run.last_step == 4
     (text,) = [row["text"] for row in run.warnings if row["key"] == "skipped-3"]
     assert text.startswith("The loss or its gradient is not finite at step 3, on scans ")
-    assert "returned to step 0, and skips the failed step (1 of at most 3)" in text
+    assert text.endswith(
+        "the run returned to step 0, and skips the failed step (1 of at most 3). "
+        f"Recompute it (dagman replay {out} 3), check these scans, or lower optim.lr."
+    )
     state = json.loads((out / "broken" / "step-000003" / "state.json").read_text())
     assert state["seed"] == 0
     assert state["found"]["total"] == "nan"

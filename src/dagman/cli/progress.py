@@ -69,6 +69,9 @@ class PlainLines:
 
     def state(self, text: str, done: int | None = None, total: int | None = None) -> None:
         """Write a line if it is time for one, or the last of many; done, total: how far it is, for the time left."""
+        if self.console.quiet:
+            # One of several ranks: rank 0 writes for all.
+            return
         with self._lock:
             self._state(text, done, total)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -30,7 +32,11 @@ def hold_lock(folder: str | Path, error: type[DagmanError] = DagmanError) -> Ite
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as refused:
+            if refused.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                _remove_unused(path, made)
+                what = f"its file system cannot lock files ({(refused.strerror or str(refused)).lower()})"
+                raise error(what, where=folder, do="Choose a folder on another file system") from None
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise error(f"{holder} is writing here", where=folder, do="Wait until it ends, or choose another folder") from None
@@ -38,7 +44,7 @@ def hold_lock(folder: str | Path, error: type[DagmanError] = DagmanError) -> Ite
             # Another process removed the file after we opened it and before we locked it: such a lock would exclude nobody.
             raise error("another process has just released it", where=folder, do="Repeat the command")
         file.truncate(0)
-        file.write(f"process {os.getpid()}")
+        file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
         try:
             yield

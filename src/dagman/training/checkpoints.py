@@ -1,6 +1,6 @@
-"""Full-state checkpoints: whole or absent, nothing pickled.
+"""Full-state checkpoints, written whole or not at all, without pickles.
 
-`checkpoints/step-N/` holds `student`, `teacher`, `heads` and `optimizer` as safetensors and `state.json`.
+`checkpoints/step-N/` holds `student`, `teacher`, `heads` and `optimizer` as safetensors, and `state.json`.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ from dagman.method.centering import Temperature
 from dagman.method.networks import Network
 from dagman.method.targets import Targets
 from dagman.records.files import write_whole
-from dagman.records.hashes import matches_file, sum_file
+from dagman.records.hashes import hash_bytes, matches_file, sum_file
 
 FORMAT = 2
-"""Checksums are CRC-32 since 2, and were SHA-256."""
+"""Format 1 had SHA-256 checksums; format 2 has CRC-32."""
 READ = (1, FORMAT)
-"""Formats that are read."""
+"""Formats that can be read."""
 _FILES = ("student", "teacher", "heads", "optimizer")
+_NAMES = ("state.json", *(f"{name}.safetensors" for name in _FILES))
 _HEADS = ("projectors.", "reconstruction.")
 
 
 class DamagedCheckpointError(RunError):
-    """A checkpoint's files are not what was written."""
+    """A file of a checkpoint is missing, or is not what was written."""
 
 
 def list_checkpoints(run: str | Path, under: str = "checkpoints") -> list[int]:
-    """Steps at which there is a whole checkpoint, ascending; under: the folder of the run to look in."""
-    found = (Path(run) / under).glob("step-*/state.json")
-    numbers = (p.parent.name.removeprefix("step-") for p in found)
-    return sorted(int(number) for number in numbers if number.isdigit())
+    """Steps that have a checkpoint, ascending; under: the folder of the run to look in."""
+    # Whichever file it has lost: a damaged checkpoint is to be noticed, not passed over.
+    names = {path.parent.name.removeprefix("step-") for path in (Path(run) / under).glob("step-*/*") if path.name in _NAMES}
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def read_state(run: str | Path) -> dict[str, Any]:
@@ -56,13 +57,18 @@ def _read_values(folder: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         version = values["format"]
+    except FileNotFoundError:
+        raise _explain_damage(folder, "state.json is missing") from None
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise _explain_damage(folder, error) from None
+        raise _explain_damage(folder, f"state.json cannot be read ({error})") from None
     if version not in READ:
         raise RunError(f"is of checkpoint format {version}; this dagman reads {' and '.join(map(str, READ))}", where=folder)
     step = values.get("step")
     if not isinstance(step, int) or folder.name != f"step-{step:06d}":
-        raise _explain_damage(folder, f"state.json is of step {step}")
+        raise _explain_damage(folder, f"its state.json is that of step {step}")
+    # Absent from checkpoints of earlier releases.
+    if values.pop("checksum", None) not in (None, _sum_values(values)):
+        raise _explain_damage(folder, "state.json does not match its own checksum")
     if not isinstance(values.get("log_temperatures"), dict) or not isinstance(values.get("checksums", {}), dict):
         raise _explain_damage(folder, "state.json lacks its temperatures or checksums")
     return values
@@ -70,7 +76,7 @@ def _read_values(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A copy of all that changes from step to step, on the CPU: the training may go on while it is written."""
+    """A copy on the CPU of all that changes from step to step, so that training can continue while it is written."""
 
     student: dict[str, Tensor]
     teacher: dict[str, Tensor] | None
@@ -85,7 +91,7 @@ def copy_state(
     optimizer: torch.optim.Optimizer,
     targets: tuple[Mapping[str, Tensor], Mapping[str, Temperature | None]],
 ) -> Snapshot:
-    """Copy what a resume needs; targets: as `Targets.state` gives them."""
+    """Copy what a resume needs; targets: as `Targets.state` returns them."""
     return Snapshot(
         student=_copy(student.state_dict()),
         teacher=None if teacher is None else _copy(teacher.state_dict()),
@@ -98,7 +104,7 @@ def copy_state(
 def write_checkpoint(
     run: str | Path, step: int, snapshot: Snapshot, state: Mapping[str, Any], keep: int, *, under: str = "checkpoints"
 ) -> Path:
-    """Write a snapshot whole below the run's folder `under`, then remove all but the newest `keep` that lie there."""
+    """Write a snapshot to the run's folder `under`, then remove all but the newest `keep` checkpoints in it."""
     files = {
         "student": _select(snapshot.student, heads=False),
         "teacher": _select(snapshot.teacher or {}, heads=False),
@@ -122,6 +128,7 @@ def write_checkpoint(
             "checksums": checksums,
             **state,
         }
+        values["checksum"] = _sum_values(values)
         (temporary / "state.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     for old in list_checkpoints(run, under)[:-keep]:
         shutil.rmtree(Path(run) / under / f"step-{old:06d}")
@@ -129,9 +136,9 @@ def write_checkpoint(
 
 
 def set_damaged_aside(run: str | Path) -> list[str]:
-    """Rename the newest checkpoints that are damaged, as long as an older one is whole; a line for each.
+    """Rename damaged checkpoints that are newer than the newest intact one; returns a line for each.
 
-    Where none is whole all stay, and `read_state` says what is wrong with the newest.
+    If none is intact, all are left in place, and `read_state` explains what is wrong with the newest.
     """
     damaged: list[tuple[Path, DamagedCheckpointError]] = []
     for step in reversed(list_checkpoints(run)):
@@ -158,7 +165,7 @@ def set_damaged_aside(run: str | Path) -> list[str]:
 def load_checkpoint(
     run: str | Path, student: Network, teacher: Network | None, optimizer: torch.optim.Optimizer, targets: Targets
 ) -> dict[str, Any]:
-    """Put the newest checkpoint's state into the given objects; the values of `state.json`.
+    """Load the newest checkpoint into the given objects; returns the values of `state.json`.
 
     Raises:
         RunError: There is none, or it is damaged or of another format version.
@@ -181,7 +188,7 @@ def fill_state(
     teacher: Network | None,
     targets: Targets,
 ) -> None:
-    """Put a checkpoint's weights and targets into the given objects. Raises RunError where they do not fit."""
+    """Load a checkpoint's weights and targets into the given objects. Raises RunError if they do not fit."""
     try:
         _fill(student, files["student"], _take(files["heads"], "student."))
         if teacher is not None:
@@ -192,7 +199,7 @@ def fill_state(
 
 
 def read_checkpoint(run: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """The newest checkpoint: the values of `state.json`, and the tensors of its files by the files' names.
+    """Read the newest checkpoint: the values of `state.json`, and the tensors of each file by the file's name.
 
     Raises:
         RunError: There is none, or it is damaged or of another format version.
@@ -201,7 +208,7 @@ def read_checkpoint(run: str | Path) -> tuple[dict[str, Any], dict[str, dict[str
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """The same of a given checkpoint."""
+    """Read the checkpoint in a folder, as `read_checkpoint` does."""
     values = _read_values(folder)
     _check_files(folder, values, needed=False)
     try:
@@ -217,6 +224,10 @@ def _check_files(folder: Path, values: Mapping[str, Any], *, needed: bool = True
             raise _explain_damage(folder, f"{path.name} is missing")
         if path.is_file() and not matches_file(path, checksum):
             raise _explain_damage(folder, f"the checksum of {path.name} differs from that in state.json")
+
+
+def _sum_values(values: Mapping[str, Any]) -> str:
+    return hash_bytes(json.dumps(values, sort_keys=True).encode())
 
 
 def _find_newest(run: str | Path) -> Path:
@@ -262,6 +273,6 @@ def _unpack_optimizer(student: Network, optimizer: torch.optim.Optimizer, packed
     for key, value in packed.items():
         kind, name = key.split(":", 1)
         parameter = parameters[name]
-        # AdamW keeps its step counter on the CPU unless it is fused, its moments beside the weights.
+        # AdamW keeps its step counter on the CPU unless it is fused; its moments are on the weights' device.
         moves = kind != "step" or bool(optimizer.defaults.get("fused"))
         optimizer.state[parameter][kind] = value.to(parameter.device) if moves else value

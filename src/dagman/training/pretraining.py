@@ -1,8 +1,9 @@
-"""`dagman.pretrain`: from scans or a store to a run, or on from where a run stopped."""
+"""`dagman.pretrain`: starts a run on a store or on scans, or resumes one."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from dagman.errors import RunError, is_full_disk
 from dagman.records.counts import count_noun
 from dagman.records.lock import hold_lock
+from dagman.records.names import suggest_path
 from dagman.records.provenance import write_command
 from dagman.records.stopping import REQUEUES, catch_stops
 from dagman.settings import Settings
@@ -25,6 +27,7 @@ from dagman.training.assembly import check_backbone
 from dagman.training.checkpoints import list_checkpoints, read_state, set_damaged_aside
 from dagman.training.learner import Learner
 from dagman.training.parallel.group import Group, join_group, start_watch
+from dagman.training.parallel.meeting import POLL_S
 from dagman.training.parallel.sharing import check_sharing, describe_ranks, list_own_pairs
 from dagman.training.resources.fitting import fit_memory
 from dagman.training.resources.machine import choose_machine
@@ -46,6 +49,9 @@ from dagman.training.summary import describe_run, list_run_warnings
 from dagman.training.trainer import Event, Trainer
 from dagman.training.views import ViewDataset, find_usable, refuse_repetition, select_rows
 
+UNSHARED_S = 60.0
+"""Seconds after which a run folder that a rank does not see is not shared; NFS may cache its absence for half of that. [ours]"""
+
 
 def pretrain(
     source: str | Path | Sequence[str | Path],
@@ -61,7 +67,7 @@ def pretrain(
     on_event: Event | None = None,
     on_preparation: Callable[..., None] | None = None,
 ) -> Run:
-    """Pretrain an encoder; gives the run, whose encoder `dagman.load` reads.
+    """Pretrain an encoder; returns the run, whose encoder `dagman.load` reads.
 
     Args:
         source: A store, several with weights ("a:2", "b:1"), or scans (files or folders), prepared into `out/store` first.
@@ -69,16 +75,16 @@ def pretrain(
         size: A preset of the model: "tiny", "small" or "paper".
         method: A preset of the method, "dagman" or another of `dagman.settings.presets`.
         config: A TOML file of settings.
-        assignments: Single settings, "key=value"; they win over the file and the presets.
-        patients: Whose the scans are, where scans are given and their files do not state it; as in `prepare_store`.
-        continue_from: A run, an encoder, or a file of MONAI that the first weights are taken from, with its sizes.
-        resume: Refuse to begin a run: there must be one in `out`. Without it, a run that is there is continued as well.
+        assignments: Single settings, "key=value"; they override the file and the presets.
+        patients: Who the scans are of, if scans are given whose files do not state it; as in `prepare_store`.
+        continue_from: A run, an encoder, or a MONAI file to take the initial weights and the model size from.
+        resume: Raise an error if `out` holds no run. A run in `out` is resumed with or without it.
         on_event: Called with each event's name ("choice", "warning", "begin", "step", "monitor", "checkpoint") and values.
         on_preparation: Passed to `prepare_store` as `on_event`.
 
     Raises:
-        RunError: `out` exists already, the settings or the store differ from the run's, or no scan is large enough.
-        SettingsError, StoreError, ScanError: From the settings, the store, the scans.
+        RunError: `out` is not a run, its settings or its store differ from those given, or no scan is large enough.
+        SettingsError, StoreError, ScanError: For the settings, the store, the scans.
     """
     out = Path(out)
     exists = (out / "settings.toml").exists()
@@ -95,7 +101,6 @@ def pretrain(
             _refuse_scans(source, group)
         with group.together():
             if group.writes:
-                out.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(hold_lock(out, RunError))
             store, prepared = _open_store(source, out, settings, on_preparation, patients)
             settings = settle_spacing(settings, store, asked=exists or "view.spacing" in given)
@@ -104,16 +109,32 @@ def pretrain(
 
 
 def _ignore(name: str, values: Mapping[str, Any]) -> None:
-    """The listener of a process that does not write."""
+    """The listener of a rank that does not write."""
 
 
 def _refuse_scans(source: str | Path | Sequence[str | Path], group: Group) -> None:
-    """Raise RunError for scans where several ranks would prepare them beside one another."""
+    """Raise RunError for scans given to several ranks, all of which would prepare them."""
     paths = [source] if isinstance(source, str | Path) else source
-    if group.size > 1 and not all(is_store(path) for path in paths):
-        raise RunError(
-            f"{group.size} ranks need a store, but {paths[0]} is not one", do="Prepare it first: dagman prepare SCANS --out STORE"
-        )
+    if group.size == 1 or not (others := [split_weight(path)[0] for path in paths if not is_store(path)]):
+        return
+    if not others[0].exists():
+        raise RunError("does not exist", where=others[0], do=suggest_path(others[0], "Give a store"))
+    raise RunError(
+        f"{group.size} ranks need a store, and this is not one",
+        where=others[0],
+        do="Prepare it first: dagman prepare SCANS --out STORE",
+    )
+
+
+def _require_shared(out: Path, group: Group) -> None:
+    """Raise RunError unless every rank reads the lock that rank 0 holds in the run folder: one without it would not resume."""
+    lock, until = out / ".lock", time.monotonic() + UNSHARED_S
+    held = group.broadcast(lock.read_text() if group.writes else "")
+    while not (lock.is_file() and lock.read_text() == held):
+        if time.monotonic() > until:
+            what = f"rank {group.rank} does not see the run folder that rank 0 writes to"
+            raise RunError(what, where=out, do="Give all ranks the same --out, on a file system that all hosts share")
+        time.sleep(POLL_S)
 
 
 def _train(
@@ -149,6 +170,8 @@ def _train(
         **machine.list_choices(),
     }
     with group.together():
+        _require_shared(out, group)
+    with group.together():
         damaged = set_damaged_aside(out) if group.writes else []
     with group.together():
         before = read_state(out) if list_checkpoints(out) else state
@@ -173,7 +196,7 @@ def _train(
         lines.append(f"resumed at step {trainer.step} of {settings.train.steps}")
     elif start is not None:
         lines += describe_parts(trainer.start_from(start), start)
-        # The first weights are not random.
+        # The initial weights are not random.
         warnings = [text for text in warnings if text != noted.pop("settings: memory", None)]
     if not exists and group.writes:
         _write_beginning(out, settings, lines, noted)
@@ -255,7 +278,7 @@ def _open_store(
 
 @contextmanager
 def _explain_full_disk(out: Path) -> Iterator[None]:
-    """One line where the disk is full, or the run's folder is gone: what was whole stays so."""
+    """Raise RunError if the disk is full or the run folder is gone; the files that were complete remain so."""
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -1,20 +1,20 @@
-"""The run folder: its one reader and writer.
+"""The run folder: everything in it is read and written here.
 
 ```
 RUN/  settings.toml     every setting, resolved
       command.json      version, command, fingerprints, environment
-      metrics.jsonl     a row a step: losses, lr, momentum, temperatures; nothing that depends on the machine's mood
-      monitors.jsonl    a row each time the fixed validation views are looked at
-      timing.jsonl      a row a step: seconds, views and voxels a second, waiting, memory
+      metrics.jsonl     a row per step: losses, lr, momentum, temperatures; nothing that varies between repetitions
+      monitors.jsonl    a row per evaluation of the fixed validation views
+      timing.jsonl      a row per step: seconds, views and voxels per second, waiting, memory, bytes exchanged between ranks
       notes.jsonl       warnings and choices, in plain words
-      summary.json      the last measurement in words: light, verdicts and what to try, losses
+      summary.json      the last evaluation in words: status, verdicts and what to try, losses
       gallery/          validation views, masks, reconstructions, attention as safetensors
       checkpoints/      full state (dagman.training.checkpoints)
-      broken/           steps whose loss was not finite, kept to be replayed (dagman.training.recovery.broken)
-      unreadable.jsonl  a row a scan that could not be read: step, scan, reason
-      checked.bin       while the run goes on: whose files its processes have checked
-      encoder/          what users keep (dagman.encoder.folder)
-      tensorboard/      the same curves
+      broken/           steps whose loss was not finite, saved for `dagman replay` (dagman.training.recovery.broken)
+      unreadable.jsonl  a row per scan that could not be read: step, scan, reason
+      checked.bin       which files the run's processes have checked, while it lasts
+      encoder/          the result of the run (dagman.encoder.folder)
+      tensorboard/      the same curves for TensorBoard
 ```
 """
 
@@ -52,10 +52,10 @@ _TIMINGS = frozenset({"seconds", "views_per_s", "voxels_per_s", "waiting_share",
 
 
 class Run:
-    """Reads a run folder; every property is read anew, so that a running run can be watched.
+    """Reads a run folder; each access to a property reads the file again, so that a running run can be watched.
 
     Attributes:
-        stopped: Why the `pretrain` that gave this run ended before its last step: "interrupt", "requeue", or None.
+        stopped: Why the call of `pretrain` that returned this ended before the last step: "interrupt", "requeue", or None.
 
     Raises:
         RunError: `path` is not a run folder.
@@ -75,7 +75,7 @@ class Run:
 
     @property
     def settings(self) -> Settings:
-        """The settings of the run, resolved. Raises RunError where the file is damaged or was cut short."""
+        """The settings of the run, resolved. Raises RunError if the file is damaged or truncated."""
         path = self.path / "settings.toml"
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -86,7 +86,7 @@ class Run:
             if isinstance(held := values.get(section), dict):
                 held.setdefault(name, before)
         settings = validate_settings(values, where=path)
-        # A file that was cut short is still valid TOML, and what it lost would silently become the defaults.
+        # A truncated file may still be valid TOML, and what it lost would silently become the defaults.
         sections = [name for name, field in Settings.model_fields.items() if isinstance(field.annotation, type)]
         missing = [name for name in sections if name not in values] + list_unresolved(settings)
         if missing:
@@ -136,16 +136,16 @@ class Run:
 
     @property
     def encoder_folder(self) -> Path:
-        """Where the encoder lies."""
+        """The folder of the encoder."""
         return self.path / "encoder"
 
     @property
     def gallery_steps(self) -> list[int]:
-        """Steps at which validation views were kept."""
+        """Steps at which validation views were saved."""
         return sorted(int(p.stem.removeprefix("step-")) for p in (self.path / "gallery").glob("step-*.safetensors"))
 
     def gallery(self, step: int) -> dict[str, np.ndarray]:
-        """What was kept at a step: view, hidden, attention, attention_heads, reconstruction (as far as they exist), spacing."""
+        """The arrays saved at a step: view, hidden, attention, attention_heads, reconstruction (as far as they exist), spacing."""
         try:
             return load_file(self.path / "gallery" / f"step-{step:06d}.safetensors")
         except SafetensorError as error:
@@ -156,7 +156,7 @@ class Run:
             raise RunError(f"has no saved views of step {step}", where=self.path, do=f"Steps with views: {kept}") from None
 
     def gallery_sources(self, step: int) -> list[dict[str, str]]:
-        """Scan, patient and modality of each view kept at a step; empty where they were not kept, or cannot be read."""
+        """Scan, patient and modality of each view saved at a step; empty if they were not saved, or cannot be read."""
         try:
             with safe_open(self.path / "gallery" / f"step-{step:06d}.safetensors", "np") as file:
                 sources = json.loads((file.metadata() or {}).get(_SOURCES, "[]"))
@@ -177,7 +177,7 @@ def write_note(folder: Path, step: int, key: str, text: str) -> None:
 
 
 def write_summary(folder: Path, step: int, steps: int, losses: Mapping[str, Any], judged: Sequence[Verdict]) -> None:
-    """Write `summary.json`: how far the run is, its last losses, and the verdicts with what to try."""
+    """Write `summary.json`: the progress of the run, its last losses, and the verdicts with what to try."""
     values = {"step": step, "steps": steps, "losses": pick_losses(losses), **sum_up(judged).to_json()}
     write_json(folder / "summary.json", {**values, "verdicts": [verdict.to_json() for verdict in judged]})
 
@@ -188,21 +188,21 @@ def pick_losses(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def write_gallery(folder: Path, step: int, arrays: dict[str, np.ndarray], sources: Sequence[Mapping[str, str]] = ()) -> None:
-    """Keep validation views of a step; sources: scan, patient and modality of each."""
+    """Save validation views of a step; sources: scan, patient and modality of each."""
     about = {_SOURCES: json.dumps([dict(one) for one in sources])}
     with write_whole(folder / "gallery" / f"step-{step:06d}.safetensors") as temporary:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, about)
 
 
 _KEPT = ("choice", "idle", "settings", "damaged", "skipped", "unreadable")
-"""Beginnings of the keys of notes that stay whatever a run goes back to."""
+"""Prefixes of the keys of notes that stay, whatever step a run returns to."""
 
 
 def rewind_run(folder: Path, step: int, warned: Collection[str]) -> None:
-    """Drop what lies after the checkpoint at `step`: a killed run had gone on beyond it.
+    """Drop what a killed run had written after the checkpoint at `step`.
 
-    The look at the validation views at `step` itself comes after the checkpoint, and is repeated. Warnings stay whose keys
-    the checkpoint holds as `warned`.
+    The evaluation of the validation views at `step` itself comes after the checkpoint, and is repeated. Warnings whose keys the
+    checkpoint holds as `warned` stay.
     """
     for name, last in (("metrics.jsonl", step), ("timing.jsonl", step), ("monitors.jsonl", step - 1)):
         if (folder / name).exists():
@@ -215,8 +215,8 @@ def rewind_run(folder: Path, step: int, warned: Collection[str]) -> None:
     for path in (folder / "gallery").glob("step-*.safetensors"):
         if int(path.stem.removeprefix("step-")) >= step:
             path.unlink()
-    # Half-written files of a process that was killed, and what they were to replace.
-    places = (folder, folder / "gallery", folder / "checkpoints")
+    # Half-written files of a process that was killed, and those that they were to replace.
+    places = (folder, folder / "gallery", folder / "checkpoints", folder / "broken")
     for path in (p for where in places for kind in ("partial", "old") for p in where.glob(f".*.{kind}.*")):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -226,13 +226,13 @@ def _is_until(last: int, row: dict[str, Any]) -> bool:
 
 
 def _read_steps(path: Path, numbers: frozenset[str] = frozenset()) -> list[dict[str, Any]]:
-    """Rows of a step, less damaged ones: those that lack a number that every row has."""
+    """Rows that have a step, without damaged ones, which lack a number that every row has."""
     rows = [row for row in read_rows(path) if isinstance(row.get("step"), int)]
     return [row for row in rows if all(isinstance(row.get(name), int | float) for name in numbers)]
 
 
 def _read_notes(folder: Path) -> list[dict[str, Any]]:
-    """Notes, less damaged ones."""
+    """Notes, without damaged ones."""
     types = {"step": int, "key": str, "text": str}
     rows = read_rows(folder / "notes.jsonl")
     return [row for row in rows if all(isinstance(row.get(name), kind) for name, kind in types.items())]

@@ -117,31 +117,34 @@ def _describe_memory(settings: Settings) -> str:
     )
 
 
-def describe_pace(seconds: Sequence[float], left: int, memory_gib: float) -> str:
-    """A line on how long the `left` steps will take, from the seconds of some; and the memory at the peak so far."""
+def describe_pace(seconds: Sequence[float], left: int, timing: Mapping[str, Any]) -> str:
+    """A line on how long the `left` steps will take, from the seconds of some; with memory and communication of a `time_step`."""
     pace = statistics.median(seconds)
     rest = pace * left
     wait = f"{rest / 3600:.1f} h" if rest >= 6000 else f"{rest / 60:.0f} min" if rest >= 100 else f"{rest:.0f} s"
     steps = count_noun(left, "step")
-    return f"pace: {pace:.2g} s per step, about {wait} for the {steps} left; {memory_gib:.1f} GiB of memory at the peak so far"
+    line = f"pace: {pace:.2g} s per step, about {wait} for the {steps} left; "
+    line += f"{timing['memory_gib']:.1f} GiB of memory at the peak so far"
+    exchanged = timing.get("communicated_mib")
+    return line if exchanged is None else f"{line}; {exchanged:.1f} MiB sent by each rank per step"
 
 
 class Pace:
-    """Says once, after some steps of a process, how long the rest will take; its first step, which warms up, is left out."""
+    """Reports once, after some steps, how long the rest will take; the first step, which warms up, is not counted."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
 
-    def add(self, seconds: float, left: int, memory_gib: float) -> str | None:
-        """Count a step; the line, if it is time for it."""
+    def add(self, seconds: float, left: int, timing: Mapping[str, Any]) -> str | None:
+        """Count a step with its `time_step`; returns the line when it is due."""
         if len(self.seconds) == PACED_STEPS:
             return None
         self.seconds.append(seconds)
-        return describe_pace(self.seconds[1:], left, memory_gib) if len(self.seconds) == PACED_STEPS else None
+        return describe_pace(self.seconds[1:], left, timing) if len(self.seconds) == PACED_STEPS else None
 
 
 def time_step(settings: Settings, step: int, seconds: float, waited: float, device: str, group: Group) -> dict[str, Any]:
-    """A row of `timing.jsonl`: pace of the whole step, share of time that was waited for data, memory, and what was exchanged."""
+    """A row of `timing.jsonl`: pace of the whole step, share of time spent waiting for data, memory, MiB sent to other ranks."""
     views = settings.train.batch
     return {
         "step": step,

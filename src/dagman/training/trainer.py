@@ -1,4 +1,4 @@
-"""The loop: reads views, accumulates gradients, moves the weights; from time to time evaluates, saves and reports."""
+"""The training loop: reads views, takes steps, and at intervals evaluates, saves and reports."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ Event = Callable[[str, dict[str, Any]], None]
 
 
 class Trainer:
-    """A run between its steps: `train` takes a learner to the last step, and writes what is to be kept of each.
+    """Takes a learner to the last step of a run, and writes the run folder.
 
     Args:
-        learner: What learns.
+        learner: The networks, their targets and optimiser.
         dataset: Views by step.
         folder: The run folder.
         workers: Processes that read views; 0 reads them in this one.
-        state: What is saved beside the weights (fingerprint of the store, ...).
+        state: Values saved in checkpoints beside the weights (fingerprint of the store, ...).
         on_event: Called with an event's name and values ("step", "warning", "checkpoint").
-        estimate: Of the memory, which the first micro-batch is to confirm.
+        estimate: The memory estimate, which is checked after the first micro-batch.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Trainer:
         self.state, self.on_event, self.estimate = state, on_event, estimate
         self.step = 0
         self.unread: tuple[Outcome, float, float, dict[str, str]] | None = None
-        """A step that has been taken, but whose losses have not been read: seconds, of them waited, scans that were unreadable."""
+        """A step whose losses have not been read yet: outcome, seconds, seconds waited for views, unreadable scans with reasons."""
         self.ending = Ending(self.group)
         self.warned: set[str] = set()
         self.skipped = {step - 1 for step in list_broken(folder)}
@@ -83,7 +83,7 @@ class Trainer:
         )
 
     def resume(self) -> None:
-        """Take over the newest checkpoint, if there is one yet, and drop what the run had written after it."""
+        """Load the newest checkpoint, if there is one, and drop what the run had written after it."""
         if not list_checkpoints(self.folder):
             if self.group.writes:
                 rewind_run(self.folder, 0, ())
@@ -95,7 +95,7 @@ class Trainer:
             rewind_run(self.folder, self.step, self.warned)
 
     def start_from(self, source: Source) -> list[Part]:
-        """Take the first weights from a source, and keep them as the checkpoint of step 0; what became of each part."""
+        """Take the initial weights from a source and save them as checkpoint 0; returns what was done with each part."""
         learner = self.learner
         parts = adopt_weights(learner.student, learner.teacher, learner.targets, source)
         if any(part.name == "reconstruction" and part.state == "fresh" for part in parts):
@@ -106,11 +106,11 @@ class Trainer:
         return parts
 
     def train(self) -> int:
-        """Run to the last step, or until a process is asked to stop; returns the steps done. A checkpoint is left either way."""
+        """Train to the last step, or until a process is asked to stop; returns the steps done. Leaves a checkpoint either way."""
         if self.step == self.settings.train.steps:
             return self.step
         self.first_mean = self.group.broadcast(self._measure_mean() if self.group.writes else 0.0)
-        # A run that goes on from another has its first weights in a checkpoint of step 0.
+        # A run that continues from another has its initial weights in a checkpoint of step 0.
         if not self.group.broadcast(list_checkpoints(self.folder)):
             self.learner.start_reconstruction(self.first_mean)
         with self.learner.joined(), contextlib.closing(self.saver):
@@ -119,7 +119,7 @@ class Trainer:
         return self.step
 
     def _train_on(self) -> Broken | None:
-        """Steps from the present one on, to the end, or to one whose loss or gradient is not finite."""
+        """Take steps until the end, or until the loss or gradient of one is not finite, which is returned."""
         train, learner = self.settings.train, self.learner
         writer = self._begin_writing() if self.group.writes else None
         first, pace, seconds = self.step, Pace(), math.inf
@@ -127,13 +127,13 @@ class Trainer:
         self.unread = None
         while self.step < train.steps and not self.ending.is_due():
             step, before = self.step, self.learner.targets.state()
-            # What needs the weights, or the order of the rows, waits for the step before to be read.
+            # An evaluation, and the row of a skipped step, come after the step before has been read.
             due = step % train.monitor_every == 0 or step in self.skipped
             if due and (broken := self._read(writer, pace)) is not None:
                 return broken
             try:
-                # A long step, which the first may be, is left when a stop is requested, unless other ranks wait for it.
-                # A compiled graph has no place for the hooks by which it is left.
+                # A long step is abandoned when a stop is requested, unless other ranks wait for it; the first may be long.
+                # A compiled graph has no place for the hooks that do this.
                 leaves = seconds > LONG_STEP and self.group.size == 1 and learner.compiled == "off"
                 left = [learner.student, learner.teacher] if leaves else []
                 with interruptible(left, lambda: self.ending.asked is not None):
@@ -160,7 +160,7 @@ class Trainer:
                 break
 
             # ------------------------------------------------------- what is written
-            # With read_after=1 the device computes this step while the host reads the one before.
+            # With train.read_after=1 the device computes this step while the host reads the one before.
             if (broken := self._read(writer, pace)) is not None:
                 return broken
             self.step, seconds = step + 1, time.perf_counter() - began
@@ -180,7 +180,7 @@ class Trainer:
         return None
 
     def _read(self, writer: tuple[Validation, Curves] | None, pace: Pace) -> Broken | None:
-        """Read the step that has not been read yet, if there is one, and write what it gave; if not finite, what is to be kept."""
+        """Read the outstanding step, if there is one, and write its rows; if it is not finite, return what is to be saved."""
         if self.unread is None:
             return None
         (outcome, seconds, waited, unreadable), self.unread = self.unread, None
@@ -201,23 +201,23 @@ class Trainer:
         self.health.add_step(row)
         self.health.add_wait(timing["waiting_share"])
         self.on_event("step", row | timing)
-        if text := pace.add(seconds, self.settings.train.steps - step, timing["memory_gib"]):
+        if text := pace.add(seconds, self.settings.train.steps - step, timing):
             self.on_event("choice", {"text": text})
         return None
 
     def _measure_mean(self) -> float:
-        """Mean intensity of the first views, where the reconstruction begins."""
+        """Mean intensity of the first views, which the reconstruction starts at."""
         needed = self.learner.student.reconstruction is not None and self.step == 0
         return sample_intensities(self.dataset).mean().item() if needed else 0.0
 
     def _skip(self) -> None:
-        """Leave out a step that was not finite before."""
+        """Skip a step that was not finite before."""
         self.step += 1
         if self.group.writes:
             append_row(self.folder / "metrics.jsonl", {"step": self.step, "skipped": True})
 
     def _go_back(self, broken: Broken) -> None:
-        """Keep what a step broke on, and go back to the last checkpoint, to skip the step from there; RunError after too many."""
+        """Save a step that is not finite, and return to the last checkpoint to skip it from there; RunError after too many."""
         allowed, number = self.settings.train.skips, len(self.skipped) + 1
         scans: list[str] = []
         if self.group.writes:
@@ -244,7 +244,7 @@ class Trainer:
             self.on_event("warning", {"step": broken.step + 1, "key": "skipped", "text": text})
 
     def _begin_writing(self) -> tuple[Validation, Curves]:
-        """What the process that writes has besides: the fixed validation views and the curves."""
+        """The fixed validation views and the curves, which only the writing process has."""
         validation = Validation(self.settings, self.dataset, self.learner.method, self.learner.device)
         self.health = self._start_health()
         return validation, Curves(self.folder, self.step, self.settings)
@@ -253,14 +253,14 @@ class Trainer:
         if self.step == self.settings.train.steps:
             self._evaluate(validation, curves)
         self.saver.follow(wait=True)
-        # Of a run that was left in its first step there is nothing to keep.
+        # A run that was stopped in its first step has nothing to save.
         if list_checkpoints(self.folder)[-1:] != [self.step] and self.step > 0:
             self._save()
             self.saver.follow(wait=True, last=True)
         curves.close()
 
     def _settle(self, waited: float, unreadable: dict[str, str], step: int) -> float:
-        """What all processes agree on after a step; the mean of what they waited, in seconds. unreadable: Scan to reason, here."""
+        """Agree with the other ranks after a step; returns the mean seconds waited. unreadable: this rank's scans and reasons."""
         waits, lost = self.ending.settle(waited, len(unreadable))
         if lost:
             warnings = self.unreadable.add(unreadable, step)
@@ -292,11 +292,11 @@ class Trainer:
 
     @functools.cached_property
     def cohort(self) -> Cohort:
-        """What the run learns from."""
+        """The scans and patients that the run learns from."""
         return describe_cohort(self.dataset.store, self.dataset.usable)
 
     def _start_health(self) -> Health:
-        """The verdicts so far: of a run that is resumed, those of its folder."""
+        """The verdicts so far; those of a resumed run are read from its folder."""
         return follow_run(Run(self.folder), self.cohort) if self.step else Health(settings=self.settings, cohort=self.cohort)
 
     def _warn(self, warnings: list[tuple[str, str]]) -> None:
@@ -307,7 +307,7 @@ class Trainer:
                 self.on_event("warning", {"step": self.step, "key": key, "text": text})
 
     def _save(self) -> None:
-        """Begin to write a checkpoint from a copy; the steps go on beside it."""
+        """Start writing a checkpoint from a copy, in the background."""
         teacher = None if self.learner.teacher is None else self._describe("teacher")
         self.saver.save(self.step, self.learner.copy(), self._describe("student"), teacher, self._list_state())
 

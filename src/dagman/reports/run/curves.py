@@ -185,7 +185,7 @@ def describe_schedules(settings: Settings) -> list[Curve]:
 
 
 def describe_timings(settings: Settings) -> list[Curve]:
-    """Describe throughput, memory and time spent waiting for data."""
+    """Describe throughput, memory, communication and time spent waiting for data."""
     return [
         Curve(
             title="Throughput",
@@ -212,6 +212,14 @@ def describe_timings(settings: Settings) -> list[Curve]:
             what="Peak memory of the process (of the GPU, if there is one) up to this step.",
             normal="constant after the first tens of steps.",
             abnormal="a steady increase: a memory leak.",
+        ),
+        Curve(
+            title="Communication",
+            y="MiB per step and rank",
+            keys={"communicated_mib": "sent"},
+            what="Data that each rank sends to the others in a step: gradients, and sums for the targets.",
+            normal="constant, slightly more than the gradients, which are 4 bytes per trained weight.",
+            abnormal="several times the gradients: they are not summed just once per step.",
         ),
     ]
 

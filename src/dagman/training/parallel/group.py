@@ -1,6 +1,6 @@
 """The processes of one run, as `torchrun` starts them: who they are, what they exchange, and how they end together.
 
-Control goes over gloo whatever the device; sums of tensors on a CUDA device go over NCCL. Nothing is exchanged by a process alone.
+Control messages go over gloo on any device; tensors on a CUDA device go over NCCL. A single process exchanges nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import os
 import platform
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -29,7 +30,7 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class LostRankError(RunError):
-    """Another process of the run ended or hangs: the run can be started again as it is."""
+    """Another process of the run ended or hangs: the run can be restarted as it is."""
 
     exit_code = REQUEUE
 
@@ -38,9 +39,10 @@ class Group(Peers):
     """This process and the others of its run.
 
     Attributes:
-        name: Of this start of its ranks.
-        communicated: Bytes that this process has given to sums, maxima and gatherings since it was last set to 0.
-        watch: Who notices a process that hangs; None where this one is alone.
+        rank, size: The number of this process, from 0, and how many there are.
+        name: The name of this start of the ranks.
+        communicated: Bytes that this process has contributed to exchanges since this was last set to 0.
+        watch: Detects a rank that hangs; None for a single process.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, name: str = "") -> None:
@@ -59,11 +61,11 @@ class Group(Peers):
         return self._reduce(values, dist.ReduceOp.SUM)
 
     def maximum(self, values: Tensor) -> Tensor:
-        """The largest over all processes."""
+        """The maximum over all processes."""
         return self._reduce(values, dist.ReduceOp.MAX)
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all processes, by rank; each must hold as many."""
+        """The rows of all processes, in the order of the ranks; each must hold the same number."""
         if self.size == 1:
             return rows
         rows = rows.contiguous()
@@ -77,7 +79,7 @@ class Group(Peers):
         self.communicated += values.numel() * values.element_size()
 
     def share(self, value: T) -> list[T]:
-        """What each process gives, by rank."""
+        """The values of all processes, in the order of the ranks."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -94,22 +96,22 @@ class Group(Peers):
         return total.tolist()
 
     def move(self, step: int, stage: int) -> None:
-        """Tell the watch where this process is, if there is one: stages as in `watch.STAGES`."""
+        """Note where this process is, for the watch if there is one; stage: an index of `watch.STAGES`."""
         if self.watch is not None:
             self.watch.move(step, stage)
 
     def broadcast(self, value: T) -> T:
-        """What the process of rank 0 gives, in all."""
+        """The value of rank 0, in all processes."""
         return self.share(value)[0]
 
     def wait(self) -> None:
-        """Wait until all have come here."""
+        """Wait until all processes have reached this point."""
         if self.size > 1:
             dist.barrier()
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """A block that succeeds in all processes or in none: what one refuses is raised there and ends the others in silence."""
+        """A block that succeeds in all processes or in none: the first rank that fails raises its error, the others exit."""
         failed: DagmanError | None = None
         try:
             yield
@@ -123,23 +125,20 @@ class Group(Peers):
         raise SystemExit(2)
 
     def compare(self, what: dict[str, Any]) -> None:
-        """Refuse processes that are not of one run; what: values by the name that a message gives them.
+        """Check that all processes agree; what: values by the name used in the message.
 
         Raises:
-            RunError: In all processes, naming the first rank that differs, and in what.
+            RunError: In all processes, naming the first rank that differs, and how.
         """
         found = self.share(what)
         for rank, other in enumerate(found):
-            differing = [
-                f"{name} is {found[0].get(name)} and {other.get(name)}" for name in what if other.get(name) != found[0].get(name)
-            ]
-            if differing:
-                raise RunError(
-                    f"ranks 0 and {rank} differ: {'; '.join(differing)}", do="Start every rank with the same command and version"
-                )
+            names = [name for name in what if other.get(name) != found[0].get(name)]
+            if names:
+                differing = ", ".join(f"{name} ({found[0].get(name)} and {other.get(name)})" for name in names)
+                raise RunError(f"ranks 0 and {rank} differ in {differing}", do="Start every rank with the same command and version")
 
     def use_device(self, device: torch.device, timeout_s: float) -> None:
-        """Say where exchanged tensors lie: NCCL carries those of a CUDA device. Raises SettingsError where there is none."""
+        """Set the device of exchanged tensors: those of a CUDA device need NCCL. Raises SettingsError if torch lacks it."""
         if self.size == 1:
             return
         if device.type == "cuda":
@@ -150,7 +149,7 @@ class Group(Peers):
                     do="Install torch for CUDA on Linux, or set train.device=cpu",
                 )
             torch.cuda.set_device(device)
-            # Twice as long as the watch waits, so that the watch names the rank before NCCL ends the process.
+            # Twice as long as the watch waits, so that the watch names the rank before NCCL aborts the process.
             self.tensors = dist.new_group(backend="nccl", timeout=datetime.timedelta(seconds=2 * timeout_s))
 
     def _reduce(self, values: Tensor, operation: Any) -> Tensor:
@@ -164,13 +163,13 @@ class Group(Peers):
 
 @contextlib.contextmanager
 def join_group(timeout_s: float) -> Iterator[Group]:
-    """The group that the environment describes until the block ends: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, by torchrun.
+    """Join the group described by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, which torchrun sets, until the block ends.
 
-    A process without them, or with a WORLD_SIZE of 1, is alone. timeout_s: within which every rank must answer.
+    A process without them, or with a WORLD_SIZE of 1, is on its own. timeout_s: seconds within which every rank must answer.
 
     Raises:
         SettingsError: The environment is incomplete, or this torch has no gloo.
-        RunError: The others did not come, or one of them went away.
+        RunError: Another rank did not arrive, or was lost.
     """
     size = _read_number("WORLD_SIZE", 1)
     if size == 1:
@@ -181,7 +180,7 @@ def join_group(timeout_s: float) -> Iterator[Group]:
         raise SettingsError(f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set", do="Start the ranks with torchrun")
     rank = _read_number("RANK", 0)
     if not (dist.is_available() and dist.is_gloo_available()):
-        # There is no group yet in which one could speak for all.
+        # There is no group yet in which one rank could report for all.
         if rank > 0:
             raise SystemExit(2)
         raise SettingsError(
@@ -194,9 +193,9 @@ def join_group(timeout_s: float) -> Iterator[Group]:
         dist.init_process_group("gloo", store=PrefixStore(name, store), rank=rank, world_size=size, timeout=limit)
     except (RuntimeError, ValueError) as error:
         raise RunError(
-            f"rank {rank} of {size} found no others at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
+            f"rank {rank} of {size} could not meet the others at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
             f"({_first_line(error)})",
-            do="Start all ranks with one rendezvous address",
+            do="Start all ranks, with the same rendezvous address",
         ) from None
     group = Group(rank, size, name)
     try:
@@ -209,7 +208,7 @@ def join_group(timeout_s: float) -> Iterator[Group]:
 
 
 def start_watch(group: Group, timeout_s: float) -> None:
-    """Let the processes of a group watch one another from here on."""
+    """Let the processes of a group watch one another from now on."""
     if group.size == 1:
         return
     group.watch = Watch(group.rank, group.size, timeout_s, f"{platform.node()}, process {os.getpid()}", group.name)
@@ -220,7 +219,7 @@ def start_watch(group: Group, timeout_s: float) -> None:
 
 @contextlib.contextmanager
 def _explain_loss(group: Group) -> Iterator[None]:
-    """One line where an exchange broke off because another process ended or hangs."""
+    """Raise LostRankError if an exchange fails because another process ended or hangs."""
     try:
         yield
     except (RuntimeError, dist.DistError) as error:
@@ -231,12 +230,14 @@ def _explain_loss(group: Group) -> Iterator[None]:
             raise
         raise LostRankError(
             f"rank {group.rank} lost another rank ({_first_line(error)})",
-            do="The message of that rank gives the reason; start all ranks again to resume from the last checkpoint",
+            do="See that rank's message, if it left one; start all ranks again to resume from the last checkpoint",
         ) from None
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:160]
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    # gloo begins with the place in its source, and goes on with a guess at the cause.
+    return re.sub(r"^\[\S+:\d+\] ", "", line).partition(". This is ")[0][:160]
 
 
 def _read_number(name: str, default: int) -> int:

@@ -1,7 +1,7 @@
-"""Who notices that a rank hangs: a thread in each process that says it lives, and ends its process where another does not.
+"""Detects ranks that hang: a thread in each process reports that it is alive, and ends the process if another rank is not.
 
-A rank that was stopped, or whose host is gone, says nothing; one that is stuck in its own work says so but is behind the others.
-Either is named within the time that was set, instead of all waiting for it for as long as the network allows.
+A rank that was stopped, or whose host is gone, reports nothing; one that is stuck in its own work keeps reporting, but falls behind
+the others. Either is named within `train.rank_timeout`, so that the others do not wait for as long as the network allows.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 REQUEUE = 75
-"""Exit code that means "start me again": EX_TEMPFAIL of sysexits.h."""
+"""Exit code that asks for a restart: EX_TEMPFAIL in sysexits.h."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sign:
-    """What is known of a rank: how long ago it last said anything, how long it has been where it is, and where (step, stage)."""
+    """What is known of a rank: seconds since it last reported, seconds since it last moved, and its place (step, stage)."""
 
     silent_s: float
     stuck_s: float
@@ -34,12 +34,12 @@ class Sign:
     who: str
 
 
-STAGES = ("at the monitors before", "reading the views of", "computing")
-"""What a rank does in a step, in order."""
+STAGES = ("evaluating the monitors before", "reading the views of", "computing")
+"""The stages of a step, in order."""
 
 
 def name_hung(signs: Sequence[Sign], own: int, timeout_s: float) -> str | None:
-    """A sentence that names the ranks for which rank `own` waits in vain, or None while nothing is wrong."""
+    """A sentence that names the ranks that rank `own` waits for in vain, or None if nothing is wrong."""
     silent = [rank for rank, sign in enumerate(signs) if rank != own and sign.silent_s > timeout_s]
     if silent:
         return "; ".join(f"rank {rank} ({signs[rank].who}) has not answered for {signs[rank].silent_s:.0f} s" for rank in silent)
@@ -57,14 +57,14 @@ def name_hung(signs: Sequence[Sign], own: int, timeout_s: float) -> str | None:
 
 
 class Watch:
-    """Publishes where this rank is, and looks where the others are.
+    """Publishes where this rank is, and checks where the others are.
 
     Args:
         rank: This process's number.
-        size: How many there are.
-        timeout_s: After which a rank that does not answer, or does not move while another waits for it, is given up.
+        size: The number of ranks.
+        timeout_s: Seconds after which a rank that does not report, or does not move while another waits for it, is given up.
         who: Host and process, for the message.
-        name: Of this start of the ranks.
+        name: The name of this start of the ranks.
     """
 
     def __init__(self, rank: int, size: int, timeout_s: float, who: str, name: str) -> None:
@@ -80,17 +80,17 @@ class Watch:
         self.thread = threading.Thread(target=self._run, daemon=True, name="watch")
 
     def move(self, step: int, stage: int) -> None:
-        """Say that this rank is now at a stage (index of STAGES) of a step."""
+        """Note that this rank is now at a stage (index of STAGES) of a step."""
         self.place = (step, stage)
 
     def publish(self) -> None:
-        """Say that this rank lives, and where it is."""
+        """Report that this rank is alive, and where it is."""
         self.beats += 1
         value: dict[str, Any] = {"beat": self.beats, "place": self.place, "who": self.who}
         self.store.set(f"{self.prefix}/{self.rank}", json.dumps(value))
 
     def start(self) -> None:
-        """Begin to watch; every rank must have published by now."""
+        """Start watching; every rank must have published before."""
         self.thread.start()
 
     def end(self) -> None:
@@ -100,7 +100,7 @@ class Watch:
             self.thread.join(timeout=self.timeout_s)
 
     def look(self) -> list[Sign]:
-        """What is known of every rank now."""
+        """Read what every rank has published."""
         now, signs = time.monotonic(), []
         for rank in range(self.size):
             value = json.loads(self.store.get(f"{self.prefix}/{rank}"))
@@ -118,15 +118,13 @@ class Watch:
                 self.publish()
                 hung = name_hung(self.look(), self.rank, self.timeout_s)
             except (RuntimeError, dist.DistError):
-                hung = (
-                    None if self.ended.is_set() else f"the rendezvous has not answered rank {self.rank} for {self.timeout_s:.0f} s"
-                )
+                hung = f"rank {self.rank} can no longer reach the rendezvous, whose process or host has probably ended"
             if hung is not None and not self.ended.is_set():
                 _give_up(hung)
 
 
 def _give_up(hung: str) -> None:
-    """End this process at once: its main thread waits in an exchange that nothing interrupts."""
+    """End this process at once: its main thread waits in an exchange that cannot be interrupted."""
     with contextlib.suppress(OSError):
         sys.stderr.write(f"dagman: {hung}. Start all ranks again to resume from the last checkpoint.\n")
         sys.stderr.flush()

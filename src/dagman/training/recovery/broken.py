@@ -1,7 +1,7 @@
-"""Steps whose loss or gradient was not finite: kept whole, so that each can be looked at alone, and skipped from then on.
+"""Steps whose loss or gradient was not finite: saved so that each can be recomputed alone, and skipped from then on.
 
-`RUN/broken/step-N/` holds the weights, optimiser and targets before step N as a checkpoint does, the step's views as they were read
-(`views.safetensors`), and in `state.json` also the seed, scans, crops, losses and gradient norm.
+`RUN/broken/step-N/` is a checkpoint of the state before step N, whose `state.json` also holds the seed, scans, crops, losses and
+gradient norm; `step-N.views.safetensors` beside it holds the step's views as they were read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Broken(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """What is said of such a step: in an error (`what`, `do`), and in a note of the run."""
+    """How such a step is described: in an error (`what`, `do`), and in a note of the run."""
 
     what: str
     do: str
@@ -39,26 +39,26 @@ class Explanation(NamedTuple):
 
 
 def explain_broken(run: Path, step: int, scans: Sequence[str]) -> Explanation:
-    """What is said of step `step` (counted from 1)."""
+    """Describe step `step` (counted from 1)."""
     return Explanation(
         what=f"the loss or its gradient is not finite at step {step}, on scans {', '.join(scans)}",
-        do=f"Recompute it (dagman replay {run} {step}), check these scans, or lower optim.lr; the last checkpoint is intact",
+        do=f"Recompute it (dagman replay {run} {step}), check these scans, or lower optim.lr",
         note=f"Losses or gradient: not finite at step {step}. Lower optim.lr, or check the scans of that step.",
     )
 
 
 def list_broken(run: str | Path) -> list[int]:
-    """Steps that are kept, counted from 1 as in `metrics.jsonl`, ascending."""
+    """The saved steps, counted from 1 as in `metrics.jsonl`, ascending."""
     return list_checkpoints(run, FOLDER)
 
 
 def keep_broken(run: Path, broken: Broken, dataset: ViewDataset, settings: Settings, state: Mapping[str, Any]) -> list[str]:
-    """Keep a step with the state before it, beside which `state` is written; the scans it was made of."""
+    """Save a step with the state before it and the values `state`; returns the scans of its views."""
     step = broken.step + 1
     item = dataset.read_step(broken.step)
     places = [[{"scan": crop.scan, "start": list(crop.start)} for crop in pair] for pair in item.pop("places")]
     item.pop("unreadable", None)
-    # Beside its place first: whoever finds state.json finds the views.
+    # Before the checkpoint: where there is a state.json, the views are complete.
     views = run / FOLDER / f"step-{step:06d}.views.safetensors"
     with write_whole(views) as temporary:
         save_file({name: value.contiguous() for name, value in item.items()}, temporary)
@@ -72,10 +72,10 @@ def keep_broken(run: Path, broken: Broken, dataset: ViewDataset, settings: Setti
 
 
 def locate_views(run: Path, step: int) -> Path:
-    """The file of a kept step's views."""
+    """The file with the views of a saved step."""
     return run / FOLDER / f"step-{step:06d}.views.safetensors"
 
 
 def _describe_number(value: float) -> float | str:
-    """JSON has no NaN and no infinity."""
+    """A number, or its name where JSON has none for it (NaN and infinity)."""
     return value if math.isfinite(value) else str(value)

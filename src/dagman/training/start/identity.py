@@ -11,6 +11,7 @@ import torch
 
 from dagman import __version__
 from dagman.errors import RunError
+from dagman.records.counts import count_noun
 from dagman.records.hashes import hash_bytes
 from dagman.settings import Settings
 from dagman.store.manifest import Store
@@ -93,11 +94,10 @@ def list_changed_rounding(before: Mapping[str, Any], now: Mapping[str, Any]) -> 
 def refuse_other_ranks(group: Group, settings: Settings, state: Mapping[str, Any]) -> None:
     """Raise RunError where the ranks are not of one run: other settings, scans, versions or arithmetic."""
     versions = {"dagman": __version__, "torch": torch.__version__}
-    found = {name: state[name] for name in ("scans", "precision", *FAST_PATHS)} | {
-        "the list of scans": state["store"],
-        "their grid": state["grid"],
-    }
-    group.compare({**versions, **_flatten(settings), **found})
+    fingerprint = hash_bytes(f"{state['store']} {state['grid']}".encode())[:8]
+    store = f"{count_noun(state['scans'], 'scan')} with fingerprint {fingerprint}"
+    found = {name: state[name] for name in ("precision", *FAST_PATHS)}
+    group.compare({**versions, **_flatten(settings), "store": store, **found})
 
 
 def hash_grids(store: Store, usable: Sequence[str]) -> str:
