@@ -187,7 +187,7 @@ def test_a_scan_that_cannot_be_read_is_listed_replaced_and_counted(store, tiny, 
     assert run.last_step == 4
     assert {row["scan"] for row in read_rows(run.path / "unreadable.jsonl")} == {lost}
     (text,) = [row["text"] for row in run.warnings if row["key"] == f"unreadable-{lost}"]
-    assert "is replaced by others (1 of 3 so far)" in text
+    assert "A scan cannot be read, and others are used instead (1 of 3 so far): " in text
     again = pretrain(tmp_path / "store", tmp_path / "again", assignments=[*tiny, *OPTIONS])
     assert (again.path / "metrics.jsonl").read_bytes() == (run.path / "metrics.jsonl").read_bytes()
 

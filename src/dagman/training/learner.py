@@ -1,4 +1,4 @@
-"""What learns, and the paper's training step that moves it: from micro-batches of views to weights, targets and teacher."""
+"""The networks, targets and optimiser of a run, and the paper's training step that updates them from micro-batches of views."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from dagman.training.recovery.broken import Broken
 from dagman.training.recovery.outcome import Gate, Outcome, TargetsState
 
 MOST_GRAPHS = 64
-"""Of one function that torch.compile keeps; a further one would be an error. [ours]"""
+"""Compiled graphs of one function that torch.compile may keep; one more would be an error. [ours]"""
 
 
 class Learner:
-    """Student, teacher, optimiser and targets: all that changes from step to step. It reads no scans and writes no files.
+    """Student, teacher, optimiser and targets: everything that changes from step to step. It reads no scans and writes no files.
 
     Args:
         settings: Resolved settings.
         device: As chosen by `dagman.devices`.
         precision: "fp32" or "bf16".
         kernels: "reference" or "triton".
-        compiled: "off", "on", or "graphs": the encoders by torch.compile, or as CUDA graphs as well.
+        compiled: "off", "on" (encoders by torch.compile), or "graphs" (as CUDA graphs, too).
         read_after: Steps after which a step's losses are read: 0 or 1.
-        skip_hidden: Whether hidden windows are skipped in the first block, where the settings leave it to the machine.
-        group: The processes that share each step; one alone by default.
+        skip_hidden: Whether hidden windows are skipped in the first block, if the settings leave this to the machine.
+        group: The processes that share each step; a single one by default.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Learner:
             self.compile_encoders(mode="reduce-overhead" if compiled == "graphs" else None)
         self.method = assembly.compose_method(settings)
         groups = assembly.group_parameters(self.student, settings.optim.weight_decay)
-        # One kernel for all weights on a card; on a CPU the loop stays, whose bits older runs were made with.
+        # One kernel for all weights on a GPU; on a CPU the loop, so that older runs resume bit for bit.
         fused = self.device.type == "cuda" or read_after > 0
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, settings.optim.beta2), fused=fused)
         self.gate = Gate(self.device) if read_after else None
@@ -78,13 +78,13 @@ class Learner:
         self.targets = self._build_targets()
 
     def advance(self, pairs: Sequence[ViewPair], step: int, on_part: Callable[[int, int], None] | None = None) -> Outcome:
-        """One training step on its micro-batches; what it gave, for `read`.
+        """Take one training step on its micro-batches; returns its outcome, for `read`.
 
-        on_part: As `accumulate_gradients` has it.
+        on_part: As in `accumulate_gradients`.
         """
         s, steps = self.settings, self.settings.train.steps
         if self.compiled == "graphs":
-            # What the CUDA graphs of the step before have written may be overwritten from here on.
+            # The outputs of the previous step's CUDA graphs may be overwritten from here on.
             torch.compiler.cudagraph_mark_step_begin()
         # ------------------------------------------------- schedules (App. A)
         lr = learning_rate(step, steps, peak=float(s.optim.lr), end=s.optim.min_lr, warmup=s.optim.warmup)
@@ -119,7 +119,7 @@ class Learner:
         return outcome
 
     def read(self, outcome: Outcome) -> dict[str, Any] | Broken:
-        """The row for `metrics.jsonl`, or what is to be kept where the step was not finite: then nothing has been learned since."""
+        """The row for `metrics.jsonl`; if the step was not finite, what is to be saved of it, and no weight has changed since."""
         row = outcome.read()
         if row is not None:
             return row
@@ -129,28 +129,28 @@ class Learner:
         return broken
 
     def draw_pairs(self, batch: Mapping[str, Any], step: int, own: range) -> list[ViewPair]:
-        """The step's micro-batches of this process, whose pairs of views have the numbers `own` in the step."""
+        """The micro-batches of this process in a step, made of the pairs of views with the numbers `own`."""
         size = size_micro_batch(self.settings, self.group.size)
         return draw_pairs(batch, self.settings, step, own, self.student.encoder.branches, size, self.device)
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
-        """bfloat16 for the networks' products, if so chosen; losses, centres, softmax and EMA stay float32 by themselves."""
+        """bfloat16 for the networks' matrix products, if chosen; losses, centres, softmax and EMA stay in float32."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             yield
 
     def compile_encoders(self, *, mode: str | None = None, backend: str = "inductor") -> None:
-        """Let torch.compile make one graph of each encoder's pass, for the sizes of views it meets; heads stay as they are.
+        """Compile each encoder to one graph per view size with torch.compile; heads are not compiled.
 
-        The rows of the heads vary with the padding of the views, and each number of rows would be compiled anew.
+        The number of rows in the heads varies with the padding of the views, and each would need a graph of its own.
         """
-        # Clean, noisy and student's passes share one function, for two sizes of micro-batches, with and without gradient.
+        # Clean, noisy and student passes share one function, for two sizes of micro-batches, with and without gradients.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
         for network in (self.student, self.teacher):
             if network is None:
                 continue
             encoder = network.encoder
-            # One pass before makes the plans of windows, which the graphs then take as they are.
+            # A pass beforehand makes the plans of windows, which the graphs then take as constants.
             with torch.no_grad():
                 encoder.encode(torch.zeros(1, 1, *(self.settings.view.side,) * 3, device=self.device))
             # The number of windows that are not hidden differs between steps: it becomes a symbol of the graph.
@@ -160,12 +160,12 @@ class Learner:
                 vars(encoder)[name] = compiled
 
     def uncompiled(self) -> contextlib.AbstractContextManager[object]:
-        """A block in which nothing is compiled: the monitors' single views and galleries are of sizes of their own."""
+        """A block in which nothing is compiled, for the monitors, whose batches have other sizes."""
         return contextlib.nullcontext() if self.compiled == "off" else torch.compiler.set_stance("force_eager")
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[None]:
-        """Within the block the processes of the group share each step."""
+        """A block in which the processes of the group share each step."""
         self.replica = replicate(self.student, self.group, assembly.list_untrained(self.settings))
         try:
             yield
@@ -174,20 +174,20 @@ class Learner:
             self.replica = self.student
 
     def start_reconstruction(self, mean: float) -> None:
-        """Let the reconstruction begin at a mean intensity, if there is one."""
+        """Initialise the reconstruction, if there is one, to predict a mean intensity."""
         if self.student.reconstruction is not None:
             self.student.reconstruction.start_at(mean)
 
     def copy(self, targets: TargetsState | None = None) -> Snapshot:
-        """A copy of all that changes; targets: theirs as `Targets.state` gave it, if not that of now."""
+        """Copy everything that changes; targets: their state from `Targets.state`, by default the current one."""
         return copy_state(self.student, self.teacher, self.optimizer, self.targets.state() if targets is None else targets)
 
     def load(self, run: Path) -> dict[str, Any]:
-        """Take over a run's newest checkpoint; the values beside it. Raises RunError as `load_checkpoint`."""
+        """Load a run's newest checkpoint; returns the values of its `state.json`. Raises RunError as `load_checkpoint`."""
         return load_checkpoint(run, self.student, self.teacher, self.optimizer, self.targets)
 
     def begin_again(self) -> None:
-        """The state of step 0 in the networks that are there."""
+        """Reset networks, optimiser and targets to step 0, in place."""
         student, teacher = assembly.build_networks(self.settings)
         self.student.load_state_dict(student.state_dict())
         if self.teacher is not None and teacher is not None:

@@ -1,4 +1,4 @@
-"""`dagman replay`: one step of a run that was not finite, computed again alone."""
+"""`dagman replay`: recomputes a step of a run whose loss was not finite."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def replay_command(
     verdict = "is finite this time, on the CPU in float32" if found.is_finite else "is not finite again"
     console.print(f"Step {found.step} {verdict}.")
     for name, value in found.losses.items():
-        console.print(f"  {name}: {value:.6g} (the run met {found.recorded.get(name, 'none')})")
+        console.print(f"  {name}: {value:.6g} (in the run: {found.recorded.get(name, 'none')})")
     for title, names in (
         ("weights before the step that are not finite", found.weights),
-        ("modules of the student whose output is not finite, first reached first", found.modules),
+        ("modules of the student whose output is not finite, in the order of the forward pass", found.modules),
         ("weights whose gradient is not finite", found.gradients),
     ):
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

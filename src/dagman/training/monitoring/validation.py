@@ -36,7 +36,8 @@ class Validation:
         count = settings.train.monitor_views
         places = validation_places(dataset, count)
         item = dataset.read_pairs(places, "validation", range(count // 2))
-        self.scans = [crop.scan for pair in places for crop in pair]
+        # Not `places`: a scan that cannot be read was replaced.
+        self.scans = [crop.scan for pair in item["places"] for crop in pair]
         self.modalities = dataset.modalities
         self.patients = {row.id: row.patient for row in dataset.store.rows if row.id in set(self.scans)}
         stored = torch.stack([item["u"], item["v"]], dim=1).flatten(0, 1)

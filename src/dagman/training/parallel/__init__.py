@@ -1,1 +1,1 @@
-"""Several processes that train one run: the group they form, how gradients are reduced, and who notices that one hangs."""
+"""Training one run with several processes: their group, the reduction of gradients, and the detection of ranks that hang."""

@@ -1,4 +1,4 @@
-"""When a run ends before its last step: at one step for all its processes."""
+"""Ending a run before its last step, at the same step in all its processes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Literal
 from dagman.training.parallel.group import Group
 
 Reason = Literal["interrupt", "requeue"]
-"""Why: someone wants it to end, or a cluster takes its place away."""
+"""Why a run ends early: a user interrupted it, or a cluster takes the job's place away."""
 
 
 class Ending:
-    """What this process was asked for, and what all have agreed on.
+    """The request that this process received to end, and what all processes have agreed on.
 
     Attributes:
         asked: Why this process was asked to end, if it was.
-        reason: Why the run ends; None while it goes on.
+        reason: Why the run ends; None while it continues.
     """
 
     def __init__(self, group: Group) -> None:
@@ -24,7 +24,7 @@ class Ending:
         self.reason: Reason | None = None
 
     def ask(self, reason: Reason) -> None:
-        """Ask for an end after the current step, of this and of all other processes."""
+        """Ask for an end of all processes after the current step."""
         self.asked = reason
 
     def is_due(self) -> bool:
@@ -34,7 +34,7 @@ class Ending:
         return self.reason is not None
 
     def settle(self, waited: float, unreadable: int) -> tuple[float, int]:
-        """After a step: agree on an end; the mean of the seconds that were waited for views, and the sum of unreadable scans."""
+        """Agree on an end after a step; returns the mean of the seconds waited for views and the sum of unreadable scans."""
         mine = [self.asked == "interrupt", self.asked == "requeue", waited, unreadable]
         interrupts, requeues, waits, lost = self.group.add_up(mine)
         if self.group.size > 1:

@@ -1,8 +1,8 @@
-"""How ranks meet: all of one start agree on a name, under which nothing of an earlier start lies.
+"""How ranks meet: those of one start agree on a name, so that nothing left by an earlier start is mistaken for theirs.
 
-torchrun keeps one key-value store over all restarts, and what the ranks of an earlier start wrote there (addresses that no one
-listens at any more) stays in it: a restarted rank would take those for its peers' (pytorch issue 135712). Nor do the agents of
-several hosts count restarts alike. So rank 0 greets every rank by a word that this start alone knows.
+torchrun keeps one key-value store over all restarts, and the addresses that ranks of an earlier start wrote to it remain there,
+although nobody listens at them any more: a restarted rank would take them for those of its peers (pytorch issue 135712). The
+restart counts of several hosts' agents may differ, too. So rank 0 greets every rank with a word that only this start knows.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _PREFIX = "dagman"
 
 
 def meet(store: Store, rank: int, size: int, timeout: datetime.timedelta) -> str:
-    """The name that all ranks of this start have in common, once all have come. Raises RuntimeError for those that have not."""
+    """Wait for all ranks of this start; returns the name they agree on. Raises RuntimeError if some do not arrive."""
     word = uuid.uuid4().hex
     if rank > 0:
         store.set(f"{_PREFIX}/hello/{rank}", word)
-        # Only the rank 0 that has read this word answers it, and not one of an earlier start.
+        # Only a rank 0 that has read this word answers it; one of an earlier start has not.
         store.wait([f"{_PREFIX}/welcome/{word}"], timeout)
         name = store.get(f"{_PREFIX}/welcome/{word}").decode()
         store.set(f"{_PREFIX}/met/{name}/{rank}", "")
@@ -33,7 +33,7 @@ def meet(store: Store, rank: int, size: int, timeout: datetime.timedelta) -> str
             if store.check([f"{_PREFIX}/met/{word}/{other}"]):
                 missing.remove(other)
             elif store.check([f"{_PREFIX}/hello/{other}"]):
-                # The word may be of an earlier start, whose rank will not come, until the present one writes its own over it.
+                # Until the rank of this start overwrites it, the word may be that of an earlier start, whose rank will not answer.
                 theirs = store.get(f"{_PREFIX}/hello/{other}").decode()
                 if theirs not in greeted:
                     store.set(f"{_PREFIX}/welcome/{theirs}", word)

@@ -1,9 +1,9 @@
-"""The student of every rank as one: torch's DistributedDataParallel, which reduces gradients while the last backward pass runs.
+"""The student shared by all ranks, by torch's DistributedDataParallel, which reduces gradients during the last backward pass.
 
-docs/decisions/0028 says why this and not FSDP.
+docs/decisions/0028 explains why not FSDP.
 """
 
-# No annotations from the future here: torch compares those of the hook with its own classes.
+# Without `from __future__ import annotations`: torch compares the annotations of the hook with its own classes.
 from collections.abc import Collection
 from inspect import signature
 from typing import Any
@@ -17,16 +17,16 @@ from torch.nn.parallel import DistributedDataParallel
 from dagman.method.networks import Network
 from dagman.training.parallel.group import Group
 
-# What stops the broadcast of buffers before each forward pass; torch renamed it.
+# The option that disables the broadcast of buffers before each forward pass, which torch has renamed.
 _BUFFERS = next(
     name for name in ("forward_sync_buffers", "broadcast_buffers") if name in signature(DistributedDataParallel).parameters
 )
 
 
 def replicate(student: Network, group: Group, untrained: Collection[str]) -> Network | DistributedDataParallel:
-    """The student whose backward pass leaves the sum of all ranks' gradients; itself where this process is alone.
+    """Wrap the student so that its backward pass leaves the sum of all ranks' gradients; a single process gets it unchanged.
 
-    untrained: Prefixes of weights that no loss reaches.
+    untrained: Prefixes of the names of weights that receive no gradient.
     """
     if group.size == 1:
         return student
@@ -43,10 +43,10 @@ def replicate(student: Network, group: Group, untrained: Collection[str]) -> Net
 
 
 def retire(replica: Network | DistributedDataParallel) -> None:
-    """End what reduces a replica's gradients, now, whoever still holds the replica.
+    """Destroy the reducer of a replica now, even if something still refers to the replica.
 
-    A reducer that outlives the group ends gloo's threads under Python's lock, which one of them may wait for, so that the process
-    hangs for good; and where a rank was lost, the frames of the error hold the replica until after the group has ended.
+    A reducer that outlives the group joins gloo's threads while it holds Python's lock, for which one of them may be waiting, so
+    that the process hangs. When a rank is lost, the frames of the error refer to the replica until after the group has ended.
     """
     if isinstance(replica, DistributedDataParallel):
         for name in ("logger", "reducer"):
@@ -54,7 +54,7 @@ def retire(replica: Network | DistributedDataParallel) -> None:
 
 
 def _sum_gradients(group: Group, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-    """The sum, where DistributedDataParallel would average: a micro-batch's loss is its share of the whole step's already."""
+    """Sum where DistributedDataParallel would average, as the loss of a micro-batch is already its share of the whole step's."""
     group.count(bucket.buffer())
     work: Any = dist.all_reduce(bucket.buffer(), group=group.tensors, async_op=True)
     return work.get_future().then(lambda done: done.value()[0])

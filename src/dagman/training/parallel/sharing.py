@@ -1,4 +1,4 @@
-"""How the views of a step are shared out: the effective batch is the setting, whatever the number of ranks."""
+"""How the views of a step are divided among ranks: `train.batch` counts those of all ranks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dagman.training.parallel.group import Group
 
 
 def check_sharing(settings: Settings, given: frozenset[str], ranks: int, scans: int) -> None:
-    """Refuse what several ranks cannot share out.
+    """Check that several ranks can divide each step among them.
 
     Raises:
-        SettingsError: The pairs of a step, or the micro-batches asked for, do not come out even.
+        SettingsError: The pairs of a step, or the given micro-batch, cannot be divided evenly.
         RunError: There are fewer scans than ranks.
     """
     if ranks == 1:
@@ -40,13 +40,13 @@ def check_sharing(settings: Settings, given: frozenset[str], ranks: int, scans: 
 
 
 def list_own_pairs(pairs: int, rank: int, ranks: int) -> range:
-    """The pairs of a step that a rank reads and learns from: a slice of equal size, in the order of the ranks."""
+    """The pairs of a step that a rank reads and trains on: slices of equal size, in the order of the ranks."""
     share = pairs // ranks
     return range(rank * share, (rank + 1) * share)
 
 
 def size_micro_batch(settings: Settings, ranks: int) -> int:
-    """Pairs of views that a rank holds at once: those of `train.micro_batch` at most, in parts of nearly equal size."""
+    """Pairs of views per micro-batch of a rank: at most those of `train.micro_batch`, in parts of nearly equal size."""
     largest = int(settings.train.micro_batch) // 2
     if ranks == 1:
         return largest
@@ -55,7 +55,7 @@ def size_micro_batch(settings: Settings, ranks: int) -> int:
 
 
 def describe_ranks(settings: Settings, student: Network, group: Group, device: str) -> list[str]:
-    """A line on how a step is shared out, and what its gradients weigh; none for a process alone."""
+    """A line on how a step is divided among ranks, and the size of its gradients; none for a single process."""
     if group.size == 1:
         return []
     share = settings.train.batch // group.size

@@ -1,1 +1,1 @@
-"""What a run survives: checkpoints written beside it, steps that are not finite and can be replayed alone."""
+"""What a run survives: checkpoints in the background, steps that are not finite and can be replayed, unreadable scans."""

@@ -1,4 +1,4 @@
-"""One job beside the training, in a thread: writing a checkpoint from a copy, so that no step waits for the disk."""
+"""A job in a background thread: it writes a checkpoint from a copy, so that no step waits for the disk."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ import threading
 from collections.abc import Callable
 
 LOWEST = 19
-"""Priority ("nice") of the job: on a machine without a free core the step after a checkpoint was slower by a third."""
+"""Niceness of the job. At that of the training, the step after a checkpoint was a third slower on a machine without a free core."""
 
 
 class Background:
-    """Runs one job at a time; what it raised is raised by the next call that looks."""
+    """Runs one job at a time; the next call of `has_ended` or `finish` raises what the job raised."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
     def start(self, job: Callable[[], None]) -> None:
-        """Begin a job; waits for the one before."""
+        """Start a job, after waiting for the previous one."""
         self.finish()
 
         def run() -> None:
             _step_back()
             try:
                 job()
-            except BaseException as failure:  # handed to the main thread, which knows what to do with it
+            except BaseException as failure:  # raised in the main thread by `finish`
                 self._failure = failure
 
         self._thread = threading.Thread(target=run, name="checkpoint")
         self._thread.start()
 
     def has_ended(self) -> bool:
-        """Whether a job has ended since this was last asked; raises what it raised."""
+        """Whether a job has ended since the last call; raises what it raised."""
         if self._thread is None or self._thread.is_alive():
             return False
         return self.finish()
 
     def finish(self) -> bool:
-        """Wait for the job, if there is one; whether there was. Raises what it raised."""
+        """Wait for the job; returns whether there was one. Raises what it raised."""
         if self._thread is None:
             return False
         self._thread.join()
@@ -51,7 +51,7 @@ class Background:
 
 
 def _step_back() -> None:
-    """Let this thread have what the steps leave of the processor; Linux alone knows a priority for a thread."""
+    """Give this thread the lowest priority. Only Linux has a priority per thread."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)

@@ -1,8 +1,8 @@
-"""What a step gave, on its way from the device to the host; and what keeps a step that is not finite from the weights meanwhile.
+"""The result of a step on its way from the device to the host, and the gate that protects the weights until it has been read.
 
-With `train.read_after=1` the host reads a step's losses while the device computes the next one. That one must not learn from what
-a broken step has spoilt, so the device itself decides: from a step that is not finite on, the gate leaves student, optimiser and
-teacher as they are, and the host finds them as they were before it.
+With `train.read_after=1` the host reads the losses of a step while the device computes the next one. If the first is not finite,
+neither may change the weights, so the device itself decides: from that step on, the gate leaves student, optimiser and teacher
+unchanged, and the host finds them as they were before it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ TargetsState = tuple[Mapping[str, Tensor], Mapping[str, Temperature | None]]
 
 
 class Outcome:
-    """Losses, norm and temperatures of a step (from 0), sent to the host and not waited for.
+    """Losses, gradient norm and temperatures of a step (from 0), sent to the host without waiting for them.
 
     Args:
         step: The step.
-        before: State of the targets before it.
-        losses: As they are on the device.
-        norm: Of the gradient.
-        rates: What the host knows of the step by itself (`lr`, `momentum`).
+        before: The state of the targets before the step.
+        losses: The losses, on the device.
+        norm: The gradient norm, on the device.
+        rates: Values that the host already has (`lr`, `momentum`).
     """
 
     def __init__(self, step: int, before: TargetsState, losses: StepLosses, norm: Tensor, rates: Mapping[str, float]) -> None:
@@ -43,7 +43,7 @@ class Outcome:
             self.arrival.record()
 
     def read(self) -> dict[str, Any] | None:
-        """The row for `metrics.jsonl`, once it has arrived; None where the loss or the norm of the gradient is not finite."""
+        """Wait for the values; returns the row for `metrics.jsonl`, or None if the loss or the gradient norm is not finite."""
         if self.arrival is not None:
             self.arrival.synchronize()
         values = self.values.tolist()
@@ -58,17 +58,17 @@ class Outcome:
 
 
 class Gate:
-    """Shut, on the device, from the first step on that is not finite, until it is opened again."""
+    """A flag on the device that is shut by the first step that is not finite, until `open` is called."""
 
     def __init__(self, device: torch.device) -> None:
         self.shut = torch.zeros((), device=device)
-        """1 where it is shut; what fused AdamW calls `found_inf`."""
+        """1 if the gate is shut; fused AdamW calls it `found_inf`."""
 
     def see(self, *values: Tensor) -> None:
-        """Shut it where one of these is not finite."""
+        """Shut the gate if one of these values is not finite."""
         finite = torch.isfinite(torch.stack([value.detach().float() for value in values])).all()
         self.shut.copy_(torch.maximum(self.shut, 1 - finite.float()))
 
     def open(self) -> None:
-        """Let steps through again."""
+        """Let steps change the weights again."""
         self.shut.zero_()

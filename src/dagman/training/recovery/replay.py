@@ -1,4 +1,4 @@
-"""One kept step, computed again alone: what of it is not finite first, in which views and weights."""
+"""Recomputes a saved step alone, to find what is not finite first, and in which views and weights."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from dagman.training.run import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What a step gives when it is computed again on the CPU in float32.
+    """The result of a step that was recomputed on the CPU in float32.
 
     Attributes:
         step: Counted from 1.
-        losses: By name, `total` among them, and `grad_norm`.
-        recorded: The same when the run met it; "nan" and "inf" as text.
+        losses: The losses by name, with `total` and `grad_norm`.
+        recorded: The same values in the run; "nan" and "inf" as text.
         weights: Names of weights that were not finite before the step.
         modules: Modules of the student whose output was not finite, in the order in which they were reached.
         gradients: Names of weights whose gradient is not finite.
         crops: Scan and first voxel of each view, as pairs u and v.
-        ranges: Least and largest stored value of each pair of views.
+        ranges: Smallest and largest stored value of each pair of views.
     """
 
     step: int
@@ -57,10 +57,10 @@ class Replay:
 
 
 def replay_step(run: str | Path, step: int) -> Replay:
-    """Compute a kept step again; the run is not changed.
+    """Recompute a saved step; the run is not changed.
 
     Raises:
-        RunError: The run did not keep this step, or what it kept is damaged.
+        RunError: The run has not saved this step, or the saved files are damaged.
     """
     path = Path(run)
     settings = Run(path).settings
@@ -100,7 +100,7 @@ def replay_step(run: str | Path, step: int) -> Replay:
 
 
 def _watch_modules(student: nn.Module, reached: list[str]) -> None:
-    """Note the modules whose output is a tensor that is not finite."""
+    """Append the names of modules to `reached` whose output is not finite."""
     for name, module in student.named_modules():
 
         def look(_: nn.Module, __: Any, output: Any, name: str = name) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints and encoders, written beside the training from a copy."""
+"""Writes checkpoints and encoders in the background, from a copy."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Saver:
 
     Args:
         folder: The run folder.
-        keep: Checkpoints kept.
-        on_written: Called, by the thread that looks, with the step of a checkpoint that has been written.
-        on_full_disk: Called alike where the disk had no room for it; the checkpoint before is whole.
+        keep: Number of checkpoints to keep.
+        on_written: Called in the main thread with the step of a checkpoint that has been written.
+        on_full_disk: Called in the same way if the disk was too full for it; the previous checkpoint is intact.
     """
 
     def __init__(self, folder: Path, keep: int, on_written: Callable[[int], None], on_full_disk: Callable[[int], None]) -> None:
@@ -34,7 +34,7 @@ class Saver:
     def save(
         self, step: int, snapshot: Snapshot, student: EncoderConfig, teacher: EncoderConfig | None, state: Mapping[str, Any]
     ) -> None:
-        """Begin to write the encoders and the checkpoint of a step, once the one before is written."""
+        """Start writing the encoders and the checkpoint of a step, after the previous ones have been written."""
         self.follow(wait=True)
         self.step = step
         self.background.start(partial(self._write, step, snapshot, student, teacher, state))
@@ -42,16 +42,16 @@ class Saver:
     def _write(
         self, step: int, snapshot: Snapshot, student: EncoderConfig, teacher: EncoderConfig | None, state: Mapping[str, Any]
     ) -> None:
-        # The encoder first: whoever finds a checkpoint finds an encoder that is not older. It is the teacher if there is one.
+        # The encoder first, so that it is never older than the newest checkpoint. It is the teacher if there is one.
         write_encoder(self.folder / ("encoder" if teacher is None else "encoder-student"), student, snapshot.student)
         if teacher is not None and snapshot.teacher is not None:
             write_encoder(self.folder / "encoder", teacher, snapshot.teacher)
         write_checkpoint(self.folder, step, snapshot, state, self.keep)
 
     def follow(self, *, wait: bool = False, last: bool = False) -> None:
-        """Look whether the checkpoint has been written, and report it once; wait: until it has.
+        """Report the checkpoint once it has been written; wait: wait until then.
 
-        A full disk is reported and no error, unless it is the `last` checkpoint.
+        A full disk is only reported, unless this is the `last` checkpoint, for which it is an error.
         """
         try:
             ended = self.background.finish() if wait else self.background.has_ended()
@@ -64,6 +64,6 @@ class Saver:
             self.on_written(self.step)
 
     def close(self) -> None:
-        """Wait for what is still being written when the training ends; its own error is reported, not what this raises."""
+        """Wait for a checkpoint that is still being written; its errors would hide the one that ends the training."""
         with contextlib.suppress(OSError, SafetensorError):
             self.background.finish()

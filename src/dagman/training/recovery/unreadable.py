@@ -1,4 +1,4 @@
-"""Scans that turn out unreadable while a run goes on: listed, counted, and too many of them refused."""
+"""Scans that turn out to be unreadable during a run: they are listed and counted, and too many of them end the run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ FILE = "unreadable.jsonl"
 
 
 class Unreadable:
-    """The scans that could not be read since this process began.
+    """The scans that could not be read since this process started.
 
     Args:
         folder: The run folder.
-        scans: How many scans the run reads.
-        share: Of them that may be unreadable; one always may.
-        group: The processes of the run, all of which count alike.
+        scans: Number of scans that the run reads.
+        share: Fraction of them that may be unreadable; one always may.
+        group: The processes of the run, which all count the same scans.
     """
 
     def __init__(self, folder: Path, scans: int, share: float, group: Group) -> None:
@@ -27,7 +27,7 @@ class Unreadable:
         self.found: set[str] = set()
 
     def add(self, unreadable: Mapping[str, str], step: int) -> list[tuple[str, str]]:
-        """Count what the processes met in a step (scan to reason), and list what is new; a warning (key, text) for each.
+        """Count the unreadable scans of a step in all processes (scan to reason), and list new ones; returns a warning for each.
 
         Raises:
             RunError: They are more than the share allows.
@@ -47,6 +47,6 @@ class Unreadable:
                     do=f"See {self.folder / FILE}; prepare these scans again, then repeat the command",
                 )
         return [
-            (f"unreadable-{scan}", f"A scan cannot be read, and is replaced by others ({count} of {self.scans} so far): {why}")
+            (f"unreadable-{scan}", f"A scan cannot be read, and others are used instead ({count} of {self.scans} so far): {why}")
             for scan, why in new.items()
         ]

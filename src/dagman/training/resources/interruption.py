@@ -1,4 +1,4 @@
-"""Stops heeded within a step: the first one of a large network can take minutes, and nothing is lost by leaving it."""
+"""Stopping within a step: the first step of a large network can take minutes, and nothing is lost by abandoning it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 from torch import Tensor, nn
 
 LONG_STEP = 5.0
-"""Seconds beyond which a step is left when a stop is requested, and not ended first. [ours]"""
+"""Steps longer than this many seconds are abandoned on a stop, shorter ones are completed. [ours]"""
 
 
 class StopRequestedError(Exception):
-    """The user asked for a stop within a step that may be left."""
+    """A stop was requested within a step that may be abandoned."""
 
 
 @contextmanager
 def interruptible(networks: Iterable[nn.Module | None], stop_requested: Callable[[], bool]) -> Iterator[None]:
     """Within the block, raise StopRequestedError from the networks' passes once a stop is requested.
 
-    Python hears a signal between its own instructions alone, and a backward pass has none: a hook at each module of the forward
-    pass, and at each weight of the backward pass, gives it some.
+    Python handles signals only between its own instructions, of which a backward pass has none; a hook at each module of the
+    forward pass, and at each weight in the backward pass, provides some.
     """
 
     def check(*_: Any) -> None:
