@@ -34,7 +34,7 @@ def hold_lock(folder: str | Path, error: type[DagmanError] = DagmanError) -> Ite
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as refused:
             if refused.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                _remove_unused(path, made)
+                _remove_unused(path, created)
                 what = f"its file system cannot lock files ({(refused.strerror or str(refused)).lower()})"
                 raise error(what, where=folder, do="Choose a folder on another file system") from None
             file.seek(0)
