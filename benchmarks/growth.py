@@ -1,6 +1,6 @@
-"""How an encoder's forward and backward pass grows with the side of its views and with their number, on a CPU, in processor time.
+"""Processor time of an encoder's forward and backward pass on a CPU, by the number of views and their side.
 
-Growth is linear in voxels where the seconds a million voxels stay the same down the table.
+If the time per million voxels is the same in every row of the printed table, growth is linear in voxels.
 Example: python -m benchmarks.growth --size tiny --precision fp32
 """
 
@@ -21,7 +21,7 @@ from benchmarks.swin_step import SIZES  # noqa: E402
 from dagman.model import SwinEncoder  # noqa: E402
 
 CASES = [(1, 64), (2, 64), (4, 64), (1, 96), (1, 128), (1, 160)]
-"""Views and their side."""
+"""Number of views, and their side in voxels."""
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""Our Swin encoder beside MONAI's SwinTransformer: the same weights' worth of work, process and allocator, stepped in turn.
+"""Compare our Swin encoder with MONAI's SwinTransformer of the same shape, in turn, in one process with one allocator.
 
-Prints wall and processor seconds (median, least) of each and the ratio, the median over rounds: above 1, ours is the faster.
-Processor seconds hold on a machine that others use too.
+Prints the wall time and the processor time of each (median, least), and the ratio of the two (median over rounds): above 1, ours
+is faster. On a machine with other jobs, rely on the processor time.
 Needs the extra `monai`. Example: python benchmarks/swin_step.py --size small --precision bf16 --rounds 5
 """
 
@@ -55,9 +55,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--views", type=int, default=2)
-    parser.add_argument("--side", type=int, help="of a view in voxels (default: the size's)")
-    parser.add_argument("--precision", choices=["fp32", "autocast", "bf16"], default="fp32", help="bf16: weights too")
-    parser.add_argument("--pass", dest="direction", choices=["forward", "step"], default="step", help="step: forward and backward")
+    parser.add_argument("--side", type=int, help="side of a view in voxels (default: that of the size)")
+    parser.add_argument("--precision", choices=["fp32", "autocast", "bf16"], default="fp32", help="bf16 casts the weights as well")
+    parser.add_argument("--pass", dest="direction", choices=["forward", "step"], default="step", help="step runs forward and backward")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Linear layers whose float32 products run in oneDNN where that is the faster library: docs/decisions/0027."""
+"""Linear layers that multiply float32 in oneDNN on processors where it is faster than MKL: docs/decisions/0027."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Mlp(nn.Module):
 
 
 def apply_linear(x: Float[Tensor, "*rows I"], weight: Float[Tensor, "O I"], bias: Tensor | None) -> Float[Tensor, "*rows O"]:
-    """x W^T + b, where oneDNN is the faster library by it."""
+    """x W^T + b, computed by oneDNN where it is faster."""
     if not _takes_onednn(x, weight):
         return F.linear(x, weight, bias)
     product: Tensor = _Product.apply(x, weight, bias)
@@ -44,7 +44,7 @@ def apply_linear(x: Float[Tensor, "*rows I"], weight: Float[Tensor, "O I"], bias
 
 
 def apply_linear_gelu(linear: nn.Linear, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
-    """The exact GELU of a linear layer; without gradients in one pass over its output, where oneDNN is taken."""
+    """The exact GELU of a linear layer. Without gradients, oneDNN computes both in one pass over the output."""
     if torch.is_grad_enabled() or not _takes_onednn(x, linear.weight):
         return F.gelu(linear(x))
     return _multiply(x, linear.weight, linear.bias, "gelu")
@@ -52,9 +52,9 @@ def apply_linear_gelu(linear: nn.Linear, x: Float[Tensor, "*rows I"]) -> Float[T
 
 @cache
 def prefers_onednn() -> bool:
-    """Whether float32 products run in oneDNN: on AMD's processors, where torch's MKL takes half of the vector units.
+    """Whether float32 products run in oneDNN: on AMD processors, where torch's MKL uses only half of the vector units.
 
-    By the processor's name, not by a trial: two runs on one machine are to have the same bits.
+    The vendor decides, not a timing, so that two runs on one machine give the same bits.
     """
     there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return there and read_processor_vendor() == "AuthenticAMD"
@@ -67,13 +67,13 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    """x W^T + b, then the activation; rows of x by oneDNN."""
+    """oneDNN's x W^T + b, followed by the activation."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, activation, [], "none")
     return product
 
 
 class _Product(torch.autograd.Function):
-    """A linear layer with its gradients: those of the input by oneDNN, those of the weight by MKL, which is as fast there."""
+    """A linear layer with its gradients: oneDNN computes those of the input, MKL those of the weight, where it is as fast."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
