@@ -29,7 +29,7 @@ def table(tmp_path):
         ("classify", ("--label", "label", "--per-class", "0"), "0 patients per class were requested"),
         ("classify", ("--label", "label", "--per-class", "1.5"), "--shots 1.5 is not a whole number"),
         ("classify", ("--label", "label", "--per-class", "x"), "--shots 'x' is not a list of numbers"),
-        ("classify", ("--label", "label", "--per-class", "9", "--shares", ""), "9 patients per class are left out"),
+        ("classify", ("--label", "label", "--per-class", "9", "--shares", ""), "9 patients per class are skipped"),
         ("classify", ("--label", "label", "--folds", "0"), "0 folds cannot be tested"),
         ("classify", ("--label", "label", "--folds", "5"), "class '0' has 3 patients, fewer than 5 folds. Use --folds 3"),
         ("classify", ("--label", "label", "--method", "finetune"), "pixels has no weights to fine-tune"),

@@ -14,7 +14,7 @@ from dagman.evaluation.outcome_metrics import (
     describe_auc,
     describe_calibration,
     describe_groups,
-    explain_left_out,
+    explain_undefined,
     measure_outcome,
     prepare_measure,
 )
@@ -134,7 +134,7 @@ def test_a_concordance_of_few_pairs_states_their_number_and_small_groups_are_not
 
 def test_a_measure_that_the_patients_do_not_allow_is_left_out_and_explained_never_nan():
     found = _predicted(items=40, columns=2, folds=2)
-    assert explain_left_out(found) == []
+    assert explain_undefined(found) == []
     # Half have the event on the day on which the others are lost: the order of such a pair is known, weights of censoring are not.
     time, event = np.full(40, 12.0), np.arange(40) % 2 == 0
     equal = OutOfFold(
@@ -150,13 +150,13 @@ def test_a_measure_that_the_patients_do_not_allow_is_left_out_and_explained_neve
     measured = measure_outcome(equal, draws=20)
     assert set(measured) == {"harrell_c"}
     assert 0 <= measured["harrell_c"].value <= 1
-    assert explain_left_out(equal) == [
-        warn("left out: Uno's C, the time-dependent AUC, the integrated Brier score, as all times are equal (12)")
+    assert explain_undefined(equal) == [
+        warn("not computed: Uno's C, the time-dependent AUC, the integrated Brier score, as all times are equal (12)")
     ]
     none = OutOfFold(**{**vars(found), "times": found.times[:1], "survival": found.survival[:, :, :1]})
-    assert explain_left_out(none) == [
-        warn("left out: the time-dependent AUC, as fewer than two times can be evaluated"),
-        warn("left out: the integrated Brier score, as fewer than two times can be evaluated"),
+    assert explain_undefined(none) == [
+        warn("not computed: the time-dependent AUC, as fewer than two times can be evaluated"),
+        warn("not computed: the integrated Brier score, as fewer than two times can be evaluated"),
     ]
 
 

@@ -117,7 +117,7 @@ def test_texture_in_a_mask_is_read_with_intervals_over_patients(probed):
     assert area.patients == PATIENTS
     assert held["brier", "linear", "100%"].value < 0.25
     assert "balanced accuracy" in printed
-    assert "50 patients per class are left out: in some fold a class has 8 training patients" in printed
+    assert "50 patients per class are skipped: in some fold a class has 8 training patients" in printed
 
 
 def test_the_test_scan_that_pretraining_saw_is_named_first(probed):

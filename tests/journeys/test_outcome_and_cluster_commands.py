@@ -145,10 +145,10 @@ def test_equal_times_leave_measures_out_in_words_and_print_no_nan(call_dagman, t
         *("--out", tmp_path / "out", "--folds", 2, "--repeats", 1),
     )
     assert code == 0, errors
-    assert "left out: Uno's C, the time-dependent AUC, the integrated Brier score, as all times are equal (30)" in printed
+    assert "not computed: Uno's C, the time-dependent AUC, the integrated Brier score, as all times are equal (30)" in printed
     assert {m.name for m in Results(tmp_path / "out").summary.measurements} == {"harrell_c"}
     assert "nan" not in printed
-    assert "left out: Uno" in (tmp_path / "out" / "report.html").read_text().replace("&#39;", "'")
+    assert "not computed: Uno" in (tmp_path / "out" / "report.html").read_text().replace("&#39;", "'")
 
 
 def test_a_response_is_predicted_from_image_clinical_and_both(call_dagman, tumours, tmp_path):

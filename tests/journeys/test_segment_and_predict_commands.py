@@ -316,7 +316,7 @@ def test_a_mask_that_cannot_be_used_is_refused_by_name_and_the_others_go_on(call
         ({}, ("--tolerance", -1), "--tolerance is -1 mm"),
         ({}, ("--layer-decay", 0), "--layer-decay is 0. Give more than 0, at most 1"),
         ({}, ("--contoured", "drawn"), "has no column 'drawn'"),
-        ({}, ("--shots", "9"), "9 patients per class are left out"),
+        ({}, ("--shots", "9"), "9 patients per class are skipped"),
     ],
 )
 def test_bad_input_is_one_line_with_what_to_do(call_dagman, bodies, encoder, tmp_path, change, arguments, said):

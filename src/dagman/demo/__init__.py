@@ -1,5 +1,5 @@
-"""`dagman demo`: the whole road on the built-in cohort, each question put to a pretrained and to a fresh network."""
+"""`dagman demo`: the whole pipeline on a synthetic cohort, comparing pretrained with randomly initialised networks."""
 
-from dagman.demo.road import DemoResult, run_demo
+from dagman.demo.pipeline import DemoResult, run_demo
 
 __all__ = ["DemoResult", "run_demo"]

@@ -1,4 +1,4 @@
-"""Organs segmented after one or two labelled patients, from pretrained and from fresh weights; all else is the same."""
+"""Segment organs after training on one or two labelled patients, from pretrained and from randomly initialised weights."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from dagman.tasks.segment.model import SegmentationModel, adapt_encoder, load_se
 from dagman.tasks.segment.training import Fitting, cut_padded, fit_model, place_crop, validate_on_crops
 
 SHOTS = (1, 2)
-"""Labelled patients that a training sees."""
+"""Numbers of labelled patients in a training."""
 STRUCTURES = (
     Structure(name="lungs", values=(1, 2)),
     Structure(name="liver", values=(5,)),
     Structure(name="heart", values=(3,)),
 )
-"""Large organs: spleen and kidneys are not found at all after so few steps, by any weights."""
+"""Only large organs, because no network finds spleen and kidneys after so few steps."""
 SIDE, SHOWN_SIDE = 32, 64
-"""Of a crop in voxels, and of the one that is shown."""
+"""Side in voxels of training crops, and of the crop shown in the report."""
 STEPS, RATE = 40, 3e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class FewLabels:
-    """What is segmented: items whose labels may be used, items that are tested, and the spacing in mm."""
+    """Data of the segmentation: items whose labels may be used, test items, the spacing in mm, and the training steps."""
 
     labelled: Sequence[Item]
     tested: Sequence[Item]
@@ -46,10 +46,17 @@ class FewLabels:
 
 
 def segment_few(pairs: Sequence[tuple[str, str]], seeds: Sequence[int], data: FewLabels, out: Path) -> list[dict[str, list[float]]]:
-    """Dice on fixed crops of the tested patients: for each of SHOTS the values of "pretrained" and "fresh", one a seed.
+    """Train and test segmentations from few labels.
 
-    pairs: of each seed the names of both models, trained on the same labelled patients, the same crops and one rate for all layers.
-    out: keeps a journal, so that nothing is done twice, and `example.npz`.
+    Args:
+        pairs: For each seed, the pretrained and the randomly initialised model. Both are trained on the same labelled patients and
+            crops, with the same learning rate for all layers.
+        seeds: The seeds.
+        data: The labelled and the test items.
+        out: Folder for a journal, from which an interrupted run resumes, and `example.npz`.
+
+    Returns:
+        For each of SHOTS, Dice on fixed crops of the test patients for "pretrained" and "fresh", one value per seed.
     """
     kept = {row["key"]: float(row["dice"]) for row in read_rows(out / "scores.jsonl")}
     found: list[dict[str, list[float]]] = [{"pretrained": [], "fresh": []} for _ in SHOTS]
@@ -78,12 +85,12 @@ def segment_few(pairs: Sequence[tuple[str, str]], seeds: Sequence[int], data: Fe
 
 
 def read_example(out: Path) -> Outlined | None:
-    """The crop of a tested patient that `segment_few` kept; None where there is none."""
+    """Read the crop of a test patient that `segment_few` saved; None if there is none."""
     path = out / "example.npz"
     if not path.is_file():
         return None
     with np.load(path, allow_pickle=False) as kept:
-        names = tuple(one.name for one in STRUCTURES)
+        names = tuple(structure.name for structure in STRUCTURES)
         return Outlined(
             voxels=kept["voxels"], truth=kept["truth"], predicted=kept["predicted"], spacing=float(kept["spacing"]), names=names
         )

@@ -1,4 +1,4 @@
-"""Organs of patients that pretraining did not see, as frozen features: is the nearest one in another patient the same organ?"""
+"""Retrieve organs across patients that were not seen in pretraining, by their frozen features."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from dagman.tasks.retrieval import retrieve_across_patients
 
 CROP_MM = 128.0
 BASELINES = (("raw pixels", "pixels"), ("intensity histogram", "histogram"), ("size alone", "radiomics:size"))
-"""What needs no network: how the page calls it, and the model's name."""
+"""Baselines without a network: label in the report, and MODEL."""
 
 
 def retrieve_organs(model: str, table: Table, patients: Sequence[str], *, spacing: float, cache: Path) -> float:
-    """Share of the patients' organs whose nearest one in another of them is the same; features are read inside the masks."""
+    """Compute the share of the patients' organs whose nearest organ of another patient is the same.
+
+    Features are pooled inside the masks; `spacing` is in mm, and `cache` is the folder of feature vectors.
+    """
     items = [item for item in table.items if item.patient in set(patients)]
     found = extract_features(parse_model(model), items, crop=CropSpec(CROP_MM, spacing), cache=cache)
     return retrieve_across_patients(found.values, [str(i.label) for i in found.items], [i.patient for i in found.items])

@@ -100,7 +100,7 @@ def prepare_measure(name: str, predictions: OutOfFold) -> Measure:
 def measure_outcome(predictions: OutOfFold, *, draws: int = 2000, seed: int = 0) -> dict[str, Interval]:
     """Compute MEASURES with intervals over patients, widened for refitting if there are folds.
 
-    Measures that are undefined for these patients are omitted (see `explain_left_out`).
+    Measures that are undefined for these patients are omitted (see `explain_undefined`).
     """
     intervals = {
         name: bootstrap_interval(
@@ -136,12 +136,12 @@ def list_measures(predictions: OutOfFold) -> list[str]:
     return [name for name in asked if not np.isnan(prepare_measure(name, predictions)(rows))]
 
 
-def explain_left_out(predictions: OutOfFold) -> list[Note]:
+def explain_undefined(predictions: OutOfFold) -> list[Note]:
     """Warn about each of MEASURES that is undefined for these patients, with the reason."""
-    left_out = [name for name in MEASURES if name not in list_measures(predictions)]
-    if left_out and np.ptp(predictions.time) == 0:
-        names = ", ".join(_NAMES[name] for name in left_out)
-        return [warn(f"left out: {names}, as all times are equal ({predictions.time[0]:g})")]
+    undefined = [name for name in MEASURES if name not in list_measures(predictions)]
+    if undefined and np.ptp(predictions.time) == 0:
+        names = ", ".join(_NAMES[name] for name in undefined)
+        return [warn(f"not computed: {names}, as all times are equal ({predictions.time[0]:g})")]
     lacking = {
         "harrell_c": "no test fold has an event before another patient's time",
         "uno_c": "no test fold has an event, before another patient's time, with a defined censoring weight",
@@ -150,7 +150,7 @@ def explain_left_out(predictions: OutOfFold) -> list[Note]:
     }
     if len(predictions.times) < 2:
         lacking["dynamic_auc"] = lacking["integrated_brier"]
-    return [warn(f"left out: {_NAMES[name]}, as {lacking[name]}") for name in left_out]
+    return [warn(f"not computed: {_NAMES[name]}, as {lacking[name]}") for name in undefined]
 
 
 def compare_outcome(name: str, first: OutOfFold, second: OutOfFold, *, draws: int = 2000, seed: int = 0) -> Difference:

@@ -192,7 +192,7 @@ def list_subsets(
     # With all labels there is only one possible draw.
     subsets += [Subset(name=f"{share * 100:g}%", share=share, draws=1 if share == 1 else draws) for share in sorted(set(shares))]
     notes = [
-        f"{count_noun(count, 'patient per class is', 'patients per class are')} left out: in some fold a class has "
+        f"{count_noun(count, 'patient per class is', 'patients per class are')} skipped: in some fold a class has "
         f"{count_noun(largest_count, 'training patient')}"
         for count in counts
         if count not in possible

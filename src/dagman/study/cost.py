@@ -1,4 +1,4 @@
-"""What a study would cost: the operations of its pretrainings, and hours at a pace measured on this machine."""
+"""Estimate the cost of a study: the operations of its pretrainings, and hours at a speed measured on this machine."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dagman.training import assembly
 from dagman.training.accumulation import accumulate_gradients
 
 BACKWARD = 2.0
-"""Operations of a backward pass, in forward passes."""
+"""Operations of a backward pass relative to a forward pass."""
 TIMED_STEPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Cost of the pretrainings of one size and method: `operations` of a whole run, `hours` for all `runs` of them."""
+    """Cost of the pretrainings of one size and method: `operations` per run, and `hours` for all `runs`."""
 
     size: str
     method: str
@@ -37,7 +37,7 @@ class Cost:
 
 
 def estimate_study(study: Study, device: str) -> list[Cost]:
-    """The cost of every size and method, from the operations of one view and the pace of a short step of `tiny` on `device`."""
+    """Estimate the cost of every size and method, from the operations per view and the speed of `tiny` on `device`."""
     pace = measure_pace(device)
     costs = []
     for size in study.sizes:
@@ -56,8 +56,8 @@ def estimate_study(study: Study, device: str) -> list[Cost]:
 
 
 def count_operations(settings: Settings) -> float:
-    """Floating-point operations of a step for one view: the student forward and backward, and the teacher's passes."""
-    # Built with memory first: the networks of others read their own numbers while they are made.
+    """Count the floating-point operations of a step per view: the student's forward and backward pass, and the teacher's passes."""
+    # Not built on the meta device, because third-party networks read values of their parameters in their constructors.
     student = assembly.build_networks(settings)[0].to("meta")
     with torch.device("meta"):
         view = torch.empty(1, 1, *(settings.view.side,) * 3)
@@ -73,7 +73,7 @@ def count_operations(settings: Settings) -> float:
 
 
 def measure_pace(device: str) -> float:
-    """Floating-point operations a second of the `tiny` step of two views on `device`, the median of a few steps after one."""
+    """Measure floating-point operations per second in steps of `tiny` on two views on `device`, after one warmup step (median)."""
     settings = resolve_settings(load_settings("tiny", assignments=["train.batch=2"])[0])[0]
     student, teacher = assembly.build_networks(settings)
     student.to(device).train()
@@ -98,5 +98,5 @@ def measure_pace(device: str) -> float:
 
 
 def total_hours(costs: Sequence[Cost]) -> float:
-    """Hours of all pretrainings, one after the other on one device."""
+    """Sum the hours of all pretrainings, run one after the other on one device."""
     return sum(cost.hours for cost in costs)

@@ -1,4 +1,4 @@
-"""Runs the jobs of a study, as many at once as there are devices; what is finished already is left alone."""
+"""Run the jobs of a study, one at a time on each device; finished jobs are skipped."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ from dagman.records.journal import append_row, read_rows
 from dagman.study.plan import Job
 
 JOURNAL = "jobs.jsonl"
-"""A row for each job that ended: name, seconds, exit code."""
+"""Journal with one row per job that ended: name, seconds, exit code."""
 
 
 def run_jobs(
     jobs: Sequence[Job], out: Path, *, devices: Sequence[str] = ("auto",), on_job: Callable[[Job, str], None] | None = None
 ) -> None:
-    """Run every job that is not finished: all pretrainings, then all tasks. One job that fails does not stop the others.
+    """Run every unfinished job: all pretrainings, then all tasks. A job that fails does not stop the others of its kind.
 
-    devices: one job runs on each at a time. on_job: called with a job and "starts", "finished", "skipped" or "failed".
+    Args:
+        jobs: The jobs.
+        out: Folder of the study.
+        devices: Devices, each of which runs one job at a time.
+        on_job: Called with a job and "starts", "finished", "skipped" or "failed".
 
     Raises:
-        RunError: Some jobs failed; the first is named, with its last line.
+        RunError: Some jobs failed; the message has the first of them, with the last line of its output.
     """
     report = on_job or (lambda job, state: None)
     failed: list[tuple[Job, str]] = []
@@ -65,7 +69,7 @@ def run_jobs(
 
 
 def read_seconds(out: Path) -> dict[str, float]:
-    """Seconds of each job that ended well, over all of its starts."""
+    """Read the total seconds of each job over all its starts, also failed ones."""
     seconds: dict[str, float] = {}
     for row in read_rows(out / JOURNAL):
         seconds[row["name"]] = seconds.get(row["name"], 0.0) + float(row["seconds"])
@@ -73,7 +77,7 @@ def read_seconds(out: Path) -> dict[str, float]:
 
 
 def write_slurm(jobs: Sequence[Job], out: Path) -> list[Path]:
-    """Batch scripts for Slurm: an array of pretrainings, an array of tasks, and a script that submits one after the other."""
+    """Write batch scripts for Slurm: an array of pretrainings, an array of tasks, and a script that submits both in order."""
     folder = out / "slurm"
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -115,6 +119,6 @@ def _name_command(job: Job, device: str) -> list[str]:
 
 
 def _isolate(device: str) -> dict[str, str]:
-    # A CUDA device is chosen by what the process can see, so that every command calls it cuda:0.
+    # CUDA devices are selected by visibility, because every command uses cuda:0.
     visible = {"CUDA_VISIBLE_DEVICES": device.partition(":")[2]} if device.startswith("cuda:") else {}
     return {**os.environ, **visible}

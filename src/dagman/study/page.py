@@ -1,4 +1,4 @@
-"""A study's page and its CSV: the primary endpoint first, then a table a task, all differences, and the cost of each row."""
+"""Write a study's report and CSVs: the primary endpoint, a table per task, all differences, and the time of each job."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ALPHA = 0.05
 
 
 def write_study(study: Study, jobs: Sequence[Job], rows: Sequence[Row], differences: Sequence[PairedDifference], out: Path) -> Path:
-    """Write `report.html`, `study.csv` (every number) and `differences.csv` into `out`; returns the page's path."""
+    """Write `report.html`, `study.csv` (every value) and `differences.csv` to `out`; returns the path of the report."""
     for name, values in (("study.csv", rows), ("differences.csv", differences)):
         write_frame(out / name, pd.DataFrame([vars(row) for row in values]))
     path = out / "report.html"
@@ -32,7 +32,7 @@ def write_study(study: Study, jobs: Sequence[Job], rows: Sequence[Row], differen
 
 
 def render_study(study: Study, jobs: Sequence[Job], rows: Sequence[Row], differences: Sequence[PairedDifference], out: Path) -> str:
-    """The page as HTML."""
+    """Render the report as HTML."""
     open_jobs = [job for job in jobs if not job.finished]
     lead = (
         f"{count_noun(len(study.methods), 'method')}, {count_noun(len(study.sizes), 'size')}, "
@@ -70,7 +70,7 @@ def _judge_primary(study: Study, differences: Sequence[PairedDifference]) -> lis
 
 
 def _judge_sign(study: Study, row: PairedDifference) -> Level:
-    """Whether the first arm is better; a monitor has no better side."""
+    """Choose the status by whether the first arm is better; monitors have no better direction."""
     measures = [task.measure for task in study.tasks if task.name == row.part]
     rising = find_measure(measures[0]).higher_is_better if measures else None
     return "warn" if rising is None else "ok" if (row.value > 0) == rising else "bad"
@@ -132,7 +132,7 @@ def _tabulate_cost(jobs: Sequence[Job], out: Path) -> list[Block]:
 
 
 def _link_pages(jobs: Sequence[Job], out: Path) -> list[Block]:
-    """Links to the pages inside the study's folder: one a pretraining, one a task and seed."""
+    """Link to the reports inside the study's folder: one per pretraining, and one per task and seed."""
     pages = {
         kind: [(job.name, (job.folder / "report.html").relative_to(out).as_posix()) for job in jobs if _has_page(job, kind, out)]
         for kind in ("pretrain", "task")

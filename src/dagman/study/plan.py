@@ -1,7 +1,7 @@
-"""A study file (TOML), and the commands it stands for: every pretraining, then every task on the runs of one size and seed.
+"""Read a study file (TOML) and list its commands: every pretraining, then every task on the runs of each size and seed.
 
-Each job is one `dagman` command that writes one folder and continues when it is repeated, so that a study can be stopped, resumed,
-spread over devices, or handed to a scheduler as text.
+Each job is one `dagman` command that writes one folder and resumes when it is repeated, so that a study can be interrupted and
+resumed, spread over devices, or passed to a scheduler.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Study(_Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One command of a study. `models` maps each arm of a task to the name its results carry."""
+    """A command of a study. `models` maps each arm of a task to its name in the results."""
 
     name: str
     kind: Literal["pretrain", "task"]
@@ -134,7 +134,7 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether its folder holds the whole result."""
+        """Whether its folder holds the complete result."""
         if self.kind == "task":
             return (self.folder / "metrics.json").is_file() and (self.folder / "report.html").is_file()
         try:
@@ -145,17 +145,17 @@ class Job:
 
 
 def list_studies() -> list[str]:
-    """Names of the built-in studies."""
+    """List the names of the built-in studies."""
     return sorted(
         p.name.removesuffix(".toml") for p in (resources.files("dagman.study") / "studies").iterdir() if p.name.endswith(".toml")
     )
 
 
 def read_study(source: str | Path) -> Study:
-    """A study from its file, or a built-in one by name.
+    """Read a study from its file, or a built-in one by name.
 
     Raises:
-        SettingsError: There is no such file or name, it is not TOML, or a key is wrong, named with what is expected.
+        SettingsError: There is no such file or name, it is not TOML, or a key is wrong; the message says what is expected.
     """
     path = Path(source)
     if path.suffix == ".toml" or path.exists():
@@ -177,7 +177,7 @@ def read_study(source: str | Path) -> Study:
 
 
 def _explain_error(error: ValidationError, source: str | Path) -> SettingsError:
-    """The first of pydantic's complaints in one sentence."""
+    """Convert the first of pydantic's errors to one sentence."""
     first = error.errors()[0]
     key, do = ".".join(str(part) for part in first["loc"]), "See docs/guides/study.md"
     if first["type"] == "extra_forbidden":
@@ -193,7 +193,7 @@ def _explain_error(error: ValidationError, source: str | Path) -> SettingsError:
 
 
 def list_jobs(study: Study, base: str | Path, out: str | Path) -> list[Job]:
-    """Every command of a study, pretrainings first; paths of the study are relative to `base`, results go to `out`."""
+    """List every command of a study, pretrainings first; paths of the study are relative to `base`, results go to `out`."""
     base, out = Path(base), Path(out)
     runs = list_runs(study, base, out)
     jobs = [
@@ -208,7 +208,7 @@ def list_jobs(study: Study, base: str | Path, out: str | Path) -> list[Job]:
 
 
 def list_runs(study: Study, base: str | Path, out: str | Path) -> dict[tuple[str, str, int], Path]:
-    """The run folder of every size, method and seed: one that is taken, or one that the study pretrains."""
+    """Map size, method and seed to the folder of the run: a given one, or one that the study pretrains."""
     folders = {}
     for size in study.sizes:
         for seed in study.seeds:
@@ -236,7 +236,7 @@ def _plan_task(
     for baseline in task.baselines:
         text = f"scratch:{size}:{seed}" if baseline == "scratch" else baseline
         arms[baseline] = (text, text)
-    # The first model is the one that the others are compared with.
+    # Tasks compare the first model with the others.
     if study.primary is not None and study.primary.of == task.name:
         arms = {study.primary.first: arms[study.primary.first], **arms}
     slug = re.sub(r"[^a-z0-9]+", "-", task.name.lower()).strip("-")
@@ -258,7 +258,7 @@ def _write_option(key: str, value: Option) -> list[str]:
 
 
 def describe_jobs(jobs: list[Job]) -> str:
-    """The jobs as JSON: name, kind, command, folder, and whether each is finished."""
+    """Describe the jobs as JSON: name, kind, command, folder, and whether each is finished."""
     rows = [
         {"name": job.name, "kind": job.kind, "command": job.command, "folder": str(job.folder), "finished": job.finished}
         for job in jobs

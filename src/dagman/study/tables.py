@@ -1,6 +1,6 @@
-"""What a study found: one row an arm, seed and subset; differences paired by seed, the primary endpoint first.
+"""Results of a study: one row per arm, seed and subset, and differences paired by seed, with the primary endpoint first.
 
-With one seed a task's own paired difference over patients stands in, as it was computed by the task.
+With a single seed, the paired difference over patients that the task computed is used instead.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dagman.training.run import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One number: of a part of the study (a task or a monitor), an arm, a size, a seed, and the labels used."""
+    """The value of a part of the study (a task or a monitor) for one arm, size, seed and subset of labels."""
 
     part: str
     arm: str
@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedDifference:
-    """First minus second arm, with a 95 % interval; `over` says what the interval is over, `corrected` is p by Holm."""
+    """First minus second arm, with a 95 % interval over seeds or patients (`over`); `corrected` is p corrected by Holm."""
 
     part: str
     size: str
@@ -55,7 +55,7 @@ class PairedDifference:
 
 
 def collect_rows(study: Study, jobs: Sequence[Job], runs: dict[tuple[str, str, int], Path]) -> list[Row]:
-    """Every number of the study's measures and monitors from the jobs that are finished."""
+    """Collect the study's measures and monitors from the finished jobs."""
     rows = []
     for task in study.tasks:
         for job in (j for j in jobs if j.kind == "task" and j.arm == task.name and j.finished):
@@ -69,7 +69,7 @@ def collect_rows(study: Study, jobs: Sequence[Job], runs: dict[tuple[str, str, i
 
 
 def pair_by_seed(values: dict[int, float], others: dict[int, float]) -> tuple[float, float, float, float]:
-    """Mean difference over the seeds that both have, its 95 % t interval, and p of the paired t-test; NaN from one seed."""
+    """Compute the mean difference over common seeds, its 95 % t interval, and p of the paired t-test (NaN with one seed)."""
     differences = [values[seed] - others[seed] for seed in sorted(values.keys() & others.keys())]
     if not differences:
         return math.nan, math.nan, math.nan, math.nan
@@ -82,7 +82,7 @@ def pair_by_seed(values: dict[int, float], others: dict[int, float]) -> tuple[fl
 
 
 def compare_arms(study: Study, jobs: Sequence[Job], rows: Sequence[Row]) -> list[PairedDifference]:
-    """The primary endpoint, then every other difference to the first arm of its part; all but the primary corrected (Holm)."""
+    """Compare every arm with the first one of each part, the primary endpoint first; all others are corrected (Holm)."""
     found = []
     for part in dict.fromkeys(row.part for row in rows):
         for size in study.sizes:

@@ -56,7 +56,7 @@ def test_a_size_is_predicted_in_other_patients_and_the_kept_model_holds_its_cont
     assert held["spearman", "100%"].value > 0.9
     assert ("r2", "k=4") in held
     assert held["r2", "100%"].patients == 11
-    assert any("has no number in 1 row: left out (row 12)" in note.text for note in results.summary.notes)
+    assert any("has no number in 1 row: skipped (row 12)" in note.text for note in results.summary.notes)
     assert (results.command["settings"]["repeats"], results.columns) == (2, {"label": "holes"})
     page = render_regression(results)
     for words in (

@@ -71,7 +71,7 @@ def describe_refused(refused: Sequence[RefusedItem]) -> list[str]:
     notes: dict[str, list[str]] = {}
     for refusal in refused:
         notes.setdefault(refusal.reason, []).append(refusal.item.name)
-    return [f"left out {list_some(names)}: {reason}" for reason, names in notes.items()]
+    return [f"skipped {list_some(names)}: {reason}" for reason, names in notes.items()]
 
 
 def _describe_items(

@@ -19,7 +19,7 @@ from dagman.evaluation.outcome_metrics import (
     describe_auc,
     describe_calibration,
     describe_groups,
-    explain_left_out,
+    explain_undefined,
     list_measures,
     measure_outcome,
 )
@@ -194,7 +194,7 @@ def _predict(inputs: TaskInputs, out: Path, settings: OutcomeSettings, store: St
             *inputs.notes,
             *map(inform, note_patients(inputs, patients)),
             inform(_state_counts(patients, found[-1].out_of_fold)),
-            *explain_left_out(found[0].out_of_fold),
+            *explain_undefined(found[0].out_of_fold),
             *map(warn, left_out),
             *map(inform, _note_methods(settings, kept)),
         ),

@@ -117,7 +117,7 @@ def take_numbers(table: Table, label: str) -> Table:
         raise TaskError(what, where=table.path, do="Choose another --label")
     notes = table.notes
     if missing := [item.index + 1 for item in table.items if item.clinical[label] is None]:
-        text = f"column '{label}' has no number in {count_noun(len(missing), 'row')}: left out (row {list_some(missing)})"
+        text = f"column '{label}' has no number in {count_noun(len(missing), 'row')}: skipped (row {list_some(missing)})"
         notes = (*notes, warn(text))
     return replace(table, items=known, notes=notes, roles={**table.roles, "label": label})
 

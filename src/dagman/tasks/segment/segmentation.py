@@ -338,7 +338,7 @@ def _note_refused(refused: Sequence[RefusedScan]) -> list[Note]:
     if not refused:
         return []
     count = count_noun(len(refused), "scan was", "scans were")
-    return [warn(f"{count} left out (all are in rejected.csv); the first: {refused[0].reason}")]
+    return [warn(f"{count} rejected (all are in rejected.csv); the first: {refused[0].reason}")]
 
 
 def _note_encoders(encoders: Sequence[Encoder], candidates: Sequence[Candidate], splits: Sequence[Split]) -> list[Note]:

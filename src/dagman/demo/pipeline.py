@@ -1,4 +1,4 @@
-"""The road end to end: scans, store, pretrainings, the questions put to a pretrained and a fresh network, one page."""
+"""The demo's pipeline: cohort, store, pretrainings, comparisons with randomly initialised networks, and the report."""
 
 from __future__ import annotations
 
@@ -27,18 +27,21 @@ from dagman.training.run import Run
 
 PATIENTS, SEEDS, PRETRAINING_STEPS = 24, (0, 1, 2), 50
 SPACING = 4.0
-"""mm, of all that is done: a view of 64 voxels then holds most of a trunk, and a whole scan is a few views."""
+"""Voxel size in mm of everything in the demo; a view of 64 voxels then contains most of a trunk."""
 LABELLED = 8
-"""Patients among whom the labelled ones are drawn; their scans, without labels, were pretrained on."""
+"""Number of patients from whom the labelled ones are drawn; pretraining used their scans, but not their labels."""
 HELD_OUT = 4
-"""One patient in as many is kept from pretraining, and at least two."""
+"""One in this many patients (at least two in total) is held out from pretraining."""
 _TIMES = "seconds.json"
 Notify = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """What the demo made: the page, the runs, the comparisons, and the seconds of each part, with those of earlier calls."""
+    """Results of the demo: the report, the runs, the comparisons, and the seconds of each part.
+
+    `earlier` is the total of seconds in earlier runs of the command, which `seconds` include.
+    """
 
     report: Path
     runs: tuple[Run, ...]
@@ -57,12 +60,12 @@ def run_demo(
     assignments: Sequence[str] = (),
     notify: Notify | None = None,
 ) -> DemoResult:
-    """Run the demo in the folder `out`; what is already there is kept and continued.
+    """Run the demo in the folder `out`, resuming an earlier run.
 
     Args:
-        out: Folder for the cohort, the store, the runs, the segmentations and the page.
-        patients: Size of the cohort, 5 or more; a quarter is kept from pretraining, and tested.
-        seeds: For each a pretraining, a fresh network, and a draw of the labelled patients.
+        out: Folder for the cohort, the store, the runs, the segmentations and the report.
+        patients: Size of the cohort, 5 or more; a quarter is held out from pretraining for testing.
+        seeds: Seeds; each has a pretraining, a randomly initialised network, and a draw of the labelled patients.
         steps: Steps of a pretraining.
         few_shot_steps: Steps of a segmentation's training.
         assignments: Further settings of the pretrainings, "key=value".
@@ -79,14 +82,14 @@ def run_demo(
     seen = names[: -len(held_out)]
 
     clock.start("prepare", f"preparing {len(seen)} of them; {len(held_out)} are held out for testing")
-    # In this process: fresh ones take longer to start than such scans to prepare.
+    # In this process, because workers take longer to start than these small scans to prepare.
     prepare_store([cohort.scans / f"{name}.nii.gz" for name in seen], out / "store", Preparation(spacing=SPACING), workers=1)
 
     runs = _pretrain_seeds(out, seeds, steps, assignments, clock)
     pairs = [(str(run.path), f"scratch:tiny:{seed}") for run, seed in zip(runs, seeds, strict=True)]
     table = read_table(cohort.organs_table, label="label")
     clock.start("segment", f"segmenting after {SHOTS[0]} and {SHOTS[-1]} labelled patients")
-    # A row an organ: the first of each patient stands for the scan.
+    # The table has one row per organ; the first row of each patient provides the scan.
     whole = {item.patient: item for item in reversed(table.items)}
     few = FewLabels(
         labelled=[whole[name] for name in seen[:LABELLED]],
@@ -129,7 +132,7 @@ def run_demo(
 
 
 def _write_cohort(folder: Path, patients: int) -> Cohort:
-    """The cohort; one that was written whole by the same version is not written again."""
+    """Write the cohort, unless the same version has already written it completely."""
     made, wanted = folder / "made.json", {"patients": patients, "spacing": SPACING, "version": __version__}
     if made.is_file() and json.loads(made.read_text(encoding="utf-8")) == wanted:
         return name_cohort(folder)
@@ -145,7 +148,7 @@ def _pretrain_seeds(out: Path, seeds: Sequence[int], steps: int, assignments: Se
         settings = [f"train.steps={steps}", f"seed={seed}", *assignments]
         run = pretrain(out / "store", out / "runs" / f"seed-{seed}", size="tiny", assignments=settings, on_event=clock.notify)
         if run.last_step < steps:
-            # Ctrl-C let the step end; the demo ends with it and goes on from there when repeated.
+            # After Ctrl-C the run stops at the end of a step; the demo stops as well, and resumes from there when repeated.
             clock.stop()
             raise KeyboardInterrupt
         runs.append(run)
@@ -153,7 +156,7 @@ def _pretrain_seeds(out: Path, seeds: Sequence[int], steps: int, assignments: Se
 
 
 def _compare_segmentations(values: dict[str, list[float]], shots: int) -> SeedComparison:
-    *names, last = (one.name for one in STRUCTURES)
+    *names, last = (structure.name for structure in STRUCTURES)
     return SeedComparison(
         question=f"segmentation of {', '.join(names)} and {last} from {count_noun(shots, 'labelled patient')}",
         measure="Dice",
@@ -173,7 +176,7 @@ def _compare_retrievals(retrieved: dict[str, float], pairs: Sequence[tuple[str, 
 
 
 def _compare_reconstructions(runs: Sequence[Run]) -> SeedComparison:
-    """The exported teacher at the last look, and the same network before its first step."""
+    """Compare the exported teacher's last validation with that of the same network before its first step."""
     validations = [(run.monitors[-1]["reconstruction"], run.monitors[0]["reconstruction"]) for run in runs]
     return SeedComparison(
         question="masked-voxel reconstruction",
@@ -190,7 +193,7 @@ def _read_ratio(restored: dict[str, float]) -> float:
 
 
 class _Clock:
-    """Seconds of each part, kept in a file: parts of one name add up, also those of calls before (`earlier` in all)."""
+    """Measures the seconds of each part and saves them; parts of the same name add up, including those of earlier runs."""
 
     def __init__(self, notify: Notify, kept: Path) -> None:
         self.notify, self.kept, self.part, self.began = notify, kept, "", 0.0
