@@ -1,1 +1,1 @@
-"""What is measured and how sure: splits by patient, measures, statistics, results. Neither torch nor an encoder is needed."""
+"""Evaluation: splits by patient, measures, statistics and results. Needs neither torch nor an encoder."""

@@ -42,26 +42,26 @@ class TaskPlan(_Section):
     table: str
     """The table of items, relative to the study's file."""
     measure: str
-    """The measure that the study's tables show, such as auc, c_index or dice."""
+    """The measure that the study's tables show, such as auc, harrell_c or dice."""
     method: str | None = None
     """The method whose measure is shown, such as linear or finetune; default: the first."""
     baselines: list[str] = ["scratch"]
-    """Models beside the runs: scratch is the fresh network of the same size and seed; others as the commands take them."""
+    """Models to compare with the runs: scratch is the randomly initialised network of the same size and seed; or any MODEL."""
     options: dict[str, Option] = {}
     """Options of the command, such as {shots = "4,8,16", draws = 3}."""
 
 
 class MonitorPlan(_Section):
-    """A number that the monitors of every run measured at its last step."""
+    """A value that the monitors of every run measured at its last step."""
 
     name: str
     """How the study calls it."""
     path: str
-    """Where it stands in a row of monitors.jsonl, such as student.diversity.sa.js."""
+    """Its path of keys in a row of monitors.jsonl, such as student.diversity.sa.js."""
 
 
 class Endpoint(_Section):
-    """The primary endpoint: one difference, tested alone."""
+    """The primary endpoint: a single difference, whose p is not corrected."""
 
     of: str
     """Name of a task or of a monitor."""
@@ -70,7 +70,7 @@ class Endpoint(_Section):
     second: str
     """Another one; the difference is first minus second."""
     subset: str = "100%"
-    """The labels used, such as k=8 or 25%; of no matter for a monitor."""
+    """The labels used, such as k=8 or 25%; ignored for a monitor."""
 
 
 class Study(_Section):
@@ -89,9 +89,9 @@ class Study(_Section):
     set: list[str] = []
     """Settings of every pretraining, as key=value."""
     weights: Literal["auto", "teacher", "student"] = "auto"
-    """Whose weights of the runs the tasks read."""
+    """Which weights of the runs the tasks use."""
     runs: dict[str, str] = {}
-    """Finished runs that are taken instead of pretraining: "SIZE/METHOD/SEED" = folder, relative to the study's file."""
+    """Finished runs to use instead of pretraining: "SIZE/METHOD/SEED" = folder, relative to the study's file."""
     tasks: list[TaskPlan] = []
     monitors: list[MonitorPlan] = []
     primary: Endpoint | None = None
