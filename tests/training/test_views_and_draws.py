@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing.spawn
 import shutil
+import subprocess
 import sys
 
 import hypothesis
@@ -112,6 +113,31 @@ def test_loader_processes_change_no_view_and_give_items_that_stay(make_settings,
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one)
         assert len(one["u"]) == len(own)
+
+
+_READS = """
+import multiprocessing, os, sys
+from dagman.settings.tree import ViewSettings
+from dagman.store.manifest import Store
+from dagman.training.resources.loading import load_steps
+from dagman.training.views import ViewDataset, find_usable
+
+if __name__ == "__main__":
+    store, view = Store(sys.argv[1]), ViewSettings(side=32, spacing=4)
+    usable, _ = find_usable({row.id: row.shape for row in store.rows}, view)
+    items = load_steps(ViewDataset(store, usable, view, 2, 0, 100), 0, workers=2)
+    next(items)
+    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_loader_processes_end_when_the_process_that_reads_from_them_is_killed(store, tmp_path):
+    (tmp_path / "reads.py").write_text(_READS)
+    # The loaders hold the other end of the pipe: it is read to its end only once they have ended.
+    ended = subprocess.run([sys.executable, tmp_path / "reads.py", store.path], stdout=subprocess.PIPE, text=True, timeout=120)
+    assert ended.returncode == -9
+    assert len(ended.stdout.split()) == 2
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,13 @@ import ctypes
 import itertools
 import math
 import multiprocessing
+import os
 import sys
+import threading
 import weakref
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
@@ -138,6 +141,14 @@ def _pass(item: Any) -> Any:
 
 def _start_worker(worker: int) -> None:
     leave_stops_to_parent()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A process that is killed cannot end its loaders, and torch watches their common parent, which lives as long as they do.
+    if (parent := multiprocessing.parent_process()) is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 @contextlib.contextmanager
