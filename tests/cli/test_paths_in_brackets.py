@@ -24,11 +24,11 @@ def run_command(app, *arguments) -> str:
     return done.output
 
 
-def test_pretrain_says_where_the_encoder_lies(place, monkeypatch):
+def test_pretrain_says_where_the_encoder_lies(place, tmp_path, monkeypatch):
     run = SimpleNamespace(last_step=3, settings=SimpleNamespace(train=SimpleNamespace(steps=3)), warnings=[])
     monkeypatch.setattr("dagman.training.pretraining.pretrain", lambda *_, **__: run)
     monkeypatch.setattr("dagman.training.monitoring.health.judge_run", lambda run: ())
-    told = run_command(pretrain.app, "store", "--out", place)
+    told = run_command(pretrain.app, tmp_path, "--out", place)
     assert told.endswith(f"\n{place}/encoder holds the encoder after 3 steps. Next: dagman report {place}\n")
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from dagman.cli import application
-from dagman.errors import SettingsError, StoreError
+from dagman.errors import RunError, SettingsError, StoreError
 from dagman.records.names import suggest_path
 from dagman.records.sources import expand_sources
+from dagman.scans.discovery import find_series
 from dagman.store.manifest import Store
 from dagman.training.start.mixture import expand_parts
 
@@ -34,9 +35,35 @@ def test_patterns_of_stores_keep_their_weight(tmp_path: Path):
     assert [path.name for path in found] == ["site-a:2", "site-b:2", "other"]
 
 
-@pytest.mark.parametrize(("name", "said"), [("*.mha", "matches no file"), ("empty.txt", "is an empty list")])
-def test_a_pattern_or_list_of_nothing_is_refused(tmp_path: Path, name: str, said: str):
+def test_stores_that_do_not_exist_are_named_together(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "store.json").write_text("{}")
+    (tmp_path / "stores.txt").write_text("a\nb\nc\n")
+    with pytest.raises(RunError, match=r"2 of 3 stores do not exist: .*/b, .*/c\. Correct"):
+        expand_parts([tmp_path / "stores.txt"])
+
+
+def test_rows_of_a_list_that_do_not_exist_cost_no_other_scan(tmp_path: Path):
+    nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.eye(4)), tmp_path / "scan.nii.gz")
+    (tmp_path / "list.txt").write_text("gone.nii.gz\nscan.nii.gz\nlost.nii.gz\n")
+    found = find_series(expand_sources([tmp_path / "list.txt"]))
+    assert [Path(one.source).name for one in found.series] == ["scan.nii.gz"]
+    assert [Path(one.source).name for one in found.refused] == ["gone.nii.gz", "lost.nii.gz"]
+    assert all(one.reason.startswith("does not exist: ") for one in found.refused)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("*.mha", "matches no file"),
+        ("empty.txt", "is an empty list"),
+        ("wrong.txt", r"none of its 2 paths exists \(.*a\.nii, .*b\.nii\)\. Write paths relative to the list"),
+        ("absent", r"absent: does not exist\. Check the path"),
+    ],
+)
+def test_a_path_pattern_or_list_of_nothing_is_refused(tmp_path: Path, name: str, said: str):
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "wrong.txt").write_text("a.nii\nb.nii\n")
     with pytest.raises(SettingsError, match=said):
         expand_sources([tmp_path / name])
 

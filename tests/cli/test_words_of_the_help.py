@@ -80,6 +80,7 @@ def test_a_misspelt_value_is_refused_before_anything_is_read(words, text):
 def test_a_list_of_paths_may_have_any_name_after_an_at_sign(tmp_path):
     (tmp_path / "cohort").write_text("# two scans\na.nii.gz\n\nb.nii.gz\n")
     listed = [tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"]
+    listed[0].touch()
     source = type(tmp_path)(f"@{tmp_path / 'cohort'}")
     assert expand_sources([source]) == listed
     with pytest.raises(SettingsError, match="is not a file"):

@@ -79,8 +79,8 @@ def test_a_run_hands_on_teacher_projectors_and_centres(first, second):
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert _read_temperatures(first, 2) == _read_temperatures(out, 0)
-    assert "the optimiser is new" in printed
-    assert "pretrained before on 3 scans (CT) of 3 patients at 4 mm, views of 32^3: dagman, 2 steps" in printed
+    assert "the optimiser starts anew" in printed
+    assert "previously pretrained on 3 scans (CT) of 3 patients at 4 mm, views of 32^3: dagman, 2 steps" in printed
 
 
 def test_an_encoder_remembers_every_cohort_and_every_scan(first, second):
@@ -90,6 +90,12 @@ def test_an_encoder_remembers_every_cohort_and_every_scan(first, second):
     assert set(before.scans_seen) < set(after.scans_seen)
     assert len(after.scans_seen) == 5
     assert len(describe_path(str(second[0] / "encoder")).made_from["pretrained_on"]) == 2
+
+
+def test_another_size_than_that_of_the_source_is_refused(first, other, tmp_path):
+    with pytest.raises(RunError, match=r"is of size tiny, but --size small was requested\. Omit --size"):
+        pretrain(other.path, tmp_path / "run", size="small", continue_from=str(first), assignments=list(MACHINE))
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("step", [0, 1])
@@ -120,9 +126,13 @@ def test_other_prototypes_make_the_projectors_fresh_and_say_so(first, other, tmp
 def test_an_encoder_is_student_and_teacher_with_fresh_heads(first, other, tmp_path):
     out = tmp_path / "run"
     small = ("projector.hidden=16", "projector.bottleneck=8", "projector.prototypes=16", "train.steps=1")
-    parts, _ = _go_on(first / "encoder", other, out, *small)
+    parts, printed = _go_on(first / "encoder", other, out, *small)
+    assert "\nadopted: encoder (" in printed
+    assert "\nrandomly initialised: projectors.ampd (the source has none)" in printed
+    assert "\ncopied from the student: teacher (the source has none)" in printed
+    assert "\nstarting from zero: centres (" in printed
     assert parts["encoder"][0] == parts["semantic_attention"][0] == "taken"
-    assert parts["teacher"] == ("fresh", "a copy of the student, as the source has none")
+    assert parts["teacher"] == ("fresh", "the source has none")
     assert {parts[f"projectors.{name}"] for name in ("ampd", "aitd", "gitd")} == {("fresh", "the source has none")}
     held, weights = load_file(first / "encoder" / "model.safetensors"), _read_weights(out, 0)
     assert all(torch.equal(held[key], weights[f"{owner}.{key}"]) for key in held for owner in ("student", "teacher"))
@@ -171,7 +181,7 @@ def test_other_sizes_are_refused_by_name(first, other, tmp_path):
 
 
 def test_a_run_is_not_continued_as_one_that_began_elsewhere(first, second, other, store):
-    with pytest.raises(RunError, match="was started from random weights, not from"):
+    with pytest.raises(RunError, match="was started from randomly initialised weights, not from"):
         pretrain(store.path, first, continue_from="elsewhere")
     with pytest.raises(RunError, match="was started from run, not from"):
         pretrain(other.path, second[0], continue_from="elsewhere")

@@ -36,7 +36,7 @@ def test_a_plan_says_how_many_loaders_would_keep_up():
         "Set train.workers=2."
     )
     (text,) = list_slow_reading(0.2, 64.0, 80.0, 4)
-    assert text.endswith("Put the store on a faster disk, or ask for more cores.")
+    assert text.endswith("Put the store on a faster disk, or request more cores.")
     assert len(list(list_slow_reading(1.0, 1.0, 80.0, 0))) == 1
 
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from dagman import devices
 from dagman.cli.training import pretrain as command
+from dagman.cli.training.planning import describe_plan
 from dagman.errors import DagmanError
 from dagman.training.plan import energy
 from dagman.training.plan.energy import EnergyMeter
@@ -35,9 +36,17 @@ def test_the_command_states_the_cost_and_writes_nothing(store, tiny, length, tmp
     mean, low, high = plan["seconds"]
     assert low <= mean <= high
     assert plan["hours"][0] == pytest.approx((4 * mean + 3 * plan["evaluation_seconds"]) / 3600)
-    assert (plan["steps"], plan["views"], plan["scans"], plan["measured_steps"]) == (4, 4, 3, 3)
+    # A run shorter than what is measured is measured all the same.
+    assert (plan["steps"], plan["views"], plan["scans"], plan["measured_steps"]) == (4, 4, 3, 8)
     assert list(plan["micro_batches"]) == ["4", "2"]
     assert plan["memory_gib"] > 0
+
+
+def test_evaluations_are_those_at_both_ends_and_between(store, tiny):
+    plan = plan_pretraining(prepare_rehearsal(store.path, assignments=[*tiny, "train.steps=1", "train.monitor_every=7"]))
+    run_seconds = plan.hours[0] * 3600
+    assert run_seconds == pytest.approx(plan.seconds[0] + 2 * plan.evaluation_seconds)
+    assert plan.disk_bytes < 2 * plan.checkpoint_bytes + 2_000_000
 
 
 def test_bytes_on_disk_are_those_of_the_run_that_follows(store, tiny, length, tmp_path):
@@ -147,7 +156,18 @@ def test_energy_of_a_card_is_what_its_driver_counts(tmp_path, monkeypatch):
     assert EnergyMeter("cuda:1", tmp_path / "none").read() == {}
 
 
+def test_the_lines_name_each_cost_and_the_micro_batch_to_take():
+    lines = dict(line.split(maxsplit=1) for line in describe_plan(_plan({8: 10.0, 4: 11.0, 16: None})))
+    assert list(lines) == ["run", "time", "step", "evaluation", "reading", "memory", "disk", "energy", "micro-batch", "slow"]
+    assert lines["memory"] == "1.00 GiB per process at the peak"
+    assert lines["micro-batch"].startswith(
+        "set train.micro_batch=4, which is faster (8: 10 views/s, 4: 11 views/s, 16: does not fit"
+    )
+
+
 def test_scans_are_to_be_prepared_first_and_a_run_needs_a_folder(scans, store):
     with pytest.raises(DagmanError, match="--plan needs a store"):
         prepare_rehearsal(scans)
+    with pytest.raises(DagmanError, match="absent: does not exist"):
+        prepare_rehearsal(scans / "absent")
     assert "Give --out RUN" in str(CliRunner().invoke(command.app, [str(store.path)]).exception)

@@ -16,6 +16,7 @@ from dagman.cli.training import runs
 from dagman.errors import DagmanError
 from dagman.records.lock import hold_lock, is_held
 from dagman.reports.run.overlay import name_runs
+from dagman.training.monitoring.health import judge_run
 from dagman.training.monitoring.overview import list_runs
 from dagman.training.run import Run
 
@@ -71,6 +72,29 @@ def test_a_run_is_running_while_a_process_holds_it_and_not_after_that_was_killed
     assert not is_held(folder / "new")
 
 
+def test_a_run_that_was_killed_before_its_first_step_is_not_called_waiting(folder):
+    (folder / "new" / ".lock").write_text("process 4711")
+    assert [one.state for one in list_runs(folder / "new")] == ["killed"]
+
+
+def test_settings_of_other_programs_and_closed_folders_are_passed_over(folder):
+    (folder / "web").mkdir()
+    (folder / "web" / "settings.toml").write_text("debug = true\n[server]\nport = 80\n")
+    (folder / "closed").mkdir(mode=0)
+    try:
+        assert {Path(one.path).name for one in list_runs(folder)} == {"done", "killed", "new", "broken"}
+    finally:
+        (folder / "closed").chmod(0o700)
+
+
+def test_the_verdict_shown_is_the_most_severe_one_and_the_others_are_counted(folder):
+    (done,) = list_runs(folder / "done")
+    noticed = [one for one in judge_run(Run(folder / "done")) if one.light != "green"]
+    assert done.text in {one.to_json()["text"] for one in noticed}
+    assert done.others == len(noticed) - 1
+    assert "below" not in done.text
+
+
 def test_the_command_prints_a_row_a_run_and_writes_one_page(folder):
     page = folder / "runs.html"
     result = CliRunner().invoke(runs.app, [str(folder), "--page", str(page)], env={"COLUMNS": "140"})
@@ -80,8 +104,14 @@ def test_the_command_prints_a_row_a_run_and_writes_one_page(folder):
     assert "broken: " in result.output
     html = page.read_text()
     assert "deep/killed" not in html  # names alone tell them apart
+    assert "<code>broken</code>" in html  # a damaged run is listed with the reason
     assert "train.steps" in html
     assert html.count("<figcaption>") >= 8
+    # Said once, above the figures; what each of them shows is its own sentence.
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", html, re.DOTALL)
+    assert "each run has one colour" in html
+    assert len(set(captions)) >= len(captions) - 1
+    assert not any("colour" in caption for caption in captions)
     assert "https://" not in html
 
 
@@ -112,3 +142,6 @@ def test_a_folder_without_runs_is_refused(tmp_path):
         list_runs(tmp_path)
     with pytest.raises(DagmanError, match="does not exist"):
         list_runs(tmp_path / "nothing")
+    (tmp_path / "file").touch()
+    with pytest.raises(DagmanError, match=r"is not a folder\. Give a folder"):
+        list_runs(tmp_path / "file")

@@ -70,8 +70,8 @@ def test_a_plan_takes_steps_on_the_views_of_the_run_on_several_stores(two, tiny)
     assert plan.stores == (
         "stores: a 67% of the views, 2 scans, 2.0 pairs per scan; b 33% of the views, 1 scan, 2.0 pairs per scan",
     )
-    assert describe_plan(plan)[1] == "stores    " + plan.stores[0].removeprefix("stores: ")
-    with pytest.raises(RunError, match=r"absent: --plan needs a store\. Prepare the scans first"):
+    assert describe_plan(plan)[1] == "stores       " + plan.stores[0].removeprefix("stores: ")
+    with pytest.raises(RunError, match="absent: does not exist"):
         prepare_rehearsal([two / "a", two / "absent"])
 
 

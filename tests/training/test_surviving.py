@@ -124,7 +124,7 @@ def test_a_step_that_is_not_finite_is_kept_and_skipped_and_can_be_replayed_alone
     assert found.losses == pytest.approx({name: straight.steps[2][name] for name in found.losses}, rel=1e-6)
     code, output, _ = call_dagman("replay", out, 3)
     assert code == 0
-    assert "Step 3 is finite this time, on the CPU in float32." in output
+    assert "Step 3 is finite when recomputed on the CPU in float32." in output
     code, _, errors = call_dagman("replay", out, 2)
     assert (code, errors.count("\n")) == (2, 1)
     assert "has not saved step 2. Steps that were saved because their loss was not finite: 3." in errors

@@ -43,6 +43,16 @@ def test_targets_are_judged_by_entropy_then_by_what_they_tell_then_by_gain(name,
     assert name.upper() in verdict.text
 
 
+def test_a_gain_without_bounds_is_not_printed_to_its_last_digit():
+    assert "gain below -99)" in verdicts.judge_targets("gitd", _targets(0.99, 0.0, -640983.22), 150, 200).text
+
+
+def test_a_temperature_that_is_solved_for_is_not_blamed_for_uniform_targets():
+    told = [verdicts.judge_targets("ampd", _targets(0.99, 0.01, 0.0), 150, 200, solved=one).remedy for one in (False, True)]
+    assert ["teacher.temperature" in remedy for remedy in told] == [True, False]
+    assert "optim.lr" in told[1]
+
+
 @pytest.mark.parametrize(
     ("student", "step", "light"), [(0.15, 150, "green"), (0.15, 0, "green"), (0.25, 89, "amber"), (0.25, 90, "red")]
 )
@@ -120,7 +130,7 @@ def test_masks_must_hide_what_was_asked_for(share, light, key):
         (12, 12, [], "green", "12 of 12 patients"),
         (1, 1, [], "red", "one scan"),
         (2, 2, [("a", "b")], "red", "copies of one another"),
-        (12, 12, [("a", "b"), ("c", "d", "e")], "amber", "3 of 12 are copies of another one (a = b; c = d = e)"),
+        (12, 12, [("a", "b"), ("c", "d", "e")], "amber", "3 of 12 are copies of other scans (a = b; c = d = e)"),
         (12, 1, [], "amber", "one patient"),
     ],
 )
@@ -183,7 +193,8 @@ def test_only_what_deserves_it_is_warned_of():
     [
         (["green", "green"], "green", "healthy"),
         (["green", "amber"], "amber", "1 warning"),
-        (["amber", "red", "red"], "red", "2 faults, 1 note"),
+        (["amber", "red", "red"], "red", "2 faults and 1 warning."),
+        (["red"], "red", "1 fault. Fix the fault"),
         ([], "green", "healthy"),
     ],
 )

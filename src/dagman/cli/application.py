@@ -1,4 +1,4 @@
-"""The command line: one file a command, each imported only when it is called, so that `dagman --help` stays quick."""
+"""The command line: one file per command, imported only when the command is used, so that `dagman --help` stays fast."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _AFTER_TASKS = {
     "import": "Convert a public data set to a table: lidc, medmnist.",
     "store": "Verify a store, list its scans, merge stores, or remove patients.",
 }
-# `import` is a keyword of Python, so its file has another name. Commands of one subject share a folder.
+# `import` is a Python keyword, so its file has another name. Related commands share a folder.
 _MODULES = {
     "bench": "training.bench",
     "import": "imports",
@@ -60,12 +60,12 @@ _MODULES = {
 
 
 def list_commands() -> dict[str, str]:
-    """Every command with its line in `dagman --help`; a task that is registered has one."""
+    """Every command with its line in `dagman --help`, including the registered tasks."""
     return _BEFORE_TASKS | {task.name: task.help for task in TASKS.values()} | _AFTER_TASKS
 
 
 def load_command(name: str) -> Any:
-    """The click command of that name; only its own file is imported."""
+    """The click command with this name; only its own file is imported."""
     module = f"dagman.cli.{_MODULES.get(name, name)}"
     command = typer.main.get_command(load_part(TASKS[name].command if name in TASKS else f"{module}:app"))
     command.name = name
@@ -73,7 +73,7 @@ def load_command(name: str) -> Any:
 
 
 class _LazyGroup(TyperGroup):
-    """Lists all commands from the tables above; imports only the one that is called."""
+    """Lists all commands from the tables above, and imports only the one that is used."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(list_commands())
@@ -94,7 +94,7 @@ class _LazyGroup(TyperGroup):
             with explain_usage():
                 return super().invoke(ctx)
         except KeyboardInterrupt:
-            # Here, because typer would end without a word.
+            # Caught here, because typer would exit without a message.
             typer.echo("dagman: stopped; repeat the command to resume.", err=True)
             raise typer.Exit(130) from None
 
@@ -135,15 +135,15 @@ def start_command(
 
 
 def _report_thread(failure: threading.ExceptHookArgs) -> None:
-    """Leave what the system refused to the main thread, which meets it too: a full disk, a folder that is gone."""
+    """Ignore errors of the system in a thread, such as a full disk: the main thread meets and reports them, too."""
     if failure.exc_value is None or explain_system_error(failure.exc_value) is None:
         threading.__excepthook__(failure)
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line on stderr and exit code 2."""
+    """Run the command line; a user error is one line on stderr and exit code 2."""
     threading.excepthook = _report_thread
-    # Before torch is loaded: its threads wait for one another in a spin, which made a step six times as long on a busy machine.
+    # Before torch is loaded: threads that spin while they wait made a step six times as long on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with catch_stops():
@@ -152,7 +152,7 @@ def main() -> None:
         typer.echo(f"dagman: {error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        # The reader (head, less) went away: not an error, but Python would complain once more at exit.
+        # The reader (head, less) has closed the pipe. This is not an error, but Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""`dagman demo`: the whole road on the built-in cohort."""
+"""`dagman demo`: the whole pipeline on the built-in cohort."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def demo_command(
 
     Takes at most ten minutes on two CPU cores. Repeat the command to resume it.
     """
-    # Before numpy and torch are loaded: threads that wait for others must not spin where cores are shared, nor solvers be given
-    # more of them than their small problems need.
+    # Before numpy and torch are loaded: waiting threads must not spin on shared cores, and the solvers' problems are too small for
+    # several threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

@@ -1,4 +1,4 @@
-"""`dagman import`: public data sets to tables."""
+"""`dagman import`: convert public data sets to tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 _SHOWN = 10
-"""Things left out that are printed; all are in left_out.csv."""
+"""Number of skipped entries that are printed; left_out.csv lists all of them."""
 
 
 @app.callback(epilog="Example: dagman import lidc LIDC-IDRI --out lidc --benign 1-2 --malignant 4-5")

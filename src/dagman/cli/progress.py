@@ -1,4 +1,4 @@
-"""What is shown while a command works: bars on a terminal, plain lines at a steady pace where there is none."""
+"""Progress of a command: bars on a terminal, otherwise plain lines at regular intervals."""
 
 from __future__ import annotations
 
@@ -25,23 +25,24 @@ _LOSSES = ("amip", "ampd", "aitd", "gitd")
 _SHOWN_WAITING = 0.05
 """Share of a step spent waiting for data from which it is shown beside the pace."""
 FIRST, EVERY = 8.0, 30.0
-"""Seconds before the first line, so that quick commands stay quiet; and from line to line."""
+"""Seconds before the first line, so that fast commands print none; and seconds between lines."""
 LOG = "run.log"
 _PARTS, _SECONDS = 3, 15.0
-"""Parts, or else seconds, from which the time left is estimated."""
+"""Number of parts, or of seconds, from which the remaining time is estimated."""
 _COUNTED = re.compile(r"\b(\d+) of (\d+)\b")
-"""The first count in the name of a part."""
+"""The count in the name of a part."""
 _BESIDE_LOSSES = 52
-"""Columns of a training's bar: steps, time passed, time left."""
+"""Width in columns of the training bar without losses: steps, elapsed and remaining time."""
 
 
 class PlainLines:
-    """What a command is doing, to stderr unless `console` is a terminal, and to run.log in `folder` once that exists.
-    As a context it repeats the latest line at the same pace while one part of the work takes long.
+    """Writes what a command is doing to stderr, unless `console` is a terminal, and to run.log in `folder` once that exists.
+
+    As a context manager it repeats the latest line at the same interval while one part of the work takes long.
 
     Attributes:
-        clock: Seconds, as `time.monotonic` counts them.
-        of: What the time left is of, to follow it in a line.
+        clock: Returns seconds, like `time.monotonic`.
+        of: What the remaining time refers to, such as " of this part".
     """
 
     def __init__(
@@ -79,10 +80,10 @@ class PlainLines:
         now = self.clock()
         self.latest = (text, done, total)
         if done is None:
-            # What is counted has ended; what follows is of another kind.
+            # The counted part has ended; another kind of work follows.
             self.closed = False
         if done is not None:
-            # Counted anew where another run has begun.
+            # Start counting again when another run has begun.
             if self.first is None or done < self.done:
                 self.first, self.closed = (now, done), False
             self.done = done
@@ -99,12 +100,12 @@ class PlainLines:
             self._print(line)
         if self.folder is not None and self.folder.is_dir():
             stamp = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            # On a full disk the work itself ends with a reason of its own.
+            # On a full disk, the work itself ends with its own error.
             with suppress(OSError), (self.folder / self.log).open("a", encoding="utf-8") as log:
                 log.write(f"{stamp} {line}\n")
 
     def follow(self, items: Iterable[T], text: str, total: int | None) -> Iterator[T]:
-        """The items as they come, each counted; total: how many, or None where nobody knows."""
+        """Yield the items and count them; total: their number, or None if it is not known."""
         of_all = "" if total is None else f" of {total}"
         with self:
             self.state(f"{text} 0{of_all}", 0, total)
@@ -113,14 +114,14 @@ class PlainLines:
                 self.state(f"{text} {done}{of_all}", done, total)
 
     def estimate_left(self, done: int | None, total: int | None) -> str:
-        """How long the rest will take at the pace so far, as the end of a line; empty while nothing is known."""
+        """The remaining time at the present pace, as the end of a line; empty until it can be estimated."""
         return self._estimate_left(self.clock(), done, total)
 
     def _estimate_left(self, now: float, done: int | None, total: int | None) -> str:
         if self.first is None or done is None or total is None or done >= total or done <= self.first[1]:
             return ""
         since, before = self.first
-        # One part that was quick may be the one that warmed up.
+        # A single part is not representative: it includes the warm-up.
         if done - before < _PARTS and now - since < _SECONDS:
             return ""
         return f", about {describe_seconds((now - since) / (done - before) * (total - done))} left{self.of}"
@@ -135,9 +136,9 @@ class PlainLines:
 def follow_parts(
     console: Console, folder: Path | None = None, *, log: str = LOG, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Callable[[str], None]]:
-    """What is called with each part of a work as it begins: it stands on a terminal's last line, else in plain lines.
+    """Give a function to call at the start of each part of the work: parts are shown on a terminal's last line, or as plain lines.
 
-    Parts that are counted ("item 3 of 20") have the time that the rest of them will take. folder, log, clock: as `PlainLines`.
+    Counted parts ("item 3 of 20") are shown with the remaining time. folder, log, clock: as in `PlainLines`.
     """
     from rich.markup import escape
 
@@ -147,7 +148,7 @@ def follow_parts(
         def notify(text: str) -> None:
             nonlocal kind
             found = _COUNTED.search(text)
-            # What begins is not done yet.
+            # A part that starts is not done yet.
             done, total = (int(found[1]) - 1, int(found[2])) if found else (None, None)
             if found and text[: found.start()] != kind:
                 kind, lines.first = text[: found.start()], None
@@ -196,14 +197,14 @@ def show_preparing(console: Console, lines: PlainLines) -> Iterator[Callable[[Es
 
 @contextmanager
 def show_training(console: Console, lines: PlainLines) -> Iterator[Callable[[str, dict[str, Any]], None]]:
-    """A listener for `dagman.pretrain`: choices and warnings as lines, steps as a bar with losses and the time left.
+    """A listener for `dagman.pretrain`: choices and warnings as lines, steps as a bar with losses and the remaining time.
 
-    Where there is no terminal the steps are plain lines.
+    Without a terminal, steps are plain lines.
     """
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    # At 80 columns all but the end of the losses is visible.
+    # With 80 columns, only the end of the losses is cut off.
     room = max(0, console.width - _BESIDE_LOSSES)
     columns = (
         BarColumn(bar_width=12),
@@ -228,12 +229,12 @@ def show_training(console: Console, lines: PlainLines) -> Iterator[Callable[[str
         elif name == "verdict":
             light = f"{values['light']} · "
         elif name == "progress":
-            # Of one long step; the number of steps stands for the time left.
+            # Within one long step.
             lines.state(values["text"])
             if bar.task_ids:
                 bar.update(bar.task_ids[-1], losses=values["text"].partition(": ")[2][:room])
         elif name == "begin":
-            # Not before: one console shows one bar at a time, and scans may be prepared first.
+            # Not earlier: a console shows one bar at a time, and scans may be prepared first.
             bar.start()
             total = values["steps"]
             lines.state("starting")
@@ -250,7 +251,7 @@ def show_training(console: Console, lines: PlainLines) -> Iterator[Callable[[str
 
 
 def print_verdicts(console: Console, judged: Sequence[Verdict]) -> None:
-    """The light over a run, then each sentence that is not green with what to try."""
+    """Print the status of a run, then each verdict that is not green with what to try."""
     from rich.text import Text
 
     from dagman.training.monitoring.verdicts import LIGHTS, sum_up
@@ -274,7 +275,7 @@ def _stopped_at_end(bar: Bar) -> Iterator[None]:
 
 
 def describe_bytes(count: float) -> str:
-    """A number of bytes to three digits."""
+    """A number of bytes with a unit, to three digits."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -283,7 +284,7 @@ def describe_bytes(count: float) -> str:
 
 
 def describe_seconds(seconds: float) -> str:
-    """A duration to what a user plans with."""
+    """A duration in seconds, minutes or hours."""
     if seconds < 100:
         return f"{seconds:.0f} s" if seconds >= 1 else "1 s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""`dagman report`: one self-contained page of a run, or of several over one another."""
+"""`dagman report`: a self-contained page on one run, or on several with their curves overlaid."""
 
 from __future__ import annotations
 

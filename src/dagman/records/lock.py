@@ -71,6 +71,14 @@ def is_held(folder: str | Path) -> bool:
         return False
 
 
+def is_left(folder: str | Path) -> bool:
+    """Whether a process that was killed left `folder/.lock` behind."""
+    try:
+        return bool((Path(folder) / ".lock").read_text(encoding="utf-8").strip()) and not is_held(folder)
+    except OSError:
+        return False
+
+
 def _is_at(file: IO[str], path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())

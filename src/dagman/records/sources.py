@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dagman.errors import SettingsError
+from dagman.records.counts import count_noun, list_some
 from dagman.records.key import find_key
+from dagman.records.names import suggest_path
 
 _FILE_NAMES_KEPT = "file names are kept, as items are named by their files; a table with a column 'item', or a store, avoids this"
 _NO_KEY = "; patients are file names or unkeyed hashes of PatientIDs, as there is no key yet (dagman prepare creates one)"
@@ -36,10 +38,11 @@ def expand_sources(sources: Sequence[Path]) -> list[Path]:
     """Expand patterns and lists into paths, without duplicates, in order.
 
     A list is a .txt file, or any file given as @FILE, with one path per line, relative to the list's folder; lines that begin
-    with # are comments.
+    with # are comments. Some of its paths may not exist: commands reject these one by one.
 
     Raises:
-        SettingsError: if a pattern matches nothing, or a list is missing, unreadable or empty.
+        SettingsError: if a path does not exist, a pattern matches nothing, or a list is missing, unreadable, empty, or has no path
+            that exists.
     """
     paths: list[Path] = []
     for source in sources:
@@ -56,12 +59,22 @@ def expand_sources(sources: Sequence[Path]) -> list[Path]:
             listed = [source.parent / line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
             if not listed:
                 raise SettingsError("is an empty list", where=source, do="Write one path per line")
+            if all(map(_is_absent, listed)):
+                what = f"none of its {count_noun(len(listed), 'path')} exists ({list_some([str(path) for path in listed], 3)})"
+                raise SettingsError(what, where=source, do="Write paths relative to the list, or absolute ones")
             paths += listed
         elif glob.has_magic(str(source)) and not source.exists():
             matched = sorted(glob.glob(str(source), recursive=True))
             if not matched:
                 raise SettingsError("matches no file", where=source, do="Correct the pattern; ** matches folders at any depth")
             paths += map(Path, matched)
+        elif _is_absent(source):
+            raise SettingsError("does not exist", where=source, do=suggest_path(source, "Check the path"))
         else:
             paths.append(source)
     return list(dict.fromkeys(paths))
+
+
+def _is_absent(path: Path) -> bool:
+    """Whether nothing lies at a path; what is named inside an archive, or as `folder#uid`, is found out when it is opened."""
+    return not os.path.lexists(path) and "#" not in str(path) and not any(parent.is_file() for parent in path.parents)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from dagman.errors import DagmanError, ScanError
-from dagman.records.names import suggest_path
-from dagman.scans.archives import enter_archive, is_archive, reach_place, show_place
+from dagman.scans.archives import enter_archive, find_fault, is_archive, reach_place, show_place
 from dagman.scans.dicom import (
     KeptHeaders,
     NamedGroup,
@@ -131,7 +130,7 @@ def find_series(
         kept: headers from an earlier discovery, so that unchanged files need not be read again.
 
     Raises:
-        ScanError: if a path does not exist, a folder does not contain the named series, or nothing was found.
+        ScanError: if no path exists (one among others is only rejected), a named series is not in its folder, or nothing was found.
     """
     given = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
     reached, refused = _reach(given)
@@ -263,11 +262,14 @@ def _enter(archive: Path, refused: list[Refusal]) -> Path | None:
 
 
 def _list_files(given: Sequence[Path], closed: list[Refusal]) -> dict[Path, Path]:
-    """List every file in the given paths, sorted, with the path it was found in; `closed` takes folders that cannot be opened."""
+    """List every file in the given paths, sorted, with the path it was found in; `closed` takes what cannot be opened."""
     files: dict[Path, Path] = {}
     entered: set[tuple[int, int]] = set()
-    for root in given:
-        _check_given(root)
+    faults = {root: fault for root in given if (fault := find_fault(root)) is not None}
+    if faults and len(faults) == len(set(given)):
+        raise next(iter(faults.values()))
+    closed += [Refusal.from_error(show_path(show_place(root)), fault) for root, fault in faults.items()]
+    for root in (path for path in given if path not in faults):
         if is_directory_file(root):
             files |= dict.fromkeys(_list_directory(root, closed), root)
             continue
@@ -284,15 +286,6 @@ def _list_directory(path: Path, refused: list[Refusal]) -> list[Path]:
         images, absent = [], [(path, error)]
     refused += [Refusal.from_error(show_path(show_place(file)), error) for file, error in absent]
     return images
-
-
-def _check_given(root: Path) -> None:
-    try:
-        root.stat()
-    except FileNotFoundError:
-        raise ScanError("does not exist", where=show_place(root), do=suggest_path(root, "Check the path")) from None
-    except OSError as error:
-        raise ScanError(f"cannot be opened ({error.strerror})", where=root, do="Check the path and its permissions") from error
 
 
 def _walk_folder(root: Path, entered: set[tuple[int, int]], closed: list[Refusal]) -> Iterator[Path]:

@@ -282,7 +282,7 @@ class Trainer:
         append_row(self.folder / "monitors.jsonl", row)
         write_gallery(self.folder, self.step, gallery, validation.sources)
         curves.add_monitor(self.step, row)
-        self.health.add_look(row)
+        self.health.add_evaluation(row)
         judged = self.health.judge()
         if self.step >= FRESH * self.settings.train.steps:
             self._warn(list_warnings(judged))

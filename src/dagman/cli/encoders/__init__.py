@@ -1,1 +1,1 @@
-"""Commands about an encoder: what it gives for scans, what it is, and how it goes to other programs."""
+"""Commands on an encoder: features, attention, description and export."""

@@ -1,4 +1,4 @@
-"""`dagman attention`: what the [CLS] token attends to in one scan, as NIfTI on the scan's own grid and as pictures."""
+"""`dagman attention`: maps of what the [CLS] token attends to in a scan, as NIfTI on the scan's grid and as images."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def map_attention(
 
 
 def _find_series(scan: Path) -> tuple[Path, ...]:
-    """The DICOM files of a scan, asked for before any work is done; raises ScanError where there are none."""
+    """The DICOM files of a scan, found before any work starts; raises ScanError if there are none."""
     from dagman.errors import ScanError
     from dagman.scans.dicom.derived.sources import import_highdicom
     from dagman.scans.label_files import find_dicom_files

@@ -105,7 +105,7 @@ def embed_sources(
         )
     sources = expand_sources(sources)
     pooling = _read_pooling(stages, pools)
-    # What is best here is not what is best on a worker; and one device computes the same bits wherever it stands.
+    # A worker may have other devices than this machine, and the CPU gives the same bits everywhere.
     device = "cpu" if dask and device == "auto" else device
     tune_allocator()
     with follow_parts(Console(stderr=True), out.parent, log=f"{out.name}.run.log") as notify:
@@ -120,14 +120,14 @@ def embed_sources(
     else:
         outcome, reasons, notes = _embed_items(work, crop_mm, crop_spacing, cache, dask=dask, weights=weights)
     positions = [line] if (line := loaded.describe_positions()) else []
-    # What became of the weights of a file that others wrote: a merging that has to be stated is in it.
+    # The report on imported weights includes merges that have to be stated.
     imported = [] if loaded.imported is None else [str(loaded.imported)]
     _report(outcome, reasons, [loaded.describe(), *positions, *imported, *listed.notes, *notes], as_json=as_json)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Listed:
-    """The items to embed, the store that holds them, the table they are from, what was refused already, and what is to be said."""
+    """The items to embed, the store and the table that they are from, what was already refused, and notes to print."""
 
     items: list[Item]
     store: Store | None = None
@@ -138,7 +138,7 @@ class _Listed:
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """What all forms of the command share."""
+    """The inputs that all forms of the command share."""
 
     encoder: Encoder
     sources: list[Path]
@@ -159,7 +159,7 @@ class _Work:
         return [*given, *((one.item.name, one.reason) for one in left_out)]
 
     def refuse_nothing(self, rejected: Path) -> None:
-        """Raise TaskError where there is no item, once the reasons are written."""
+        """Raise TaskError if there is no item, after the reasons are written."""
         from dagman.encoder.feature_file import write_refused
         from dagman.errors import TaskError
 

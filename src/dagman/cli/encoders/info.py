@@ -1,4 +1,4 @@
-"""`dagman info`: what an encoder, a run, a store, a model, or what `embed` wrote is."""
+"""`dagman info`: describe an encoder, a run, a store, a model, or what `dagman embed` wrote."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import typer
 
 app = typer.Typer(add_completion=False)
 
+_TITLES = {"bytes": "size on disk", "first_weights": "share of initial weights left"}
+"""Names of values that their keys do not explain."""
 _EXAMPLE = "Example: dagman info runs/first"
 
 
@@ -19,7 +21,7 @@ def describe_folder(
         str, typer.Argument(help="A run, an encoder folder, scratch:SIZE, a store, a task's model, or the output of dagman embed.")
     ],
     weights: Annotated[str, typer.Option(help="Which weights of a run: teacher, student, or auto (teacher).")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the description as JSON, with exact numbers.")] = False,
 ) -> None:
     """Describe an encoder, run, store, model or feature file: its origin, intended use, inputs and outputs."""
     from rich.console import Console
@@ -46,9 +48,26 @@ def describe_folder(
 
 def _print_values(console: Any, values: Mapping[str, Any], depth: int = 1) -> None:
     for key, value in values.items():
-        name = "  " * depth + key.replace("_", " ")
+        name = "  " * depth + _TITLES.get(key, key.replace("_", " "))
         if isinstance(value, Mapping):
             console.print(name)
             _print_values(console, value, depth + 1)
         else:
-            console.print(f"{name}: {', '.join(map(str, value)) if isinstance(value, list | tuple) else value}")
+            console.print(f"{name}: {_show_value(key, value)}")
+
+
+def _show_value(key: str, value: Any) -> str:
+    """A value as people read it; `--json` has the exact one."""
+    from dagman.cli.progress import describe_bytes
+
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if key == "bytes":
+        return describe_bytes(value)
+    if isinstance(value, int) and abs(value) >= 10_000:
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_show_value("", one) for one in value)
+    return str(value)

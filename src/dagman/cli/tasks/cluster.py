@@ -90,4 +90,5 @@ def run_clustering(
         lambda on_part: cluster_structures(specs, items, out, settings, store=opened, cache=cache, on_part=on_part),
         out=out,
         as_json=as_json,
+        notes=items.notes,
     )

@@ -121,4 +121,5 @@ def run_outcome(
         lambda on_part: predict(specs, items, out, settings, store=opened, cache=cache, on_part=on_part),
         out=out,
         as_json=as_json,
+        notes=items.notes,
     )

@@ -1,10 +1,10 @@
-"""How a task's command runs: its progress while it does, then its measures, as tables or as JSON."""
+"""Running a task from the command line: its progress, then its measures, as tables or as JSON."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
     from dagman.evaluation.results import Measurement, Results, Summary
     from dagman.evaluation.statistics import Interval
+    from dagman.notes import Note
 
 _UNLIMITED = 10_000
-"""Columns of a terminal in which any table fits."""
+"""Width of a terminal, in columns, that fits any table."""
+_MAIN = 3
+"""Measures of each structure that are printed."""
 
 
 def run_task(
@@ -28,12 +31,13 @@ def run_task(
     out: Path | None = None,
     as_json: bool,
     remark: Callable[[], str] = str,
+    notes: Sequence[Note] = (),
 ) -> None:
-    """Run a task with its progress on the terminal (or in plain lines), write its page, and print what was measured.
+    """Run a task with its progress on the terminal (or in plain lines), write its page, and print the measures.
 
-    name: of the task in the registry, which knows the page of one model; several have that of a comparison. run: is given what it
-    calls with each part that it begins. out: its folder, if run.log is to be kept there. remark: a last sentence on what was
-    written, if any.
+    name: The task's name in the registry, which knows the page for one model; several models have the page of a comparison.
+    run: The task; its argument is called at the start of each part. out: The task's folder, if run.log is to be kept there.
+    remark: A last sentence on what was written, if any. notes: On the table, printed before the work starts.
     """
     from rich.console import Console
 
@@ -43,8 +47,9 @@ def run_task(
     from dagman.tasks.registry import TASKS, load_part
 
     console = Console(stderr=as_json, soft_wrap=True, highlight=False)
-    # Before the first scan: a third to a half of a scan's time in the encoder was freed memory paid for again (decision 0008).
+    # Before the first scan: a third to a half of a scan's time in the encoder went into reallocating memory (decision 0008).
     tune_allocator()
+    _print_notes(console, [note.text for note in notes])
     with follow_parts(console, out) as notify:
         results = run(notify)
         notify("writing the report")
@@ -53,33 +58,44 @@ def run_task(
     if as_json:
         typer.echo(format_results(results.path, page))
         return
-    print_measures(console, results.summary, page)
+    print_measures(console, results.summary, page, printed={note.text for note in notes})
     print_differences(console, results.summary)
     if last := remark():
         console.print(last, markup=False)
 
 
 def format_results(out: Path, page: Path) -> str:
-    """What a script reads: the folder, its page, and all that metrics.json holds, as JSON."""
+    """The folder, its page, and everything in metrics.json, as JSON for scripts."""
     return json.dumps({"out": str(out), "report": str(page), **json.loads((out / "metrics.json").read_text(encoding="utf-8"))})
 
 
-def print_measures(console: Console, summary: Summary, page: Path) -> None:
-    """Notes, a table of measures with their intervals, and where the page lies: a column a model where they fit, else a row."""
+def print_measures(console: Console, summary: Summary, page: Path, *, printed: Collection[str] = ()) -> None:
+    """Print notes, a table of measures with their intervals, and the path of the page.
+
+    Models are columns if they fit, otherwise rows. Of several structures, each has one row with its main measures. printed: Notes
+    that were printed before.
+    """
     from dagman.reports.names import explain_intervals
 
-    for note in summary.notes:
-        console.print(f"[dim]·[/] {escape_markup(note.text)}")
-    beside = _tabulate_beside(summary)
-    wanted = console.measure(beside, options=console.options.update(width=_UNLIMITED)).maximum
-    console.print(beside if wanted <= console.width else _tabulate_below(summary))
+    _print_notes(console, [note.text for note in summary.notes if note.text not in printed])
+    if any(":" in row.name for row in summary.measurements):
+        console.print(_tabulate_structures(summary))
+        console.print(
+            f"All {len(summary.measurements)} values and their intervals are in metrics.json, the scores of each scan in "
+            f"predictions.csv, in {page.parent}.",
+            markup=False,
+        )
+    else:
+        beside = _tabulate_beside(summary)
+        wanted = console.measure(beside, options=console.options.update(width=_UNLIMITED)).maximum
+        console.print(beside if wanted <= console.width else _tabulate_below(summary))
     for sentence in explain_intervals(summary.measurements):
         console.print(f"[dim]·[/] {escape_markup(sentence)}")
     console.print(f"written: {page}", markup=False)
 
 
 def print_differences(console: Console, summary: Summary) -> None:
-    """Each paired difference with its interval and p, and for how many comparisons it is corrected; nothing for one model."""
+    """Print each paired difference with its interval and p, and the number of comparisons it is corrected for, if there are any."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Column, Table
 
@@ -104,6 +120,40 @@ def print_differences(console: Console, summary: Summary) -> None:
         console.print("1 paired comparison: p (Holm) is p.")
     else:
         console.print(f"{len(summary.comparisons)} paired comparisons; p (Holm) is corrected for multiple testing.")
+
+
+def _print_notes(console: Console, texts: Sequence[str]) -> None:
+    for text in texts:
+        console.print(f"[dim]·[/] {escape_markup(text)}")
+
+
+def _tabulate_structures(summary: Summary) -> Table:
+    """A row for all structures together, then one for each; the first measures that were computed, Dice with its interval."""
+    from rich.table import Column, Table
+
+    from dagman.reports.names import name_measure
+
+    held = {(row.model, row.subset, row.name): row.interval for row in summary.measurements}
+    measures = list(dict.fromkeys(row.name.partition(":")[0] for row in summary.measurements))[:_MAIN]
+    several = len({row.model for row in summary.measurements}) > 1
+    columns = [Column("model", overflow="fold"), "labels"] if several else ["labels"]
+    shown = Table(*columns, Column("structure", overflow="fold"), *(Column(name_measure(name), no_wrap=True) for name in measures))
+    rows = dict.fromkeys((row.model, row.subset, row.name.partition(":")[2]) for row in summary.measurements)
+    before = None
+    for model, subset, structure in rows:
+        if before not in (None, (model, subset)):
+            shown.add_section()
+        leading = [escape_markup(model), subset] if several else [subset]
+        if before == (model, subset):
+            leading = [""] * len(leading)
+        before = (model, subset)
+        cells = []
+        for number, name in enumerate(measures):
+            interval = held.get((model, subset, f"{name}:{structure}" if structure else name))
+            value, bounds = ("", "") if interval is None else _show_interval(interval)
+            cells.append(f"{value} ({bounds})" if value and not number else value)
+        shown.add_row(*leading, escape_markup(structure or "all"), *cells)
+    return shown
 
 
 def _tabulate_beside(summary: Summary) -> Table:
@@ -142,7 +192,7 @@ def _tabulate_below(summary: Summary) -> Table:
 
 
 def _find_order(summary: Summary) -> Callable[[Measurement], int]:
-    """The place of a measurement's group among the groups as they come, so that models stand below each other."""
+    """The position of a measurement's group, in order of appearance, so that models are listed below each other."""
     places: dict[tuple[str, str, str], int] = {}
     for row in summary.measurements:
         places.setdefault((row.method, row.subset, row.name), len(places))
@@ -150,7 +200,7 @@ def _find_order(summary: Summary) -> Callable[[Measurement], int]:
 
 
 def _show_interval(interval: Interval) -> tuple[str, str]:
-    """A value and its interval in words; n/a where there is no number: `explain_intervals` gives the reason."""
+    """A value and its interval as text; n/a if there is no number, which `explain_intervals` explains."""
     from dagman.reports.names import NOT_KNOWN
 
     value = f"{interval.value:.3f}" if math.isfinite(interval.value) else NOT_KNOWN
@@ -158,7 +208,7 @@ def _show_interval(interval: Interval) -> tuple[str, str]:
 
 
 def escape_markup(text: str) -> str:
-    """Text that rich prints as it stands: a path may hold brackets."""
+    """Text that rich prints literally, because a path may contain brackets."""
     from rich.markup import escape
 
     return escape(text)

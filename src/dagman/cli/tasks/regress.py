@@ -106,4 +106,5 @@ def run_regression(
         lambda on_part: regress_items(specs, items, out, settings, store=opened, cache=cache, on_part=on_part),
         out=out,
         as_json=as_json,
+        notes=items.notes,
     )

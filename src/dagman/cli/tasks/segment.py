@@ -132,5 +132,6 @@ def run_segmentation(
         lambda on_part: segment_scans(specs, data, out, settings, on_part=on_part),
         out=out,
         as_json=as_json,
+        notes=data.notes,
         remark=lambda: describe_identity(out / "predictions", identified=identified),
     )

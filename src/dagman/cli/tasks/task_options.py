@@ -1,4 +1,4 @@
-"""The options of the tasks' commands: each is declared once, and has one meaning in all of them."""
+"""The options of the task commands: each is declared once and means the same in all of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def one_of(option: str, *names: str) -> Callable[[str], str]:
-    """A check of an option's value before any work begins; raises SettingsError with the nearest name."""
+    """A callback that checks an option's value before any work starts; raises SettingsError with the nearest name."""
 
     def check(value: str) -> str:
         from dagman.errors import SettingsError
@@ -117,7 +117,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.
 
 def _set_key(path: Path | None) -> Path | None:
     if path is not None:
-        # By the environment it reaches the processes that a command starts, too.
+        # The environment also reaches the processes that a command starts.
         os.environ["DAGMAN_KEY"] = str(path)
     return path
 
@@ -147,9 +147,9 @@ PatientsOf = Annotated[
 
 
 def parse_models(context: typer.Context, models_and_table: list[str], *, weights: str = "auto") -> tuple[list[ModelSpec], Path]:
-    """The models and the table of a command line; `dagman compare` needs two models or more.
+    """The models and the table of a command line; `dagman compare` needs at least two models.
 
-    Raises TaskError where there are too few models, or for a name that is none.
+    Raises TaskError if there are too few models, or for an unknown name.
     """
     from dagman.errors import TaskError
     from dagman.tasks.models import parse_model
@@ -165,7 +165,7 @@ def parse_models(context: typer.Context, models_and_table: list[str], *, weights
 
 
 def read_items(table: Path, store: Path | None, **columns: Any) -> tuple[Table, Store | None]:
-    """A table (columns: see `read_table`), and the store that holds its scans, if one is named."""
+    """A table (columns: see `read_table`), and the store with its scans, if one is given."""
     from dagman.store.manifest import Store
     from dagman.tables.table import read_table
 
@@ -174,34 +174,34 @@ def read_items(table: Path, store: Path | None, **columns: Any) -> tuple[Table, 
 
 
 def split_names(text: str) -> tuple[str, ...]:
-    """Names between commas; none for an empty text."""
+    """Comma-separated names; none for an empty text."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def split_numbers(option: str, text: str) -> tuple[float, ...]:
-    """Numbers between commas; raises SettingsError naming the option."""
+    """Comma-separated numbers; raises SettingsError naming the option."""
     from dagman.errors import SettingsError
 
     try:
         return tuple(float(part) for part in split_names(text))
     except ValueError:
         raise SettingsError(
-            f"--{option} {text!r} is not a list of numbers", do="Write numbers between commas, such as 25,50,100"
+            f"--{option} {text!r} is not a list of numbers", do="Separate numbers by commas, such as 25,50,100"
         ) from None
 
 
 def split_counts(option: str, text: str) -> tuple[int, ...]:
-    """Whole numbers between commas; raises SettingsError naming the option."""
+    """Comma-separated whole numbers; raises SettingsError naming the option."""
     from dagman.errors import SettingsError
 
     numbers = split_numbers(option, text)
     broken = [number for number in numbers if not number.is_integer()]
     if broken:
-        do = "Write whole numbers between commas, such as 1,5,10"
+        do = "Separate whole numbers by commas, such as 1,5,10"
         raise SettingsError(f"--{option} {broken[0]:g} is not a whole number", do=do)
     return tuple(int(number) for number in numbers)
 
 
 def split_shares(text: str | None) -> tuple[float, ...]:
-    """Shares from percent between commas; all, where none are given."""
+    """Shares from comma-separated percentages; 1 if none are given."""
     return tuple(share / 100 for share in split_numbers("shares", "100" if text is None else text))

@@ -1,4 +1,4 @@
-"""What `dagman pretrain --plan` prints."""
+"""The output of `dagman pretrain --plan`, and the forecast at the start of a run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from dagman.records.counts import count_noun
+
 _SOON = 2e14
-"""Operations of a run of about an hour on one core; of a shorter one the first steps tell soon enough."""
+"""Operations of a run of about an hour on one core; for a shorter run the first steps give the time soon enough."""
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,11 +21,12 @@ if TYPE_CHECKING:
 
 
 def print_plan(console: Console, source: Sequence[Path], as_json: bool, **choices: Any) -> None:
-    """Measure a few steps and print what the run will cost, as lines or as JSON."""
+    """Measure a few steps and print the estimated cost of the run, as lines or as JSON."""
     from dagman.training.plan.rehearsal import plan_pretraining, prepare_rehearsal
 
+    rehearsal = prepare_rehearsal(source, **choices)
     console.print("Running a few steps; nothing is written.", style="dim")
-    plan = plan_pretraining(prepare_rehearsal(source, **choices))
+    plan = plan_pretraining(rehearsal)
     if as_json:
         typer.echo(json.dumps(plan.to_json()))
         return
@@ -32,9 +35,9 @@ def print_plan(console: Console, source: Sequence[Path], as_json: bool, **choice
 
 
 def forecast_hours(out: Path) -> str:
-    """A line on how long the run in `out`, which begins, will take on a CPU; empty where that is soon seen by itself.
+    """A line on how long the new run in `out` will take on a CPU; empty for a short run, or on another device.
 
-    From the operations of its size, at the pace of a few steps of `tiny`.
+    Estimated from the number of operations, at the pace of a few steps of `tiny`.
     """
     import torch
 
@@ -57,39 +60,46 @@ def forecast_hours(out: Path) -> str:
         hours = operations / measure_pace("cpu") / 3600
     steps = f"{settings.train.steps:,} steps"
     return (
-        f"about {_show_hours(hours)} for {steps}, from the operations of this size at the pace of tiny measured just now; a closer "
-        "figure follows after some steps, or from --plan"
+        f"about {_show_hours(hours)} for {steps}, estimated from the number of operations at the measured pace of size tiny; a "
+        "better estimate follows after some steps, or from --plan"
     )
 
 
 def describe_plan(plan: Plan) -> list[str]:
     """The plan in lines."""
     from dagman.cli.progress import describe_bytes
-    from dagman.records.counts import count_noun
 
     mean, low, high = plan.seconds
     energy = ", ".join(f"{value:.3g} kWh ({name})" for name, value in plan.energy_kwh.items())
     speeds = ", ".join(
-        f"{size}: {'does not fit' if speed is None else f'{speed:.3g} views/s'}" for size, speed in plan.micro_batches.items()
+        f"{size}: {'does not fit in memory' if speed is None else f'{speed:.3g} views/s'}"
+        for size, speed in plan.micro_batches.items()
     )
-    chosen = next(iter(plan.micro_batches))
-    best = plan.best_micro_batch
+    chosen, best = next(iter(plan.micro_batches)), plan.best_micro_batch
     loaders = count_noun(plan.loaders, "loader process", "loader processes") if plan.loaders else "no loader processes"
-    suggestion = f"keep {chosen}" if best == chosen else f"set train.micro_batch={best}"
-    return [
-        f"run       {plan.steps} steps of {plan.views} views from {plan.scans} scans on {plan.device}",
-        *(line.replace("stores: ", "stores    ", 1) for line in plan.stores),
-        f"step      {mean:.3g} s ({low:.3g} to {high:.3g}, 95 %, from {plan.measured_steps} steps), {plan.views / mean:.3g} "
-        f"views/s; {plan.waiting:.0%} waiting for data",
-        f"time      {_show_hours(plan.hours[0])} ({_show_hours(plan.hours[1])} to {_show_hours(plan.hours[2])}) at the present "
-        f"load of the machine; an evaluation takes {plan.evaluation_seconds:.2g} s of it",
-        f"reading   {plan.reading:.3g} views/s by one process; {loaders}",
-        f"memory    {plan.memory_gib:.2f} GiB at the peak",
-        f"disk      {describe_bytes(plan.disk_bytes)}; a checkpoint {describe_bytes(plan.checkpoint_bytes)}",
-        f"energy    {energy or 'not counted by this hardware, or not readable'}",
-        f"views at once   {speeds}: {suggestion}",
-        *(f"slow      {sentence}" for sentence in plan.slow or ("nothing stands out.",)),
+    suggestion = f"keep {chosen}" if best == chosen else f"set train.micro_batch={best}, which is faster"
+    lines = [
+        ("run", f"{count_noun(plan.steps, 'step')} of {plan.views} views from {count_noun(plan.scans, 'scan')} on {plan.device}"),
+        *(("stores", line.removeprefix("stores: ")) for line in plan.stores),
+        (
+            "time",
+            f"{_show_hours(plan.hours[0])}, 95 % interval {_show_hours(plan.hours[1])} to {_show_hours(plan.hours[2])}, at the "
+            "machine's present load",
+        ),
+        (
+            "step",
+            f"{mean:.3g} s, 95 % interval {low:.3g} to {high:.3g} s ({plan.measured_steps} steps measured); "
+            f"{plan.views / mean:.3g} views/s; {plan.waiting:.0%} of the time is spent waiting for data",
+        ),
+        ("evaluation", f"{plan.evaluation_seconds:.2g} s each, included in the time"),
+        ("reading", f"{plan.reading:.3g} views/s by one process; {loaders}"),
+        ("memory", f"{plan.memory_gib:.2f} GiB per {'process' if plan.device == 'cpu' else 'device'} at the peak"),
+        ("disk", f"{describe_bytes(plan.disk_bytes)}, with {describe_bytes(plan.checkpoint_bytes)} per checkpoint"),
+        ("energy", energy or "not available: the hardware does not measure it, or it cannot be read"),
+        ("micro-batch", f"{suggestion} ({speeds})"),
+        *(("slow", sentence) for sentence in plan.slow or ("nothing stands out.",)),
     ]
+    return [f"{name:<12} {text}" for name, text in lines]
 
 
 def _show_hours(hours: float) -> str:

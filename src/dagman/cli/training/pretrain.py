@@ -1,4 +1,4 @@
-"""`dagman pretrain`: a store, or scans, to an encoder."""
+"""`dagman pretrain`: pretrain an encoder on a store or on scans."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def pretrain_command(
     shorthands = [f"view.modality={modality}"] if modality else []
     shorthands += ["train.many_passes=true"] if many_passes else []
     shorthands += [f"train.track={track}"] if track else []
-    # Under torchrun, of all the processes of a run one speaks.
+    # Under torchrun, only the first process of a run prints.
     first = os.environ.get("RANK", "0") == "0"
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     console = Console(stderr=as_json, quiet=not first)

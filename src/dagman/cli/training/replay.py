@@ -32,7 +32,7 @@ def replay_command(
         typer.echo(json.dumps(found.to_json()))
         return
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    verdict = "is finite this time, on the CPU in float32" if found.is_finite else "is not finite again"
+    verdict = "is finite when recomputed on the CPU in float32" if found.is_finite else "is again not finite"
     console.print(f"Step {found.step} {verdict}.")
     for name, value in found.losses.items():
         console.print(f"  {name}: {value:.6g} (in the run: {found.recorded.get(name, 'none')})")

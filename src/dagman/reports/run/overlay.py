@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,14 +19,32 @@ from dagman.training.monitoring.overview import RunState, describe_state
 from dagman.training.run import LOSSES, Run
 
 _POINTS = 1000
-"""Maximum number of points of a curve; longer ones are thinned evenly, as a figure cannot show more."""
+"""Maximum number of points of a curve; longer ones are thinned evenly, as the figure cannot show more."""
+_LEAST_GAIN = -10.0
+"""Gain at which lower values are drawn: that of targets that hardly differ grows without bounds, and would hide all others."""
+_LOSSES = {
+    "total": "The weighted sum of the other losses.",
+    "amip": "The mean absolute error of the reconstructed voxels.",
+    "ampd": "The cross entropy of the patch targets and their predictions.",
+    "aitd": "The cross entropy of the [CLS] targets and their predictions.",
+    "gitd": "The cross entropy of the view targets and their predictions.",
+}
+_SAME = "0: all samples have the same target."
 _MEASURED = {
-    "Reconstruction against the best trivial baseline": ("ratio", ("reconstruction", "ratio")),
-    "Mutual information of targets and samples, AMPD": ("fraction of the maximum", ("projectors", "ampd", "MI")),
-    "Mutual information of targets and samples, GITD": ("fraction of the maximum", ("projectors", "gitd", "MI")),
-    "Prediction of the targets, gain of AMPD": ("gain", ("projectors", "ampd", "gain")),
-    "Effective rank of the features": ("directions", ("features", "effective_rank")),
-    "Entropy of the attention": ("fraction of ln N", ("attention", "entropy")),
+    "Reconstruction against the best trivial baseline": (
+        "ratio of errors",
+        ("reconstruction", "ratio"),
+        "Below 1, the student reconstructs better than the best of three trivial baselines.",
+    ),
+    "Mutual information of targets and samples, AMPD": ("fraction of the maximum", ("projectors", "ampd", "MI"), _SAME),
+    "Mutual information of targets and samples, GITD": ("fraction of the maximum", ("projectors", "gitd", "MI"), _SAME),
+    "Gain of AMPD over a constant prediction": (
+        "gain",
+        ("projectors", "ampd", "gain"),
+        f"Above 0, the student predicts the patch targets better than a constant. Values below {_LEAST_GAIN:g} are drawn there.",
+    ),
+    "Effective rank of the features": ("directions", ("features", "effective_rank"), "1: all features lie on one line."),
+    "Entropy of the attention": ("fraction of ln N", ("attention", "entropy"), "1: the attention is uniform."),
 }
 
 
@@ -42,12 +61,15 @@ def render_runs(runs: Sequence[Run]) -> str:
     steps = {name: _thin(run.steps) for name, run in named.items()}
     evaluations = {name: run.monitors for name, run in named.items()}
     timings = {name: _thin(run.timings) for name, run in named.items()}
-    losses = [_overlay(steps, f"{'Total' if key == 'total' else key.upper()} loss", "loss", (key,)) for key in LOSSES]
-    monitored = [_overlay(evaluations, title, y, keys) for title, (y, keys) in _MEASURED.items()]
+    losses = [_overlay(steps, f"{'Total' if key == 'total' else key.upper()} loss", "loss", (key,), _LOSSES[key]) for key in LOSSES]
+    monitored = [
+        _overlay(evaluations, title, y, keys, caption, log=y == "ratio of errors")
+        for title, (y, keys, caption) in _MEASURED.items()
+    ]
     course = [
-        _overlay(steps, "Learning rate", "lr", ("lr",)),
-        _overlay(steps, "Gradient norm", "norm before clipping", ("grad_norm",), log=True),
-        _overlay(timings, "Throughput", "views per second", ("views_per_s",)),
+        _overlay(steps, "Learning rate", "lr", ("lr",), "As scheduled: warm-up, then a cosine decay."),
+        _overlay(steps, "Gradient norm", "norm before clipping", ("grad_norm",), "On a logarithmic scale.", log=True),
+        _overlay(timings, "Throughput", "views per second", ("views_per_s",), "Of whole steps, reading included."),
     ]
     sections = [
         Section("Runs", _list_states(states)),
@@ -80,9 +102,12 @@ def _list_states(states: Mapping[str, RunState]) -> list[Block]:
             verdicts.append(Verdict("warn", f"`{name}`: {state.problem or 'no step is complete yet.'}"))
         else:
             remedy = f" **What to try:** {state.remedy}" if state.remedy else ""
-            text = state.text.replace(", explained below", ", explained in its own report")
-            verdicts.append(Verdict(LEVELS[state.light], f"`{name}`: {state.light}. {text}{remedy}"))
-    return [DataTable(["run", "state", "method", "size", "seed", "steps", *LOSSES], rows, "Losses of the last step."), *verdicts]
+            others = f" {state.others} more in its own report." if state.others else ""
+            verdicts.append(Verdict(LEVELS[state.light], f"`{name}`: {state.light}. {state.text}{remedy}{others}"))
+    caption = "Losses of the last step."
+    if len(states) > 1:
+        caption += " In the figures below, each run has one colour, the same in all of them."
+    return [DataTable(["run", "state", "method", "size", "seed", "steps", *LOSSES], rows, caption), *verdicts]
 
 
 def _compare_settings(named: Mapping[str, Run]) -> list[Block]:
@@ -94,11 +119,12 @@ def _compare_settings(named: Mapping[str, Run]) -> list[Block]:
 
 
 def _overlay(
-    rows: Mapping[str, Sequence[Mapping[str, Any]]], title: str, y: str, keys: Sequence[str], *, log: bool = False
+    rows: Mapping[str, Sequence[Mapping[str, Any]]], title: str, y: str, keys: Sequence[str], caption: str, *, log: bool = False
 ) -> Figure | None:
+    least = _LEAST_GAIN if keys[-1] == "gain" else -math.inf
     series = {}
     for number, (name, own) in enumerate(rows.items()):
-        points = [(row["step"], value) for row in own if isinstance(value := _reach(row, keys), int | float)]
+        points = [(row["step"], max(value, least)) for row in own if isinstance(value := _reach(row, keys), int | float)]
         if points:
             steps, values = zip(*points, strict=True)
             series[name] = Series(steps, values, color=CYCLE[number % len(CYCLE)], dashed=number >= len(CYCLE))
@@ -107,7 +133,7 @@ def _overlay(
     drawn = draw_curves(series, title=title, y=y, log=log)
     # Only the first runs are described in words; the table above contains the last values of all.
     words = describe_course(title, dict(islice(series.items(), 8)))
-    return Figure(encode_png(drawn), f"**{title}.** Each run has one colour, the same in all figures.", words)
+    return Figure(encode_png(drawn), caption, words)
 
 
 def _reach(row: Mapping[str, Any], keys: Sequence[str]) -> Any:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from pathlib import Path
 
+from dagman.errors import ScanError
 from dagman.records.hashes import hash_bytes
+from dagman.records.names import suggest_path
 from dagman.scans.archives.unpacking import SUFFIXES, RejectedMember, unpack_archive
 
 
@@ -149,3 +151,15 @@ def remove_unpacked() -> None:
 def _strip_suffix(name: str) -> str:
     suffix = next(suffix for suffix in SUFFIXES if name.lower().endswith(suffix))
     return name[: -len(suffix)] or name
+
+
+def find_fault(path: Path) -> ScanError | None:
+    """Why a path cannot be opened; None if it can."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return ScanError("does not exist", where=show_place(path), do=suggest_path(path, "Check the path"))
+    except OSError as error:
+        do = "Check the path and its permissions"
+        return ScanError(f"cannot be opened ({error.strerror})", where=show_place(path), do=do)
+    return None

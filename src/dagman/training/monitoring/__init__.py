@@ -1,1 +1,1 @@
-"""What is measured while a run trains: monitors, validation, curves, verdicts."""
+"""Monitoring of a run: monitors, validation, curves, verdicts."""

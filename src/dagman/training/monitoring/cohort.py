@@ -1,4 +1,4 @@
-"""What a run learns from: how many scans of how many patients, and which of them are copies of one another."""
+"""What a run learns from: the numbers of scans and patients, and the scans that are copies of one another."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 from dagman.store.manifest import ManifestRow, Store
 
 SAME_SHARES = 0.02
-"""Relative difference of the shares of air, fat and soft tissue within which two scans of one shape are compared. [ours]"""
+"""Relative difference of the shares of air, fat and soft tissue up to which two scans of the same shape are compared. [ours]"""
 SAME_HU = 2.0
-"""Median difference below which two scans are copies: saving anew rounds by 1 HU, noise alone differs by 10 and more. [ours]"""
+"""Median difference in HU below which two scans are copies: saving again rounds by 1 HU, noise differs by 10 or more. [ours]"""
 _SIDE = 32
 
 
@@ -30,16 +30,16 @@ def describe_cohort(store: Store, usable: Sequence[str]) -> Cohort:
     """Count the scans of a store that a run uses, and find the copies among them.
 
     Raises:
-        StoreError: A scan that was to be compared is missing or damaged.
+        StoreError: A scan that has to be compared is missing or damaged.
     """
     rows = [store.row(scan) for scan in usable]
     return Cohort(scans=len(rows), patients=len({row.patient for row in rows}), copies=_find_copies(store, rows))
 
 
 def _find_copies(store: Store, rows: Iterable[ManifestRow]) -> tuple[tuple[str, ...], ...]:
-    """Scans with the same voxels but for rounding, wherever they lie and whoever they are of.
+    """Groups of scans with the same voxels except for rounding, whatever their place and patient.
 
-    Only neighbours in the order of shape and tissue are read, and only where those agree: in most cohorts none.
+    Only neighbours in the order of shape and tissue are read, and only if these agree: in most cohorts none.
     """
     groups: list[list[str]] = []
     for one, other in pairwise(sorted(rows, key=lambda row: (row.modality, row.shape, _list_shares(row), row.id))):
@@ -60,7 +60,7 @@ def _is_same_scan(store: Store, one: ManifestRow, other: ManifestRow) -> bool:
     size = [min(_SIDE, extent) for extent in one.shape]
     start = [(extent - side) // 2 for extent, side in zip(one.shape, size, strict=True)]
     a, b = (store.crop(row.id, start, size).astype(np.float32) for row in (one, other))
-    # Air that was clipped is the same everywhere, and two crops of nothing else are no copies.
+    # Clipped air is the same everywhere, so two crops that hold nothing else are not copies.
     tissue = (a > a.min()) | (b > b.min())
     return bool(tissue.any()) and float(np.median(np.abs(a - b)[tissue])) < SAME_HU
 

@@ -1,4 +1,4 @@
-"""The same curves for TensorBoard, always, and for W&B or MLflow where a run asks for one of them (`train.track`)."""
+"""A run's curves for TensorBoard, and also for W&B or MLflow if the run requests one of them (`train.track`)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from dagman.training.monitoring.trackers import Tracker, open_tracker
 
 
 class Curves:
-    """Writes scalars under `RUN/tensorboard`, where those of an earlier process after `step` are hidden, and to the tracker.
+    """Writes scalars to `RUN/tensorboard` and to the tracker; those that an earlier process wrote after `step` are hidden.
 
-    Raises MissingExtraError where the tracker's library is not installed.
+    Raises MissingExtraError if the tracker's library is not installed.
     """
 
     def __init__(self, folder: Path, step: int, settings: Settings | None = None) -> None:
@@ -27,11 +27,11 @@ class Curves:
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def add(self, step: int, row: Mapping[str, Any]) -> None:
-        """A row of `metrics.jsonl` or `timing.jsonl`."""
+        """Add a row of `metrics.jsonl` or `timing.jsonl`."""
         self._write(step, {f"step/{name}": value for name, value in row.items() if name != "step"})
 
     def add_monitor(self, step: int, row: Mapping[str, Any]) -> None:
-        """A row of `monitors.jsonl`, its nested names joined by slashes."""
+        """Add a row of `monitors.jsonl`, with nested names joined by slashes."""
         self._write(step, dict(_flatten(row, "monitor")))
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
@@ -57,7 +57,7 @@ def _flatten(row: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]
 
 @contextlib.contextmanager
 def _hide_host() -> Iterator[None]:
-    """TensorBoard puts the host's name into its files' names, where it may name a hospital; it has no setting for that."""
+    """TensorBoard puts the host's name, which may name a hospital, into its file names, and has no setting to prevent it."""
     before = event_file_writer.socket
     event_file_writer.socket = SimpleNamespace(gethostname=lambda: "host")
     try:

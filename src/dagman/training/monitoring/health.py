@@ -1,4 +1,4 @@
-"""The health of a run: every verdict at its last measurement, while it trains and afterwards from its folder."""
+"""The health of a run: the verdict of every monitor at its last evaluation, during training and later from the run's folder."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from dagman.training.run import Run
 
 KEPT = 1000
-"""Steps that verdicts are passed on: the last of a run."""
+"""Number of steps that verdicts are based on: the last of a run."""
 
 
 @dataclass(kw_only=True)
 class Health:
-    """Follows a run row by row and passes verdicts on it; fed with the rows of its folder, it passes the same ones.
+    """Follows a run row by row and judges it. The rows in a run's folder give the same verdicts as the run itself.
 
     Attributes:
-        settings: Of the run, resolved.
-        cohort: What it learns from; None where it is not known.
-        failed_at: The step whose loss or gradient was not finite, which ended it.
+        settings: The run's settings, resolved.
+        cohort: What the run learns from; None if it is not known.
+        failed_at: The step that ended the run because its loss or gradient was not finite.
     """
 
     settings: Settings
@@ -53,7 +53,7 @@ class Health:
         """The share of a step that was spent waiting for data."""
         self._waits.append(share)
 
-    def add_look(self, row: Mapping[str, Any]) -> None:
+    def add_evaluation(self, row: Mapping[str, Any]) -> None:
         """A row of `monitors.jsonl`."""
         self._first = self._first or row
         self._last = row
@@ -64,17 +64,17 @@ class Health:
         return self._steps[-1] if self._steps else {}
 
     def judge(self) -> list[Verdict]:
-        """A verdict from each monitor that has something to judge, at its last measurement."""
+        """A verdict from each monitor that has something to judge, at its last evaluation."""
         settings = self.settings
         rows = [*self._steps, {"step": self.failed_at}] if self.failed_at is not None else self._steps
         judged = verdicts.judge_losses(list(rows), settings.optim.clip, self._start, self._best)
         if self._last is not None and self._first is not None:
-            judged += self._judge_look(self._first, self._last)
+            judged += self._judge_evaluation(self._first, self._last)
         if self.cohort is not None:
             judged.append(verdicts.judge_scans(self.cohort.scans, self.cohort.patients, self.cohort.copies))
         return [*judged, verdicts.judge_waiting(list(self._waits))]
 
-    def _judge_look(self, first: Mapping[str, Any], last: Mapping[str, Any]) -> list[Verdict]:
+    def _judge_evaluation(self, first: Mapping[str, Any], last: Mapping[str, Any]) -> list[Verdict]:
         settings, step = self.settings, int(last["step"])
         steps = settings.train.steps
         judged = []
@@ -82,10 +82,13 @@ class Health:
             judged.append(verdicts.judge_masks(last["masks"]))
         if last.get("reconstruction"):
             judged.append(verdicts.judge_reconstruction(last["reconstruction"], step, steps))
-        judged += [verdicts.judge_targets(name, row, step, steps) for name, row in (last.get("projectors") or {}).items()]
+        solved = settings.teacher.temperature == "entropy"
+        judged += [
+            verdicts.judge_targets(name, row, step, steps, solved=solved) for name, row in (last.get("projectors") or {}).items()
+        ]
         if last.get("features") and first.get("features"):
             judged.append(verdicts.judge_features(last["features"], first["features"]))
-            # Within the warm-up a teacher may move less than a number in float32 shows.
+            # During warm-up, a teacher may move by less than float32 resolves.
             if settings.needs_teacher and step >= FRESH * steps:
                 teacher = settings.teacher
                 momenta = list_momenta(steps, float(teacher.momentum), float(teacher.momentum_end))[:step]
@@ -105,22 +108,22 @@ def follow_run(run: Run, cohort: Cohort | None = None) -> Health:
     for row in run.timings[-KEPT:]:
         health.add_wait(row["waiting_share"])
     for row in run.monitors:
-        health.add_look(row)
+        health.add_evaluation(row)
     return health
 
 
 def judge_run(run: Run) -> list[Verdict]:
-    """A verdict from each monitor of a run that has something to judge, at its last measurement."""
+    """A verdict from each monitor of a run that has something to judge, at its last evaluation."""
     return follow_run(run).judge()
 
 
 def list_warnings(judged: Sequence[Verdict]) -> list[tuple[str, str]]:
-    """Keys and sentences of the verdicts that are worth a warning while a run goes on."""
+    """Keys and sentences of the verdicts that deserve a warning while a run is in progress."""
     return [(one.key, one.plain) for one in judged if one.key and one.light != "green"]
 
 
 def _read_cohort(inputs: Any) -> Cohort | None:
-    """The cohort as `command.json` holds it; None for runs made before it did."""
+    """The cohort as recorded in `command.json`; None for older runs."""
     if not isinstance(inputs, Mapping) or not isinstance(inputs.get("count"), int) or not isinstance(inputs.get("patients"), int):
         return None
     copies = tuple(tuple(map(str, group)) for group in inputs.get("copies") or [])

@@ -1,6 +1,6 @@
-"""What the monitors measure on fixed validation views (METHOD, Monitors): pure formulas over the networks' outputs.
+"""The monitors' measurements on fixed validation views (METHOD, Monitors): pure formulas over the networks' outputs.
 
-n views or rows, K prototypes, N units, H heads. Entropies in nats unless said; a run that fails silently costs weeks.
+n views or rows, K prototypes, N units, H heads. Entropies are in nats unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dagman.method.centering import entropy
 from dagman.model.swin import StageAttention
 
 BODY = 1 / 30
-"""Mean intensity in [0, 1] above which a unit is taken for body: -950 HU in the default range; air outside is 0."""
+"""Mean intensity in [0, 1] above which a unit counts as body: -950 HU in the default range; air outside is 0."""
 
 
 def measure_targets(targets: Tensor, logits: Tensor, student_temperature: float) -> dict[str, float]:
@@ -60,7 +60,7 @@ def _pull(weighted: Tensor, weight: Tensor) -> Tensor:
     if min(weighted.shape[2:]) == 1 or bool((weight > 0).all()):
         mean = weighted.sum(dim=(2, 3, 4), keepdim=True) / weight.sum(dim=(2, 3, 4), keepdim=True).clamp_min(1e-12)
         return torch.where(weight > 0, known, mean)
-    # ceil_mode: an odd side keeps its last layer.
+    # With ceil_mode, an odd side keeps its last layer.
     coarse = _pull(F.avg_pool3d(weighted, 2, ceil_mode=True), F.avg_pool3d(weight, 2, ceil_mode=True))
     filled = F.interpolate(coarse, size=weighted.shape[2:], mode="trilinear", align_corners=False)
     return torch.where(weight > 0, known, filled)
@@ -124,7 +124,7 @@ def _rank_correlation(a: Tensor, b: Tensor) -> float:
 
 
 def _rank(values: Tensor) -> Tensor:
-    # Ties share their mean rank: air is one large tie, and any order within it would look like a correlation.
+    # Ties share their mean rank: air is one large tie, and any order within it would show up as a correlation.
     ascending, values = values.sort(dim=1).values.contiguous(), values.contiguous()
     below = torch.searchsorted(ascending, values)
     return (below + torch.searchsorted(ascending, values, right=True)).double() / 2

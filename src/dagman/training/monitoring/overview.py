@@ -1,4 +1,4 @@
-"""The runs below a folder: how far each is, whether it is being written, and its light."""
+"""The runs in a folder: how far each one is, whether it is being written, and its status."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dagman.errors import DagmanError, RunError
-from dagman.records.lock import is_held
+from dagman.records.lock import is_held, is_left
 from dagman.records.names import suggest_path
 from dagman.training.checkpoints import list_checkpoints
 from dagman.training.monitoring.health import judge_run
@@ -16,13 +16,18 @@ from dagman.training.monitoring.verdicts import LIGHTS, Light, sum_up
 from dagman.training.run import Run, pick_losses
 
 State = Literal["running", "finished", "waiting", "killed", "damaged"]
-"""running: a process writes it; finished: all steps are done; waiting: it was stopped at a checkpoint, or has not begun; killed: it
-ended without a checkpoint of its last step; damaged: it cannot be read."""
+"""running: a process is writing it; finished: all steps are done; waiting: it stopped at a checkpoint, or has not started; killed:
+it ended after its last checkpoint, or before its first step; damaged: it cannot be read."""
+_TRACES = ("metrics.jsonl", "checkpoints", "encoder")
+"""What a run has besides its settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """One run: its state, steps, last losses, and its light with the gravest verdict's sentence; `problem` where it is damaged."""
+    """One run: its state, steps and last losses, and its most severe verdict with the number of other ones that are not green.
+
+    `light`, `text` and `remedy` are empty before the first step; `problem` says why a run is damaged.
+    """
 
     path: str
     state: State
@@ -36,6 +41,7 @@ class RunState:
     light: Light | None = None
     text: str = ""
     remedy: str = ""
+    others: int = 0
     problem: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -44,18 +50,20 @@ class RunState:
 
 
 def list_runs(folder: str | Path) -> list[RunState]:
-    """Every run in a folder or below it, by path; one that is damaged does not hide the others.
+    """Every run in a folder, at any depth, sorted by path; a damaged run does not hide the others.
 
     Raises:
-        RunError: There is no such folder, or no run in it.
+        RunError: The folder does not exist, cannot be opened, or holds no run.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
-        raise RunError(what, where=folder, do=suggest_path(folder, "Give a folder with runs, or a run"))
+        do = "Give a folder with runs, or a run"
+        if folder.exists():
+            raise RunError("is not a folder", where=folder, do=do)
+        raise RunError("does not exist", where=folder, do=suggest_path(folder, do))
     found = sorted(_find_runs(folder))
     if not found:
-        raise RunError("holds no runs", where=folder, do="Give a parent folder of those written by dagman pretrain --out")
+        raise RunError("holds no runs", where=folder, do="Give a folder with runs, as written by dagman pretrain --out")
     return [describe_state(path) for path in found]
 
 
@@ -68,21 +76,35 @@ def describe_state(path: Path) -> RunState:
 
 
 def _find_runs(folder: Path) -> Iterator[Path]:
-    if (folder / "settings.toml").is_file():
+    if _is_run(folder):
         yield folder
         return
-    for inner in folder.iterdir():
-        # Stores hold many folders, and no runs.
-        if inner.is_dir() and not inner.is_symlink() and not (inner / "store.json").exists():
-            yield from _find_runs(inner)
+    try:
+        inner = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
+    except OSError:
+        # Of another user, or gone since it was listed: no run that can be described.
+        return
+    for path in inner:
+        # Stores hold many folders and no runs.
+        if not (path / "store.json").exists():
+            yield from _find_runs(path)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is a run, damaged or not: other programs have a settings.toml, too."""
+    settings = folder / "settings.toml"
+    if not settings.is_file():
+        return False
+    return any((folder / name).exists() for name in _TRACES) or b"[train]" in settings.read_bytes()
 
 
 def _read_state(run: Run) -> RunState:
     settings, rows = run.settings, run.steps
     step, steps = run.last_step, settings.train.steps
     judged = judge_run(run)
-    gravest = min([sum_up(judged), *judged], key=lambda one: (LIGHTS.index(one.light), not one.key and one.light != "green"))
-    values = gravest.to_json()
+    total = sum_up(judged)
+    noticed = sorted((one for one in judged if one.light != "green"), key=lambda one: LIGHTS.index(one.light))
+    values = (noticed[0] if noticed else total).to_json()
     seconds = sorted(row["seconds"] for row in run.timings[-100:])
     return RunState(
         path=str(run.path),
@@ -94,9 +116,10 @@ def _read_state(run: Run) -> RunState:
         steps=steps,
         losses=pick_losses(rows[-1]) if rows else None,
         seconds_left=round(seconds[len(seconds) // 2] * (steps - step), 1) if seconds else None,
-        light=gravest.light if rows else None,
+        light=total.light if rows else None,
         text=values["text"] if rows else "",
         remedy=values["remedy"] if rows else "",
+        others=len(noticed[1:]) if rows else 0,
     )
 
 
@@ -105,4 +128,6 @@ def _find_state(run: Run, step: int, steps: int) -> State:
         return "running"
     if step >= steps:
         return "finished"
-    return "waiting" if step == 0 or list_checkpoints(run.path)[-1:] == [step] else "killed"
+    if step == 0:
+        return "killed" if is_left(run.path) else "waiting"
+    return "waiting" if list_checkpoints(run.path)[-1:] == [step] else "killed"

@@ -1,6 +1,6 @@
-"""W&B, offline, and MLflow, in the run's folder: extras that a run asks for. Nothing is sent unless the user's environment asks.
+"""W&B (offline) and MLflow in the run's folder: optional trackers. Nothing is sent unless the user's environment requests it.
 
-`WANDB_MODE=online` and `MLFLOW_TRACKING_URI` are how the two libraries themselves are asked; without them all stays in the folder.
+The libraries' own variables do so, `WANDB_MODE=online` and `MLFLOW_TRACKING_URI`; without them, everything stays in the folder.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ PROJECT = "dagman"
 
 
 class Tracker(Protocol):
-    """What takes the scalars of a run."""
+    """Receives the scalars of a run."""
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Scalars of a step by name."""
+        """Add scalars of a step by name."""
 
     def close(self) -> None:
         """Flush and close."""
 
 
 def open_tracker(folder: Path, settings: Settings) -> Tracker | None:
-    """The tracker that the settings ask for; None where they ask for none. Raises MissingExtraError without its library."""
+    """The tracker requested in the settings, if any. Raises MissingExtraError if its library is not installed."""
     if settings.train.track == "wandb":
         return WandbTracker(folder, settings)
     if settings.train.track == "mlflow":
@@ -38,7 +38,7 @@ def open_tracker(folder: Path, settings: Settings) -> Tracker | None:
 
 
 class WandbTracker:
-    """A run of W&B under `RUN/wandb`, offline: a file a process, of one id. `wandb sync` sends them, if ever."""
+    """A W&B run in `RUN/wandb`, offline: one file per process, all with the same id. `wandb sync` can send them later."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         try:
@@ -53,9 +53,9 @@ class WandbTracker:
             dir=str(folder),
             config=settings.model_dump(mode="json"),
             mode=mode,
-            # wandb 0.31 writes nothing at all where it is offline and asked to resume: each process then writes a file of that id.
+            # wandb 0.31 writes nothing if it is offline and asked to resume, so each process writes its own file with that id.
             resume="allow" if mode == "online" else None,
-            # Nothing of the machine, its user or its repository goes with the curves.
+            # Nothing about the machine, its user or its repository is stored with the curves.
             settings=wandb.Settings(
                 console="off",
                 silent=True,
@@ -68,7 +68,7 @@ class WandbTracker:
         )
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Scalars of a step by name; those of one step may come in several calls."""
+        """Add scalars of a step by name; there may be several calls per step."""
         self.run.log(dict(values), step=step)
 
     def close(self) -> None:
@@ -77,7 +77,7 @@ class WandbTracker:
 
 
 class MlflowTracker:
-    """A run of MLflow under `RUN/mlflow`, in the experiment `dagman`; a resume goes on in the same one."""
+    """An MLflow run in `RUN/mlflow`, in the experiment `dagman`; a resume continues it."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         try:
@@ -86,7 +86,7 @@ class MlflowTracker:
         except ImportError:
             raise MissingExtraError("MLflow", "mlflow") from None
         self.make_metric = Metric
-        # A store of files, which MLflow 3 keeps for those who ask for it.
+        # MLflow 3 supports a store of files only on request.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         place = os.environ.get("MLFLOW_TRACKING_URI") or (folder.absolute() / "mlflow").as_uri()
         self.client: Any = MlflowClient(tracking_uri=place)
@@ -103,7 +103,7 @@ class MlflowTracker:
         self.client.log_batch(self.run, params=[Param(key, str(value)) for key, value in values.items()])
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Scalars of a step by name."""
+        """Add scalars of a step by name."""
         now = int(time.time() * 1000)
         self.client.log_batch(self.run, metrics=[self.make_metric(name, value, now, step) for name, value in values.items()])
 
@@ -113,7 +113,7 @@ class MlflowTracker:
 
 
 def _name_run(folder: Path, settings: Settings) -> str:
-    """A name that is the same whenever a run is resumed, and that says nothing of where it lies."""
+    """A name that stays the same when a run is resumed, and does not reveal its path."""
     return hash_bytes(f"{folder.resolve()}|{settings.seed}".encode())[:16]
 
 

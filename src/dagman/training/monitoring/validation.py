@@ -1,4 +1,4 @@
-"""Evaluation on fixed validation views: the step's own forward passes, without learning, and what the monitors measure of them."""
+"""Evaluation on fixed validation views: the forward passes of a step, without learning, and the monitors' measurements."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Validation:
     """Fixed pairs of views, masks and noise, drawn once for a run."""
 
     def __init__(self, settings: Settings, dataset: ViewDataset, method: Method, device: torch.device) -> None:
-        # Both views are looked at, also where the losses take u alone.
+        # Both views are evaluated, even if the losses use only u.
         self.settings, self.method = settings, dataclasses.replace(method, symmetric=True)
         self.spacing = float(dataset.store.preparation.spacing)
         count = settings.train.monitor_views
@@ -62,10 +62,10 @@ class Validation:
     def evaluate(
         self, student: Network, teacher: Network | None, targets: Targets, scheduled: float
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """A row for `monitors.jsonl` and the arrays of the gallery.
+        """A row for `monitors.jsonl`, and the arrays of the gallery.
 
-        `attention`, `features` and `diversity` are the teacher's, and the student's under `student`; without a teacher they are the
-        student's. `reconstruction` holds the errors of both through the student's reconstruction head.
+        `attention`, `features` and `diversity` are those of the teacher, with those of the student in `student`; without a teacher,
+        they are those of the student. `reconstruction` has the errors of both, with the student's reconstruction head.
         """
         views = self.views
         outputs = self._pass_teacher(teacher)
@@ -104,7 +104,7 @@ class Validation:
         }
 
     def _cut(self, values: Tensor) -> tuple[Tensor, ...]:
-        """Of values of all views those of one pass at a time: memory is that of a micro-batch, as in training."""
+        """Split the values of all views into micro-batches, so that memory is that of training."""
         return values.split(int(self.settings.train.micro_batch))
 
     def _pass_teacher(self, teacher: Network | None) -> TeacherOutputs:
@@ -128,7 +128,7 @@ class Validation:
 
     @property
     def shown(self) -> list[int]:
-        """The views of the gallery: u of each pair first, so that they come from as many scans as possible."""
+        """Indices of the gallery's views: u of each pair first, so that they come from as many scans as possible."""
         count = len(self.views)
         return [*range(0, count, 2), *range(1, count, 2)][:SHOWN]
 
@@ -139,14 +139,14 @@ class Validation:
         return [{"scan": scan, "patient": self.patients.get(scan, ""), "modality": self.modalities[scan]} for scan in shown]
 
     def _measure_masks(self, masked: Tensor) -> dict[str, float]:
-        """The share of the units that lie in scans which is hidden, and the share asked for."""
+        """The share of the units inside scans that is masked, and the requested share."""
         box = find_inside_units(self.inside)
         inside = int((box[:, 1] - box[:, 0]).prod(dim=1).sum())
         units = math.prod(self.grid)
         return {"share": int(masked.sum()) / inside, "wanted": self.method.shares.count(units).hidden / units}
 
     def _describe(self, network: Network) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Attention, features and diversity of the heads of one network on clean views, and its attention for the gallery."""
+        """Attention, features and head diversity of one network on clean views, and its attention for the gallery."""
         row: dict[str, Any] = {}
         gallery: dict[str, Tensor] = {}
         if network.semantic is not None:

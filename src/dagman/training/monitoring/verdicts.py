@@ -1,6 +1,6 @@
-"""What the monitors show, as a traffic light with a sentence and what to try: pure functions of numbers (METHOD, Monitors).
+"""Verdicts of the monitors, as a traffic light with a sentence and what to try: pure functions (METHOD, Monitors).
 
-Green: as it should be. Amber: use with the reservation stated. Red: the run is not healthy, and its encoder is not worth using.
+Green: in the normal range. Amber: usable, with the reservation stated. Red: the run is not healthy; do not use its encoder.
 """
 
 from __future__ import annotations
@@ -14,34 +14,35 @@ from dagman.records.counts import count_noun
 
 Light = Literal["green", "amber", "red"]
 LIGHTS: tuple[Light, ...] = ("red", "amber", "green")
-"""From the gravest."""
+"""Most severe first."""
 
 COLLAPSED_MI = 0.05
-"""Targets that distinguish samples less than this share of what they could are taken for collapsed. [ours]"""
+"""Mutual information of targets and samples, as a share of its maximum, below which targets count as collapsed. [ours]"""
 UNIFORM_H = 0.97
 AT_LN_K = 0.99
 WAITING = 0.2
 FRESH = 0.1
-"""Share of a run within which no verdict is passed on targets."""
+"""Share of a run within which targets are not judged yet."""
 EARLY = 0.3
-"""Share of a run within which a loss at ln K is no news. [ours]"""
+"""Share of a run within which a loss at ln K is normal. [ours]"""
 UNIFORM_ATTENTION = 0.99
-"""Entropy of the attention, as a share of ln N, from which it is called almost uniform. [ours; short runs: 0.998 or more]"""
+"""Entropy of the attention, as a share of ln N, from which it counts as almost uniform. [ours; short runs: 0.998 or more]"""
 LONG = 1000
-"""Steps after which attention is expected to have left uniformity (0.96 in one run of 1,000 steps). [ours]"""
+"""Steps after which attention should no longer be uniform (0.96 in one run of 1,000 steps). [ours]"""
 BRIGHTNESS = 0.7
 """Rank correlation of attention and intensity above which masking is reported to follow brightness. [ours]"""
 NO_GAIN = 0.02
-"""Gain below which the student is reported to do no better than one constant answer. [ours]"""
+"""Gain below which the student counts as no better than a constant prediction. [ours]"""
 YOUNG = 90
-"""Steps within which a student need not beat the trivial baselines yet (METHOD, Small runs)."""
+"""Steps within which a student is not yet expected to beat the trivial baselines (METHOD, Small runs)."""
 DIVERGED = 1.5
-"""Growth of the AMIP loss over the best it was from which a run is taken for diverging. [ours]"""
+"""Growth of the AMIP loss over its lowest value from which a run counts as diverging. [ours]"""
 RISEN = 1.2
-"""Growth of the AMIP loss over that of the first steps from which a run is taken for diverging. [ours]"""
+"""Growth of the AMIP loss over that of the first steps from which a run counts as diverging. [ours]"""
 WINDOW, OPENING = 10, 3
-"""Steps over which the AMIP loss is averaged before it is compared, and those of the start. [ours]"""
+"""Steps over which the AMIP loss is averaged before it is compared; and the same at the start of a run. [ours]"""
 _PREDICTS = 0.1
+_LEAST_GAIN = -99
 _TELLING = 0.2
 _FEW_STEPS = 10
 _NO_SPREAD = 1e-6
@@ -55,14 +56,14 @@ _NAMES = {"ampd": "patch", "aitd": "[CLS]", "gitd": "view"}
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What one monitor shows.
+    """The verdict of one monitor.
 
     Attributes:
         light: green, amber or red.
-        text: A sentence; `**` surrounds what it is about, backticks surround settings.
-        remedy: What to try; empty where nothing is to be done.
+        text: A sentence; `**` surrounds its subject, backticks surround settings.
+        remedy: What to try; empty if nothing needs to be done.
         key: Its name in `notes.jsonl`, such as collapse-ampd; empty for a green one.
-        early: Whether a green one means that it is too early to judge, and not that all is well.
+        early: Whether green only means that it is too early to judge.
     """
 
     light: Light
@@ -82,14 +83,12 @@ class Verdict:
 
 
 def sum_up(verdicts: Sequence[Verdict]) -> Verdict:
-    """The light over all of a run's verdicts: as grave as the gravest; its remedy is that of the first such verdict."""
+    """The status of a run: as severe as the most severe verdict; its remedy is that of the first such verdict."""
     faults, notes = (sum(one.light == light for one in verdicts) for light in ("red", "amber"))
     remedy = next((one.remedy for light in LIGHTS[:2] for one in verdicts if one.light == light and one.remedy), "")
     if faults:
-        text = (
-            f"**This run is not healthy**: {count_noun(faults, 'fault')}, {count_noun(notes, 'note')}. Fix the faults before "
-            f"you use its encoder."
-        )
+        counts = " and ".join(count_noun(count, noun) for count, noun in ((faults, "fault"), (notes, "warning")) if count)
+        text = f"**This run is not healthy**: {counts}. Fix the {'fault' if faults == 1 else 'faults'} before you use its encoder."
         return Verdict(light="red", text=text, remedy=remedy)
     if notes:
         text = (
@@ -102,7 +101,7 @@ def sum_up(verdicts: Sequence[Verdict]) -> Verdict:
 def judge_losses(
     rows: Sequence[Mapping[str, Any]], clip: float, start: float | None = None, best: float | None = None
 ) -> list[Verdict]:
-    """Whether the losses are finite, whether they grow, and whether the gradient is cut most of the time.
+    """Whether the losses are finite, whether they grow, and whether the gradient is clipped most of the time.
 
     rows: The last steps. start, best: mean AMIP of the run's first `OPENING` steps, and the lowest over any `WINDOW` steps.
     """
@@ -128,18 +127,18 @@ def judge_losses(
 
 
 def average_loss(rows: Sequence[Mapping[str, Any]], window: int = WINDOW) -> float | None:
-    """The mean AMIP loss of the last steps; None where the method has none or there are fewer than `window`."""
+    """The mean AMIP loss of the last steps; None if the method has no such loss or there are fewer than `window` steps."""
     values = [rows[i].get("amip") for i in range(-min(window, len(rows)), 0)]
     finite = [value for value in values if value is not None and _is_finite(value)]
     return math.fsum(finite) / window if len(finite) == window else None
 
 
 def judge_masks(monitored: Mapping[str, float]) -> Verdict:
-    """Whether masks hide what they should; `share` of the units in the scans is hidden, `wanted` was asked for."""
+    """Whether the masks hide what they should: `share` of the units inside the scans is masked, `wanted` was requested."""
     share, wanted = monitored["share"], monitored["wanted"]
     numbers = f"{share:.1%} of the units inside the scans are masked; {wanted:.1%} were requested"
     if share == 0:
-        text = f"**Masking** hides nothing: {numbers}. The student sees its targets, and learns nothing."
+        text = f"**Masking** hides nothing: {numbers}. The student sees its targets and learns nothing."
         return Verdict(light="red", text=text, remedy="Check `masking.kind`, and increase `masking.ratio`.", key="masks-empty")
     if share >= 1:
         text = f"**Masking** hides everything: {numbers}. The student has no visible context."
@@ -151,7 +150,7 @@ def judge_masks(monitored: Mapping[str, float]) -> Verdict:
 
 
 def judge_reconstruction(monitored: Mapping[str, float], step: int, steps: int | None = None) -> Verdict:
-    """Whether the student restores masked voxels better, at a step (of `steps`), than the best of three trivial baselines."""
+    """Whether the student reconstructs masked voxels better, at a step (of `steps`), than the best of three trivial baselines."""
     names = {
         "visible_mean": "the mean of the visible voxels",
         "training_median": "the training median",
@@ -159,27 +158,32 @@ def judge_reconstruction(monitored: Mapping[str, float], step: int, steps: int |
     }
     best = min(names, key=lambda name: monitored[name])
     numbers = (
-        f"error {monitored['student']:.3f} against {monitored[best]:.3f} of {names[best]}, the best of three trivial baselines "
-        f"(ratio {monitored['ratio']:.2f})"
+        f"error {monitored['student']:.3f}, compared with {monitored[best]:.3f} for {names[best]}, the best of three trivial "
+        f"baselines (ratio {monitored['ratio']:.2f})"
     )
     if monitored["ratio"] < 1:
         return Verdict(light="green", text=f"**Reconstruction** beats the trivial baselines: {numbers}.")
     if step < YOUNG and monitored["ratio"] < _HOPELESS:
         text = f"**Reconstruction** does not yet beat the trivial baselines: {numbers}. It usually does within 30 to 90 steps."
-        # Too early to mend anything, unless the run ends here.
+        # Too early to change anything, unless the run ends here.
         return Verdict(light="amber", text=text, remedy="Train longer: `train.steps`." if steps and step >= steps else "")
     text = (
         f"**Reconstruction** does not beat the trivial baselines: {numbers}. The encoder reconstructs no better than interpolation."
     )
-    remedy = "Lower `optim.lr` if the loss has jumped; train longer if it is still falling."
+    remedy = "Lower `optim.lr` if the loss has jumped; train longer (`train.steps`) if it is still falling."
     return Verdict(light="red", text=text, remedy=remedy, key="reconstruction")
 
 
-def judge_targets(name: str, monitored: Mapping[str, float], step: int, steps: int) -> Verdict:
-    """Whether a projector's targets are alive, and whether the student predicts them, at a step of so many."""
+def judge_targets(name: str, monitored: Mapping[str, float], step: int, steps: int, *, solved: bool = False) -> Verdict:
+    """Whether a projector's targets carry information, and whether the student predicts them, at a step of `steps`.
+
+    solved: Whether the temperature is solved for an entropy, so that it cannot be too high.
+    """
     head = f"**{name.upper()} targets**"
-    numbers = f"H {monitored['H']:.2f}, MI {monitored['MI']:.2f}, gain {monitored['gain']:.2f}"
-    if fault := _find_fault(name, monitored):
+    # Targets that hardly differ leave nothing to gain, and the ratio grows without bounds.
+    gain = f"{monitored['gain']:.2f}" if monitored["gain"] > _LEAST_GAIN else f"below {_LEAST_GAIN}"
+    numbers = f"H {monitored['H']:.2f}, MI {monitored['MI']:.2f}, gain {gain}"
+    if fault := _find_fault(name, monitored, solved):
         key, text, remedy = fault
         # The last step is judged however short the run: its encoder will be used.
         fresh = max(YOUNG, round(FRESH * steps))
@@ -204,36 +208,37 @@ def judge_targets(name: str, monitored: Mapping[str, float], step: int, steps: i
     return Verdict(light="amber", text=text, remedy=f"Longer runs, or more views per step, may help{' here' if usual else ''}.")
 
 
-def _find_fault(name: str, monitored: Mapping[str, float]) -> tuple[str, str, str] | None:
-    """Key, sentence and remedy where the targets are uniform or collapsed."""
-    what = f"{name.upper()} ({_NAMES[name]} targets)"
+def _find_fault(name: str, monitored: Mapping[str, float], solved: bool) -> tuple[str, str, str] | None:
+    """Key, sentence and remedy if the targets are uniform or collapsed."""
+    what = f"the {_NAMES[name]} targets"
     if monitored["H"] > UNIFORM_H:
         return (
             "uniform",
-            f"{what} are at ln K: every target is nearly uniform (H = {monitored['H']:.2f}), so there is nothing to learn from.",
-            "Lower `teacher.temperature_end`, or set `teacher.temperature=entropy`; if it is set already, the teacher's "
-            "outputs no longer differ: lower `optim.lr`.",
+            f"{what} are nearly uniform (their loss is at ln K), so there is nothing to learn from.",
+            "Lower `optim.lr`: the teacher's outputs no longer differ."
+            if solved
+            else "Lower `teacher.temperature_end`, or set `teacher.temperature=entropy`.",
         )
     if monitored["MI"] < COLLAPSED_MI:
         return (
             "collapse",
-            f"{what} have collapsed: all samples have the same target (MI = {monitored['MI']:.2f}).",
+            f"{what} have collapsed: all samples have the same target.",
             "Lower `optim.lr`, try `teacher.centering=sinkhorn`, or more views per step (`train.batch`).",
         )
     return None
 
 
 def judge_features(monitored: Mapping[str, float], first: Mapping[str, float]) -> Verdict:
-    """Whether x4 has shrunk to a point or a line; `first` is the same at the run's first measurement."""
+    """Whether x4 has collapsed to a point or a line; `first`: the same at the run's first evaluation."""
     numbers = (
-        f"standard deviation {monitored['std']:.3g} (first {first['std']:.3g}), effective rank "
-        f"{monitored['effective_rank']:.1f} (first {first['effective_rank']:.1f})"
+        f"standard deviation {monitored['std']:.3g} (at the start {first['std']:.3g}), effective rank "
+        f"{monitored['effective_rank']:.1f} (at the start {first['effective_rank']:.1f})"
     )
     remedy = "Do not use the encoder. Lower `optim.lr`, try `teacher.centering=sinkhorn`, and start again."
     if monitored["std"] < max(_NO_SPREAD, _LOST_SPREAD * first["std"]):
         text = f"**Features** have collapsed to nearly one point: {numbers}. The encoder maps every scan to the same features."
         return Verdict(light="red", text=text, remedy=remedy, key="features-point")
-    # Few tokens fill few directions from the start: two views of one token each always lie on a line.
+    # Few tokens span few directions from the start: two views of one token each always lie on a line.
     if monitored["effective_rank"] < _ONE_DIRECTION < 2 * _ONE_DIRECTION <= first["effective_rank"]:
         text = f"**Features** have collapsed to nearly one direction: {numbers}."
         return Verdict(light="red", text=text, remedy=remedy, key="features-line")
@@ -241,12 +246,12 @@ def judge_features(monitored: Mapping[str, float], first: Mapping[str, float]) -
 
 
 def judge_teacher(last: Mapping[str, Any], first: Mapping[str, Any], first_weights: float) -> Verdict:
-    """Whether the teacher follows the student; `first_weights` is the share of its first weights that the momenta leave in it."""
-    stands = last["step"] > first["step"] and all(
+    """Whether the teacher follows the student; `first_weights`: the share of its initial weights that the momenta leave in it."""
+    frozen = last["step"] > first["step"] and all(
         last.get(part) == first.get(part) for part in ("features", "attention", "diversity")
     )
     remedy = "Set `teacher.momentum` and `teacher.momentum_end` to auto."
-    if stands:
+    if frozen:
         text = (
             f"**Teacher** is not updated: its features at step {last['step']} are identical to those at step {first['step']}. "
             f"The student learns from random targets."
@@ -261,41 +266,42 @@ def judge_teacher(last: Mapping[str, Any], first: Mapping[str, Any], first_weigh
 
 
 def judge_attention(monitored: Mapping[str, float], guides: bool, step: int = 0) -> Verdict:
-    """How uniform the attention is, and whether it merely follows brightness; `guides`: it decides what is masked."""
+    """How uniform the attention is, and whether it merely follows brightness; `guides`: whether it decides what is masked."""
     numbers = f"entropy {monitored['entropy']:.4f} of its maximum, correlation with brightness {monitored['brightness']:+.2f}"
     follows = abs(monitored["brightness"]) > BRIGHTNESS
     order = (
         f"the {'brightest' if monitored['brightness'] > 0 else 'darkest'} tissue first"
         if follows
-        else "a ranking that is not just brightness"
+        else "which does not just follow brightness"
     )
     use = f" Masking uses only its ranking: {order}." if guides else ""
     noisy = "Try a noisier teacher (`teacher.noise`), or compare with `masking.kind=random`."
     if monitored["entropy"] >= UNIFORM_ATTENTION:
-        usual = "as is usual in short runs: the map is not meaningful yet." if step < LONG else "even after a long run."
+        usual = "as usual in short runs: the map is not meaningful yet." if step < LONG else "even after a long run."
         text = f"**Attention** is almost uniform ({numbers}), {usual}{use}"
         quiet = step < LONG and not follows
         return Verdict(light="green" if quiet else "amber", text=text, remedy=noisy if follows else "", early=quiet)
     if follows:
         text = f"**Attention** follows brightness ({numbers}): it may reflect density rather than relevance.{use}"
         return Verdict(light="amber", text=text, remedy=noisy)
-    return Verdict(light="green", text=f"**Attention** is neither uniform nor a proxy of brightness ({numbers}).{use}")
+    return Verdict(light="green", text=f"**Attention** is neither uniform nor a proxy for brightness ({numbers}).{use}")
 
 
 def judge_scans(scans: int, patients: int, copies: Sequence[Sequence[str]]) -> Verdict:
-    """Whether there is enough to learn from; `copies` are groups of scans whose voxels are the same."""
+    """Whether there is enough to learn from; `copies`: groups of scans with the same voxels."""
     spare = sum(len(group) - 1 for group in copies)
     if scans - spare <= 1:
         why = f"{scans} scans that are copies of one another" if spare else "one scan"
-        text = f"**Scans**: the store holds {why}. The encoder memorises it and will not generalise."
+        text = f"**Scans**: the store holds only {why}. The encoder memorises it and will not generalise."
         return Verdict(light="red", text=text, remedy="Add scans of more patients to the store.", key="one-scan")
     if spare:
         named = "; ".join(" = ".join(group) for group in copies[:3]) + ("; ..." if len(copies) > 3 else "")
+        copies_of = "is a copy of another scan" if spare == 1 else "are copies of other scans"
         text = (
-            f"**Scans**: {spare} of {scans} are copies of another one ({named}): they count twice, and two "
-            f"patient IDs may belong to one person."
+            f"**Scans**: {spare} of {scans} {copies_of} ({named}). Copies count twice in training, and two patient IDs may "
+            "belong to one person."
         )
-        remedy = "Remove them (dagman store remove), or check the export they came from."
+        remedy = "Remove the copies (dagman store remove), or check the export that they came from."
         return Verdict(light="red" if spare > scans / 2 else "amber", text=text, remedy=remedy, key="copies")
     if patients == 1:
         text = f"**Scans**: all {scans} are from one patient. The encoder will overfit to this patient."
@@ -304,7 +310,7 @@ def judge_scans(scans: int, patients: int, copies: Sequence[Sequence[str]]) -> V
 
 
 def judge_waiting(shares: Sequence[float]) -> Verdict:
-    """Whether data keeps the machine waiting; the first step, which starts the loader, does not count."""
+    """Whether the machine waits for data; the first step, which starts the loader, does not count."""
     if len(shares) < _FEW_STEPS:
         text = f"**Data**: too few steps ({len(shares)}) to measure the time spent waiting for data."
         return Verdict(light="green", text=text, early=True)

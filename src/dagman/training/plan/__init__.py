@@ -1,1 +1,1 @@
-"""What a pretraining will cost, measured in a few steps before it starts."""
+"""The cost of a pretraining, measured over a few steps before it starts."""

@@ -1,4 +1,4 @@
-"""`dagman bench`: how fast this machine pretrains, and what share of its own ceiling that is. Nothing is written."""
+"""`dagman bench`: the pretraining speed of this machine, as a share of its peak speed. Nothing is written."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from dagman.training.plan.rehearsal import Plan, Rehearsal, plan_pretraining, pr
 from dagman.training.resources.memory import estimate_memory
 
 PATIENTS = 2
-"""Of the synthetic store that stands in where none is given."""
+"""Patients of the synthetic store that is used if none is given."""
 LARGEST_MICRO_BATCH = 256
 _CPU_SIDE, _CUDA_SIDE, _ROUNDS = 1024, 8192, 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What a machine does with a size and a method.
+    """The pretraining speed of a machine with a size and a method.
 
     Attributes:
         plan: Steps, hours, memory and waiting, as `plan_pretraining` measures them.
-        views_per_s, voxels_per_s: Of whole steps, reading included.
-        flop_per_step: Operations of all products of a step.
-        flop_per_s: Of one large square product in the precision of the run: the ceiling.
-        ceiling_share: Of the ceiling that the steps reach.
-        crops_per_s: Views that one process reads from the store.
-        largest_micro_batch: Views at once that fit: tried on a CUDA device, estimated on the CPU; at most 256.
+        views_per_s, voxels_per_s: Speed of whole steps, reading included.
+        flop_per_step: Operations of all matrix products of a step.
+        flop_per_s: Speed of one large square product in the precision of the run: the ceiling.
+        ceiling_share: Share of the ceiling that the steps reach.
+        crops_per_s: Views per second that one process reads from the store.
+        largest_micro_batch: Largest micro-batch that fits: tried on a CUDA device, estimated on the CPU; at most 256.
     """
 
     plan: Plan
@@ -87,7 +87,7 @@ def bench_machine(
 
 
 def measure_ceiling(device: str, precision: str) -> float:
-    """Operations a second of one large square product, the best of five."""
+    """Operations per second of one large square product, the best of five."""
     cuda = torch.device(device).type == "cuda"
     side = _CUDA_SIDE if cuda else _CPU_SIDE
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -104,10 +104,10 @@ def measure_ceiling(device: str, precision: str) -> float:
 
 
 def find_largest_micro_batch(rehearsal: Rehearsal) -> int:
-    """The largest power of two of views that fits at once, at least 2.
+    """The largest micro-batch that fits, a power of two and at least 2.
 
-    On a CUDA device a step is tried, and running out of memory ends the search; on the CPU, where it would end the process, the
-    estimate decides that `pretrain` goes by.
+    On a CUDA device, steps are tried until memory runs out. On the CPU this would end the process, so the same estimate as in
+    `pretrain` decides.
     """
     learner, settings = rehearsal.learner, rehearsal.learner.settings
     fits, device = 2, str(learner.device)
@@ -141,7 +141,7 @@ def _try_step(rehearsal: Rehearsal, settings: Settings) -> bool:
 
 @contextmanager
 def _find_store(source: str | Path | None) -> Iterator[tuple[Path, list[str]]]:
-    """A store, and what has to be set for it."""
+    """A store, and the settings that it needs."""
     if source is not None:
         yield Path(source), []
         return
@@ -149,5 +149,5 @@ def _find_store(source: str | Path | None) -> Iterator[tuple[Path, list[str]]]:
         place = Path(folder)
         write_cohort(place / "cohort", patients=PATIENTS)
         prepare_store([place / "cohort"], place / "store", Preparation(), workers=1)
-        # Steps are what is measured; how often two scans would be seen is of no matter.
+        # Only the speed of steps is measured, so it does not matter how often the two scans are seen.
         yield place / "store", ["train.many_passes=true"]

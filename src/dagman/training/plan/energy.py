@@ -1,4 +1,4 @@
-"""Energy as the hardware counts it: NVML's counter of a CUDA device, RAPL's of the processors; None where neither can be read."""
+"""Energy measured by the hardware: NVML's counter of a CUDA device, and RAPL's counters of the processors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RAPL = Path("/sys/class/powercap")
 
 
 class EnergyMeter:
-    """Joules from one call of `read` to the next, by source: `gpu`, `cpu`; a source that cannot be read is left out."""
+    """Joules between two calls of `read` by source, `gpu` and `cpu`; a source that cannot be read is omitted."""
 
     def __init__(self, device: str, rapl: Path = RAPL) -> None:
         self.rapl = rapl
@@ -20,20 +20,20 @@ class EnergyMeter:
         self.last = self._count()
 
     def read(self) -> dict[str, float]:
-        """Joules since the last call, or since it was made."""
+        """Joules since the last call, or since the meter was created."""
         now = self._count()
         spent = {}
         for name, (joules, largest) in now.items():
             if name in self.last:
-                # A counter of RAPL begins again at 0 after its largest value.
+                # RAPL counters restart at 0 after their largest value.
                 spent[name] = (joules - self.last[name][0]) % largest if largest else joules - self.last[name][0]
         self.last = now
         return _add_packages(spent)
 
     def _count(self) -> dict[str, tuple[float, float]]:
-        """Joules counted so far, and where the counter begins again (0: never)."""
+        """Joules counted so far, and the value after which the counter restarts (0: never)."""
         counts = {}
-        # Packages alone: what lies below them (cores, memory) is counted in them.
+        # Only packages: they include the cores and memory below them.
         for package in sorted(self.rapl.glob("intel-rapl:[0-9]")):
             try:
                 values = [int((package / file).read_text()) / 1e6 for file in ("energy_uj", "max_energy_range_uj")]
@@ -52,7 +52,7 @@ def _add_packages(spent: dict[str, float]) -> dict[str, float]:
 
 
 def _open_nvml(device: str) -> Callable[[], float | None] | None:
-    """A function that gives the joules that a CUDA device has used since its driver was loaded."""
+    """A function that returns the joules used by a CUDA device since its driver was loaded; None if they cannot be read."""
     if torch.device(device).type != "cuda":
         return None
     try:
@@ -60,7 +60,7 @@ def _open_nvml(device: str) -> Callable[[], float | None] | None:
     except OSError:
         return None
     handle = ctypes.c_void_p()
-    # By its UUID: CUDA_VISIBLE_DEVICES renumbers devices for torch, and not for NVML.
+    # By UUID: CUDA_VISIBLE_DEVICES renumbers devices for torch, but not for NVML.
     uuid = f"GPU-{torch.cuda.get_device_properties(torch.device(device)).uuid}"
     if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetHandleByUUID(uuid.encode(), ctypes.byref(handle)):
         return None

@@ -1,4 +1,4 @@
-"""`dagman pretrain --plan`: a few steps in memory, and what the whole run will cost by them. Nothing is written."""
+"""`dagman pretrain --plan`: run a few steps in memory and estimate the cost of the whole run. Nothing is written."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from scipy.stats import t as student_t
 
 from dagman import devices
 from dagman.errors import RunError
+from dagman.records.names import suggest_path
 from dagman.settings import Settings, resolve_settings
 from dagman.training.assembly import check_backbone
 from dagman.training.learner import Learner
@@ -33,12 +34,14 @@ from dagman.training.start.settling import load_asked, settle_modality, settle_s
 from dagman.training.views import ViewDataset, find_usable, refuse_repetition, select_rows
 
 STEPS, LEAST, PATIENCE = 9, 4, 60.0
-"""Steps that are measured, the first of them to warm up; the fewest; and the seconds after which no further one begins."""
-OTHER_STEPS = 2
-"""Steps with each other micro-batch."""
+"""Number of steps to run (the first is a warm-up); the minimum; and the seconds after which no further step starts."""
+TRIED_STEPS = 2
+"""Steps by which each micro-batch is judged: the fastest counts."""
+FASTER = 1.05
+"""Speed over that of the chosen micro-batch from which another one is suggested."""
 SLOW_SHARE, LONG_HOURS = 0.05, 48.0
 READING_SECONDS = 1.0
-"""How long the reading of views is timed."""
+"""Seconds for which the reading of views is timed."""
 SPARE = 2.0
 """Views that loader processes should be able to read, for each that the steps take."""
 _ROW_BYTES, _GALLERY_VIEWS = 900, 4
@@ -46,22 +49,22 @@ _ROW_BYTES, _GALLERY_VIEWS = 900, 4
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run will cost on this machine.
+    """The estimated cost of a run on this machine.
 
     Attributes:
-        steps, views: Steps of the run, and views of a step.
-        scans, device: How many scans it learns from, and what it runs on.
-        stores: A line on the share of each store; empty where there is one.
-        seconds: Of a step: mean, and its 95 % interval.
-        hours: Of the whole run with its evaluations: from the mean, and from the ends of the interval.
+        steps, views: Steps of the run, and views per step.
+        scans, device: Number of scans to train on, and the device.
+        stores: A line on the share of each store; empty if there is only one.
+        seconds: Seconds per step: mean and 95 % interval.
+        hours: Hours for the whole run, evaluations included: from the mean and the two ends of the interval.
         waiting: Share of a step's time spent waiting for data.
-        loaders, reading: Processes that read views (0: the one that trains), and how many views per second one of them reads.
-        evaluation_seconds: Of one evaluation on the validation views.
-        memory_gib: Peak on the device (on the CPU: of the process).
+        loaders, reading: Number of loader processes (0: the training process reads), and views per second that one of them reads.
+        evaluation_seconds: Seconds per evaluation on the validation views.
+        memory_gib: Peak memory per device, evaluation included (on the CPU: per process).
         disk_bytes: Checkpoints that are kept, encoders, curves and galleries.
-        checkpoint_bytes: Of one checkpoint.
-        energy_kwh: Of the whole run by source, gpu or cpu; empty where the hardware does not count it.
-        micro_batches: Views a second by micro-batch, the chosen one first; None where it does not fit.
+        checkpoint_bytes: Bytes of one checkpoint.
+        energy_kwh: Energy of the whole run by source, gpu or cpu; empty if the hardware does not measure it.
+        micro_batches: Views per second by micro-batch, the chosen one first; None if it does not fit in memory.
         slow: What would be slow, in sentences with what to try.
     """
 
@@ -86,36 +89,36 @@ class Plan:
 
     @property
     def best_micro_batch(self) -> int:
-        """The quickest micro-batch; the chosen one unless another is clearly quicker."""
+        """The fastest micro-batch; the chosen one unless another is at least 5 % faster."""
         chosen = next(iter(self.micro_batches))
         speeds = {size: speed for size, speed in self.micro_batches.items() if speed is not None}
         best = max(speeds, key=lambda size: speeds[size])
-        return best if speeds[best] > 1.05 * speeds.get(chosen, 0.0) else chosen
+        return best if speeds[best] > FASTER * speeds.get(chosen, 0.0) else chosen
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; an interval that a single step cannot give is null."""
-        ends = {name: [None if math.isnan(one) else one for one in getattr(self, name)] for name in ("seconds", "hours")}
-        return {**asdict(self), **ends, "best_micro_batch": self.best_micro_batch}
+        """Plain values."""
+        return {**asdict(self), "best_micro_batch": self.best_micro_batch}
 
 
 @dataclass(kw_only=True)
 class Rehearsal:
-    """What a run is made of, in memory alone: it takes steps and writes nothing."""
+    """A run that exists only in memory: it takes steps and writes nothing."""
 
     learner: Learner
     dataset: ViewDataset
     workers: int
 
     def take(self, steps: int) -> Iterator[tuple[float, float]]:
-        """Take so many steps; seconds of each, and how many of them were spent waiting for views."""
-        learner = self.learner
+        """Take a number of steps; yields the seconds of each, and how many of them were spent waiting for views."""
+        learner, length = self.learner, self.learner.settings.train.steps
         batches = load_steps(self.dataset, 0, self.workers, pinned=learner.device.type == "cuda")
         unread: Outcome | None = None
         for step in range(steps):
             began = time.perf_counter()
             pairs = learner.draw_pairs(next(batches), step, self.dataset.own)
             waited = time.perf_counter() - began
-            outcome = learner.advance(pairs, step)
+            # Schedules end with the run, which may be shorter than what is measured.
+            outcome = learner.advance(pairs, step % length)
             if unread is not None:
                 unread.read()
             unread = outcome
@@ -132,10 +135,10 @@ def prepare_rehearsal(
     assignments: Iterable[str] = (),
     continue_from: str | None = None,
 ) -> Rehearsal:
-    """What `pretrain` with these arguments would train, with a micro-batch that fits: for `plan_pretraining`.
+    """Build in memory what `pretrain` would train with these arguments, with a micro-batch that fits: for `plan_pretraining`.
 
     Raises:
-        RunError: The source is not a store, this is one of several processes, or nothing fits in the memory that is free.
+        RunError: The source is not a store, this is one of several processes, or nothing fits in the free memory.
         SettingsError, StoreError, EncoderError: As `pretrain`.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -144,6 +147,8 @@ def prepare_rehearsal(
         )
     parts = [split_weight(path) for path in ([source] if isinstance(source, str | Path) else source)]
     for path, _ in parts:
+        if not path.exists():
+            raise RunError("does not exist", where=path, do=suggest_path(path, "Check the path"))
         if not is_store(path):
             raise RunError("--plan needs a store", where=path, do="Prepare the scans first: dagman prepare SCANS --out STORE")
     settings, given, start, refused = load_asked(size, method, config, assignments, continue_from)
@@ -161,7 +166,8 @@ def prepare_rehearsal(
     settings, _, _ = fit_memory(settings, [], device, precision, Group(), fixed="train.micro_batch" in given)
     machine.prepare()
     train = settings.train
-    dataset = ViewDataset(store, usable, settings.view, train.batch, settings.seed, train.steps, parts=shares)
+    length = max(train.steps, STEPS)
+    dataset = ViewDataset(store, usable, settings.view, train.batch, settings.seed, length, parts=shares)
     learner = Learner(settings, device=device, precision=precision, **machine.list_fast_paths())
     if start is not None:
         adopt_weights(learner.student, learner.teacher, learner.targets, start)
@@ -169,25 +175,26 @@ def prepare_rehearsal(
 
 
 def plan_pretraining(rehearsal: Rehearsal) -> Plan:
-    """Take a few steps in memory, and tell from them what the whole run will cost."""
+    """Take a few steps in memory, and estimate the cost of the whole run from them."""
     learner, dataset = rehearsal.learner, rehearsal.dataset
     settings, train = learner.settings, learner.settings.train
     meter = EnergyMeter(str(learner.device))
     rows: list[tuple[float, float]] = []
     began = time.perf_counter()
-    steps = rehearsal.take(min(STEPS, max(2, train.steps)))
-    for row in steps:
+    for row in rehearsal.take(STEPS):
         if not rows:
             meter.read()
         rows.append(row)
         if len(rows) >= LEAST and time.perf_counter() - began > PATIENCE:
             break
     joules = meter.read()
-    steady = rows[1:] or rows
+    steady = rows[1:]
     mean, low, high = _bound_mean([seconds for seconds, _ in steady])
-    memory = devices.peak_memory_gib(str(learner.device))
     evaluation = _time_evaluation(learner, dataset)
-    evaluations = train.steps // train.monitor_every + 1
+    # Before other micro-batches are tried, which may take more.
+    memory = devices.peak_memory_gib(str(learner.device))
+    # Before the first step, every so many steps, and at the end.
+    evaluations = math.ceil(train.steps / train.monitor_every) + 1
     hours = [(train.steps * seconds + evaluations * evaluation) / 3600 for seconds in (mean, low, high)]
     waiting = sum(waited for _, waited in steady) / sum(seconds for seconds, _ in steady)
     reading = _time_reading(dataset)
@@ -209,7 +216,7 @@ def plan_pretraining(rehearsal: Rehearsal) -> Plan:
         disk_bytes=disk,
         checkpoint_bytes=checkpoint,
         energy_kwh={name: value / len(steady) * train.steps / 3.6e6 for name, value in joules.items()},
-        micro_batches=dict(_compare_micro_batches(rehearsal, train.batch / mean)),
+        micro_batches=dict(_compare_micro_batches(rehearsal, min(seconds for seconds, _ in steady[-TRIED_STEPS:]))),
         slow=(
             *list_slow_reading(waiting, train.batch / mean, reading, rehearsal.workers),
             *_list_slow(settings, hours[0], evaluations * evaluation / 3600, learner),
@@ -218,10 +225,8 @@ def plan_pretraining(rehearsal: Rehearsal) -> Plan:
 
 
 def _bound_mean(seconds: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and its 95 % interval (Student's t); the mean alone says nothing of its error where there is one step."""
+    """The mean of two or more values, and its 95 % interval (Student's t)."""
     mean = statistics.fmean(seconds)
-    if len(seconds) < 2:
-        return mean, math.nan, math.nan
     half = float(student_t.ppf(0.975, len(seconds) - 1)) * statistics.stdev(seconds) / math.sqrt(len(seconds))
     return mean, max(0.0, mean - half), mean + half
 
@@ -234,12 +239,12 @@ def _time_evaluation(learner: Learner, dataset: ViewDataset) -> float:
     return time.perf_counter() - began
 
 
-def _compare_micro_batches(rehearsal: Rehearsal, chosen_speed: float) -> Iterator[tuple[int, float | None]]:
-    """Views a second by the size of the micro-batch: as chosen, half of it, twice as many, as far as the step has."""
+def _compare_micro_batches(rehearsal: Rehearsal, seconds: float) -> Iterator[tuple[int, float | None]]:
+    """Views per second by micro-batch: the chosen one, whose steps take `seconds`, then half and twice its size."""
     learner = rehearsal.learner
     settings, batch = learner.settings, learner.settings.train.batch
     chosen = int(settings.train.micro_batch)
-    yield chosen, chosen_speed
+    yield chosen, batch / seconds
     for size in sorted({max(2, chosen // 4 * 2), min(batch, 2 * chosen)} - {chosen}):
         # On the CPU there is no error to catch: the system would end the process.
         estimate = estimate_memory(
@@ -256,15 +261,15 @@ def _compare_micro_batches(rehearsal: Rehearsal, chosen_speed: float) -> Iterato
         train = settings.train.model_copy(update={"micro_batch": size})
         learner.settings = settings.model_copy(update={"train": train})
         try:
-            seconds = [seconds for seconds, _ in rehearsal.take(OTHER_STEPS)]
-            yield size, batch / min(seconds)
+            yield size, batch / min(seconds for seconds, _ in rehearsal.take(TRIED_STEPS))
         except torch.OutOfMemoryError:
             yield size, None
-    learner.settings = settings
+        finally:
+            learner.settings = settings
 
 
 def _count_disk(learner: Learner, evaluations: int) -> tuple[int, int]:
-    """Bytes of a checkpoint, and of all that a run leaves, before its page."""
+    """Bytes of a checkpoint, and of everything that a run writes except its report."""
     train, side = learner.settings.train, learner.settings.view.side
     weights = sum(p.numel() for p in learner.student.parameters())
     teacher = sum(p.numel() for p in learner.teacher.parameters()) if learner.teacher is not None else 0
@@ -276,7 +281,9 @@ def _count_disk(learner: Learner, evaluations: int) -> tuple[int, int]:
     # A gallery keeps each view and its reconstruction.
     galleries = evaluations * 2 * _GALLERY_VIEWS * 4 * side**3
     encoders = encoder * (2 if learner.teacher is not None else 1)
-    return checkpoint, checkpoint * (train.keep_checkpoints + 1) + encoders + galleries + train.steps * _ROW_BYTES
+    # The oldest checkpoint is deleted once the next one is complete.
+    checkpoints = min(math.ceil(train.steps / train.checkpoint_every), train.keep_checkpoints + 1)
+    return checkpoint, checkpoint * checkpoints + encoders + galleries + train.steps * _ROW_BYTES
 
 
 def _time_reading(dataset: ViewDataset) -> float:
@@ -298,7 +305,7 @@ def list_slow_reading(waiting: float, speed: float, reading: float, loaders: int
     need = speed / max(1 - waiting, 0.01)
     wanted = math.ceil(SPARE * need / reading)
     rates = f"without it, steps would take {need:.3g} views/s, and one process reads {reading:.3g}"
-    do = f"Set train.workers={wanted}" if wanted > loaders else "Put the store on a faster disk, or ask for more cores"
+    do = f"Set train.workers={wanted}" if wanted > loaders else "Put the store on a faster disk, or request more cores"
     yield f"reading: {waiting:.0%} of the time is spent waiting for data ({rates}). {do}."
 
 
@@ -306,8 +313,8 @@ def _list_slow(settings: Settings, hours: float, evaluating: float, learner: Lea
     if evaluating > SLOW_SHARE * hours:
         yield f"evaluations: {evaluating / hours:.0%} of the time. Increase train.monitor_every, or lower train.monitor_views."
     if learner.device.type == "cpu" and hours > LONG_HOURS:
-        yield f"the processor: {hours / 24:.0f} days. Use a machine with a CUDA device, a smaller --size, or fewer steps."
+        yield f"the CPU: {hours / 24:.0f} days. Use a machine with a CUDA device, a smaller --size, or fewer steps."
     if learner.device.type == "cuda" and learner.precision == "fp32":
-        yield "float32: set train.precision=bf16 where the device has it."
+        yield "float32: set train.precision=bf16 if the device supports it."
     if settings.train.checkpoint_every < 10:
         yield f"checkpoints: one every {settings.train.checkpoint_every} steps. Increase train.checkpoint_every."

@@ -1,4 +1,4 @@
-"""A run fitted to the memory that is free where it starts."""
+"""Fits a run to the free memory of the machine that it starts on."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from dagman.training.resources.memory import MemoryEstimate, estimate_memory, fi
 def fit_memory(
     settings: Settings, reasons: list[str], device: str, precision: str, group: Group, *, fixed: bool
 ) -> tuple[Settings, MemoryEstimate, list[str]]:
-    """The settings with a micro-batch that fits, what it will take, and the reasons with that of the micro-batch.
+    """The settings with a micro-batch that fits, its estimated memory, and the reasons, including that of the micro-batch.
 
-    Several ranks take the smallest that any of them has room for, as all have to cut a step alike.
+    All ranks use the smallest micro-batch that fits on each of them, because they must divide a step in the same way.
 
     Raises:
         RunError: Nothing fits.
     """
-    # The count of shapes imports a part of torch that a run keeps, 190 MiB: it is done before what is held is read.
+    # Counting shapes imports a part of torch that takes 190 MiB and stays loaded, so it comes before memory is measured.
     estimate_memory(settings, 2, device=device, precision=precision)
     held, free = devices.held_memory(), _share_memory(devices.free_memory(device), device, group)
     with group.together():
@@ -44,7 +44,7 @@ def fit_memory(
 
 
 def _share_memory(free: int | None, device: str, group: Group) -> int | None:
-    """What is free for this process: on the CPU an equal part of what all ranks of its host share."""
+    """Free memory of this process: on the CPU, an equal part of what all ranks of its host share."""
     hosts = group.share(platform.node())
     if free is None or torch.device(device).type == "cuda":
         return free

@@ -1,4 +1,4 @@
-"""What a run computes on: device, precision, kernels, compilation, threads, allocator, and the processes that read for it."""
+"""The resources of a run: device, precision, kernels, compilation, threads, allocator, and loader processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ times what an H100 was measured to take, from the page cache (docs/benchmarks.md
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The choices for a process, each with its reason; `loaders` are the processes that read views."""
+    """The choices for a process, each with its reason; `loaders`: number of loader processes."""
 
     device: devices.Choice[str]
     precision: devices.Choice[str]
@@ -29,7 +29,7 @@ class Machine:
     loaders: devices.Choice[int]
 
     def prepare(self) -> tuple[list[str], int]:
-        """Set threads and the allocator of this process; lines on all choices, and the threads."""
+        """Set threads and the allocator of this process; returns lines on all choices, and the number of threads."""
         threads = devices.choose_threads()
         torch.set_num_threads(threads.value)
         allocator = devices.tune_allocator(device=self.device.value)
@@ -39,11 +39,11 @@ class Machine:
         return devices.describe_choices(choices), threads.value
 
     def list_choices(self) -> dict[str, Any]:
-        """What else than precision and threads rounds in a way of its own, by the names of the choices."""
+        """The other choices that affect rounding, besides precision and threads, by name."""
         return {choice.subject: choice.value for choice in (self.kernels, self.compile, self.read_after, self.skipping)}
 
     def list_fast_paths(self) -> dict[str, Any]:
-        """The fast paths chosen, as keywords of a `Learner`."""
+        """The chosen fast paths, as keyword arguments of a `Learner`."""
         return {
             "kernels": self.kernels.value,
             "compiled": self.compile.value,
@@ -53,7 +53,7 @@ class Machine:
 
 
 def choose_machine(settings: Settings) -> Machine:
-    """The choices that the settings allow. Raises SettingsError for what is not there."""
+    """The choices that the settings allow. Raises SettingsError if a requested resource is not available."""
     train = settings.train
     device = devices.choose_device(train.device)
     kernels = devices.choose_kernels(train.kernels, device.value)

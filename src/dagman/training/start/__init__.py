@@ -1,1 +1,1 @@
-"""Where a pretraining goes on from: another run, an encoder, or weights of MONAI."""
+"""What a pretraining starts from: another run, an encoder, or weights of other programs; and the settings of a run."""

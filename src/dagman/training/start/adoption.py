@@ -1,4 +1,4 @@
-"""Going on from a source: its sizes become the run's settings, its weights the first ones; what is not taken is fresh, and said."""
+"""Continuing from a source: its sizes become the run's settings, its weights the initial ones; each part is accounted for."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from dagman.settings.presets import validate_settings
 from dagman.training.start.source import Source
 
 ASIDE = frozenset({"drop_path"})
-"""Settings of the model that change no weight's shape or meaning."""
+"""Settings of the model that do not change the shape or meaning of any weight."""
 _ANCHORED = ("encoder", "semantic_attention")
 POSITIONS = "encoder.positions"
+_TITLES = {"taken": "adopted", "left over": "not used"}
+_COPIED = {"teacher": "copied from the student", "centres": "starting from zero"}
+"""How parts start that are not adopted and not random."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What became of one part of the networks: taken from the source, fresh, or left over in the source."""
+    """What became of one part of the networks: taken from the source, initialised anew (fresh), or left over in the source."""
 
     name: str
     state: Literal["taken", "fresh", "left over"]
@@ -34,17 +37,27 @@ class Part:
 
 
 def choose_presets(source: Source, size: str | None, method: str | None) -> tuple[str | None, str | None]:
-    """Size and method to start the settings from: the source's own where none is asked for and they are presets."""
+    """Size and method to start the settings from: by default the source's own, if they are presets.
+
+    Raises:
+        RunError: Another size is requested than that of the source, whose weights would not fit.
+    """
     held = source.config if source.settings is None else source.settings
+    if size is not None and held.size in list_presets("sizes") and size != held.size:
+        raise RunError(
+            f"is of size {held.size}, but --size {size} was requested",
+            where=source.name,
+            do="Omit --size: it is that of the source",
+        )
     size = size or (held.size if held.size in list_presets("sizes") else None)
     return size, method or (held.method if held.method in list_presets("methods") else None)
 
 
 def adopt_settings(settings: Settings, given: Collection[str], source: Source) -> Settings:
-    """The settings with the sizes and the intensity range of the source, where nothing else was asked for.
+    """The settings with the sizes of the source, and its intensity range unless another one was requested.
 
     Raises:
-        RunError: Another architecture was asked for, named key by key.
+        RunError: Other sizes of the model were requested; they are named key by key.
     """
     values = settings.model_dump()
     differing = []
@@ -92,13 +105,13 @@ def _list_sizes(source: Source) -> dict[str, Any]:
 
 
 def adopt_weights(student: Network, teacher: Network | None, targets: Targets, source: Source) -> list[Part]:
-    """Fill the networks and the targets' state from the source; what became of each part.
+    """Fill the networks and the targets' state from the source, and return what became of each part.
 
-    Encoder and semantic attention fit weight by weight or are refused. A projector, or the reconstruction head, is taken whole or
-    stays fresh. A source without a teacher gives its weights to both.
+    Encoder and semantic attention must fit weight by weight. A projector or the reconstruction head is adopted as a whole, or keeps
+    its random initialisation. A source without a teacher gives its weights to student and teacher.
 
     Raises:
-        RunError: The encoder lacks weights, has others, or has them in other shapes; all are counted and some named.
+        RunError: Weights of the encoder are missing, unknown or of another shape; all are counted and some named.
     """
     wanted, held = _group(student.state_dict()), _group(source.student)
     parts: list[Part] = []
@@ -128,7 +141,7 @@ def adopt_weights(student: Network, teacher: Network | None, targets: Targets, s
 
 
 def _fit_positions(network: Network, *states: dict[str, dict[str, Tensor]]) -> str:
-    """Bring positions learned for views of another side to the network's own; said in words, empty where nothing was to do."""
+    """Interpolate positions learned for views of another side to the network's own; returns a description, empty if none differ."""
     encoder, line = network.encoder, ""
     if not isinstance(encoder, ViTEncoder):
         return line
@@ -153,12 +166,12 @@ def _fill_teacher(teacher: Network, student: Network, source: Source, kept: Coll
         state |= {key: value for key, value in own.get(name, {}).items() if key in state}
     teacher.load_state_dict(state, strict=True)
     if source.teacher is None:
-        return Part(name="teacher", state="fresh", weights=len(state), reason="a copy of the student, as the source has none")
+        return Part(name="teacher", state="fresh", weights=len(state), reason="the source has none")
     return Part(name="teacher", state="taken", weights=len(state))
 
 
 def _restore_targets(targets: Targets, source: Source, kept: Collection[str]) -> list[str]:
-    """Take over centres, queues and temperatures of the projectors that were taken."""
+    """Adopt centres, queues and temperatures of the adopted projectors; returns their names."""
     if source.targets is None:
         return []
     tensors, temperatures = source.targets
@@ -175,13 +188,13 @@ def _restore_targets(targets: Targets, source: Source, kept: Collection[str]) ->
 
 def describe_parts(parts: list[Part], source: Source) -> list[str]:
     """Lines that describe the weights from which the run continues."""
-    lines = [f"continues from {source.name}, {'a run' if source.kind == 'run' else 'an encoder'}; the optimiser is new"]
-    for state in ("taken", "fresh", "left over"):
-        chosen = [part for part in parts if part.state == state]
-        named = [f"{part.name} ({part.reason or count_noun(part.weights, 'weight')})" for part in chosen]
-        if named:
-            lines.append(f"{state}: {', '.join(named)}")
-    return lines + [f"pretrained before on {cohort}" for cohort in source.config.cohorts]
+    lines = [f"continues from {source.name}, {'a run' if source.kind == 'run' else 'an encoder'}; the optimiser starts anew"]
+    groups: dict[str, list[str]] = {}
+    for part in parts:
+        title = _COPIED.get(part.name, "randomly initialised") if part.state == "fresh" else _TITLES[part.state]
+        groups.setdefault(title, []).append(f"{part.name} ({part.reason or count_noun(part.weights, 'weight')})")
+    lines += [f"{title}: {', '.join(named)}" for title, named in groups.items()]
+    return lines + [f"previously pretrained on {cohort}" for cohort in source.config.cohorts]
 
 
 def _group(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -194,7 +207,7 @@ def _group(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _compare(wanted: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> str:
-    """Why weights do not fit, in words; empty where all do."""
+    """Why weights do not fit, in words; empty if all of them do."""
     missing, surplus = sorted(wanted.keys() - held.keys()), sorted(held.keys() - wanted.keys())
     unfit = sorted(key for key in wanted.keys() & held.keys() if wanted[key].shape != held[key].shape)
     reasons = (("missing", missing), ("left over", surplus), ("of another shape", unfit))

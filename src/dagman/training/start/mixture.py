@@ -1,7 +1,7 @@
-"""Several stores as one, each with a weight: `dagman pretrain a:2 b:1` takes two pairs of views from `a` for each from `b`.
+"""Several stores as one, each with a weight: `dagman pretrain a:2 b:1` takes two pairs of views from `a` for each one from `b`.
 
-The share of a store is its weight, not its size, so that a large cohort does not drown a small one; within a store every scan has
-its turn, so that a long scan does not drown a short one.
+The share of a store is its weight, not its size, so a large cohort does not drown a small one. Within a store all scans take turns,
+so a long scan does not drown a short one.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dagman.errors import RunError
-from dagman.records.counts import count_noun
+from dagman.records.counts import count_noun, list_some
 from dagman.records.sources import expand_sources
 from dagman.store.manifest import ManifestRow, Store
 from dagman.store.upkeep.checks import SharedChecks
 from dagman.training.views import Part
 
 LARGEST_ROUND = 1000
-"""Pairs after which the stores' turns repeat, at most. [ours]"""
+"""Maximum number of pairs after which the order of the stores repeats. [ours]"""
 
 
 def split_weight(text: str | Path) -> tuple[Path, Fraction]:
-    """A path and its weight, 1 where none is written; a path that exists is taken as it stands.
+    """A path and its weight (default 1); a path that exists is never split.
 
     Raises:
         RunError: The weight is not a number above 0.
@@ -53,26 +53,37 @@ def split_weight(text: str | Path) -> tuple[Path, Fraction]:
 
 
 def expand_parts(sources: Sequence[Path]) -> list[Path]:
-    """The paths meant (`expand_sources`): patterns and lists are filled in; a pattern's weight is that of each of its stores."""
+    """The paths meant (`expand_sources`): patterns and lists are expanded; a pattern's weight is that of each of its stores.
+
+    Raises:
+        SettingsError: As `expand_sources`.
+        RunError: Some of the paths are stores, and others do not exist: all of these are named.
+    """
     found: list[Path] = []
     for source in sources:
         path, weight = split_weight(source)
         expanded = expand_sources([path])
         suffix = str(source)[len(str(path)) :]
         found += expanded if weight == 1 and not suffix else [Path(f"{one}{suffix}") for one in expanded]
-    return list(dict.fromkeys(found))
+    found = list(dict.fromkeys(found))
+    # Scans are rejected one by one; of stores, none may be missing.
+    absent = [path for path in found if not split_weight(path)[0].exists()] if any(map(is_store, found)) else []
+    if absent:
+        what = f"{len(absent)} of {len(found)} stores {'does' if len(absent) == 1 else 'do'} not exist: {list_some(absent)}"
+        raise RunError(what, do="Correct these paths, or remove them")
+    return found
 
 
 def is_store(path: str | Path) -> bool:
-    """Whether a path, with a weight or without, is a store."""
+    """Whether a path, with or without a weight, is a store."""
     return (split_weight(path)[0] / "store.json").exists()
 
 
 class Mixture(Store):
-    """Stores read as one; a scan that several of them hold is read from the first.
+    """Several stores as one; a scan that is in more than one of them is read from the first.
 
     Raises:
-        RunError: One is given twice, they were prepared in different ways, or their weights have no common round.
+        RunError: A store is given twice, they were prepared differently, or their weights have no small common multiple.
     """
 
     def __init__(self, parts: Sequence[tuple[Path, Fraction]]) -> None:
@@ -120,20 +131,20 @@ class Mixture(Store):
         return self._owners[self.row(scan_id).id].crop(scan_id, start, size)
 
     def __getstate__(self) -> dict[str, Any]:
-        # The owners are looked up anew, so that a worker opens each store once.
+        # A worker looks the owners up again, and so opens each store once.
         return {key: value for key, value in super().__getstate__().items() if key != "_owners"}
 
 
 def open_stores(parts: Sequence[tuple[Path, Fraction]]) -> Store:
-    """Stores with their weights as one; raises StoreError, and RunError as `Mixture`."""
+    """One store, or several with their weights as one; raises StoreError, and RunError as `Mixture`."""
     return Store(parts[0][0]) if len(parts) == 1 else Mixture(parts)
 
 
 def list_parts(store: Store, usable: Sequence[str]) -> list[Part]:
-    """The usable scans of each store with its weight; one part for a store alone.
+    """The usable scans of each store with its weight; one part for a single store.
 
     Raises:
-        RunError: A store has none.
+        RunError: A store has no usable scan.
     """
     if not isinstance(store, Mixture):
         return [Part(weight=1, scans=list(usable))]
@@ -148,7 +159,7 @@ def list_parts(store: Store, usable: Sequence[str]) -> list[Part]:
 
 
 def describe_shares(store: Store, parts: Sequence[Part], pairs: int) -> list[str]:
-    """A line on the share of each store, and how often its scans are seen in `pairs` pairs; none for a store alone."""
+    """A line on the share of each store, and how often its scans are seen in `pairs` pairs; none for a single store."""
     if not isinstance(store, Mixture):
         return []
     total = sum(part.weight for part in parts)

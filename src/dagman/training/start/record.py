@@ -1,4 +1,4 @@
-"""`start.json` of a run that goes on from another: what it took, and what its weights were pretrained on before."""
+"""`start.json` of a run that continues from a source: what it adopted, and what its weights were previously pretrained on."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _FILE = "start.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What a run goes on from.
+    """What a run continues from.
 
     Attributes:
-        source: The last part of the name that was given.
-        digest: Of the weights.
+        source: The last part of the given name.
+        digest: Hash of the weights.
         parts: What became of each part of the networks, as plain values.
-        cohorts: The pretrainings behind the weights.
+        cohorts: The previous pretrainings of the weights.
         scans_seen: Content hashes of their scans.
-        first_weights: Share of random weights in the teacher that was taken; 0 where it is not known.
+        first_weights: Share of random initial weights in the adopted teacher; 0 if it is not known.
     """
 
     source: str
@@ -40,11 +40,11 @@ class Start:
 
 
 def write_start(run: Path, source: Source, parts: Sequence[Part]) -> Start:
-    """Write `start.json` of a run: the source, what was taken from it, and what its weights were pretrained on."""
+    """Write `start.json` of a run: the source, what was adopted from it, and what its weights were pretrained on."""
     config = source.config
     cohorts = config.cohorts
     if not cohorts and not config.fresh:
-        # Written before encoders listed their cohorts, or by another program.
+        # An older encoder, or one of another program, does not list its cohorts.
         cohorts = (
             PretrainedOn(method=config.method, steps=config.step, scans=len(config.scans_seen), modalities=config.modalities),
         )
@@ -61,7 +61,7 @@ def write_start(run: Path, source: Source, parts: Sequence[Part]) -> Start:
 
 
 def read_start(run: Path) -> Start | None:
-    """What a run goes on from; None where it began from fresh weights. Raises RunError for a damaged file."""
+    """What a run continues from; None if it was randomly initialised. Raises RunError for a damaged file."""
     path = run / _FILE
     if not path.is_file():
         return None
@@ -75,22 +75,22 @@ def read_start(run: Path) -> Start | None:
 
 
 def check_start(run: Path, name: str) -> None:
-    """Refuse to continue a run as one that goes on from something else.
+    """Refuse to resume a run with another --continue-from than it was started with.
 
     Raises:
-        RunError: It began from fresh weights, or from another source.
+        RunError: It was randomly initialised, or started from another source.
     """
     start = read_start(run)
     if start is not None and start.source == Path(name).name:
         return
-    began = "random weights" if start is None else start.source
+    began = "randomly initialised weights" if start is None else start.source
     raise RunError(
         f"was started from {began}, not from {name}", where=run, do="Omit --continue-from to resume it, or choose another folder"
     )
 
 
 def remember_start(config: EncoderConfig, start: Start | None, patients: int, digest: str) -> EncoderConfig:
-    """The configuration of an encoder with all pretrainings behind it: those of the start, then this one."""
+    """The configuration of an encoder with all its pretrainings: those of the source, then this one."""
     this = PretrainedOn(
         method=config.method,
         steps=config.step,

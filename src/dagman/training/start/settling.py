@@ -1,4 +1,4 @@
-"""The settings of a run: as they were asked for, as a run that is there already has them, and what the store decides."""
+"""The settings of a run: as requested, as an existing run has them, and as the store decides."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from dagman.training.views import select_rows
 def load_asked(
     size: str | None, method: str | None, config: str | Path | None, assignments: Iterable[str], continue_from: str | None
 ) -> tuple[Settings, frozenset[str], Source | None, DagmanError | None]:
-    """Settings, the keys that were given, and what the run goes on from; where they are refused the defaults, and why.
+    """Settings, the keys that were given, what the run continues from, and the error if they are rejected.
 
-    Not raised, so that one rank says it for all.
+    The error is returned, not raised, so that one rank reports it for all.
     """
     try:
         start = None if continue_from is None else resolve_source(continue_from)
@@ -38,7 +38,7 @@ def load_asked(
 def settle_settings(
     out: Path, settings: Settings, given: frozenset[str], *, exists: bool, resume: bool
 ) -> tuple[Settings, list[str], list[str]]:
-    """Resolved settings, the reasons for what was chosen, and settings without effect; exists: whether the run is there already."""
+    """Resolved settings, the reasons for automatic choices, and settings without effect; exists: whether the run exists already."""
     if out.exists() and not out.is_dir():
         raise RunError("is a file", where=out, do="Choose another folder for --out")
     if resume and not exists:
@@ -52,7 +52,7 @@ def settle_settings(
 
 
 def _settle_with_run(out: Path, asked: Settings, given: frozenset[str]) -> Settings:
-    """The run's settings, but for those free to change or to rounding; what was asked for and differs is refused by name."""
+    """The run's settings, with requested changes of those that may change; other differences are rejected by name."""
     stored = Run(out).settings
     values = stored.model_dump()
     differing = []
@@ -77,7 +77,7 @@ def _look_up(values: Mapping[str, Any], key: str) -> Any:
 
 
 def settle_spacing(settings: Settings, store: Store, *, asked: bool) -> Settings:
-    """The settings with the store's spacing, which is that of the views; another one that was asked for is refused."""
+    """The settings with the store's spacing, which is that of the views; raises RunError if another one was requested."""
     wanted, found = settings.view.spacing, store.preparation.spacing
     if asked and wanted != found:
         raise RunError(
@@ -89,7 +89,7 @@ def settle_spacing(settings: Settings, store: Store, *, asked: bool) -> Settings
 
 
 def settle_modality(settings: Settings, store: Store) -> Settings:
-    """The settings with the store's modality; a store of several is read only as the user asks. Raises RunError."""
+    """The settings with the store's modality. Raises RunError for a store of several modalities if none was chosen."""
     held = {row.modality for row in store.rows}
     if settings.view.modality != "auto":
         select_rows(store.rows, settings.view, where=store.path)

@@ -1,4 +1,4 @@
-"""From a name to weights to go on from. `resolve_source` is the one place that knows what may be named."""
+"""From a name to weights to continue from. Only `resolve_source` knows what may be named."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _FILES = (".safetensors", ".pt", ".pth")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
-    """Weights to go on from.
+    """Weights to continue from.
 
     Attributes:
-        name: As it was given.
-        kind: run where a checkpoint was found, which holds heads and centres as well; else encoder.
-        config: Of its encoder: sizes, preprocessing, and what it was pretrained on.
-        student, teacher: Weights by name; an encoder's are those of both, and None where a run had no teacher.
-        targets: Centres and queues by name, and the logarithms of the temperatures; of a run alone.
-        settings: Of the run, resolved.
+        name: As given by the user.
+        kind: run if there is a checkpoint, which also holds heads and centres; otherwise encoder.
+        config: The encoder's configuration: sizes, preprocessing, and what it was pretrained on.
+        student, teacher: Weights by name; the teacher's are None for an encoder, and for a run without a teacher.
+        targets: Centres and queues by name, and the logarithms of the temperatures; None for an encoder.
+        settings: The run's settings, resolved; None for an encoder.
     """
 
     name: str
@@ -49,10 +49,11 @@ class Source:
 
 
 def resolve_source(name: str) -> Source:
-    """The weights behind a name: a run (its newest checkpoint), an encoder folder, a file of MONAI, or any name of `load_encoder`.
+    """The weights behind a name: a run (its newest checkpoint), an encoder folder, a MONAI file, or any name of `load_encoder`.
 
     Raises:
-        EncoderError, RunError: There is nothing, or it is damaged; MissingExtraError for MONAI's where it is not installed.
+        EncoderError, RunError: It does not exist or is damaged.
+        MissingExtraError: A MONAI file is given and MONAI is not installed.
     """
     path = Path(name)
     if (path / "settings.toml").is_file() and list_checkpoints(path):
