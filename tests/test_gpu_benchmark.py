@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from jaxtyping import config
 
 from dagman.model import SwinEncoder, SwinShape
 
@@ -20,6 +21,7 @@ from benchmarks.gpu.floor import count_bytes
 from benchmarks.gpu.parts import Part, run_parts, supervise
 from benchmarks.gpu.profiling import name_kind
 from benchmarks.gpu.report import render
+from benchmarks.gpu.work import build_work
 
 
 def test_fewest_bytes_of_a_network_small_enough_to_count_by_hand():
@@ -48,6 +50,24 @@ def test_fewest_bytes_of_a_network_small_enough_to_count_by_hand():
 )
 def test_kernels_are_told_by_their_names(key: str, kind: str):
     assert name_kind(key) == kind
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be instantiated")
+@pytest.mark.parametrize(("size", "assignments"), [("tiny-vit", []), ("tiny", ["train.skip_hidden=true"])])
+def test_a_step_with_compiled_encoders_has_the_losses_of_the_plain_one(size: str, assignments: list[str]):
+    config.update("jaxtyping_disable", True)
+    small = ["view.side=32", "projector.prototypes=64", "model.depths=[1, 1, 1, 1]", *assignments]
+    totals = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        work = build_work(size, batch=2, micro=2, device="cpu", precision="fp32", assignments=small)
+        if compiled:
+            work.learner.compile_encoders(backend="aot_eager")
+        work.step()
+        totals.append(work.last()["total"])
+    config.update("jaxtyping_disable", False)
+    assert totals[1] == pytest.approx(totals[0], rel=1e-5)
 
 
 def _begin() -> dict[str, object]:
