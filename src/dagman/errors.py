@@ -1,4 +1,4 @@
-"""Errors that a user can mend, as a tree.
+"""The errors that a user can fix.
 
 ```
 DagmanError
@@ -8,11 +8,11 @@ DagmanError
 ├── SettingsError        a preset, key or value is unknown or contradicts another
 ├── RunError             a run folder exists, is damaged, or does not fit its settings
 ├── EncoderError         weights cannot be loaded, or do not fit what they are given
-├── TaskError            a downstream task cannot be done with these items
+├── TaskError            a downstream task cannot run on these items
 └── MissingExtraError    an optional library is not installed
 ```
-Each says in one line what is wrong, where, and what to do; the command line prints it and exits with code 2.
-Everything else that is raised is a fault of dagman and keeps its traceback.
+Each message states in one line what is wrong, where, and what to do; the command line prints it and exits with code 2. Any other
+exception is a bug in dagman and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -21,14 +21,19 @@ import errno
 
 
 class DagmanError(Exception):
-    """What is wrong, where (file, row, key), and what to do, in one line.
+    """Base class of all errors that a user can fix; its text is one line.
+
+    Args:
+        what: What is wrong.
+        where: The file, row or key that it concerns.
+        do: What the user can do about it, as an imperative.
 
     >>> str(ScanError("holds one slice", where="a.nii.gz", do="Give a volume"))
     'a.nii.gz: holds one slice. Give a volume.'
     """
 
     exit_code = 2
-    """What the command line ends with."""
+    """Exit code of the command line."""
 
     def __init__(self, what: str, *, where: object = None, do: str | None = None) -> None:
         self.what = " ".join(str(what).split()).rstrip(".")
@@ -42,7 +47,7 @@ class DagmanError(Exception):
         return f"{place}{self.what}{remedy}"
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Keyword-only fields are lost by the default pickling between worker processes.
+        # Default pickling, as between worker processes, would drop the keyword-only fields.
         return (_rebuild, (type(self), self.what, self.where, self.do))
 
 
@@ -51,7 +56,7 @@ def _rebuild(kind: type[DagmanError], what: str, where: str | None, do: str | No
 
 
 class ScanError(DagmanError):
-    """One scan cannot be read or used; the others go on."""
+    """One scan cannot be read or used; the remaining scans are still processed."""
 
 
 class StoreError(DagmanError):
@@ -63,11 +68,11 @@ class TableError(DagmanError):
 
 
 class SettingsError(DagmanError):
-    """A preset, key or value is unknown, or contradicts another."""
+    """A preset, key or value is unknown or contradicts another."""
 
 
 class RunError(DagmanError):
-    """A run folder exists already, is damaged, or does not fit the settings given."""
+    """A run folder already exists, is damaged, or does not fit the given settings."""
 
 
 class EncoderError(DagmanError):
@@ -75,7 +80,7 @@ class EncoderError(DagmanError):
 
 
 class TaskError(DagmanError):
-    """A downstream task cannot be done with these items."""
+    """A downstream task cannot run on these items."""
 
 
 class MissingExtraError(DagmanError):
@@ -92,21 +97,22 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether writing failed for want of space, or of a quota; safetensors and pyarrow give the system's number in "
-    "their text alone."""
+    """Check whether a write failed because the disk or a quota is full."""
+    # safetensors and pyarrow report the system's error number only in their message.
     number = error.errno if isinstance(error, OSError) else None
     text = str(error)
     return number in _FULL or any(f"os error {known})" in text or f"[errno {known}]" in text for known in _FULL)
 
 
 def explain_system_error(error: BaseException) -> str | None:
-    """One line for what the system refused: a full disk, or a file that is gone or closed; None for anything else."""
+    """Describe a full disk or an inaccessible file in one line; returns None for any other error."""
     name = getattr(error, "filename", None)
     where = f"{name}: " if name else ""
     if is_full_disk(error):
-        return f"{where}there is no disk space left. Free some, then repeat the command."
+        return f"{where}there is no disk space left. Free some space, then repeat the command."
     if isinstance(error, OSError) and error.errno is not None and name:
         return (
-            f"{where}{(error.strerror or 'cannot be used').lower()}. Check that the file and its folder are there and open to you."
+            f"{where}{(error.strerror or 'cannot be used').lower()}. "
+            "Check that the file and its folder exist and that you have access to them."
         )
     return None

@@ -1,4 +1,4 @@
-"""What a reader has to know beside results: a warning bears on whether the numbers may be believed, information does not."""
+"""Notes that accompany results: warnings, which affect whether the numbers can be trusted, and information."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence, and what kind it is of: pages lead with warnings, and list all notes further down."""
+    """A sentence and its kind. Pages show warnings at the top and list all notes further down."""
 
     kind: Literal["warning", "info"]
     text: str
 
 
 def warn(text: str) -> Note:
-    """A note that the reader has to consider before believing the numbers, such as on items that were left out."""
+    """Create a warning, which readers should consider before trusting the numbers, such as one about excluded items."""
     return Note("warning", text)
 
 
 def inform(text: str) -> Note:
-    """A note on what was chosen, or how a number is to be read."""
+    """Create an informational note, on a choice that was made or on how to interpret a number."""
     return Note("info", text)

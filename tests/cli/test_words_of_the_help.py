@@ -36,10 +36,22 @@ def _list_commands(command: Any, place: str) -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("name", application.list_commands())
-def test_no_help_shows_a_type_of_python(name):
+def test_help_has_plain_types_and_a_required_option_no_default(name, capsys):
     for place, command in _list_commands(application.load_command(name), name):
-        text = command.get_help(command.make_context(place, [], resilient_parsing=True))
+        context = command.make_context(place, [], resilient_parsing=True)
+        # With rich installed, typer prints the help rather than returning it.
+        text = command.get_help(context) + capsys.readouterr().out
+        assert "Usage" in text
         assert not re.search(r"<(list|str|path|int|float|bool)|list\[", text), place
+        assert "(required)" not in text, place
+
+
+@pytest.mark.parametrize("name", ["classify", "regress"])
+def test_the_label_is_shown_as_required(name):
+    command = application.load_command(name)
+    label = next(param for param in command.params if param.name == "label")
+    context = command.make_context(name, [], resilient_parsing=True)
+    assert re.search(r"\[required\]", " ".join(label.get_help_record(context)))
 
 
 def test_the_usage_names_models_and_table(capsys):

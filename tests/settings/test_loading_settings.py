@@ -101,7 +101,7 @@ def test_an_assignment_takes_the_type_of_its_key(assignment, section, key, value
         ("train.batch=3", "train.batch = 3: should be a multiple of 2"),
         ("optim.lr=nan", "optim.lr = nan: should be a finite number"),
         ("optim.beta2=1", "optim.beta2 = 1: should be below 1"),
-        ("optim.lr=1e-7", "optim: min_lr (1e-06) must not exceed lr (1e-07), which it ends"),
+        ("optim.lr=1e-7", "optim: min_lr (1e-06) must not exceed lr (1e-07)"),
         ("model.depths=2", "model.depths = 2: should be a list of 4 values, such as [2, 2, 8, 2]."),
         ("model.depths=[2, 2]", "model.depths = [2, 2]: should be a list of 4 values, such as [2, 2, 8, 2]."),
         ("model.heads=[1, 2, 2, 4, 8]", "model.heads = [1, 2, 2, 4, 8]: should be a list of 4 values"),

@@ -103,8 +103,8 @@ def test_shots_have_two_names_and_one_meaning(name, table, ask):
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        (("classify",), "classify needs a label. Give --label COL"),
-        (("regress",), "regress needs a label. Give --label COL, a column of numbers"),
+        (("classify",), "compare classify needs --label VALUE. See dagman compare classify --help."),
+        (("regress",), "compare regress needs --label VALUE. See dagman compare regress --help."),
         (("classify", "--label", "label", "--steps", "5"), "compare classify has no option --steps"),
         (("cluster", "--label", "label", "--method", "linear"), "compare cluster has no option --method. See dagman"),
         (("outcome",), "needs a response, or a time and an event"),

@@ -1,4 +1,4 @@
-"""Typed settings of a pretraining, their presets, and what `auto` becomes."""
+"""Typed settings of a pretraining run, their presets, and how `auto` is resolved."""
 
 from dagman.settings.presets import list_presets, load_settings
 from dagman.settings.resolution import resolve_settings

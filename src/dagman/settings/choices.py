@@ -1,6 +1,6 @@
-"""What a setting may name, as plain data, so that settings are checked before torch is loaded.
+"""Names that settings may use, as plain data, so that settings can be checked before torch is imported.
 
-The networks and functions behind the names are registered in `dagman.model.backbone` and `dagman.method.masking`.
+The corresponding networks and functions are registered in `dagman.model.backbone` and `dagman.method.masking`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pydantic_core import PydanticCustomError
 
 @dataclass(frozen=True, kw_only=True)
 class MaskingChoice:
-    """What the settings, the warnings and the pages need to know of a masking.
+    """Describe a kind of masking to the settings, warnings and pages.
 
     Attributes:
-        description: What it hides, to follow "Masked units are".
+        description: Which units it masks, to complete the sentence "Masked units are ...".
         needs_attention: Whether it ranks units by the teacher's attention.
-        gives_hints: Whether it gives hints back, so that `hints` and `hint_pool` shape it.
+        gives_hints: Whether it leaves hints visible, so that `hints` and `hint_pool` have an effect.
     """
 
     description: str
@@ -33,24 +33,24 @@ MASKINGS: dict[str, MaskingChoice] = {
     "random": MaskingChoice(description="drawn at random"),
     "block": MaskingChoice(description="boxes at random places"),
 }
-"""Every masking by its name; `dagman.training.assembly.register_masking` adds one."""
+"""All kinds of masking by name; `dagman.training.assembly.register_masking` adds one."""
 
 
 FIXED_SIZES = frozenset({"resnet3d", "resenc"})
-"""Backbones whose sizes follow from their name, such as resnet3d:18."""
+"""Backbones whose sizes are determined by their name, such as resnet3d:18."""
 OWN_CLS = frozenset({"vit"})
-"""Backbones with a [CLS] token of their own, one width and one number of heads throughout: plain transformers."""
+"""Plain transformers: backbones with their own [CLS] token, and with the same width and number of heads in all blocks."""
 
 
 def check_masking(name: Any) -> Any:
-    """A name in `MASKINGS`; raises pydantic's error for a value that is not one of several."""
+    """Return the name if it is in `MASKINGS`; raises a pydantic error that lists the allowed names otherwise."""
     return check_name(name, MASKINGS)
 
 
 def check_name(name: Any, names: Collection[str]) -> Any:
-    """A name among `names`; raises pydantic's error, which lists them, for any other value."""
+    """Return the name if it is one of `names`; raises a pydantic error that lists them otherwise."""
     if name not in names:
-        *most, last = (repr(one) for one in names)
+        *most, last = map(repr, names)
         expected = f"{', '.join(most)} or {last}" if most else last
         raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
     return name

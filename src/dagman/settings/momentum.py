@@ -1,7 +1,8 @@
-"""What an exponential moving average remembers: how much of its first weights is left, and how old the rest is on average.
+"""Choose the momentum of the teacher's exponential moving average from the average age of its weights.
 
-Short runs exported mostly random weights while the momentum was the same whatever their length (docs/experiments.md), so `auto`
-solves the momenta for a stated average age. The schedule is the cosine of `dagman.method.schedules.teacher_momentum`.
+With the same momentum for all lengths of runs, short runs exported mostly initial random weights (docs/experiments.md). `auto`
+therefore solves for the momenta that give a stated average age. The schedule is the cosine of
+`dagman.method.schedules.teacher_momentum`.
 """
 
 from __future__ import annotations
@@ -12,19 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 LONG_START, LONG_END = 0.996, 1.0
-"""Momentum of long runs [iBOT, SMIT]; taken as soon as its average age is below the share asked for."""
+"""Momentum of long runs [iBOT, SMIT]; used if the resulting average age is at most the target."""
 FADING = 2.0
-"""The momentum starts where the average age would be the one asked for, divided by this. [ours]"""
+"""The initial momentum corresponds to the target average age divided by this factor. [ours]"""
 LARGEST_SHARE = 0.05
-"""Share of first weights in the teacher above which a run warns. [ours]"""
+"""Share of initial weights in the teacher above which a run warns. [ours]"""
 _HALVINGS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """What a teacher holds after some steps: `first_weights`, the share of its first weights, and `age`, its average age in steps.
+    """Composition of a moving average of weights at the end of a run.
 
-    The age of a student's weights is the number of steps taken since; the first weights are as old as the run.
+    Attributes:
+        first_weights: Share of the initial weights in the average.
+        age: Average age in steps. Weights of the student age by 1 per step; the initial weights are as old as the run.
     """
 
     first_weights: float
@@ -32,13 +35,13 @@ class Memory:
 
 
 def list_momenta(steps: int, start: float, end: float) -> NDArray[np.float64]:
-    """The momentum of each of `steps` steps: half a cosine from `start` to `end`."""
+    """List the momentum at each of `steps` steps: half a cosine from `start` to `end`."""
     progress = np.arange(steps) / max(1, steps - 1)
     return end + (start - end) * 0.5 * (1.0 + np.cos(np.pi * progress))
 
 
 def measure_memory(momenta: NDArray[np.float64]) -> Memory:
-    """The memory of an average that was moved with these momenta, one a step."""
+    """Compute the composition of a moving average that was updated with these momenta, one per step."""
     steps = len(momenta)
     left = np.concatenate([np.cumprod(momenta[::-1])[::-1], [1.0]])  # share that survives all later steps
     age = float(((1 - momenta) * left[1:]) @ np.arange(steps - 1, -1, -1) + left[0] * steps)
@@ -46,9 +49,17 @@ def measure_memory(momenta: NDArray[np.float64]) -> Memory:
 
 
 def solve_momentum(steps: int, age: float, start: float | None = None) -> tuple[float, float]:
-    """Momentum at the start and at the end of a run whose teacher is `age` (a share of the steps) old on average.
+    """Find the initial and final momentum at which the teacher has a given average age at the end of the run.
 
-    start: kept where it is given. Runs long enough get the paper's 0.996 to 1, whose share of the run shrinks with its length.
+    With the paper's 0.996 to 1 the average age, relative to the run, decreases with its length, so long runs use these values.
+
+    Args:
+        steps: Number of steps of the run.
+        age: Target average age as a fraction of the steps.
+        start: Initial momentum if it is fixed; None to choose it.
+
+    Returns:
+        The momentum at the start and at the end.
     """
     if start is None:
         start = min(LONG_START, max(0.0, 1.0 - FADING / (age * steps)))

@@ -1,4 +1,4 @@
-"""Presets, a user's TOML file and `--set key=value`, merged in this order into `Settings`."""
+"""Load `Settings` from presets, a TOML file and `--set key=value`, in increasing order of priority."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dagman.settings.wanted import state_wanted
 
 
 def list_presets(kind: str) -> list[str]:
-    """Names of the presets of a kind, "sizes" or "methods"."""
+    """List the names of the presets of a kind, "sizes" or "methods"."""
     folder = resources.files("dagman.settings") / "presets" / kind
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
@@ -27,16 +27,19 @@ def list_presets(kind: str) -> list[str]:
 def load_settings(
     size: str | None = None, method: str | None = None, *, config: str | Path | None = None, assignments: Iterable[str] = ()
 ) -> tuple[Settings, frozenset[str]]:
-    """Settings from the presets, then a TOML file, then `key=value` assignments; and the keys that the user gave.
+    """Load settings from presets, a TOML file and `key=value` assignments, in increasing order of priority.
 
     Args:
-        size: Size preset; without one the file's, else "tiny".
-        method: Method preset; without one the file's, else "dagman".
-        config: A TOML file with sections as in `Settings`.
-        assignments: Lines such as "train.steps=300" or "masking.kind=random".
+        size: Size preset. Default: that of the file, else "tiny".
+        method: Method preset. Default: that of the file, else "dagman".
+        config: TOML file with the sections of `Settings`.
+        assignments: Assignments such as "train.steps=300" or "masking.kind=random".
+
+    Returns:
+        The settings, and the keys that the user set.
 
     Raises:
-        SettingsError: An unknown preset or key (the nearest is named), a value that does not fit, or a preset given twice.
+        SettingsError: If a preset or key is unknown (the nearest is suggested), a value is invalid, or a preset is given twice.
     """
     given: dict[str, Any] = {}
     if config is not None:
@@ -58,7 +61,7 @@ def load_settings(
 
 
 def validate_settings(values: Mapping[str, Any], where: str | Path | None = None) -> Settings:
-    """`Settings` from nested values; pydantic's complaints become one sentence a key."""
+    """Build `Settings` from nested values; raises SettingsError with one sentence per invalid key, `where` being the file."""
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
@@ -90,15 +93,15 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
-        # A bare word is a string: --set masking.kind=random needs no quotes through the shell.
+        # A bare word is taken as a string, so that --set masking.kind=random needs no quotes in the shell.
         value = text.strip()
     *sections, field = key.split(".")
-    place = values
+    target = values
     for section in sections:
-        place = place.setdefault(section, {})
-        if not isinstance(place, dict):
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
             raise SettingsError(f"{key}: {section} is a value, not a section")
-    place[field] = value
+    target[field] = value
 
 
 def _check_given_once(key: str, preset: str, assigned: Mapping[str, Any]) -> None:
@@ -123,7 +126,7 @@ def _list_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def list_fields(model: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
-    """Every dotted key there is, in order."""
+    """List the dotted keys of all settings, in the order of their definition."""
     names = []
     for name, field in model.model_fields.items():
         section = _find_section(field.annotation)
@@ -142,14 +145,14 @@ def _find_section(annotation: Any) -> type[BaseModel] | None:
 def _explain_error(error: ValidationError, where: str | Path | None) -> SettingsError:
     by_key: dict[str, list[Any]] = {}
     for part in error.errors(include_url=False):
-        # A union reports each of its members; what follows the field's own key is the member, not a key.
+        # For a union, pydantic reports an error per member and appends the member's name to the field's key.
         known = ".".join(str(p) for p in part["loc"])
         key = next((f for f in list_fields() if known == f or known.startswith(f + ".")), known)
         by_key.setdefault(key, []).append(part)
     sentences = []
     lines = {key: _find_line(where, key) for key in by_key}
     if not any(lines.values()) and all(key in list_fields() for key in by_key):
-        # The mistake stands in a --set, not in the file.
+        # The mistake is in a --set, not in the file.
         where = None
     for key, parts in by_key.items():
         line = lines[key]
@@ -166,7 +169,7 @@ def _explain_error(error: ValidationError, where: str | Path | None) -> Settings
 
 
 def _explain_part(part: Mapping[str, Any], key: str) -> str:
-    """What a value should be. Of lists pydantic says "valid tuple", or of one that is too short "Field required"."""
+    """Describe the expected value. For lists, pydantic's own words ("valid tuple", or "Field required") would not help."""
     if part["type"] in ("tuple_type", "missing", "too_long"):
         example = _read_default(key)
         return f"a list of {len(example)} values, such as {list(example)}"
@@ -174,7 +177,7 @@ def _explain_part(part: Mapping[str, Any], key: str) -> str:
 
 
 def _suggest_choice(parts: Sequence[Mapping[str, Any]]) -> str:
-    """The choice that a misspelt word is most like; nothing where there is no choice between words."""
+    """Suggest the allowed word nearest to a misspelt one; empty if the value is not chosen from a list of words."""
     names = [
         name for part in parts if part["type"] == "literal_error" for name in re.findall(r"'([^']+)'", part["ctx"]["expected"])
     ]

@@ -1,4 +1,4 @@
-"""The reference page of the settings, generated from their docstrings."""
+"""Generate the reference page of the settings from their docstrings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dagman.settings.tree import Settings
 
 
 def render_reference() -> str:
-    """`docs/settings.md`: every key with its default and description, as Markdown tables."""
+    """Render `docs/settings.md`: Markdown tables of all keys with their defaults and descriptions."""
     sections = {name: type(field.default) for name, field in Settings.model_fields.items() if isinstance(field.default, BaseModel)}
     plain = {name: field for name, field in Settings.model_fields.items() if name not in sections}
     parts = [

@@ -1,7 +1,7 @@
-"""What `auto` becomes, with the reason; and which settings have no effect.
+"""Replace `auto` in settings, giving a reason for each choice, and list settings that have no effect.
 
-Recipe R (METHOD, Small runs) was found with a prototype at 2 to 16 views per step, where an EMA centre and iBOT's
-temperatures left every target at ln K or collapsed it. The paper's values are kept where a step has many views.
+Recipe R (METHOD, Small runs) was found with a prototype at 2 to 16 views per step, where an EMA centre and iBOT's temperatures
+either left the entropy of all targets at ln K or collapsed them. The paper's values are used if a step has many views.
 """
 
 from __future__ import annotations
@@ -14,29 +14,33 @@ from dagman.settings.momentum import LONG_END, LONG_START, solve_momentum
 from dagman.settings.tree import Settings
 
 QUEUE = 256
-"""Views the queue holds with recipe R. [ours]"""
+"""Number of views in the queue with recipe R. [ours]"""
 FEW_VIEWS = 32
-"""Below this many views per step, `auto` means recipe R. [ours]"""
+"""Number of views per step below which `auto` means recipe R. [ours]"""
 MICRO_BATCH = 16
-"""Views held at once at most, by default. [ours]"""
+"""Default maximum number of views processed at once. [ours]"""
 SMALL_BATCH, PAPER_BATCH = 16, 64
-"""Views a step of recipe R and of App. A; the rate and the prototypes change steadily from one to the other. [ours]"""
+"""Views per step of recipe R and of App. A; learning rate and number of prototypes are interpolated between the two. [ours]"""
 SMALL_LR, PAPER_LR = 3e-4, 8e-4
 SMALL_PROTOTYPES, PAPER_PROTOTYPES = 1024, 8192
 MACHINE_CHOICES = frozenset(
     f"train.{name}" for name in ("precision", "device", "kernels", "compile", "read_after", "skip_hidden", "workers")
 )
-"""Settings that stay `auto` in a run's folder: each machine chooses anew."""
+"""Settings that remain `auto` in a run's folder, because they are chosen on each machine."""
 _OF_STORE = frozenset({"view.modality"})
-"""Settled by the store, not here; a run from before this setting was kept has read all modalities."""
+"""Settings resolved from the store, not here. Runs made before `view.modality` existed have used all modalities."""
 
 
 def resolve_settings(settings: Settings) -> tuple[Settings, list[str]]:
-    """Settings without `auto` (machine choices excepted), and one line for each choice with its reason."""
+    """Replace `auto` in all settings except `MACHINE_CHOICES` and those that depend on the store.
+
+    Returns:
+        The resolved settings, and one line per choice with its reason.
+    """
     batch, steps = settings.train.batch, settings.train.steps
     recipe = settings.train.recipe
     lines = []
-    place = {"R": 0.0, "paper": 1.0}.get(recipe, _place_batch(batch))
+    position = {"R": 0.0, "paper": 1.0}.get(recipe, _locate_batch(batch))
     if recipe == "auto":
         recipe = "R" if batch < FEW_VIEWS else "paper"
         what = "R, for few views per step" if recipe == "R" else "paper, the paper's values"
@@ -53,11 +57,12 @@ def resolve_settings(settings: Settings) -> tuple[Settings, list[str]]:
             lines.append(f"{section}.{key} = {value}: {reason}")
 
     between = f"{batch} views per step lie between recipe R ({SMALL_BATCH}) and App. A ({PAPER_BATCH})"
-    settle("projector", "prototypes", _round_prototypes(place), _explain(place, "recipe R", between, "iBOT, SMIT"))
+    settle("projector", "prototypes", _round_prototypes(position), _explain(position, "recipe R", between, "iBOT, SMIT"))
     given = settings.teacher.momentum
     start, end = solve_momentum(steps, settings.teacher.average_age, None if given == "auto" else given)
     long = (start, end) == (LONG_START, LONG_END)
-    why = "iBOT, SMIT" if long else f"a teacher {settings.teacher.average_age:.0%} of the {steps} steps old on average"
+    age = f"the teacher's weights have an average age of {settings.teacher.average_age:.0%} of the {steps} steps"
+    why = "iBOT, SMIT" if long else age
     settle("teacher", "momentum", start, why)
     settle("teacher", "momentum_end", end, why)
     settle(
@@ -72,8 +77,8 @@ def resolve_settings(settings: Settings) -> tuple[Settings, list[str]]:
         QUEUE if small else 0,
         "without a queue, few views per step get random prototypes" if small else "many views per step",
     )
-    rate = PAPER_LR * (batch / PAPER_BATCH) ** 0.5 if place == 1 else SMALL_LR * (PAPER_LR / SMALL_LR) ** place
-    settle("optim", "lr", rate, _explain(place, "recipe R", between, f"8e-4 * sqrt({batch} / {PAPER_BATCH}), App. A"))
+    rate = PAPER_LR * (batch / PAPER_BATCH) ** 0.5 if position == 1 else SMALL_LR * (PAPER_LR / SMALL_LR) ** position
+    settle("optim", "lr", rate, _explain(position, "recipe R", between, f"8e-4 * sqrt({batch} / {PAPER_BATCH}), App. A"))
     if settings.train.micro_batch == "auto":
         micro = _cut_evenly(batch)
         changes["train"]["micro_batch"] = micro
@@ -86,33 +91,33 @@ def resolve_settings(settings: Settings) -> tuple[Settings, list[str]]:
 
 
 def list_unresolved(settings: Settings) -> list[str]:
-    """Keys that are still `auto` though `resolve_settings` gives them a value; none in the settings of a run."""
+    """List keys that are still `auto` although `resolve_settings` replaces them; empty for the settings of a run."""
     sections = {name: value for name, value in settings.model_dump().items() if isinstance(value, dict)}
     keys = [f"{name}.{key}" for name, section in sections.items() for key, value in section.items() if value == "auto"]
     return [key for key in keys if key not in MACHINE_CHOICES | _OF_STORE]
 
 
-def _place_batch(batch: int) -> float:
-    """Where a step's views lie between recipe R (0) and App. A (1), on a logarithmic scale."""
+def _locate_batch(batch: int) -> float:
+    """Locate the batch size between recipe R (0) and App. A (1), on a logarithmic scale."""
     return min(1.0, max(0.0, math.log(batch / SMALL_BATCH) / math.log(PAPER_BATCH / SMALL_BATCH)))
 
 
-def _round_prototypes(place: float) -> int:
-    return 64 * round(SMALL_PROTOTYPES * (PAPER_PROTOTYPES / SMALL_PROTOTYPES) ** place / 64)
+def _round_prototypes(position: float) -> int:
+    return 64 * round(SMALL_PROTOTYPES * (PAPER_PROTOTYPES / SMALL_PROTOTYPES) ** position / 64)
 
 
-def _explain(place: float, small: str, between: str, paper: str) -> str:
-    return small if place == 0 else paper if place == 1 else between
+def _explain(position: float, small: str, between: str, paper: str) -> str:
+    return small if position == 0 else paper if position == 1 else between
 
 
 def _cut_evenly(batch: int) -> int:
-    """Views of a micro-batch, in pairs: as few parts as `MICRO_BATCH` allows, of nearly equal size."""
+    """Choose the micro-batch size: as few parts as `MICRO_BATCH` allows, of nearly equal numbers of pairs."""
     pairs = batch // 2
     return 2 * math.ceil(pairs / math.ceil(batch / MICRO_BATCH))
 
 
 def list_idle_settings(settings: Settings, given: Iterable[str]) -> list[str]:
-    """One warning for each key that the user gave and that has no effect in this combination of resolved settings."""
+    """List a warning for each key in `given`, set by the user, that has no effect with these resolved settings."""
     given = set(given)
     warnings: list[str] = []
 

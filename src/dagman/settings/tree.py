@@ -23,7 +23,7 @@ UNIT = 16
 
 
 class Section(BaseModel):
-    """A section of the settings: immutable, and without unknown keys."""
+    """Base class of a section of the settings: immutable, and rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -63,7 +63,7 @@ class ViewSettings(Section):
 
     @property
     def least(self) -> int:
-        """Voxels that a scan must have along each axis."""
+        """Minimum number of voxels of a scan along each axis."""
         return round(self.side * (1 - self.padding))
 
 
@@ -97,12 +97,12 @@ class ModelSettings(Section):
 
     @property
     def own_cls(self) -> bool:
-        """Whether the backbone has a [CLS] token of its own, so that no semantic attention is built."""
+        """Whether the backbone has its own [CLS] token, so that no semantic attention module is built."""
         return self.backbone in OWN_CLS
 
     @property
     def fixed_sizes(self) -> bool:
-        """Whether the backbone's name states its sizes, so that those of a Swin mean nothing."""
+        """Whether the backbone's name determines its sizes, so that the settings of a Swin's sizes have no effect."""
         return self.backbone.partition(":")[0] in FIXED_SIZES
 
     @model_validator(mode="after")
@@ -112,7 +112,7 @@ class ModelSettings(Section):
         if self.own_cls:
             if len(set(self.heads)) > 1:
                 raise ValueError(
-                    f"heads must be four alike for a {self.backbone}, not {list(self.heads)}; --size tiny-vit sets all"
+                    f"heads must be four equal numbers for a {self.backbone}, not {list(self.heads)}; --size tiny-vit sets them"
                 )
             if self.embed % self.heads[0]:
                 raise ValueError(f"heads = {self.heads[0]} must divide embed = {self.embed}")
@@ -159,7 +159,7 @@ class MaskingSettings(Section):
 
     @property
     def choice(self) -> MaskingChoice:
-        """What is known of this kind of masking."""
+        """Properties of this kind of masking."""
         return MASKINGS[self.kind]
 
     @model_validator(mode="after")
@@ -247,7 +247,7 @@ class OptimSettings(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.lr != "auto" and self.min_lr > self.lr:
-            raise ValueError(f"min_lr ({self.min_lr:g}) must not exceed lr ({self.lr:g}), which it ends")
+            raise ValueError(f"min_lr ({self.min_lr:g}) must not exceed lr ({self.lr:g})")
         return self
 
 
@@ -337,10 +337,10 @@ class Settings(Section):
 
     @property
     def distils(self) -> bool:
-        """Whether any loss needs a teacher's targets."""
+        """Whether any loss needs targets from the teacher."""
         return self.losses.ampd + self.losses.aitd + self.losses.gitd > 0
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a teacher is kept at all: for targets, or for attention."""
+        """Whether a teacher is needed, either for targets or for attention."""
         return self.distils or self.masking.choice.needs_attention

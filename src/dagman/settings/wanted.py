@@ -1,12 +1,12 @@
-"""What a value should have been, from pydantic's error of it, in the words of the rest: "a whole number", "1 or more"."""
+"""Describe the expected value of a setting, from pydantic's error, in plain words such as "a whole number" or "1 or more"."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text", "finite": "a finite number"}
-"""By the first word of the error's type."""
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a string", "finite": "a finite number"}
+"""Descriptions by the first word of the error's type."""
 _BOUNDS = {
     "greater_than_equal": "{:g} or more",
     "greater_than": "above {:g}",
@@ -16,7 +16,7 @@ _BOUNDS = {
 
 
 def state_wanted(part: Mapping[str, Any]) -> str:
-    """What should stand in place of a value; `part` is one of `ValidationError.errors()`.
+    """Describe the value that was expected; `part` is one of `ValidationError.errors()`.
 
     >>> state_wanted({"type": "int_parsing", "msg": "Input should be a valid integer, unable to parse string as an integer"})
     'a whole number'

@@ -288,7 +288,10 @@ def _list_decathlon(about: Mapping[str, Any], path: Path) -> tuple[list[tuple[Pa
     """List (image, label, split) of each training case, and of validation and test cases that have a label."""
     pairs, unlabelled = [], 0
     for part, name in (("training", "train"), ("validation", "val"), ("test", "test")):
-        for entry in about.get(part) or []:
+        entries = about.get(part) or []
+        if not isinstance(entries, list):
+            raise TableError(f"'{part}' is not a list", where=path, do='Write [{"image": ..., "label": ...}, ...]')
+        for entry in entries:
             if isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("image", "label")):
                 pairs.append((_find_image(path.parent / entry["image"]), path.parent / entry["label"], name))
             elif part == "training":

@@ -1,6 +1,6 @@
-"""Small inputs for tests of code that uses dagman: a body in HU, NIfTI and DICOM files, a tiny encoder, settings of a short run.
+"""Small inputs for testing code that uses dagman: a body in HU, NIfTI and DICOM files, a tiny encoder, settings of a short run.
 
-Needs no test framework. What is made depends on the arguments alone, so that numbers in a test stay the same.
+Requires no test framework. Everything depends only on the arguments, so that numbers in tests stay the same.
 """
 
 from dagman.testing.bodies import make_body, write_nifti

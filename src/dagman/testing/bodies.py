@@ -1,4 +1,4 @@
-"""A simple body in air, and arrays as NIfTI files."""
+"""Make a simple body in air, and write arrays as NIfTI files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dagman.randomness import generator
 
 
 def make_body(shape: tuple[int, int, int] = (44, 40, 36), seed: int = 0) -> np.ndarray:
-    """Make a body with fat, two lungs and noise in air: int16 HU X Y Z.
+    """Make a body with fat, two lungs and noise, surrounded by air, as int16 HU of shape X Y Z.
 
-    The body is as wide as the array, whatever the spacing; 40 voxels at 5 mm are about a chest.
+    The body fills the array at any spacing; 40 voxels at 5 mm are about the size of a chest.
     """
     x, y, z = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
     hu = np.full(shape, -1000.0)
@@ -26,12 +26,12 @@ def make_body(shape: tuple[int, int, int] = (44, 40, 36), seed: int = 0) -> np.n
 
 
 def write_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray | float = 5.0) -> Path:
-    """Write an array X Y Z as NIfTI, folders included; returns the path.
+    """Write an array of shape X Y Z as NIfTI, creating missing folders; returns the path.
 
     Args:
-        path: A file that ends in .nii or .nii.gz.
+        path: File name ending in .nii or .nii.gz.
         voxels: HU, or the values of a mask.
-        affine: 4 4 to RAS millimetres, or the spacing in mm of an RAS+ grid whose first voxel is at 0 0 0.
+        affine: 4 x 4 matrix from voxels to RAS in mm, or the spacing in mm of an RAS+ grid whose first voxel is at 0 0 0.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     matrix = np.diag([affine, affine, affine, 1.0]) if isinstance(affine, float | int) else affine

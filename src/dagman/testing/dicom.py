@@ -1,4 +1,4 @@
-"""A CT series as DICOM files, one file a slice."""
+"""Write a CT series as DICOM files, one per slice."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def write_dicom_series(
     slices: Iterable[int] | None = None,
     **tags: Any,
 ) -> list[Path]:
-    """Write a CT as one DICOM file a slice along the third axis; returns the paths.
+    """Write a CT as DICOM files, one per slice along the third axis; returns the paths.
 
-    The names of the files are not in the order of the slices, as in exports. A folder that holds files already gets more of them.
+    The order of the file names differs from that of the slices, as in real exports. Existing files in the folder are kept.
 
     Args:
-        folder: Made if it is missing.
-        voxels: HU from -1024 on, X Y Z.
-        matrix: 4 4, from voxels to RAS millimetres; the third column must be the slices' normal.
-        suffix: End of each file's name; may be empty.
-        slices: The slices to write. Default: all.
-        tags: Values by DICOM keyword, put into every slice in place of the defaults (a chest CT of patient MRN-4711).
+        folder: Output folder, created if it is missing.
+        voxels: HU of -1024 or more, of shape X Y Z.
+        matrix: 4 x 4 matrix from voxels to RAS in mm; the third column must be perpendicular to the slices.
+        suffix: Suffix of the file names; may be empty.
+        slices: Indices of the slices to write. Default: all.
+        tags: Values by DICOM keyword, which override the defaults (a chest CT of patient MRN-4711) in every slice.
     """
     from pydicom.uid import generate_uid
 
@@ -53,7 +53,7 @@ def write_dicom_series(
 
 
 def _build_slice(pixels: np.ndarray, series: str) -> Any:
-    """A CT slice with an intercept of -1024, pixels X Y in HU."""
+    """Build a CT slice with a rescale intercept of -1024 from pixels in HU, of shape X Y."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 

@@ -1,4 +1,4 @@
-"""An encoder folder with fresh weights that is made and run in well under a second, and settings of a run as small."""
+"""Write a tiny, randomly initialised encoder that takes well under a second to make and run; settings of an equally small run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dagman.method.networks import Network, ProjectorShape, SemanticShape
 from dagman.model import SwinShape
 
 TINY_SHAPE = SwinShape(embed=8, depths=(1, 1, 1, 1), heads=(1, 2, 2, 4))
-"""One block a stage; feature maps of 16, 32, 64 and 128 channels."""
+"""One block per stage; feature maps of 16, 32, 64 and 128 channels."""
 
 TINY_SETTINGS = (
     "view.side=32",
@@ -31,16 +31,16 @@ TINY_SETTINGS = (
     "train.device=cpu",
     "train.workers=0",
 )
-"""`assignments` of `dagman.pretrain` (`--set` of the command) for a run of six steps that takes about a second."""
+"""`assignments` for `dagman.pretrain` (`--set` on the command line): a run of six steps that takes about a second."""
 
 
 def make_tiny_config(*, spacing: float = 4.0, semantic: bool = True, **changes: Any) -> EncoderConfig:
-    """Describe an encoder of `TINY_SHAPE` for CT at `spacing` mm in views of 32 voxels.
+    """Describe an encoder of `TINY_SHAPE` for CT in views of 32^3 voxels.
 
     Args:
         spacing: Voxel size in mm.
-        semantic: Whether it has semantic attention, which gives attention maps.
-        changes: Other fields of the configuration, in place of their defaults here.
+        semantic: Whether it has semantic attention, which provides attention maps.
+        changes: Other fields of the configuration, which override the defaults here.
     """
     fields: dict[str, Any] = {
         "shape": TINY_SHAPE,
@@ -57,12 +57,12 @@ def make_tiny_config(*, spacing: float = 4.0, semantic: bool = True, **changes: 
 
 
 def write_tiny_encoder(folder: Path, config: EncoderConfig | None = None, *, seed: int = 0) -> Path:
-    """Write an encoder folder with fresh weights, which `dagman.load` and every command take; returns the folder.
+    """Write a randomly initialised encoder folder, which `dagman.load` and all commands accept; returns the folder.
 
     Args:
-        folder: Made if it is missing.
-        config: From `make_tiny_config`. Default: CT at 4 mm.
-        seed: Of the weights. torch's global generator is left as it was.
+        folder: Output folder, created if it is missing.
+        config: Configuration from `make_tiny_config`. Default: CT at 4 mm.
+        seed: Seed of the weights; torch's global generator is not affected.
     """
     config = config or make_tiny_config()
     with torch.random.fork_rng(devices=[]):

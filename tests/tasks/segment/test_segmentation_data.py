@@ -153,6 +153,8 @@ def test_structures_that_cannot_be_meant_are_refused(text, message):
         ({"labels": {"background": 0, "whole": [1, 2]}}, r"label 'whole' is \[1, 2\], not one value"),
         ({"labels": []}, "has no 'labels'"),
         ({"training": []}, "lists no training cases"),
+        ({"training": 32}, "'training' is not a list"),
+        ({"test": {"image": "x.nii.gz"}}, "'test' is not a list"),
         ({"training": [{"image": "x.nii.gz"}]}, "lacks image or label"),
         ({"training": [{"image": "x.nii.gz", "label": 1}]}, "lacks image or label"),
     ],

@@ -43,7 +43,7 @@ def run_classification(
     context: typer.Context,
     models_and_table: ModelsAndTable,
     out: Out,
-    label: Annotated[str | None, typer.Option(help="Column with the label (two or more classes).", show_default="required")] = None,
+    label: Annotated[str, typer.Option(help="Column with the label (two or more classes).")],
     method: Annotated[str, typer.Option(help="One or more of linear, knn, finetune, comma-separated.")] = "linear,knn",
     folds: Folds = 5,
     repeats: Repeats = None,
@@ -77,14 +77,11 @@ def run_classification(
     """
     from dagman.cli.tasks.printing import run_task
     from dagman.cli.tasks.task_options import parse_models, read_items, split_counts, split_names, split_shares
-    from dagman.errors import TaskError
     from dagman.store.crops import CropSpec
     from dagman.tasks.classify.classification import ClassificationSettings, classify_items
     from dagman.tasks.finetuning import choose_finetuning
 
     specs, table = parse_models(context, models_and_table, weights=weights)
-    if label is None:
-        raise TaskError("classify needs a label", do="Give --label COL")
     settings = ClassificationSettings(
         methods=split_names(method),
         folds=folds,

@@ -43,7 +43,7 @@ def run_regression(
     context: typer.Context,
     models_and_table: ModelsAndTable,
     out: Out,
-    label: Annotated[str | None, typer.Option(help="Column with the number.", show_default="required")] = None,
+    label: Annotated[str, typer.Option(help="Column with the number.")],
     method: Annotated[str, typer.Option(help="One or both of ridge, finetune, comma-separated.")] = "ridge",
     folds: Folds = 5,
     repeats: Repeats = None,
@@ -77,14 +77,11 @@ def run_regression(
     """
     from dagman.cli.tasks.printing import run_task
     from dagman.cli.tasks.task_options import parse_models, read_items, split_counts, split_names, split_shares
-    from dagman.errors import TaskError
     from dagman.store.crops import CropSpec
     from dagman.tasks.finetuning import choose_finetuning
     from dagman.tasks.regress.regression import RegressionSettings, regress_items
 
     specs, table = parse_models(context, models_and_table, weights=weights)
-    if label is None:
-        raise TaskError("regress needs a label", do="Give --label COL, a column of numbers")
     settings = RegressionSettings(
         label=label,
         methods=split_names(method),
