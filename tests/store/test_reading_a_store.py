@@ -159,6 +159,21 @@ def test_every_kind_of_damage_is_found(store):
         Store(store.path).read(store.rows[2].id)
 
 
+def test_a_file_that_is_shortened_after_it_was_opened_is_named_and_does_not_kill_the_process(store):
+    row = store.rows[0]
+    path = locate_scan(store.path, row.id)
+    before = store.read(row.id).voxels
+    with path.open("r+b") as file:
+        file.truncate(row.size // 4)
+    with pytest.raises(StoreError, match=r"is damaged"):
+        store.read(row.id)
+    with path.open("r+b") as file:
+        file.truncate(0)
+    with pytest.raises(StoreError, match=r"is damaged"):
+        store.read(row.id)
+    assert before.shape == row.shape
+
+
 def test_a_damaged_manifest_is_named_and_made_again_from_the_journal(store, cohort):
     rows = store.rows
     manifest = store.path / "manifest.parquet"

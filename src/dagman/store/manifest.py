@@ -275,9 +275,11 @@ class Store:
         return voxels
 
     def _open(self, scan_id: str) -> blosc2.NDArray:
+        row = self.row(scan_id)
         handle = self._handles.pop(scan_id, None)
-        if handle is None:
-            row = self.row(scan_id)
+        if handle is not None:
+            self._check_length(row)
+        else:
             self._check(row)
             handle = open_voxels(locate_scan(self.path, scan_id))
             if handle.shape != row.shape:
@@ -286,6 +288,17 @@ class Store:
                 del self._handles[next(iter(self._handles))]
         self._handles[scan_id] = handle
         return handle
+
+    def _check_length(self, row: ManifestRow) -> None:
+        """Check that a mapped file was not shortened: reading past its end would kill the process (SIGBUS), without an exception."""
+        path = locate_scan(self.path, row.id)
+        try:
+            length = path.stat().st_size
+        except OSError:
+            # The pages of a deleted file remain readable as long as it is mapped.
+            return
+        if length != row.size:
+            raise damaged_file(path)
 
     def _check(self, row: ManifestRow) -> None:
         """Compare a scan's file with its checksum, since decompression detects only one flipped bit in five.
