@@ -290,7 +290,7 @@ class Store:
         return handle
 
     def _check_length(self, row: ManifestRow) -> None:
-        """Check that a mapped file was not shortened: reading past its end would kill the process (SIGBUS), without an exception."""
+        """Check that a mapped file was not shortened: reading past its end would kill the process with SIGBUS, not an exception."""
         path = locate_scan(self.path, row.id)
         try:
             length = path.stat().st_size
