@@ -1,1 +1,1 @@
-"""What users keep: an encoder, its features, embeddings and attention maps."""
+"""Encoders in use: loading, features, embeddings and attention maps."""

@@ -1,7 +1,7 @@
-"""What the [CLS] token attends to all over a scan, as maps that lie on the scan.
+"""Maps of the [CLS] token's attention over whole scans.
 
-Attention is a share of one view, so each tile's is multiplied by its number of keys before tiles are blended: 1 means "as much
-as if all were attended alike" everywhere, whatever tile a place was in. It cannot say that one tile as a whole matters more.
+Attention weights sum to 1 within each view, so those of a tile are multiplied by its number of keys before tiles are blended. Then
+1 means uniform attention in every tile; the maps cannot show that one tile as a whole is more important than another.
 """
 
 from __future__ import annotations
@@ -28,14 +28,19 @@ from dagman.scans.scan import Scan
 from dagman.store.preparation import PreparedScan, restore_to_scan_grid
 
 STEP = 2.0**-14
-"""Maps are rounded to this when written: far below any difference seen, and the files shrink to a quarter."""
+"""Maps are rounded to multiples of this when written: far below visible differences, and files shrink to a quarter."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Attention:
-    """Attention relative to uniform, on the units of a prepared scan: `heads` H x y z, each unit `stride` voxels wide.
+    """Attention relative to uniform, on the units of a prepared scan.
 
-    `prepared` is the scan as the encoder saw it, `tiling` how it was padded; `origin` says in words whose attention it is.
+    Attributes:
+        heads: A map for each head, H x y z.
+        stride: Voxels of the prepared scan per unit, along each axis.
+        prepared: The scan as the encoder received it.
+        tiling: How the scan was padded and tiled.
+        origin: Description of the encoder.
     """
 
     heads: Float[Tensor, "H x y z"]
@@ -46,33 +51,37 @@ class Attention:
 
     @cached_property
     def mean(self) -> NDArray[np.float32]:
-        """The average over heads, on the prepared grid: X Y Z, linear between the middles of units."""
+        """The mean over heads on the grid of the prepared scan (X Y Z), interpolated linearly between the centres of units."""
         return self._spread(self.heads.mean(dim=0))
 
     def head(self, number: int) -> NDArray[np.float32]:
-        """The map of one head, counted from 1, on the prepared grid."""
+        """Return the map of one head, counted from 1, on the grid of the prepared scan (X Y Z)."""
         if not 1 <= number <= len(self.heads):
             raise EncoderError(f"there is no head {number}", do=f"Choose 1 to {len(self.heads)}")
         return self._spread(self.heads[number - 1])
 
     def restore(self, values: NDArray[np.float32], scan: Scan) -> NDArray[np.float32]:
-        """A map of the prepared grid on the grid of the scan it came from; 0 where the encoder did not look (air cut off)."""
+        """Resample a map from the prepared grid to the grid of the original scan; 0 in regions that were cropped away."""
         restored: NDArray[np.float32] = restore_to_scan_grid(values, self.prepared, scan)
         return restored
 
     def _spread(self, units: Float[Tensor, "x y z"]) -> NDArray[np.float32]:
-        # Corners stay, edges are continued: as Affine.rescale places cells.
+        # Corners are aligned and edges extrapolated, consistent with how Affine.rescale places cells.
         voxels = torch.nn.functional.interpolate(units[None, None], scale_factor=self.stride, mode="trilinear", align_corners=False)
         return np.ascontiguousarray(voxels[0, 0].numpy()[self.tiling.scan_box])
 
 
 def attend_scan(encoder: Encoder, scan: ScanLike) -> Attention:
-    """See `Encoder.attention`; raises EncoderError when the encoder has no semantic attention."""
+    """Compute the attention over a scan; see `Encoder.attention`.
+
+    Raises:
+        EncoderError: The encoder has no semantic attention.
+    """
     prepared = encoder.prepare(scan)
 
     def attend(tiles: Float[Tensor, "B 1 S S S"]) -> list[Float[Tensor, "B H x y z"]]:
         heads = encoder.attend(tiles, modality=prepared.modality)
-        # The softmax runs over all units and the [CLS] token itself.
+        # The softmax is over all units and the [CLS] token itself.
         return [heads * (heads[0, 0].numel() + 1)]
 
     tiling = plan_tiles(prepared.shape, encoder.config.view)
@@ -83,9 +92,10 @@ def attend_scan(encoder: Encoder, scan: ScanLike) -> Attention:
 
 
 def write_attention(attention: Attention, scan: Scan, folder: str | Path) -> list[Path]:
-    """Write `attention_mean.nii.gz` and `attention_head_1.nii.gz`, ... : float32 on the scan's own grid and affine.
+    """Write `attention_mean.nii.gz` and `attention_head_1.nii.gz`, ..., and return their paths.
 
-    Values are relative to uniform (1 = as if all units were attended alike); 0 where the encoder did not look.
+    Files are float32 on the grid of the original scan. Values are relative to uniform attention (1); 0 in regions that were cropped
+    away.
     """
     folder = Path(folder)
     paths = [folder / "attention_mean.nii.gz"]
@@ -99,10 +109,18 @@ def write_attention(attention: Attention, scan: Scan, folder: str | Path) -> lis
 def write_attention_dicom(
     attention: Attention, scan: Scan, files: Sequence[Path], path: str | Path, *, identified: bool = False
 ) -> None:
-    """Write the mean over heads as a DICOM Parametric Map on the slices of its series; 1 is the middle of its window.
+    """Write the mean over heads as a DICOM Parametric Map on the slices of the scan's series, with a window centred at 1.
 
-    files: of the series. identified: see `scans.dicom.derived.sources.write_derived`. Raises MissingExtraError without highdicom,
-    ScanError where the series cannot be referred to, or where its slices had to be resampled.
+    Args:
+        attention: The attention.
+        scan: The scan.
+        files: Files of its series.
+        path: File to write.
+        identified: See `scans.dicom.derived.sources.write_derived`.
+
+    Raises:
+        MissingExtraError: highdicom is not installed.
+        ScanError: The series cannot be referenced, or its slices had to be resampled.
     """
     restored = attention.restore(attention.mean, scan)
     inside = restored[restored > 0]

@@ -1,7 +1,7 @@
-"""One vector of a scan, of a structure in it, or of the surroundings of a point.
+"""Compute feature vectors of scans, of structures in them, and of the surroundings of points.
 
-A whole scan is read in tiles at the encoder's own spacing. A structure or a point is read in one crop around it at a spacing
-that suits its size, and pooled inside it.
+A whole scan is processed at the encoder's own spacing. For a structure or a point, a crop around it is resampled to a spacing that
+suits its size, and features are pooled inside the structure.
 """
 
 from __future__ import annotations
@@ -32,13 +32,22 @@ from dagman.tables.items import Item, align_mask, read_mask, refuse_fractions, s
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Embedding:
-    """Features: `values` N x C, a row for the scan or structure, or one a point; `columns` names the C."""
+    """Feature vectors.
+
+    Attributes:
+        values: N x C, with one row for the scan or structure, or one row per point.
+        columns: Names of the C features.
+    """
 
     values: NDArray[np.float32] = field(repr=False)
     columns: tuple[str, ...] = field(repr=False)
 
     def column(self, name: str) -> NDArray[np.float32]:
-        """One feature of every row, such as "x1_mean_000"; raises KeyError naming the nearest."""
+        """Return one feature of all rows, such as "x1_mean_000".
+
+        Raises:
+            KeyError: There is no such feature; the message suggests the most similar name.
+        """
         if name not in self.columns:
             raise KeyError(f"no feature {name!r}. {suggest_name(name, self.columns)}")
         return self.values[:, self.columns.index(name)]
@@ -49,9 +58,12 @@ class Embedding:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureMaps:
-    """Dense features of a whole scan: for each stage a map C x y z, and the affine of its cells (the scan's RAS mm).
+    """Dense features of a whole scan. Cells at the border extend into the padding, by up to one stride of the stage.
 
-    Cells at the border reach into the padding, up to a stage's stride beyond the prepared scan.
+    Attributes:
+        maps: A map C x y z for each stage.
+        affines: Affine of each map, from cells to RAS mm of the scan.
+        stages: The stages.
     """
 
     maps: tuple[Float[Tensor, "C x y z"], ...]
@@ -68,7 +80,7 @@ def embed_scan(
     pooling: Pooling | None = None,
     crop: CropSpec = FROM_SIZE,
 ) -> Embedding:
-    """Features of a scan, of a structure in it, or around points: what `Encoder.embed` gives, and how it is said there."""
+    """Compute the features of a scan, of a structure, or around points; see `Encoder.embed`."""
     pooling = pooling or Pooling()
     columns = tuple(list_columns(encoder, pooling))
     if mask is not None and points is not None:
@@ -89,25 +101,25 @@ def embed_scan(
 
 
 def list_columns(encoder: Encoder, pooling: Pooling) -> list[str]:
-    """Names of the features that this encoder and pooling give."""
+    """List the names of the features for an encoder and pooling."""
     return name_columns(pooling, encoder.network.encoder.widths)
 
 
 def list_stage_ends(encoder: Encoder, pooling: Pooling | None = None) -> tuple[int, ...]:
-    """How many of the features come from the first stage, from the first two, ...; the last is all of them."""
+    """Count the features from the first stage, from the first two stages, and so on; the last count is the total."""
     pooling = pooling or Pooling()
     counts = [len(pooling.pools) * encoder.network.encoder.widths[stage - 1] for stage in pooling.stages]
     return tuple(itertools.accumulate(counts))
 
 
 def pool_scan(encoder: Encoder, prepared: PreparedScan, pooling: Pooling) -> NDArray[np.float32]:
-    """The vector (C) of a whole prepared scan; what was padded is left out."""
+    """Compute the vector (C) of a whole prepared scan; padding is excluded."""
     tiling = _plan(encoder, prepared)
     return pool_features(_map_prepared(encoder, prepared, tiling, pooling.stages), mark_scan(tiling), pooling)
 
 
 def pool_crops(encoder: Encoder, crops: Sequence[Crop], pooling: Pooling) -> NDArray[np.float32]:
-    """The vectors (N C) of crops, which may differ in side; put through the encoder a few at a time."""
+    """Compute the vectors (N C) of crops, which may have different sides, in batches of `encoder.batch`."""
     vectors = np.empty((len(crops), len(list_columns(encoder, pooling))), dtype=np.float32)
     alike: dict[tuple[int, str], list[int]] = {}
     for index, crop in enumerate(crops):
@@ -117,14 +129,14 @@ def pool_crops(encoder: Encoder, crops: Sequence[Crop], pooling: Pooling) -> NDA
             chosen = indices[first : first + encoder.batch]
             views = torch.from_numpy(np.stack([crops[index].voxels for index in chosen]))[:, None]
             maps = encoder.features(views, modality=crops[chosen[0]].modality, stages=pooling.stages)
-            for place, index in enumerate(chosen):
+            for number, index in enumerate(chosen):
                 inside = torch.from_numpy(crops[index].inside)
-                vectors[index] = pool_features([features[place] for features in maps], inside, pooling)
+                vectors[index] = pool_features([features[number] for features in maps], inside, pooling)
     return vectors
 
 
 def map_scan(encoder: Encoder, scan: ScanLike, stages: Sequence[int] = (1, 2, 3, 4)) -> FeatureMaps:
-    """Dense features of a whole scan at the encoder's spacing."""
+    """Compute dense features of a whole scan at the encoder's spacing."""
     prepared = encoder.prepare(scan)
     tiling = _plan(encoder, prepared)
     padded = prepared.affine.crop([-before for before in tiling.offset])
@@ -153,7 +165,7 @@ def _map_prepared(
 
 
 def _place_mask(mask: str | Path | Scan | NDArray[np.bool_], scan: Scan) -> NDArray[np.bool_]:
-    """A mask on the grid of its scan, whatever it was given as."""
+    """Convert a mask, given as a file, a scan or an array, to a boolean array on the grid of its scan."""
     path = Path(mask) if isinstance(mask, str | Path) else None
     item = Item(index=0, name="mask", scan=scan.source, patient=scan.patient, mask=path)
     if isinstance(mask, np.ndarray):

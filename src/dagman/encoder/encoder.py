@@ -1,4 +1,4 @@
-"""What users keep of a pretraining: weights that take scans as they are and do with them what they were trained with, or refuse."""
+"""The encoder: pretrained weights together with the preprocessing that they were trained with."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Encoder:
-    """An encoder with the preprocessing it was trained with; made by `load_encoder`, in evaluation mode, without gradients.
+    """An encoder with its preprocessing, as returned by `load_encoder`: in evaluation mode, without gradients.
 
     Attributes:
-        network: Holds `encoder` (a backbone) and `semantic_attention` (or None); copy it to train it further.
-        config: Its sizes and preprocessing.
-        device: What `features` computes on, such as "cpu" or "cuda:0".
+        network: The modules `encoder` (a backbone) and `semantic_attention` (or None); copy it to train it further.
+        config: Sizes and preprocessing.
+        device: Device that `features` computes on, such as "cpu" or "cuda:0".
         precision: "fp32" or "bf16" (autocast).
-        source: Where it was loaded from.
-        imported: What became of each weight of a file that others wrote; None for dagman's own.
+        source: Path or name that it was loaded from.
+        imported: How the weights of another program were mapped; None for encoders written by dagman.
     """
 
     network: Network = field(repr=False)
@@ -58,14 +58,14 @@ class Encoder:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the weights and of all that decides what features come out; equal digests give equal features."""
+        """Hash of the weights and of all settings that affect features; equal digests mean equal features."""
         c = self.config
         parts = [f"{c.shape}{c.semantic}{c.spacing}{c.low}{c.high}{c.view}{c.crop_body}"]
         parts += [f"{name}:{hash_array(value.cpu().numpy())}" for name, value in sorted(self.network.state_dict().items())]
         return hash_bytes("|".join(parts).encode())
 
     def describe(self) -> str:
-        """Size, method and training in words."""
+        """Describe size, method and training in words."""
         c = self.config
         trained = f"{c.method} weights"
         if c.step:
@@ -75,31 +75,40 @@ class Encoder:
         return f"{c.size} encoder, {trained}"
 
     def save(self, folder: str | Path) -> None:
-        """Write an encoder folder, whatever the backbone; `load_encoder` reads it."""
+        """Write an encoder folder, which `load_encoder` reads."""
         write_encoder(folder, self.config, self.network.state_dict())
 
     @property
     def preparation(self) -> Preparation:
-        """How scans are prepared for it."""
+        """How scans are prepared for this encoder."""
         return self.reader.preparation
 
     @property
     def batch(self) -> int:
-        """Views put through at once: one on the CPU, where more gain nothing and would change the last bit."""
+        """Batch size: 1 on the CPU, where larger batches are not faster and would change the last bit."""
         return 1 if self.device == "cpu" else 8
 
     @torch.inference_mode()
     def features(
         self, x: Num[Tensor, "B 1 X Y Z"] | ScanLike, *, modality: Modality = "CT", stages: Sequence[int] = (1, 2, 3, 4)
     ) -> list[Float[Tensor, "B C x y z"]]:
-        """Feature maps [x1..x4] (or of the `stages` asked for), float32, of views in HU at the encoder's spacing, RAS+.
+        """Compute feature maps in float32.
 
-        Of a scan (a path, a Scan, ...) in place of views: the maps of the whole scan as it is prepared, B = 1; where each cell lies
-        is in `dagman.encoder.embedding.map_scan`.
+        Sides that are not multiples of 32 are padded. A ViT interpolates its position embeddings for views whose side differs from
+        that of training (see `describe_positions`).
 
-        x: int16 or float; stored values for MR. The intensity range is applied inside; sides that are no multiple of 32 are padded.
-        A ViT interpolates its positions to views of other sides than it was trained on (`describe_positions`).
-        Raises EncoderError for another shape, or values that are not finite.
+        Args:
+            x: Views (int16 or float) in HU, or in stored values for MR, at the encoder's spacing in RAS+ order; the intensity
+                window is applied inside. Or a scan (a path, a Scan, ...), which is prepared and processed as a whole (B = 1);
+                `dagman.encoder.embedding.map_scan` also returns the positions of the cells.
+            modality: Modality of the views.
+            stages: Stages to return, from 1 to 4.
+
+        Returns:
+            The maps x1 to x4, or those of `stages`.
+
+        Raises:
+            EncoderError: The shape is wrong, or there are values that are not finite.
         """
         if not isinstance(x, Tensor):
             from dagman.encoder.embedding import map_scan
@@ -112,9 +121,14 @@ class Encoder:
 
     @torch.inference_mode()
     def attend(self, x: Num[Tensor, "B 1 X Y Z"], *, modality: Modality = "CT") -> Float[Tensor, "B H x y z"]:
-        """The [CLS] token's attention (Eq. 1) of each head to the units of views as `features` takes them; rows sum to at most 1.
+        """Compute the attention of the [CLS] token to the units of views, for each head (Eq. 1); each map sums to at most 1.
 
-        Raises EncoderError when the encoder has no semantic attention.
+        Args:
+            x: Views, as for `features`.
+            modality: Modality of the views.
+
+        Raises:
+            EncoderError: The encoder has no semantic attention.
         """
         semantic, shape = self.network.semantic_attention, self.config.semantic
         if shape is None:
@@ -129,9 +143,10 @@ class Encoder:
         return semantic.attend(units).unflatten(2, units.shape[2:])
 
     def describe_positions(self, side: int | None = None) -> str:
-        """Why features depend on the side of a view, in words; empty for a backbone without positions, and at the side trained on.
+        """Explain that position embeddings are interpolated; empty if the backbone has none, or at the side of training.
 
-        side: of the views in voxels; None for views of various sides.
+        Args:
+            side: Side of the views in voxels; None for various sides.
         """
         learned = self.network.encoder.view
         if not learned or side == learned:
@@ -140,24 +155,26 @@ class Encoder:
         return f"its positions were learned for views of {learned}^3 voxels, and are interpolated for {others}"
 
     def pad_value(self, modality: Modality) -> int:
-        """What lies outside a scan, as in training: air, or the lowest of the range."""
+        """Return the value used for padding in training: air in CT, and the lowest value of the range in MR."""
         return SCALED_RANGE[0] if modality == "MR" else AIR
 
     @cached_property
     def reader(self) -> ScanReader:
-        """What reads and prepares scans for it."""
+        """The reader that loads and prepares scans for this encoder."""
         preparation = Preparation(spacing=self.config.spacing, crop_body=self.config.crop_body)
         return ScanReader(preparation=preparation, modalities=self.config.modalities)
 
     def read(self, scan: ScanLike) -> Scan:
-        """The scan as read, in its own grid, judged fit for this encoder (a stored one: as prepared).
+        """Read a scan on its own grid (stored scans: as prepared) and check that this encoder can use it.
 
-        Raises ScanError when it cannot be used, EncoderError when the encoder was not trained on such scans.
+        Raises:
+            ScanError: The scan cannot be used.
+            EncoderError: The encoder was not trained on such scans.
         """
         return self.reader.read(scan)
 
     def prepare(self, scan: ScanLike) -> PreparedScan:
-        """A scan as this encoder was trained on: upright, at its spacing, cropped to the body, int16. Raises as `read`."""
+        """Prepare a scan as in training: in RAS+ order, resampled, cropped to the body, int16. Raises the errors of `read`."""
         return self.reader.prepare(scan)
 
     @overload
@@ -204,14 +221,23 @@ class Encoder:
         crop_mm: float | None = None,
         crop_spacing: float | None = None,
     ) -> Embedding | pd.DataFrame:
-        """Feature vectors: of the whole scan; of the structure in a `mask`; or of the surroundings of each of N `points`.
+        """Compute feature vectors of the whole scan, of the structure in a `mask`, or of the surroundings of N `points`.
 
-        scan: one; or a list of paths, or a data frame with the column `scan`, for a data frame of features (see `embed_frame`).
-        mask: a file or scan on the scan's grid, or a bool array of its shape; True inside. points: N x 3, RAS mm.
-        label_map: a file, a Scan or an array of labels on the scan's grid, for a data frame with a row a label, its size and its
-        features; of a data frame, its column of such files. labels: names by value, or a CSV with id and name.
-        crop_mm, crop_spacing: side (mm) and voxel size (mm) of the crop around a structure or point; None: from its size.
-        Raises ScanError for a scan that cannot be used, a mask on another grid, an empty mask, or a point outside.
+        Args:
+            scan: A scan. With a list of paths or a data frame with the column `scan`, a data frame of features is returned (see
+                `embed_frame`).
+            mask: A file or scan on the scan's grid, or a boolean array of its shape; True inside.
+            points: N x 3 in RAS mm.
+            label_map: A file, a Scan or an array of labels on the scan's grid, or the name of a data frame's column of such files;
+                a data frame with one row per label is returned, with its size and its features.
+            labels: Names of labels by value, or a CSV with the columns id and name.
+            pooling: Stages and statistics.
+            crop_mm: Side of the crop around a structure or point in mm; None to choose it by the size of the structure.
+            crop_spacing: Voxel size of the crop in mm; None to choose it by the size of the structure.
+
+        Raises:
+            ScanError: The scan cannot be used, the mask is on another grid or empty, or a point is outside.
+            EncoderError: The arguments cannot be combined, or the encoder was not trained on such scans.
         """
         from dagman.encoder.embedding import embed_scan
 
@@ -241,23 +267,32 @@ class Encoder:
         stages: Sequence[int] = (1, 2, 3, 4),
         dtype: Literal["float32", "float16"] = "float32",
     ) -> DenseStore:
-        """Token grids of whole scans in the folder `out`, which opens by region; repeated, it goes on (`dagman embed --dense`).
+        """Write token grids of whole scans to a folder, from which regions can be read (`dagman embed --dense`).
 
-        scans: paths, a store, or a data frame with the column `scan` (and `patient`). What cannot be used is in `out/rejected.csv`.
-        Raises TaskError when nothing can be used, StoreError when `out` holds something else.
+        An interrupted call can be repeated to continue. Scans that cannot be used are listed in `out/rejected.csv`.
+
+        Args:
+            scans: Paths, a store, or a data frame with the column `scan` (and `patient`).
+            out: The folder.
+            stages: Stages to write, from 1 to 4.
+            dtype: Type of the numbers; float16 halves the size.
+
+        Raises:
+            TaskError: No scan can be used.
+            StoreError: `out` contains something else.
         """
         from dagman.encoder.inputs.dense_folders import fill_dense_folder
 
         return fill_dense_folder(self, scans, out, stages, dtype)
 
     def attention(self, scan: ScanLike) -> Attention:
-        """What the [CLS] token attends to all over a scan, of each head and on average; see `Attention`."""
+        """Compute the attention of the [CLS] token over a whole scan, for each head and on average; see `Attention`."""
         from dagman.encoder.attention import attend_scan
 
         return attend_scan(self, scan)
 
     def _scale(self, x: Num[Tensor, "B 1 X Y Z"], modality: Modality) -> Float[Tensor, "B 1 X Y Z"]:
-        """Views with intensities in [0, 1], on the device; raises as `features`."""
+        """Scale views to intensities in [0, 1] on the device; raises the errors of `features`."""
         if x.ndim != 5 or x.shape[1] != 1:
             raise EncoderError(f"a view is B 1 X Y Z, not {' x '.join(map(str, x.shape))}", do="Give x[None, None] for one volume")
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
@@ -267,5 +302,5 @@ class Encoder:
 
 
 def _is_several(scan: object) -> TypeGuard[list[str] | list[Path] | pd.DataFrame]:
-    # By its name, so that pandas is loaded by those alone who use it.
+    # Compared by name, so that pandas is not imported unless the user has imported it.
     return isinstance(scan, list) or type(scan).__name__ == "DataFrame"

@@ -1,4 +1,4 @@
-"""Vectors kept by the content they come from, so that folds, repeats, tasks and repeated commands compute each only once."""
+"""Cache of feature vectors by content, so that folds, repeats, tasks and repeated commands compute each vector only once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from dagman.store.preparation import PreparedScan
 
 
 class FeatureCache:
-    """A folder of vectors, `ab/<key>.npy`; it may be deleted at any time, and shared by encoders and tasks."""
+    """A folder of vectors, `ab/<key>.npy`. It may be shared by encoders and tasks, and deleted at any time."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     def get(self, key: str) -> NDArray[np.float32] | None:
-        """The vector of a key; None if it is absent or cannot be read."""
+        """Return the vector of a key; None if it is missing or cannot be read."""
         try:
             vector: NDArray[np.float32] = np.load(self._locate(key), allow_pickle=False)
         except (FileNotFoundError, ValueError, EOFError):
@@ -30,7 +30,7 @@ class FeatureCache:
         return vector
 
     def put(self, key: str, vector: NDArray[np.float32]) -> None:
-        """Keep a vector."""
+        """Store a vector."""
         with write_whole(self._locate(key)) as temporary:
             np.save(temporary, vector, allow_pickle=False)
 
@@ -39,7 +39,7 @@ class FeatureCache:
 
 
 def name_input(encoder: Encoder, given: Crop | PreparedScan, pooling: Pooling) -> str:
-    """A key of all that decides a vector: the voxels the encoder is given, where they are pooled, the weights, what is read."""
+    """Compute a key from everything that determines a vector: input voxels, mask, weights, precision and pooling."""
     voxels = hash_array(given.voxels)
     inside = hash_array(given.inside) if isinstance(given, Crop) else "scan in one pass"
     return hash_bytes(f"1|{encoder.digest}|{encoder.precision}|{given.modality}|{voxels}|{inside}|{pooling}".encode())

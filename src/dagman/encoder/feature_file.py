@@ -1,4 +1,4 @@
-"""Features on disk: Parquet, a row an item or label, with how they came to be in the file's metadata. Its one writer and reader."""
+"""Write and read feature files: Parquet with one row per item or label, and the provenance in the file's metadata."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from dagman.store.crops import CropSpec
 
 FORMAT = 1
 ROWS_AT_ONCE = 64
-"""Rows of a row group: what is held in memory while a cohort is written."""
+"""Rows per row group; this is the number of rows in memory while a cohort is written."""
 _KEY = b"dagman"
 
 
 @dataclass(frozen=True)
 class _Field:
-    """A column beside the features: its name, its type, and what it holds of a row."""
+    """A column other than the features: its name, its type, and a function that reads its value from a row."""
 
     name: str
     kind: pa.DataType
@@ -58,7 +58,14 @@ _SEEN = "seen_in_pretraining"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureFile:
-    """What a feature file holds: `values` N x C with their `columns`, the `items` columns by name, and the `provenance`."""
+    """Contents of a feature file.
+
+    Attributes:
+        items: Columns that describe the rows, by name.
+        values: Features, N x C.
+        columns: Names of the C features.
+        provenance: Version of dagman, encoder and settings.
+    """
 
     items: dict[str, list[Any]] = field(repr=False)
     values: NDArray[np.float32] = field(repr=False)
@@ -76,13 +83,22 @@ def write_features(
     *,
     by_label: bool = False,
 ) -> int:
-    """Write rows as they come, and return how many; what was refused is appended to `refused`.
+    """Write rows as they arrive, and return their number.
 
-    by_label: they are those of `stream_labels`, and their names and sizes are written, too.
+    The provenance (version of dagman, digest and description of the encoder, `settings`) is stored in the schema's metadata. A path
+    ending in .csv is written as CSV, without provenance.
 
-    The provenance (dagman's version, the encoder's digest and configuration, `settings`) lies in the schema's metadata.
-    A path that ends in .csv is written as CSV, which has no place for it.
-    Raises TaskError, and leaves an earlier file as it is, when there is nothing to write.
+    Args:
+        path: File to write.
+        rows: Rows and rejected items.
+        encoder: The encoder.
+        columns: Names of the features.
+        settings: Settings for the provenance.
+        refused: List to which rejected items are appended.
+        by_label: Whether rows are those of `stream_labels`; their names and sizes are then written, too.
+
+    Raises:
+        TaskError: There are no rows; an existing file is not changed.
     """
     from dagman import __version__
 
@@ -95,7 +111,7 @@ def write_features(
     seen = set(encoder.config.scans_seen)
     fields = [*_ITEM_FIELDS, *(_LABEL_FIELDS if by_label else ())]
     fields.append(_Field(_SEEN, pa.bool_(), lambda row: row.content_hash in seen))
-    kinds = [*((one.name, one.kind) for one in fields), *((name, pa.float32()) for name in columns)]
+    kinds = [*((column.name, column.kind) for column in fields), *((name, pa.float32()) for name in columns)]
     schema = pa.schema(kinds, metadata={_KEY: json.dumps(provenance, default=str).encode()})
     count = 0
     is_csv = Path(path).suffix.lower() == ".csv"
@@ -112,12 +128,16 @@ def write_features(
 
 
 def write_refused(path: str | Path, refused: Sequence[tuple[str, str]]) -> None:
-    """Write (source, reason) rows as CSV; an earlier file is replaced, also by an empty list."""
+    """Write (source, reason) rows as CSV; an existing file is replaced, even if there are no rows."""
     write_csv(path, ["source", "reason"], refused)
 
 
 def read_features(path: str | Path) -> FeatureFile:
-    """Read what `write_features` wrote; raises TableError when it is something else."""
+    """Read a file that `write_features` wrote.
+
+    Raises:
+        TableError: The file does not exist, or is not a feature file.
+    """
     try:
         table = pq.read_table(path)
         provenance = json.loads((table.schema.metadata or {})[_KEY])
@@ -133,31 +153,35 @@ def read_features(path: str | Path) -> FeatureFile:
 
 
 def summarise_features(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The provenance of a feature file, and counts of what it holds, without its features; raises as `read_features`."""
+    """Read the provenance of a feature file and count its rows, scans, patients and features, without loading the features.
+
+    Raises:
+        TableError: The file is not a feature file.
+    """
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             provenance = json.loads((file.schema_arrow.metadata or {})[_KEY])
             first = names.index(_SEEN) + 1
-            kept = [name for name in ("patient", "scan", "label_name") if name in names]
-            held = file.read(columns=[*kept, _SEEN])
+            described = [name for name in ("patient", "scan", "label_name") if name in names]
+            table = file.read(columns=[*described, _SEEN])
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise TableError(f"is not a feature file of dagman ({error})", where=path, do="Run dagman embed") from None
     counts = {
-        "rows": held.num_rows,
-        "scans": len(held["scan"].unique()),
-        "patients": len(held["patient"].unique()),
-        "rows_seen_in_pretraining": int(np.sum(held[_SEEN].to_pylist())),
+        "rows": table.num_rows,
+        "scans": len(table["scan"].unique()),
+        "patients": len(table["patient"].unique()),
+        "rows_seen_in_pretraining": int(np.sum(table[_SEEN].to_pylist())),
         "features": len(names) - first,
         "columns": [*names[:first], f"{names[first]} to {names[-1]}"],
     }
-    if "label_name" in kept:
-        counts["labels"] = sorted(str(name) for name in held["label_name"].unique().to_pylist() if name is not None)
+    if "label_name" in described:
+        counts["labels"] = sorted(str(name) for name in table["label_name"].unique().to_pylist() if name is not None)
     return provenance, counts
 
 
 def describe_pooling(pooling: Pooling, crop: CropSpec) -> dict[str, Any]:
-    """Settings for the provenance; None for the crop means: chosen from the structures' sizes."""
+    """Describe pooling and crops for the provenance; None for a crop means that it was chosen by the sizes of structures."""
     return {"stages": list(pooling.stages), "pools": list(pooling.pools), "crop_mm": crop.mm, "crop_spacing_mm": crop.spacing}
 
 
@@ -179,15 +203,15 @@ def _group_rows(rows: Iterable[FeatureRow | RefusedItem], refused: list[RefusedI
 
 
 def _protect_text(table: pa.Table) -> pa.Table:
-    """The table with its text as CSV holds it; see `records.csv_file`."""
-    for place, one in enumerate(table.schema):
-        if one.type == pa.string():
-            texts = [protect_cell(text) for text in table[one.name].to_pylist()]
-            table = table.set_column(place, one.name, pa.array(texts, type=one.type))
+    """Protect text columns against interpretation as formulas in CSV; see `records.csv_file`."""
+    for index, column in enumerate(table.schema):
+        if column.type == pa.string():
+            texts = [protect_cell(text) for text in table[column.name].to_pylist()]
+            table = table.set_column(index, column.name, pa.array(texts, type=column.type))
     return table
 
 
 def _build_table(group: Sequence[FeatureRow], fields: Sequence[_Field], schema: pa.Schema) -> pa.Table:
     values = np.stack([row.values for row in group])
-    arrays = [pa.array([one.read(row) for row in group], type=one.kind) for one in fields]
+    arrays = [pa.array([column.read(row) for row in group], type=column.kind) for column in fields]
     return pa.Table.from_arrays([*arrays, *(pa.array(column) for column in values.T)], schema=schema)

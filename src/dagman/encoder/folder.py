@@ -1,7 +1,7 @@
-"""The encoder folder: weights with the preprocessing they were trained with. Its one writer and reader.
+"""Write and read encoder folders: weights with the preprocessing that they were trained with.
 
-`model.safetensors` holds the `encoder.*` and `semantic_attention.*` of the teacher or of the student;
-`config.json` is an `EncoderConfig`.
+`model.safetensors` contains the weights `encoder.*` and `semantic_attention.*` of the teacher or the student; `config.json` is an
+`EncoderConfig`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,18 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedOn:
-    """One pretraining behind an encoder's weights. `digest` identifies the scans; None and empty where it is not known."""
+    """One of the pretrainings from which an encoder's weights result.
+
+    Attributes:
+        method: Name of the method.
+        steps: Number of optimiser steps.
+        scans: Number of scans.
+        patients: Number of patients; None if unknown.
+        digest: Hash that identifies the scans; empty if unknown.
+        modalities: Modalities of the scans.
+        spacing: Voxel size in mm; 0 if unknown.
+        view: Side of the views in voxels; 0 if unknown.
+    """
 
     method: str
     steps: int
@@ -44,7 +55,7 @@ class PretrainedOn:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> PretrainedOn:
-        """A record as `config.json` holds it."""
+        """Create a record from its values in `config.json`."""
         return cls(**values | {"modalities": tuple(values["modalities"])})
 
     def __str__(self) -> str:
@@ -55,25 +66,28 @@ class PretrainedOn:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """What an encoder needs besides its weights.
+    """Everything that an encoder needs in addition to its weights.
 
     Attributes:
         shape: Sizes of the backbone, in the terms of a Swin encoder.
-        backbone: Its name in `dagman.model.BACKBONES`, with its variant, such as swin or resnet3d:18.
-        semantic: Place and size of the semantic attention, or None.
-        size, method: Names of the presets it was trained with.
-        spacing: Voxel size in mm it was trained at.
+        semantic: Stage and size of the semantic attention; None if there is none.
+        size, method: Names of the presets of the pretraining.
+        spacing: Voxel size of the pretraining in mm.
         low, high: HU that become 0 and 1.
-        view: Side of the views it was trained on, in voxels.
+        view: Side of the views of the pretraining in voxels.
         crop_body: Whether scans were cropped to the body.
-        step: Optimiser steps behind the weights; 0 for a fresh encoder.
+        mask_fill: What replaces masked tokens in training.
+        step: Number of optimiser steps; 0 if the weights are random.
         seed: Seed of the run.
-        modalities: Modalities of the scans seen.
-        scans_seen: Content hashes of the scans seen in pretraining, in all pretrainings behind the weights.
-        cohorts: The pretrainings behind the weights, the first one first; empty where it is not known.
-        weights: Whose they are: the EMA teacher's, or the student's (the only ones where a method has no teacher).
-        first_weights: Share of the teacher's first, random weights that is left in it; 0 for a student, None where it is not known.
-        average_age: Average age in steps of what the weights average; 0 for a student, None where it is not known.
+        modalities: Modalities of the scans.
+        scans_seen: Content hashes of all scans that were used in any pretraining of these weights.
+        orientation: Orientation of the input.
+        axes: Axes of the input.
+        backbone: Name in `dagman.model.BACKBONES`, with a variant if it has any, such as swin or resnet3d:18.
+        weights: Whether they are of the EMA teacher or of the student; methods without a teacher have only a student.
+        first_weights: Fraction of the initial random weights left in the teacher's average; 0 for a student, None if unknown.
+        average_age: Average age, in steps, of the weights in the teacher's average; 0 for a student, None if unknown.
+        cohorts: The pretrainings of these weights, in order; empty if unknown.
     """
 
     shape: SwinShape
@@ -100,32 +114,38 @@ class EncoderConfig:
 
     @property
     def fresh(self) -> bool:
-        """Whether the weights are random; those of MONAI's files are not, though nobody says after how many steps."""
+        """Whether the weights are random; those imported from MONAI are not, although their number of steps is unknown."""
         return not self.step and self.method != "monai"
 
 
-_FIELDS = frozenset(one.name for one in dataclasses.fields(EncoderConfig))
+_FIELDS = frozenset(entry.name for entry in dataclasses.fields(EncoderConfig))
 
 
 def write_encoder(folder: str | Path, config: EncoderConfig, state: dict[str, Tensor]) -> None:
-    """Write an encoder folder whole. `state` holds keys `encoder.*` and `semantic_attention.*`; others are left out."""
+    """Write an encoder folder, which appears only when it is complete.
+
+    Args:
+        folder: Folder to write.
+        config: Configuration of the encoder.
+        state: Weights; only `encoder.*` and `semantic_attention.*` are written.
+    """
     from dagman import __version__
 
-    kept = {
+    weights = {
         k: v.detach().to("cpu", torch.float32).contiguous()
         for k, v in state.items()
         if k.startswith(("encoder.", "semantic_attention."))
     }
     with write_whole(folder) as temporary:
         temporary.mkdir()
-        save_file(kept, temporary / "model.safetensors", metadata={"format": "pt"})
+        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
         checksum = hash_file(temporary / "model.safetensors")
         values = {"format": FORMAT, "dagman": __version__, "checksum": checksum, **dataclasses.asdict(config)}
         (temporary / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def read_config(folder: str | Path) -> EncoderConfig:
-    """The configuration of an encoder folder.
+    """Read the configuration of an encoder folder.
 
     Raises:
         EncoderError: The file is missing, damaged, or of another format version.
@@ -137,7 +157,7 @@ def read_config(folder: str | Path) -> EncoderConfig:
         values.pop("dagman")
         values.pop("checksum", None)
         if values.get("model_type") == "dagman":
-            # Written for transformers, which adds values of its own.
+            # The folder was exported for transformers, whose config.json has further entries.
             values = {key: value for key, value in values.items() if key in _FIELDS}
         if version != FORMAT:
             raise EncoderError(
@@ -148,9 +168,7 @@ def read_config(folder: str | Path) -> EncoderConfig:
         shape: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("shape").items()}
         semantic = values.pop("semantic")
         values |= {k: tuple(values[k]) for k in ("modalities", "scans_seen")}
-        values["cohorts"] = tuple(
-            PretrainedOn(**one | {"modalities": tuple(one["modalities"])}) for one in values.get("cohorts", ())
-        )
+        values["cohorts"] = tuple(PretrainedOn.from_json(cohort) for cohort in values.get("cohorts", ()))
         sizes = find_backbone(values.get("backbone", "swin")).shape or SwinShape
         config = EncoderConfig(shape=sizes(**shape), semantic=SemanticShape(**semantic) if semantic else None, **values)
         _check_config(config)
@@ -164,7 +182,7 @@ def read_config(folder: str | Path) -> EncoderConfig:
 
 
 def _check_config(config: EncoderConfig) -> None:
-    """Raise ValueError for values that no encoder has, before anything is built of them: a file may have been made to do harm."""
+    """Raise ValueError for invalid values before anything is built from them, as files may be malicious."""
     shape = config.shape
     sizes = [shape.embed, shape.window, *shape.depths, *shape.heads, config.view, config.step]
     if not all(type(size) is int and 0 <= size < 2**31 for size in sizes) or min(shape.embed, shape.window, config.view) < 1:
@@ -181,7 +199,7 @@ def _check_config(config: EncoderConfig) -> None:
 
 
 def check_sizes(folder: str | Path, config: EncoderConfig, state: dict[str, Tensor]) -> None:
-    """Refuse a Swin's sizes that need more weights than there are, before memory is taken for them.
+    """Reject sizes of a Swin that need more weights than the file contains, before memory is allocated for them.
 
     Raises:
         EncoderError: config.json and model.safetensors are not of one encoder.
@@ -189,7 +207,7 @@ def check_sizes(folder: str | Path, config: EncoderConfig, state: dict[str, Tens
     shape = config.shape
     if "swin" not in config.backbone:
         return
-    # The projections and bias tables of attention alone: every encoder of these sizes has more.
+    # A lower bound: only the projections and bias tables of the attention.
     stages = enumerate(zip(shape.depths, shape.heads, strict=True))
     least = sum(depth * (4 * (shape.embed << stage) ** 2 + heads * (2 * shape.window - 1) ** 3) for stage, (depth, heads) in stages)
     if least > sum(value.numel() for value in state.values()):
@@ -198,7 +216,7 @@ def check_sizes(folder: str | Path, config: EncoderConfig, state: dict[str, Tens
 
 
 def read_weights(folder: str | Path) -> dict[str, Tensor]:
-    """The weights of an encoder folder, on the CPU.
+    """Read the weights of an encoder folder to the CPU.
 
     Raises:
         EncoderError: The file is missing or damaged.
@@ -213,10 +231,10 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
 
 
 def check_weights(folder: str | Path) -> None:
-    """Compare the weights' file with the checksum in config.json; folders written before there was one are not checked.
+    """Compare the file of weights with the checksum in config.json; older folders without a checksum are not checked.
 
     Raises:
-        EncoderError: It is another file: damaged, or replaced.
+        EncoderError: The file is damaged or was replaced.
     """
     folder = Path(folder)
     checksum = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("checksum")

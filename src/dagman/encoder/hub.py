@@ -1,7 +1,7 @@
-"""Encoders on a hub of Hugging Face: the one file of dagman that may open a connection, and only where the user allows it.
+"""Encoders on the Hugging Face hub. This is the only module that opens network connections, and only if the user allows it.
 
-`hub:OWNER/NAME` is read from the cache on this machine. With DAGMAN_ONLINE=1 in the environment it is downloaded where it is
-missing. Only the configuration and the weights are taken: code that lies beside them is neither downloaded nor run.
+`hub:OWNER/NAME` is read from the local cache; with DAGMAN_ONLINE=1 in the environment, it is downloaded if it is missing. Only
+configuration and weights are downloaded; code in the repository is neither downloaded nor run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 
 
 def fetch_folder(name: str) -> Path:
-    """The folder in the cache that holds OWNER/NAME, or OWNER/NAME@REVISION.
+    """Return the cached folder of OWNER/NAME or OWNER/NAME@REVISION, and download it if this is allowed.
 
     Raises:
         EncoderError: It is not in the cache and connections are not allowed, or the hub refuses it.
@@ -33,7 +33,6 @@ def fetch_folder(name: str) -> Path:
         raise MissingExtraError("huggingface_hub", "hub") from None
     repository, _, revision = name.partition("@")
     try:
-        # allow_patterns: what else lies there is of no use here.
         path = snapshot_download(
             repository, revision=revision or None, allow_patterns=_FILES, local_files_only=not is_online(), token=None
         )
@@ -47,7 +46,12 @@ def fetch_folder(name: str) -> Path:
 
 
 def upload_folder(folder: Path, name: str, *, private: bool) -> str:
-    """Upload a folder as OWNER/NAME, made where it is missing, and return its address; raises as `fetch_folder`."""
+    """Upload a folder to OWNER/NAME, which is created if it does not exist, and return its address.
+
+    Raises:
+        EncoderError: Connections are not allowed, or the hub refuses the upload.
+        MissingExtraError: huggingface_hub is not installed.
+    """
     where = f"hub:{name}"
     if not is_online():
         what = f"was not uploaded: dagman makes no connection unless {VARIABLE}=1"
@@ -66,5 +70,5 @@ def upload_folder(folder: Path, name: str, *, private: bool) -> str:
 
 
 def is_online() -> bool:
-    """Whether the user allows connections."""
+    """Check whether the user allows network connections."""
     return os.environ.get(VARIABLE) == "1"

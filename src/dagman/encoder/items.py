@@ -1,7 +1,8 @@
-"""Features of many items: whole scans, structures and points; each scan is decoded once, and only one is held at a time.
+"""Compute features of many items: whole scans, structures and points.
 
-An item with a mask is a structure, pooled inside it; one with a point is the surroundings of that point; one with neither is
-the whole scan. Items that cannot be used are refused by name with the reason; the others go on.
+Each scan is decoded once, and only one is in memory at a time. For an item with a mask, features are pooled inside the structure;
+for an item with a point, over its surroundings; otherwise over the whole scan. Items that cannot be used are returned with the
+reason, and do not stop the others.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ __all__ = [
 ]
 
 MEASURED = 64
-"""Structures whose masks are measured to choose a table's spacing, evenly spread over it."""
+"""Number of structures that are measured to choose the spacing for a table, evenly spaced over it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureRow:
-    """One item's vector (C), the content hash of its scan, and the share of its mask that lies outside the scan (`cut`)."""
+    """The feature vector (C) of an item, the content hash of its scan, and the fraction of its mask outside the scan (`cut`)."""
 
     item: Item
     values: NDArray[np.float32] = field(repr=False)
@@ -61,9 +62,14 @@ class FeatureRow:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OpenItem:
-    """An item with what it refers to: its scan, its structure on the scan's grid (True inside; None without a mask).
+    """An item with its scan and structure.
 
-    cut: the share of its mask's label voxels that lie outside the scan.
+    Attributes:
+        item: The item.
+        scan: Its scan.
+        inside: Its structure on the grid of the scan, True inside; None if the item has no mask.
+        content_hash: Content hash of the scan.
+        cut: Fraction of the labelled voxels of its mask that lie outside the scan.
     """
 
     item: Item
@@ -75,28 +81,35 @@ class OpenItem:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureTable:
-    """Features of items: `values` N x C, `columns` names the C; row i belongs to `items[i]`, in the order they were given."""
+    """Features of items, in the order in which they were given.
+
+    Attributes:
+        items: The items that could be used.
+        values: N x C; row i belongs to `items[i]`.
+        columns: Names of the C features.
+        hashes: Content hash of the scan of each item.
+        refused: Items that could not be used.
+        cut: Fraction of a mask that lies outside its scan by name of the item, if it is not 0.
+    """
 
     items: tuple[Item, ...]
     values: NDArray[np.float32] = field(repr=False)
     columns: tuple[str, ...] = field(repr=False)
     hashes: tuple[str, ...] = field(repr=False)
-    "Content hash of each item's scan."
     refused: tuple[RefusedItem, ...] = ()
     cut: dict[str, float] = field(default_factory=dict)
-    "By name: the share of an item's mask that lies outside its scan, where there is one."
 
     @classmethod
     def gather(cls, described: Iterable[FeatureRow | RefusedItem], columns: Sequence[str]) -> FeatureTable:
-        """Rows and refusals, as they came, in the order of their items."""
-        ordered = sorted(described, key=lambda one: one.item.index)
-        rows = [one for one in ordered if isinstance(one, FeatureRow)]
+        """Collect rows and rejected items, which may be in any order, in the order of their items."""
+        ordered = sorted(described, key=lambda row: row.item.index)
+        rows = [row for row in ordered if isinstance(row, FeatureRow)]
         return cls(
             items=tuple(row.item for row in rows),
             values=np.stack([row.values for row in rows]) if rows else np.empty((0, len(columns)), dtype=np.float32),
             columns=tuple(columns),
             hashes=tuple(row.content_hash for row in rows),
-            refused=tuple(one for one in ordered if isinstance(one, RefusedItem)),
+            refused=tuple(row for row in ordered if isinstance(row, RefusedItem)),
             cut={row.item.name: row.cut for row in rows if row.cut},
         )
 
@@ -110,11 +123,16 @@ class FeatureTable:
 
 
 def list_scans(paths: str | Path | Iterable[str | Path], *, patients: str | Path | None = None) -> tuple[list[Item], list[Refusal]]:
-    """One item for each series below the paths, and what was refused; raises ScanError when there is nothing at all.
+    """List one item for each series below the paths, and the files that were rejected.
 
-    patients: whose the scans are, as in `state_patients`.
+    Args:
+        paths: Files and folders.
+        patients: Patients of the scans, as in `state_patients`.
+
+    Raises:
+        ScanError: Nothing was found.
     """
-    found = state_patients(find_series(paths), patients)
+    listing = state_patients(find_series(paths), patients)
     items = [
         Item(
             index=index,
@@ -123,13 +141,13 @@ def list_scans(paths: str | Path | Iterable[str | Path], *, patients: str | Path
             patient=series.patient or name_file(series.files[0]),
             patient_assumed=series.patient_assumed,
         )
-        for index, series in enumerate(found.series)
+        for index, series in enumerate(listing.series)
     ]
-    return items, list(found.refused)
+    return items, list(listing.refused)
 
 
 def list_stored(store: Store) -> list[Item]:
-    """One item for each scan of a store."""
+    """List one item for each scan of a store."""
     return [
         Item(index=index, name=row.id, scan=row.id, patient=row.patient, patient_assumed=row.patient_from == "assumed")
         for index, row in enumerate(store.rows)
@@ -147,7 +165,10 @@ def embed_items(
     dask: str | None = None,
     on_item: Callable[[int], None] | None = None,
 ) -> FeatureTable:
-    """Features of a table's items (`table.items`), in its order; see `stream_features`. on_item: called with how many are done."""
+    """Compute the features of the items of a table, in its order; the arguments are those of `stream_features`.
+
+    `on_item` is called with the number of items done so far.
+    """
     pooling = pooling or Pooling()
     described: list[FeatureRow | RefusedItem] = []
     for row in stream_features(encoder, items, store=store, pooling=pooling, crop=crop, cache=cache, dask=dask):
@@ -168,14 +189,22 @@ def stream_features(
     dask: str | None = None,
     weights: str = "auto",
 ) -> Iterator[FeatureRow | RefusedItem]:
-    """Features of items as they come, scan by scan; what is held does not grow with their number.
+    """Compute features scan by scan, as a stream; memory does not grow with the number of items.
 
-    store: holds the scans that items give as an id; a table's masks and points then refer to the stored scan's place.
-    crop: of the crops around structures and points; by default from the structures' size (`choose_crop`), one spacing for
-    all items. cache: folder of a `FeatureCache`. dask: by the workers of the Dask scheduler at this address, or of a local one
-    ("local"), which load the encoder by its `source` and `weights`; the rows and their order are the same.
+    Args:
+        encoder: The encoder.
+        items: The items.
+        store: Store of the scans that items refer to by id; masks and points are then in the coordinates of the stored scan.
+        pooling: Stages and statistics.
+        crop: Size and spacing of crops around structures and points; by default chosen by the sizes of the structures
+            (`choose_crop`), with the same spacing for all items.
+        cache: Folder of a `FeatureCache`.
+        dask: Address of a Dask scheduler, or "local"; its workers load the encoder by `source` and `weights`, and return the same
+            rows in the same order.
+        weights: Choice of weights for workers, as in `load_encoder`.
 
-    Raises TableError when most points lie outside their scans, saying whether they appear to be LPS.
+    Raises:
+        TableError: Most points lie outside their scans; the message states whether they appear to be LPS.
     """
     pooling = pooling or Pooling()
     items = list(items)
@@ -185,10 +214,10 @@ def stream_features(
 
         yield from stream_on_dask(encoder, items, store, pooling, crop, cache, address=dask, weights=weights)
         return
-    kept = FeatureCache(cache) if cache else None
+    vectors = FeatureCache(cache) if cache else None
     grids: list[Grid] = []
     for group in group_by_scan(items):
-        yield from embed_group(encoder, group, store, pooling, crop, kept, grids)
+        yield from embed_group(encoder, group, store, pooling, crop, vectors, grids)
     check_points(grids)
 
 
@@ -201,15 +230,18 @@ def embed_group(
     cache: FeatureCache | None,
     grids: list[Grid],
 ) -> Iterator[FeatureRow | RefusedItem]:
-    """Features of the items of one scan (see `group_by_scan`); `grids` takes what their points are judged by."""
-    for found in open_group(encoder.reader, group, store, grids):
-        if isinstance(found, RefusedItem):
-            yield found
+    """Compute the features of the items of one scan (see `group_by_scan`).
+
+    Items with points are appended to `grids`, for `check_points`.
+    """
+    for outcome in open_group(encoder.reader, group, store, grids):
+        if isinstance(outcome, RefusedItem):
+            yield outcome
             continue
-        opened, usable = found
-        del found
+        opened, usable = outcome
+        del outcome
         if all(item.mask is None and item.center_mm is None for item in usable):
-            # Nothing is cut from the scan itself; a long one would lie beside the network's activations.
+            # No crops are needed, so release the scan's own voxels before the network needs memory for its activations.
             opened.keep_prepared(encoder.reader)
         for first in range(0, len(usable), encoder.batch):
             given: list[tuple[Item, Crop | PreparedScan]] = []
@@ -218,7 +250,7 @@ def embed_group(
                     given.append((item, _take_input(opened, item, encoder.reader, crop)))
                 except DagmanError as error:
                     yield RefusedItem(item=item, reason=explain_refusal(error, item))
-            vectors = _compute_vectors(encoder, [one for _, one in given], pooling, cache)
+            vectors = _compute_vectors(encoder, [voxels for _, voxels in given], pooling, cache)
             for (item, _), values in zip(given, vectors, strict=True):
                 yield FeatureRow(item=item, values=values, content_hash=opened.content_hash, cut=opened.measure_cut(item))
 
@@ -226,16 +258,23 @@ def embed_group(
 def open_items(
     reader: ScanReader, items: Iterable[Item], *, store: Store | None = None, grids: list[Grid] | None = None
 ) -> Iterator[OpenItem | RefusedItem]:
-    """Items as they come, scan by scan, for those who cut or measure themselves; one scan is held at a time.
+    """Open items scan by scan, for callers that crop or measure scans themselves; one scan is in memory at a time.
 
-    grids: takes what points are judged by, where these items are a part of a table. Without it raises TableError when most points
-    lie outside their scans, saying whether they appear to be LPS.
+    Args:
+        reader: Reader of the scans.
+        items: The items.
+        store: Store of the scans that items refer to by id.
+        grids: List to which items with points are appended, for a later `check_points`, if the items are part of a table; None to
+            check the points here.
+
+    Raises:
+        TableError: Most points lie outside their scans (only if `grids` is None).
     """
-    for found in open_scans(reader, list(items), store, grids):
-        if isinstance(found, RefusedItem):
-            yield found
+    for outcome in open_scans(reader, list(items), store, grids):
+        if isinstance(outcome, RefusedItem):
+            yield outcome
             continue
-        opened, group = found
+        opened, group = outcome
         for item in group:
             try:
                 inside = opened.find_structure(item) if item.mask is not None else None
@@ -247,29 +286,29 @@ def open_items(
 
 
 def choose_item_crop(items: Sequence[Item], reader: ScanReader, asked: CropSpec = FROM_SIZE) -> CropSpec:
-    """What all crops of a table have in common: as asked for, or one spacing from the sizes of up to 64 of its structures.
+    """Choose the crop for all items of a table: the requested one, or one spacing from the sizes of up to 64 structures.
 
-    The spacing is None where it is left to each item: nothing could be measured, or a side in mm alone was asked for.
+    The spacing is None if it is chosen for each item: no structure could be measured, or only a side in mm was requested.
     """
-    # Refuses what cannot be before a scan is read.
+    # Reject an invalid request before any scan is read.
     choose_crop(None, asked)
     if asked != FROM_SIZE:
         return asked
     masked = sorted((item for item in items if item.mask is not None), key=lambda item: item.name)
-    places = np.linspace(0, len(masked) - 1, min(MEASURED, len(masked))).round().astype(int)
+    indices = np.linspace(0, len(masked) - 1, min(MEASURED, len(masked))).round().astype(int)
     extents = []
-    for item in (masked[place] for place in places):
+    for item in (masked[index] for index in indices):
         try:
             mask = read_mask(item)
             extents.append(measure_extent(select_structure(item, mask.voxels), mask.spacing))
         except DagmanError:
-            # It is refused by name when its turn comes.
+            # The item is rejected with this error when its scan is read.
             continue
     return CropSpec(spacing=choose_crop(extents, coarsest=reader.spacing).spacing) if extents else FROM_SIZE
 
 
 def list_seen(encoder: Encoder, names: Sequence[str], hashes: Sequence[str]) -> list[str]:
-    """Names of the scans that pretraining saw, by content, whatever their files are called; each once."""
+    """List the names of scans that were used in pretraining, as identified by content, without duplicates."""
     seen = set(encoder.config.scans_seen)
     return sorted({name for name, content in zip(names, hashes, strict=True) if content in seen})
 
@@ -288,17 +327,17 @@ def _take_input(opened: OpenedScan, item: Item, reader: ScanReader, crop: CropSp
 def _compute_vectors(
     encoder: Encoder, given: Sequence[Crop | PreparedScan], pooling: Pooling, cache: FeatureCache | None
 ) -> list[NDArray[np.float32]]:
-    keys = [name_input(encoder, one, pooling) for one in given] if cache else []
-    vectors: list[NDArray[np.float32] | None] = [cache.get(key) for key in keys] if cache else [None] * len(given)
-    missing = [place for place, vector in enumerate(vectors) if vector is None]
-    crops = [(place, one) for place in missing if isinstance(one := given[place], Crop)]
-    for (place, _), vector in zip(crops, pool_crops(encoder, [crop for _, crop in crops], pooling), strict=True):
-        vectors[place] = vector
-    for place in missing:
-        if isinstance(one := given[place], PreparedScan):
-            vectors[place] = pool_scan(encoder, one, pooling)
-    found = [vector for vector in vectors if vector is not None]
+    keys = [name_input(encoder, voxels, pooling) for voxels in given] if cache else []
+    cached: list[NDArray[np.float32] | None] = [cache.get(key) for key in keys] if cache else [None] * len(given)
+    missing = [index for index, vector in enumerate(cached) if vector is None]
+    crops = [(index, crop) for index in missing if isinstance(crop := given[index], Crop)]
+    for (index, _), vector in zip(crops, pool_crops(encoder, [crop for _, crop in crops], pooling), strict=True):
+        cached[index] = vector
+    for index in missing:
+        if isinstance(prepared := given[index], PreparedScan):
+            cached[index] = pool_scan(encoder, prepared, pooling)
+    vectors = [vector for vector in cached if vector is not None]
     if cache:
-        for place in missing:
-            cache.put(keys[place], found[place])
-    return found
+        for index in missing:
+            cache.put(keys[index], vectors[index])
+    return vectors

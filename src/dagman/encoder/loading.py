@@ -1,6 +1,6 @@
-"""From a name to an encoder of any backbone: a run, an encoder folder, fresh weights, or MONAI's.
+"""Load encoders of any backbone: from a run, an encoder folder, weights of another program, or with random initialisation.
 
-All weights find their place, or a refusal says which do not.
+Weights are loaded strictly: an error names those that are missing or left over.
 """
 
 from __future__ import annotations
@@ -30,23 +30,27 @@ _REWRITE = "Use the config.json these weights were written with"
 
 
 Weights = Literal["auto", "teacher", "student"]
-"""Which weights of a run: the EMA teacher's, the student's, or (auto) those that it exports by default."""
+"""Which weights of a run to load: the EMA teacher's, the student's, or (auto) those that it exports by default."""
 
 
 def load_encoder(path: str | Path, *, device: str = "auto", precision: str = "fp32", weights: str = "auto") -> Encoder:
-    """Load an encoder (`dagman.load`), in evaluation mode, without gradients.
+    """Load an encoder (`dagman.load`) in evaluation mode, without gradients.
 
-    path: a run folder, an encoder folder (of any backbone), or a name: `scratch:SIZE[:SEED]`, fresh weights of a size preset, those
-    a run of that seed starts from; `resnet3d:SIZE[:SEED]` or `resenc:SIZE[:SEED]`, a fresh CNN; `monai:FILE`, a Swin's weights of
-    MONAI, SMIT or VoCo (`encoder.foreign`; `monai:FILE:spacing=1.5:low=-175:high=250` where it does not say how to prepare);
-    `hub:OWNER/NAME`, what `dagman export --to hf` wrote, from the cache of a hub.
-    device: auto, cpu, cuda or cuda:N. precision: fp32, bf16, or auto. weights: of a run, teacher, student, or auto: the teacher's
-    where its method has a teacher. A name has no such choice.
+    Args:
+        path: A run folder, an encoder folder, or one of these names:
+            `scratch:SIZE[:SEED]`: a size preset with the random weights with which a run of that seed starts;
+            `resnet3d:SIZE[:SEED]` or `resenc:SIZE[:SEED]`: a randomly initialised CNN;
+            `monai:FILE`: weights of a Swin from MONAI, SMIT or VoCo (see `encoder.foreign`), or
+            `monai:FILE:spacing=1.5:low=-175:high=250` if their preprocessing is unknown;
+            `hub:OWNER/NAME`: an export by `dagman export --to hf`, from the cache of a hub.
+        device: auto, cpu, cuda or cuda:N.
+        precision: fp32, bf16 or auto.
+        weights: For runs, teacher, student, or auto: the teacher's weights if the method has a teacher.
 
     Raises:
-        EncoderError: Nothing there, the run does not hold these weights, damaged, weights missing or left over, or an
-            unknown size (the nearest is named).
-        MissingExtraError: The backbone is MONAI's, and MONAI is not installed.
+        EncoderError: There is no encoder at this path or of this name, it is damaged, the run does not have these weights, or
+            weights are missing or left over.
+        MissingExtraError: The backbone is from a library that is not installed.
     """
     chosen = choose_device(device).value
     imported: ImportReport | None = None
@@ -56,8 +60,8 @@ def load_encoder(path: str | Path, *, device: str = "auto", precision: str = "fp
     elif head == "monai" and rest:
         config, state, imported = read_foreign(rest)
         network = _build_network(config)
-        held = "net" if config.backbone.startswith("segresnet") else "swin"
-        renamed = {f"encoder.{held}.{name}": tensor for name, tensor in state.items()}
+        module = "net" if config.backbone.startswith("segresnet") else "swin"
+        renamed = {f"encoder.{module}.{name}": tensor for name, tensor in state.items()}
         _fill_weights(network, renamed, split_statement(rest)[0], "Use this model's weights")
     elif head in BACKBONES and rest:
         config, network = _make_variant(str(path))
@@ -75,23 +79,27 @@ def load_encoder(path: str | Path, *, device: str = "auto", precision: str = "fp
 
 
 def describe_shapes(settings: Settings) -> tuple[SwinShape, SemanticShape | None]:
-    """Sizes of the encoder and of its semantic attention."""
+    """Return the sizes of the encoder and of its semantic attention (None if there is none)."""
     m = settings.model
     kind = find_backbone(m.backbone)
     values = {name: getattr(m, name) for name in ("embed", "depths", "heads", "window", "mlp_ratio", "drop_path")}
     if kind.shape is ViTShape:
         shape: SwinShape = ViTShape(**values, view=settings.view.side)
-        # Its own [CLS] token, after its last block.
+        # A ViT has its own [CLS] token, which is read after the last block.
         return shape, SemanticShape(stage=4, heads=m.heads[0], depth=0) if m.semantic_attention else None
     variants = kind.baselines
-    # A network of others has the sizes of its variant, whatever those of a Swin.
+    # The sizes of foreign networks follow from their variant; the settings for a Swin are ignored.
     shape = variants.get(m.backbone.partition(":")[2]) or SwinShape(**values)
     semantic = SemanticShape(stage=m.sa_stage, heads=m.sa_heads, depth=m.sa_depth, position=m.sa_position)
     return shape, semantic if m.semantic_attention else None
 
 
 def find_folder(path: Path, weights: str = "auto") -> Path:
-    """The encoder folder of a run, or `path` itself where it is one; raises EncoderError as `load_encoder`."""
+    """Find the encoder folder of a run; `path` itself if it is an encoder folder.
+
+    Raises:
+        EncoderError: There is no encoder, or not with these weights.
+    """
     if weights not in get_args(Weights):
         what = f"{weights!r} is not a choice of weights"
         raise EncoderError(what, where=path, do=f"Choose one of {', '.join(get_args(Weights))}")
@@ -105,10 +113,10 @@ def find_folder(path: Path, weights: str = "auto") -> Path:
     folder = path / "encoder" if (path / "encoder").is_dir() else path
     if weights == "student" and (path / "encoder-student").is_dir():
         folder = path / "encoder-student"
-    held = read_config(folder).weights if weights != "auto" else "auto"
-    if held != weights:
+    stored = read_config(folder).weights if weights != "auto" else "auto"
+    if stored != weights:
         do = "Omit --weights, or pretrain again: runs keep both since 0.2" if folder != path else "Omit --weights"
-        raise EncoderError(f"holds the weights of the {held}, not of the {weights}", where=path, do=do)
+        raise EncoderError(f"holds the weights of the {stored}, not of the {weights}", where=path, do=do)
     return folder
 
 
@@ -159,7 +167,7 @@ def _split_name(name: str, example: str) -> tuple[str, int]:
 
 
 def _describe_foreign(backbone: str, shape: SwinShape, *, method: str, seed: int = 0) -> EncoderConfig:
-    # The preparation is dagman's own, so that every model is given the same voxels.
+    # Untrained networks get dagman's own preprocessing, so that all models receive the same voxels.
     return EncoderConfig(
         shape=shape,
         semantic=None,
@@ -175,7 +183,7 @@ def _describe_foreign(backbone: str, shape: SwinShape, *, method: str, seed: int
 
 
 def _draw_network(config: EncoderConfig) -> Network:
-    # The same draw, in the same order, as a run's first weights.
+    # Draw in the same order as a run does, so that the weights equal the initial weights of a run with this seed.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(address(config.seed, "weights") % 2**32)
         return _build_network(config)
@@ -193,7 +201,7 @@ def _build_network(config: EncoderConfig) -> Network:
 
 
 def _rename_old(state: dict[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
-    """The stages of a ResNet were called layers when the first of its folders were written."""
+    """Rename the weights of ResNets in older folders, in which stages were called layers."""
     if not config.backbone.startswith("resnet3d"):
         return state
     return {name.replace("encoder.layers.", "encoder.stages.", 1): value for name, value in state.items()}
@@ -201,7 +209,7 @@ def _rename_old(state: dict[str, Tensor], config: EncoderConfig) -> dict[str, Te
 
 def _fill_weights(module: nn.Module, state: dict[str, Tensor], where: Path, do: str) -> None:
     wanted = module.state_dict()
-    # MONAI recomputes it from the window, and some files leave it out.
+    # MONAI computes this index from the window, and some files do not contain it.
     missing = sorted(name for name in wanted.keys() - state.keys() if not name.endswith("relative_position_index"))
     surplus = sorted(state.keys() - wanted.keys())
     unfit = sorted(name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape)
@@ -210,11 +218,11 @@ def _fill_weights(module: nn.Module, state: dict[str, Tensor], where: Path, do: 
         (surplus, "has no place in it", "have no place in it"),
         (unfit, "has another shape", "have another shape"),
     )
-    for names, one, many in reasons:
+    for names, singular, plural in reasons:
         if names:
             listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
             matched = len(wanted.keys() & state.keys()) - len(unfit)
-            text = f"{matched} of {len(wanted)} weights fit; {count_noun(len(names), one, many)}: {listed}"
+            text = f"{matched} of {len(wanted)} weights fit; {count_noun(len(names), singular, plural)}: {listed}"
             raise EncoderError(text, where=where, do=do)
     broken = sorted(name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all()))
     if broken:

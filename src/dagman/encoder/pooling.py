@@ -1,10 +1,10 @@
-"""Feature maps to one vector: mean, standard deviation and maximum of each stage, over what lies inside a mask.
+"""Pool feature maps to one vector: mean, standard deviation and maximum of each stage inside a mask.
 
-METHOD, Probes: what is read matters more than minutes of pretraining; pooling a whole view was chance for nodules, pooling
-x1 inside the mask was not. A mask is brought to a stage's grid as coverage: the share of each cell that lies inside. A cell
-that a structure merely touches counts for that share, so even the smallest structure has a cell at every stage.
+The choice of pooling matters more than minutes of pretraining: for nodules, pooling over the whole view was at chance level, but
+pooling x1 inside the mask was not (METHOD, Probes). A mask is resampled to the grid of a stage as coverage, the fraction of each
+cell that lies inside. Cells are weighted by their coverage, so even the smallest structure has a cell at every stage.
 
-Letters: C channels, x y z a stage's grid, K cells inside.
+Notation: C channels, x y z the grid of a stage, K cells inside.
 """
 
 from __future__ import annotations
@@ -27,9 +27,14 @@ POOLS = ("mean", "std", "max")
 
 @dataclass(frozen=True, kw_only=True)
 class Pooling:
-    """What is read out of the feature maps: which stages, and which of mean, std and max. [ours; METHOD, Probes]
+    """Which stages and statistics of the feature maps are used. [ours; METHOD, Probes]
 
-    Raises SettingsError for a stage or pool there is not.
+    Attributes:
+        stages: Stages, from 1 to 4.
+        pools: Statistics: "mean", "std", "max".
+
+    Raises:
+        SettingsError: A stage or statistic does not exist, or none was given.
     """
 
     stages: tuple[int, ...] = STAGES
@@ -47,21 +52,29 @@ class Pooling:
 
 
 def name_columns(pooling: Pooling, widths: Sequence[int]) -> list[str]:
-    """Names of the features, in the order of `pool_features`: stage, pool, channel; "x1_mean_000" first."""
+    """List the names of features in the order of `pool_features`: by stage, statistic and channel, from "x1_mean_000"."""
     kinds = [(stage, pool) for stage in pooling.stages for pool in pooling.pools]
     return [f"x{stage}_{pool}_{channel:03d}" for stage, pool in kinds for channel in range(widths[stage - 1])]
 
 
 def cover_cells(inside: Bool[Tensor, "X Y Z"], grid: Sequence[int]) -> Float[Tensor, "x y z"]:
-    """The share of each cell of a stage's grid that lies inside; the sides of `inside` are multiples of the grid's."""
+    """Compute the fraction of each cell that lies inside a mask, whose sides are multiples of those of the grid."""
     strides = [side // cells for side, cells in zip(inside.shape, grid, strict=True)]
     return torch.nn.functional.avg_pool3d(inside[None, None].float(), strides)[0, 0]
 
 
 def pool_features(maps: Sequence[Float[Tensor, "C x y z"]], inside: Bool[Tensor, "X Y Z"], pooling: Pooling) -> NDArray[np.float32]:
-    """One vector of the maps of the stages of `pooling`, in their order.
+    """Pool maps to one vector.
 
-    mean and std are weighted by coverage (std of the population), max is over the cells touched.
+    Mean and (population) standard deviation are weighted by coverage; the maximum is over all cells with any coverage.
+
+    Args:
+        maps: A map for each stage of `pooling`, in that order.
+        inside: The mask.
+        pooling: Stages and statistics.
+
+    Raises:
+        ValueError: The mask is empty, or the number of maps is wrong.
     """
     if len(maps) != len(pooling.stages):
         raise ValueError(f"{len(maps)} maps for the stages {pooling.stages}")
@@ -72,7 +85,7 @@ def pool_features(maps: Sequence[Float[Tensor, "C x y z"]], inside: Bool[Tensor,
         touched = coverage > 0
         if not touched.any():
             raise ValueError("the mask contains no token")
-        # float64: the spread of a channel may be a thousandth of its mean.
+        # float64, because the standard deviation of a channel may be a thousandth of its mean.
         cells = features.cpu()[:, touched].double()
         weights = coverage[touched].double()
         weights = weights / weights.sum()

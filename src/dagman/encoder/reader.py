@@ -1,4 +1,4 @@
-"""From whatever names a scan to a scan judged fit, and prepared as an encoder expects it; no network is needed to read."""
+"""Read scans in any form, check that an encoder can use them, and prepare them as in training; works without a network."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from dagman.store.manifest import Store
 from dagman.store.preparation import Preparation, PreparedScan, prepare_scan
 
 ScanLike = str | Path | Scan | PreparedScan | tuple[Store, str] | tuple[NDArray, NDArray]
-"""A scan's path (file, or folder of one series), a scan, a prepared one, a store with an id, or an array with its affine."""
+"""The path of a scan (a file, or the folder of a series), a Scan, a PreparedScan, (store, id), or (array, affine)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanReader:
-    """Reads scans of some modalities and prepares them in one way."""
+    """Reads scans of the given modalities and prepares them."""
 
     preparation: Preparation
     modalities: tuple[str, ...]
@@ -33,9 +33,11 @@ class ScanReader:
         return self.preparation.spacing
 
     def read(self, scan: ScanLike) -> Scan:
-        """The scan as read, in its own grid, judged fit for the encoder (a stored one: as prepared).
+        """Read a scan on its own grid (stored scans: as prepared) and check that the encoder can use it.
 
-        Raises ScanError when it cannot be used, EncoderError when the encoder was not trained on such scans.
+        Raises:
+            ScanError: The scan cannot be used.
+            EncoderError: The encoder was not trained on such scans.
         """
         scan = _open_pair(scan)
         if isinstance(scan, PreparedScan):
@@ -44,7 +46,7 @@ class ScanReader:
         if not isinstance(scan, Scan):
             scan = read_scan(scan)
         if scan.modality == "other" and self.modalities == ("MR",):
-            # A NIfTI does not say what it shows; an encoder that knows MR alone is given MR.
+            # NIfTI files do not state a modality; for an encoder that takes only MR, assume MR.
             scan = replace(scan, modality="MR")
         verdict = judge_scan(scan)
         if not verdict.accepted:
@@ -57,9 +59,9 @@ class ScanReader:
         return scan
 
     def prepare(self, scan: ScanLike) -> PreparedScan:
-        """A scan as the encoder was trained on: upright, at its spacing, cropped to the body, int16.
+        """Prepare a scan as in training: in RAS+ order, resampled, cropped to the body, int16.
 
-        A stored scan must have been prepared alike. Raises as `read`.
+        Stored scans must have been prepared at the same spacing. Raises the errors of `read`.
         """
         scan = _open_pair(scan)
         if isinstance(scan, PreparedScan):
@@ -82,7 +84,11 @@ class ScanReader:
 
 
 def _open_pair(scan: object) -> str | Path | Scan | PreparedScan:
-    """What a pair stands for; anything else as it is. Raises EncoderError for what is not a scan."""
+    """Resolve (store, id) and (array, affine) to a scan, and pass other forms through.
+
+    Raises:
+        EncoderError: It is not a scan in any of the supported forms.
+    """
     if isinstance(scan, str | Path | Scan | PreparedScan):
         return scan
     if isinstance(scan, tuple) and len(scan) == 2:
@@ -96,4 +102,4 @@ def _open_pair(scan: object) -> str | Path | Scan | PreparedScan:
 
 
 ANY_SCAN = ScanReader(preparation=Preparation(), modalities=("CT", "MR", "other"))
-"""Reads scans of any modality, for models that have no encoder."""
+"""A reader for scans of any modality, for models without an encoder."""

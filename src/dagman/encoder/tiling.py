@@ -1,9 +1,9 @@
-"""The one sliding window of the project: a whole scan through a network that sees a part of it at a time.
+"""Sliding-window inference: apply a network to a whole scan in tiles.
 
-`plan_tiles` says where tiles lie, `sliding_window_inference` blends what the network makes of them by a Gaussian about each tile's
-middle, as nnU-Net and MONAI do: a place near a tile's border saw half of its surroundings. For features `plan_pass` takes the whole
-scan as one tile as far as memory allows (docs/decisions/0014-whole-scans-in-one-pass.md), and beyond it tiles that start where the
-network's attention windows do. The scan lies in the middle of its padding, as small scans do in training.
+`plan_tiles` positions the tiles, and `sliding_window_inference` blends the network's outputs with a Gaussian centred on each tile,
+as in nnU-Net and MONAI, because voxels near the border of a tile have less context. For features, `plan_pass` uses a single tile
+for the whole scan if memory allows (docs/decisions/0014-whole-scans-in-one-pass.md); otherwise tiles are aligned with the attention
+windows of the network. Padding is symmetric, as for small scans in training.
 """
 
 from __future__ import annotations
@@ -25,25 +25,31 @@ Triple = tuple[int, int, int]
 Forward = Callable[[Float[Tensor, "B 1 S S S"]], Sequence[Float[Tensor, "B C s s s"]]]
 
 ALIGNMENT = 32
-"""Voxels along a token of x4: tiles of features start at multiples of it."""
+"""Stride of x4 in voxels; tiles for features start at multiples of it."""
 OVERLAP = 0.25
-"""Least share of a tile's side that the next one covers too, where features or attention are blended."""
+"""Smallest overlap of neighbouring tiles for features and attention, as a fraction of their side."""
 SPREAD = 1 / 8
-"""Standard deviation of the Gaussian in sides of a tile (nnU-Net's, MONAI's)."""
+"""Standard deviation of the Gaussian as a fraction of a tile's side (as in nnU-Net and MONAI)."""
 FLOOR, FLOOR_HALF = 1e-3, 0.05
-"""Least weight of the Gaussian along each axis: a place that only a corner saw keeps its value to rounding; in float16, whose least
-normal number is 6e-5, the cube of the second does."""
+"""Smallest weight of the Gaussian along each axis, for float32 and float16 sums. Voxels that are covered only by the corner of a
+tile must keep their value up to rounding: the cube of the second exceeds 6e-5, the smallest normal number in float16."""
 PLANES_AT_ONCE = 16
-"""Of a scan that is given in slabs."""
+"""Thickness of the slabs that `stream_planes` yields."""
 MOST_MEMORY = 2**31
-"""Bytes that a pass may take beyond the weights; a larger scan is cut into tiles."""
+"""Bytes that a pass may need in addition to the weights; larger scans are processed in tiles."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """Where tiles lie: boxes of `size` voxels at `starts` in a scan of `shape` voxels, padded to `padded`, `offset` before it.
+    """Positions of tiles in a padded scan; all sizes are in voxels.
 
-    floor: the least that a tile's Gaussian weight is along each axis.
+    Attributes:
+        shape: Size of the scan.
+        padded: Size of the padded scan.
+        offset: Padding before the scan along each axis.
+        size: Size of a tile.
+        starts: First voxel of each tile in the padded scan.
+        floor: Smallest weight of the Gaussian along each axis.
     """
 
     shape: Triple
@@ -55,7 +61,7 @@ class Tiling:
 
     @property
     def scan_box(self) -> tuple[slice, slice, slice]:
-        """Where the scan lies in its padding."""
+        """The box of the scan within the padded scan."""
         x, y, z = (slice(before, before + size) for before, size in zip(self.offset, self.shape, strict=True))
         return x, y, z
 
@@ -63,9 +69,12 @@ class Tiling:
 def plan_tiles(
     shape: Sequence[int], side: int, *, overlap: float = OVERLAP, alignment: int = ALIGNMENT, floor: float = FLOOR
 ) -> Tiling:
-    """Cubes of `side` voxels that cover a scan of `shape` voxels, evenly spread, overlapping by at least `overlap` of their side.
+    """Cover a scan of `shape` voxels with evenly spaced cubes of `side` voxels that overlap by at least `overlap` of their side.
 
-    Sides of the padded scan are multiples of `alignment`, and so are starts. Raises ValueError for a side that is not.
+    The sides of the padded scan and the starts of tiles are multiples of `alignment`.
+
+    Raises:
+        ValueError: `side` is not a multiple of `alignment`.
     """
     if side % alignment:
         raise ValueError(f"a tile of {side} voxels is not a multiple of {alignment}")
@@ -75,11 +84,16 @@ def plan_tiles(
 
 
 def plan_pass(shape: Sequence[int], view: int, backbone: Backbone, *, memory: int = MOST_MEMORY) -> Tiling:
-    """How a scan of `shape` voxels is read for features: in one pass if `memory` (bytes) allows, else in tiles as large as it does.
+    """Plan the computation of features of a scan: in one pass if `memory` allows, otherwise in tiles that are as large as possible.
 
-    No axis is shorter than a `view`, the smallest that the network was trained on. Tiles start at multiples of the backbone's
-    `alignment`, so that its attention windows are those of one pass; the longest axes are cut first. A backbone with positions is
-    given tiles of the side that they were learned for.
+    Tiles start at multiples of the backbone's `alignment`, so that its attention windows are the same as in one pass; the longest
+    axes are divided first. Backbones with position embeddings get tiles of the side for which these were learned.
+
+    Args:
+        shape: Size of the scan in voxels.
+        view: Side of the views in training in voxels; no axis is shorter.
+        backbone: The backbone.
+        memory: Bytes that a pass may need.
     """
     if backbone.view:
         return plan_tiles(shape, backbone.view)
@@ -97,10 +111,11 @@ def plan_pass(shape: Sequence[int], view: int, backbone: Backbone, *, memory: in
 
 
 def estimate_bytes(backbone: Backbone) -> int:
-    """Most bytes a voxel that a pass without gradients takes: measured, 126 to 140 of `tiny`, 197 of `paper`, 490 to 512 of CT-FM.
+    """Estimate the peak memory of a pass without gradients in bytes per voxel.
 
-    Others: 12 a channel, 16 where all channels are at full resolution. A Swin takes a quarter of it since it works in place; its
-    tiles, and so a long scan's features, stay as they were.
+    Measured: 126 to 140 for `tiny`, 197 for `paper`, 490 to 512 for CT-FM. Other backbones: 12 per channel, or 16 if all channels
+    are at full resolution. Since a Swin works in place, it needs only a quarter; its estimate was not changed, so that tiles, and
+    therefore the features of long scans, stay the same.
     """
     embed = backbone.widths[0] // 2
     if isinstance(backbone, SwinEncoder):
@@ -117,11 +132,20 @@ def sliding_window_inference(
     batch: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> list[Float[Tensor, "C x y z"]]:
-    """The network's maps of a whole scan (X Y Z), blended, on the grid of the padded scan; on the CPU, wherever `forward` works.
+    """Apply a network to a whole scan (X Y Z) in tiles, and blend its maps.
 
-    forward: tiles (the scan's own values) to maps whose sides divide the tile's. fill: what the padding holds. batch: tiles
-    at once. dtype: of the sums; float16 halves the memory, and costs about 1e-3 of a probability.
-    Memory: the maps themselves and one batch of tiles, however large the scan.
+    In addition to the maps, only one batch of tiles is in memory.
+
+    Args:
+        forward: Maps a batch of tiles, in the scan's own values, to feature maps whose sides divide those of the tile.
+        voxels: The scan.
+        tiling: Positions of the tiles.
+        fill: Value of the padding.
+        batch: Tiles per batch.
+        dtype: Type of the sums; float16 halves the memory, with an error of about 1e-3 in probabilities.
+
+    Returns:
+        The maps on the grid of the padded scan, on the CPU.
     """
     sums: list[Tensor] = []
     totals: list[Tensor] = []
@@ -150,9 +174,10 @@ def sliding_window_inference(
 def stream_tiles(
     forward: Forward, voxels: NDArray[np.int16], tiling: Tiling, *, fill: float
 ) -> Iterator[tuple[Triple, list[Float[Tensor, "C x y z"]]]]:
-    """Each tile's start and its maps times their share of the blend: added up, they are what `sliding_window_inference` gives.
+    """Yield the start and the weighted maps of each tile; their sum equals the result of `sliding_window_inference`.
 
-    One tile is in memory at a time, for those who add up elsewhere, such as in a file; `forward` and `fill` as there.
+    Only one tile is in memory at a time, so that the caller can add up the maps elsewhere, such as in a file. The arguments are
+    those of `sliding_window_inference`.
     """
     places = [sorted({start[axis] for start in tiling.starts}) for axis in range(3)]
     for start in tiling.starts:
@@ -173,10 +198,11 @@ def stream_planes(
     batch: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[int, Float[Tensor, "C _ _ _"]]]:
-    """`sliding_window_inference` of a network with one map as fine as its tiles, in slabs across `axis` and without the padding.
+    """Like `sliding_window_inference` for a network with one map at full resolution, but yields slabs along `axis`, unpadded.
 
-    Each slab comes with its first plane, in their order, once no tile reaches it any more; it is overwritten by the next.
-    Memory: as many planes as a tile has, and one batch of tiles, however long the scan. Sums are taken in another order than there.
+    Slabs are yielded in order, each with the index of its first plane, as soon as no further tile overlaps them; the memory of a
+    slab is reused for the next. As many planes as a tile has and one batch of tiles are in memory, regardless of the length of the
+    scan. Sums are computed in a different order, so results may differ by rounding.
     """
     size, box = tiling.size[axis], tiling.scan_box
     starts = sorted(tiling.starts, key=lambda start: (start[axis], start))
@@ -218,7 +244,7 @@ def stream_planes(
 
 
 def _share_tile(cells: Sequence[int], start: Triple, places: Sequence[Sequence[int]], tiling: Tiling) -> Float[Tensor, "x y z"]:
-    """The share of a tile's weights in those of all tiles. Tiles are a grid, so that it is a product over the axes."""
+    """Divide the weights of a tile by the sum over all tiles. Tiles form a grid, so this is a product over the axes."""
     axes = []
     for count, first, others, size in zip(cells, start, places, tiling.size, strict=True):
         weights = _weight_axis(count, tiling.floor)
@@ -232,28 +258,28 @@ def _share_tile(cells: Sequence[int], start: Triple, places: Sequence[Sequence[i
 
 
 def mirror_forward(forward: Forward, axes: Sequence[int] = (0, 1, 2)) -> Forward:
-    """The mean of a network's answers over all mirrored forms of a tile, mirrored back (test-time mirroring)."""
+    """Average a network's outputs over all mirrored versions of a tile (test-time mirroring)."""
     subsets = [flips for count in range(len(axes) + 1) for flips in itertools.combinations([axis + 2 for axis in axes], count)]
 
     def average(tiles: Tensor) -> list[Tensor]:
         sums: list[Tensor] = []
         for flips in subsets:
-            answers = [torch.flip(one, flips) for one in forward(torch.flip(tiles, flips))]
-            sums = [total.add_(one) for total, one in zip(sums, answers, strict=True)] if sums else answers
+            outputs = [torch.flip(output, flips) for output in forward(torch.flip(tiles, flips))]
+            sums = [total.add_(output) for total, output in zip(sums, outputs, strict=True)] if sums else outputs
         return [total / len(subsets) for total in sums]
 
     return average
 
 
 def mark_scan(tiling: Tiling) -> Bool[Tensor, "X Y Z"]:
-    """True where the padded scan is scan, False where it is padding."""
+    """Mark the voxels of the padded scan that belong to the scan (True) rather than to the padding."""
     inside = torch.zeros(tiling.padded, dtype=torch.bool)
     inside[tiling.scan_box] = True
     return inside
 
 
 def weight_tile(cells: Sequence[int], floor: float = FLOOR) -> Float[Tensor, "x y z"]:
-    """What each cell of a tile's map counts: a Gaussian about the middle, 1 there, of at least `floor` along each axis."""
+    """Compute the weight of each cell of a tile: a Gaussian that is 1 at the centre and at least `floor` along each axis."""
     x, y, z = (_weight_axis(count, floor) for count in cells)
     return x[:, None, None] * y[None, :, None] * z[None, None, :]
 
@@ -264,7 +290,7 @@ def _weight_axis(count: int, floor: float) -> Float[Tensor, "n"]:
 
 
 def _spread(whole: int, size: int, step: int, alignment: int) -> list[int]:
-    """First voxels along an axis: from 0 to the last that fits, at most `step` apart, all multiples of `alignment`."""
+    """Choose the starts of tiles along an axis: from 0 to the last that fits, at most `step` apart, multiples of `alignment`."""
     units, stride = (whole - size) / alignment, max(1, step // alignment)
     count = int(np.ceil(units / stride))
     return [round(number * units / max(count, 1)) * alignment for number in range(count + 1)]
@@ -281,7 +307,7 @@ def _place(shape: Sequence[int], padded: Sequence[int], size: Sequence[int], axe
 
 
 def _scale(voxels: Sequence[int], features: Tensor, tiling: Tiling) -> list[int]:
-    """Places in voxels as places on the grid of a tile's map."""
+    """Convert positions in voxels to positions on the grid of a tile's map."""
     return [place * cells // size for place, cells, size in zip(voxels, features.shape[2:], tiling.size, strict=True)]
 
 

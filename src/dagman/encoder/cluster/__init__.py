@@ -1,1 +1,1 @@
-"""Features on a cluster: the scans of many items by the workers of a Dask scheduler."""
+"""Feature extraction on a cluster, with the workers of a Dask scheduler."""

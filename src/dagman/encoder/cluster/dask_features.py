@@ -1,7 +1,7 @@
-"""Features by the workers of a Dask scheduler: a scan a task, in the order and with the bits of one process.
+"""Compute features with the workers of a Dask scheduler, one scan per task; results are bit-identical to those of one process.
 
-Each worker loads the encoder by its name once, checks that it is the same, and computes with as many threads as this process
-would: sums over voxels are divided by threads, and their last bit with them.
+Each worker loads the encoder once by its name, checks that it is the same, and computes with as many threads as this process,
+because the number of threads affects the last bit of sums over voxels.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderName:
-    """What a worker loads an encoder by, and the digest that tells whether it is the one that is meant."""
+    """The arguments with which a worker loads an encoder, and a digest to check that it is the same."""
 
     source: str
     digest: str
@@ -44,7 +44,7 @@ class EncoderName:
 
     @classmethod
     def of(cls, encoder: Encoder, weights: str = "auto") -> EncoderName:
-        """Of an encoder as it was loaded here."""
+        """Describe an encoder that was loaded in this process."""
         return cls(
             source=encoder.source,
             digest=encoder.digest,
@@ -55,7 +55,11 @@ class EncoderName:
         )
 
     def load(self) -> Encoder:
-        """The encoder, once a process; raises EncoderError where this machine reads another one by that name."""
+        """Load the encoder, once per process.
+
+        Raises:
+            EncoderError: On this machine, the name refers to a different encoder.
+        """
         torch.set_num_threads(self.threads)
         return _load(self)
 
@@ -90,7 +94,7 @@ def stream_on_dask(
     address: str,
     weights: str = "auto",
 ) -> Iterator[FeatureRow | RefusedItem]:
-    """The rows of `stream_features`, in its order; items of a scan over which workers died are refused."""
+    """Yield the rows of `stream_features`, in its order; the items of scans on which workers died are rejected."""
     work = _Work(
         encoder=EncoderName.of(encoder, weights),
         store=None if store is None else store.path,
@@ -105,25 +109,31 @@ def stream_on_dask(
 def spread_scans(
     function: Callable[[Sequence[Item]], tuple[Result, list[Grid]]], items: Iterable[Item], address: str
 ) -> Iterator[tuple[Sequence[Item], Result | Lost]]:
-    """The items of each scan with what `function` gives for them, in the order of one process.
+    """Apply a function to the items of each scan on the workers, and yield items with results in the order of one process.
 
-    Beside its result it returns what points are judged by, which is done in the end: raises TableError as `stream_features`.
+    Args:
+        function: Returns a result, and the items with points for `check_points`, which runs at the end.
+        items: The items.
+        address: Address of the scheduler, or "local".
+
+    Raises:
+        TableError: Most points lie outside their scans, as in `stream_features`.
     """
     groups = group_by_scan(list(items))
     grids: list[Grid] = []
     with contextlib.closing(run_tasks(function, groups, count_workers(len(groups)), dask=address)) as results:
-        for index, found in order_results(results):
-            if isinstance(found, Lost):
-                yield groups[index], found
+        for index, outcome in order_results(results):
+            if isinstance(outcome, Lost):
+                yield groups[index], outcome
                 continue
-            result, placed = found
+            result, placed = outcome
             grids += placed
             yield groups[index], result
     check_points(grids)
 
 
 def refuse_lost(items: Sequence[Item], lost: Lost) -> list[RefusedItem]:
-    """The items of a scan over which workers died."""
+    """Reject the items of a scan on which workers died."""
     return [RefusedItem(item=item, reason=lost.reason) for item in items]
 
 

@@ -1,4 +1,4 @@
-"""Token grids of whole scans: computed tile by tile, kept in a folder that opens by region, and pooled by the labels of a map."""
+"""Token grids of whole scans: computed in tiles, stored in a folder from which regions can be read, and pooled by label maps."""
 
 from dagman.encoder.dense.reading import DenseMap, DenseRegion, DenseStore, open_dense
 

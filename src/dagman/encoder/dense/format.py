@@ -3,13 +3,13 @@
 ```
 OUT/
 ├── dense.json            format version, the encoder, stages, channels, strides, number type
-├── dense.csv             one row a scan: id, row, scan, patient, content_hash, seen_in_pretraining, maps (its folder below OUT)
-├── maps/ab/<id>/x3.b2nd  blosc2, C x y z in RAS+; its affine, spacing and encoder are in its metadata, as JSON
+├── dense.csv             one row per scan: id, row, scan, patient, content_hash, seen_in_pretraining, maps (folder below OUT)
+├── maps/ab/<id>/x3.b2nd  blosc2, C x y z in RAS+; affine, spacing and encoder are in its metadata, as JSON
 ├── rejected.csv          source, reason
-└── command.json          how it came to be
+└── command.json          the command with its settings and environment
 ```
-The id is the start of the scan's content hash, as in a store. A chunk holds all channels of 16^3 tokens, so that a region reads
-what it meets; see docs/decisions/0047-token-grids-in-blosc2.md.
+The id is the start of the scan's content hash, as in a store. A chunk contains all channels of 16^3 tokens, so that reading a
+region decompresses only the chunks that it intersects; see docs/decisions/0047-token-grids-in-blosc2.md.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from dagman.store.format import ID_LENGTH, open_array
 
 FORMAT = 1
 CHUNK, BLOCK = 16, 8
-"""Tokens along an edge of what is read and of what is decompressed at once."""
+"""Tokens along each edge of a blosc2 chunk and block."""
 KEY = "dagman"
-"""Name of a file's metadata."""
+"""Key of dagman's metadata in a file."""
 Number = Literal["float32", "float16"]
 NUMBERS: tuple[Number, ...] = ("float32", "float16")
 COLUMNS = ("id", "row", "scan", "patient", "content_hash", "seen_in_pretraining", "maps")
@@ -39,7 +39,7 @@ _AGAIN = "Run dagman embed --dense again on the same scans"
 
 
 def describe_dense(encoder: Encoder, stages: tuple[int, ...], number: Number) -> dict[str, Any]:
-    """What `dense.json` holds; folders of equal descriptions can be continued."""
+    """Describe token grids for `dense.json`; a folder can be continued if its description matches."""
     from dagman import __version__
 
     backbone = encoder.network.encoder
@@ -58,7 +58,11 @@ def describe_dense(encoder: Encoder, stages: tuple[int, ...], number: Number) ->
 
 
 def read_dense_info(folder: Path) -> dict[str, Any]:
-    """`dense.json`; raises StoreError when there is none, it is damaged, or of another format."""
+    """Read `dense.json`.
+
+    Raises:
+        StoreError: The file is missing, damaged, or of another format version.
+    """
     path = folder / "dense.json"
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
@@ -78,18 +82,19 @@ def read_dense_info(folder: Path) -> dict[str, Any]:
 
 
 def locate_maps(content_hash: str) -> Path:
-    """The folder of a scan's grids, below that of them all."""
+    """Return the folder of a scan's grids, relative to the folder of all token grids."""
     name = content_hash[:ID_LENGTH]
     return Path("maps") / name[:2] / name
 
 
 def write_grid(path: Path, grid: TokenGrid, number: Number, metadata: Mapping[str, Any]) -> None:
-    """Write one stage's grid chunk by chunk, its place and `metadata` with it.
+    """Write the grid of one stage chunk by chunk, with its affine and `metadata`.
 
-    Raises EncoderError where tokens are not finite numbers, or beyond what float16 holds.
+    Raises:
+        EncoderError: Tokens are not finite, or exceed the range of float16.
     """
     channels, *sides = grid.shape
-    kept = {
+    values = {
         "format": FORMAT,
         "stage": grid.stage,
         "stride": grid.stride,
@@ -103,12 +108,12 @@ def write_grid(path: Path, grid: TokenGrid, number: Number, metadata: Mapping[st
         dtype=np.dtype(number),
         chunks=(channels, *(min(CHUNK, side) for side in sides)),
         blocks=(channels, *(min(BLOCK, side) for side in sides)),
-        # One thread: with more, the bytes differ from time to time.
+        # With several threads, the bytes are not reproducible.
         cparams={"codec": blosc2.Codec.ZSTD, "clevel": 1, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1},
         urlpath=str(path),
         mode="w",
     )
-    array.schunk.vlmeta[KEY] = json.dumps(kept, default=str)
+    array.schunk.vlmeta[KEY] = json.dumps(values, default=str)
     for corner in np.ndindex(*(-(-side // CHUNK) for side in sides)):
         x, y, z = (slice(CHUNK * at, min(CHUNK * (at + 1), side)) for at, side in zip(corner, sides, strict=True))
         with np.errstate(over="ignore"):
@@ -120,7 +125,11 @@ def write_grid(path: Path, grid: TokenGrid, number: Number, metadata: Mapping[st
 
 
 def open_grid(path: Path) -> tuple[blosc2.NDArray, dict[str, Any]]:
-    """A lazy handle on a grid, and its metadata; raises StoreError when the file is missing, damaged, or something else."""
+    """Open a grid lazily; returns a handle and the metadata.
+
+    Raises:
+        StoreError: The file is missing, damaged, or not a token grid.
+    """
     handle = open_array(path, _AGAIN)
     try:
         metadata = json.loads(handle.schunk.vlmeta[KEY])

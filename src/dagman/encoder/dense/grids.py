@@ -1,6 +1,6 @@
-"""Token grids of one scan, whatever its size: in memory where one pass gives them, else added up in a file tile by tile.
+"""Token grids of a scan of any size: in memory if one pass suffices, otherwise summed tile by tile in a file.
 
-Letters: C channels, x y z a stage's grid.
+Notation: C channels, x y z the grid of a stage.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ Box = tuple[slice, slice, slice]
 
 @dataclass(kw_only=True, eq=False)
 class TokenGrid:
-    """The tokens of one stage, C x y z float32: those that the scan reaches, padding beside it left out.
+    """The tokens of one stage, C x y z in float32; tokens that lie entirely in the padding are excluded.
 
     Attributes:
-        stage: 1 to 4.
-        stride: Voxels of the prepared scan along a token.
-        start: The first token in the padded scan's grid.
-        offset: Voxels of the prepared scan's first voxel from the first token's outer corner.
+        stage: Stage, from 1 to 4.
+        stride: Voxels of the prepared scan per token, along each axis.
+        start: Index of the first token on the grid of the padded scan.
+        offset: Position of the prepared scan's first voxel relative to the outer corner of the first token, in voxels.
         shape: C x y z.
-        affine: Of the tokens' middles, to RAS mm.
+        affine: From token indices to RAS mm of their centres.
+        values: The tokens, if they are in memory.
+        path: The file of the tokens, if they are not in memory.
     """
 
     stage: int
@@ -45,14 +47,14 @@ class TokenGrid:
     path: Path | None = None
 
     def read(self, box: Box) -> NDArray[np.float32]:
-        """The tokens of a box, C x y z."""
+        """Read the tokens of a box, C x y z."""
         if self.values is not None:
             return self.values[(slice(None), *box)]
-        # Mapped anew each time: what stays mapped counts as the process's memory.
+        # Mapped for each call, because pages that stay mapped count as memory of the process.
         return np.array(self._map()[(slice(None), *box)])
 
     def add(self, start: Sequence[int], tokens: NDArray[np.float32]) -> None:
-        """Add tokens whose first is at `start` of the padded scan's grid; what lies beside the scan is left out."""
+        """Add the tokens of a tile that starts at `start` on the grid of the padded scan; those outside the scan are dropped."""
         here, there = [slice(None)], [slice(None)]
         for at, size, first, whole in zip(start, tokens.shape[1:], self.start, self.shape[1:], strict=True):
             low, high = max(at, first), min(at + size, first + whole)
@@ -70,10 +72,17 @@ class TokenGrid:
 def compute_grids(
     encoder: Encoder, prepared: PreparedScan, stages: Sequence[int], *, memory: int = MOST_MEMORY, folder: Path | None = None
 ) -> Iterator[list[TokenGrid]]:
-    """The token grids of a prepared scan for the block; beyond what one pass may take, they lie in files that go with it.
+    """Compute the token grids of a prepared scan; they are valid within the `with` block.
 
-    memory: bytes that a pass may take, as in `plan_pass`. folder: where these files lie; by default the system's for such files.
-    Held are the scan and one tile with its tokens, however large the scan.
+    If one pass is not sufficient, grids are stored in temporary files, so that only the scan and one tile with its tokens are in
+    memory.
+
+    Args:
+        encoder: The encoder.
+        prepared: The scan.
+        stages: Stages to compute, from 1 to 4.
+        memory: Bytes that a pass may need, as in `plan_pass`.
+        folder: Folder for the temporary files; None for the system's default.
     """
     tiling = plan_pass(prepared.shape, encoder.config.view, encoder.network.encoder, memory=memory)
     grids = [_place_grid(encoder, prepared, tiling, stage) for stage in stages]
@@ -85,8 +94,8 @@ def compute_grids(
     if len(tiling.starts) == 1:
         ((_, maps),) = tiles
         for grid, tokens in zip(grids, maps, strict=True):
-            kept = tuple(slice(first, first + size) for first, size in zip(grid.start, grid.shape[1:], strict=True))
-            grid.values = tokens.numpy()[(slice(None), *kept)]
+            box = tuple(slice(first, first + size) for first, size in zip(grid.start, grid.shape[1:], strict=True))
+            grid.values = tokens.numpy()[(slice(None), *box)]
         yield grids
         return
     with tempfile.TemporaryDirectory(dir=folder, prefix=".tokens.") as spool:

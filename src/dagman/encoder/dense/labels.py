@@ -1,7 +1,7 @@
-"""One vector for each label of a map: the tokens of the whole scan, pooled within the label, with its size.
+"""Compute a vector for each label of a label map, by pooling the tokens of the whole scan within the label.
 
-A crop around a structure (`encoder.items`) reads it at a spacing of its own; here a scan is read once, at the encoder's spacing,
-however many labels its map has, and a token that a label merely touches counts for the share that lies in it.
+Unlike crops around structures (`encoder.items`), which have a spacing of their own, a scan is processed once at the encoder's
+spacing, regardless of the number of labels. Tokens are weighted by the fraction that lies within the label.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from dagman.store.preparation import prepare_mask
 from dagman.tables.items import Item, align_mask, measure_cut, read_mask, refuse_fractions
 
 SLAB = 128
-"""Voxels of a label along x that are pooled at once."""
+"""Voxels of a label along x that are pooled at a time."""
 LARGEST = 2**16 - 1
-"""Largest value that is taken for a label: beyond it a map holds something else."""
+"""Largest value of a label; a map with larger values is not a label map."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelRow(FeatureRow):
-    """The vector of one label, the `name` of its value if there is one, and its size in the map, inside and outside the scan."""
+    """The vector of one label, with the name of its value (None if unknown) and its total size in the map."""
 
     name: str | None
     voxels: int
@@ -54,17 +54,24 @@ def stream_labels(
     memory: int = MOST_MEMORY,
     folder: Path | None = None,
 ) -> Iterator[LabelRow | RefusedItem]:
-    """A row for each label of each item's mask, as they come; of an item with a `label_value`, that label alone.
+    """Yield a row for each label of each item's mask; for items with a `label_value`, only for that label.
 
-    store: holds the scans that items give as an id. names: of label values; others go by their number. memory, folder: as in
-    `compute_grids`. Held are one scan, its map, and one tile with its tokens.
+    One scan, its label map, and one tile with its tokens are in memory at a time.
+
+    Args:
+        encoder: The encoder.
+        items: The items.
+        store: Store of the scans that items refer to by id.
+        pooling: Stages and statistics.
+        names: Names of label values; other labels are named by their value.
+        memory, folder: As in `compute_grids`.
     """
     pooling = pooling or Pooling()
-    for found in open_scans(encoder.reader, list(items), store):
-        if isinstance(found, RefusedItem):
-            yield found
+    for outcome in open_scans(encoder.reader, list(items), store):
+        if isinstance(outcome, RefusedItem):
+            yield outcome
             continue
-        opened, group = found
+        opened, group = outcome
         maps: list[tuple[Item, _LabelMap]] = []
         for item, structure in _list_maps(group):
             try:
@@ -81,7 +88,11 @@ def stream_labels(
 def pool_label_map(
     encoder: Encoder, opened: OpenedScan, given: Scan, *, pooling: Pooling, names: Mapping[int, str]
 ) -> list[LabelRow | RefusedItem]:
-    """A row for each label of a map that is at hand, on the grid of its scan. Raises DagmanError where it cannot be used."""
+    """Compute a row for each label of a map in memory, on the grid of its scan.
+
+    Raises:
+        DagmanError: The map cannot be used.
+    """
     item = Item(index=0, name=opened.scan.source, scan=opened.scan.source, patient=opened.scan.patient)
     refuse_fractions(item, given.voxels)
     held = _place_labels(encoder, opened, item, given, None)
@@ -91,25 +102,32 @@ def pool_label_map(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _LabelMap:
-    """Labels on the prepared grid (X Y Z), the size of each in the map as given, and how much of it lies outside the scan."""
+    """A label map on the grid of the prepared scan.
+
+    Attributes:
+        labels: Labels, X Y Z.
+        voxels: Number of voxels of each label in the original map.
+        voxel_mm3: Volume of a voxel of the original map in mm^3.
+        cut: Fraction of the labelled voxels outside the scan.
+        structure: For RTSTRUCT and SEG, number and name of the structure, whose label is 1.
+    """
 
     labels: NDArray[np.int32]
     voxels: dict[int, int]
     voxel_mm3: float
     cut: float
     structure: tuple[int, str] | None
-    "Number and name of the structure that is 1 in it, of an RTSTRUCT or SEG."
 
 
 def _list_maps(items: Sequence[Item]) -> Iterator[tuple[Item, tuple[int, str] | None]]:
-    """Each item's map; of an RTSTRUCT or SEG one for each structure that is meant, as they may overlap."""
+    """List the label maps of items; for RTSTRUCT and SEG, one for each requested structure, as structures may overlap."""
     for item in items:
         drawn: dict[int, str] = {}
         if item.mask is not None and holds_structures(item.mask):
             with contextlib.suppress(DagmanError):
-                # What is wrong with the file is said where it is read.
+                # Errors are reported when the file is read below.
                 drawn = list_structures(item.mask)
-        # By its name or its number; reading refuses what the file does not hold.
+        # A structure is given by name or number; one that the file does not contain is rejected when it is read.
         named = {number: name for number, name in drawn.items() if item.structure in (None, number, name)}
         if not named:
             yield item, None
@@ -172,7 +190,7 @@ def _pool_map(
 def _pool_label(
     labels: NDArray[np.int32], value: int, box: tuple[slice, ...], grids: Sequence[TokenGrid], pooling: Pooling
 ) -> NDArray[np.float32]:
-    """The pools of each stage over the tokens that the label touches, weighted by the share of each that lies in it."""
+    """Pool the tokens of each stage that overlap the label, weighted by the fraction of each that lies within it."""
     parts: list[NDArray[np.float64]] = []
     for grid in grids:
         sums = _Sums(grid.shape[0])
@@ -198,12 +216,12 @@ def _add_slab(sums: _Sums, inside: NDArray[np.bool_], slab: tuple[slice, ...], g
     counts += np.bincount(flat, minlength=counts.size).reshape(counts.shape)
     region = tuple(slice(start, start + count) for start, count in zip(first, counts.shape, strict=True))
     touched = counts > 0
-    # A token at the border of two slabs comes twice, each time with what of the label lies in that slab.
+    # A token at the border of two slabs is added twice, each time weighted by the part of the label in that slab.
     sums.add(grid.read((region[0], region[1], region[2]))[:, touched], counts[touched])
 
 
 class _Sums:
-    """Sums over tokens from which mean, std and max follow; float64, as a channel's spread may be a thousandth of its mean."""
+    """Running sums for mean, std and max; in float64, because the std of a channel may be a thousandth of its mean."""
 
     def __init__(self, channels: int) -> None:
         self.weight = 0.0
@@ -212,7 +230,7 @@ class _Sums:
         self.largest = np.full(channels, -np.inf)
 
     def add(self, tokens: NDArray[np.float32], weights: NDArray[np.float64]) -> None:
-        """Add tokens, C x K, with what each counts for."""
+        """Add tokens (C x K) with their weights (K)."""
         values = tokens.astype(np.float64)
         self.weight += float(weights.sum())
         self.first += values @ weights
@@ -220,7 +238,7 @@ class _Sums:
         self.largest = np.maximum(self.largest, values.max(axis=1))
 
     def pool(self, pool: str) -> NDArray[np.float64]:
-        """The mean, std or max of each channel."""
+        """Compute the mean, std or max of each channel."""
         mean = self.first / self.weight
         if pool == "mean":
             return mean

@@ -1,4 +1,4 @@
-"""A folder of token grids, opened by region: what lies in a box of tokens, or in a box of the patient, with its affine."""
+"""Read token grids by region, given in token indices or in patient coordinates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dagman.store.format import damaged_file
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DenseRegion:
-    """Tokens of a region: `values` C x y z, and the affine of their middles (token indices to RAS mm)."""
+    """Tokens of a region: `values` C x y z, and the affine from token indices to RAS mm of their centres."""
 
     values: NDArray[np.floating] = field(repr=False)
     affine: Affine
@@ -29,13 +29,12 @@ class DenseRegion:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DenseMap:
-    """The tokens of one stage of a scan, read as they are asked for.
+    """The tokens of one stage of a scan, read on demand.
 
     Attributes:
-        path: Its file.
-        shape: C x y z.
-        affine: Token indices to RAS mm, of their middles.
-        metadata: Stage, stride in voxels, the encoder, the scan: plain values.
+        path: The file.
+        handle: The open blosc2 array.
+        metadata: Plain values: stage, stride in voxels, encoder and scan.
     """
 
     path: Path
@@ -50,16 +49,20 @@ class DenseMap:
 
     @cached_property
     def affine(self) -> Affine:
-        """Token indices to RAS mm, of their middles."""
+        """The affine from token indices to RAS mm of their centres."""
         return Affine(self.metadata["affine"])
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Millimetres between the middles of neighbouring tokens."""
+        """Distance between the centres of neighbouring tokens in mm."""
         return self.affine.spacing
 
     def read(self, x: slice = slice(None), y: slice = slice(None), z: slice = slice(None)) -> DenseRegion:
-        """Tokens by their indices, all by default; raises StoreError for a step, an empty region, or a damaged file."""
+        """Read tokens by index, all by default.
+
+        Raises:
+            StoreError: A slice has a step, the region is empty, or the file is damaged.
+        """
         box = []
         for name, part, size in zip("xyz", (x, y, z), self.shape[1:], strict=True):
             start, stop, step = part.indices(size)
@@ -74,14 +77,15 @@ class DenseMap:
         return DenseRegion(values=values, affine=self.affine.crop([part.start for part in box]))
 
     def read_mm(self, low: ArrayLike, high: ArrayLike) -> DenseRegion:
-        """The tokens that a box of the patient touches: `low` and `high` are opposite corners, RAS mm.
+        """Read the tokens that overlap a box, given by two opposite corners in RAS mm.
 
-        Raises StoreError where the box lies outside the scan.
+        Raises:
+            StoreError: The box lies outside the scan.
         """
         corners = np.stack(np.broadcast_arrays(np.asarray(low, np.float64), np.asarray(high, np.float64)))
         ends = np.stack(np.meshgrid(*corners.T, indexing="ij"), axis=-1).reshape(-1, 3)
         places = self.affine.to_voxel(ends)
-        # A token reaches half a token to each side of its middle; rounding noise at its border counts as outside.
+        # A token extends half a token to each side of its centre; the tolerance keeps rounding errors from adding a neighbour.
         first = np.floor(places.min(axis=0) + 0.5 + 1e-6).astype(int)
         last = np.ceil(places.max(axis=0) + 0.5 - 1e-6).astype(int)
         first, last = np.maximum(first, 0), np.minimum(np.maximum(last, first + 1), self.shape[1:])
@@ -94,7 +98,11 @@ class DenseMap:
         return self.read(*(slice(int(start), int(stop)) for start, stop in zip(first, last, strict=True)))
 
     def read_at(self, points: ArrayLike) -> NDArray[np.floating]:
-        """The tokens in which points lie: N x C of N x 3, RAS mm. Raises StoreError for a point outside."""
+        """Read the tokens that contain points: N x 3 in RAS mm to N x C.
+
+        Raises:
+            StoreError: A point lies outside the scan.
+        """
         places = np.rint(self.affine.to_voxel(np.reshape(np.asarray(points, dtype=np.float64), (-1, 3)))).astype(int)
         outside = np.flatnonzero(((places < 0) | (places >= self.shape[1:])).any(axis=1))
         if len(outside):
@@ -106,12 +114,12 @@ class DenseMap:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DenseStore:
-    """A folder that `dagman embed --dense` wrote.
+    """A folder of token grids that was written by `dagman embed --dense`.
 
     Attributes:
         path: The folder.
-        info: The encoder, stages, channels, strides and number type: plain values.
-        rows: One a scan, as text: id, row, scan, patient, content_hash, seen_in_pretraining, maps.
+        info: Plain values: encoder, stages, channels, strides and type of the numbers.
+        rows: One row per scan, as text: id, row, scan, patient, content_hash, seen_in_pretraining, maps.
     """
 
     path: Path
@@ -120,7 +128,7 @@ class DenseStore:
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """The stages that are kept of each scan."""
+        """The stages that are stored for each scan."""
         return tuple(self.info["stages"])
 
     @property
@@ -132,9 +140,10 @@ class DenseStore:
         return len(self.rows)
 
     def open(self, name: str, stage: int | None = None) -> DenseMap:
-        """The grid of a scan, by its name, of one stage (by default the only one, or x3).
+        """Open the grid of a scan by name, for one stage (by default x3 if it is stored, otherwise the first).
 
-        Raises StoreError for a name or stage that there is not, naming what there is, and for a file that is missing or damaged.
+        Raises:
+            StoreError: There is no such scan or stage, or its file is missing or damaged.
         """
         row = next((row for row in self.rows if row["id"] == name), None)
         if row is None:
@@ -142,7 +151,7 @@ class DenseStore:
         stage = stage or (3 if 3 in self.stages else self.stages[0])
         if stage not in self.stages:
             raise StoreError(
-                f"holds no x{stage}", where=self.path, do=f"Choose one of {', '.join(f'x{one}' for one in self.stages)}"
+                f"holds no x{stage}", where=self.path, do=f"Choose one of {', '.join(f'x{stored}' for stored in self.stages)}"
             )
         path = self.path / row["maps"] / f"x{stage}.b2nd"
         handle, metadata = open_grid(path)
@@ -150,7 +159,11 @@ class DenseStore:
 
 
 def open_dense(path: str | Path) -> DenseStore:
-    """Open a folder of token grids that `dagman embed --dense` wrote; raises StoreError when it is none, or is damaged."""
+    """Open a folder of token grids that was written by `dagman embed --dense`.
+
+    Raises:
+        StoreError: The folder does not contain token grids, or is damaged.
+    """
     folder = Path(path)
     info = read_dense_info(folder)
     try:

@@ -1,4 +1,4 @@
-"""Token grids of many scans to a folder, one scan and one tile in memory at a time; the same command repeated continues."""
+"""Write token grids of many scans to a folder, with one scan and one tile in memory at a time; can be interrupted and repeated."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dagman.tables.items import Item
 
 @dataclass(frozen=True, kw_only=True)
 class DenseRow:
-    """A scan whose grids are written; `kept`: they were there already."""
+    """A scan whose grids are written; `kept` if they already existed."""
 
     item: Item
     content_hash: str
@@ -41,14 +41,23 @@ def write_dense(
     number: Number = "float32",
     memory: int = MOST_MEMORY,
 ) -> Iterator[DenseRow | RefusedItem]:
-    """Write the token grids of each scan that items name, as they come; a scan that is there already is passed over.
+    """Write the token grids of the scans of items, and yield a row for each; scans that are already in the folder are skipped.
 
-    store: holds the scans that items give as an id. stages: of 1 to 4. number: float32, or float16 for half the room.
-    memory: bytes that a pass may take. `dense.csv` lists every scan of the folder once the last is done.
+    `dense.csv`, which lists all scans of the folder, is written at the end, also after an interruption.
+
+    Args:
+        encoder: The encoder.
+        items: The items; several items of one scan count once.
+        out: The folder.
+        store: Store of the scans that items refer to by id.
+        stages: Stages to write, from 1 to 4.
+        number: Type of the numbers; float16 halves the size.
+        memory: Bytes that a pass may need.
 
     Raises:
-        StoreError: `out` holds something else, grids of another encoder, other stages or numbers, or another process writes there.
-        SettingsError: There is no such stage.
+        StoreError: `out` contains something else, or grids of another encoder, other stages or another type, or another process is
+            writing to it.
+        SettingsError: A stage does not exist.
     """
     out = Path(out)
     stages = tuple(sorted(Pooling(stages=tuple(stages)).stages))
@@ -58,11 +67,11 @@ def write_dense(
         _begin(out, info)
         written: dict[str, dict[str, Any]] = {row["id"]: dict(row) for row in _read_rows(out)}
         try:
-            for found in open_scans(encoder.reader, _drop_parts(items), store):
-                if isinstance(found, RefusedItem):
-                    yield found
+            for outcome in open_scans(encoder.reader, _drop_parts(items), store):
+                if isinstance(outcome, RefusedItem):
+                    yield outcome
                     continue
-                opened, (item, *_) = found
+                opened, (item, *_) = outcome
                 try:
                     row = _write_scan(encoder, opened, item, out, stages, number, memory)
                 except DagmanError as error:
@@ -71,14 +80,14 @@ def write_dense(
                 written[item.name] = _describe_row(row, encoder)
                 yield row
         finally:
-            # Also of a command that was interrupted: what was written is whole.
+            # Also after an interruption, as the grids written so far are complete.
             if written:
                 rows = sorted(written.values(), key=lambda row: str(row["id"]))
                 write_csv(out / "dense.csv", COLUMNS, ([row[name] for name in COLUMNS] for row in rows))
 
 
 def _drop_parts(items: Iterable[Item]) -> list[Item]:
-    """One item for each scan, however many structures and points a table has in it."""
+    """Keep one item per scan, as a table may have several structures and points in a scan."""
     first: dict[Path | str, Item] = {}
     for item in items:
         first.setdefault(item.scan, item)
@@ -86,7 +95,7 @@ def _drop_parts(items: Iterable[Item]) -> list[Item]:
 
 
 def _refuse_foreign(out: Path) -> None:
-    if out.is_dir() and not (out / "dense.json").exists() and any(one.name != ".lock" for one in out.iterdir()):
+    if out.is_dir() and not (out / "dense.json").exists() and any(file.name != ".lock" for file in out.iterdir()):
         raise StoreError("exists and holds no feature maps", where=out, do="Give an empty or new folder")
 
 
@@ -97,11 +106,11 @@ def _begin(out: Path, info: dict[str, Any]) -> None:
     held = read_dense_info(out)
     pairs = {"encoder": ("digest", "precision"), "stages": (), "dtype": ()}
     for name, parts in pairs.items():
-        one, other = held.get(name), info[name]
-        same = all(isinstance(one, dict) and one.get(part) == other[part] for part in parts) if parts else one == other
+        old, new = held.get(name), info[name]
+        same = all(isinstance(old, dict) and old.get(part) == new[part] for part in parts) if parts else old == new
         if not same:
             what = (
-                f"holds feature maps of another {name}" if name == "encoder" else f"holds feature maps of {name} {one}, not {other}"
+                f"holds feature maps of another {name}" if name == "encoder" else f"holds feature maps of {name} {old}, not {new}"
             )
             raise StoreError(what, where=out, do="Give a new folder")
 

@@ -1,4 +1,4 @@
-"""Weights that others trained: their files, their layouts, and what they were trained with."""
+"""Import of weights that were trained by other programs: their files, layouts and preprocessing."""
 
 from dagman.encoder.foreign.layouts import ForeignWeights, ImportReport, split_statement
 from dagman.encoder.foreign.swin import read_foreign

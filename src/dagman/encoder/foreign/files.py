@@ -1,4 +1,4 @@
-"""Files of weights, read without running code: safetensors, and torch's own with `weights_only=True`."""
+"""Read files of weights without running code: safetensors, and torch files with `weights_only=True`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ CONVERT = (
     "safetensors.torch.save_file({k: v.contiguous() for k, v in model.swinViT.state_dict().items()}, 'weights.safetensors')"
 )
 HOLDERS = ("state_dict", "student", "model", "net")
-"""Under which checkpoints keep the weights: MONAI's and VoCo's, SMIT's and DINO's, MONAI's SSL, SuPreM's."""
+"""Entries under which checkpoints store weights: MONAI and VoCo, SMIT and DINO, MONAI's SSL, SuPreM."""
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
-    """Tensors by name, the file's metadata, and the entry of `HOLDERS` they were under ("" for none).
+    """Read the tensors of a file by name, its metadata, and the entry of `HOLDERS` that contained them ("" for none).
 
     Raises:
-        EncoderError: It is no file of weights, is damaged, or could be read only by running code.
+        EncoderError: The file does not contain weights, is damaged, or can be read only by running code.
     """
     if path.suffix in (".pt", ".pth", ".torch"):
         return _read_torch(path)
@@ -40,7 +40,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
 
 def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
     try:
-        # Checkpoints in DINO's manner keep their arguments so; a Namespace is a record and runs nothing.
+        # Checkpoints in DINO's style contain their arguments as a Namespace, which only holds values and runs no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             held: Any = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
@@ -50,7 +50,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
         raise EncoderError(f"is damaged, or not a torch file: {_first_line(error)}", where=path, do=CONVERT) from None
     holder = next((name for name in HOLDERS if isinstance(held, dict) and isinstance(held.get(name), dict)), "")
     if holder == "student" and isinstance(held.get("teacher"), dict) and any("swinViT." in name for name in held["teacher"]):
-        # DINO's checkpoints hold both, and its teacher is what is used; SMIT's authors use the student.
+        # DINO's checkpoints contain both, and its authors use the teacher; the authors of SMIT use the student.
         holder = "teacher"
     state = held[holder] if holder else held
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
@@ -61,7 +61,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
 
 
 def _name_object(error: Exception) -> str:
-    """The name of the object that torch refused, out of the long message in which it says so."""
+    """Extract the name of the object that torch refused from its long message."""
     words = str(error).partition("GLOBAL ")[2].split()
     return words[0] if words else "not one of torch's own types"
 

@@ -1,6 +1,6 @@
-"""How others name the weights of a 3D Swin, what lies beside it in their files, and what it was trained with.
+"""Layouts in which other programs store the weights of a 3D Swin: names, additional heads, and preprocessing.
 
-Each layout is taken from the public code that writes it; the sources stand beside the numbers.
+Each layout is taken from the public code that writes it; sources are given with the numbers.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ ORDERS: Mapping[str, Order] = {
     "merging": (*_FIRST, (1, 0, 1), (0, 1, 1), (1, 1, 1)),
     "smit": (*_FIRST, (0, 1, 1), (1, 0, 1), (1, 1, 1)),
 }
-"""Which of its 2^3 tokens a patch merging puts first: MONAI's two `downsample`, and the SMIT authors'."""
+"""Order in which patch merging concatenates its 2^3 tokens: the two `downsample` of MONAI, and that of SMIT's authors."""
 REPEATING = "merging-before-fix"
-"""MONAI's `merging` as it was at first: two neighbours are taken twice and two never, which no order of columns can express."""
+"""MONAI's original `merging`, which used two neighbours twice and two never; this cannot be expressed as an order of columns."""
 MERGINGS = (*ORDERS, REPEATING)
 
 WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|backbone)\.)+")
 _DAE = re.compile(r"^encoder\.(layers[1-4]\.0\.|patch_embed\.)(?:0\.)?")
-"""MONAI's public SSL weights (`filter_swinunetr`): a wrapper of their own, and each stage one level deeper."""
+"""MONAI's public SSL weights (`filter_swinunetr`) have another prefix, and one more level in the names of stages."""
 _SWIN = "swinViT.patch_embed.proj.weight"
 _UNETR = r"(?:encoder(?:1|2|3|4|10)|decoder[1-5]|out)\."
 _MONAI_HEADS = rf"(?:rotation_(?:pre|head)|contrastive_(?:pre|head)|conv)\.|encoder\.(?:mask_token$|norm\.)|{_UNETR}"
@@ -45,7 +45,14 @@ _SUPREM_HEADS = r"(?:organ_embedding|controller\.|GAP\.|precls_conv\.|text_to_vi
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """What weights were trained with. spacing in mm, low and high in HU, view in voxels; orientation is RAS in all of them."""
+    """The preprocessing with which weights were trained; the orientation is always RAS.
+
+    Attributes:
+        spacing: Voxel size in mm.
+        low, high: HU that become 0 and 1.
+        view: Side of the views in voxels.
+        source: Where this is stated.
+    """
 
     spacing: float
     low: float
@@ -55,7 +62,7 @@ class Preparation:
 
 
 STATED = Preparation(spacing=2.0, low=-1000.0, high=500.0, view=64, source="as stated")
-"""Whose spacing and window are replaced; a view may be left unsaid."""
+"""Base for stated preprocessing: its spacing and HU window are replaced, and the side of views is a default."""
 _SSL = Preparation(
     spacing=1.5, low=-1000.0, high=1000.0, view=96, source="MONAI's SwinUNETR pretraining, whose slices of 2 mm become 1.5 mm"
 )
@@ -70,9 +77,14 @@ _MHUB = Preparation(
 
 @dataclass(frozen=True, kw_only=True)
 class ImportReport:
-    """What became of each weight of a file: matched, or left out on purpose by the part it belongs to.
+    """How the weights of a file were mapped. Weights that are missing or left over are errors, and are not reported here.
 
-    Missing weights and those left over are no report: they are an error, in which both are counted and named.
+    Attributes:
+        layout: Name of the layout.
+        merging: Kind of patch merging; empty if there is none.
+        matched: Number of weights that were loaded.
+        left_out: Number of weights that were skipped on purpose, by the part of the network to which they belong.
+        preparation: Description of the preprocessing.
     """
 
     layout: str
@@ -96,7 +108,15 @@ class ImportReport:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ForeignWeights:
-    """Weights by MONAI's names with its `mergingv2`, and what is known of them. merging: as in the file. preparation: None: ask."""
+    """Weights of a file under MONAI's names.
+
+    Attributes:
+        state: The weights.
+        layout: Name of the layout.
+        merging: Kind of patch merging of the file.
+        left_out: Number of weights that were skipped on purpose, by part.
+        preparation: Their preprocessing; None if it is unknown and the user has to state it.
+    """
 
     state: dict[str, Tensor] = field(repr=False)
     layout: str
@@ -106,7 +126,7 @@ class ForeignWeights:
 
 
 def split_statement(text: str) -> tuple[Path, dict[str, str]]:
-    """`FILE:spacing=1.5:low=-175:high=250` as the file and what is stated of it."""
+    """Split `FILE:spacing=1.5:low=-175:high=250` into the file and the stated values."""
     parts = text.split(":")
     stated = list(itertools.takewhile(lambda part: re.fullmatch(r"[a-z]+=.*", part), reversed(parts[1:])))
     path = ":".join(parts[: len(parts) - len(stated)])
@@ -114,10 +134,10 @@ def split_statement(text: str) -> tuple[Path, dict[str, str]]:
 
 
 def recognise(tensors: dict[str, Tensor], holder: str, path: Path) -> ForeignWeights:
-    """The Swin in a file by MONAI's names; every other weight belongs to a known head, or is refused by name.
+    """Recognise the layout of a file, and return the weights of its Swin under MONAI's names; known heads are skipped.
 
     Raises:
-        EncoderError: No layout known here, or weights that belong to no known part of it.
+        EncoderError: The layout is unknown, or weights do not belong to any of its known parts.
     """
     named = {WRAPPERS.sub("", name): value.float() for name, value in tensors.items()}
     named = _drop_holder(named)
@@ -128,7 +148,7 @@ def recognise(tensors: dict[str, Tensor], holder: str, path: Path) -> ForeignWei
     if "transformer.patch_embed.proj.weight" in named:
         return _recognise_smit(named, holder, path)
     named = {_DAE.sub(r"swinViT.\1", name): value for name, value in named.items()}
-    prefix = next((one for one in ("swinViT.", "swin.", "") if f"{one}patch_embed.proj.weight" in named), None)
+    prefix = next((start for start in ("swinViT.", "swin.", "") if f"{start}patch_embed.proj.weight" in named), None)
     if prefix is None:
         what = f"holds no SwinTransformer of MONAI, nor one of SMIT or VoCo (no patch_embed.proj.weight; first is {min(named)})"
         raise EncoderError(what, where=path, do=CONVERT)
@@ -148,19 +168,19 @@ def recognise(tensors: dict[str, Tensor], holder: str, path: Path) -> ForeignWei
 
 
 def _drop_holder(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names without the name of the attribute that holds the Swin and all beside it, as a class of transformers writes them."""
+    """Remove the prefix that a class of transformers adds: the name of the attribute that contains the Swin and its heads."""
     holders = {name.removesuffix(_SWIN) for name in named if name.endswith(f".{_SWIN}")}
     return {name.removeprefix(holder): value for holder in holders for name, value in named.items()} if len(holders) == 1 else named
 
 
 def _is_named(path: Path, model: str) -> bool:
-    """Whether the `config.json` beside a file, as transformers writes it, is of a model."""
+    """Check whether the `config.json` of transformers next to a file mentions a model."""
     config = path.with_name("config.json")
     return config.is_file() and model in config.read_text(encoding="utf-8", errors="ignore").lower()
 
 
 def _recognise_smit(named: dict[str, Tensor], holder: str, path: Path) -> ForeignWeights:
-    # The norms are of the skips to the decoder, taken before each merging; dagman's maps are taken after it, without them.
+    # These norms are for skip connections, which are taken before each merging; dagman's maps are taken after it, without norms.
     heads = re.compile(
         rf"transformer\.norm[0-3]\.|(?:student_|teacher_)?head\.|(?:transformer\.)?(?:mask_token|masked_embed)$|{_UNETR}"
     )
@@ -168,9 +188,9 @@ def _recognise_smit(named: dict[str, Tensor], holder: str, path: Path) -> Foreig
     renamed = {}
     for name, value in state.items():
         name = name.removeprefix("transformer.").replace(".mlp.fc", ".mlp.linear")
-        renamed[re.sub(r"^layers\.(\d)", lambda found: f"layers{int(found[1]) + 1}.0", name)] = value
+        renamed[re.sub(r"^layers\.(\d)", lambda match: f"layers{int(match[1]) + 1}.0", name)] = value
     classes = named.get("out.conv.conv.weight")
-    # The one public model of two classes; of the pretraining alone no public code says how its scans were prepared.
+    # The only public model with two classes. For the pretraining itself, no public code states the preprocessing.
     known = _MHUB if holder != "student" and classes is not None and classes.shape[0] == 2 else None
     return ForeignWeights(state=renamed, layout="SMIT", merging="smit", left_out=left_out, preparation=known)
 
@@ -178,7 +198,11 @@ def _recognise_smit(named: dict[str, Tensor], holder: str, path: Path) -> Foreig
 def part_weights(
     named: dict[str, Tensor], own: re.Pattern[str], heads: re.Pattern[str], path: Path
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """The encoder's own weights, and how many of each known head are left out; raises EncoderError for what is neither."""
+    """Select the weights of the encoder, and count those of each known head, which are skipped.
+
+    Raises:
+        EncoderError: There are weights that belong to neither.
+    """
     state = {name: value for name, value in named.items() if own.match(name)}
     others = sorted(named.keys() - state.keys())
     unknown = [name for name in others if not heads.match(name)]
@@ -192,7 +216,7 @@ def part_weights(
 
 
 def order_columns(state: dict[str, Tensor], merging: str) -> dict[str, Tensor]:
-    """Weights of MONAI's `mergingv2`: columns of each reduction, and its norm, in that order; exact, as nothing is computed."""
+    """Reorder the columns of each reduction, and its norm, to the order of MONAI's `mergingv2`; the values are not changed."""
     given = ORDERS[merging]
     source = torch.tensor([given.index(place) for place in ORDERS["mergingv2"]])
     ordered = dict(state)

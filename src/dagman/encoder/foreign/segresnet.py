@@ -1,4 +1,4 @@
-"""CT-FM's weights: the SegResNet encoder of MONAI, alone or in the segmentation network around it."""
+"""Import CT-FM's weights: the encoder of MONAI's SegResNet, with or without the decoder of a segmentation network."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _HEADS = re.compile(r"(?:up_layers|head|heads)\.")
 
 
 def holds_segresnet(tensors: dict[str, Tensor]) -> bool:
-    """Whether a file holds the encoder of a SegResNet."""
+    """Check whether a file contains the encoder of a SegResNet."""
     return any(WRAPPERS.sub("", name).removeprefix("encoder.") == _FIRST for name in tensors)
 
 
 def recognise_segresnet(tensors: dict[str, Tensor], path: Path) -> tuple[ForeignWeights, SwinShape]:
-    """The encoder by MONAI's names, and its sizes; every other weight belongs to the decoder, or is refused by name.
+    """Return the weights of the encoder under MONAI's names, and its sizes; weights of the decoder are skipped.
 
     Raises:
-        EncoderError: It has other levels or norms than CT-FM's, several channels, or weights that belong nowhere.
+        EncoderError: Levels or norms differ from CT-FM's, it takes several channels, or weights are left over.
     """
     named = {WRAPPERS.sub("", name): value.float() for name, value in tensors.items()}
     prefix = "" if _FIRST in named else "encoder."
@@ -50,5 +50,5 @@ def recognise_segresnet(tensors: dict[str, Tensor], path: Path) -> tuple[Foreign
     if first.ndim != 5 or first.shape[1] != 1:
         raise EncoderError(f"its first convolution has the shape {tuple(first.shape)}", where=path, do=do)
     shape = SwinShape(embed=first.shape[0], depths=blocks[1:], heads=(1, 1, 1, 1))
-    found = ForeignWeights(state=state, layout="CT-FM (SegResNet)", merging="", left_out=left_out, preparation=_CTFM)
-    return found, shape
+    weights = ForeignWeights(state=state, layout="CT-FM (SegResNet)", merging="", left_out=left_out, preparation=_CTFM)
+    return weights, shape

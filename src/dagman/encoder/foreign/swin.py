@@ -1,4 +1,4 @@
-"""From a file of others to the configuration and weights of an encoder."""
+"""Read the configuration and weights of an encoder from a file of another program."""
 
 from __future__ import annotations
 
@@ -29,28 +29,32 @@ _STATED = ("spacing", "low", "high", "view", "downsample")
 
 
 def read_foreign(text: str) -> tuple[EncoderConfig, dict[str, Tensor], ImportReport]:
-    """What `monai:TEXT` names: FILE, or FILE:spacing=1.5:low=-175:high=250 where the file does not say.
+    """Read the encoder of a name `monai:TEXT`.
 
-    Returns its configuration, its weights by MONAI's names, and what became of each weight.
+    Args:
+        text: FILE, or FILE:spacing=1.5:low=-175:high=250 if the preprocessing of the file is unknown.
+
+    Returns:
+        Its configuration, its weights under MONAI's names, and a report on how they were mapped.
 
     Raises:
-        EncoderError: As in `read_tensors` and `recognise`, or nobody says how the scans it was trained on were prepared.
+        EncoderError: As in `read_tensors` and `recognise`, or the preprocessing is unknown and was not stated.
     """
     path, stated = split_statement(text)
     _check_names(stated, path)
     tensors, metadata, holder = read_tensors(path)
     if holds_segresnet(tensors):
         return _read_segresnet(tensors, metadata | stated, path)
-    found = recognise(tensors, holder, path)
-    merging = stated.get("downsample") or metadata.get("downsample") or found.merging
+    weights = recognise(tensors, holder, path)
+    merging = stated.get("downsample") or metadata.get("downsample") or weights.merging
     if merging not in MERGINGS:
         raise EncoderError(
             f"downsample={merging} is not a kind of patch merging", where=path, do=f"Give one of {', '.join(MERGINGS)}"
         )
-    preparation = _prepare(found, metadata | stated, path)
-    shape = _read_shape(found.state, path)
+    preparation = _prepare(weights, metadata | stated, path)
+    shape = _read_shape(weights.state, path)
     variant = merging if merging == REPEATING else "mergingv2"
-    state = found.state if merging == REPEATING else order_columns(found.state, merging)
+    state = weights.state if merging == REPEATING else order_columns(weights.state, merging)
     if "patch_embed.norm.weight" in state:
         variant += "+norm"
     if any(name.startswith("layers1c.") for name in state):
@@ -69,15 +73,17 @@ def read_foreign(text: str) -> tuple[EncoderConfig, dict[str, Tensor], ImportRep
         backbone=f"monai-swin:{variant}",
     )
     prepared = f"prepared at {config.spacing:g} mm, HU {config.low:g} to {config.high:g} ({preparation.source})"
-    report = ImportReport(layout=found.layout, merging=merging, matched=len(state), left_out=found.left_out, preparation=prepared)
+    report = ImportReport(
+        layout=weights.layout, merging=merging, matched=len(state), left_out=weights.left_out, preparation=prepared
+    )
     return config, state, report
 
 
 def _read_segresnet(
     tensors: dict[str, Tensor], values: dict[str, str], path: Path
 ) -> tuple[EncoderConfig, dict[str, Tensor], ImportReport]:
-    found, shape = recognise_segresnet(tensors, path)
-    preparation = _prepare(found, values, path)
+    weights, shape = recognise_segresnet(tensors, path)
+    preparation = _prepare(weights, values, path)
     config = EncoderConfig(
         shape=shape,
         semantic=None,
@@ -92,8 +98,10 @@ def _read_segresnet(
     if str(shape.embed) not in find_backbone("segresnet:32").variants:
         raise EncoderError(f"is a SegResNet of {shape.embed} channels", where=path, do="Give CT-FM's, which has 32")
     prepared = f"prepared at {config.spacing:g} mm, HU {config.low:g} to {config.high:g} ({preparation.source})"
-    report = ImportReport(layout=found.layout, merging="", matched=len(found.state), left_out=found.left_out, preparation=prepared)
-    return config, found.state, report
+    report = ImportReport(
+        layout=weights.layout, merging="", matched=len(weights.state), left_out=weights.left_out, preparation=prepared
+    )
+    return config, weights.state, report
 
 
 def _check_names(stated: dict[str, str], path: Path) -> None:
@@ -102,11 +110,11 @@ def _check_names(stated: dict[str, str], path: Path) -> None:
         raise EncoderError(f"{unknown[0]} is not an option of weights", where=path, do=f"State {', '.join(_STATED)}")
 
 
-def _prepare(found: ForeignWeights, values: dict[str, str], path: Path) -> Preparation:
-    known = found.preparation
+def _prepare(weights: ForeignWeights, values: dict[str, str], path: Path) -> Preparation:
+    known = weights.preparation
     do = f"State it, such as monai:{path}:spacing=1.5:low=-500:high=500"
     if known is None and not {"spacing", "low", "high"} <= values.keys():
-        raise EncoderError(f"is a {found.layout}, but its preprocessing is not known", where=path, do=do)
+        raise EncoderError(f"is a {weights.layout}, but its preprocessing is not known", where=path, do=do)
     try:
         numbers = {name: float(values[name]) for name in ("spacing", "low", "high", "view") if name in values}
     except ValueError:
@@ -140,12 +148,12 @@ def _read_shape(state: dict[str, Tensor], path: Path) -> SwinShape:
         )
     if projection.shape[1] != 1:
         raise EncoderError("was trained on several channels", where=path, do="Give weights for one channel")
-    found = [table for table in tables if table is not None and table.ndim == 2 and table.numel()]
-    if len(found) < 4:
+    biases = [table for table in tables if table is not None and table.ndim == 2 and table.numel()]
+    if len(biases) < 4:
         raise EncoderError("lacks stages of a SwinTransformer", where=path, do=CONVERT)
-    # A table has a row for each of (2 w - 1)^3 offsets.
-    window = (round(found[0].shape[0] ** (1 / 3)) + 1) // 2
-    for stage, table in enumerate(found):
+    # A bias table has a row for each of the (2 w - 1)^3 offsets in a window of w^3 tokens.
+    window = (round(biases[0].shape[0] ** (1 / 3)) + 1) // 2
+    for stage, table in enumerate(biases):
         if table.shape[0] != (2 * window - 1) ** 3 or (projection.shape[0] << stage) % table.shape[1]:
             what = (
                 f"the bias table of stage {stage + 1} has the shape {tuple(table.shape)}, which fits no cubic window and its heads"
@@ -155,7 +163,7 @@ def _read_shape(state: dict[str, Tensor], path: Path) -> SwinShape:
     return SwinShape(
         embed=projection.shape[0],
         depths=tuple(len(names) for names in blocks),
-        heads=tuple(table.shape[1] for table in found),
+        heads=tuple(table.shape[1] for table in biases),
         window=window,
         mlp_ratio=4.0 if hidden is None else hidden.shape[0] / projection.shape[0],
     )

@@ -1,1 +1,1 @@
-"""What users hand an encoder in Python beside single scans: arrays with an affine, lists of scans, data frames."""
+"""Inputs of an encoder in Python other than files: arrays with an affine, lists of scans, data frames."""

@@ -1,4 +1,4 @@
-"""An array with its affine, as other libraries hold a scan, to a Scan."""
+"""Convert an array with its affine, as used by other libraries, to a Scan."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from dagman.scans.scan import Scan, narrow_voxels
 from dagman.scans.verdict import clip_padding, judge_modality, measure_hu
 
 SOURCE = "array"
-"""What messages call it: an array has no path."""
+"""Name of an array in messages, as it has no path."""
 
 
 def read_array(voxels: Any, affine: Any) -> Scan:
-    """A scan of values X Y Z (HU for CT) and a 4 x 4 affine from indices to RAS mm, as nibabel gives them.
+    """Create a scan from voxels X Y Z (HU for CT) and a 4 x 4 affine from indices to RAS mm, as in nibabel.
 
-    Whether it is CT is judged by its values, as for a file that does not state it. Raises ScanError for another shape, values that
-    are not finite numbers, or a matrix that is no affine.
+    Whether it is a CT is decided by its values, as for files that do not state their modality.
+
+    Raises:
+        ScanError: The shape is wrong, values are not finite, or the matrix is not an affine.
     """
     values, matrix = np.asarray(voxels), np.asarray(affine, dtype=np.float64)
     if values.ndim != 3:
@@ -31,6 +33,6 @@ def read_array(voxels: Any, affine: Any) -> Scan:
         raise ScanError("holds values that are not finite numbers", where=SOURCE, do="Replace them; outside the field: -1024")
     narrow = narrow_voxels(values)
     modality = judge_modality(measure_hu(narrow))
-    # A copy: the caller's array stays as it is.
+    # Copy, so that the caller's array is not changed.
     narrow, notes = clip_padding(narrow.copy(order="K")) if modality == "CT" else (narrow, ())
     return Scan(voxels=narrow, affine=Affine(matrix), modality=modality, patient=SOURCE, source=SOURCE, notes=notes)

@@ -1,4 +1,4 @@
-"""Scans as Python has them (paths, a store, a data frame) to a folder of token grids."""
+"""Write token grids of scans that are given in Python as paths, a store or a data frame."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def fill_dense_folder(
     stages: Sequence[int],
     number: Number,
 ) -> DenseStore:
-    """Write the token grids of scans, and open them; what is given, and what is refused, as in `Encoder.embed_dense`."""
+    """Write the token grids of scans, and open them; see `Encoder.embed_dense`."""
     items, refused = _list_dense_items(scans)
     store = scans if isinstance(scans, Store) else None
-    found = list(write_dense(encoder, items, out, store=store, stages=stages, number=number)) if items else []
-    refused += [(one.item.name, one.reason) for one in found if isinstance(one, RefusedItem)]
-    if found:
+    rows = list(write_dense(encoder, items, out, store=store, stages=stages, number=number)) if items else []
+    refused += [(row.item.name, row.reason) for row in rows if isinstance(row, RefusedItem)]
+    if rows:
         write_refused(Path(out) / "rejected.csv", refused)
-    if len(found) == sum(isinstance(one, RefusedItem) for one in found):
+    if len(rows) == sum(isinstance(row, RefusedItem) for row in rows):
         first = f"; the first: {': '.join(refused[0])}" if refused else ""
         raise TaskError(f"none of {count_noun(len(refused), 'scan')} can be embedded{first}", where=out)
     return open_dense(out)
@@ -54,4 +54,4 @@ def _list_dense_items(
     items, refused = list_scans(sources)
     names = name_relative([item.name for item in items], sources)
     named = [replace(item, name=name) for item, name in zip(items, names, strict=True)]
-    return named, [(one.source, one.reason) for one in refused]
+    return named, [(refusal.source, refusal.reason) for refusal in refused]

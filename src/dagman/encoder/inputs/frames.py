@@ -1,4 +1,4 @@
-"""Many scans to one data frame of features; or the rows of a data frame, with their masks and points."""
+"""Compute a data frame of features from many scans, or from the rows of a data frame with masks and points."""
 
 from __future__ import annotations
 
@@ -25,25 +25,36 @@ _COLUMNS = ("scan", "patient", "mask", "label_value", *CENTER_COLUMNS)
 def embed_frame(
     encoder: Encoder, scans: Iterable[str | Path] | pd.DataFrame, pooling: Pooling | None, crop: CropSpec
 ) -> pd.DataFrame:
-    """A row for each scan, or for each row of a data frame, in the order given, with its features as columns.
+    """Compute a data frame with a row for each scan or input row, in the given order, and features as columns.
 
-    scans: paths; or a data frame with the column `scan` and, if there are any, `patient`, `mask`, `label_value`, `center_x_mm` to
-    `center_z_mm`; all its columns are kept. Rows that cannot be used are left out, and listed with the reason in
-    `frame.attrs["refused"]`.
-    Raises TableError where there is no row, no column `scan`, or none of the rows can be used.
+    Rows that cannot be used are excluded, and listed with the reason in `frame.attrs["refused"]`.
+
+    Args:
+        encoder: The encoder.
+        scans: Paths; or a data frame with the column `scan` and optionally `patient`, `mask`, `label_value`, and `center_x_mm` to
+            `center_z_mm`, all columns of which are preserved.
+        pooling: Stages and statistics.
+        crop: Size and spacing of crops around structures and points.
+
+    Raises:
+        TableError: There are no rows, there is no column `scan`, or no row can be used.
     """
     pooling = pooling or Pooling()
     given = scans if isinstance(scans, pd.DataFrame) else pd.DataFrame({"scan": [str(path) for path in scans]})
     items = list_items(given)
     table = embed_items(encoder, items, pooling=pooling, crop=crop)
-    refused = [(one.item.name, one.reason) for one in table.refused]
+    refused = [(row.item.name, row.reason) for row in table.refused]
     if not len(table):
         raise TableError(f"none of {len(items)} scans can be embedded; the first: {refused[0][0]}: {refused[0][1]}")
     return _join(given, table, list_columns(encoder, pooling), refused)
 
 
 def list_items(given: pd.DataFrame) -> list[Item]:
-    """One item for each row of a data frame, as `embed_frame` reads its columns; raises TableError where that cannot be."""
+    """List one item for each row of a data frame, with the columns of `embed_frame`.
+
+    Raises:
+        TableError: There are no rows, there is no column `scan`, or a row is incomplete.
+    """
     if "scan" not in given.columns:
         raise TableError("the data frame has no column 'scan'", do=suggest_name("scan", map(str, given.columns)))
     if not len(given):

@@ -1,4 +1,4 @@
-"""Label maps of one scan, or of the rows of a data frame, to a data frame with a row a label."""
+"""Compute a data frame with one row per label, from the label map of a scan or of each row of a data frame."""
 
 from __future__ import annotations
 
@@ -25,33 +25,36 @@ from dagman.tables.items import Item
 from dagman.tables.labels import read_label_names
 
 LabelMap = str | Path | Scan | NDArray[np.integer]
-"""A file, a scan on the scan's grid, or an array of its shape; of a data frame, the name of its column of files."""
+"""A file, a Scan or an array on the grid of the scan; for a data frame, the name of its column of files."""
 LabelNames = Mapping[int, str] | str | Path | None
-"""Names by value, or a CSV with id and name."""
+"""Names by value, or a CSV with the columns id and name."""
 _SIZES = ("label_value", "label_name", "voxels", "volume_mm3")
 
 
 def embed_labels(
     encoder: Encoder, scan: ScanLike | pd.DataFrame, label_map: LabelMap, labels: LabelNames, pooling: Pooling | None
 ) -> pd.DataFrame:
-    """A row for each label: `label_value`, `label_name`, `voxels`, `volume_mm3`, then the features.
+    """Compute a row for each label: `label_value`, `label_name`, `voxels`, `volume_mm3`, then the features.
 
-    Of a data frame its own columns come first, the row's index is kept, and what cannot be used is in `frame.attrs["refused"]`.
-    Raises DagmanError where the scan or its map cannot be used, or no label is left.
+    For a data frame, its own columns come first, the index of its rows is preserved, and labels that cannot be used are listed in
+    `frame.attrs["refused"]`.
+
+    Raises:
+        DagmanError: The scan or its map cannot be used, or no label can be used.
     """
     pooling = pooling or Pooling()
     names = labels if isinstance(labels, Mapping) else read_label_names(labels) if labels else {}
-    found: list[LabelRow | RefusedItem]
+    pooled: list[LabelRow | RefusedItem]
     if isinstance(scan, pd.DataFrame):
-        found = _embed_rows(encoder, scan, label_map, names, pooling)
+        pooled = _embed_rows(encoder, scan, label_map, names, pooling)
     elif isinstance(scan, str | Path) and isinstance(label_map, str | Path):
         item = Item(index=0, name=str(scan), scan=Path(scan), patient="", mask=Path(label_map))
-        found = list(stream_labels(encoder, [item], pooling=pooling, names=names))
+        pooled = list(stream_labels(encoder, [item], pooling=pooling, names=names))
     else:
         opened = OpenedScan.take(encoder.reader, scan)
-        found = pool_label_map(encoder, opened, _read_map(label_map, opened.scan), pooling=pooling, names=names)
-    rows = [row for row in found if isinstance(row, LabelRow)]
-    refused = [(row.item.name, row.reason) for row in found if isinstance(row, RefusedItem)]
+        pooled = pool_label_map(encoder, opened, _read_map(label_map, opened.scan), pooling=pooling, names=names)
+    rows = [row for row in pooled if isinstance(row, LabelRow)]
+    refused = [(row.item.name, row.reason) for row in pooled if isinstance(row, RefusedItem)]
     if not rows:
         raise TableError(f"no label can be embedded; the first: {': '.join(refused[0])}")
     frame = _build_frame(rows, list_columns(encoder, pooling))
@@ -71,7 +74,7 @@ def _embed_rows(
     paths = [None if pd.isna(value) else Path(value) for value in given[label_map]]
     items = [replace(item, mask=paths[item.index], center_mm=None) for item in list_items(given)]
     rows = list(stream_labels(encoder, items, pooling=pooling, names=names))
-    # In the order of the data frame: scans are read together, whatever lies between their rows.
+    # Restore the order of the data frame, as rows are grouped by scan for reading.
     return sorted(rows, key=lambda row: row.item.index)
 
 
