@@ -22,7 +22,7 @@ from dagman.export.contents import NOT_FOR
 from dagman.export.forms import Exported
 from dagman.export.preprocessing import state_preprocessing
 from dagman.records.counts import list_some
-from dagman.tasks.segment import channels_last, unet
+from dagman.tasks.segment import channels_last, unet, winograd
 from dagman.tasks.segment.model import BATCH_CPU, OVERLAP, SegmentationModel
 
 _SCRIPT = "scripts.dagman_network"
@@ -62,6 +62,7 @@ def write_bundle(model: SegmentationModel, folder: Path) -> Exported:
         f"The network of this bundle. Assembled by dagman {__version__} from its own source (Apache-2.0); needs {needed}.",
         [
             *code.parts,
+            Part(module=winograd),
             Part(module=channels_last),
             Part(module=unet),
             Part(module=tiling, names=("SPREAD", "FLOOR", "FLOOR_HALF", "weight_tile", "_weight_axis")),

@@ -23,7 +23,7 @@ from dagman.export.nnunet.checkpoint import write_checkpoint
 from dagman.export.preprocessing import state_preprocessing
 from dagman.model import SwinEncoder
 from dagman.records.counts import list_some
-from dagman.tasks.segment import channels_last, unet
+from dagman.tasks.segment import channels_last, unet, winograd
 
 WEIGHTS, TRAINER, SCRIPT, NETWORK = "encoder.safetensors", "dagman_trainer.py", "make_plans.py", "network.json"
 _USAGE = """nnUNetv2_plan_and_preprocess -d 1 --no_pp
@@ -56,7 +56,13 @@ def write_trainer_folder(encoder: Encoder, folder: Path) -> Exported:
     text = assemble_module(
         f"A trainer of nnU-Net for an encoder of dagman; see README.md. Assembled by dagman {__version__} from its own source "
         f"(Apache-2.0); needs {needed}.",
-        [*code.parts, Part(module=channels_last), Part(module=unet), Part(module=Path(__file__).with_name("trainer.py"))],
+        [
+            *code.parts,
+            Part(module=winograd),
+            Part(module=channels_last),
+            Part(module=unet),
+            Part(module=Path(__file__).with_name("trainer.py")),
+        ],
         code.packages,
     )
     (folder / TRAINER).write_text(text, encoding="utf-8")
