@@ -125,8 +125,8 @@ def test_axes_become_x_y_z(plans: dict[str, Any], network: dict[str, Any]):
     [
         ({"channel_names": {"0": "T1"}, "file_ending": ".nii.gz"}, None, "takes one, CT"),
         ({"channel_names": {"0": "CT", "1": "PET"}, "file_ending": ".nii.gz"}, None, "takes one, CT"),
-        ({"channel_names": {"0": "CT"}, "file_ending": ".nrrd"}, None, "turns .nii and .nii.gz to RAS alone"),
-        (_DATASET, 48, "no multiple of 32"),
+        ({"channel_names": {"0": "CT"}, "file_ending": ".nrrd"}, None, "can reorient only .nii and .nii.gz to RAS"),
+        (_DATASET, 48, "not a multiple of 32"),
     ],
 )
 def test_data_and_patches_that_do_not_suit_are_refused(plans, network, dataset, patch, says):
@@ -166,6 +166,6 @@ def test_the_file_for_nnssls_readers_is_weights_and_plain_values(folder: Path, e
 
 
 def test_what_is_no_ct_is_refused(tmp_path: Path, encoder: Encoder):
-    with pytest.raises(EncoderError, match="was trained on MR alone"):
+    with pytest.raises(EncoderError, match="was trained only on MR"):
         export_encoder(replace(encoder, config=replace(encoder.config, modalities=("MR",))), "nnunet", tmp_path / "mr")
     assert list(tmp_path.iterdir()) == []

@@ -38,9 +38,9 @@ def describe_preprocessing(encoder: Encoder) -> dict[str, Any]:
 def state_preprocessing(encoder: Encoder) -> str:
     """Describe the preprocessing of an encoder in sentences."""
     config = encoder.config
-    window = f"HU from {config.low:g} to {config.high:g} become 0 to 1, and what lies beyond is clipped"
+    window = f"HU from {config.low:g} to {config.high:g} become 0 to 1, and values beyond are clipped"
     if config.modalities == ("MR",):
-        window = "the 0.5 and 99.5 percentile of each scan become 0 and 1, and what lies beyond is clipped"
+        window = "the 0.5 and 99.5 percentile of each scan become 0 and 1, and values beyond are clipped"
     crop = " is cropped to the body," if config.crop_body else ""
     return (
         f"A {' or '.join(config.modalities)} scan is turned to RAS+ order (the index grows to the patient's right, anterior and "

@@ -29,9 +29,10 @@ _SCRIPT = "scripts.dagman_network"
 _USAGE = """python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir SCANS --output_dir OUT
 """
 _NOTES = (
-    "Run it from this folder. SCANS holds `.nii.gz` files; OUT gets a label map of the same name for each, on the scan's own grid.",
-    "It needs MONAI (with fire, nibabel and safetensors), and not dagman. MONAI resamples without a filter, and does not cut off "
-    "the air around the body, so that its windows lie elsewhere: its label maps are not to the voxel those of `dagman predict`.",
+    "Run it from this folder. SCANS is a folder of `.nii.gz` files; for each, a label map of the same name is written to OUT, on "
+    "the grid of the scan.",
+    "It needs MONAI (with fire, nibabel and safetensors), but not dagman. MONAI resamples without anti-aliasing, and does not crop "
+    "the air around the body, so its windows have other positions: its label maps are not identical to those of `dagman predict`.",
 )
 
 

@@ -27,7 +27,7 @@ def write_resnet(encoder: Encoder, folder: Path) -> Exported:
             state[new] = value.detach().to("cpu").clone().contiguous()
     save_file(state, folder / FILE, metadata={"format": "pt", **state_preparation(encoder)})
     notes = state_limits(
-        f"Most layers of MONAI's ResNet take batch norm alone: the lines above put group norms of {GROUPS} groups in their places."
+        f"MONAI's ResNet supports only batch norm in most layers: the code above replaces it by group norms of {GROUPS} groups."
     )
     return Exported(files=(FILE,), usage=_show_usage(encoder), left_out=list_left_out(encoder), notes=notes)
 

@@ -22,8 +22,8 @@ def write_segresnet(encoder: Encoder, folder: Path) -> Exported:
     # The orientation in the metadata stays RAS: the network reads SPL, but the backbone in dagman reorients views itself.
     save_file(state, folder / FILE, metadata={"format": "pt", **state_preparation(encoder)})
     notes = state_limits(
-        "It reads scans along S P L, and views with sides of multiples of 16: dagman turns its own, and pads them.",
-        "Of its five maps dagman takes the last four, at strides 2, 4, 8 and 16.",
+        "It expects scans in SPL order, and sides that are multiples of 16; dagman reorients and pads its views accordingly.",
+        "dagman uses the last four of its five maps, at strides 2, 4, 8 and 16.",
     )
     return Exported(files=(FILE,), usage=_show_usage(encoder), left_out=list_left_out(encoder), notes=notes)
 

@@ -34,11 +34,11 @@ nnUNetv2_train 1 3d_fullres 0 -tr DagmanTrainer -p dagmanPlans
 nnUNetv2_predict -d 1 -i IMAGES -o OUT -f 0 -c 3d_fullres -tr DagmanTrainer -p dagmanPlans
 """
 _NOTES = (
-    "nnU-Net turns the images to RAS (NibabelIOWithReorient), brings them to the encoder's spacing, and its HU window to 0 to 1. "
-    "It resamples by cubic splines without a filter; dagman filters before it makes voxels larger.",
-    "The decoder starts from random weights. Learning rate and warm-up are a start; they were not tuned against nnU-Net's own.",
+    "nnU-Net reorients the images to RAS (NibabelIOWithReorient), resamples them to the encoder's spacing, and scales its HU "
+    "window to 0 to 1. It resamples with cubic splines without anti-aliasing; dagman uses anti-aliasing when downsampling.",
+    "The decoder starts from random weights. Learning rate and warm-up are a starting point, and were not tuned against nnU-Net's.",
 )
-_NNSSL = f"{CHECKPOINT} is the same encoder in nnssl's layout. nnU-Net's master and nnssl know no Swin, and build none from it."
+_NNSSL = f"{CHECKPOINT} is the same encoder in nnssl's layout. nnU-Net's master and nnssl cannot build a Swin from it."
 
 
 def write_trainer_folder(encoder: Encoder, folder: Path) -> Exported:
@@ -112,7 +112,7 @@ def write_script(encoder: Encoder, folder: Path, architecture: dict[str, Any], *
 def refuse_mr(encoder: Encoder) -> None:
     """Raise EncoderError for an encoder that takes only MR, as the plans expect HU."""
     if encoder.config.modalities == ("MR",):
-        raise EncoderError("was trained on MR alone; these plans are made for HU", where=encoder.source, do="Use --to hf")
+        raise EncoderError("was trained only on MR; these plans are made for HU", where=encoder.source, do="Use --to hf")
 
 
 def _own(value: Tensor) -> Tensor:

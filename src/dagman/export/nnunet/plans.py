@@ -41,12 +41,12 @@ def adapt_plans(
     if [str(channel).upper() for channel in channels.values()] != ["CT"]:
         raise ValueError(f"the channels of dataset.json are {', '.join(map(str, channels.values()))}; this encoder takes one, CT")
     if dataset.get("file_ending") not in ENDINGS:
-        raise ValueError(f"the images are {dataset.get('file_ending')}; nnU-Net turns {' and '.join(ENDINGS)} to RAS alone")
+        raise ValueError(f"the images are {dataset.get('file_ending')}; nnU-Net can reorient only {' and '.join(ENDINGS)} to RAS")
     if CONFIGURATION not in plans["configurations"]:
         raise ValueError(f"the plans have no configuration {CONFIGURATION}; these data are too flat for a 3D network")
     side = patch or network["view"]
     if side < STRIDE or side % STRIDE:
-        raise ValueError(f"a patch of {side} voxels is no multiple of {STRIDE}")
+        raise ValueError(f"a patch of {side} voxels is not a multiple of {STRIDE}")
     low, high, spacing = network["low"], network["high"], network["spacing"]
     mean, std = network["mean"], network["std"]
     architecture = network["architecture"]
@@ -117,7 +117,9 @@ def write_plans(arguments: list[str] | None = None) -> None:
     folder = next(iter(sorted(Path(place).glob(named))), None)
     source = None if folder is None else folder / f"{given.plans}.json"
     if folder is None or source is None or not source.is_file():
-        parser.error(f"{Path(place) / named} holds no {given.plans}.json. Run nnUNetv2_plan_and_preprocess -d ... --no_pp first.")
+        parser.error(
+            f"{Path(place) / named} does not contain {given.plans}.json. Run nnUNetv2_plan_and_preprocess -d ... --no_pp first."
+        )
     try:
         plans, dataset = (json.loads(path.read_text(encoding="utf-8")) for path in (source, folder / "dataset.json"))
         network = json.loads(Path(__file__).with_name("network.json").read_text(encoding="utf-8"))

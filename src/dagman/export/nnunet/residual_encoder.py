@@ -30,9 +30,9 @@ nnUNetv2_predict -d 1 -i IMAGES -o OUT -f 0 -c 3d_fullres -p dagmanPlans
 """
 _NOTES = (
     "The network, the trainer and its learning rate are nnU-Net's own; the decoder starts from random weights.",
-    "nnU-Net turns the images to RAS (NibabelIOWithReorient) and brings them to the encoder's spacing. It resamples by cubic "
-    "splines without a filter; dagman filters before it makes voxels larger.",
-    f"{FILE} is in nnssl's layout, too: nnU-Net's master reads it (nnUNetv2_preprocess_like_nnssl), but normalises by z-score "
+    "nnU-Net reorients the images to RAS (NibabelIOWithReorient) and resamples them to the encoder's spacing, with cubic splines "
+    "without anti-aliasing; dagman uses anti-aliasing when downsampling.",
+    f"{FILE} is also in nnssl's layout: nnU-Net's master reads it (nnUNetv2_preprocess_like_nnssl), but normalises by z-score "
     "there, not by the HU window that this encoder was trained with.",
 )
 
