@@ -1,6 +1,6 @@
-"""What a computation runs on: device, precision, threads, allocator; each choice with its reason, to be printed once.
+"""Chooses device, precision, kernels, threads and allocator; each choice comes with its reason, to be printed once.
 
-Nothing here is applied behind a caller's back: `choose_*` only says what to use; `tune_allocator` alone acts on the process.
+The functions `choose_*` only return a choice and apply nothing; only `tune_allocator` changes the process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dagman.errors import SettingsError
 
 Value = TypeVar("Value", str, int)
 
-# Processors that multiply bfloat16 in hardware, by the flags of Linux: x86 (Zen 4, Cooper Lake; Sapphire Rapids), Arm.
+# Flags in /proc/cpuinfo of processors that multiply bfloat16 in hardware: x86 (Zen 4, Cooper Lake; Sapphire Rapids), Arm.
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
 # Parameters of mallopt(3), from glibc's malloc.h.
@@ -38,7 +38,7 @@ _OTHER_ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 
 @dataclass(frozen=True)
 class Choice(Generic[Value]):
-    """One choice: of what (`subject`), what was taken, and why."""
+    """A choice: its subject, the chosen value, and the reason."""
 
     subject: str
     value: Value
@@ -49,10 +49,12 @@ class Choice(Generic[Value]):
 
 
 def choose_device(name: str = "auto") -> Choice[str]:
-    """The device named, or for `auto` the CUDA device of this process if there is one, else the CPU.
+    """Choose the named device; for `auto` the CUDA device of this process if there is one, else the CPU.
 
-    Under torchrun each process of a host takes the CUDA device of its own LOCAL_RANK.
-    Raises SettingsError for a name that is unknown, or a device that is not there.
+    Under torchrun each process uses the CUDA device of its LOCAL_RANK.
+
+    Raises:
+        SettingsError: if the name is unknown or the device does not exist.
     """
     kind, _, number = name.partition(":")
     if name == "cpu":
@@ -72,9 +74,10 @@ def choose_device(name: str = "auto") -> Choice[str]:
 
 
 def choose_precision(name: str = "auto", device: str = "cpu") -> Choice[str]:
-    """`bf16` or `fp32`: as named, or for `auto` bf16 where the device computes with it in hardware.
+    """Choose `bf16` or `fp32`; for `auto` bf16 if the device supports it in hardware.
 
-    Raises SettingsError for an unknown name.
+    Raises:
+        SettingsError: if the name is unknown.
     """
     if name not in ("auto", "fp32", "bf16"):
         raise SettingsError("is not a precision", where=f"precision {name!r}", do="Use auto, fp32, or bf16")
@@ -87,10 +90,12 @@ def choose_precision(name: str = "auto", device: str = "cpu") -> Choice[str]:
 
 
 def choose_kernels(name: str = "auto", device: str = "cpu") -> Choice[str]:
-    """`reference`, torch's own operations, or `triton`, the kernels of `dagman.model.kernels`; `auto` takes the reference.
+    """Choose `reference` (operations of torch) or `triton` (the kernels of `dagman.model.kernels`); `auto` is the reference.
 
-    `auto` changes only when a run on a card has shown the kernels' gain and error together (docs/decisions/0035).
-    Raises SettingsError for an unknown name, and for `triton` without a CUDA device or without the package triton.
+    `auto` will change only after a run on a GPU has shown both speed and accuracy of the kernels (docs/decisions/0035).
+
+    Raises:
+        SettingsError: if the name is unknown, or if it is `triton` and there is no CUDA device or no package triton.
     """
     if name not in ("auto", "reference", "triton"):
         raise SettingsError("are not kernels", where=f"kernels {name!r}", do="Use auto, reference, or triton")

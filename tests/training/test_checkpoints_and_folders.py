@@ -155,7 +155,7 @@ def test_the_run_folder_is_read_as_it_was_written(finished, make_settings):
     assert set(run.monitors[0]["reconstruction"]) >= {"student", "teacher", "ratio", "teacher_ratio", "best"}
     assert run.command["command"] == "pretrain"
     assert any(line.startswith("masking: attention-high, 5 of 8 units masked") for line in run.choices)
-    assert any(line.startswith("left out: 1 scan smaller than 16 voxels") for line in run.choices)
+    assert any(line.startswith("excluded: 1 scan smaller than 16 voxels") for line in run.choices)
     assert list((finished / "tensorboard").iterdir())
     assert "step=3" in repr(run)
 

@@ -1,8 +1,8 @@
-"""Gradients of one optimiser step over micro-batches, and over the processes that share the step.
+"""Computes the gradients of one optimiser step over micro-batches, and over the processes that share the step.
 
-The teacher's forward pass over every micro-batch comes first, so that centres, Sinkhorn and queues see the whole step; then each
-micro-batch passes through the student and adds its share of the gradient. With several processes each does so with its own views;
-gradients are summed over them once, while the last backward pass runs.
+The teacher processes all micro-batches first, so that centres, Sinkhorn-Knopp and queues see the whole step. Then each micro-batch
+passes through the student and adds its share of the gradient. If several processes share the step, each uses its own views, and
+gradients are summed over the processes once, during the last backward pass.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dagman.method.targets import Targets
 
 @dataclass(frozen=True, kw_only=True)
 class StepLosses:
-    """The weighted sum and its parts, detached; `temperatures` are the tau_t used."""
+    """The losses of a step, detached: the weighted sum, its parts by name, and the tau_t used."""
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -41,11 +41,11 @@ def accumulate_gradients(
     peers: Peers = ALONE,
     on_part: Callable[[int, int], None] | None = None,
 ) -> StepLosses:
-    """Losses of one step, averaged over its pairs of views, and their gradients in the student; `targets` moves on.
+    """Compute the losses of one step, averaged over its pairs, and add their gradients to the student; updates `targets`.
 
-    A step is the same, to rounding, however its pairs are cut into micro-batches and shared out evenly among `peers`.
+    The result is the same, up to rounding, however the pairs are divided into micro-batches and among `peers`.
 
-    on_part: Called with the number of parts done and of all: the teacher's pass over each micro-batch, then the student's.
+    on_part: Called with the numbers of finished and of all parts: the teacher's pass over each micro-batch, then the student's.
     """
     notify, total_parts = on_part or (lambda done, of: None), 2 * len(micro_batches)
     outputs = []
@@ -61,7 +61,7 @@ def accumulate_gradients(
             losses = student_losses(student, pair, output.masked, target, method)
             total = torch.stack([method.weights[name] * value for name, value in losses.items()]).sum()
             parts = pairs / len(pair.views)
-            # Outside autocast, which would redo the float32 islands' products in bfloat16; others keep their forward's type.
+            # Outside autocast, which would repeat the products of float32 sections in bfloat16.
             with torch.autocast(total.device.type, enabled=False):
                 (total / parts).backward()
         for name, value in {**losses, "total": total}.items():
@@ -75,7 +75,7 @@ def accumulate_gradients(
 def update_targets(
     targets: Targets, projections: Sequence[dict[str, Tensor]], scheduled_temperature: float, peers: Peers = ALONE
 ) -> tuple[list[dict[str, Tensor]], dict[str, Temperature]]:
-    """P_t of each micro-batch, by loss, from the teacher's projections of the whole step; and the tau_t used."""
+    """Compute P_t of each micro-batch by loss, from the teacher's projections of the whole step, and return the tau_t used."""
     parts: list[dict[str, Tensor]] = [{} for _ in projections]
     temperatures: dict[str, Temperature] = {}
     for name in projections[0]:

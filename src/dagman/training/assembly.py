@@ -1,4 +1,4 @@
-"""From settings to what the step is made of: networks, method, target rules, optimiser."""
+"""Builds the parts of a training step from the settings: networks, method, target rules, parameter groups."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from dagman.training.views import ViewDataset
 
 
 def register_masking(name: str, masking: Masking, choice: MaskingChoice) -> None:
-    """Add a masking: its function, and what the settings and the pages need to know of it."""
+    """Register a masking: its function, and what settings and reports need to know about it."""
     if name in MASKINGS:
         raise ValueError(f"the masking {name!r} is already registered")
     MASKINGS[name], choices.MASKINGS[name] = masking, choice
 
 
 def check_backbone(settings: Settings) -> None:
-    """Refuse a backbone that cannot be pretrained; raises SettingsError with the reason."""
+    """Raise SettingsError, with the reason, for a backbone that cannot be pretrained with these settings."""
     name = settings.model.backbone
     try:
         kind = find_backbone(name)
@@ -64,21 +64,21 @@ def check_backbone(settings: Settings) -> None:
 
 
 def name_projectors(settings: Settings) -> tuple[str, ...]:
-    """Projectors that have a weight; a weight of 0 leaves the head out."""
+    """Return the names of the projectors; a loss of weight 0 has none."""
     return tuple(name for name in PROJECTORS if getattr(settings.losses, name) > 0)
 
 
 def build_networks(settings: Settings, *, skip_hidden: bool = False) -> tuple[Network, Network | None]:
-    """Student and teacher at step 0: the teacher is the student's copy; None where the method has none.
+    """Build student and teacher at step 0: the teacher is a copy of the student, or None if the method does not use one.
 
-    skip_hidden: What `choose_skipping` made of `auto`.
+    skip_hidden: The decision of `choose_skipping` for `auto`.
     """
     shape, semantic = describe_shapes(settings)
     p = settings.projector
     projectors = ProjectorShape(
         names=name_projectors(settings), layers=p.layers, hidden=p.hidden, bottleneck=p.bottleneck, prototypes=int(p.prototypes)
     )
-    # The initial weights are the one draw that torch makes; its state is lent and given back.
+    # The initial weights are the only numbers drawn by torch's generator; its state is restored afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(address(settings.seed, "weights") % 2**32)
         student = Network(
@@ -149,7 +149,7 @@ def compose_method(settings: Settings) -> Method:
 
 
 def compose_rules(settings: Settings) -> TargetRules:
-    """How logits become targets."""
+    """Return the rules by which logits are turned into targets."""
     teacher = settings.teacher
     return TargetRules(
         centering=teacher.centering,
@@ -160,13 +160,13 @@ def compose_rules(settings: Settings) -> TargetRules:
 
 
 def build_targets(settings: Settings, device: torch.device | str = "cpu", *, on_device: bool = False) -> Targets:
-    """The targets' state at step 0; on_device: as `Targets` has it."""
+    """Build the state of the targets at step 0; on_device as in `Targets`."""
     prototypes = int(settings.projector.prototypes)
     return Targets(compose_rules(settings), prototypes, name_projectors(settings), device, on_device=on_device)
 
 
 def schedule_temperature(settings: Settings, step: int) -> float:
-    """tau_t of the schedule at a step."""
+    """Return the schedule's tau_t at a step."""
     t = settings.teacher
     return teacher_temperature(
         step, settings.train.steps, start=t.temperature_start, end=t.temperature_end, warmup=t.temperature_warmup
@@ -174,7 +174,7 @@ def schedule_temperature(settings: Settings, step: int) -> float:
 
 
 def group_parameters(student: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two groups for AdamW: what `is_decayed`, and the rest."""
+    """Divide the parameters into two groups for AdamW: with weight decay (`is_decayed`) and without."""
     decay: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in student.named_parameters():
@@ -183,18 +183,18 @@ def group_parameters(student: nn.Module, weight_decay: float) -> list[dict[str, 
 
 
 def list_frozen(student: Network) -> list[nn.Parameter]:
-    """The projectors' last layers, frozen in the first epoch [iBOT]."""
+    """List the parameters of the projectors' last layers, which are frozen in the first epoch [iBOT]."""
     return [p for projector in student.projectors.values() for p in projector.last_layer_parameters()]  # type: ignore[operator]
 
 
 def measure_teacher(settings: Settings, step: int) -> Memory:
-    """What the teacher of a run remembers after `step` steps."""
+    """Compute the share of initial weights in the teacher after `step` steps, and its average age."""
     teacher = settings.teacher
     return measure_memory(list_momenta(settings.train.steps, float(teacher.momentum), float(teacher.momentum_end))[:step])
 
 
 def list_untrained(settings: Settings) -> dict[str, str]:
-    """Prefixes of the student's weights that no loss reaches, with the reason; they stay as they were drawn."""
+    """List prefixes of student weights that receive no gradient from any loss, with the reason; they keep their initial values."""
     losses = settings.losses
     shape, semantic = describe_shapes(settings)
     reads = {"amip": STAGES, "gitd": STAGES, "ampd": find_unit_stage(shape.strides), "aitd": semantic.stage if semantic else 0}
@@ -206,7 +206,7 @@ def list_untrained(settings: Settings) -> dict[str, str]:
 
 
 def describe_encoder(settings: Settings, dataset: ViewDataset, step: int, weights: Literal["teacher", "student"]) -> EncoderConfig:
-    """What is written beside the weights of an encoder: the teacher's or the student's."""
+    """Return the description that is written beside the weights of an encoder, the teacher's or the student's."""
     shape, semantic = describe_shapes(settings)
     rows = {row.id: row for row in dataset.store.rows}
     seen = [rows[i] for i in dataset.usable]

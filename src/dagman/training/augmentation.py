@@ -1,4 +1,4 @@
-"""Mirroring, contrast and noise of views; off by default (App. A). Drawn by address, then applied."""
+"""Augments views by mirroring, contrast and noise; off by default (App. A). Random numbers are drawn by address, then applied."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def is_active(view: ViewSettings) -> bool:
 
 
 def augment_views(views: Tensor, settings: ViewSettings, seed: int, step: int, numbers: Sequence[int]) -> Tensor:
-    """Views (B 1 X Y Z in [0, 1]) mirrored, rescaled, shifted and made noisy, each by its own draws; clamped to [0, 1]."""
+    """Mirror, rescale and shift views (B 1 X Y Z in [0, 1]) and add noise, with separate draws for each; clamped to [0, 1]."""
     draws = draw_uniform(seed, "augmentation", step, numbers, (5,))
     mirrored_axes = (draws[:, :3] < settings.flip).tolist()
     changed = []
@@ -30,7 +30,7 @@ def augment_views(views: Tensor, settings: ViewSettings, seed: int, step: int, n
         changed.append(mirrored * scale + shift)
     result = torch.stack(changed)
     if settings.noise:
-        # Box-Muller over uniform draws: one source of randomness for all.
+        # Box-Muller, so that all random numbers come from the same uniform draws.
         shape = tuple(views.shape[1:])
         a = draw_uniform(seed, "noise radius", step, numbers, shape)
         b = draw_uniform(seed, "noise angle", step, numbers, shape)
@@ -40,6 +40,6 @@ def augment_views(views: Tensor, settings: ViewSettings, seed: int, step: int, n
 
 
 def mirror_boxes(boxes: Tensor, side: int, settings: ViewSettings, seed: int, step: int, numbers: Sequence[int]) -> Tensor:
-    """Boxes in views (B 2 3: first and last + 1 voxel) after the mirroring of `augment_views`."""
+    """Mirror boxes in views (B 2 3: first voxel and last voxel + 1) as `augment_views` does."""
     mirrored = draw_uniform(seed, "augmentation", step, numbers, (5,))[:, None, :3] < settings.flip
     return torch.where(mirrored, side - boxes.flip(1), boxes)

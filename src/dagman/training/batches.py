@@ -1,4 +1,4 @@
-"""From the views as they were read to the micro-batches of a step, with all that is drawn for them."""
+"""Turns the views of a step, as they were read, into micro-batches with all random numbers drawn for them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from dagman.training.draws import draw_drop_path, draw_masking, draw_noise
 def draw_pairs(
     batch: Mapping[str, Any], settings: Settings, step: int, own: range, branches: int, size: int, device: torch.device
 ) -> list[ViewPair]:
-    """Micro-batches of `size` pairs of a step, from the views as they were read; a pair has the same draws however it is cut.
+    """Make micro-batches of `size` pairs from the views of a step; the draws of a pair do not depend on the micro-batches.
 
-    own: The numbers of these pairs in the step. branches: of the student's stochastic depth.
+    own: Indices of these pairs within the step. branches: Number of residual branches with stochastic depth.
     """
     seed, view = settings.seed, settings.view
     numbers = range(2 * own.start, 2 * own.stop)
@@ -40,7 +40,7 @@ def draw_pairs(
         "noise": draw_noise(seed, step, numbers, count_noise_draws(grid, settings.teacher.granularity)).unflatten(0, (-1, 2)),
     }
     drop_path = send(draw_drop_path(seed, step, numbers, branches).unflatten(1, (-1, 2)), device)
-    # A mask that needs no attention is made on the CPU, where the boxes of block masking would have to be read.
+    # A mask that does not use attention is made on the CPU, because block masking would have to read its boxes from the device.
     stays = set() if settings.masking.choice.needs_attention else {"masking"}
     drawn = {name: values if name in stays else send(values, device) for name, values in drawn.items()}
     whole = ViewPair(views=views, drop_path=drop_path, inside=inside, **drawn)

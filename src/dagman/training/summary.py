@@ -1,4 +1,4 @@
-"""What a run will do in numbers, printed before its first step, and what in them deserves a warning."""
+"""Summarises a run in numbers, printed before its first step, with warnings about the settings."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dagman.training.parallel.group import Group
 from dagman.training.views import ViewDataset, find_inside
 
 PACED_STEPS = 5
-"""Steps after which a run says how long it will take."""
+"""Number of steps after which a run estimates its remaining time."""
 PLACES_COUNTED = 32
-"""Steps whose crops are drawn to estimate the share of padding."""
+"""Number of steps whose crops are drawn to estimate the share of padding."""
 
 
-def describe_run(settings: Settings, student: Network, dataset: ViewDataset, left_out: Sequence[str]) -> list[str]:
-    """Lines on scans, views, steps, masking, rates and size."""
+def describe_run(settings: Settings, student: Network, dataset: ViewDataset, excluded: Sequence[str]) -> list[str]:
+    """Describe scans, views, steps, masking, rates and size, one line each."""
     store, usable = dataset.store, dataset.usable
     train, view = settings.train, settings.view
     units, counts = count_masked(settings)
@@ -60,19 +60,19 @@ def describe_run(settings: Settings, student: Network, dataset: ViewDataset, lef
     if settings.model.drop_path and not student.encoder.branches and not settings.model.fixed_sizes:
         lines.append(f"model.drop_path has no effect: the backbone {settings.model.backbone} has no stochastic depth")
     lines += [f"not trained: {part}*, as {reason}" for part, reason in untrained.items()]
-    if left_out:
+    if excluded:
         rows = {row.id: row for row in store.rows}
-        shown = (f"{one} of {rows[one].patient}, {' x '.join(map(str, rows[one].shape))}" for one in left_out[:5])
-        named = "; ".join(shown) + ("; ..." if len(left_out) > 5 else "")
+        shown = (f"{scan} of {rows[scan].patient}, {' x '.join(map(str, rows[scan].shape))}" for scan in excluded[:5])
+        named = "; ".join(shown) + ("; ..." if len(excluded) > 5 else "")
         lines.append(
-            f"left out: {count_noun(len(left_out), 'scan')} smaller than {view.least} voxels along an axis ({named}); see "
+            f"excluded: {count_noun(len(excluded), 'scan')} smaller than {view.least} voxels along an axis ({named}); see "
             "view.side, view.padding"
         )
     return lines
 
 
 def _measure_padding(dataset: ViewDataset) -> float:
-    """Share of the voxels of the first steps' views that lie outside their scans."""
+    """Compute the fraction of voxels of the first steps' views that lie outside their scans."""
     side = dataset.view.side
     shares = []
     for step in range(min(PLACES_COUNTED, dataset.steps)):
@@ -83,7 +83,7 @@ def _measure_padding(dataset: ViewDataset) -> float:
 
 
 def list_run_warnings(settings: Settings) -> dict[str, str]:
-    """Warnings by key that the settings alone call for, in the run's own numbers."""
+    """List warnings, by key, that follow from the settings, with the numbers of this run."""
     warnings = {}
     memory = measure_teacher(settings, settings.train.steps)
     if settings.needs_teacher and memory.first_weights > LARGEST_SHARE:
@@ -118,7 +118,7 @@ def _describe_memory(settings: Settings) -> str:
 
 
 def describe_pace(seconds: Sequence[float], left: int, timing: Mapping[str, Any]) -> str:
-    """A line on how long the `left` steps will take, from the seconds of some; with memory and communication of a `time_step`."""
+    """Describe in one line how long the `left` steps will take, with memory and communication from a row of `time_step`."""
     pace = statistics.median(seconds)
     rest = pace * left
     wait = f"{rest / 3600:.1f} h" if rest >= 6000 else f"{rest / 60:.0f} min" if rest >= 100 else f"{rest:.0f} s"
@@ -130,13 +130,13 @@ def describe_pace(seconds: Sequence[float], left: int, timing: Mapping[str, Any]
 
 
 class Pace:
-    """Reports once, after some steps, how long the rest will take; the first step, which warms up, is not counted."""
+    """Estimates the remaining time once, after some steps; the first step, which includes warm-up, is not counted."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
 
     def add(self, seconds: float, left: int, timing: Mapping[str, Any]) -> str | None:
-        """Count a step with its `time_step`; returns the line when it is due."""
+        """Add a step with its row of `time_step`; returns the line when it is due, else None."""
         if len(self.seconds) == PACED_STEPS:
             return None
         self.seconds.append(seconds)
@@ -144,7 +144,7 @@ class Pace:
 
 
 def time_step(settings: Settings, step: int, seconds: float, waited: float, device: str, group: Group) -> dict[str, Any]:
-    """A row of `timing.jsonl`: pace of the whole step, share of time spent waiting for data, memory, MiB sent to other ranks."""
+    """Make a row of `timing.jsonl`: speed of the step, share of time spent waiting for data, memory, MiB sent to other ranks."""
     views = settings.train.batch
     return {
         "step": step,

@@ -1,6 +1,6 @@
-"""Which views a step is made of: every crop a pure function of (seed, step, index), whoever reads it.
+"""Chooses and reads the views of each step. Every crop is a pure function of (seed, step, index), whichever process reads it.
 
-A scan's turn comes by a permutation of all scans, drawn anew each time round; two views are cut at random from one
+Scans follow a random permutation, drawn anew for each pass over the data. The two views of a pair are cropped at random from one
 random box of 4/3 their side, so that they overlap [SMIT].
 """
 
@@ -26,33 +26,33 @@ from dagman.store.preparation import AIR, SCALED_RANGE
 
 Triple = tuple[int, int, int]
 MOST_PASSES = 10_000
-"""Pairs of views of one scan beyond which a run has to be asked for; the paper has 800. [ours]"""
+"""Passes over each scan above which a run must be confirmed (`train.many_passes`); the paper has 800. [ours]"""
 REPLACEMENTS = 16
-"""Other scans that are tried in place of one that cannot be read. [ours]"""
+"""Number of other scans tried in place of an unreadable one. [ours]"""
 SAMPLED_STEPS = 8
-"""Steps whose views are looked at for the mean and median intensity. [ours]"""
+"""Number of steps whose views give the mean and median intensity. [ours]"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Crop:
-    """A view's place in a scan: first voxel (negative where the view stands out of the scan)."""
+    """Position of a view in a scan: its first voxel, negative if the view extends beyond the scan."""
 
     scan: str
     start: Triple
 
 
 def find_usable(shapes: dict[str, Triple], view: ViewSettings) -> tuple[list[str], list[str]]:
-    """Ids of scans large enough for a view, and of those left out, both sorted.
+    """Return the ids of scans that are large enough for a view, and of the excluded ones, both sorted.
 
-    A scan is large enough if at most the share `view.padding` of each side of a view lies outside it.
+    A scan is large enough if at most the fraction `view.padding` of each side of a view lies outside it.
 
     Raises:
-        RunError: No scan is large enough; the message names the largest.
+        RunError: if no scan is large enough; the message gives the size of the largest.
     """
     if not shapes:
         raise RunError("the store holds no scans", do="Add some: dagman prepare SCANS --out STORE")
     usable = sorted(i for i, shape in shapes.items() if min(shape) >= view.least)
-    left_out = sorted(set(shapes) - set(usable))
+    excluded = sorted(set(shapes) - set(usable))
     if not usable:
         largest = max(shapes.values(), key=min)
         fits = max((s for s in range(32, view.side, 32) if min(largest) >= round(s * (1 - view.padding))), default=None)
@@ -62,11 +62,11 @@ def find_usable(shapes: dict[str, Triple], view: ViewSettings) -> tuple[list[str
             f"is {' x '.join(map(str, largest))} voxels",
             do=do,
         )
-    return usable, left_out
+    return usable, excluded
 
 
 def select_rows(rows: Iterable[ManifestRow], view: ViewSettings, *, where: object = None) -> list[ManifestRow]:
-    """The scans of the modality that a run reads. Raises RunError where there is none."""
+    """Select the scans of the modality that a run reads; raises RunError if there are none."""
     rows = list(rows)
     if view.modality in ("auto", "all"):
         return rows
@@ -78,7 +78,7 @@ def select_rows(rows: Iterable[ManifestRow], view: ViewSettings, *, where: objec
 
 
 def refuse_repetition(settings: Settings, scans: int) -> None:
-    """Raise RunError for a run that would see each scan more than `MOST_PASSES` times, unless `train.many_passes` asks for it."""
+    """Raise RunError if a run would see each scan more than `MOST_PASSES` times, unless `train.many_passes` is set."""
     train = settings.train
     passes = train.steps * train.batch / 2 / scans
     if passes <= MOST_PASSES or train.many_passes:
@@ -93,26 +93,26 @@ def refuse_repetition(settings: Settings, scans: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Scans that share a weight: of `sum of weights` pairs in turn, `weight` come from this part."""
+    """Scans of one store: of every `sum of weights` consecutive pairs, `weight` come from this part."""
 
     weight: int
     scans: list[str]
 
 
 def choose_scan(usable: Sequence[str], seed: int, number: int, *part: int) -> str:
-    """The scan of the `number`-th pair of a run, or of a part of it."""
+    """Return the scan of the `number`-th pair of a run, or of a part of it."""
     epoch, place = divmod(number, len(usable))
     return usable[_permute(len(usable), seed, "order", *part, epoch)[place]]
 
 
 @functools.lru_cache(maxsize=64)
 def _permute(count: int, seed: int, purpose: str, *index: int) -> np.ndarray:
-    # Kept, as a run asks for the same order for every pair of a round: of 100,000 scans it takes longer than reading a view.
+    # Cached, because all pairs of a pass need the same permutation; for 100,000 scans, drawing it takes longer than reading a view.
     return generator(seed, purpose, *index).permutation(count)
 
 
 def choose_from_parts(parts: Sequence[Part], seed: int, number: int) -> str:
-    """The scan of the `number`-th pair: the parts take turns by their weights, in another order each round."""
+    """Return the scan of the `number`-th pair: the parts take turns according to their weights, in a new order each round."""
     if len(parts) == 1:
         return choose_scan(parts[0].scans, seed, number)
     turns = [i for i, part in enumerate(parts) for _ in range(part.weight)]
@@ -123,7 +123,7 @@ def choose_from_parts(parts: Sequence[Part], seed: int, number: int) -> str:
 
 
 def draw_crops(scan: str, shape: Triple, view: ViewSettings, seed: int, *index: int | str) -> tuple[Crop, Crop]:
-    """Places of two overlapping views u, v in a scan."""
+    """Draw the positions of two overlapping views u, v in a scan."""
     random = generator(seed, "crop", *index)
     starts: list[list[int]] = [[], []]
     box_side = round(view.box * view.side)
@@ -138,41 +138,41 @@ def draw_crops(scan: str, shape: Triple, view: ViewSettings, seed: int, *index: 
 
 def _draw_start(random: np.random.Generator, extent: int, box: int) -> int:
     if extent <= box:
-        # Centred, not drawn: a small scan should lie whole in its view.
+        # Centred instead of drawn, so that the view contains the whole of a small scan.
         return -((box - extent) // 2)
     return int(random.integers(0, extent - box + 1))
 
 
 class Box(NamedTuple):
-    """A box of voxels of a scan: the first voxel, and the one after the last."""
+    """A box of voxels in a scan: its first voxel, and the one after its last."""
 
     start: Triple
     stop: Triple
 
     @property
     def size(self) -> Triple:
-        """Voxels along each axis."""
+        """Number of voxels along each axis."""
         x, y, z = (stop - start for start, stop in zip(self.start, self.stop, strict=True))
         return x, y, z
 
     def count_blocks(self) -> int:
-        """How many blocks of the scan's file it meets; each of them is decompressed whole."""
+        """Count the blocks of the scan's file that the box touches; each is decompressed completely."""
         return math.prod((stop - 1) // BLOCK - start // BLOCK + 1 for start, stop in zip(self.start, self.stop, strict=True))
 
     def join(self, other: Box) -> Box:
-        """The smallest box around both."""
+        """Return the smallest box that contains both."""
         start, stop = tuple(map(min, self.start, other.start)), tuple(map(max, self.stop, other.stop))
         return Box(start, stop)  # type: ignore[arg-type]
 
     def since(self, origin: Triple) -> tuple[slice, ...]:
-        """The box as an index of an array whose first voxel is `origin`."""
+        """Return the box as an index into an array whose first voxel is `origin`."""
         return tuple(slice(a - o, b - o) for a, b, o in zip(self.start, self.stop, origin, strict=True))
 
 
 def read_views(store: Store, pair: tuple[Crop, Crop], shape: Triple, fill: int, out: np.ndarray) -> None:
-    """Read both crops of a pair into `out`, int16 (2, side, side, side); `fill` outside the scan.
+    """Read both crops of a pair into `out`, int16 (2, side, side, side), with `fill` outside the scan.
 
-    Where they share many blocks of the file, the box around both is read once.
+    If they share many blocks of the file, the box around both is read once.
     """
     side = out.shape[1]
     boxes = [_clip(crop, shape, side) for crop in pair]
@@ -189,24 +189,34 @@ def read_views(store: Store, pair: tuple[Crop, Crop], shape: Triple, fill: int, 
 
 
 def _clip(crop: Crop, shape: Triple, side: int) -> Box:
-    """The part of a crop that lies in its scan."""
+    """Return the part of a crop that lies inside its scan."""
     first, last = find_inside(crop, shape, side)
     start, stop = (tuple(c + offset for c, offset in zip(crop.start, corner, strict=True)) for corner in (first, last))
     return Box(start, stop)  # type: ignore[arg-type]
 
 
 def find_inside(crop: Crop, shape: Triple, side: int) -> tuple[Triple, Triple]:
-    """First and last + 1 voxel of the box of a crop that lies in its scan, counted from the crop's corner."""
+    """Return the part of a crop inside its scan as first voxel and last voxel + 1, relative to the crop's corner."""
     first = tuple(max(0, -start) for start in crop.start)
     last = tuple(min(side, extent - start) for start, extent in zip(crop.start, shape, strict=True))
     return first, last  # type: ignore[return-value]
 
 
 class ViewDataset(torch.utils.data.Dataset):
-    """Steps of a run: item `step` is that step's views as int16 (u: P 1 X Y Z, v alike), the range that becomes [0, 1] (P 2), and
-    the box of each view that lies in its scan (inside: P 2 2 3).
+    """The steps of a run as a data set; item `step` is a dictionary with the views of that step.
 
-    own: The pairs of each step that this process reads, default all. parts: The scans by the store they come from, with weights.
+    `u` and `v` are int16 (P 1 X Y Z), `range` holds the values that are mapped to 0 and 1 (P 2), and `inside` the part of each view
+    that lies inside its scan (P 2 2 3).
+
+    Args:
+        store: The store with the scans.
+        usable: Ids of the scans to read.
+        view: Size and position of the views.
+        batch: Views per step.
+        seed: Seed of all draws.
+        steps: Number of steps.
+        own: The pairs of each step that this process reads; default all.
+        parts: The scans by store, with weights; default all scans with equal weights.
     """
 
     def __init__(
@@ -236,13 +246,13 @@ class ViewDataset(torch.utils.data.Dataset):
         return item
 
     def read_step(self, step: int, numbers: Iterable[int] | None = None, out: np.ndarray | None = None) -> dict[str, Any]:
-        """The item of these pairs of a step, or of all, with `places`, where they were read.
+        """Read the given pairs of a step, or all, as an item with the additional key `places`, their positions.
 
-        A scan that cannot be read is replaced by another, by address, and stands in `unreadable` with the reason.
-        out: int16 (2 P 1 X Y Z), where the views are written, default a new array.
+        An unreadable scan is replaced by another one, which depends only on the address, and is listed in `unreadable` with the
+        reason. out: int16 (2 P 1 X Y Z) to write the views to; default a new array.
 
         Raises:
-            StoreError: None of `REPLACEMENTS` other scans can be read either.
+            StoreError: if none of `REPLACEMENTS` other scans can be read either.
         """
         numbers = range(self.batch // 2) if numbers is None else numbers
         return self.read_pairs(self.places(step, numbers), step, numbers, out)
@@ -250,7 +260,7 @@ class ViewDataset(torch.utils.data.Dataset):
     def read_pairs(
         self, places: Sequence[tuple[Crop, Crop]], step: int | str, numbers: Iterable[int], out: np.ndarray | None = None
     ) -> dict[str, Any]:
-        """The item of these places, as `read_step` gives it; step and numbers: the address of what replaces a scan."""
+        """Read the views at given positions, like `read_step`; step and numbers are the address of replacements."""
         out = self.allocate(len(places)) if out is None else out
         unreadable: dict[str, str] = {}
         found = [
@@ -260,7 +270,7 @@ class ViewDataset(torch.utils.data.Dataset):
         return {**self._describe(found, out), "places": found} | ({"unreadable": unreadable} if unreadable else {})
 
     def allocate(self, pairs: int) -> np.ndarray:
-        """Room for the voxels of so many pairs of views, int16 (2 P 1 X Y Z)."""
+        """Allocate an array for the voxels of this many pairs of views, int16 (2 P 1 X Y Z)."""
         return np.empty((2, pairs, 1, *(self.view.side,) * 3), dtype=np.int16)
 
     def _read_or_replace(
@@ -286,7 +296,7 @@ class ViewDataset(torch.utils.data.Dataset):
         read_views(self.store, pair, self.shapes[scan], self._fill(scan), out)
 
     def places(self, step: int, numbers: Iterable[int] | None = None) -> list[tuple[Crop, Crop]]:
-        """Where a step's pairs of views lie: those of these numbers, or all."""
+        """Return the positions of the given pairs of a step, or of all."""
         pairs = self.batch // 2
         places = []
         for i in range(pairs) if numbers is None else numbers:
@@ -295,7 +305,7 @@ class ViewDataset(torch.utils.data.Dataset):
         return places
 
     def _describe(self, places: Sequence[tuple[Crop, Crop]], out: np.ndarray) -> dict[str, Any]:
-        """The item of views that were read."""
+        """Return the item for views that were read."""
         u, v = torch.from_numpy(out)
         ranges = [self._range(pair[0].scan) for pair in places]
         boxes = [[find_inside(crop, self.shapes[crop.scan], self.view.side) for crop in pair] for pair in places]
@@ -309,7 +319,7 @@ class ViewDataset(torch.utils.data.Dataset):
 
 
 def sample_intensities(dataset: ViewDataset) -> torch.Tensor:
-    """Intensities in [0, 1] of every fourth voxel along each axis of the first steps' views u, known before a run learns."""
+    """Sample intensities in [0, 1] before training: every fourth voxel along each axis of the views u of the first steps."""
     values = []
     for step in range(min(SAMPLED_STEPS, len(dataset))):
         item = dataset.read_step(step)
@@ -318,7 +328,7 @@ def sample_intensities(dataset: ViewDataset) -> torch.Tensor:
 
 
 def validation_places(dataset: ViewDataset, views: int) -> list[tuple[Crop, Crop]]:
-    """Fixed places for the monitors: spread over the scans, the same at every step and in every run of a seed."""
+    """Return fixed positions for the monitors, spread over the scans: the same at every step and in all runs with this seed."""
     order = generator(dataset.seed, "validation").permutation(len(dataset.usable))
     places = []
     for i in range(views // 2):

@@ -8,7 +8,7 @@ bits.
 
 The operations are registered with torch (`torch.ops.dagman`), so that torch.compile traces through them without a graph break.
 
-Letters: B views, L tokens, W windows, n tokens of a window, H heads, D channels of a head, C = H * D, P places of padding,
+Notation: B views, L tokens, W windows, n tokens per window, H heads, D channels per head, C = H * D, P padding tokens,
 R = L + P rows.
 """
 
@@ -29,16 +29,16 @@ from dagman.model.kernels.attention_programs import attend_backward, attend_back
 from dagman.model.windows import WindowPlan
 
 BLOCK = {2: 64, 4: 32}
-"""Queries or keys at a time, by the bytes of a number; a window of 4^3 has 64. Of float32 twice as many would spill registers."""
+"""Queries or keys per block, by bytes per number; a window of 4^3 has 64. In float32, twice as many would spill registers."""
 LEAST = 16
 """Smallest side of a product on tensor cores."""
 FORWARD: dict[str, Any] = {"num_warps": 4, "num_stages": 1}
 BACKWARD: dict[str, Any] = {"num_warps": 4, "num_stages": 1}
-"""How Triton builds the programs; `python -m benchmarks.gpu` times others beside these."""
+"""Compiler options of the kernels; `python -m benchmarks.gpu.build` lists the registers and spills that they give."""
 PER_PROCESSOR = 6
-"""Programs of the backward pass for each multiprocessor: whole waves where registers let it hold two or three at a time."""
+"""Programs of the backward pass per multiprocessor: full waves if registers allow two or three programs at a time."""
 PARTIAL_BYTES = 32 << 20
-"""Limit of the partial sums of the bias gradient, which should stay in a card's cache."""
+"""Limit on the size of the partial sums of the bias gradient, which should fit into the GPU's cache."""
 
 
 def attend_tokens(
@@ -48,9 +48,9 @@ def attend_tokens(
     plan: WindowPlan,
     scale: float,
 ) -> Float[Tensor, "B L C"]:
-    """Attention of each token in the plan's windows; `gather_windows`, `attend_windows` and `gather_tokens` in one.
+    """Compute window attention of all tokens, equivalent to `gather_windows`, `attend_windows` and `gather_tokens`.
 
-    qkv: queries, keys and values of every token. padding: those of a token of zeros, the bias of their projection.
+    qkv: Queries, keys and values of all tokens. padding: Those of a zero token, i.e. the bias of their projection.
     """
     if plan.padding:
         qkv = torch.cat([qkv, padding.to(qkv.dtype).expand(len(qkv), plan.padding, -1)], dim=1)
@@ -71,7 +71,7 @@ def _attend(
     tokens: int,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Attended tokens (B L C), and the logarithm of each query's sum of exponentials (B W H n)."""
+    """Return the attended tokens (B L C) and the log-sum-exp of each query (B W H n)."""
     (B, rows, _), (heads, n, _) = qkv.shape, bias.shape
     windows, sizes = len(index) // n, _size_blocks(qkv, bias, regions)
     out, sums = _allocate(qkv, bias, index, tokens)
@@ -106,7 +106,7 @@ def _attend_backward(
     sums: Float[Tensor, "B W H n"],
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of qkv and bias."""
+    """Return the gradients of qkv and bias."""
     d_out, qkv = d_out.contiguous(), qkv.contiguous()
     (B, rows, _), (heads, n, _), tokens = qkv.shape, bias.shape, out.shape[1]
     windows, sizes = len(index) // n, _size_blocks(qkv, bias, regions)
@@ -115,7 +115,7 @@ def _attend_backward(
     parts = min(total, count_programs(qkv.device, PER_PROCESSOR) // (heads * blocks), PARTIAL_BYTES // (4 * padded.numel()))
     parts = max(1, parts)
     d_qkv = torch.empty_like(qkv)
-    # Of a window in several blocks, sums are read and written for each; else written once.
+    # If a window has several blocks, each adds to the partial sums; otherwise they are written once.
     partial = (torch.empty if blocks == 1 else torch.zeros)(parts, heads, side, side, dtype=torch.float32, device=qkv.device)
     given = (qkv, padded, index, index if regions is None else regions, out, sums, d_out, d_qkv)
     with torch.cuda.device_of(qkv):
@@ -166,24 +166,24 @@ def _size_blocks(qkv: Tensor, bias: Tensor, regions: Tensor | None) -> dict[str,
         "BLOCKS": triton.cdiv(n, block),
         "WIDTH": max(LEAST, triton.next_power_of_2(width)),
         "SHIFTED": regions is not None,
-        # One product of TF32 keeps three digits, three keep float32's. "ieee" does without tensor cores, and spills registers.
+        # A single TF32 product keeps three digits; three of them keep float32's. "ieee" avoids tensor cores, and spills registers.
         "PRECISION": "tf32x3" if qkv.dtype == torch.float32 else "tf32",
     }
 
 
 def _pad(bias: Tensor, sizes: dict[str, Any]) -> Tensor:
-    """The bias in whole blocks; keys past the last have -inf."""
+    """Pad the bias to whole blocks; keys beyond the last get -inf."""
     more = sizes["BLOCK"] * sizes["BLOCKS"] - bias.shape[-1]
     return F.pad(F.pad(bias, (0, more), value=-math.inf), (0, 0, 0, more)) if more else bias.contiguous()
 
 
 @register_flop_formula(torch.ops.dagman.attend_windows)
 def _count_flop(qkv: Any, bias: Any, index: Any, *_: object, **__: object) -> int:
-    """Two products: queries with keys, and shares with values."""
+    """Count two products: queries with keys, and attention weights with values."""
     return int(2 * 2 * qkv[0] * index[0] * bias[1] * qkv[2] // 3)
 
 
 @register_flop_formula(torch.ops.dagman.attend_windows_backward)
 def _count_backward_flop(_: Any, qkv: Any, bias: Any, index: Any, *__: object, **___: object) -> int:
-    """Five products: the logits again, and the gradients of shares, values, keys and queries."""
+    """Count five products: the logits again, and the gradients of attention weights, values, keys and queries."""
     return 5 * _count_flop(qkv, bias, index) // 2
