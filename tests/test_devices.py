@@ -47,7 +47,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_gpu")
 def test_without_a_gpu_the_cpu_is_taken():
     assert choose_device() == Choice("device", "cpu", "no CUDA device is visible")
-    assert choose_device("cpu").reason == "asked for"
+    assert choose_device("cpu").reason == "requested"
 
 
 @pytest.mark.usefixtures("two_gpus")
@@ -171,7 +171,7 @@ def test_a_tuned_allocator_pays_for_its_pages_once():
 @pytest.mark.parametrize(
     ("mode", "device", "libc", "preload", "reason"),
     [
-        ("off", "cpu", "glibc", "", "asked for"),
+        ("off", "cpu", "glibc", "", "requested"),
         ("auto", "cuda:0", "glibc", "", "tensors live on cuda:0"),
         ("auto", "cpu", "", "", "this system's C library is not glibc"),
         ("on", "cpu", "glibc", "libtcmalloc_minimal.so.4", "tcmalloc is preloaded"),
@@ -214,7 +214,7 @@ def test_fast_paths_that_no_card_has_judged_are_off_and_say_so():
     for device in ("cpu", "cuda:0"):
         assert choose_compile("auto", device).value == "off"
         assert choose_read_after("auto", device).value == 0
-    assert "has not been measured on a card" in choose_compile("auto", "cuda:0").reason
+    assert "has not been measured on a GPU" in choose_compile("auto", "cuda:0").reason
     assert (choose_compile("graphs", "cuda:0").value, choose_read_after(1, "cuda:0").value) == ("graphs", 1)
     # Asked for where it cannot be: the reason is printed, and the run goes on.
     assert choose_compile("on", "cpu").value == "off"

@@ -58,7 +58,7 @@ def choose_device(name: str = "auto") -> Choice[str]:
     """
     kind, _, number = name.partition(":")
     if name == "cpu":
-        return Choice("device", "cpu", "asked for")
+        return Choice("device", "cpu", "requested")
     if name == "auto" and not torch.cuda.is_available():
         return Choice("device", "cpu", "no CUDA device is visible")
     if name != "auto" and not (kind == "cuda" and (number.isdigit() or name == "cuda")):
@@ -69,7 +69,7 @@ def choose_device(name: str = "auto") -> Choice[str]:
         found = f"{count} are visible" if count else "none is visible"
         raise SettingsError(f"there is no CUDA device {index}: {found}", where=f"device {name!r}", do="Use auto or cpu")
     gib = torch.cuda.get_device_properties(index).total_memory / 2**30
-    asked = "" if name == "auto" else "asked for; "
+    asked = "" if name == "auto" else "requested; "
     return Choice("device", f"cuda:{index}", f"{asked}{torch.cuda.get_device_name(index)}, {gib:.0f} GiB")
 
 
@@ -82,10 +82,10 @@ def choose_precision(name: str = "auto", device: str = "cpu") -> Choice[str]:
     if name not in ("auto", "fp32", "bf16"):
         raise SettingsError("is not a precision", where=f"precision {name!r}", do="Use auto, fp32, or bf16")
     if name == "fp32":
-        return Choice("precision", "fp32", "asked for")
+        return Choice("precision", "fp32", "requested")
     native, why = _find_bf16(device)
     if name == "bf16":
-        return Choice("precision", "bf16", "asked for" if native else f"asked for, but slower than fp32: {why}")
+        return Choice("precision", "bf16", "requested" if native else f"requested, but slower than fp32: {why}")
     return Choice("precision", "bf16" if native else "fp32", why)
 
 
@@ -100,47 +100,54 @@ def choose_kernels(name: str = "auto", device: str = "cpu") -> Choice[str]:
     if name not in ("auto", "reference", "triton"):
         raise SettingsError("are not kernels", where=f"kernels {name!r}", do="Use auto, reference, or triton")
     if name == "reference":
-        return Choice("kernels", "reference", "asked for")
+        return Choice("kernels", "reference", "requested")
     cuda = torch.device(device).type == "cuda"
     if name == "auto":
-        why = "Triton's have not been measured on a card; train.kernels=triton takes them" if cuda else f"runs on {device}"
+        why = (
+            "the Triton kernels have not been measured on a GPU; train.kernels=triton enables them" if cuda else f"runs on {device}"
+        )
         return Choice("kernels", "reference", why)
     if not cuda:
         raise SettingsError("the Triton kernels need a CUDA device", where=f"kernels {name!r}", do="Use auto or reference")
     if importlib.util.find_spec("triton") is None:
         raise SettingsError("the package triton is missing", where=f"kernels {name!r}", do="Install it, or use reference")
-    return Choice("kernels", "triton", "asked for")
+    return Choice("kernels", "triton", "requested")
 
 
 def choose_compile(name: str = "auto", device: str = "cpu") -> Choice[str]:
-    """`off`, `on` (torch.compile of the encoders) or `graphs` (with CUDA graphs); `auto` is off until a card has measured it.
+    """Choose `off`, `on` (torch.compile of the encoders) or `graphs` (with CUDA graphs); `auto` is off until measured on a GPU.
 
-    Raises SettingsError for an unknown name.
+    Raises:
+        SettingsError: if the name is unknown.
     """
     if name not in ("auto", "off", "on", "graphs"):
         raise SettingsError("is not known", where=f"compile {name!r}", do="Use auto, off, on, or graphs")
     if name == "off":
-        return Choice("compile", "off", "asked for")
+        return Choice("compile", "off", "requested")
     if torch.device(device).type != "cuda":
         return Choice("compile", "off", f"runs on {device}, where compiled steps were slower (docs/benchmarks.md)")
     if name == "auto":
-        return Choice("compile", "off", "has not been measured on a card; train.compile=on takes it")
-    return Choice("compile", name, "asked for")
+        return Choice("compile", "off", "has not been measured on a GPU; train.compile=on enables it")
+    return Choice("compile", name, "requested")
 
 
 def choose_read_after(steps: int | str = "auto", device: str = "cpu") -> Choice[int]:
-    """Steps after which losses are read, 0 or 1; `auto` is 0 until a card has measured it. Raises SettingsError for another."""
+    """Choose after how many steps losses are read, 0 or 1; `auto` is 0 until 1 has been measured on a GPU.
+
+    Raises:
+        SettingsError: if `steps` is none of these.
+    """
     if steps not in ("auto", 0, 1):
         raise SettingsError("is not a number of steps", where=f"read_after {steps!r}", do="Use auto, 0, or 1")
     if torch.device(device).type != "cuda":
         return Choice("read after", 0, f"runs on {device}, where nothing waits")
     if steps == "auto":
-        return Choice("read after", 0, "1 has not been measured on a card; train.read_after=1 takes it")
-    return Choice("read after", int(steps), "asked for")
+        return Choice("read after", 0, "1 has not been measured on a GPU; train.read_after=1 enables it")
+    return Choice("read after", int(steps), "requested")
 
 
 def choose_threads() -> Choice[int]:
-    """Threads of torch on the CPU: OMP_NUM_THREADS, or the cores this process may use, shared with its siblings under torchrun."""
+    """Choose the number of CPU threads: OMP_NUM_THREADS, or the cores of this process, which torchrun divides among ranks."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdigit() and int(asked) > 0:
         return Choice("threads", int(asked), "OMP_NUM_THREADS")
@@ -148,7 +155,7 @@ def choose_threads() -> Choice[int]:
 
 
 def share_cores() -> tuple[int, str]:
-    """Cores of this process and which they are; under torchrun, its share of those of the host."""
+    """Return the number of cores for this process, and where it comes from; under torchrun, its share of the host's cores."""
     cores, why = _count_cores()
     siblings = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if siblings > 1:
@@ -157,17 +164,22 @@ def share_cores() -> tuple[int, str]:
 
 
 def tune_allocator(mode: Literal["auto", "on", "off"] = "auto", device: str = "cpu") -> Choice[str]:
-    """Let glibc keep freed memory in this process, for good: `tuned`, or `default` where that cannot be or does not help.
+    """Let glibc keep freed memory for the rest of this process (`tuned`), unless that is impossible or useless (`default`).
 
-    By default glibc gives each large tensor back to the system when it is freed, and the next one is paid for again in page
-    faults: a third to a half of a training step on a virtual machine. Kept memory costs 0.1 to 1.7 GiB of peak memory.
-    `auto` tunes on the CPU alone; `on` wherever the process runs on glibc; `off` never.
-    Raises SettingsError for an unknown mode.
+    By default, glibc returns each large tensor to the system when it is freed, so that the next one costs page faults again: a
+    third to a half of a training step on a virtual machine. Keeping the memory raises the peak by 0.1 to 1.7 GiB.
+
+    Args:
+        mode: `auto` tunes only if the computation runs on the CPU, `on` whenever the process uses glibc, `off` never.
+        device: The device of the computation.
+
+    Raises:
+        SettingsError: if the mode is unknown.
     """
     if mode not in ("auto", "on", "off"):
         raise SettingsError("is not a mode", where=f"allocator {mode!r}", do="Use auto, on, or off")
     if mode == "off":
-        return Choice("allocator", "default", "asked for")
+        return Choice("allocator", "default", "requested")
     if mode == "auto" and device != "cpu":
         return Choice("allocator", "default", f"tensors live on {device}")
     if platform.libc_ver()[0] != "glibc":
@@ -179,9 +191,9 @@ def tune_allocator(mode: Literal["auto", "on", "off"] = "auto", device: str = "c
 
 
 def pin_attention(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """A block in which torch's fused attention takes its efficient or its plain kernel alone; on a CPU all is as it comes.
+    """Restrict torch's fused attention within a block to its efficient and math backends; no effect on a CPU.
 
-    cuDNN's has given wrong gradients (pytorch#196678), and torch prefers it on some cards (docs/decisions/0035).
+    The cuDNN backend has given wrong gradients (pytorch#196678), and torch prefers it on some GPUs (docs/decisions/0035).
     """
     if device.type == "cpu":
         return contextlib.nullcontext()
@@ -190,26 +202,26 @@ def pin_attention(device: torch.device) -> contextlib.AbstractContextManager[Non
 
 
 def send(values: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """The values on a device; what leaves the CPU for a CUDA device does so from pinned memory, without anyone waiting."""
+    """Copy values to a device; copies from the CPU to a CUDA device use pinned memory and are asynchronous."""
     if torch.device(device).type != "cuda" or values.device.type != "cpu":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
 
 
 def describe_choices(choices: Sequence[Choice[str] | Choice[int]]) -> list[str]:
-    """One aligned line a choice: subject, value, reason."""
+    """Format choices as aligned lines of subject, value and reason."""
     subjects = max((len(choice.subject) for choice in choices), default=0)
     values = max((len(str(choice.value)) for choice in choices), default=0)
     return [f"{choice.subject:<{subjects}}  {choice.value!s:<{values}}  {choice.reason}" for choice in choices]
 
 
 def peak_memory_gib(device: str = "cpu") -> float:
-    """Most memory held so far, in GiB: of this process on the CPU, of torch's tensors on a CUDA device."""
+    """Return the peak memory so far in GiB: of this process on the CPU, or of torch's tensors on a CUDA device."""
     if torch.device(device).type == "cuda":
         return float(torch.cuda.max_memory_allocated(device)) / 2**30
     status = Path("/proc/self/status")
     if status.exists():
-        # Not getrusage, which counts what the parent held before it started this process.
+        # Not getrusage, which includes the memory of the parent before it started this process.
         rows = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8", errors="ignore").splitlines() if ":" in line)
         if "VmHWM" in rows:
             return int(rows["VmHWM"].split()[0]) / 2**20
@@ -219,15 +231,15 @@ def peak_memory_gib(device: str = "cpu") -> float:
 
 
 def held_memory() -> int:
-    """Bytes that this process holds now; 0 where the system does not state it."""
+    """Return the bytes that this process currently holds; 0 if the system does not report it."""
     path = Path("/proc/self/statm")
     return int(path.read_text(encoding="ascii").split()[1]) * resource.getpagesize() if path.exists() else 0
 
 
 def free_memory(device: str = "cpu", root: Path = Path("/")) -> int | None:
-    """Bytes that may still be taken: of a CUDA device, or of the system within this container; None where nothing states it.
+    """Return the bytes that can still be allocated on a CUDA device, or in this container; None if the system does not report it.
 
-    root: below which proc and sys lie.
+    root: Folder that contains proc and sys.
     """
     if torch.device(device).type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
@@ -249,7 +261,7 @@ def _read_available(path: Path) -> int | None:
 
 
 def _read_share(folder: Path, limit: str, used: str, kept: str) -> int | None:
-    """What a control group may still take; the cache of files that it would give up counts as free."""
+    """Return the bytes that a control group can still allocate; file cache that it could release counts as free."""
     files = [folder / name for name in (limit, used, "memory.stat")]
     if not all(file.exists() for file in files):
         return None
@@ -272,7 +284,7 @@ def _find_bf16(device: str) -> tuple[bool, str]:
 
 
 def _read_processor_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Flags of the first processor; none where the system does not tell."""
+    """Return the flags of the first processor; empty if the system does not report them."""
     if not path.exists():
         return frozenset()
     for line in path.read_text(encoding="utf-8", errors="ignore").splitlines():
@@ -283,7 +295,7 @@ def _read_processor_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 
 def read_processor_vendor(path: Path = Path("/proc/cpuinfo")) -> str:
-    """The first processor's maker as it names itself, such as "AuthenticAMD"; empty where the system does not tell."""
+    """Return the vendor id of the first processor, such as "AuthenticAMD"; empty if the system does not report it."""
     if not path.exists():
         return ""
     for line in path.read_text(encoding="utf-8", errors="ignore").splitlines():
@@ -294,7 +306,7 @@ def read_processor_vendor(path: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def _count_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> tuple[int, str]:
-    """Cores this process may run on: its affinity, and in a container its share of time."""
+    """Count the cores that this process may use, from its affinity and, in a container, its quota of CPU time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     limit, _, period = quota.read_text(encoding="utf-8").strip().partition(" ") if quota.exists() else ("max", "", "")
     if limit.isdigit() and period.isdigit():

@@ -175,7 +175,7 @@ def test_the_command_tells_the_arithmetic_the_choices_and_what_comes_next(place,
     assert "store: 3 scans prepared" in text
     assert "recipe R, for few views per step: 4 views per step, fewer than 32" in text
     assert "views: 32^3 voxels (128 mm), 4 per step; 2 steps = 4 pairs = 1.3 per scan" in text
-    assert "precision fp32 asked for" in text
+    assert "precision fp32 requested" in text
     assert f"Next: dagman report {out}" in text
     assert list((out / "store").glob("scans/*/*.b2nd"))
     assert _call("pretrain", place / "store", "--out", out, "--resume", "--json") == 0

@@ -201,13 +201,13 @@ def test_what_is_alike_in_hidden_windows_may_be_computed_once(name, further):
     ("assignments", "device", "compiled", "value", "reason"),
     [
         ((), "cpu", "off", "skipped", "the same to rounding"),
-        ((), "cuda:0", "off", "computed", "has not been measured on a card"),
+        ((), "cuda:0", "off", "computed", "has not been measured on a GPU"),
         ((), "cpu", "on", "computed", "encoders are compiled"),
         (("model.window=6",), "cpu", "off", "computed", "windows of 6 patch tokens do not lie in units of 8"),
         (("model.backbone=vit", "model.heads=[2, 2, 2, 2]"), "cpu", "off", "computed", "each token of a vit sees all others"),
         (("model.backbone=resnet3d:18",), "cpu", "off", "computed", "resnet3d:18 has none"),
-        (("train.skip_hidden=true",), "cuda:0", "off", "skipped", "asked for"),
-        (("train.skip_hidden=false",), "cpu", "off", "computed", "asked for"),
+        (("train.skip_hidden=true",), "cuda:0", "off", "skipped", "requested"),
+        (("train.skip_hidden=false",), "cpu", "off", "computed", "requested"),
     ],
 )
 def test_hidden_windows_are_skipped_where_that_was_measured_and_the_reason_is_stated(assignments, device, compiled, value, reason):

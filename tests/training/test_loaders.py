@@ -23,7 +23,7 @@ def test_loaders_leave_each_rank_a_core_for_its_steps(cores, ranks, count, monke
 
 def test_loaders_are_those_asked_for_and_none_on_a_cpu():
     assert choose_loaders(7, "cpu").value == 7
-    assert choose_loaders(0, "cuda:0") == devices.Choice("loaders", 0, "asked for")
+    assert choose_loaders(0, "cuda:0") == devices.Choice("loaders", 0, "requested")
     assert choose_loaders("auto", "cpu").value == 0
 
 

@@ -71,7 +71,7 @@ class WindowPlan:
     to_windows (W*n): the token in each place of each window; `tokens` (one past the last) is padding.
     to_tokens (L): the place of each token, the inverse of `to_windows`.
     masked (W n n): True where two places lie in one window by wrap-around alone and must not attend; None where nothing is shifted,
-    or masks were not asked for.
+    or masks were not requested.
     regions (W n): the part of the grid that a place comes from; a pair is masked where these differ. None where nothing is shifted.
     valid (W n): True where a place holds a token, not padding.
     rows (W*n): `to_windows` for kernels, int32, with a row of its own after the tokens for each place of padding.

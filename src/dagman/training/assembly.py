@@ -105,10 +105,10 @@ def choose_skipping(settings: Settings, device: str = "cpu", compiled: str = "of
         what = "a CUDA graph cannot vary the number of windows that are not hidden"
         raise SettingsError(what, where="train.skip_hidden", do="Leave it at auto, or set train.compile=on")
     if asked != "auto":
-        return Choice("hidden windows", "skipped" if asked else "computed", "asked for")
+        return Choice("hidden windows", "skipped" if asked else "computed", "requested")
     reason = ""
     if torch.device(device).type != "cpu":
-        reason = "skipping them has not been measured on a card; train.skip_hidden=true does"
+        reason = "skipping them has not been measured on a GPU; train.skip_hidden=true enables it"
     elif compiled != "off":
         reason = "encoders are compiled"
     elif settings.model.own_cls:

@@ -268,7 +268,7 @@ def _embed_dense(work: _Work, dtype: str) -> _Outcome:
 
 
 def _refuse_idle(dense: bool, label_map: str | None, given: dict[str, tuple[bool, str]]) -> None:
-    """Raise SettingsError for an option that would do nothing in the form that is asked for."""
+    """Raise SettingsError for an option that would do nothing in the requested form."""
     from dagman.errors import SettingsError
 
     if dense and label_map is not None:

@@ -73,7 +73,7 @@ def choose_loaders(asked: int | Literal["auto"], device: str) -> devices.Choice[
     """How many processes read views: as many as `LOADERS`, if this process' share of the cores has one for each besides its own."""
     subject = "loaders"
     if asked != "auto":
-        return devices.Choice(subject, asked, "asked for")
+        return devices.Choice(subject, asked, "requested")
     if device == "cpu":
         return devices.Choice(subject, 0, "a step on the CPU takes far longer than reading its views")
     cores, which = devices.share_cores()
