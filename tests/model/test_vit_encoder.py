@@ -98,7 +98,7 @@ def test_positions_and_tokens_are_not_decayed(vit):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"heads": (2, 3, 3, 3)}, "as many heads in every stage"),
+        ({"heads": (2, 3, 3, 3)}, "same number of heads in every stage"),
         ({"heads": (5, 5, 5, 5)}, "5 heads do not divide"),
         ({"view": 40}, "not a multiple of a token's 16"),
     ],

@@ -1,4 +1,4 @@
-"""The networks: tensors in, tensors out; torch (and jaxtyping) alone."""
+"""The networks, from tensors to tensors. Depends only on torch and jaxtyping."""
 
 from dagman.model.backbone import (
     BACKBONES,

@@ -1,9 +1,9 @@
-"""The network that turns views into feature maps: what one offers, and those there are, by name.
+"""Interface and registry of backbones, the networks that turn views into feature maps.
 
-Letters: B views, C channels, X Y Z sides of a view in voxels, R residual branches that stochastic depth may drop.
+Notation: B views, C channels, X Y Z sides of a view in voxels, R residual branches that stochastic depth may drop.
 
-A backbone is added by writing a `Backbone` and registering how it is built; it can then be pretrained (`model.backbone`), is read
-back from its encoder folder, and takes part in every task.
+To add a backbone, subclass `Backbone` and register how to build it. It can then be pretrained (`model.backbone`), loaded from its
+encoder folder, and used in every task.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ if TYPE_CHECKING:
 
 MaskFill = Literal["zero", "token"]
 STRIDES = (4, 8, 16, 32)
-"""Voxels along a token of each feature map, but for a plain transformer's: crops and decoders rely on them."""
+"""Side of a token of each feature map in voxels, except for plain transformers; crops and decoders rely on it."""
 UNIT = 16
-"""Voxels along the side of a unit of the method."""
+"""Side of the method's units in voxels."""
 
 
 class Encoded(NamedTuple):
-    """What a backbone makes of views: the feature maps, and of one with its own [CLS] token that token after its last block.
+    """Outputs of a backbone.
 
-    entering: the tokens that entered the last block, the [CLS] token last, of which its attention is computed.
+    Attributes:
+        maps: Feature maps x1, x2, ...
+        cls: [CLS] token after the last block, if the backbone has its own.
+        entering: Input tokens of the last block, the [CLS] token last, from which its attention is computed.
     """
 
     maps: list[Float[Tensor, "B _ _ _ _"]]
@@ -41,15 +44,19 @@ class Encoded(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """Views to four feature maps x1..x4.
+    """Base class of networks that map views to four feature maps x1 to x4.
 
-    widths: channels of each map. strides: voxels along a token of each map. branches: residual branches that stochastic depth
-    may drop (R), 0 for none. mask_fill: what stands in a masked patch token, "zero" or a learned "token".
-    alignment: a part of a larger view has that view's features, away from its ends, if it starts at a multiple of so many voxels.
-    own_cls: whether it has a [CLS] token of its own, as a `ClsBackbone`, and so needs no semantic attention.
-    skips_hidden: whether `skip_hidden` was called; `encode` then takes `visible`, how many patch tokens of all views are not
-    hidden, where those of whole units are.
-    view: side of the views that its positions are learned for; 0 for a backbone whose features do not depend on the view's size.
+    Attributes:
+        widths: Channels of each map.
+        strides: Side of a token of each map in voxels.
+        branches: Number R of residual branches that stochastic depth may drop; 0 for none.
+        mask_fill: What replaces a masked patch token, "zero" or a learned "token".
+        alignment: A crop that starts at a multiple of this many voxels of a larger view has the same features as the view, except
+            near the crop's borders.
+        own_cls: Whether it has its own [CLS] token (see `ClsBackbone`), and therefore needs no semantic attention.
+        view: Side in voxels of the views that its position embeddings are learned for; 0 if it has none.
+        skips_hidden: Whether `skip_hidden` was called. `encode` then accepts `visible`, the number of visible patch tokens in all
+            views, provided that whole units are hidden.
     """
 
     widths: tuple[int, ...]
@@ -69,10 +76,13 @@ class Backbone(nn.Module):
         drop: Float[Tensor, "R B"] | None = None,
         stages: int | None = None,
     ) -> list[Float[Tensor, "B _ _ _ _"]]:
-        """Feature maps of views with intensities in [0, 1]; nothing here draws a random number.
+        """Compute feature maps without drawing random numbers.
 
-        hidden: True = masked, on the grid of patch tokens of 2^3 voxels. drop: uniform draws in [0, 1) for stochastic depth.
-        stages: how many maps are wanted, all by default.
+        Args:
+            view: Views with intensities in [0, 1].
+            hidden: True where masked, on the grid of patch tokens of 2^3 voxels.
+            drop: Uniform draws in [0, 1) for stochastic depth; None for no stochastic depth.
+            stages: Number of maps to compute. Default: all.
         """
 
     def encode(
@@ -82,73 +92,75 @@ class Backbone(nn.Module):
         drop: Float[Tensor, "R B"] | None = None,
         stages: int | None = None,
     ) -> Encoded:
-        """`forward`, with the [CLS] token of a backbone that has one of its own."""
+        """Compute the feature maps as `forward` does, and the [CLS] token if the backbone has its own."""
         return Encoded(maps=self(view, hidden, drop=drop, stages=stages))
 
     @property
     def unit_stage(self) -> int:
-        """See `find_unit_stage`."""
+        """Number of the map whose tokens are the method's units; see `find_unit_stage`."""
         return find_unit_stage(self.strides)
 
     @property
     def load(self) -> int:
-        """What a voxel of a view costs in memory, in channels of a Swin's patch token."""
+        """Memory used per voxel of a view, expressed as the number of channels of a Swin's patch token."""
         return self.widths[0] // 2
 
     def recompute(self, stages: int) -> None:
-        """Compute the activations of the first `stages` stages again in the backward pass: less memory, more time.
+        """Recompute the activations of the first `stages` stages in the backward pass, which saves memory but takes longer.
 
-        Raises SettingsError where the backbone cannot.
+        Raises:
+            SettingsError: If the backbone does not support it.
         """
         if stages:
-            raise SettingsError("this backbone keeps all activations", where="train.recompute", do="Leave it at 0")
+            raise SettingsError("this backbone cannot recompute activations", where="train.recompute", do="Leave it at 0")
 
     def skip_hidden(self) -> None:
-        """Compute once for each view what is alike in all hidden windows: the same numbers to rounding.
+        """Compute once per view what all hidden windows share; results are equal up to rounding.
 
-        Raises SettingsError where the backbone cannot.
+        Raises:
+            SettingsError: If the backbone does not support it.
         """
-        raise SettingsError("this backbone computes all tokens", where="train.skip_hidden", do="Leave it at false")
+        raise SettingsError("this backbone cannot skip hidden tokens", where="train.skip_hidden", do="Leave it at false")
 
     def use_kernels(self, kernels: str) -> None:
-        """Compute by "triton" kernels or by the "reference"; a backbone without kernels of its own has the reference alone."""
+        """Use "triton" kernels or the "reference" implementation. Backbones without kernels always use the reference."""
         del kernels
 
     @abstractmethod
     def layers(self) -> list[list[nn.Parameter]]:
-        """All parameters, layer by layer from the input on, so that fine-tuning can give each layer its own learning rate."""
+        """List all parameters by layer, starting at the input, so that fine-tuning can use a learning rate per layer."""
 
     def attention_of(self, view: Float[Tensor, "B 1 X Y Z"]) -> list[StageAttention]:
-        """The window attention of each stage, for monitors; empty without any."""
+        """Compute the window attention of each stage, for monitors; empty if the backbone has none."""
         return []
 
 
 class ClsBackbone(Backbone):
-    """A backbone with a [CLS] token of its own, such as a ViT, whose attention masks; `encode` gives the token."""
+    """Base class of backbones with their own [CLS] token, such as a ViT, whose attention guides the masking."""
 
     own_cls = True
 
     @abstractmethod
     def attend(self, view: Float[Tensor, "B 1 X Y Z"], hidden: Bool[Tensor, "B x y z"] | None = None) -> Float[Tensor, "B H N"]:
-        """What the [CLS] token attends to (Eq. 1); rows sum to at most 1."""
+        """Compute the attention of the [CLS] token to the N units for each of H heads (Eq. 1); rows sum to at most 1."""
 
     @abstractmethod
     def attend_encoded(self, encoded: Encoded) -> Float[Tensor, "B H N"]:
-        """`attend` of what `encode` gave."""
+        """Compute the same as `attend` from the outputs of `encode`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneKind:
-    """How a kind of backbone is built, and whether it can be pretrained.
+    """Describe how a kind of backbone is built, and whether it can be pretrained.
 
     Attributes:
-        build: From sizes, the variant (what follows the colon in its name), and the fill of masked tokens.
-        mask_fills: Fills of masked patch tokens that it knows; empty where it takes no masks, and so cannot be pretrained.
-        no_masks: Why it takes none.
-        variants: What may follow the colon in its name; "" where the name may stand alone.
-        baselines: Sizes of the variants that the tasks take as fresh baselines, such as "18" of `resnet3d:18`.
+        build: Builds it from its sizes, its variant (the part of the name after the colon), and the fill of masked tokens.
+        mask_fills: Supported fills of masked patch tokens; empty if it does not support masks and so cannot be pretrained.
+        no_masks: The reason why it does not support masks.
+        variants: Allowed variants; "" allows the name without a colon.
+        baselines: Sizes of variants that tasks offer as randomly initialised baselines, such as "18" of `resnet3d:18`.
         shape: Class of its sizes; None for SwinShape.
-        token: Voxels along the side of what a mask hides at least.
+        token: Side in voxels of the smallest region that a mask can hide.
         least_view: Side in voxels of the smallest views that it can be pretrained on.
     """
 
@@ -163,18 +175,18 @@ class BackboneKind:
 
 
 BACKBONES: dict[str, BackboneKind] = {}
-"""Every kind of backbone by its name; see `register_backbone`."""
+"""All kinds of backbones by name; see `register_backbone`."""
 
 
 def register_backbone(name: str, kind: BackboneKind) -> None:
-    """Add a kind of backbone; a name taken is an error, so that two packages cannot mean different networks by it."""
+    """Register a kind of backbone; raises ValueError for a name in use, so that a name never refers to two networks."""
     if name in BACKBONES:
-        raise ValueError(f"the backbone {name!r} is registered already")
+        raise ValueError(f"the backbone {name!r} is already registered")
     BACKBONES[name] = kind
 
 
 def find_backbone(name: str) -> BackboneKind:
-    """The kind that a name such as "swin" or "resnet3d:18" belongs to; raises EncoderError for an unknown one."""
+    """Find the kind of a backbone by a name such as "swin" or "resnet3d:18"; raises EncoderError if it is unknown."""
     head, _, variant = name.partition(":")
     kind = BACKBONES.get(head)
     if kind is None or variant not in kind.variants:
@@ -183,32 +195,34 @@ def find_backbone(name: str) -> BackboneKind:
 
 
 def list_backbones(head: str = "") -> list[str]:
-    """Names of all backbones with their variants; those of one kind where `head` is its name."""
+    """List the names of all backbones with their variants, or only of the kind named `head` if there is one."""
     kinds = {head: BACKBONES[head]} if head in BACKBONES else BACKBONES
     return [f"{name}:{variant}".removesuffix(":") for name, kind in kinds.items() for variant in kind.variants]
 
 
 def build_backbone(name: str, shape: SwinShape, *, mask_fill: MaskFill = "zero") -> Backbone:
-    """A backbone by its name, with fresh weights drawn from torch's generator.
+    """Build a backbone by name, randomly initialised from torch's global generator.
 
-    Raises EncoderError for an unknown name, MissingExtraError where its library is not installed.
+    Raises:
+        EncoderError: If the name is unknown.
+        MissingExtraError: If the library that it needs is not installed.
     """
     return find_backbone(name).build(shape, name.partition(":")[2], mask_fill)
 
 
 def find_unit_stage(strides: tuple[int, ...]) -> int:
-    """The deepest map, from 1, whose tokens are the method's units of 16^3 voxels: x3 of a Swin, x4 of a plain ViT."""
+    """Find the number, from 1, of the deepest map whose tokens are the method's units of 16^3 voxels: 3 for a Swin, 4 for a ViT."""
     return max((number for number, stride in enumerate(strides, start=1) if stride == UNIT), default=3)
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: to matrices, not to biases, norms, tokens, positions and bias tables (METHOD, Training).
+    """Check whether weight decay applies: to matrices, but not to biases, norms, tokens, positions and bias tables.
 
-    The one rule of pretraining, fine-tuning and segmentation. name: as `named_parameters` gives it.
+    Pretraining, fine-tuning and segmentation all use this rule (METHOD, Training). `name` is the name from `named_parameters`.
     """
     return parameter.ndim > 1 and "bias" not in name and not name.endswith(("cls", "mask_token", "positions"))
 
 
 def normalise_features(features: list[Float[Tensor, "B _ _ _ _"]]) -> list[Float[Tensor, "B _ _ _ _"]]:
-    """Each token of each map to mean 0 and variance 1 over its channels, as MONAI's SwinUNETR reads them."""
+    """Normalise each token of each map to mean 0 and variance 1 over its channels, as MONAI's SwinUNETR does."""
     return [F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1) for x in features]

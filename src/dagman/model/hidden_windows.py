@@ -1,10 +1,10 @@
-"""A Swin's first block where whole windows are hidden: their tokens are all alike, so that one window a view stands for them.
+"""Compute the first block of a Swin once per view for all hidden windows, since their tokens are identical.
 
-Attention over tokens of one value gives that value's projection, whatever the weights of the pairs, and all that follows works on
-each token by itself. So a window of nothing but the fill leaves the block as one vector, which differs between views by their
-stochastic depth alone. Exact to rounding, gradients too.
+Attention over identical tokens gives the projection of their common value, regardless of the attention weights, and all further
+operations act on each token separately. The tokens of a hidden window are therefore still identical after the block, and differ
+between views only because of stochastic depth. Outputs and gradients are equal to those of the full computation up to rounding.
 
-Letters: B views, L tokens, W windows of a view, V visible windows of all views, n tokens of a window, C channels.
+Notation: B views, L tokens, W windows of a view, V visible windows of all views, n tokens of a window, C channels.
 """
 
 from __future__ import annotations
@@ -32,11 +32,18 @@ def pass_first_block(
     block: Block,
     scales: Iterator[Tensor] | None,
 ) -> Float[Tensor, "B L C"]:
-    """Tokens after a first block, which does not shift its windows.
+    """Compute the tokens after the first block, whose windows are not shifted.
 
-    patches: Voxels of each patch token, which `project` makes a token of. hidden: True = the token is the fill, in whole windows;
-    the grid's sides are multiples of the window's. visible: How many tokens are not hidden, of all views. fill: What hidden tokens
-    hold. scales: The factors of residual branches still to come, of which the block takes two, B 1 1 each.
+    Args:
+        patches: Voxels of each patch token.
+        grid: Grid of patch tokens; its sides must be multiples of the window's.
+        hidden: True where a token is hidden; whole windows are either hidden or visible.
+        visible: Number of visible tokens in all views.
+        window: Side of a window in tokens.
+        project: Projects patches to tokens.
+        fill: Value of hidden tokens.
+        block: The block, which takes tokens, their grid and the factors of its residual branches.
+        scales: Iterator over the factors of the residual branches, B 1 1 each; the block takes two. None: no stochastic depth.
     """
     plan, views = plan_windows(grid, window, 0, patches.device), len(patches)
     places = plan.to_windows.view(-1, plan.places)
@@ -45,7 +52,7 @@ def pass_first_block(
     rows = (view[:, None] * hidden.shape[1] + places[shown % len(places)]).flatten()
     tokens = project(patches.flatten(0, 1).index_select(0, rows)).unflatten(0, (-1, plan.places))
     filled = fill.to(tokens.dtype).expand(views, plan.places, -1)
-    # Each window goes through the block as a grid of its own, after them one of each view that holds the fill alone.
+    # Each visible window passes through the block as a separate grid, followed by one window per view that holds only the fill.
     owners = torch.cat([view, torch.arange(views, device=view.device)])
     factors = None if scales is None else iter([next(scales)[owners], next(scales)[owners]])
     passed = block(torch.cat([tokens, filled]), plan.window, factors)
@@ -54,17 +61,17 @@ def pass_first_block(
 
 
 class _Spread(torch.autograd.Function):
-    """Rows to their places, and each view's one row to all its hidden places; the gradient of that one is a sum in fixed order."""
+    """Put visible tokens in their places, and a view's hidden token in all hidden places; its gradient is a sum in fixed order."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, alone: Tensor, index: Int[Tensor, " rows"], hidden: Bool[Tensor, "B L"]) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, fill: Tensor, index: Int[Tensor, " rows"], hidden: Bool[Tensor, "B L"]) -> Tensor:
         ctx.save_for_backward(index, hidden)
-        spread = alone[:, None].expand(*hidden.shape, -1).contiguous()
+        spread = fill[:, None].expand(*hidden.shape, -1).contiguous()
         spread.flatten(0, 1).index_copy_(0, index, rows)
         return spread
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, None, None]:
         (gradient,), (index, hidden) = gradients, ctx.saved_tensors
-        alone = hidden.to(gradient.dtype)[:, None] @ gradient
-        return gradient.flatten(0, 1).index_select(0, index), alone[:, 0], None, None
+        of_fill = hidden.to(gradient.dtype)[:, None] @ gradient
+        return gradient.flatten(0, 1).index_select(0, index), of_fill[:, 0], None, None

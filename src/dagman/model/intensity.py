@@ -1,4 +1,4 @@
-"""From stored voxels to the network's intensities, on the device that holds them."""
+"""Map stored voxels to the intensities that networks expect, on the device of the voxels."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from dagman.errors import SettingsError
 
 
 def to_unit_range(hu: Num[Tensor, "*any"], low: float, high: float) -> Float[Tensor, "*any"]:
-    """HU (or any stored unit) to [0, 1], float32: low and below becomes 0, high and above 1."""
+    """Map HU (or any stored unit) linearly from [low, high] to [0, 1] in float32, and clip values outside.
+
+    Raises:
+        SettingsError: If `low` is not below `high`.
+    """
     if not low < high:
         raise SettingsError(f"an intensity range from {low} to {high} is empty", do="Give low < high")
     return ((hu.to(torch.float32) - low) / (high - low)).clamp(0.0, 1.0)
 
 
 def to_unit_ranges(stored: Num[Tensor, "B channels X Y Z"], ranges: Float[Tensor, "B 2"]) -> Float[Tensor, "B channels X Y Z"]:
-    """The same with a range (low, high) for each view: CT and MR may stand in one batch."""
+    """Map each view from its own range (low, high) to [0, 1], since a batch may contain both CT and MR."""
     low, high = (ranges[:, i, None, None, None, None].to(stored.device) for i in (0, 1))
     return ((stored.to(torch.float32) - low) / (high - low)).clamp(0.0, 1.0)

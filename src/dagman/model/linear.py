@@ -1,4 +1,4 @@
-"""Linear layers that multiply float32 in oneDNN on processors where it is faster than MKL: docs/decisions/0027."""
+"""Linear layers that use oneDNN for float32 products on processors where it is faster than MKL (docs/decisions/0027)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from dagman.devices import read_processor_vendor
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, with the same weights and numbers to rounding."""
+    """Like `nn.Linear`, with the same weights, and outputs equal up to rounding."""
 
     def forward(self, input: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
-        """Each row by itself."""
+        """Apply the layer to each row."""
         return apply_linear(input, self.weight, self.bias)
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between."""
+    """Two linear layers with a GELU between them."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -30,13 +30,13 @@ class Mlp(nn.Module):
         self.linear2 = Linear(hidden, dim)
 
     def forward(self, x: Float[Tensor, "*tokens C"]) -> Float[Tensor, "*tokens C"]:
-        """Each token by itself."""
-        # The exact GELU: the tanh form is three times slower on a CPU.
+        """Apply the MLP to each token."""
+        # The exact GELU, because the tanh approximation is three times slower on a CPU.
         return self.linear2(apply_linear_gelu(self.linear1, x))
 
 
 def apply_linear(x: Float[Tensor, "*rows I"], weight: Float[Tensor, "O I"], bias: Tensor | None) -> Float[Tensor, "*rows O"]:
-    """x W^T + b, computed by oneDNN where it is faster."""
+    """Compute x W^T + b, with oneDNN where it is faster."""
     if not _takes_onednn(x, weight):
         return F.linear(x, weight, bias)
     product: Tensor = _Product.apply(x, weight, bias)
@@ -44,7 +44,7 @@ def apply_linear(x: Float[Tensor, "*rows I"], weight: Float[Tensor, "O I"], bias
 
 
 def apply_linear_gelu(linear: nn.Linear, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
-    """The exact GELU of a linear layer. Without gradients, oneDNN computes both in one pass over the output."""
+    """Compute the exact GELU of a linear layer; without gradients, oneDNN does both in one pass over the output."""
     if torch.is_grad_enabled() or not _takes_onednn(x, linear.weight):
         return F.gelu(linear(x))
     return _multiply(x, linear.weight, linear.bias, "gelu")
@@ -52,12 +52,12 @@ def apply_linear_gelu(linear: nn.Linear, x: Float[Tensor, "*rows I"]) -> Float[T
 
 @cache
 def prefers_onednn() -> bool:
-    """Whether float32 products run in oneDNN: on AMD processors, where torch's MKL uses only half of the vector units.
+    """Check whether float32 products use oneDNN: on AMD processors, where torch's MKL uses only half of the vector units.
 
-    The vendor decides, not a timing, so that two runs on one machine give the same bits.
+    This is decided by the processor's vendor, not by timing, so that two runs on the same machine give identical bits.
     """
-    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return there and read_processor_vendor() == "AuthenticAMD"
+    available = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return available and read_processor_vendor() == "AuthenticAMD"
 
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -67,13 +67,13 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    """oneDNN's x W^T + b, followed by the activation."""
+    """Compute x W^T + b and the activation with oneDNN."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, activation, [], "none")
     return product
 
 
 class _Product(torch.autograd.Function):
-    """A linear layer with its gradients: oneDNN computes those of the input, MKL those of the weight, where it is as fast."""
+    """Linear layer with gradients: oneDNN computes that of the input; MKL, which is equally fast there, that of the weight."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
-"""The reconstruction head of AMIP (METHOD "Losses"): each token of x4 to the voxels it stands for.
+"""The reconstruction head of AMIP (METHOD, Losses), which maps each token of x4 to the voxels that it covers.
 
-Letters: B views, C channels, x y z sides of the feature map, X Y Z sides in voxels.
+Notation: B views, C channels, x y z sides of the feature map, X Y Z sides in voxels.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 
 class ReconstructionHead(nn.Module):
-    """LayerNorm over channels, then one linear layer to patch^3 voxels a token (recipe R).
+    """LayerNorm over channels, then a linear layer to patch^3 voxels per token (recipe R).
 
-    patch: voxels along a token's side; channels: of the view; mean: the bias at the start, the mean intensity in [0, 1]
-    (a training measures it, see `start_at`);
-    std: of the weights at the start, small, so that the first answer is the mean.
+    Args:
+        dim: Number of channels C of the feature map.
+        patch: Side of a token in voxels.
+        channels: Number of channels of the view.
+        mean: Initial bias, the mean intensity in [0, 1]; pretraining measures it on the data (see `start_at`).
+        std: Standard deviation of the initial weights; small, so that the initial prediction is close to the mean.
     """
 
     def __init__(self, dim: int, patch: int = 32, channels: int = 1, mean: float = 0.3, std: float = 0.002) -> None:
@@ -26,11 +29,11 @@ class ReconstructionHead(nn.Module):
         nn.init.constant_(self.linear.bias, mean)
 
     def start_at(self, mean: float) -> None:
-        """Set the first answer to the mean intensity of the data."""
+        """Set the initial prediction to the mean intensity of the data."""
         nn.init.constant_(self.linear.bias, mean)
 
     def forward(self, x: Float[Tensor, "B C x y z"]) -> Float[Tensor, "B channels X Y Z"]:
-        """Intensities; where the view's sides are no multiples of patch the result is larger, and begins where the view does."""
+        """Predict intensities; if the view's sides are not multiples of `patch`, the result extends beyond the view's far ends."""
         B, _, X, Y, Z = x.shape
         p = self.patch
         voxels = self.linear(self.norm(x.movedim(1, -1))).reshape(B, X, Y, Z, -1, p, p, p)

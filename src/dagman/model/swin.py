@@ -1,8 +1,8 @@
-"""The Swin encoder of METHOD.md: a view to four feature maps. Layout of MONAI's `SwinTransformer(downsample="mergingv2")`.
+"""The Swin encoder (METHOD.md): a view to four feature maps, laid out like MONAI's `SwinTransformer(downsample="mergingv2")`.
 
-Letters: B views, C channels, X Y Z sides of a view in voxels (or of a feature map), x y z sides of the grid of patch
-tokens, L tokens of a grid, H heads, W windows, n tokens of a window, R residual branches (two a block).
-Tokens stay channels-last (B L C) throughout; feature maps are channels-first views of them.
+Notation: B views, C channels, X Y Z sides of a view in voxels (or of a feature map), x y z sides of the grid of patch tokens,
+L tokens of a grid, H heads, W windows, n tokens of a window, R residual branches (two per block).
+Tokens are channels-last (B L C) throughout; feature maps are channels-first views of them.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ AddAndNormalise = Callable[..., tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class SwinShape:
-    """The sizes of a Swin encoder; the defaults are the paper's.
+    """Sizes of a Swin encoder; the defaults are the paper's. Raises SettingsError for inconsistent sizes.
 
-    embed: channels of a patch token; stage i (from 0) works with embed * 2**i channels and hands on twice as many.
-    depths, heads: blocks and attention heads of each stage. window: tokens along a window's side.
-    drop_path: largest rate of stochastic depth, reached by the last block. patch: voxels along a patch token's side.
-    mean, std: what the intensities in [0, 1] are standardised with.
+    Attributes:
+        embed: Channels of a patch token; stage i (from 0) has embed * 2**i channels and outputs twice as many.
+        depths, heads: Number of blocks and of attention heads in each stage.
+        window, patch: Side of an attention window in tokens, and of a patch token in voxels.
+        drop_path: Stochastic depth rate of the last block, the largest.
+        mean, std: Used to standardise intensities in [0, 1].
     """
 
     embed: int = 48
@@ -61,31 +63,33 @@ class SwinShape:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of each feature map, x1 first."""
+        """Channels of each feature map, starting with x1."""
         return tuple(self.embed << stage for stage in range(1, len(self.depths) + 1))
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Voxels along the side of one token of each feature map, x1 first."""
+        """Side of a token of each feature map in voxels, starting with x1."""
         return tuple(self.patch << stage for stage in range(1, len(self.depths) + 1))
 
     @property
     def alignment(self) -> int:
-        """Voxels along an attention window of the last stage: views that start at multiples of it share one grid of windows."""
+        """Side of an attention window of the last stage in voxels; views that start at multiples of it have the same windows."""
         return self.window * self.patch << (len(self.depths) - 1)
 
     @property
     def branches(self) -> int:
-        """Residual branches that stochastic depth may drop, R: two a block."""
+        """Number R of residual branches that stochastic depth may drop, two per block."""
         return 2 * sum(self.depths)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StageAttention:
-    """The window attention of a stage's last block, for monitors.
+    """Window attention of a stage's last block, for monitors.
 
-    probabilities (B*W H n n): rows sum to one. positions (n 3): centre of each place in its window, in voxels of the
-    view. valid (W n): False where a place is padding; window m of all views uses row m mod W.
+    Attributes:
+        probabilities: Attention of each token of each window; rows sum to 1.
+        positions: Centre of each token within its window, in voxels of the view.
+        valid: False for padding; window m of all views uses row m mod W.
     """
 
     probabilities: Float[Tensor, "BW H n n"]
@@ -94,10 +98,7 @@ class StageAttention:
 
 
 class SwinEncoder(Backbone):
-    """A view to feature maps x1..x4, each taken after its stage's patch merging (METHOD, "Shapes").
-
-    mask_fill: what a masked patch token becomes after the projection, "zero" or a learned "token".
-    """
+    """Map views to maps x1 to x4, each after its stage's patch merging (METHOD, Shapes); masked tokens become zero or learned."""
 
     mean: Tensor
     std: Tensor
@@ -109,7 +110,7 @@ class SwinEncoder(Backbone):
         self.alignment = shape.alignment
         self.register_buffer("mean", torch.tensor(shape.mean))
         self.register_buffer("std", torch.tensor(shape.std))
-        # A convolution whose stride is its kernel, as one matrix product straight into channels-last tokens.
+        # A convolution whose stride equals its kernel size, as one matrix product that directly gives channels-last tokens.
         self.patch_projection = nn.Linear(shape.in_channels * shape.patch**3, shape.embed)
         self.mask_fill, self.skips_hidden = mask_fill, False
         self.mask_token = nn.Parameter(torch.zeros(shape.embed)) if mask_fill == "token" else None
@@ -126,14 +127,14 @@ class SwinEncoder(Backbone):
         stages: int | None = None,
         visible: int | None = None,
     ) -> list[Float[Tensor, "B _ _ _ _"]]:
-        """Feature maps [x1, x2, x3, x4] of views with intensities in [0, 1]; sides that do not divide are padded at their far end.
+        """Compute feature maps [x1, x2, x3, x4] without drawing random numbers; sides are padded at their far end if needed.
 
-        hidden: True = masked, on the grid of patch tokens (sides of the view / 2, rounded up).
-        drop: uniform draws in [0, 1) that decide stochastic depth, a row for each residual branch (`branches`);
-        a branch is left out for a view where its draw is below its rate. None: no stochastic depth, in training mode too;
-        so that nothing here ever draws a random number.
-        stages: how many stages to run, all by default; the teacher's attention needs no stage after the one it reads.
-        visible: how many patch tokens of all views are not hidden, if whole units are; see `skip_hidden`.
+        Args:
+            view: Views with intensities in [0, 1].
+            hidden: True where masked, on the grid of patch tokens (sides of the view / 2, rounded up).
+            drop: Uniform draws in [0, 1) for stochastic depth, a row per residual branch (see `scale_branches`); None: no drops.
+            stages: Number of stages to run. Default: all. The teacher's attention needs none beyond its input.
+            visible: Number of visible patch tokens in all views, if whole units are hidden; see `skip_hidden`.
         """
         scales = None if drop is None else self._scales(drop)
         skips = self.skips_hidden and hidden is not None and visible is not None
@@ -145,7 +146,7 @@ class SwinEncoder(Backbone):
         features: list[Tensor] = []
         for number, stage in enumerate(self.stages[:stages]):
             if in_parts:
-                # The first stage's tokens are its own; later ones stand in the features.
+                # Later stages must not overwrite their input, which is among the features.
                 tokens, grid = cast(SwinStage, stage).pass_in_parts(tokens if number == 0 else tokens.clone(), grid)
             else:
                 tokens, grid = stage(tokens, grid, scales, first=1 if skips and number == 0 else 0)
@@ -184,25 +185,25 @@ class SwinEncoder(Backbone):
         return pass_first_block(patches, grid, hidden.flatten(1), visible, window, project, fill, block, scales), grid
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """The patch projection (with the mask token), then each block and each merging."""
+        """List parameters of the patch projection (with the mask token), then of each block and each merging."""
         first = [*self.patch_projection.parameters(), *([self.mask_token] if self.mask_token is not None else [])]
         parts = [part for stage in self.stages for part in (*cast(SwinStage, stage).blocks, cast(SwinStage, stage).merging)]
         return [first, *(list(part.parameters()) for part in parts)]
 
     def recompute(self, stages: int) -> None:
-        """See `Backbone.recompute`; the gradients are the same bits, as nothing here draws."""
+        """See `Backbone.recompute`; gradients are bit-identical, as no random numbers are drawn."""
         for number, stage in enumerate(self.stages):
             cast(SwinStage, stage).recomputed = number < stages
 
     def use_kernels(self, kernels: str) -> None:
-        """Blocks by "triton" kernels, or by the "reference" of torch's own operations; the same numbers to rounding."""
+        """Compute blocks with "triton" kernels or the "reference", PyTorch's operations; results are equal up to rounding."""
         for stage in self.stages:
             for block in cast(SwinStage, stage).blocks:
                 cast(SwinBlock, block).use_kernels(kernels)
 
     @torch.no_grad()
     def attention_of(self, view: Float[Tensor, "B channels X Y Z"]) -> list[StageAttention]:
-        """The window attention of each stage's last block, without gradient."""
+        """Compute the window attention of each stage's last block, without gradients."""
         tokens, grid = self._embed(view, None)
         attentions = []
         for stage, stride in zip(self.stages, self.shape.strides, strict=True):
@@ -211,9 +212,9 @@ class SwinEncoder(Backbone):
         return attentions
 
     def _cut(self, view: Tensor) -> tuple[Tensor, Triple]:
-        """Standardised voxels of each patch token, B L P, and their grid."""
+        """Cut views into the standardised voxels of each patch token, B L P; also returns the grid."""
         patch = self.shape.patch
-        # Padding is intensity 0 before standardisation, so that weights exported with it folded in pad alike.
+        # Pad with intensity 0 before standardising, so that exported weights, which include the standardisation, pad alike.
         view = F.pad(view, [n for side in reversed(view.shape[2:]) for n in (0, -side % patch)])
         B, C, X, Y, Z = view.shape
         grid = (X // patch, Y // patch, Z // patch)
@@ -240,16 +241,16 @@ class SwinEncoder(Backbone):
 
 
 def scale_branches(drop: Float[Tensor, "R B"], rate: float) -> Float[Tensor, "R B"]:
-    """The factor of each residual branch and view: 0 where its uniform draw is below the block's rate, else 1 / (1 - that rate).
+    """Compute the factor of each residual branch and view: 0 if its uniform draw is below the block's rate, else 1 / (1 - rate).
 
-    So the mean factor is 1. Rates rise linearly from 0 in the first block to `rate` in the last; a block has two branches.
+    The mean factor is thus 1. Rates increase linearly from 0 in the first block to `rate` in the last; a block has two branches.
     """
     rates = torch.linspace(0, rate, len(drop) // 2, device=drop.device).repeat_interleave(2)[:, None]
     return (drop >= rates) / (1 - rates)
 
 
 class SwinStage(nn.Module):
-    """Blocks, every second one with shifted windows, then patch merging."""
+    """Blocks, every second of them with shifted windows, followed by patch merging."""
 
     def __init__(self, dim: int, depth: int, heads: int, window: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -257,32 +258,31 @@ class SwinStage(nn.Module):
         self.blocks = nn.ModuleList(SwinBlock(dim, heads, window, mlp_ratio, shift=window // 2 * (i % 2)) for i in range(depth))
         self.merging = PatchMerging(dim)
         self.recomputed = False
-        """Whether a block keeps its input alone for the backward pass, which runs it again."""
+        """Whether only the inputs of blocks are kept for the backward pass, which recomputes the blocks."""
 
     def forward(
         self, x: Float[Tensor, "B L C"], grid: Triple, scales: Iterator[Tensor] | None, first: int = 0
     ) -> tuple[Float[Tensor, "B l c"], Triple]:
-        """Tokens and grid after the stage from block `first` on; scales: the factors of the residual branches still to come."""
+        """Run the stage from block `first`; `scales` iterates over the factors of residual branches. Returns tokens and grid."""
         for block in self.blocks[first:]:
             x = self._recompute(block, x, grid, scales) if self.recomputed and torch.is_grad_enabled() else block(x, grid, scales)
         return self.merging(x, grid)
 
     @torch.no_grad()
     def pass_in_parts(self, x: Float[Tensor, "B L C"], grid: Triple) -> tuple[Float[Tensor, "B l c"], Triple]:
-        """`forward` for a large view: its tokens are overwritten, some windows at a time, so that they are all that is held."""
+        """Like `forward`, for large views: overwrites the tokens, a few windows at a time, so that no second copy is held."""
         for block in self.blocks:
             cast(SwinBlock, block).pass_in_parts(x, grid)
         return self.merging.pass_in_parts(x, grid)
 
     def _recompute(self, block: nn.Module, x: Tensor, grid: Triple, scales: Iterator[Tensor] | None) -> Tensor:
-        # The backward pass runs the block again, so its two factors are taken from the iterator once, here.
+        # The backward pass runs the block again, so take its two factors from the iterator only once.
         factors = None if scales is None else [next(scales), next(scales)]
-
         again = lambda tokens: block(tokens, grid, None if factors is None else iter(factors))  # noqa: E731
         return cast(Tensor, checkpoint(again, x, use_reentrant=False, preserve_rng_state=False))
 
     def attention_of(self, x: Float[Tensor, "B L C"], grid: Triple, voxels: int) -> StageAttention:
-        """The last block's attention; voxels: side of a token of this stage."""
+        """Compute the last block's attention; `voxels` is the side of a token of this stage in voxels."""
         for block in self.blocks[:-1]:
             x = block(x, grid, None)
         last = cast(SwinBlock, self.blocks[-1])
@@ -296,7 +296,7 @@ class SwinStage(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Window attention, then an MLP, each after a LayerNorm and beside a shortcut."""
+    """Window attention and an MLP, each with a LayerNorm before it and a residual connection."""
 
     def __init__(self, dim: int, heads: int, window: int, mlp_ratio: float, *, shift: int) -> None:
         super().__init__()
@@ -306,10 +306,10 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.add_and_normalise: AddAndNormalise | None = None
-        """`kernels.layer_norm.add_and_normalise` where it was chosen."""
+        """`kernels.layer_norm.add_and_normalise` if Triton kernels are used."""
 
     def use_kernels(self, kernels: str) -> None:
-        """As `SwinEncoder.use_kernels`."""
+        """See `SwinEncoder.use_kernels`."""
         if kernels == "triton":
             from dagman.model.kernels.layer_norm import add_and_normalise
             from dagman.model.kernels.window_attention import attend_tokens
@@ -319,7 +319,7 @@ class SwinBlock(nn.Module):
             self.add_and_normalise = self.attention.kernel = None
 
     def forward(self, x: Float[Tensor, "B L C"], grid: Triple, scales: Iterator[Tensor] | None) -> Float[Tensor, "B L C"]:
-        """Tokens after the block."""
+        """Apply the block to tokens on a grid."""
         plan = plan_windows(grid, self.window, self.shift, x.device)
         if self.add_and_normalise is not None:
             return self._forward_fused(self.add_and_normalise, x, plan, scales)
@@ -327,7 +327,7 @@ class SwinBlock(nn.Module):
         return _add_branch(x, self.mlp(self.norm2(x)), scales)
 
     def pass_in_parts(self, x: Float[Tensor, "B L C"], grid: Triple) -> None:
-        """`forward`, the same bits, into `x` itself: a window is read and written in one place, and no token is in two."""
+        """Apply the block in place, bit-identical to `forward`; this is safe because each token belongs to only one window."""
         if self.add_and_normalise is not None or x.shape[1] <= LARGE // 8:
             x.copy_(self(x, grid, None))
             return
@@ -348,18 +348,18 @@ class SwinBlock(nn.Module):
     def _forward_fused(
         self, add_and_normalise: AddAndNormalise, x: Tensor, plan: WindowPlan, scales: Iterator[Tensor] | None
     ) -> Tensor:
-        """`forward` with each norm, the sum before it and the cast after it as one kernel."""
+        """Like `forward`, with each norm, the addition before it and the cast after it fused into one kernel."""
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        one, two = self.norm1, self.norm2
-        _, normed = add_and_normalise(x, None, None, one.weight, one.bias, one.eps, dtype)
+        first, second = self.norm1, self.norm2
+        _, normed = add_and_normalise(x, None, None, first.weight, first.bias, first.eps, dtype)
         branch, scale = self.attention(normed, plan), None if scales is None else next(scales).flatten()
-        x, normed = add_and_normalise(x, branch, scale, two.weight, two.bias, two.eps, dtype)
+        x, normed = add_and_normalise(x, branch, scale, second.weight, second.bias, second.eps, dtype)
         return _add_branch(x, self.mlp(normed), scales)
 
 
 class PatchMerging(nn.Module):
-    """Eight neighbours concatenated (Z fastest), LayerNorm, linear 8C -> 2C; odd sides are padded with zeros at their far end."""
+    """Concatenate 8 neighbours (Z fastest), LayerNorm, and linear layer 8C -> 2C; odd sides are zero-padded at the far end."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -367,18 +367,18 @@ class PatchMerging(nn.Module):
         self.reduction = Linear(8 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Float[Tensor, "B L C"], grid: Triple) -> tuple[Float[Tensor, "B l c"], Triple]:
-        """Tokens of half the grid's sides, and those sides."""
+        """Merge tokens; returns the tokens and their grid, whose sides are halved (rounded up)."""
         x, half = self._pair(x, grid)
         return self.reduction(self.norm(x.reshape(len(x), math.prod(half), 8 * x.shape[-1]))), half
 
     def pass_in_parts(self, x: Float[Tensor, "B L C"], grid: Triple) -> tuple[Float[Tensor, "B l c"], Triple]:
-        """`forward`, the same bits, in slabs across X: of the eight neighbours a copy is made, as large as the tokens."""
+        """Like `forward`, bit-identical, but in slabs along X, because gathering the eight neighbours copies the tokens."""
         x, half = self._pair(x, grid)
         slabs = x.split(max(1, LARGE // 64 // math.prod(half[1:])), dim=1)
         return torch.cat([self.reduction(self.norm(slab.reshape(len(x), -1, 8 * x.shape[-1]))) for slab in slabs], dim=1), half
 
     def _pair(self, x: Tensor, grid: Triple) -> tuple[Tensor, Triple]:
-        """Tokens as B, half the grid, the eight neighbours, C; and half the grid's sides."""
+        """Group neighbours: tokens of shape (B, *half the grid, 2, 2, 2, C), and the halved grid."""
         x = x.unflatten(1, grid)
         if any(side % 2 for side in grid):
             x = F.pad(x, (0, 0, 0, grid[2] % 2, 0, grid[1] % 2, 0, grid[0] % 2))

@@ -1,8 +1,8 @@
-"""The plain vision transformer of METHOD.md: a view to tokens of 16^3 voxels, a [CLS] token of its own among them.
+"""The plain vision transformer (METHOD.md): a view to tokens of 16^3 voxels and a [CLS] token.
 
-Letters: B views, C channels, X Y Z sides of a view in voxels, x y z sides of its grid of tokens, N = x * y * z tokens, T = N + 1
-with the [CLS] token, which is the last, H heads, R residual branches (two a block).
-The blocks are those of the semantic attention, so that Eq. 1 is computed by the same lines for both networks.
+Notation: B views, C channels, X Y Z sides of a view in voxels, x y z sides of its grid of tokens, N = x * y * z tokens, T = N + 1
+including the [CLS] token, which comes last, H heads, R residual branches (two per block).
+The blocks are those of the semantic attention, so that both networks share the code for Eq. 1.
 """
 
 from __future__ import annotations
@@ -26,10 +26,17 @@ from dagman.model.windows import Triple
 
 @dataclass(frozen=True)
 class ViTShape(SwinShape):
-    """The sizes of a plain ViT, in the terms of a Swin encoder; the defaults are the paper's.
+    """Sizes of a plain ViT, in the terms of a Swin encoder; the defaults are the paper's. `window` has no effect.
 
-    embed: channels, the same throughout. depths: blocks up to each of the four feature maps. heads: attention heads, alike in all
-    stages. view: side of the views that positions are learned for. `window` means nothing here.
+    Attributes:
+        embed: Number of channels of all blocks.
+        depths: Number of blocks before each of the four feature maps, counted from the previous map.
+        heads: Number of attention heads, the same for all stages.
+        patch: Side of a token in voxels.
+        view: Side in voxels of the views that position embeddings are learned for.
+
+    Raises:
+        SettingsError: If the sizes are inconsistent.
     """
 
     embed: int = 768
@@ -41,33 +48,34 @@ class ViTShape(SwinShape):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(set(self.heads)) > 1:
-            raise SettingsError(f"a ViT has as many heads in every stage, not {self.heads}", do="Give four alike")
+            what = f"a ViT has the same number of heads in every stage, not {self.heads}"
+            raise SettingsError(what, do="Give four equal numbers")
         if self.embed % self.heads[0]:
             raise SettingsError(f"{self.heads[0]} heads do not divide the {self.embed} channels of a ViT")
         if self.view % self.patch:
-            raise SettingsError(f"a view of {self.view} voxels is not a multiple of a token's {self.patch}")
+            raise SettingsError(f"the side of a view, {self.view} voxels, is not a multiple of a token's {self.patch}")
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of each feature map: one number."""
+        """Channels of each feature map, all equal."""
         return (self.embed,) * len(self.depths)
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Voxels along the side of a token: one number."""
+        """Side of a token of each feature map in voxels, all equal."""
         return (self.patch,) * len(self.depths)
 
     @property
     def alignment(self) -> int:
-        """Voxels along a token."""
+        """Side of a token in voxels."""
         return self.patch
 
 
 class ViTEncoder(ClsBackbone):
-    """A view to four feature maps of one grid, each after a quarter of the blocks, and to a [CLS] token.
+    """Map views to a [CLS] token and four feature maps on the same grid, by default after every quarter of the blocks.
 
-    The last block's tokens are not normalised: every head of the method begins with a norm. Positions are learned for views of
-    `shape.view` voxels, and linearly interpolated for others; the [CLS] token has none.
+    The tokens of the last block are not normalised, because all heads of the method begin with a norm. Position embeddings are
+    learned for views with sides of `shape.view` voxels and interpolated linearly for others; the [CLS] token has none.
     """
 
     mean: Tensor
@@ -94,7 +102,7 @@ class ViTEncoder(ClsBackbone):
 
     @property
     def load(self) -> int:
-        """See `Backbone.load`; of what a block keeps of a token, 16 values a channel, and a Swin 15 values a channel and voxel."""
+        """See `Backbone.load`. A block keeps 16 values per token and channel, a Swin 15 values per voxel and channel."""
         return max(1, round(self.shape.embed * sum(self.shape.depths) * 16 / (15 * self.shape.patch**3)))
 
     def forward(
@@ -104,10 +112,13 @@ class ViTEncoder(ClsBackbone):
         drop: Float[Tensor, "R B"] | None = None,
         stages: int | None = None,
     ) -> list[Float[Tensor, "B _ _ _ _"]]:
-        """Feature maps [x1, x2, x3, x4], all on the grid of tokens; sides that do not divide are padded at their far end.
+        """Compute feature maps [x1, x2, x3, x4], all on the grid of tokens; sides are padded at their far end if needed.
 
-        hidden: True = masked, on the grid of patch tokens of 2^3 voxels; a token is masked where all of it is. drop, stages: as in
-        `SwinEncoder.forward`.
+        Args:
+            view: Views with intensities in [0, 1].
+            hidden: True where masked, on the grid of patch tokens of 2^3 voxels; a token is masked if all of its voxels are.
+            drop: Uniform draws for stochastic depth, as in `SwinEncoder.forward`.
+            stages: Number of maps to compute. Default: all.
         """
         return self.encode(view, hidden, drop, stages).maps
 
@@ -118,7 +129,7 @@ class ViTEncoder(ClsBackbone):
         drop: Float[Tensor, "R B"] | None = None,
         stages: int | None = None,
     ) -> Encoded:
-        """`forward`, with the [CLS] token after the last block that was run, and the tokens that entered that block."""
+        """Compute the feature maps as `forward` does, and the [CLS] token after, and all tokens before, the last block that ran."""
         z, grid = self._embed(view, hidden)
         scales = None if drop is None else self._scales(drop)
         entering, maps = z, []
@@ -131,30 +142,30 @@ class ViTEncoder(ClsBackbone):
     def attend(
         self, view: Float[Tensor, "B channels X Y Z"], hidden: Bool[Tensor, "B x y z"] | None = None
     ) -> Float[Tensor, "B H N"]:
-        """The [CLS] row of the last block's attention without its own entry (Eq. 1); that block itself is not run."""
+        """Compute the [CLS] token's attention to the N tokens in the last block (Eq. 1), without running that block's remainder."""
         z, _ = self._embed(view, hidden)
         for block in self._blocks()[:-1]:
             z = block(z)
         return self._blocks()[-1].attend_from_cls(z)
 
     def attend_encoded(self, encoded: Encoded) -> Float[Tensor, "B H N"]:
-        """`attend` of what `encode` gave."""
+        """Compute the same as `attend` from the outputs of `encode`; raises ValueError if `encode` did not run the last block."""
         if encoded.entering is None or len(encoded.maps) < len(self.stages):
             raise ValueError("the last block was not run")
         return self._blocks()[-1].attend_from_cls(encoded.entering)
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """The patch projection with [CLS], positions and mask token, then each block."""
+        """List parameters of the patch projection (with the [CLS] token, positions and mask token), then of each block."""
         learned = [self.cls, self.positions, *([self.mask_token] if self.mask_token is not None else [])]
         return [[*self.patch_projection.parameters(), *learned], *(list(block.parameters()) for block in self._blocks())]
 
     def recompute(self, stages: int) -> None:
-        """See `Backbone.recompute`; the gradients are the same bits, as nothing here draws."""
+        """See `Backbone.recompute`; gradients are bit-identical, as no random numbers are drawn."""
         self.recomputed = stages
 
     @torch.no_grad()
     def attention_of(self, view: Float[Tensor, "B channels X Y Z"]) -> list[StageAttention]:
-        """The attention among the tokens of the view, its one window, in each stage's last block; the [CLS] token is left out."""
+        """Compute the attention among the view's tokens, without [CLS], in each stage's last block; the view is a single window."""
         z, grid = self._embed(view, None)
         places = torch.cartesian_prod(*(torch.arange(side, device=z.device) for side in grid)).reshape(-1, 3)
         valid = torch.ones(1, len(places), dtype=torch.bool, device=z.device)
@@ -171,7 +182,7 @@ class ViTEncoder(ClsBackbone):
         return attentions
 
     def fit_positions(self, positions: Float[Tensor, "C x y z"]) -> Float[Tensor, "C X Y Z"]:
-        """Positions learned for views of another side, interpolated to the grid of this network's own."""
+        """Interpolate position embeddings learned for views of another size to this network's grid."""
         sides = (self.shape.view // self.shape.patch,) * 3
         return interpolate_positions(positions, sides)
 
@@ -179,7 +190,7 @@ class ViTEncoder(ClsBackbone):
         return [cast(GlobalBlock, block) for blocks in self.stages for block in cast(nn.ModuleList, blocks)]
 
     def _run(self, block: GlobalBlock, z: Tensor, scales: Iterator[Tensor] | None, again: bool) -> Tensor:
-        # The backward pass may run the block again, so its two factors are taken from the iterator once, here.
+        # The backward pass may run the block again, so take its two factors from the iterator only once.
         factors = None if scales is None else (next(scales), next(scales))
         if again and torch.is_grad_enabled():
             return cast(Tensor, checkpoint(block, z, factors, use_reentrant=False, preserve_rng_state=False))
@@ -187,7 +198,7 @@ class ViTEncoder(ClsBackbone):
 
     def _embed(self, view: Tensor, hidden: Tensor | None) -> tuple[Tensor, Triple]:
         patch = self.shape.patch
-        # Padding is intensity 0 before standardisation, as in the Swin.
+        # Pad with intensity 0 before standardising, as in the Swin.
         view = F.pad(view, [n for side in reversed(view.shape[2:]) for n in (0, -side % patch)])
         B, C, X, Y, Z = view.shape
         grid = (X // patch, Y // patch, Z // patch)
@@ -198,18 +209,18 @@ class ViTEncoder(ClsBackbone):
             learned = self.mask_token if self.mask_fill == "token" else None
             fill = tokens.new_zeros(()) if learned is None else learned.to(tokens.dtype)
             tokens = torch.where(self._find_masked(hidden, grid)[..., None], fill, tokens)
-        # After the mask: where a masked token stands is known.
+        # Added after masking, because the positions of masked tokens are known.
         tokens = tokens + interpolate_positions(self.positions, grid).flatten(1).T.to(tokens.dtype)
         return torch.cat([tokens, self.cls.to(tokens.dtype).expand(B, 1, -1)], dim=1), grid
 
     def _find_masked(self, hidden: Tensor, grid: Triple) -> Tensor:
-        """Which tokens (B N) are masked: those all of whose patch tokens are, as far as the view reaches."""
+        """Find masked tokens (B N): those whose patch tokens within the view are all masked."""
         factor = self.shape.patch // 2
         wanted = tuple(side * factor for side in grid)
         missing = [whole - side for whole, side in zip(wanted, hidden.shape[1:], strict=True)]
-        if any(not 0 <= one < factor for one in missing):
+        if any(not 0 <= count < factor for count in missing):
             raise ValueError(f"hidden has the grid {tuple(hidden.shape[1:])}, the view has {wanted} patch tokens at most")
-        hidden = F.pad(hidden, [n for one in reversed(missing) for n in (0, one)], value=True)
+        hidden = F.pad(hidden, [n for count in reversed(missing) for n in (0, count)], value=True)
         x, y, z = grid
         cells = hidden.reshape(-1, x, factor, y, factor, z, factor).permute(0, 1, 3, 5, 2, 4, 6)
         return cells.flatten(4).all(dim=-1).flatten(1)
@@ -221,7 +232,10 @@ class ViTEncoder(ClsBackbone):
 
 
 def interpolate_positions(positions: Float[Tensor, "C x y z"], sides: Triple) -> Float[Tensor, "C X Y Z"]:
-    """Positions on another grid, linearly, as cells that tile the view; the same ones where the grid is the same."""
+    """Interpolate position embeddings linearly to another grid, treating them as cells that tile the view.
+
+    Returns the same tensor if the grid is the same.
+    """
     if tuple(positions.shape[1:]) == tuple(sides):
         return positions
     return F.interpolate(positions[None].float(), size=tuple(sides), mode="trilinear", align_corners=False)[0].to(positions.dtype)

@@ -1,6 +1,6 @@
-"""Multi-head attention inside windows, with a bias for each relative position.
+"""Multi-head attention within windows, with a bias for each relative position.
 
-Letters: M windows of all views (B * W), W windows of a view, H heads, n tokens of a window, D channels of a head, C = H * D.
+Notation: M windows of all views (B * W), W windows of a view, H heads, n tokens of a window, D channels of a head, C = H * D.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from dagman.model.linear import Linear
 from dagman.model.windows import Triple, WindowPlan, gather_tokens, gather_windows, keep_results
 
 LARGE = 2**18
-"""Tokens of a view above which, without gradients, windows and tokens go through a block in parts: a whole scan then needs little
-more memory than its own tokens twice. Views of up to 128^3 voxels, and so all that is trained on, go through at once."""
+"""Number of tokens of a view above which, without gradients, a block processes windows and tokens in parts. A whole scan then needs
+little more memory than twice that of its tokens. Views of up to 128^3 voxels, as used in training, are processed at once."""
 WINDOWS_AT_ONCE = 512
 
 
@@ -30,9 +30,9 @@ def attention_probabilities(
     mask: Bool[Tensor, "W n n"] | None,
     scale: float,
 ) -> Float[Tensor, "M H n n"]:
-    """softmax(scale * q k^T + bias) over the last axis, in float32 or finer; mask: True = the pair does not attend."""
+    """Compute softmax(scale * q k^T + bias) in float32 or higher precision; `mask` is True for pairs that do not attend."""
     logits = (q * scale) @ k.transpose(-2, -1)
-    # float32: a bfloat16 softmax keeps two digits of each probability.
+    # float32, because a bfloat16 softmax keeps only two digits of each probability.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) + bias
     if mask is not None:
         by_view = logits.unflatten(0, (-1, len(mask)))
@@ -48,7 +48,7 @@ def attend_windows(
     mask: Bool[Tensor, "W n n"] | None,
     scale: float,
 ) -> Float[Tensor, "M H n D"]:
-    """Attention inside each window; mask: True = the pair does not attend (window m uses row m mod W)."""
+    """Compute attention within each window; `mask` is True for pairs that do not attend (window m uses row m mod W)."""
     return attention_probabilities(q, k, bias, mask, scale).to(v.dtype) @ v
 
 
@@ -60,11 +60,14 @@ def attend_windows_in_place(
     mask: Bool[Tensor, "W n n"] | None,
     scale: float,
 ) -> Float[Tensor, "M H n D"]:
-    """`attend_windows`, the same bits with two n x n tensors a window fewer, forward and backward: 1.3 times as fast on a CPU."""
+    """Like `attend_windows`, bit-identical, with two n x n tensors fewer per window, forward and backward.
+
+    1.3 times as fast on a CPU.
+    """
     logits = (q * scale) @ k.transpose(-2, -1)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).add_(bias)
     if mask is not None:
-        # Behind autograd's back, and rightly: where a probability is zero softmax already hands back a zero gradient.
+        # Hiding this from autograd is correct, because softmax returns a zero gradient where a probability is zero.
         logits.detach().unflatten(0, (-1, len(mask))).masked_fill_(mask[:, None], -math.inf)
     return torch.softmax(logits, dim=-1).to(v.dtype) @ v
 
@@ -77,12 +80,15 @@ def attend_windows_fused(
     mask: Bool[Tensor, "W n n"] | None,
     scale: float,
 ) -> Float[Tensor, "M H n D"]:
-    """`attend_windows` by torch's fused kernel, to rounding: for float32 on a CPU without gradients, 1.3 to 1.6 times as fast."""
+    """Like `attend_windows` up to rounding, with torch's fused kernel, for float32 on a CPU without gradients.
+
+    1.3 to 1.6 times as fast.
+    """
     with pin_attention(q.device):
-        # Written out for each window: a bias that is broadcast over windows leaves the fast path.
+        # Expanded to all windows, because a bias that is broadcast over windows does not take the fast path.
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expand(len(q), -1, -1, -1), scale=scale)
         if mask is not None:
-            # Few windows are cut by the shift: those at the far ends of the grid.
+            # The shift cuts only few windows, those at the far ends of the grid.
             cut = mask.flatten(1).any(1).repeat(len(q) // len(mask)).nonzero()[:, 0]
             if len(cut):
                 biases = bias.masked_fill(mask[cut % len(mask)][:, None], -math.inf)
@@ -92,10 +98,10 @@ def attend_windows_fused(
 
 @keep_results
 def relative_positions(window: Triple, side: int, device: torch.device) -> Int[Tensor, "n n"]:
-    """The row of the bias table for each pair of places in a window; kept for the next call with the same arguments.
+    """Find the row of the bias table for each pair of positions in a window. Results are cached.
 
-    The table has a row for each offset of a window of `side`; a smaller window uses the rows of its own offsets, the
-    centre of the table. (MONAI 1.6 takes the first rows there, which belong to other offsets.)
+    The table has one row per offset in a window of `side` tokens. A smaller window uses the rows of its offsets, which are at the
+    centre of the table. (MONAI 1.6 uses the first rows instead, which belong to other offsets.)
     """
     places = torch.cartesian_prod(*(torch.arange(w, device=device) for w in window)).reshape(-1, 3)
     offsets = places[:, None] - places[None, :] + side - 1
@@ -104,9 +110,9 @@ def relative_positions(window: Triple, side: int, device: torch.device) -> Int[T
 
 
 class WindowAttention(nn.Module):
-    """Attention of every token with the tokens of its window.
+    """Attention of each token to the tokens of its window.
 
-    `bias_table` has a row for each relative position in a window of `side` tokens, a column for each head.
+    `bias_table` has one row per relative position in a window of `side` tokens, and one column per head.
     """
 
     def __init__(self, dim: int, heads: int, side: int) -> None:
@@ -118,22 +124,22 @@ class WindowAttention(nn.Module):
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
         self.kernel: Callable[[Tensor, Tensor, Tensor, WindowPlan, float], Tensor] | None = None
-        """`kernels.window_attention.attend_tokens` where it was chosen; None: the reference below."""
+        """`kernels.window_attention.attend_tokens` if Triton kernels are used; None for the reference below."""
 
     def forward(self, x: Float[Tensor, "B L C"], plan: WindowPlan) -> Float[Tensor, "B L C"]:
-        """Tokens after attention in the plan's windows."""
+        """Apply attention within the windows of the plan."""
         if self.kernel is not None:
             return self.proj(self.kernel(self.qkv(x), self.qkv.bias, self._bias(plan), plan, self.scale))
         return gather_tokens(self._attend(gather_windows(x, plan), self._bias(plan), plan.masked), plan)
 
     def attend_part(self, windows: Float[Tensor, "m n C"], plan: WindowPlan, first: int) -> Float[Tensor, "m n C"]:
-        """Windows `first`, `first + 1`, ... of one view after attention."""
+        """Apply attention to some windows of one view, starting with number `first` of the plan."""
         regions = None if plan.regions is None else plan.regions[first : first + len(windows)]
         mask = None if regions is None else regions[:, :, None] != regions[:, None, :]
         return self._attend(windows, self._bias(plan), mask)
 
     def probabilities(self, x: Float[Tensor, "B L C"], plan: WindowPlan) -> Float[Tensor, "M H n n"]:
-        """What each place of each window attends to: rows sum to one."""
+        """Compute the attention of each token of each window; rows sum to 1."""
         q, k, _ = self._project(gather_windows(x, plan))
         return attention_probabilities(q, k, self._bias(plan), plan.masked, self.scale)
 

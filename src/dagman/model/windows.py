@@ -1,10 +1,10 @@
-"""Tokens into attention windows and back: a precomputed gather, and the roll-and-partition it replaces.
+"""Partition tokens into attention windows and back: a precomputed gather, and the roll and partition that it replaces.
 
-Letters: B views, L tokens of a grid, W windows, n tokens of a window, C channels.
-Swin (Liu et al., ICCV 2021) cuts the token grid into windows, every second block after rolling the grid by half a
-window. Rolling, padding and cutting only move whole tokens, so one index says it all. `gather_windows` and
-`gather_tokens` use the index (1.2 to 1.4 times as fast a step on a CPU); `roll_into_windows` and `roll_into_tokens`
-are the reference, with the same signatures and the same bits.
+Notation: B views, L tokens of a grid, W windows, n tokens of a window, C channels.
+Swin (Liu et al., ICCV 2021) cuts the token grid into windows, in every second block after rolling the grid by half a window.
+Rolling, padding and cutting only move whole tokens, so a single index describes them. `gather_windows` and `gather_tokens` use
+this index (a training step is 1.2 to 1.4 times as fast on a CPU); `roll_into_windows` and `roll_into_tokens` are the reference,
+with the same signatures and bit-identical results.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from torch import Tensor
 Triple = tuple[int, int, int]
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-_MOST_KEPT = 256
+_CACHE_SIZE = 256
 
 
 def keep_results(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """What a function makes of sizes and a device, kept for the next call with the same.
+    """Cache the results of a function of sizes and a device.
 
-    A graph of torch.compile takes what was kept before, as an input. Nothing else is kept, or taken, while a graph is traced: its
-    tensors have no numbers and its sizes may be symbols.
+    torch.compile uses results cached earlier as inputs of its graph. Otherwise, tracing neither reads nor writes the cache, because
+    traced tensors have no values and sizes may be symbols.
     """
-    kept: dict[tuple[Any, ...], Result] = {}
+    cache: dict[tuple[Any, ...], Result] = {}
 
     @wraps(function)
     def look_up(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         key = (*args, *kwargs.values())
         if torch.compiler.is_dynamo_compiling():
-            return kept[key] if key in kept else function(*args, **kwargs)
-        traced = type(torch.empty(0)) is not Tensor or any(type(n) is torch.SymInt for one in key for n in _list_parts(one))
+            return cache[key] if key in cache else function(*args, **kwargs)
+        traced = type(torch.empty(0)) is not Tensor or any(type(n) is torch.SymInt for value in key for n in _list_parts(value))
         if traced:
             return function(*args, **kwargs)
-        if key not in kept:
-            if len(kept) >= _MOST_KEPT:
-                del kept[next(iter(kept))]
-            # It outlives the call: made inside inference_mode it could not be used in a training step later.
+        if key not in cache:
+            if len(cache) >= _CACHE_SIZE:
+                del cache[next(iter(cache))]
+            # Tensors created in inference mode could not be used in a later training step.
             with torch.inference_mode(False), torch.no_grad():
-                kept[key] = function(*args, **kwargs)
-        return kept[key]
+                cache[key] = function(*args, **kwargs)
+        return cache[key]
 
-    vars(look_up)["cache_clear"] = kept.clear
+    vars(look_up)["cache_clear"] = cache.clear
     return look_up
 
 
@@ -59,23 +59,26 @@ def _list_parts(argument: object) -> tuple[object, ...]:
 
 
 def locate(flags: Bool[Tensor, " flags"], count: int | None = None) -> Int[Tensor, " places"]:
-    """Where the flags are True, ascending; count: how many they are, where it is known, so that no device is waited for."""
+    """Find the indices of True flags, ascending; giving their number `count`, if known, avoids waiting for the device."""
     return flags.nonzero()[:, 0] if count is None else flags.to(torch.uint8).argsort(descending=True, stable=True)[:count]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WindowPlan:
-    """How one grid of tokens is cut into windows.
+    """How a grid of tokens is partitioned into windows, each with n places for tokens.
 
-    grid: tokens along X, Y, Z. window, shift: tokens along each axis, as used on this grid (see `fit_window`).
-    to_windows (W*n): the token in each place of each window; `tokens` (one past the last) is padding.
-    to_tokens (L): the place of each token, the inverse of `to_windows`.
-    masked (W n n): True where two places lie in one window by wrap-around alone and must not attend; None where nothing is shifted,
-    or masks were not requested.
-    regions (W n): the part of the grid that a place comes from; a pair is masked where these differ. None where nothing is shifted.
-    valid (W n): True where a place holds a token, not padding.
-    rows (W*n): `to_windows` for kernels, int32, with a row of its own after the tokens for each place of padding.
-    padding: how many places are padding.
+    Attributes:
+        grid: Number of tokens along X, Y, Z.
+        window: Window size in tokens along each axis, as used on this grid (see `fit_window`).
+        shift: Shift in tokens along each axis.
+        to_windows: Token in each place of each window (W*n); `tokens`, one past the last, is padding.
+        to_tokens: Place of each token (L), the inverse of `to_windows`.
+        masked: True for pairs of places that share a window only because of wrap-around, and must not attend to each other; None
+            without a shift, or if masks were not requested.
+        regions: Part of the grid that each place comes from; pairs from different regions are masked. None without a shift.
+        valid: True for places that hold a token rather than padding.
+        rows: `to_windows` as int32 for kernels, where each padding place has its own row after the tokens.
+        padding: Number of padding places.
     """
 
     grid: Triple
@@ -91,12 +94,12 @@ class WindowPlan:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the grid, L."""
+        """Number L of tokens in the grid."""
         return math.prod(self.grid)
 
     @property
     def places(self) -> int:
-        """Tokens of a window, n."""
+        """Number n of tokens in a window."""
         return math.prod(self.window)
 
     @property
@@ -107,7 +110,7 @@ class WindowPlan:
 
 
 def fit_window(grid: Triple, side: int, shift: int) -> tuple[Triple, Triple]:
-    """The window and the shift along each axis; an axis no longer than the window becomes one window and is not shifted."""
+    """Fit window and shift to a grid: an axis no longer than the window becomes a single window without a shift."""
     window = (min(grid[0], side), min(grid[1], side), min(grid[2], side))
     shifts = tuple(0 if g <= side else shift for g in grid)
     return window, (shifts[0], shifts[1], shifts[2])
@@ -115,9 +118,9 @@ def fit_window(grid: Triple, side: int, shift: int) -> tuple[Triple, Triple]:
 
 @keep_results
 def plan_windows(grid: Triple, side: int, shift: int, device: torch.device, *, masks: bool = True) -> WindowPlan:
-    """Plan windows of `side` tokens on a grid, rolled by `shift` tokens; kept for the next call with the same arguments.
+    """Plan windows of `side` tokens on a grid that is rolled by `shift` tokens. Results are cached.
 
-    masks: whether `masked` is filled, n bytes a token, for those who do not take it from `regions` some windows at a time.
+    `masks` is whether to compute `masked`, which takes n bytes per token; it can also be derived from `regions` in parts.
     """
     window, shifts = fit_window(grid, side, shift)
     padded = [math.ceil(g / w) * w for g, w in zip(grid, window, strict=True)]
@@ -146,26 +149,26 @@ def plan_windows(grid: Triple, side: int, shift: int, device: torch.device, *, m
 
 
 def gather_windows(x: Float[Tensor, "B L C"], plan: WindowPlan) -> Float[Tensor, "BW n C"]:
-    """Tokens to windows; padding is zero. Window w of view b is row b * W + w."""
+    """Gather tokens into windows, padded with zeros. Window w of view b is row b * W + w."""
     rows = _Rows.apply(x, plan.to_windows, plan.to_tokens)
     return rows.reshape(-1, plan.places, x.shape[-1])
 
 
 def gather_tokens(windows: Float[Tensor, "BW n C"], plan: WindowPlan) -> Float[Tensor, "B L C"]:
-    """Windows back to tokens, the inverse of `gather_windows`; what stands on padding is dropped."""
+    """Gather windows back into tokens, without padding; the inverse of `gather_windows`."""
     rows = windows.reshape(-1, len(plan.to_windows), windows.shape[-1])
     return _Rows.apply(rows, plan.to_tokens, plan.to_windows)
 
 
 def roll_into_windows(x: Float[Tensor, "B L C"], plan: WindowPlan) -> Float[Tensor, "BW n C"]:
-    """`gather_windows` by padding, rolling and cutting, as in the paper: the reference."""
+    """Reference for `gather_windows`: pad, roll and cut, as in the paper."""
     grid = x.reshape(len(x), *plan.grid, -1)
     grid = F.pad(grid, (0, 0, *_padding(plan.grid, plan.padded)))
     return _cut(torch.roll(grid, tuple(-s for s in plan.shift), dims=(1, 2, 3)), plan.window)
 
 
 def roll_into_tokens(windows: Float[Tensor, "BW n C"], plan: WindowPlan) -> Float[Tensor, "B L C"]:
-    """`gather_tokens` by joining, rolling back and cropping, as in the paper: the reference."""
+    """Reference for `gather_tokens`: join, roll back and crop, as in the paper."""
     (X, Y, Z), (x, y, z), C = plan.padded, plan.window, windows.shape[-1]
     grid = windows.reshape(-1, X // x, Y // y, Z // z, x, y, z, C).permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, X, Y, Z, C)
     grid = torch.roll(grid, plan.shift, dims=(1, 2, 3))
@@ -173,9 +176,9 @@ def roll_into_tokens(windows: Float[Tensor, "BW n C"], plan: WindowPlan) -> Floa
 
 
 class _Rows(torch.autograd.Function):
-    """Rows of each view by an index that repeats none, with the inverse index as gradient.
+    """Select rows of each view by an index without repetitions; the backward pass selects by the inverse index.
 
-    index_select's own backward is an index_add, which is many times slower and, on a GPU, adds in no fixed order.
+    The backward pass of index_select is an index_add, which is many times slower and, on a GPU, adds in no fixed order.
     """
 
     @staticmethod
@@ -189,7 +192,7 @@ class _Rows(torch.autograd.Function):
 
 
 def _take_rows(x: Tensor, index: Tensor) -> Tensor:
-    # Only padding makes the index longer than the rows it takes from; its number is one past the last row.
+    # The index is longer than the rows only if there is padding, which is numbered one past the last row.
     if len(index) > x.shape[1]:
         x = F.pad(x, (0, 0, 0, 1))
     return x.index_select(1, index)
@@ -208,7 +211,7 @@ def _padding(grid: Triple, padded: Triple | list[int]) -> list[int]:
 
 
 def _number_regions(padded: list[int], window: Triple, shift: Triple, device: torch.device) -> Tensor:
-    """Places of one window have different numbers (int32) where, after rolling, they come from opposite ends of the grid."""
+    """Number the places of windows (int32) so that places from opposite ends of the rolled grid have different numbers."""
     region = torch.zeros(padded, dtype=torch.long, device=device)
     for axis, (side, w, s) in enumerate(zip(padded, window, shift, strict=True)):
         place = torch.arange(side, device=device)

@@ -1,6 +1,6 @@
-"""Networks of others as backbones: MONAI's Swin and ResNets (extra `monai`), and nnU-Net's residual encoder (extra `cnn`).
+"""Backbones from other libraries: MONAI's networks (extra `monai`) and nnU-Net's residual encoder (extra `cnn`).
 
-The one place of `model` that needs more than torch, and only when such a backbone is built.
+This is the only part of `model` that needs more than torch, and only when such a backbone is built.
 """
 
 from dagman.model.foreign.cnn import ConvolutionalStages

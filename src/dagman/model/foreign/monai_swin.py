@@ -13,14 +13,14 @@ from dagman.model.backbone import Backbone, BackboneKind, MaskFill, register_bac
 from dagman.model.swin import SwinShape
 
 MERGINGS = ("mergingv2", "merging", "merging-before-fix")
-"""Orders of a patch merging: MONAI's two, and the second as it was at first, which takes two neighbours twice and two never."""
+"""Patch mergings: MONAI's two, and the second before a bug fix, when it used two neighbours twice and two not at all."""
 VARIANTS = tuple(f"{merging}{norm}{conv}" for merging in MERGINGS for norm in ("", "+norm") for conv in ("", "+v2"))
-"""With a norm after the patch projection (SMIT's), and with MONAI's convolutions before each stage (`use_v2`, VoCo's)."""
+"""Mergings, optionally with a norm after the patch projection (SMIT) and with convolutions before each stage (`use_v2`, VoCo)."""
 _REPEATED = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
 
 
 class MonaiSwin(Backbone):
-    """MONAI's SwinTransformer, each map after its stage's merging; a masked patch token becomes zero after the projection."""
+    """MONAI's SwinTransformer; maps are the outputs of the mergings, and masked patch tokens become zero after the projection."""
 
     def __init__(self, swin: Any, shape: SwinShape) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class MonaiSwin(Backbone):
         drop: Float[Tensor, "R B"] | None = None,
         stages: int | None = None,
     ) -> list[Float[Tensor, "B _ _ _ _"]]:
-        """Feature maps; it has no stochastic depth, so that `drop` has no rows."""
+        """Compute feature maps; see `Backbone.forward`. `drop` has no effect, as stochastic depth is not used."""
         swin = self.swin
         x = swin.patch_embed(view)
         if hidden is not None:
@@ -48,7 +48,7 @@ class MonaiSwin(Backbone):
         return maps
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """The patch projection, then each convolution, block and merging."""
+        """List parameters of the patch projection, then of each convolution, block and merging."""
         parts = [self.swin.patch_embed]
         for number in range(1, 5):
             stage = getattr(self.swin, f"layers{number}")[0]
@@ -58,7 +58,11 @@ class MonaiSwin(Backbone):
 
 
 def build_monai_swin(shape: SwinShape, variant: str, mask_fill: MaskFill = "zero") -> MonaiSwin:
-    """A fresh Swin of MONAI; `variant` is one of `VARIANTS`, the first by default."""
+    """Build a randomly initialised MONAI Swin; `variant` is one of `VARIANTS`, or "" for the first.
+
+    Raises:
+        MissingExtraError: If MONAI is not installed.
+    """
     try:
         from monai.networks.nets.swin_unetr import SwinTransformer
     except ImportError:
@@ -80,11 +84,11 @@ def build_monai_swin(shape: SwinShape, variant: str, mask_fill: MaskFill = "zero
 
 
 def _repeat_neighbours() -> Any:
-    """MONAI's `merging` of its versions 0.9 to the one that mended it."""
+    """Define MONAI's `merging` as it was from version 0.9 until it was fixed."""
     from monai.networks.nets.swin_unetr import PatchMergingV2
 
     class RepeatingMerging(PatchMergingV2):
-        """The published weights of that time were trained with its repeated neighbours, and need them."""
+        """Weights published at that time were trained with the repeated neighbours, and need them."""
 
         def forward(self, x: Tensor) -> Tensor:
             _, d, h, w, _ = x.shape

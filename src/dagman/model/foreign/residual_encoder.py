@@ -14,17 +14,17 @@ from dagman.model.foreign.cnn import MEAN, ConvolutionalStages
 from dagman.model.swin import SwinShape
 
 VARIANTS = ("8", "16", "32")
-"""Channels at full resolution: 32 is nnU-Net's own encoder (its presets M, L and XL), the others are as deep and narrower."""
+"""Channels at full resolution: 32 is nnU-Net's encoder (its presets M, L and XL); the others are equally deep, but narrower."""
 BLOCKS = (1, 3, 4, 6, 6, 6)
-"""Residual blocks of its six stages, at strides 1 to 32."""
+"""Number of residual blocks of the six stages, at strides 1 to 32."""
 DEEPEST = 32
-"""Voxels along a token of x4."""
+"""Side of a token of x4 in voxels."""
 STD = 0.35
-"""Standard deviation that views are divided by, as in the Swin."""
+"""Standard deviation by which views are divided, as in the Swin."""
 
 
 class ResidualEncoderStages(ConvolutionalStages):
-    """Stages 3 to 6 of nnU-Net's residual encoder; its two finer ones belong to the stem. Views are standardised as a Swin's."""
+    """Stages 3 to 6 of nnU-Net's residual encoder; the first two are part of the stem. Views are standardised as in the Swin."""
 
     def __init__(self, encoder: Any, mask_fill: MaskFill = "zero") -> None:
         first, second, *rest = encoder.stages
@@ -39,11 +39,14 @@ class ResidualEncoderStages(ConvolutionalStages):
         drop: Float[Tensor, "R B"] | None = None,
         stages: int | None = None,
     ) -> list[Float[Tensor, "B _ _ _ _"]]:
-        """As of all CNNs; raises SettingsError for a view that leaves instance norm a single voxel, 32^3 or less."""
+        """Compute feature maps; see `ConvolutionalStages.forward`.
+
+        Raises:
+            SettingsError: If the view has 32^3 voxels or less, so that x4 would be a single voxel and instance norm undefined.
+        """
         if all(side <= DEEPEST for side in view.shape[2:]) and (stages is None or stages > 3):
-            what = (
-                f"a view of {' x '.join(map(str, view.shape[2:]))} voxels leaves resenc one voxel of x4, and nothing to normalise"
-            )
+            sides = " x ".join(map(str, view.shape[2:]))
+            what = f"for a view of {sides} voxels, x4 of resenc is a single voxel, which instance norm cannot normalise"
             raise SettingsError(what, do=f"Give views of more than {DEEPEST} voxels, such as view.side=64")
         maps = super().forward(view, hidden, drop, stages)
         grids = [[-(-side // stride) for side in view.shape[2:]] for stride in self.strides]
@@ -51,7 +54,7 @@ class ResidualEncoderStages(ConvolutionalStages):
 
 
 class _Preparation(nn.Module):
-    """Pads with intensity 0, as its blocks add up sides that are even alone, and standardises."""
+    """Pad with intensity 0 to multiples of 32, as the residual blocks require even sides, and standardise."""
 
     def forward(self, view: Tensor) -> Tensor:
         view = functional.pad(view, [n for side in reversed(view.shape[2:]) for n in (0, -side % DEEPEST)])
@@ -59,7 +62,11 @@ class _Preparation(nn.Module):
 
 
 def build_residual_encoder(shape: SwinShape, variant: str, mask_fill: MaskFill) -> ResidualEncoderStages:
-    """A fresh residual encoder as nnU-Net plans and initialises it: instance norm, leaky ReLU, He's initialisation."""
+    """Build a residual encoder configured and initialised as in nnU-Net: instance norm, leaky ReLU, He initialisation.
+
+    Raises:
+        MissingExtraError: If `dynamic_network_architectures` is not installed.
+    """
     try:
         from dynamic_network_architectures.building_blocks.residual_encoders import ResidualEncoder
         from dynamic_network_architectures.initialization.weight_init import InitWeights_He
@@ -85,7 +92,7 @@ def build_residual_encoder(shape: SwinShape, variant: str, mask_fill: MaskFill) 
 
 
 def _name_once(module: nn.Module) -> None:
-    """Each layer under one name: their blocks hold all twice, and use `all_modules`; a safetensors file holds a weight once."""
+    """Keep each layer only as part of `all_modules`, which the blocks use; safetensors files cannot store a weight twice."""
     if "all_modules" in module._modules:
         for name in [name for name in module._modules if name != "all_modules"]:
             delattr(module, name)
@@ -94,13 +101,13 @@ def _name_once(module: nn.Module) -> None:
 
 
 def list_features(variant: str) -> tuple[int, ...]:
-    """Channels of the six stages: doubled, up to ten times those at full resolution (nnU-Net's 32 to 320)."""
+    """List the channels of the six stages: doubled up to ten times those at full resolution, as in nnU-Net (32 to 320)."""
     first = int(variant)
     return tuple(min(first * 2**number, first * 10) for number in range(len(BLOCKS)))
 
 
 def _shape_encoder(variant: str) -> SwinShape:
-    # Half of x1's channels, as the embedding of a Swin is.
+    # Half the channels of x1, like the embedding of a Swin.
     return SwinShape(embed=int(variant) * 2, depths=BLOCKS[2:], heads=(1, 1, 1, 1))
 
 

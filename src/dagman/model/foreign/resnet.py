@@ -12,14 +12,14 @@ from dagman.model.foreign.cnn import ConvolutionalStages
 from dagman.model.swin import SwinShape
 
 RESNETS = {"10": (1, 1, 1, 1), "18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3)}
-"""Blocks of each stage; 50 has bottlenecks."""
+"""Number of blocks of each stage; those of 50 are bottlenecks."""
 PLANES = (64, 128, 256, 512)
 GROUPS = 8
-"""Of each norm."""
+"""Number of groups of each group norm."""
 
 
 class ResNetStages(ConvolutionalStages):
-    """A 3D ResNet of MONAI, which takes intensities as they are."""
+    """MONAI's 3D ResNet; intensities are not standardised."""
 
     def __init__(self, resnet: Any, shape: SwinShape, mask_fill: MaskFill = "zero") -> None:
         stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.act, resnet.maxpool)
@@ -28,7 +28,11 @@ class ResNetStages(ConvolutionalStages):
 
 
 def build_resnet(shape: SwinShape, size: str, mask_fill: MaskFill) -> ResNetStages:
-    """A fresh ResNet of 10, 18, 34 or 50 layers, with group norm."""
+    """Build a randomly initialised ResNet of 10, 18, 34 or 50 layers, with group norm.
+
+    Raises:
+        MissingExtraError: If MONAI is not installed.
+    """
     try:
         from monai.networks.nets.resnet import ResNet
     except ImportError:
@@ -46,7 +50,7 @@ def build_resnet(shape: SwinShape, size: str, mask_fill: MaskFill) -> ResNetStag
 
 
 def _use_group_norm(module: nn.Module) -> None:
-    """Batch statistics would depend on how a batch is cut to fit the memory; MONAI's `norm` reaches the first layer alone."""
+    """Replace batch norms, whose statistics would depend on the size of micro-batches; MONAI's `norm` affects only the first."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm3d):
             setattr(module, name, nn.GroupNorm(GROUPS, child.num_features))

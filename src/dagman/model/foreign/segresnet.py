@@ -1,4 +1,4 @@
-"""MONAI's SegResNet encoder as CT-FM trained it (extra `monai`): a network to compare with, not to pretrain."""
+"""MONAI's SegResNet encoder as trained by CT-FM (extra `monai`), for comparison; it cannot be pretrained."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dagman.model.backbone import Backbone, BackboneKind, MaskFill, register_bac
 from dagman.model.swin import SwinShape
 
 DEPTHS = (1, 2, 2, 4, 4)
-"""Blocks of CT-FM's levels, at strides 1 to 16; the first belongs to the stem."""
+"""Number of blocks of CT-FM's levels, at strides 1 to 16; the first level is part of the stem."""
 
 
 class SegResNetStages(Backbone):
-    """Levels 2 to 5 of a SegResNet encoder, at strides 2 to 16, read along the axes that CT-FM was trained on.
+    """Levels 2 to 5 of a SegResNet encoder, at strides 2 to 16, applied in the orientation that CT-FM was trained on.
 
-    Its batch norms keep the statistics that they come with, in training too: features do not depend on the batch.
+    Batch norms keep their statistics even in training mode, so that features do not depend on the batch.
     """
 
     def __init__(self, net: Any, shape: SwinShape) -> None:
@@ -30,7 +30,7 @@ class SegResNetStages(Backbone):
 
     @property
     def load(self) -> int:
-        """Full resolution is convolved in all channels of the stem, which a Swin's patch tokens are not."""
+        """See `Backbone.load`: the stem computes all its channels at full resolution, unlike the patch tokens of a Swin."""
         return self.widths[0]
 
     def forward(
@@ -40,9 +40,13 @@ class SegResNetStages(Backbone):
         drop: Float[Tensor, "R B"] | None = None,
         stages: int | None = None,
     ) -> list[Float[Tensor, "B _ _ _ _"]]:
-        """Feature maps; raises ValueError for masks, which it does not take."""
+        """Compute feature maps; see `Backbone.forward`.
+
+        Raises:
+            ValueError: If `hidden` is given, as masks are not supported.
+        """
         if hidden is not None:
-            raise ValueError("a SegResNet takes no masks")
+            raise ValueError("a SegResNet does not support masks")
         grids = [[-(-side // stride) for side in view.shape[2:]] for stride in self.strides]
         padded = functional.pad(view, [n for side in reversed(view.shape[2:]) for n in (0, -side % self.strides[-1])])
         x, maps = self.net.conv_init(_turn(padded)), []
@@ -56,13 +60,13 @@ class SegResNetStages(Backbone):
         return maps
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """The stem, then each level with the convolution that leads to it."""
+        """List parameters by level, each with the convolution before it; the first includes the stem."""
         levels = [cast(nn.ModuleDict, level) for level in self.net.layers]
         leading = [self.net.conv_init, *(level["downsample"] for level in levels)]
         return [[*before.parameters(), *level["blocks"].parameters()] for before, level in zip(leading, levels, strict=False)]
 
     def train(self, mode: bool = True) -> SegResNetStages:
-        """As of all modules; batch norms stay in evaluation."""
+        """Set the mode of all modules except batch norms, which stay in evaluation mode."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm3d):
@@ -71,7 +75,7 @@ class SegResNetStages(Backbone):
 
 
 def _turn(x: Tensor) -> Tensor:
-    """From R A S to S P L, CT-FM's `Orientation(axcodes="SPL")`."""
+    """Reorient from RAS to SPL, CT-FM's `Orientation(axcodes="SPL")`."""
     return x.transpose(2, 4).flip(3, 4)
 
 
@@ -80,7 +84,16 @@ def _turn_back(x: Tensor) -> Tensor:
 
 
 def build_segresnet(shape: SwinShape, variant: str, mask_fill: MaskFill) -> SegResNetStages:
-    """A fresh SegResNet encoder; `shape.embed` are its channels at full resolution, `shape.depths` the blocks of levels 2 to 5."""
+    """Build a randomly initialised SegResNet encoder.
+
+    Args:
+        shape: `embed` is the number of channels at full resolution, `depths` the number of blocks of levels 2 to 5.
+        variant: Not used.
+        mask_fill: Not used.
+
+    Raises:
+        MissingExtraError: If MONAI is not installed.
+    """
     try:
         from monai.networks.nets.segresnet_ds import SegResEncoder
     except ImportError:
@@ -92,7 +105,7 @@ register_backbone(
     "segresnet",
     BackboneKind(
         build=build_segresnet,
-        no_masks="its batch norms are of whole scans",
+        no_masks="the statistics of its batch norms come from whole scans",
         variants=("8", "32"),
     ),
 )
