@@ -42,9 +42,9 @@ class DagmanError(Exception):
         super().__init__(self.what)
 
     def __str__(self) -> str:
-        place = f"{self.where}: " if self.where else ""
+        location = f"{self.where}: " if self.where else ""
         remedy = f". {self.do}." if self.do else "."
-        return f"{place}{self.what}{remedy}"
+        return f"{location}{self.what}{remedy}"
 
     def __reduce__(self) -> tuple[object, ...]:
         # Default pickling, as between worker processes, would drop the keyword-only fields.
