@@ -17,7 +17,7 @@ from dagman.cli import application
 _ROOT = Path(__file__).parents[1]
 _PAGES = [_ROOT / "README.md", _ROOT / "CONTRIBUTING.md", *sorted((_ROOT / "docs" / "guides").glob("*.md"))]
 # Options of other programs that our text names.
-_OTHERS = {"--user"}
+_OTHERS = {"--user", "--signals-to-handle"}
 
 
 def _parse(words: list[str]) -> None:

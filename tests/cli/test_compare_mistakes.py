@@ -11,8 +11,8 @@ from dagman.cli.application import main
     ("arguments", "wanted"),
     [
         (["classfy", "pixels", "histogram", "table.csv"], "Nearest: classify"),
-        (["classify", "pixels", "table.csv"], "one model cannot be compared"),
-        (["classify", "pixels", "scratch:tinny", "table.csv"], "neither a folder nor a known model"),
+        (["classify", "pixels", "table.csv", "--label", "malignant"], "one model cannot be compared"),
+        (["classify", "pixels", "scratch:tinny", "table.csv", "--label", "malignant"], "neither a folder nor a known model"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, wanted, monkeypatch, capsys, tmp_path):

@@ -100,7 +100,7 @@ def test_what_cannot_be_used_is_refused_and_the_rest_goes_on(encoder: Encoder, c
     assert reasons["s1"] == "has no label map."
     assert "is on another grid" in reasons["elsewhere"]
     assert "is empty" in reasons["empty"]
-    assert "holds no 3 (it holds 1, 2)" in reasons["three"]
+    assert "has no voxels of label 3 (its labels: 1, 2)" in reasons["three"]
     assert "does not exist" in reasons["gone"]
 
 

@@ -87,12 +87,12 @@ def test_attention_is_written_on_the_scan_s_own_grid(run_dagman, encoder_folder:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("embed", "scratch:tinny", "x", "--out", "f.parquet"), "scratch:tinny: unknown size preset 'tinny'. Nearest: tiny."),
+        (("embed", "scratch:tinny", ".", "--out", "f.parquet"), "scratch:tinny: unknown size preset 'tinny'. Nearest: tiny."),
         (
             ("embed", "scratch:tiny", "x", "--out", "f.npy"),
             "f.npy: the output file must be Parquet or CSV. Give --out a name that ends in .parquet or .csv.",
         ),
-        (("embed", "scratch:tiny", "x", "--out", "f.parquet", "--stages", "1,5"), "there is no stage 5. Choose among 1, 2, 3, 4."),
+        (("embed", "scratch:tiny", ".", "--out", "f.parquet", "--stages", "1,5"), "there is no stage 5. Choose among 1, 2, 3, 4."),
         (("attention", "scratch:tiny", "absent.nii.gz", "--out", "o"), "absent.nii.gz"),
     ],
 )
@@ -119,5 +119,5 @@ def test_embedding_nothing_is_an_error_that_spares_what_was_there(run_dagman, en
         run = run_dagman("embed", encoder_folder, tmp_path / source, "--out", tmp_path / "f.parquet")
         assert run.returncode == 2
         assert len(run.stderr.strip().splitlines()) == 1
-        assert "to embed" in run.stderr or "can be embedded" in run.stderr or "holds no" in run.stderr
+        assert "to embed" in run.stderr or "can be embedded" in run.stderr or "contains no scans" in run.stderr
     assert (tmp_path / "f.parquet").read_bytes() == b"earlier"

@@ -173,7 +173,7 @@ def test_a_response_is_predicted_from_image_clinical_and_both(call_dagman, tumou
         ({"days": -3}, ("--time", "days", "--event", "died"), "time 'days' is negative in row"),
         ({"died": 0}, ("--time", "days", "--event", "died"), "all items are censored"),
         ({"died": 2}, ("--time", "days", "--event", "died"), "event 'died' is not 0 or 1 in row"),
-        ({"response": "no"}, ("--label", "response"), "one class only ('no')"),
+        ({"response": "no"}, ("--label", "response"), "has only one class ('no')"),
         ({}, ("--time", "days", "--event", "died", "--clinical", "agee"), "has no column 'agee'. Nearest: age"),
         ({}, ("--time", "days", "--event", "died", "--folds", 29), "fewer than 29 folds. Use --folds"),
         ({}, ("--time", "days", "--event", "died", "--method", "coks"), "unknown method 'coks'. Nearest: cox"),

@@ -152,7 +152,8 @@ def _place_labels(encoder: Encoder, opened: OpenedScan, item: Item, labels: Scan
     if not voxels:
         raise TableError("its label map is empty", where=item.name, do="Correct the map, or remove the row")
     if item.label_value is not None and structure is None and item.label_value not in voxels:
-        raise TableError(f"its label map holds no {item.label_value} (it holds {list_some(voxels)})", where=item.name)
+        what = f"its label map has no voxels of label {item.label_value} (its labels: {list_some(voxels)})"
+        raise TableError(what, where=item.name)
     return _LabelMap(
         labels=prepare_mask(placed, opened.prepare(encoder.reader)),
         voxels=voxels,

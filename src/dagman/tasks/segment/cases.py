@@ -124,7 +124,7 @@ def _load_classes(item: Item, scan: Scan, structures: Sequence[Structure]) -> tu
     if not classes.any():
         found = list_some(value for value in list_values(aligned) if value)
         wanted = ", ".join("+".join(map(str, structure.values)) for structure in structures)
-        what = f"holds no {wanted} (it holds {found})" if found else "is empty"
+        what = f"has no voxels of label {wanted} (its labels: {found})" if found else "is empty"
         do = "Correct the mask or the label, or remove the row"
         raise TableError(f"mask {item.mask.name} {what}", where=item.name, do=do)
     return classes, measure_cut(mask, aligned)
