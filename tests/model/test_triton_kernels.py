@@ -142,9 +142,9 @@ def test_the_operations_are_registered_as_torch_expects(added: bool):
 
 
 @pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be instantiated")
-def test_an_encoder_by_kernels_is_one_graph_with_the_same_values(monkeypatch):
+@torch._dynamo.config.patch(recompile_limit=64)
+def test_an_encoder_by_kernels_is_one_graph_with_the_same_values():
     config.update("jaxtyping_disable", True)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 64)
     torch.compiler.reset()
     shape = SwinShape(embed=12, depths=(2, 1), heads=(1, 1), drop_path=0.5)
     encoder = SwinEncoder(shape)
