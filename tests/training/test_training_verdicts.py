@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
+from dagman.settings.presets import load_settings
+from dagman.settings.resolution import resolve_settings
 from dagman.training.monitoring import verdicts
-from dagman.training.monitoring.health import list_warnings
+from dagman.training.monitoring.health import Health, list_warnings
 from dagman.training.monitoring.verdicts import Verdict, sum_up
 
 
@@ -165,6 +168,27 @@ def test_losses_must_be_finite_and_the_gradient_mostly_uncut(rows, light, says):
     (verdict,) = verdicts.judge_losses(rows, clip=3.0)
     assert verdict.light == light
     assert says in verdict.text
+
+
+@pytest.mark.parametrize(("batch", "steps", "window"), [(4, 1000, 25), (16, 1000, 10), (64, 300_000, 10), (4, 30, 10), (4, 60, 20)])
+def test_losses_are_averaged_over_enough_views(batch, steps, window):
+    assert verdicts.choose_window(batch, steps) == window
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_loss_that_varies_between_scans_as_with_four_views_per_step_does_not_diverge(seed):
+    # A run of 1,000 steps on 49 CTs: the loss of a step has a standard deviation of 37 % of its mean, once it has fallen.
+    random = np.random.default_rng(seed)
+    mean = 0.09 + 0.11 * np.exp(-np.arange(1000) / 150)
+    losses = mean * random.gamma(1 / 0.37**2, 0.37**2, 1000)
+    health = Health(settings=resolve_settings(load_settings("tiny", assignments=["train.steps=1000"])[0])[0])
+    for step, amip in enumerate(losses, start=1):
+        health.add_step({"step": step, "total": 2.0, "amip": amip, "grad_norm": 1.0})
+        if step % 25 == 0:
+            assert not [verdict for verdict in health.judge() if verdict.key == "diverging"], step
+    for step in range(1001, 1051):
+        health.add_step({"step": step, "total": 2.0, "amip": 2.5 * losses[step - 501], "grad_norm": 1.0})
+    assert [verdict for verdict in health.judge() if verdict.key == "diverging"]
 
 
 @pytest.mark.parametrize(

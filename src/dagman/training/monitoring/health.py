@@ -45,7 +45,7 @@ class Health:
         self._steps.append(row)
         if self._start is None:
             self._start = verdicts.average_loss(self._steps, verdicts.OPENING)
-        average = verdicts.average_loss(self._steps)
+        average = verdicts.average_loss(self._steps, self._window)
         if average is not None:
             self._best = average if self._best is None else min(self._best, average)
 
@@ -59,6 +59,10 @@ class Health:
         self._last = row
 
     @property
+    def _window(self) -> int:
+        return verdicts.choose_window(self.settings.train.batch, self.settings.train.steps)
+
+    @property
     def last_step(self) -> Mapping[str, Any]:
         """The last row of `metrics.jsonl`; empty before the first step."""
         return self._steps[-1] if self._steps else {}
@@ -67,7 +71,7 @@ class Health:
         """A verdict from each monitor that has something to judge, at its last evaluation."""
         settings = self.settings
         rows = [*self._steps, {"step": self.failed_at}] if self.failed_at is not None else self._steps
-        judged = verdicts.judge_losses(list(rows), settings.optim.clip, self._start, self._best)
+        judged = verdicts.judge_losses(list(rows), settings.optim.clip, self._start, self._best, self._window)
         if self._last is not None and self._first is not None:
             judged += self._judge_evaluation(self._first, self._last)
         if self.cohort is not None:

@@ -40,7 +40,9 @@ DIVERGED = 1.5
 RISEN = 1.2
 """Growth of the AMIP loss over that of the first steps from which a run counts as diverging. [ours]"""
 WINDOW, OPENING = 10, 3
-"""Steps over which the AMIP loss is averaged before it is compared; and the same at the start of a run. [ours]"""
+"""Fewest steps over which the AMIP loss is averaged before it is compared; and the same at the start of a run. [ours]"""
+WINDOW_VIEWS = 100
+"""Fewest views in such an average in long runs: with 4 views per step, averages of 10 steps differed by a factor of 1.9. [ours]"""
 _PREDICTS = 0.1
 _LEAST_GAIN = -99
 _TELLING = 0.2
@@ -98,12 +100,21 @@ def sum_up(verdicts: Sequence[Verdict]) -> Verdict:
     return Verdict(light="green", text="**This run is healthy**: nothing has collapsed, and every monitor is in its normal range.")
 
 
+def choose_window(batch: int, steps: int) -> int:
+    """Number of steps over which the AMIP loss is averaged: at least `WINDOW_VIEWS` views, or a third of a shorter run."""
+    return max(WINDOW, min(math.ceil(WINDOW_VIEWS / batch), steps // 3))
+
+
 def judge_losses(
-    rows: Sequence[Mapping[str, Any]], clip: float, start: float | None = None, best: float | None = None
+    rows: Sequence[Mapping[str, Any]],
+    clip: float,
+    start: float | None = None,
+    best: float | None = None,
+    window: int = WINDOW,
 ) -> list[Verdict]:
     """Whether the losses are finite, whether they grow, and whether the gradient is clipped most of the time.
 
-    rows: The last steps. start, best: mean AMIP of the run's first `OPENING` steps, and the lowest over any `WINDOW` steps.
+    rows: The last steps. start, best: mean AMIP of the run's first `OPENING` steps, and the lowest over any `window` steps.
     """
     if not rows:
         return [Verdict(light="amber", text="**Losses**: no step is complete yet.")]
@@ -111,7 +122,7 @@ def judge_losses(
     if wrong:
         text = f"**Losses**: not finite from step {wrong[0]} on."
         return [Verdict(light="red", text=text, remedy="Lower `optim.lr`, or check the scans of that step.", key="not-finite")]
-    last = average_loss(rows)
+    last = average_loss(rows, window)
     if last is not None and ((best is not None and last > DIVERGED * best) or (start is not None and last > RISEN * start)):
         from_best = "" if best is None else f", {best:.3g} at its best"
         text = f"**Losses** diverge: the AMIP loss is {last:.3g}; it was {start or last:.3g} at the start{from_best}."
