@@ -34,7 +34,7 @@ def _differ(got: list[Tensor], wanted: list[Tensor]) -> float:
 
 
 def _attend_both_ways(
-    grid: tuple[int, int, int], side: int, shift: int, heads: int, dim: int, dtype: torch.dtype
+    grid: tuple[int, int, int], side: int, shift: int, heads: int, dim: int, dtype: torch.dtype, views: int = 2
 ) -> tuple[list[Tensor], list[Tensor]]:
     torch.manual_seed(0)
     layer = WindowAttention(dim, heads, side)
@@ -42,8 +42,8 @@ def _attend_both_ways(
         torch.nn.init.normal_(parameter, std=0.5)
     layer.to(dtype)
     plan = plan_windows(grid, side, shift, CPU)
-    x = torch.randn(2, math.prod(grid), dim).to(dtype).requires_grad_()
-    given = torch.randn(2, math.prod(grid), dim).to(dtype)
+    x = torch.randn(views, math.prod(grid), dim).to(dtype).requires_grad_()
+    given = torch.randn(views, math.prod(grid), dim).to(dtype)
     results = []
     for kernel in (attend_tokens, None):
         layer.kernel = kernel
@@ -65,7 +65,8 @@ def _attend_both_ways(
 def test_window_attention_and_every_gradient_equal_the_reference(
     grid: tuple[int, int, int], side: int, shift: int, heads: int, dim: int
 ):
-    got, wanted = _attend_both_ways(grid, side, shift, heads, dim, torch.float32)
+    # One view of the large windows, which take the interpreter long.
+    got, wanted = _attend_both_ways(grid, side, shift, heads, dim, torch.float32, views=2 if side == 4 else 1)
     assert _differ(got, wanted) < 5e-6
 
 
