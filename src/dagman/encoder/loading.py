@@ -48,8 +48,8 @@ def load_encoder(path: str | Path, *, device: str = "auto", precision: str = "fp
         weights: For runs, teacher, student, or auto: the teacher's weights if the method has a teacher.
 
     Raises:
-        EncoderError: There is no encoder at this path or of this name, it is damaged, the run does not have these weights, or
-            weights are missing or left over.
+        EncoderError: The encoder does not exist or is damaged, the run lacks these weights, or the weights in the file differ from
+            those of the network.
         MissingExtraError: The backbone is from a library that is not installed.
     """
     chosen = choose_device(device).value
@@ -98,7 +98,7 @@ def find_folder(path: Path, weights: str = "auto") -> Path:
     """Find the encoder folder of a run; `path` itself if it is an encoder folder.
 
     Raises:
-        EncoderError: There is no encoder, or not with these weights.
+        EncoderError: The encoder does not exist, or the run lacks these weights.
     """
     if weights not in get_args(Weights):
         what = f"{weights!r} is not a choice of weights"

@@ -20,7 +20,7 @@ def nearest_name(wrong: str, names: Iterable[str]) -> str | None:
 
 
 def suggest_path(wrong: str | Path, otherwise: str) -> str:
-    """Return advice about a path that does not exist: its most similar sibling, or `otherwise` if there is none."""
+    """Suggest the most similar sibling of a missing path; return `otherwise` if all differ too much."""
     path = Path(wrong)
     try:
         with os.scandir(path.parent) as entries:
@@ -33,7 +33,7 @@ def suggest_path(wrong: str | Path, otherwise: str) -> str:
 
 
 def suggest_name(wrong: str, names: Iterable[str]) -> str:
-    """Return advice about a misspelt name: the most similar valid one, or the list of all valid names."""
+    """Suggest the valid name that is most similar to `wrong`; list all valid names if all differ too much."""
     names = list(names)
     nearest = nearest_name(wrong, names)
     return f"Nearest: {nearest}" if nearest else f"Available: {', '.join(names)}"

@@ -5,7 +5,7 @@ that registers and shared memory do not grow with the window. Heads are the fast
 side read neighbouring channels of the same tokens, and share the sectors of memory that hold them. Sizes that decide how wide
 loads can be are compile-time constants.
 
-Letters as in `window_attention`. HEADS, N (tokens of a window), D (channels of a head): sizes of the attention. BLOCK: queries or
+Notation as in `window_attention`. HEADS, N (tokens of a window), D (channels of a head): sizes of the attention. BLOCK: queries or
 keys at a time; BLOCKS of them cover N. SIDE = BLOCK * BLOCKS: of the bias, which has a row for each query. WIDTH: D rounded up to
 what tensor cores multiply.
 """

@@ -5,7 +5,7 @@ tokens are read once and written twice: the sum for the shortcut, and the normal
 Gradients of weight and bias are summed by a fixed number of programs, each over its own rows in order, and then over
 the programs in a fixed order. The operations are registered with torch, as those of `window_attention`.
 
-Letters: R rows (tokens of all views), C channels, L tokens of a view, B views.
+Notation: R rows (tokens of all views), C channels, L tokens per view, B views.
 """
 
 from __future__ import annotations
